@@ -1,0 +1,356 @@
+"""Job verbs: submit, plan, cancel, complete, fail, retry, and the sweeps that end what is overdue."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from sqlalchemy import delete, exists, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col
+
+from jobs import history, losses
+from jobs.database import Database
+from jobs.errors import Conflict, DeadlineExceeded, NotFound, StokerError
+from jobs.ids import new_id
+from jobs.specs import JobSpec, model_key, parse_spec
+from jobs.states import EXPIRABLE_JOB_STATES, LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
+from jobs.tables import Artifact, Chunk, Job, Lease
+
+_PLAN_BATCH = 2000  # chunks written in one transaction, so that planning never holds the write lock for long
+
+
+class PlannedChunk(Protocol):
+    """What a plan says of a chunk."""
+
+    @property
+    def start_row(self) -> int:
+        """First row."""
+
+    @property
+    def stop_row(self) -> int:
+        """The row after the last."""
+
+    @property
+    def locator(self) -> dict[str, Any]:
+        """Where the source may begin to read."""
+
+
+# -- making and finding --------------------------------------------------------------------------------------------
+
+
+def new_job_id() -> str:
+    """An id for a job that is about to be submitted."""
+    return new_id("job")
+
+
+def submit(
+    db: Database,
+    spec: JobSpec,
+    *,
+    project: str = "default",
+    idempotency_key: str | None = None,
+    retry_of: str | None = None,
+) -> Job:
+    """Write a job down as `validating`; the planner takes it from there.
+
+    Args:
+        idempotency_key: a repeated submission with the same key gives the job of the first one.
+    """
+    job_id = new_job_id()
+    try:
+        with db.write() as session:
+            now = db.time(session)
+            job = Job(
+                id=job_id,
+                kind=spec.kind,
+                name=spec.name,
+                state=JobState.VALIDATING,
+                spec=spec.model_dump(mode="json"),
+                priority=spec.priority.rank,
+                max_slots=spec.slots.max,
+                model_key=model_key(spec),
+                project=project,
+                idempotency_key=idempotency_key,
+                retry_of=retry_of,
+                created_at=now,
+                deadline_at=None if spec.time_limit is None else now + spec.time_limit,
+            )
+            session.add(job)
+            session.flush()
+            history.record(session, db, job_id, "job.submitted", kind=spec.kind, task=spec.task, model=spec.model)
+        return job
+    except IntegrityError:
+        with db.read() as session:
+            first = session.scalar(select(Job).where(col(Job.idempotency_key) == idempotency_key))
+        if idempotency_key is None or first is None:
+            raise
+        return first
+
+
+def get(session: Session, job_id: str) -> Job:
+    """The job.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"there is no job '{job_id}'")
+    return job
+
+
+def list_jobs(
+    session: Session, *, after: str | None = None, limit: int = 20, state: JobState | None = None, order: str = "desc"
+) -> tuple[list[Job], bool]:
+    """A page of jobs by time of submission.
+
+    Args:
+        after: id of the last job of the page before.
+        order: `desc`, newest first, or `asc`.
+
+    Returns:
+        The jobs, and whether there are more after them.
+
+    Raises:
+        NotFound: there is no job `after`.
+    """
+    query = select(Job)
+    if state is not None:
+        query = query.where(col(Job.state) == state)
+    created, job_id = col(Job.created_at), col(Job.id)
+    if after is not None:
+        last = get(session, after)
+        if order == "desc":
+            query = query.where(or_(created < last.created_at, (created == last.created_at) & (job_id < last.id)))
+        else:
+            query = query.where(or_(created > last.created_at, (created == last.created_at) & (job_id > last.id)))
+    ordering = (created.desc(), job_id.desc()) if order == "desc" else (created.asc(), job_id.asc())
+    jobs = list(session.scalars(query.order_by(*ordering).limit(limit + 1)))
+    return jobs[:limit], len(jobs) > limit
+
+
+def artifacts(session: Session, job_id: str) -> list[Artifact]:
+    """A job's artifacts by name."""
+    return list(session.scalars(select(Artifact).where(col(Artifact.job_id) == job_id).order_by(col(Artifact.name))))
+
+
+# -- the way of a job ----------------------------------------------------------------------------------------------
+
+
+def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk]) -> int:
+    """Write a validating job's chunks and queue it. Starts over what an interrupted planning left.
+
+    Args:
+        chunks: contiguous ranges from row 0 on, made lazily; written some thousand at a time.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        Conflict: the job is not validating any more (it was cancelled, say).
+    """
+    num_rows = num_chunks = 0
+    token = new_id("plan")
+    remaining = iter(chunks)
+    batch = list(itertools.islice(remaining, _PLAN_BATCH))
+    while True:
+        records = []
+        for chunk in batch:
+            if chunk.start_row != num_rows or chunk.stop_row <= chunk.start_row:
+                raise ValueError(f"chunk [{chunk.start_row}, {chunk.stop_row}) does not follow row {num_rows}")
+            num_rows = chunk.stop_row
+            records.append(_chunk_record(job_id, chunk))
+        following = list(itertools.islice(remaining, _PLAN_BATCH))
+        with db.write() as session:
+            job = _lock_validating(session, job_id)
+            if num_chunks == 0:  # whatever an interrupted planning left is void, and so is its token
+                session.execute(delete(Chunk).where(col(Chunk.job_id) == job_id))
+                job.plan_token = token
+            elif job.plan_token != token:
+                raise Conflict(f"job {job_id} is being planned by another scheduler as well")
+            if records:
+                session.execute(insert(Chunk), records)
+            num_chunks += len(records)
+            if not following:  # a small plan is this one transaction
+                job.state, job.num_rows = JobState.QUEUED, num_rows
+                session.flush()
+                history.record(session, db, job_id, "job.queued", rows=num_rows, chunks=num_chunks)
+        if not following:
+            return num_rows
+        batch = following
+
+
+def complete(db: Database, job_id: str, made: Sequence[Artifact]) -> None:
+    """End a finalizing job well, with the artifacts it made.
+
+    Raises:
+        Conflict: the job is not finalizing (another finalizer was first, or its time limit passed).
+    """
+    with db.write() as session:
+        completed = (
+            update(Job)
+            .where(col(Job.id) == job_id, col(Job.state) == JobState.FINALIZING)
+            .values(state=JobState.COMPLETED, ended_at=db.now(), error_code=None, error_message=None)
+            .returning(col(Job.num_done), col(Job.num_failed))
+        )
+        row = session.execute(completed).one_or_none()
+        if row is None:
+            raise Conflict(f"job {job_id} is not finalizing")
+        for artifact in made:
+            session.merge(artifact)
+        history.record(session, db, job_id, "job.completed", done=row.num_done, failed=row.num_failed)
+
+
+def fail(db: Database, job_id: str, error: StokerError) -> bool:
+    """Fail a live job; holders of its leases learn it at their next heartbeat, claim or commit.
+
+    Returns:
+        Whether it was live.
+    """
+    with db.write() as session:
+        _revoke_granted(session, db, job_id, "the job failed")
+        return losses.fail_job(session, db, job_id, error.code, error.message)
+
+
+def cancel(db: Database, job_id: str) -> Job:
+    """Ask for a job's end. It is cancelled at once where no lease is active, else as soon as the last one is back.
+
+    A job that is being finalized has all its results already, and completes.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: it has ended.
+    """
+    with db.write() as session:
+        _revoke_granted(session, db, job_id, "the job was cancelled")
+        job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
+        if job is None:
+            raise NotFound(f"there is no job '{job_id}'")
+        if job.state.is_terminal:
+            raise Conflict(f"job {job_id} has ended already: {job.state}")
+        if job.state in (JobState.VALIDATING, JobState.QUEUED):
+            job.state, job.ended_at = JobState.CANCELLED, db.time(session)
+            session.flush()
+            history.record(session, db, job_id, "job.cancelled")
+        elif job.state == JobState.RUNNING:
+            job.state = JobState.CANCELLING
+            session.flush()
+            history.record(session, db, job_id, "job.cancelling")
+            losses.settle_if_cancelling(session, db, job_id)
+        session.flush()
+        session.refresh(job)
+        return job
+
+
+def retry(db: Database, job_id: str) -> Job:
+    """Submit an ended job's spec again, as a new job that says what it is a retry of.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: it has not ended, or it completed.
+    """
+    with db.read() as session:
+        job = get(session, job_id)
+    if job.state not in (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
+        raise Conflict(f"job {job_id} is {job.state}; only a failed, cancelled or expired job is retried")
+    return submit(db, parse_spec(job.spec), project=job.project, retry_of=job.id)
+
+
+# -- sweeps --------------------------------------------------------------------------------------------------------
+
+
+def settle_cancelled(db: Database) -> list[str]:
+    """End the jobs whose cancel was asked for and whose last lease is gone.
+
+    Returns:
+        Their ids.
+    """
+    with db.write() as session:
+        cancelling = session.scalars(select(col(Job.id)).where(col(Job.state) == JobState.CANCELLING)).all()
+        return [job_id for job_id in cancelling if losses.settle_if_cancelling(session, db, job_id)]
+
+
+def expire_overdue(db: Database) -> list[str]:
+    """End the jobs whose time limit has passed; what they finished stays readable.
+
+    Returns:
+        Their ids.
+    """
+    with db.write() as session:
+        late = DeadlineExceeded("the job's time limit passed before it was done")
+        can_expire = col(Job.state).in_(EXPIRABLE_JOB_STATES)
+        overdue = select(col(Job.id)).where(can_expire, col(Job.deadline_at) < db.now())
+        expired = []
+        for job_id in session.scalars(overdue).all():
+            _revoke_granted(session, db, job_id, "the job's time limit passed")
+            ended = (
+                update(Job)
+                .where(col(Job.id) == job_id, can_expire)
+                .values(state=JobState.EXPIRED, ended_at=db.now(), error_code=late.code, error_message=late.message)
+                .returning(col(Job.id))
+            )
+            if session.execute(ended).one_or_none() is not None:
+                history.record(session, db, job_id, "job.expired")
+                expired.append(job_id)
+        return expired
+
+
+def requeue_idle(db: Database) -> list[str]:
+    """Set running jobs that hold no live lease back to queued.
+
+    Returns:
+        Their ids.
+    """
+    with db.write() as session:
+        live = exists().where(col(Lease.job_id) == col(Job.id), col(Lease.state).in_(LIVE_LEASE_STATES))
+        idle = select(Job).where(col(Job.state) == JobState.RUNNING, ~live)
+        requeued = []
+        for job in session.scalars(idle.with_for_update(skip_locked=True)).all():
+            # Asked again under the lock: a grant may have come between (PostgreSQL reads committed).
+            held = select(exists().where(col(Lease.job_id) == job.id, col(Lease.state).in_(LIVE_LEASE_STATES)))
+            if session.scalar(held):
+                continue
+            job.state = JobState.QUEUED
+            session.flush()
+            history.record(session, db, job.id, "job.queued")
+            requeued.append(job.id)
+        return requeued
+
+
+# -- what they share -----------------------------------------------------------------------------------------------
+
+
+def _lock_validating(session: Session, job_id: str) -> Job:
+    """Hold the job's row, so that nobody cancels it or ends its planning meanwhile."""
+    job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
+    if job is None or job.state != JobState.VALIDATING:
+        raise Conflict(f"job {job_id} is not being planned any more")
+    return job
+
+
+def _chunk_record(job_id: str, chunk: PlannedChunk) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "start_row": chunk.start_row,
+        "stop_row": chunk.stop_row,
+        "locator": chunk.locator,
+        "state": ChunkState.PENDING,
+        "attempt": 1,
+        "crashes": 0,
+        "errors": 0,
+        "not_before": 0.0,
+    }
+
+
+def _revoke_granted(session: Session, db: Database, job_id: str, reason: str) -> None:
+    """End the leases nobody has taken up yet, before the job row is locked (leases first, always)."""
+    granted = (
+        update(Lease)
+        .where(col(Lease.job_id) == job_id, col(Lease.state) == LeaseState.GRANTED)
+        .values(state=LeaseState.REVOKED, ended_at=db.now(), end_reason=reason)
+        .returning(col(Lease.id), col(Lease.slot_id))
+    )
+    for row in session.execute(granted).all():
+        history.record(session, db, job_id, "lease.revoked", lease=row.id, slot=row.slot_id, reason=reason)

@@ -1,0 +1,159 @@
+"""Which parameters a task takes and which values they may have, so that a wrong one is refused at submission."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jobs.errors import InvalidSpec
+
+Check = Callable[[Any], bool]
+TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
+"""transformers' names of how a row that is too long is cut; `true` is `longest_first`."""
+POOLINGS = ("mean", "cls", "last_token", "max")
+"""How the vectors of a row's tokens become one."""
+
+
+def check_parameters(task: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters that the task does not have, and values that they cannot take.
+
+    Tasks without an entry in `PARAMETERS` are checked by their pipeline, in the runner.
+
+    Raises:
+        InvalidSpec: one of them is wrong; the message names it, and `param` is `parameters.<name>`.
+    """
+    known = PARAMETERS.get(task)
+    if known is None:
+        return
+    for name, value in parameters.items():
+        if name not in known:
+            raise unknown_parameter(task, name, tuple(known))
+        check, expected = known[name]
+        if not check(value):
+            param = f"parameters.{name}"
+            raise InvalidSpec(f"{param}: must be {expected}, not {_shown(value)}", param=param)
+
+
+def unknown_parameter(task: str, name: str, known: tuple[str, ...]) -> InvalidSpec:
+    """The error for a parameter that a task does not have."""
+    near = difflib.get_close_matches(name, known, n=1)
+    has = f"; it has {', '.join(known)}" if known else "; it has none"
+    hint = f"; did you mean '{near[0]}'?{has}" if near else has
+    param = f"parameters.{name}"
+    return InvalidSpec(f"{param}: task '{task}' has no parameter '{name}'{hint}", param=param)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_text_or_texts(value: object) -> bool:
+    return _is_text(value) or (_is_texts(value) and bool(value))
+
+
+def _or_null(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _one_of(*names: str) -> Check:
+    return lambda value: isinstance(value, str) and value in names
+
+
+def _is_truncation(value: object) -> bool:
+    return value is None or isinstance(value, bool) or (isinstance(value, str) and value in TRUNCATIONS)
+
+
+def _is_tokenizer_kwargs(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(name in _TOKENIZER and _TOKENIZER[name][0](inner) for name, inner in value.items())
+
+
+_TOKENIZER: Mapping[str, tuple[Check, str]] = {
+    "truncation": (_is_truncation, f"true, false or one of {', '.join(TRUNCATIONS)}"),
+    "max_length": (_or_null(_is_count), "a whole number from 1"),
+    # Rows are always padded to the longest of their batch; taken because calls of pipelines often say it.
+    "padding": (
+        lambda value: isinstance(value, bool) or value in ("longest", "max_length", "do_not_pad"),
+        "true, false, 'longest', 'max_length' or 'do_not_pad'",
+    ),
+}
+
+_LABELS = (_is_text_or_texts, "a list of labels, or a text that separates them by commas")
+_TEXT = (_or_null(_is_text), "a text")
+_NUMBER = (lambda value: value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)), "a number")
+_COUNT = (_or_null(_is_count), "a whole number from 1")
+_FUNCTION = (_or_null(_one_of("sigmoid", "softmax", "none")), "one of sigmoid, softmax, none")
+
+PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
+    "embeddings": {
+        "pooling": (_or_null(_one_of(*POOLINGS)), f"one of {', '.join(POOLINGS)}"),
+        "normalize": (_or_null(_is_flag), "true or false"),
+        "dimensions": (_or_null(_is_count), "a whole number from 1"),
+        "max_length": (_or_null(_is_count), "a whole number from 1"),
+        "truncate": (_is_flag, "true or false"),
+        "prompt": (_or_null(_is_text), "a text"),
+        "prompt_name": (_or_null(_is_text), "the name of one of the model's prompts"),
+    },
+    "text-classification": {
+        "top_k": (_or_null(_is_count), "a whole number from 1, or null for all labels"),
+        "function_to_apply": _FUNCTION,
+        **_TOKENIZER,
+    },
+    "token-classification": {
+        "aggregation_strategy": (
+            _or_null(_one_of("none", "simple", "first", "average", "max")),
+            "one of none, simple, first, average, max",
+        ),
+        "ignore_labels": (_or_null(_is_texts), "a list of labels"),
+        "stride": (_or_null(_is_size), "a whole number from 0"),
+        **_TOKENIZER,
+    },
+    "fill-mask": {
+        "top_k": (_or_null(_is_count), "a whole number from 1"),
+        "targets": (_or_null(_is_text_or_texts), "a word or a list of words"),
+        "tokenizer_kwargs": (_or_null(_is_tokenizer_kwargs), f"a mapping of {', '.join(_TOKENIZER)} to their values"),
+        **_TOKENIZER,
+    },
+    # The pipelines of the following tasks ignore what they do not know.
+    "zero-shot-classification": {
+        "candidate_labels": _LABELS,
+        "hypothesis_template": _TEXT,
+        "multi_label": (_is_flag, "true or false"),
+    },
+    "zero-shot-image-classification": {"candidate_labels": _LABELS, "hypothesis_template": _TEXT},
+    "zero-shot-audio-classification": {"candidate_labels": _LABELS, "hypothesis_template": _TEXT},
+    "zero-shot-object-detection": {"candidate_labels": _LABELS, "threshold": _NUMBER, "top_k": _COUNT},
+    "object-detection": {"threshold": _NUMBER},
+    "image-segmentation": {
+        "subtask": (_or_null(_one_of("semantic", "instance", "panoptic")), "one of semantic, instance, panoptic"),
+        "threshold": _NUMBER,
+        "mask_threshold": _NUMBER,
+        "overlap_mask_area_threshold": _NUMBER,
+    },
+    "depth-estimation": {},
+    "audio-classification": {"top_k": _COUNT, "function_to_apply": _FUNCTION},
+}
+"""Task -> its parameters -> whether a value is possible, and what it must be in words."""

@@ -1,0 +1,131 @@
+"""Start and end child processes so that none is ever left behind: own session, parent-death signal, group kill."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+# The child sets its own death signal before it becomes the program: a preexec_fn could deadlock in a threaded parent.
+# The signal survives exec. A parent that died before the call is seen by the changed parent id.
+_LAUNCHER = (
+    "import ctypes,os,sys;"
+    "ctypes.CDLL(None,use_errno=True).prctl(1,int(sys.argv[1]));"
+    "os.getppid()==int(sys.argv[2]) or os._exit(1);"
+    "os.execvp(sys.argv[3],sys.argv[3:])"
+)
+
+
+class _Spawner:
+    """One thread that starts every child and never ends: the kernel sends the death signal when the *thread* ends."""
+
+    def __init__(self) -> None:
+        self._requests: queue.SimpleQueue[tuple[Callable[[], subprocess.Popen[bytes]], Future[Any]]] = (
+            queue.SimpleQueue()
+        )
+        self._pid = os.getpid()
+        threading.Thread(target=self._work, name="spawner", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            start, future = self._requests.get()
+            try:
+                future.set_result(start())
+            except BaseException as error:  # noqa: BLE001 - the caller waits for it, and this thread must outlive it
+                future.set_exception(error)
+
+    def spawn(self, start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        future: Future[subprocess.Popen[bytes]] = Future()
+        self._requests.put((start, future))
+        return future.result()
+
+
+_spawner: _Spawner | None = None
+_spawner_lock = threading.Lock()
+
+
+def _get_spawner() -> _Spawner:
+    global _spawner
+    with _spawner_lock:
+        if _spawner is None or _spawner._pid != os.getpid():  # threads do not survive a fork
+            _spawner = _Spawner()
+        return _spawner
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: Any = subprocess.DEVNULL,
+    stdout: Any = None,
+    stderr: Any = None,
+    pass_fds: Sequence[int] = (),
+    cwd: str | os.PathLike[str] | None = None,
+    on_parent_death: signal.Signals = signal.SIGKILL,
+) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own that gets `on_parent_death` when this process ends, however it ends.
+
+    Args:
+        argv: the program and its arguments.
+        env: its whole environment; this process's where absent.
+        pass_fds: file descriptors it inherits.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    launcher = [sys.executable, "-S", "-E", "-c", _LAUNCHER, str(int(on_parent_death)), str(os.getpid()), *argv]
+    return _get_spawner().spawn(
+        lambda: subprocess.Popen(
+            launcher,
+            env=None if env is None else dict(env),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            cwd=cwd,
+            start_new_session=True,
+        )
+    )
+
+
+def end(process: subprocess.Popen[bytes], grace_seconds: float) -> int:
+    """Ask a child that `spawn` started to end, kill its whole group after the grace, and wait for it.
+
+    Returns:
+        Its exit code; negative, the signal that ended it.
+    """
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the group is killed next
+            process.wait(grace_seconds)
+    kill_group(process)
+    return process.wait()
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a child that `spawn` started and every process of its group that is left, at once."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # nobody of the group is left
+    except PermissionError:
+        if psutil.pid_exists(process.pid):  # macOS says this of a group of zombies
+            raise
+
+
+def die_with_parent(death_signal: signal.Signals) -> None:
+    """Have the kernel send this process `death_signal` when the thread that started it ends. Linux only; elsewhere
+    a child must watch its standard input for its end."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(death_signal))

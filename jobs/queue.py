@@ -1,0 +1,172 @@
+"""The Celery app's configuration and the two doorbells: a slot's queue, and the list that wakes the scheduler."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError as BrokerError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from jobs.errors import ServiceUnavailable
+from jobs.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+TASK = "stoker.run_lease"
+_PREFIX = "stoker:"
+_WAKE_KEY = f"{_PREFIX}wake"
+_SOCKET_SECONDS = 5.0
+_OUTAGE_PAUSE_SECONDS = 0.5
+
+
+def make_app(settings: Settings) -> Celery:
+    """The Celery app, configured so that the broker is a doorbell only: no late acks, no redelivery, no results.
+
+    Each choice was measured under kill -9 and loss of Redis; the database's sweep is the only retry.
+    """
+    app = Celery("stoker", broker=settings.resolved_redis_url)
+    app.conf.update(
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=False,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_create_missing_queues=True,
+        task_default_queue="slot.none",
+        worker_prefetch_multiplier=1,
+        worker_concurrency=1,
+        worker_pool="threads",
+        worker_send_task_events=True,
+        task_send_sent_event=True,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_enable_remote_control=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_retry=True,
+        broker_connection_max_retries=None,
+        broker_pool_limit=4,
+        broker_transport_options={
+            "global_keyprefix": _PREFIX,
+            "socket_timeout": _SOCKET_SECONDS + 5.0,  # above the transport's own blocking read
+            "socket_connect_timeout": _SOCKET_SECONDS,
+            "socket_keepalive": not settings.resolved_redis_url.startswith("redis+socket"),
+            "health_check_interval": 10,
+            "retry_on_timeout": False,
+        },
+    )
+    return app
+
+
+def queue_name(slot_id: str) -> str:
+    """The queue that only this slot's worker listens to."""
+    return f"slot.{slot_id}"
+
+
+def ring(app: Celery, slot_id: str, lease_id: str) -> None:
+    """Tell a slot's worker that a lease was granted to it. The message is the lease id and nothing else.
+
+    Raises:
+        ServiceUnavailable: Redis could not be reached in time; the sweep rings again.
+    """
+    try:
+        # The transport's own client tries ten times with growing pauses; a ping that tries twice says at once
+        # that Redis is away, so that an outage cannot hold up the scheduler's other duties.
+        _probe(app.conf.broker_url).ping()
+        app.send_task(TASK, args=(lease_id,), queue=queue_name(slot_id), retry=False, ignore_result=True)
+    except (BrokerError, redis.RedisError, OSError) as error:
+        raise ServiceUnavailable(f"Redis cannot be reached to ring slot {slot_id}: {error}") from error
+
+
+def is_reachable(app: Celery) -> bool:
+    """Whether Redis answers now."""
+    try:
+        return bool(_probe(app.conf.broker_url).ping())
+    except (redis.RedisError, OSError) as error:
+        logger.debug("Redis cannot be reached: %s", error)
+        return False
+
+
+def connect(settings: Settings, *, timeout_seconds: float = _SOCKET_SECONDS) -> redis.Redis:
+    """A Redis client of our own, beside Celery's; no connection is made before its first command."""
+    return _client(settings.resolved_redis_url, timeout_seconds)
+
+
+@functools.lru_cache(maxsize=4)
+def _probe(url: str) -> redis.Redis:
+    return _client(url, _SOCKET_SECONDS)
+
+
+def _client(url: str, timeout_seconds: float) -> redis.Redis:
+    # One retry heals a connection that a restarted server closed; the library's own ten would block for seconds.
+    once = Retry(NoBackoff(), 1)
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "retry": once,
+    }
+    if url.startswith("redis+socket://"):
+        parts = urlsplit(url)
+        return redis.Redis(unix_socket_path=parts.path, **options)
+    return redis.Redis.from_url(url, socket_keepalive=True, **options)
+
+
+class Doorbell:
+    """Wakes the scheduler: anybody rings, the leader waits. Only a hint; without Redis the wait just takes its time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._ringer = connect(settings, timeout_seconds=1.0)
+        self._waiter = connect(settings, timeout_seconds=_SOCKET_SECONDS)
+        self._closed = threading.Event()
+        self._out = False
+
+    def wake(self) -> bool:
+        """Ring. Never raises: a lost ring costs the scheduler's sweep interval, no more.
+
+        Returns:
+            Whether Redis took it.
+        """
+        try:
+            with self._ringer.pipeline(transaction=True) as pipe:
+                pipe.lpush(_WAKE_KEY, b"1")
+                pipe.ltrim(_WAKE_KEY, 0, 0)  # one ring says as much as many
+                pipe.execute()
+        except (redis.RedisError, OSError) as error:
+            self._say_out(error)
+            return False
+        self._out = False
+        return True
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait for a ring, at most `timeout_seconds` (and at most 4 s, the socket's limit).
+
+        Returns:
+            Whether it rang; False as well while Redis is away or after `close`.
+        """
+        if self._closed.is_set():
+            return False
+        try:
+            rung = self._waiter.blpop([_WAKE_KEY], timeout=max(0.01, min(timeout_seconds, _SOCKET_SECONDS - 1.0)))
+        except (redis.RedisError, OSError) as error:
+            self._say_out(error)
+            self._closed.wait(min(timeout_seconds, _OUTAGE_PAUSE_SECONDS))
+            return False
+        self._out = False
+        return rung is not None and not self._closed.is_set()
+
+    def close(self) -> None:
+        """End a wait under way, and all later ones."""
+        self._closed.set()
+        self.wake()
+        self._ringer.close()
+
+    def _say_out(self, error: Exception) -> None:
+        if not self._out and not self._closed.is_set():
+            logger.warning("Redis cannot be reached, falling back to the sweep: %s", error)
+        self._out = True

@@ -1,0 +1,172 @@
+"""The only reader of the environment: `STOKER_*` variables, then `stoker.toml`, then these defaults."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+_LONGEST_SOCKET_PATH = 100  # bytes; the kernel takes 108 with the final zero
+
+
+class Settings(BaseSettings):
+    """Every setting, with its unit and default beside it. Build it once at a process's start and pass it down."""
+
+    model_config = SettingsConfigDict(env_prefix="STOKER_", extra="forbid", frozen=True, validate_default=True)
+
+    # -- where things are
+    data_dir: Path = Path("~/.stoker")
+    """Database, Redis, artifacts, logs and the local key of an embedded stack."""
+    database_url: str = ""
+    """SQLAlchemy URL; empty: SQLite in the data directory. PostgreSQL: `postgresql+psycopg://...`."""
+    redis_url: str = ""
+    """`redis://`, `rediss://` or `redis+socket://`; empty: the embedded server's socket in the data directory."""
+    store_url: str = ""
+    """fsspec URL of the artifact store (`s3://...`, `gs://...`, a path); empty: `<data dir>/store`."""
+
+    # -- the API
+    host: str = "127.0.0.1"
+    """Address the API binds."""
+    port: int = Field(default=8470, ge=0, le=65535)
+    """TCP port of the API; 0 takes a free one."""
+    url: str = ""
+    """Where clients find the API; empty: what the data directory's `url` file says, else http://127.0.0.1:<port>."""
+    api_key: SecretStr = SecretStr("")
+    """The key clients send; empty: the data directory's `local.key`."""
+    max_upload_bytes: int = Field(default=20 * 2**30, gt=0)
+    """Largest uploaded file."""
+
+    # -- what may be touched
+    input_roots: list[Path] = []
+    """Directories that job inputs and local models may lie in; empty: only uploads, hub ids. `stoker up`: `/`."""
+    output_roots: list[Path] = []
+    """Directories that output files may be written to; empty: only artifacts. `stoker up` sets `/`."""
+    input_urls: list[str] = []
+    """URL prefixes (`s3://bucket/folder`) that job inputs may be read from with this host's credentials; an input root
+    `/` allows all of them."""
+    trusted_remote_code: list[str] = []
+    """Models that may bring their own code (`trust_remote_code`)."""
+    max_row_bytes: int = Field(default=16 * 2**20, gt=0)
+    """Longest line or row of an input; a longer one becomes a row error."""
+
+    # -- slots and runners
+    slots: int = Field(default=0, ge=0)
+    """CPU slots where there is no GPU (0: one for each two cores, at least one), or the most GPUs to use (0: all)."""
+    host_name: str = ""
+    """Name of this host in slot ids; empty: the machine's own."""
+    warm_models: int = Field(default=2, ge=1)
+    """Models a runner keeps loaded."""
+    chunk_seconds: float = Field(default=2.0, gt=0)
+    """Work a runner claims at once, at the speed it sees."""
+
+    # -- leases and time
+    lease_seconds: float = Field(default=15.0, gt=0)
+    """Life of a lease between heartbeats; a keeper renews it each quarter of this."""
+    doorbell_seconds: float = Field(default=5.0, gt=0)
+    """A granted lease that is not activated in this time is rung again."""
+    doorbell_rings: int = Field(default=3, ge=1)
+    """Unanswered rings after which the lease is expired and its slot set offline."""
+    slot_seconds: float = Field(default=15.0, gt=0)
+    """A slot whose worker is silent for this long is offline."""
+    sweep_seconds: float = Field(default=1.0, gt=0)
+    """How often the reaper looks for dead leases, and the service's longest wait between two looks at the queue."""
+    leader_seconds: float = Field(default=5.0, gt=0)
+    """Life of the scheduler's leader lock between renewals."""
+    grace_seconds: float = Field(default=10.0, gt=0)
+    """Time a runner has to finish its chunk after a stop, before it is killed."""
+    stall_seconds: float = Field(default=300.0, gt=0)
+    """A runner that finishes no batch for this long is killed and its chunk retried."""
+
+    # -- retries
+    chunk_crashes: int = Field(default=2, ge=1)
+    """Runner deaths on one chunk before it is cut in two to find the row that causes them."""
+    chunk_attempts: int = Field(default=5, ge=1)
+    """Tries of a chunk that fails by an error (not a death) before its rows become row errors."""
+    job_crashes: int = Field(default=5, ge=1)
+    """Runner deaths of one job outside any chunk, with no chunk recorded between, before the job fails."""
+    retry_seconds: float = Field(default=1.0, gt=0)
+    """First backoff; doubles each time, with jitter."""
+    retry_max_seconds: float = Field(default=60.0, gt=0)
+    """Longest backoff."""
+
+    # -- retention
+    upload_days: float = Field(default=30.0, gt=0)
+    """Uploaded files are deleted after this many days, unless a live job reads them."""
+    job_days: float = Field(default=0.0, ge=0)
+    """Ended jobs and their results are deleted after this many days; 0 keeps them."""
+    log_lines: int = Field(default=10_000, ge=0)
+    """Log lines kept for one lease; the rest is dropped, and that is said."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it by name
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then environment, then `stoker.toml` (`$STOKER_CONFIG`, else the working directory's)."""
+        config = Path(os.environ.get("STOKER_CONFIG", "stoker.toml"))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config)
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("input_roots", "output_roots")
+    @classmethod
+    def _resolved(cls, value: list[Path]) -> list[Path]:
+        return [path.expanduser().resolve() for path in value]
+
+    @classmethod
+    def unknown_variables(cls) -> list[str]:
+        """`STOKER_*` variables of the environment that are no setting: most likely misspelt ones."""
+        known = {f"STOKER_{name.upper()}" for name in cls.model_fields} | {"STOKER_CONFIG", "STOKER_PYTHON"}
+        return sorted(name for name in os.environ if name.startswith("STOKER_") and name.upper() not in known)
+
+    # -- what follows from them
+
+    @property
+    def resolved_database_url(self) -> str:
+        """`database_url`, or the embedded SQLite file."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'stoker.db'}"
+
+    @property
+    def redis_socket(self) -> Path:
+        """Socket of the embedded Redis: in the data directory, or, where that path is too long for one, in /tmp."""
+        inside = self.data_dir / "redis.sock"
+        if len(os.fsencode(inside)) <= _LONGEST_SOCKET_PATH:
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"stoker-{os.getuid()}-{digest}" / "redis.sock"
+
+    @property
+    def resolved_redis_url(self) -> str:
+        """`redis_url`, or the embedded server's socket, in Celery's form."""
+        return self.redis_url or f"redis+socket://{self.redis_socket}"
+
+    @property
+    def resolved_store_url(self) -> str:
+        """`store_url`, or the folder in the data directory."""
+        return self.store_url or str(self.data_dir / "store")
+
+    @property
+    def local_key_path(self) -> Path:
+        """Where the embedded stack keeps its local API key (mode 0600)."""
+        return self.data_dir / "local.key"
+
+    @property
+    def url_path(self) -> Path:
+        """Where a running API writes the URL it serves at."""
+        return self.data_dir / "url"

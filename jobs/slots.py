@@ -1,0 +1,140 @@
+"""Slot verbs: which slots there are, which worker process owns each, and which have fallen silent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, select, update
+from sqlmodel import col
+
+from jobs import leases
+from jobs.database import Database
+from jobs.settings import Settings
+from jobs.states import LIVE_LEASE_STATES, LeaseState, SlotState
+from jobs.tables import Lease, Slot
+
+
+@dataclass(frozen=True, slots=True)
+class SlotInfo:
+    """What is known of a slot before its worker runs."""
+
+    id: str
+    host: str
+    device: str
+    """`cuda` or `cpu`."""
+    device_uuid: str | None
+    """`GPU-...` or `MIG-...`; None for a CPU slot."""
+    name: str
+    """The device's product name."""
+    memory_bytes: int
+    num_threads: int
+    """Torch threads of its runner."""
+
+
+def register(db: Database, infos: Sequence[SlotInfo]) -> None:
+    """Write the slots of a host; a known one is updated. They stay offline until their worker enters."""
+    with db.write() as session:
+        now = db.time(session)
+        for info in infos:
+            fields = asdict(info)
+            values = {**fields, "state": SlotState.OFFLINE, "registered_at": now, "heartbeat_at": now}
+            insert = db.insert(Slot).values(**values, warm_models=[], incarnation="", reason="its worker is starting")
+            changes = {name: value for name, value in fields.items() if name != "id"} | {"registered_at": now}
+            session.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changes))
+
+
+def enter(db: Database, slot_id: str, incarnation: str, settings: Settings) -> None:
+    """A new worker process takes over a slot: what an earlier one held ends now, not when its lease would run out.
+
+    Args:
+        incarnation: the process's own token; only its heartbeats count from here on.
+    """
+    with db.write() as session:
+        now = db.time(session)
+        live = select(Lease).where(col(Lease.slot_id) == slot_id, col(Lease.state).in_(LIVE_LEASE_STATES))
+        for lease in session.scalars(live.with_for_update()).all():
+            if lease.state == LeaseState.ACTIVE:
+                leases.expire(session, db, lease, "its worker was restarted", settings)
+            else:
+                # Its message may be lost: the next sweep rings, and rings that nobody was there to hear do not count.
+                lease.rings, lease.rung_at = 0, 0.0
+        session.execute(
+            update(Slot)
+            .where(col(Slot.id) == slot_id)
+            .values(incarnation=incarnation, heartbeat_at=now, warm_models=[], state=SlotState.ONLINE, reason=None)
+        )
+
+
+def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str]) -> bool:
+    """A worker's heartbeat; a silent slot is online again with it, a broken one when its runner is ready (`enter`).
+
+    Returns:
+        Whether this process still owns the slot; if not, it must end.
+    """
+    with db.write() as session:
+        mine = (col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation)
+        if not _changed(
+            session, update(Slot).where(*mine).values(heartbeat_at=db.now(), warm_models=list(warm_models))
+        ):
+            return False
+        silent = update(Slot).where(*mine, col(Slot.state) == SlotState.OFFLINE)
+        session.execute(silent.values(state=SlotState.ONLINE, reason=None))
+        return True
+
+
+def mark_broken(db: Database, slot_id: str, incarnation: str, reason: str) -> None:
+    """Take a slot out of use because its runner cannot start."""
+    with db.write() as session:
+        mine = update(Slot).where(col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation)
+        session.execute(mine.values(state=SlotState.BROKEN, reason=reason))
+
+
+def mark_mended(db: Database, slot_id: str, incarnation: str) -> None:
+    """Put a broken slot back into use: its runner has started."""
+    with db.write() as session:
+        broken = update(Slot).where(
+            col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation, col(Slot.state) == SlotState.BROKEN
+        )
+        session.execute(broken.values(state=SlotState.ONLINE, reason=None))
+
+
+def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None) -> None:
+    """Set slots offline whose workers were ended in order; a lease just granted to one goes back at once.
+
+    Args:
+        incarnation: only while this process owns them; where absent, whoever does.
+    """
+    with db.write() as session:
+        ended = update(Slot).where(col(Slot.id).in_(slot_ids), col(Slot.state) != SlotState.OFFLINE)
+        if incarnation is not None:
+            ended = ended.where(col(Slot.incarnation) == incarnation)
+        values = {"state": SlotState.OFFLINE, "reason": "its worker was stopped", "incarnation": ""}
+        retired = session.scalars(ended.values(values).returning(col(Slot.id))).all()
+        leases.withdraw(session, db, retired, "its worker was stopped")
+
+
+def sweep_silent(db: Database, slot_seconds: float) -> list[str]:
+    """Set slots offline whose worker has been silent for `slot_seconds`.
+
+    Returns:
+        Their ids.
+    """
+    with db.write() as session:
+        silent = (
+            update(Slot)
+            .where(col(Slot.state) != SlotState.OFFLINE, col(Slot.heartbeat_at) < db.now() - slot_seconds)
+            .values(state=SlotState.OFFLINE, reason=f"its worker was silent for {slot_seconds:g} s")
+            .returning(col(Slot.id))
+        )
+        return list(session.scalars(silent))
+
+
+def list_slots(session: Any) -> list[Slot]:
+    """Every slot ever registered, by id."""
+    return list(session.scalars(select(Slot).order_by(col(Slot.id))))
+
+
+def _changed(session: Any, statement: Any) -> int:
+    return cast("CursorResult[Any]", session.execute(statement)).rowcount

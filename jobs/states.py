@@ -1,0 +1,97 @@
+"""The states of jobs, chunks, leases and slots, each with the table of transitions that are allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job is in its life."""
+
+    VALIDATING = "validating"  # accepted; the planner counts its rows and cuts chunks
+    QUEUED = "queued"  # planned; holds no live lease
+    RUNNING = "running"  # at least one lease was granted and chunks are left
+    FINALIZING = "finalizing"  # every chunk is done; outputs are being merged
+    CANCELLING = "cancelling"  # a cancel was asked for; live leases are being taken back
+    COMPLETED = "completed"  # every row has exactly one result
+    FAILED = "failed"  # ended by an error; `error_code` and `error_message` say which
+    CANCELLED = "cancelled"  # ended by a cancel; finished chunks stay readable
+    EXPIRED = "expired"  # its time limit passed; finished chunks stay readable
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job's life is over."""
+        return not JOB_TRANSITIONS[self]
+
+
+JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
+    JobState.VALIDATING: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED}),
+    JobState.RUNNING: frozenset(
+        {JobState.QUEUED, JobState.FINALIZING, JobState.CANCELLING, JobState.FAILED, JobState.EXPIRED}
+    ),
+    JobState.FINALIZING: frozenset({JobState.COMPLETED, JobState.FAILED, JobState.EXPIRED}),
+    JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.FAILED}),
+    JobState.COMPLETED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+    JobState.EXPIRED: frozenset(),
+}
+LIVE_JOB_STATES = tuple(state for state in JobState if JOB_TRANSITIONS[state])
+"""States of a job whose life is not over."""
+EXPIRABLE_JOB_STATES = tuple(state for state in JobState if JobState.EXPIRED in JOB_TRANSITIONS[state])
+"""States in which a job's time limit ends it."""
+
+
+class ChunkState(StrEnum):
+    """Where a chunk is between the input and the results."""
+
+    PENDING = "pending"  # may be claimed once `not_before` has passed
+    LEASED = "leased"  # claimed by a live lease
+    DONE = "done"  # its results are recorded
+    FAILED = "failed"  # given up; its rows carry row errors
+
+
+CHUNK_TRANSITIONS: Mapping[ChunkState, frozenset[ChunkState]] = {
+    ChunkState.PENDING: frozenset({ChunkState.LEASED}),
+    ChunkState.LEASED: frozenset({ChunkState.PENDING, ChunkState.DONE, ChunkState.FAILED}),
+    ChunkState.DONE: frozenset(),
+    ChunkState.FAILED: frozenset(),
+}
+
+
+class LeaseState(StrEnum):
+    """Where a lease is between its grant and its end."""
+
+    GRANTED = "granted"  # written; its slot's doorbell is ringing
+    ACTIVE = "active"  # a keeper holds it and renews it
+    RELEASED = "released"  # given back in order
+    EXPIRED = "expired"  # not activated or not renewed in time, or its holder died
+    REVOKED = "revoked"  # taken back: cancel, preemption or the job's end
+
+
+LEASE_TRANSITIONS: Mapping[LeaseState, frozenset[LeaseState]] = {
+    LeaseState.GRANTED: frozenset({LeaseState.ACTIVE, LeaseState.EXPIRED, LeaseState.REVOKED}),
+    LeaseState.ACTIVE: frozenset({LeaseState.RELEASED, LeaseState.EXPIRED, LeaseState.REVOKED}),
+    LeaseState.RELEASED: frozenset(),
+    LeaseState.EXPIRED: frozenset(),
+    LeaseState.REVOKED: frozenset(),
+}
+LIVE_LEASE_STATES = (LeaseState.GRANTED, LeaseState.ACTIVE)
+"""States in which a lease still occupies its slot."""
+
+
+class SlotState(StrEnum):
+    """Whether a slot can be given work."""
+
+    ONLINE = "online"  # its worker is up and its heartbeat is fresh
+    OFFLINE = "offline"  # its worker is gone or has fallen silent
+    BROKEN = "broken"  # its runner cannot start; `reason` says why
+
+
+SLOT_TRANSITIONS: Mapping[SlotState, frozenset[SlotState]] = {
+    SlotState.ONLINE: frozenset({SlotState.OFFLINE, SlotState.BROKEN}),
+    SlotState.OFFLINE: frozenset({SlotState.ONLINE}),
+    SlotState.BROKEN: frozenset({SlotState.ONLINE, SlotState.OFFLINE}),
+}

@@ -1,0 +1,262 @@
+"""The SQLModel tables. Nouns only: a state is changed by the verbs of `ledger` and `leases`. Times are Unix seconds."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, Double, Enum, Index, Integer, LargeBinary, Text, text
+from sqlmodel import Field, SQLModel
+
+from jobs.states import ChunkState, JobState, LeaseState, SlotState
+
+_BIG_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
+
+
+def _state(states: type[StrEnum], default: StrEnum | None = None) -> Any:
+    values = Enum(states, native_enum=False, length=20, create_constraint=False, values_callable=list)
+    column: Any = Column(values, nullable=False)
+    return Field(sa_column=column) if default is None else Field(default=default, sa_column=column)
+
+
+def _text(nullable: bool = False) -> Any:
+    return Column(Text, nullable=nullable)
+
+
+class Job(SQLModel, table=True):
+    """What a user submitted, and its life."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("jobs_by_state", "state", "priority", "created_at"),)
+
+    id: str = Field(primary_key=True)
+    kind: str
+    name: str | None = None
+    state: JobState = _state(JobState)
+    spec: dict[str, Any] = Field(sa_type=JSON)
+    priority: int = 1
+    """Rank of the class; 0 is served first."""
+    max_slots: int | None = None
+    model_key: str = ""
+    """Task, model and dtype; slots that hold it loaded are preferred."""
+    num_rows: int = Field(default=0, sa_type=BigInteger)
+    num_done: int = Field(default=0, sa_type=BigInteger)
+    """Rows with a recorded result, row errors included."""
+    num_failed: int = Field(default=0, sa_type=BigInteger)
+    """Of `num_done`, those whose result is a row error."""
+    num_tokens: int = Field(default=0, sa_type=BigInteger)
+    crashes: int = 0
+    """Runner deaths outside any chunk since a chunk was last recorded."""
+    attempt: int = 1
+    plan_token: str | None = None
+    """Whose plan is being written; a planner that was overtaken finds another's token and stops."""
+    retry_of: str | None = None
+    project: str = "default"
+    idempotency_key: str | None = Field(default=None, unique=True)
+    created_at: float = Field(sa_type=Double)
+    started_at: float | None = Field(default=None, sa_type=Double)
+    ended_at: float | None = Field(default=None, sa_type=Double)
+    deadline_at: float | None = Field(default=None, sa_type=Double)
+    not_before: float = Field(default=0.0, sa_type=Double)
+    """No lease is granted before this time (backoff)."""
+    error_code: str | None = None
+    error_message: str | None = Field(default=None, sa_column=_text(nullable=True))
+
+
+class Chunk(SQLModel, table=True):
+    """A contiguous range of input rows: the unit of claim, commit and retry."""
+
+    __tablename__ = "chunks"
+    __table_args__ = (
+        Index("chunks_by_state", "job_id", "state", "start_row"),
+        Index("chunks_by_lease", "lease_id"),
+    )
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    start_row: int = Field(primary_key=True, sa_type=BigInteger)
+    stop_row: int = Field(sa_type=BigInteger)
+    locator: dict[str, Any] = Field(sa_type=JSON)
+    """The source's own note of where reading may begin (file, byte offset or row group, and the row found there)."""
+    state: ChunkState = _state(ChunkState, ChunkState.PENDING)
+    lease_id: str | None = None
+    """The live owner while `leased`; the one that recorded it once `done` or `failed`."""
+    attempt: int = 1
+    crashes: int = 0
+    """Runner deaths while this chunk was being computed."""
+    errors: int = 0
+    """Tries that ended in an error of the machine."""
+    not_before: float = Field(default=0.0, sa_type=Double)
+    error: str | None = Field(default=None, sa_column=_text(nullable=True))
+    part: str | None = None
+    """Store key of the file part with this chunk's results, for file sinks."""
+
+
+class ResultRecord(SQLModel, table=True):
+    """One result in the database sink: JSON text or a float32 vector, or an error."""
+
+    __tablename__ = "results"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    row_index: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    key: str | None = Field(default=None, sa_column=_text(nullable=True))
+    output: str | None = Field(default=None, sa_column=_text(nullable=True))
+    """JSON text."""
+    vector: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+    """Little-endian float32 values."""
+    error: str | None = Field(default=None, sa_column=_text(nullable=True))
+    """JSON text of a row error."""
+
+
+class Slot(SQLModel, table=True):
+    """One accelerator, MIG slice or CPU share on one host, with one Celery worker pinned to it."""
+
+    __tablename__ = "slots"
+
+    id: str = Field(primary_key=True)
+    host: str
+    device: str
+    """`cuda` or `cpu`."""
+    device_uuid: str | None = None
+    name: str
+    memory_bytes: int = Field(default=0, sa_type=BigInteger)
+    num_threads: int = 1
+    state: SlotState = _state(SlotState, SlotState.ONLINE)
+    reason: str | None = Field(default=None, sa_column=_text(nullable=True))
+    warm_models: list[str] = Field(default_factory=list, sa_type=JSON)
+    """Keys of the models its runner holds, most recent last."""
+    incarnation: str = ""
+    """Token of the worker process that owns the slot now."""
+    registered_at: float = Field(sa_type=Double)
+    heartbeat_at: float = Field(sa_type=Double)
+
+
+class Lease(SQLModel, table=True):
+    """The right of one slot to work on one job for a limited time. Its id is the fencing token."""
+
+    __tablename__ = "leases"
+    __table_args__ = (
+        Index(
+            "leases_one_live_per_slot",
+            "slot_id",
+            unique=True,
+            sqlite_where=text("state IN ('granted', 'active')"),
+            postgresql_where=text("state IN ('granted', 'active')"),
+        ),
+        Index("leases_by_job", "job_id", "state"),
+        Index("leases_by_state", "state", "expires_at"),
+    )
+
+    id: str = Field(primary_key=True)
+    job_id: str = Field(foreign_key="jobs.id")
+    slot_id: str = Field(foreign_key="slots.id")
+    state: LeaseState = _state(LeaseState)
+    gang_id: str | None = None
+    rank: int = 0
+    """Place in its gang; 0 leads."""
+    attempt: int = 1
+    """The how-manieth lease of this job on any slot, counted from 1."""
+    incarnation: str | None = None
+    """Token of the worker process that activated it."""
+    yield_asked: bool = False
+    """The holder is to give it back at the next chunk boundary."""
+    rings: int = 0
+    granted_at: float = Field(sa_type=Double)
+    rung_at: float = Field(sa_type=Double)
+    activated_at: float | None = Field(default=None, sa_type=Double)
+    expires_at: float = Field(sa_type=Double)
+    ended_at: float | None = Field(default=None, sa_type=Double)
+    end_reason: str | None = Field(default=None, sa_column=_text(nullable=True))
+
+
+class Event(SQLModel, table=True):
+    """One append-only line of a job's history, written in the transaction of the change it tells."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("events_by_job", "job_id", "id"),)
+
+    id: int | None = Field(default=None, sa_column=Column(_BIG_ID, primary_key=True, autoincrement=True))
+    job_id: str
+    at: float = Field(sa_type=Double)
+    name: str
+    """`job.queued`, `lease.granted`, `chunk.split`, ..."""
+    data: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+
+
+class LogLine(SQLModel, table=True):
+    """One line that a job's runner logged."""
+
+    __tablename__ = "log_lines"
+    __table_args__ = (Index("log_lines_by_job", "job_id", "id"),)
+
+    id: int | None = Field(default=None, sa_column=Column(_BIG_ID, primary_key=True, autoincrement=True))
+    job_id: str
+    lease_id: str
+    slot_id: str
+    attempt: int
+    at: float = Field(sa_type=Double)
+    line: str = Field(sa_column=_text())
+
+
+class Artifact(SQLModel, table=True):
+    """A named file that a job made."""
+
+    __tablename__ = "artifacts"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    name: str = Field(primary_key=True)
+    key: str
+    """Where it lies in the store."""
+    num_bytes: int = Field(sa_type=BigInteger)
+    sha256: str
+    created_at: float = Field(sa_type=Double)
+
+
+class StoredFile(SQLModel, table=True):
+    """A file that a user uploaded."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("files_by_age", "created_at", "id"),)
+
+    id: str = Field(primary_key=True)
+    filename: str = Field(sa_column=_text())
+    purpose: str
+    key: str
+    num_bytes: int = Field(sa_type=BigInteger)
+    sha256: str
+    project: str = "default"
+    created_at: float = Field(sa_type=Double)
+    expires_at: float | None = Field(default=None, sa_type=Double)
+
+
+class ApiKey(SQLModel, table=True):
+    """A bearer key, of which only the hash is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: str = Field(primary_key=True)
+    name: str
+    project: str = "default"
+    sha256: str = Field(unique=True)
+    created_at: float = Field(sa_type=Double)
+    revoked_at: float | None = Field(default=None, sa_type=Double)
+
+
+class LeaderLock(SQLModel, table=True):
+    """Who is the one scheduler that acts."""
+
+    __tablename__ = "leader"
+
+    name: str = Field(primary_key=True)
+    owner: str
+    expires_at: float = Field(sa_type=Double)
+
+
+class SafeBudget(SQLModel, table=True):
+    """The largest batch that was seen to fit after an out-of-memory, per model, device and dtype."""
+
+    __tablename__ = "safe_budgets"
+
+    model_key: str = Field(primary_key=True)
+    device_name: str = Field(primary_key=True)
+    max_tokens: int
+    recorded_at: float = Field(sa_type=Double)

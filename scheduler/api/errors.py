@@ -1,0 +1,146 @@
+"""Every error answers as `{"error": {message, type, param, code}}`, and every answer carries a request id."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jobs.errors import StokerError
+
+logger = logging.getLogger(__name__)
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str = Field(description="One clear sentence.")
+    type: str = Field(
+        description="`invalid_request_error`, `authentication_error`, `permission_error`, `server_error`."
+    )
+    param: str | None = Field(description="The field of the spec or request at fault, dotted, where one is.")
+    code: str = Field(description="Stable word for programs.")
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer with a status of 400 and above."""
+
+    error: ErrorDetail
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request is at fault."},
+    "5XX": {"model": ErrorBody, "description": "Stoker or a service it needs is at fault; try again."},
+}
+"""For a router's `responses`."""
+
+
+def error_response(
+    status: int, message: str, *, code: str, param: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """An answer in the one shape."""
+    extra = dict(headers or {})
+    if status == HTTPStatus.CONFLICT:
+        extra["x-should-retry"] = "false"  # OpenAI's SDK retries a 409 otherwise
+    elif status == HTTPStatus.UNAUTHORIZED:
+        extra["www-authenticate"] = "Bearer"
+    elif status == HTTPStatus.SERVICE_UNAVAILABLE:
+        extra["retry-after"] = "1"
+    detail = ErrorDetail(message=message, type=_type_of(status), param=param, code=code)
+    return JSONResponse({"error": detail.model_dump()}, status_code=status, headers=extra)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Make every error of `app` answer in the one shape, and give every answer its `x-request-id`."""
+    app.add_exception_handler(StokerError, _on_stoker_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_middleware(RequestEdge)
+
+
+class RequestEdge:
+    """The outermost layer: names each request, and turns what nobody caught into a 500 that tells no internals."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"req_{secrets.token_hex(12)}"
+        started = False
+
+        async def send_named(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except asyncio.CancelledError:  # the server is going down and the grace is over: end the task in order
+            logger.info("%s %s %s was cut off by the shutdown", request_id, scope["method"], scope["path"])
+            if not started:
+                answer = error_response(503, "the API is stopping; try again", code="service_unavailable")
+                await answer(scope, receive, send_named)
+        except Exception:
+            if started:  # too late for a status: the connection must break, so that nobody takes half for the whole
+                logger.error("%s %s %s broke off while answering", request_id, scope["method"], scope["path"])
+                raise
+            logger.exception("%s %s %s failed", request_id, scope["method"], scope["path"])
+            answer = error_response(500, f"an internal error; the log has it under {request_id}", code="internal_error")
+            await answer(scope, receive, send_named)
+
+
+def _on_stoker_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, StokerError)
+    if error.http_status >= 500:
+        logger.warning("%s: %s", error.code, error.message)
+    return error_response(error.http_status, error.message, code=error.code, param=error.param)
+
+
+def _on_invalid_request(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place, *field = (str(part) for part in first["loc"])
+    param = ".".join(field) or place
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return error_response(400, f"{param}: {message}", code="invalid_request", param=param)
+
+
+def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return error_response(404, "there is nothing at this path", code="not_found", headers=headers)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        message = f"{request.method} is not possible at this path"
+        return error_response(405, message, code="method_not_allowed", headers=headers)
+    return error_response(error.status_code, str(error.detail), code="invalid_request", headers=headers)
+
+
+def _on_disconnect(request: Request, _error: Exception) -> JSONResponse:
+    logger.info("%s %s: the client went away in the middle of its request", request.method, request.url.path)
+    return error_response(400, "the request ended early", code="client_disconnected")
+
+
+def _type_of(status: int) -> str:
+    if status >= 500:
+        return "server_error"
+    return {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
+        status, "invalid_request_error"
+    )

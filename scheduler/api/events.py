@@ -1,0 +1,102 @@
+"""Routes of a job's history and of its runners' logs: as pages, or as server-sent events until the job has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from sqlmodel import Session
+from starlette.responses import StreamingResponse
+
+from jobs import history, ledger
+from scheduler.api.auth import require_key
+from scheduler.api.context import AfterNumber, InContext, JobId, LongPageSize
+from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.schemas import EventView, LogView, Page, event_view, log_view, page
+from scheduler.api.streams import Follower
+
+router = APIRouter(prefix="/v1/jobs", tags=["history"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
+
+_STREAM = "text/event-stream"
+_ALSO_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {_STREAM: {"schema": {"type": "string"}}}, "description": "A page, or the stream."}
+}
+
+LastEventId = Annotated[
+    int | None, Header(ge=0, le=2**63 - 1, description="Where an interrupted stream goes on; wins over `after`.")
+]
+Follow = Annotated[bool | None, Query(description="Stream until the job has ended; else the `Accept` header decides.")]
+
+
+@router.get("/{job_id}/events", response_model=Page[EventView], responses=_ALSO_STREAM)
+def get_events(
+    request: Request,
+    context: InContext,
+    job_id: JobId,
+    after: AfterNumber = 0,
+    limit: LongPageSize = 100,
+    follow: Follow = None,
+    progress: Annotated[bool, Query(description="Also stream the job as it changes, as events `progress`.")] = False,
+    last_event_id: LastEventId = None,
+) -> Page[EventView] | StreamingResponse:
+    """A job's history: streamed, unless `Accept: application/json` asks for a page. A stream says `end` at its end."""
+    _check_job(context, job_id)
+
+    def read(session: Session, after_id: int, count: int) -> Sequence[EventView]:
+        return [event_view(event) for event in history.events(session, job_id, after=after_id, limit=count)]
+
+    if follow is None:
+        follow = "application/json" not in request.headers.get("accept", "")
+    if not follow:
+        with context.database.read() as session:
+            events = read(session, after, limit + 1)
+        return page(events[:limit], has_more=len(events) > limit)
+    return Follower(
+        context,
+        job_id,
+        read,
+        after=after if last_event_id is None else last_event_id,
+        event_name=lambda event: event.name,
+        with_progress=progress,
+        until_leases_end=False,
+    ).response()
+
+
+@router.get("/{job_id}/logs", response_model=Page[LogView], responses=_ALSO_STREAM)
+def get_logs(
+    request: Request,
+    context: InContext,
+    job_id: JobId,
+    after: AfterNumber = 0,
+    limit: LongPageSize = 100,
+    follow: Follow = None,
+    last_event_id: LastEventId = None,
+) -> Page[LogView] | StreamingResponse:
+    """What the job's runners logged: a page, unless `follow` or `Accept: text/event-stream` asks for the stream."""
+    _check_job(context, job_id)
+
+    def read(session: Session, after_id: int, count: int) -> Sequence[LogView]:
+        return [log_view(line) for line in history.log_lines(session, job_id, after=after_id, limit=count)]
+
+    if follow is None:
+        follow = _STREAM in request.headers.get("accept", "")
+    if not follow:
+        with context.database.read() as session:
+            lines = read(session, after, limit + 1)
+        return page(lines[:limit], has_more=len(lines) > limit)
+    return Follower(
+        context,
+        job_id,
+        read,
+        after=after if last_event_id is None else last_event_id,
+        event_name=lambda _line: "log",
+        with_progress=False,
+        until_leases_end=True,
+    ).response()
+
+
+def _check_job(context: InContext, job_id: str) -> None:
+    """Refuse an unknown job before an answer begins."""
+    with context.database.read() as session:
+        ledger.get(session, job_id)

@@ -1,0 +1,221 @@
+"""Routes of uploaded files, in OpenAI's form: upload straight into the store, list, look at, read back, delete."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import anyio.from_thread
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Query, Request
+from sqlalchemy import and_, or_, select
+from sqlmodel import Session, col
+from starlette.responses import StreamingResponse
+
+from jobs.errors import Conflict, NotFound, TooLarge, UserError
+from jobs.ids import new_id
+from jobs.store import StoredObject, upload_key
+from jobs.tables import StoredFile
+from jobs.uploads import uploads_in_use
+from scheduler.api.auth import Key, require_key
+from scheduler.api.context import AfterId, Context, FileId, InContext
+from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.objects import stream_object
+from scheduler.api.schemas import DeletedFile, FileView, Page, file_view, page
+from scheduler.api.uploads import boundary_of, read_field, read_parts
+
+logger = logging.getLogger(__name__)
+
+PURPOSES = ("input", "batch")
+"""What a user may upload for: a job's input, or the input of one of OpenAI's batches."""
+
+_DAY_SECONDS = 86400.0
+_EXPIRY_SECONDS = re.compile(r"[1-9][0-9]{0,9}")
+_FRAME_BYTES = 64 * 2**10  # what the multipart form may add around the file
+
+router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
+
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["purpose", "file"],
+                    "properties": {
+                        "purpose": {"type": "string", "enum": list(PURPOSES)},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": 3600},
+                        "file": {"type": "string", "format": "binary"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", response_model=FileView, openapi_extra=_FORM)
+async def upload_file(request: Request, context: InContext, key: Key) -> FileView:
+    """Upload a file. Name it `file:<id>` in a spec's `input.path`. Fields after the file are taken too."""
+    limit = context.settings.max_upload_bytes
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit + _FRAME_BYTES:
+        raise TooLarge(f"the upload is larger than the limit of {limit} bytes", param="file")
+    boundary = boundary_of(request.headers.get("content-type", ""))
+    stream = aiter(request.stream())
+
+    async def next_block() -> bytes | None:
+        return await anext(stream, None)
+
+    def blocks() -> Iterator[bytes]:
+        while (block := anyio.from_thread.run(next_block)) is not None:
+            yield block
+
+    # The store is synchronous; its thread pulls the body block by block, so a slow disk slows the client down.
+    return await anyio.to_thread.run_sync(
+        _receive, context, key.project, blocks(), boundary, limiter=context.upload_threads
+    )
+
+
+@router.get("")
+def list_files(
+    context: InContext,
+    after: AfterId = None,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Entries on a page.")] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: Annotated[str | None, Query(pattern=r"^[a-z_-]{1,50}$", description="Only files of this purpose.")] = None,
+) -> Page[FileView]:
+    """Uploaded files, by time of upload."""
+    created, file_id = col(StoredFile.created_at), col(StoredFile.id)
+    query = select(StoredFile)
+    if purpose is not None:
+        query = query.where(col(StoredFile.purpose) == purpose)
+    with context.database.read() as session:
+        if after is not None:
+            last = _find(session, after)
+            at, last_id = last.created_at, last.id
+            query = query.where(
+                or_(created < at, and_(created == at, file_id < last_id))
+                if order == "desc"
+                else or_(created > at, and_(created == at, file_id > last_id))
+            )
+        ordering = (created.desc(), file_id.desc()) if order == "desc" else (created.asc(), file_id.asc())
+        files = list(session.scalars(query.order_by(*ordering).limit(limit + 1)))
+    return page([file_view(file) for file in files[:limit]], has_more=len(files) > limit)
+
+
+@router.get("/{file_id}")
+def get_file(context: InContext, file_id: FileId) -> FileView:
+    """One uploaded file."""
+    with context.database.read() as session:
+        return file_view(_find(session, file_id))
+
+
+@router.get(
+    "/{file_id}/content",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."}},
+)
+def get_file_content(context: InContext, file_id: FileId) -> StreamingResponse:
+    """The bytes of an uploaded file."""
+    with context.database.read() as session:
+        file = _find(session, file_id)
+    return stream_object(context.store, file.key, num_bytes=file.num_bytes, sha256=file.sha256)
+
+
+@router.delete("/{file_id}")
+def delete_file(context: InContext, file_id: FileId) -> DeletedFile:
+    """Delete an uploaded file. 409 while a live job reads it."""
+    with context.database.read() as session:
+        file = _find(session, file_id)
+        reader = uploads_in_use(session).get(file_id)
+    if reader is not None:
+        raise Conflict(f"job {reader} still reads file '{file_id}'; cancel it or wait for its end")
+    context.store.delete(file.key)  # first, so that a deletion that was cut short can be done again
+    with context.database.write() as session:
+        gone = session.get(StoredFile, file_id)
+        if gone is not None:
+            session.delete(gone)
+    return DeletedFile(id=file_id)
+
+
+def _receive(context: Context, project: str, blocks: Iterator[bytes], boundary: bytes) -> FileView:
+    """Store an upload and write it down; whatever fails leaves neither."""
+    fields: dict[str, str] = {}
+    file_id = new_id("file")
+    stored: StoredObject | None = None
+    filename = ""
+    try:
+        for part in read_parts(blocks, boundary):
+            if part.filename is None:
+                fields[part.name] = read_field(part)
+                _check_fields(fields)
+            elif part.name != "file" or stored is not None:
+                raise UserError("an upload has one file, in the part 'file'", param="file")
+            else:
+                filename = part.filename
+                _check_filename(filename, fields.get("purpose"))
+                stored = context.store.put(
+                    upload_key(file_id), part.content, max_bytes=context.settings.max_upload_bytes
+                )
+        if stored is None:
+            raise UserError("file: is required, with a filename", param="file")
+        if "purpose" not in fields:
+            raise UserError(f"purpose: is required, one of {', '.join(PURPOSES)}", param="purpose")
+        _check_filename(filename, fields["purpose"])
+        return file_view(_write_down(context, file_id, filename, fields, stored, project))
+    except BaseException:
+        if stored is not None:
+            context.store.delete(stored.key)
+        raise
+
+
+def _write_down(
+    context: Context, file_id: str, filename: str, fields: dict[str, str], stored: StoredObject, project: str
+) -> StoredFile:
+    longest = context.settings.upload_days * _DAY_SECONDS  # nothing is kept longer, whatever was asked for
+    seconds = min(longest, float(fields.get("expires_after[seconds]", longest)))
+    with context.database.write() as session:
+        now = context.database.time(session)
+        file = StoredFile(
+            id=file_id,
+            filename=filename,
+            purpose=fields["purpose"],
+            key=stored.key,
+            num_bytes=stored.num_bytes,
+            sha256=stored.sha256,
+            project=project,
+            created_at=now,
+            expires_at=now + seconds,
+        )
+        session.add(file)
+    return file
+
+
+def _check_fields(fields: dict[str, str]) -> None:
+    """Refuse what is wrong as soon as it is known: before the file's bytes, where the client sends fields first."""
+    purpose = fields.get("purpose")
+    if purpose is not None and purpose not in PURPOSES:
+        raise UserError(f"purpose: must be one of {', '.join(PURPOSES)}", param="purpose")
+    anchor = fields.get("expires_after[anchor]", "created_at")
+    if anchor != "created_at":
+        raise UserError("expires_after.anchor: must be created_at", param="expires_after.anchor")
+    seconds = fields.get("expires_after[seconds]", "3600")
+    if not _EXPIRY_SECONDS.fullmatch(seconds) or int(seconds) < 3600:
+        raise UserError("expires_after.seconds: must be a number, at least 3600", param="expires_after.seconds")
+
+
+def _check_filename(filename: str, purpose: str | None) -> None:
+    if purpose == "batch" and not filename.lower().endswith(".jsonl"):
+        raise UserError("file: the input of a batch is a .jsonl file", param="file")
+
+
+def _find(session: Session, file_id: str) -> StoredFile:
+    file = session.get(StoredFile, file_id)
+    if file is None:
+        raise NotFound(f"there is no file '{file_id}'")
+    return file

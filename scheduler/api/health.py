@@ -1,0 +1,83 @@
+"""Route of health: what works and what does not, for load balancers, `stoker doctor` and clients looking for an API."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import redis
+from fastapi import APIRouter
+from starlette.responses import JSONResponse
+
+from jobs import migrations
+from jobs.database import Database
+from jobs.errors import ServiceUnavailable
+from jobs.queue import connect
+from jobs.settings import Settings
+from scheduler.api.context import InContext
+from scheduler.api.schemas import Health, HealthStatus, Schema
+from scheduler.leader import has_leader
+from scheduler.machine import host_id
+from scheduler.schema import read_revision
+from scheduler.version import version
+
+logger = logging.getLogger(__name__)
+
+_REDIS_SECONDS = 1.0
+
+router = APIRouter(tags=["health"])
+
+
+@router.get(
+    "/healthz",
+    response_model=Health,
+    responses={503: {"model": Health, "description": "The database cannot be used; nothing can be taken."}},
+)
+def get_health(context: InContext) -> JSONResponse:
+    """Whether Stoker can do its work. Needs no key. 200 as soon as jobs are taken, 503 while they are not."""
+    health = check_health(context.settings, context.database)
+    status = 503 if health.status == "unavailable" else 200
+    return JSONResponse(health.model_dump(mode="json", by_alias=True), status_code=status)
+
+
+def check_health(settings: Settings, database: Database) -> Health:
+    """Look at the database, its schema, Redis and the scheduler."""
+    schema: Schema | None = None
+    scheduler = "not known while the database is away"
+    try:
+        schema = Schema(current=read_revision(database), needed=_needed_schema())
+        database_state = (
+            "ok" if schema.current == schema.needed else "its schema is not current: run `stoker db upgrade`"
+        )
+        if database_state == "ok":
+            with database.read() as session:
+                scheduler = "ok" if has_leader(session, database) else "no scheduler is running"
+    except ServiceUnavailable as error:
+        logger.warning("%s", error.message)
+        database_state = "cannot be reached"  # no more than that to whoever asks without a key
+    redis_state = _redis_state(settings)
+    works: HealthStatus = "ok" if redis_state == scheduler == "ok" else "degraded"
+    return Health(
+        status=works if database_state == "ok" else "unavailable",
+        version=version(),
+        host_id=host_id(),
+        input_paths=bool(settings.input_roots),
+        database=database_state,
+        db_schema=schema,
+        redis=redis_state,
+        scheduler=scheduler,
+    )
+
+
+def _redis_state(settings: Settings) -> str:
+    try:
+        with connect(settings, timeout_seconds=_REDIS_SECONDS) as client:
+            client.ping()
+    except (redis.RedisError, OSError) as error:
+        return f"cannot be reached: {type(error).__name__}"
+    return "ok"
+
+
+@functools.cache
+def _needed_schema() -> str:
+    return migrations.head()

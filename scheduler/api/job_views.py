@@ -1,0 +1,60 @@
+"""Jobs as JSON: what each holds, and what those that wait are waiting for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlmodel import Session, col
+
+from jobs import ledger
+from jobs.database import Database
+from jobs.states import LIVE_LEASE_STATES, JobState, SlotState
+from jobs.tables import Job, Lease, Slot
+from scheduler.api.schemas import JobView, job_view
+from scheduler.leader import has_leader
+
+
+def describe_job(database: Database, job_id: str) -> JobView:
+    """A job as JSON, with what it holds and what it waits for."""
+    with database.read() as session:
+        return describe_jobs(session, database, [ledger.get(session, job_id)])[0]
+
+
+def describe_jobs(session: Session, database: Database, jobs: Sequence[Job]) -> list[JobView]:
+    """Jobs as JSON; two or three queries for all of them."""
+    held = (
+        select(col(Lease.job_id), func.count())
+        .where(col(Lease.job_id).in_([job.id for job in jobs]), col(Lease.state).in_(LIVE_LEASE_STATES))
+        .group_by(col(Lease.job_id))
+    )
+    slots_held: dict[str, int] = {row[0]: row[1] for row in session.execute(held)}
+    waits = any(job.state in (JobState.VALIDATING, JobState.QUEUED) for job in jobs)
+    reason = _why_jobs_wait(session, database) if waits else None
+    now = database.time(session) if waits else 0.0
+    return [
+        job_view(job, slots_held=slots_held.get(job.id, 0), waiting_reason=_waiting_reason(job, now, reason))
+        for job in jobs
+    ]
+
+
+def _waiting_reason(job: Job, now: float, reason: str | None) -> str | None:
+    if job.state == JobState.VALIDATING:
+        return "its rows are being counted"
+    if job.state != JobState.QUEUED:
+        return None
+    if job.not_before > now:
+        return f"its runner died; it is tried again in {job.not_before - now:.0f} s"
+    return reason
+
+
+def _why_jobs_wait(session: Session, database: Database) -> str:
+    if not has_leader(session, database):
+        return "no scheduler is running"
+    online = session.scalar(select(func.count()).select_from(Slot).where(col(Slot.state) == SlotState.ONLINE)) or 0
+    if not online:
+        return "no slot is online"
+    busy = select(func.count()).select_from(Lease).where(col(Lease.state).in_(LIVE_LEASE_STATES))
+    if (session.scalar(busy) or 0) >= online:
+        return f"all slots are busy ({online})"
+    return "it is about to be given a slot"

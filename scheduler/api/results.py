@@ -1,0 +1,107 @@
+"""Route of results: written in the asked format while they are read, nothing held whole."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
+
+from fastapi import APIRouter, Depends, Query
+from starlette.responses import StreamingResponse
+
+from jobs import ledger
+from jobs.rows import Result
+from jobs.sinks import open_sink
+from jobs.sinks.export import ExportFormat, open_writer
+from jobs.specs import parse_spec
+from scheduler.api.auth import require_key
+from scheduler.api.context import InContext, JobId
+from scheduler.api.errors import ERROR_RESPONSES
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_MEDIA_TYPES: dict[ExportFormat, str] = {
+    "jsonl": "application/x-ndjson",
+    "parquet": "application/vnd.apache.parquet",
+    "csv": "text/csv; charset=utf-8",
+}
+_STEP_ROWS = 64  # written between two looks at what there is to send; a row may be a megabyte
+_BLOCK_BYTES = 256 * 2**10
+
+router = APIRouter(prefix="/v1/jobs", tags=["results"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
+
+
+@router.get(
+    "/{job_id}/results",
+    response_class=StreamingResponse,
+    responses={200: {"content": {name: {} for name in _MEDIA_TYPES.values()}, "description": "The results."}},
+)
+def get_results(
+    context: InContext,
+    job_id: JobId,
+    format: Annotated[Literal["jsonl", "parquet", "csv"], Query(description="Of the answer.")] = "jsonl",  # noqa: A002
+    after_row: Annotated[int, Query(ge=-1, le=2**63 - 1, description="Only rows with a larger index.")] = -1,
+    limit: Annotated[int | None, Query(ge=1, le=2**63 - 1, description="At most so many.")] = None,
+) -> StreamingResponse:
+    """A job's results in row order, one for each row: `row_index`, `key`, and either `output` or `error`.
+
+    While the job runs, and after a cancel, these are the rows recorded so far; rows between them may be missing, since
+    chunks are done in any order. An answer that ends without the end of its chunked encoding was broken off.
+    """
+    with context.database.read() as session:
+        spec = parse_spec(ledger.get(session, job_id).spec)
+    vector_output = spec.task_info.vector_output
+    sink = open_sink(spec.output, vector_output=vector_output, database=context.database, store=context.store)
+    results = sink.read(job_id, after_row=after_row, limit=limit)
+    return StreamingResponse(
+        write_results(results, format, vector_output=vector_output),
+        media_type=_MEDIA_TYPES[format],
+        headers={"content-disposition": f'attachment; filename="{job_id}.{format}"'},
+    )
+
+
+def write_results(results: Iterator[Result], fmt: ExportFormat, *, vector_output: bool) -> Iterator[bytes]:
+    """Results in a format, in blocks, as they are read."""
+    outbox = _Outbox()
+    with open_writer(fmt, cast("BinaryIO", outbox), vector_output=vector_output) as writer:
+        while writer.add(islice(results, _STEP_ROWS)) == _STEP_ROWS:
+            if outbox.num_waiting >= _BLOCK_BYTES:
+                yield outbox.take()
+    if outbox.num_waiting:
+        yield outbox.take()
+
+
+class _Outbox(io.RawIOBase):
+    """A file that is written at one end while it is sent from the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: list[bytes] = []
+        self._taken = 0
+        self.num_waiting = 0
+        """Bytes written and not yet taken."""
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        """Append all of `data`."""
+        block = bytes(data)
+        self._waiting.append(block)
+        self.num_waiting += len(block)
+        return len(block)
+
+    def tell(self) -> int:
+        """Bytes written so far; Parquet's footer names places by it."""
+        return self._taken + self.num_waiting
+
+    def take(self) -> bytes:
+        """What was written since the last time."""
+        taken = b"".join(self._waiting)
+        self._waiting.clear()
+        self._taken += len(taken)
+        self.num_waiting = 0
+        return taken

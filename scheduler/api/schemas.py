@@ -1,0 +1,269 @@
+"""The JSON forms that the API answers with, as pydantic models, and how they are made of the tables' rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.specs import Priority
+from jobs.states import JobState, SlotState
+from jobs.tables import Artifact, Event, Job, Lease, LogLine, Slot, StoredFile
+
+Entry = TypeVar("Entry", bound=BaseModel)
+
+
+class Page(BaseModel, Generic[Entry]):
+    """One page of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[Entry]
+    first_id: str | int | None = Field(description="Id of the first entry here.")
+    last_id: str | int | None = Field(description="Id of the last entry here; `after` of the next page.")
+    has_more: bool
+
+
+def page(entries: Sequence[Entry], *, has_more: bool = False, id_field: str = "id") -> Page[Entry]:
+    """A page of these entries."""
+    ids = [getattr(entry, id_field) for entry in entries]
+    return Page(
+        data=list(entries),
+        first_id=ids[0] if ids else None,
+        last_id=ids[-1] if ids else None,
+        has_more=has_more,
+    )
+
+
+class Counts(BaseModel):
+    """A job's rows."""
+
+    total: int = Field(description="Rows of the input; 0 until they are counted.")
+    done: int = Field(description="Rows with a recorded result, row errors included.")
+    failed: int = Field(description="Of `done`, those whose result is a row error.")
+
+
+class JobError(BaseModel):
+    """Why a job ended without completing."""
+
+    code: str
+    message: str
+
+
+class JobView(BaseModel):
+    """A job. Times are Unix seconds."""
+
+    id: str
+    object: Literal["job"] = "job"
+    kind: str
+    name: str | None
+    state: JobState
+    spec: dict[str, Any]
+    priority: Priority
+    counts: Counts
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    error: JobError | None
+    num_tokens: int = Field(description="Tokens the model saw so far, padding not counted.")
+    retry_of: str | None = Field(description="The job that this one is a retry of.")
+    attempt: int
+    slots_held: int = Field(description="Slots that work on it now.")
+    waiting_reason: str | None = Field(description="Why it does not run yet, where it waits.")
+
+
+def job_view(job: Job, *, slots_held: int, waiting_reason: str | None) -> JobView:
+    """A job as JSON."""
+    error = None if job.error_code is None else JobError(code=job.error_code, message=job.error_message or "")
+    return JobView(
+        id=job.id,
+        kind=job.kind,
+        name=job.name,
+        state=job.state,
+        spec=job.spec,
+        priority=list(Priority)[job.priority],
+        counts=Counts(total=job.num_rows, done=job.num_done, failed=job.num_failed),
+        created_at=job.created_at,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+        error=error,
+        num_tokens=job.num_tokens,
+        retry_of=job.retry_of,
+        attempt=job.attempt,
+        slots_held=slots_held,
+        waiting_reason=waiting_reason,
+    )
+
+
+class EventView(BaseModel):
+    """One line of a job's history."""
+
+    id: int
+    object: Literal["event"] = "event"
+    job_id: str
+    at: float
+    name: str
+    data: dict[str, Any]
+
+
+def event_view(event: Event) -> EventView:
+    """An event as JSON."""
+    return EventView(id=event.id or 0, job_id=event.job_id, at=event.at, name=event.name, data=event.data)
+
+
+class LogView(BaseModel):
+    """One line that a job's runner logged."""
+
+    id: int
+    object: Literal["log"] = "log"
+    job_id: str
+    slot_id: str
+    lease_id: str
+    attempt: int
+    at: float
+    line: str
+
+
+def log_view(line: LogLine) -> LogView:
+    """A log line as JSON."""
+    return LogView(
+        id=line.id or 0,
+        job_id=line.job_id,
+        slot_id=line.slot_id,
+        lease_id=line.lease_id,
+        attempt=line.attempt,
+        at=line.at,
+        line=line.line,
+    )
+
+
+class MetricView(BaseModel):
+    """One number of a job."""
+
+    step: int = Field(description="Where it was measured; for inference, the rows done.")
+    name: str
+    value: float
+
+
+class MetricList(BaseModel):
+    """A job's numbers."""
+
+    object: Literal["list"] = "list"
+    data: list[MetricView]
+
+
+class ArtifactView(BaseModel):
+    """A file that a job made."""
+
+    name: str
+    object: Literal["artifact"] = "artifact"
+    bytes: int
+    sha256: str
+    created_at: float
+
+
+def artifact_view(artifact: Artifact) -> ArtifactView:
+    """An artifact as JSON."""
+    return ArtifactView(
+        name=artifact.name, bytes=artifact.num_bytes, sha256=artifact.sha256, created_at=artifact.created_at
+    )
+
+
+class SlotView(BaseModel):
+    """One accelerator or CPU share, and what it does now."""
+
+    id: str
+    object: Literal["slot"] = "slot"
+    host: str
+    device: str
+    device_uuid: str | None
+    name: str
+    memory_bytes: int
+    num_threads: int
+    state: SlotState
+    reason: str | None = Field(description="Why it is not online.")
+    warm_models: list[str] = Field(description="What its runner holds loaded, most recent last.")
+    job_id: str | None = Field(description="The job it works on.")
+    lease_id: str | None
+    registered_at: float
+    heartbeat_at: float
+
+
+def slot_view(slot: Slot, lease: Lease | None) -> SlotView:
+    """A slot as JSON, with the live lease it holds."""
+    return SlotView(
+        id=slot.id,
+        host=slot.host,
+        device=slot.device,
+        device_uuid=slot.device_uuid,
+        name=slot.name,
+        memory_bytes=slot.memory_bytes,
+        num_threads=slot.num_threads,
+        state=slot.state,
+        reason=slot.reason,
+        warm_models=slot.warm_models,
+        job_id=None if lease is None else lease.job_id,
+        lease_id=None if lease is None else lease.id,
+        registered_at=slot.registered_at,
+        heartbeat_at=slot.heartbeat_at,
+    )
+
+
+class FileView(BaseModel):
+    """An uploaded file, in OpenAI's form: times are whole Unix seconds."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+    expires_at: int | None
+
+
+def file_view(file: StoredFile) -> FileView:
+    """A file as JSON."""
+    return FileView(
+        id=file.id,
+        bytes=file.num_bytes,
+        created_at=int(file.created_at),
+        filename=file.filename,
+        purpose=file.purpose,
+        expires_at=None if file.expires_at is None else int(file.expires_at),
+    )
+
+
+class DeletedFile(BaseModel):
+    """The answer to a deletion, in OpenAI's form."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class Schema(BaseModel):
+    """Where the database's schema is and where this version needs it."""
+
+    current: str | None
+    needed: str
+
+
+HealthStatus = Literal["ok", "degraded", "unavailable"]
+
+
+class Health(BaseModel):
+    """Whether Stoker can do its work."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    status: HealthStatus = Field(
+        description="`degraded`: jobs are taken but wait (Redis, the scheduler); `unavailable`: nothing can be taken."
+    )
+    version: str
+    host_id: str = Field(description="Equal to a client's own where both see the same files.")
+    input_paths: bool = Field(description="Whether inputs may be named by a path; else they are uploaded.")
+    database: str = Field(description="`ok`, or what is wrong.")
+    db_schema: Schema | None = Field(serialization_alias="schema", description="None while the database is away.")
+    redis: str = Field(description="`ok`, or what is wrong.")
+    scheduler: str = Field(description="`ok`, or what is wrong.")

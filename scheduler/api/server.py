@@ -1,0 +1,128 @@
+"""The HTTP server: one socket, one thread with uvicorn's loop, an orderly end that streams do not hold up."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from jobs.errors import InvalidSpec, ServiceUnavailable
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 512
+_KEEP_ALIVE_SECONDS = 30
+
+
+class ApiServer:
+    """Serves an app in a thread of its own, so that the main thread is left to wait for signals."""
+
+    def __init__(
+        self, app: FastAPI, *, host: str, port: int, grace_seconds: float, on_end: Callable[[], None] = lambda: None
+    ) -> None:
+        """Take the port.
+
+        Args:
+            app: made by `create_app`.
+            host: address to bind.
+            port: 0 takes a free one.
+            grace_seconds: time that requests under way have at the end.
+            on_end: called in the server's thread when it has stopped, for whatever reason.
+
+        Raises:
+            InvalidSpec: the address cannot be bound; the message says what to do.
+        """
+        self._app = app
+        self._on_end = on_end
+        self._socket = _bind(host, port)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=max(1, round(grace_seconds)),
+        )
+        self._server = _Server(config)
+        self._thread = threading.Thread(target=self._run, name="api", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches it."""
+        host, port = self._socket.getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def start(self) -> None:
+        """Start, and wait until it answers.
+
+        Raises:
+            ServiceUnavailable: it ended while starting; the log says why.
+        """
+        self._thread.start()
+        self._server.settled.wait()
+        if not self._server.started:
+            raise ServiceUnavailable("the API could not start; the log says why")
+
+    def stop(self) -> None:
+        """Take no more requests, end the open streams, let requests under way finish, and wait for the end."""
+        self._app.state.context.closing.close()
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._socket.close()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it still serves."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._socket])
+        except Exception:
+            logger.exception("the API ended by an error")
+        finally:
+            self._server.settled.set()
+            self._on_end()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, saying when it has started."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.settled = threading.Event()
+        """It serves, or it never will."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As inherited."""
+        await super().startup(sockets=sockets)
+        self.settled.set()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise InvalidSpec(f"host '{host}' is not an address of this machine", param="host") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for old connections
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        reason = (error.strerror or str(error)).lower()
+        raise InvalidSpec(
+            f"port {port} on {host} cannot be served ({reason}); choose another with --port", param="port"
+        ) from error
+    return listener

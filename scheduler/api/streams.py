@@ -1,0 +1,178 @@
+"""Server-sent events that follow a job in the database until it has ended, and can be resumed where they broke off."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import orjson
+from pydantic import BaseModel
+from sqlalchemy import exists, select
+from sqlmodel import Session, col
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from jobs import ledger
+from jobs.errors import StokerError
+from jobs.states import LIVE_LEASE_STATES
+from jobs.tables import Lease
+from scheduler.api.context import Context
+from scheduler.api.job_views import describe_jobs
+from scheduler.api.schemas import JobView
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS = 0.02
+_LONGEST_PAUSE_SECONDS = 0.5
+_PAUSE_SHARE = 0.05  # of the time followed so far: a job of a second is seen to end within 50 ms, a long one in 0.5 s
+_SIGN_OF_LIFE_SECONDS = 5.0
+_SETTLE_SECONDS = 5.0
+_LINGER_SECONDS = 1.0
+_PAGE = 1000
+
+
+class Numbered(Protocol):
+    """An entry of an append-only table."""
+
+    @property
+    def id(self) -> int:
+        """Grows with each entry."""
+
+
+Entry = TypeVar("Entry", bound=Numbered)
+
+
+class Tail(Generic[Entry]):
+    """The new entries of an append-only table, each exactly once.
+
+    PostgreSQL numbers entries when they are written but shows them when they are committed, so a smaller id may come
+    after a larger one. Ids of the last seconds are therefore looked at again.
+    """
+
+    def __init__(
+        self, read: Callable[[Session, int, int], Sequence[Entry]], *, after: int, settle_seconds: float
+    ) -> None:
+        """
+        Args:
+            read: entries with an id above the second argument, in order, as many as the third.
+            after: only entries with a larger id.
+            settle_seconds: how late an entry may show itself; 0 where ids show in their order (SQLite).
+        """
+        self._read = read
+        self._floor = after
+        self._settle_seconds = settle_seconds
+        self._seen: dict[int, float] = {}
+
+    def more(self, session: Session, now: float) -> list[Entry]:
+        """What has come since the last call; `now` is any clock that only goes forward, in seconds."""
+        settled = [entry_id for entry_id, seen_at in self._seen.items() if seen_at + self._settle_seconds <= now]
+        if settled:
+            self._floor = max(settled)
+            self._seen = {entry_id: at for entry_id, at in self._seen.items() if entry_id > self._floor}
+        entries = self._read(session, self._floor, _PAGE + len(self._seen))
+        fresh = [entry for entry in entries if entry.id not in self._seen]
+        self._seen.update(dict.fromkeys((entry.id for entry in fresh), now))
+        return fresh
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one look at the database found."""
+
+    entries: list[Any]
+    job: JobView
+    is_over: bool
+    """The job has ended, and no lease is left whose runner could still log."""
+
+
+class Follower:
+    """Follows one job for one client."""
+
+    def __init__(
+        self,
+        context: Context,
+        job_id: str,
+        read: Callable[[Session, int, int], Sequence[Any]],
+        *,
+        after: int,
+        event_name: Callable[[Any], str],
+        with_progress: bool,
+        until_leases_end: bool,
+    ) -> None:
+        """
+        Args:
+            context: of the app.
+            job_id: the job.
+            read: see `Tail`.
+            after: only entries with a larger id.
+            event_name: what the client dispatches an entry by.
+            with_progress: send the job itself, as `progress`, at once and whenever its state or counts have changed.
+            until_leases_end: go on after the job's end until its runners have had time to log their last lines.
+        """
+        settle = 0.0 if context.database.is_sqlite else _SETTLE_SECONDS
+        self._context = context
+        self._job_id = job_id
+        self._tail: Tail[Any] = Tail(read, after=after, settle_seconds=settle)
+        self._event_name = event_name
+        self._with_progress = with_progress
+        self._until_leases_end = until_leases_end
+
+    def response(self) -> StreamingResponse:
+        """The stream as an answer."""
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(self._messages(), media_type="text/event-stream", headers=headers)
+
+    async def _messages(self) -> AsyncIterator[bytes]:
+        started = spoke = time.monotonic()
+        over_since: float | None = None
+        shown: Any = None
+        yield b"retry: 1000\n\n"
+        while True:
+            try:
+                look = await run_in_threadpool(self._look)
+            except StokerError as error:  # the client resumes after the last entry it has
+                logger.warning("the stream of job %s ends early: %s", self._job_id, error.message)
+                return
+            now = time.monotonic()
+            messages = [_message(self._event_name(entry), entry, entry_id=entry.id) for entry in look.entries]
+            visible = (look.job.state, look.job.counts, look.job.slots_held, look.job.waiting_reason)
+            if self._with_progress and visible != shown:
+                messages.append(_message("progress", look.job))
+                shown = visible
+            if messages:
+                yield b"".join(messages)
+                spoke = now
+            elif now - spoke >= _SIGN_OF_LIFE_SECONDS:
+                yield b": still here\n\n"
+                spoke = now
+            if look.is_over and len(look.entries) < _PAGE:
+                over_since = now if over_since is None else over_since
+                if not self._until_leases_end or now - over_since >= _LINGER_SECONDS:
+                    yield b"event: end\ndata: {}\n\n"
+                    return
+            pause = min(max(_FIRST_PAUSE_SECONDS, _PAUSE_SHARE * (now - started)), _LONGEST_PAUSE_SECONDS)
+            if await self._context.closing.wait(pause):
+                return
+
+    def _look(self) -> _Look:
+        """The state is read before the entries: what led to a terminal state is then among them."""
+        database = self._context.database
+        with database.read() as session:
+            job = ledger.get(session, self._job_id)
+            is_over = job.state.is_terminal and not (self._until_leases_end and _has_live_lease(session, job.id))
+            view = describe_jobs(session, database, [job])[0]
+            entries = self._tail.more(session, time.monotonic())
+        return _Look(entries, view, is_over)
+
+
+def _has_live_lease(session: Session, job_id: str) -> bool:
+    live = exists().where(col(Lease.job_id) == job_id, col(Lease.state).in_(LIVE_LEASE_STATES))
+    return bool(session.scalar(select(live)))
+
+
+def _message(name: str, data: BaseModel, *, entry_id: int | None = None) -> bytes:
+    number = b"" if entry_id is None else b"id: %d\n" % entry_id
+    return number + b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(data.model_dump(mode="json")))

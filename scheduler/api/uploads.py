@@ -1,0 +1,150 @@
+"""Taking a multipart upload apart as it comes in: the file's bytes are handed on, never kept."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from jobs.errors import UserError
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+_MOST_FIELDS = 20
+_LONGEST_FIELD_BYTES = 4096
+_LONGEST_FILENAME = 255
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(slots=True)
+class Part:
+    """One part of a multipart body."""
+
+    name: str
+    filename: str | None
+    """None for a plain field. Only the last component of a path, printable, at most 255 characters."""
+    content: Iterator[bytes] = field(default_factory=lambda: iter(()))
+    """Its bytes; to be read before the next part is asked for."""
+
+
+def boundary_of(content_type: str) -> bytes:
+    """The boundary that a multipart content type names.
+
+    Raises:
+        UserError: it is another type, or names none.
+    """
+    media_type, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if media_type != b"multipart/form-data" or not boundary:
+        raise UserError("an upload is multipart/form-data with the parts 'purpose' and 'file'", param="file")
+    return boundary
+
+
+def read_parts(blocks: Iterator[bytes], boundary: bytes) -> Iterator[Part]:
+    """The parts of a body, in its order, holding no more of it than one block.
+
+    Raises:
+        UserError: the body is not well formed, ends early, or has too many or too long fields.
+    """
+    events = _parse(blocks, boundary)
+    for number, (kind, value) in enumerate(events):  # `content` takes the events inside a part
+        if number >= _MOST_FIELDS or kind != "headers":
+            raise UserError("the multipart body is malformed")
+        part = _make_part(value)
+        part.content = _content(events)
+        yield part
+        for _rest in part.content:  # what the caller left
+            pass
+
+
+def read_field(part: Part) -> str:
+    """A plain field's text.
+
+    Raises:
+        UserError: it is too long or no text.
+    """
+    content = bytearray()
+    for block in part.content:
+        content += block
+        if len(content) > _LONGEST_FIELD_BYTES:
+            raise UserError(f"{part.name}: longer than {_LONGEST_FIELD_BYTES} bytes", param=part.name)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{part.name}: is not UTF-8 text", param=part.name) from error
+
+
+_Event = tuple[str, bytes]
+
+
+def _parse(blocks: Iterator[bytes], boundary: bytes) -> Iterator[_Event]:
+    """What the parser finds: (`headers`, the value of Content-Disposition), (`data`, bytes) ..., (`end`, nothing)."""
+    found: deque[_Event] = deque()
+    name, value, disposition = bytearray(), bytearray(), bytearray()
+
+    def keep(target: bytearray) -> Callable[[bytes, int, int], None]:
+        def append(data: bytes, start: int, end: int) -> None:
+            target.extend(data[start:end])
+
+        return append
+
+    def end_header() -> None:
+        if name.lower() == b"content-disposition":
+            disposition[:] = value
+        name.clear()
+        value.clear()
+
+    def end_headers() -> None:
+        found.append(("headers", bytes(disposition)))
+        disposition.clear()
+
+    finished = False
+
+    def finish() -> None:
+        nonlocal finished
+        finished = True
+
+    callbacks: MultipartCallbacks = {
+        "on_header_field": keep(name),
+        "on_header_value": keep(value),
+        "on_header_end": end_header,
+        "on_headers_finished": end_headers,
+        "on_part_data": lambda data, start, end: found.append(("data", data[start:end])),
+        "on_part_end": lambda: found.append(("end", b"")),
+        "on_end": finish,
+    }
+    try:
+        parser = MultipartParser(boundary, callbacks)
+        for block in blocks:
+            parser.write(block)
+            while found:
+                yield found.popleft()
+    except FormParserError as error:
+        raise UserError("the multipart body is malformed") from error
+    if not finished:
+        raise UserError("the multipart body ends early")
+
+
+def _content(events: Iterator[_Event]) -> Iterator[bytes]:
+    for kind, value in events:
+        if kind == "end":
+            return
+        yield value
+    raise UserError("the multipart body ends early")
+
+
+def _make_part(disposition: bytes) -> Part:
+    kind, options = parse_options_header(disposition)
+    name = options.get(b"name", b"").decode("utf-8", "replace")
+    if kind != b"form-data" or not name:
+        raise UserError("a part of the multipart body has no name")
+    if b"filename" not in options:
+        return Part(name[:100], None)
+    filename = options[b"filename"].decode("utf-8", "replace").replace("\\", "/").rpartition("/")[2]
+    return Part(name[:100], _UNPRINTABLE.sub("", filename)[-_LONGEST_FILENAME:].strip() or "upload")

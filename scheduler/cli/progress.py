@@ -1,0 +1,175 @@
+"""How far a job is, drawn while it runs: rows, rates from counts over time, what is left, what failed."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from scheduler.cli.terminal import clean, joined, plural, say, short_duration, short_number, stderr
+from scheduler.client import TERMINAL_STATES
+from scheduler.connection import Json
+
+_WINDOW_SECONDS = 15.0
+_LINE_SECONDS = 30.0
+_DRAWS_PER_SECOND = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    at: float
+    num_done: int
+    num_tokens: int
+
+
+class Rates:
+    """Rows and tokens per second over the last while, from counts as they come in."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            clock: seconds, never going back.
+        """
+        self._clock = clock
+        self._samples: deque[_Sample] = deque()
+        self._is_first = True
+
+    def add(self, num_done: int, num_tokens: int) -> None:
+        """Note the counts as they are now."""
+        now = self._clock()
+        if self._samples and num_done == self._samples[-1].num_done:
+            return
+        if self._is_first and len(self._samples) == 2:
+            self._samples.popleft()  # the time before the first rows went into loading the model
+            self._is_first = False
+        self._samples.append(_Sample(now, num_done, num_tokens))
+        while len(self._samples) > 2 and self._samples[1].at < now - _WINDOW_SECONDS:
+            self._samples.popleft()
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """None until it can be told."""
+        return self._rate(lambda sample: sample.num_done)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """None until it can be told."""
+        return self._rate(lambda sample: sample.num_tokens)
+
+    def seconds_left(self, num_left: int) -> float | None:
+        """How long the rows that are left will take; counts down between two notes. None until it can be told."""
+        rate = self.rows_per_second
+        if not rate:
+            return None
+        return max(0.0, num_left / rate - (self._clock() - self._samples[-1].at))
+
+    def _rate(self, count: Callable[[_Sample], int]) -> float | None:
+        if len(self._samples) < 2:
+            return None
+        first, last = self._samples[0], self._samples[-1]
+        return (count(last) - count(first)) / (last.at - first.at) if last.at > first.at else None
+
+
+class _Facts(ProgressColumn):
+    """The words after the bar."""
+
+    def __init__(self, facts: Callable[[], str]) -> None:
+        super().__init__()
+        self._facts = facts
+
+    def render(self, task: Task) -> RenderableType:  # noqa: ARG002, one bar only
+        """Draw them."""
+        return Text(self._facts(), no_wrap=True, overflow="ellipsis")
+
+
+class JobProgress:
+    """Shows one job's way to its end on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            clock: seconds, never going back.
+        """
+        self._clock = clock
+        self._rates = Rates(clock)
+        self._job: Json | None = None
+        self._said_at: float | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            _Facts(self._describe),
+            console=stderr,
+            refresh_per_second=_DRAWS_PER_SECOND,
+            transient=True,
+            disable=not stderr.is_terminal,
+        )
+        self._bar = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, job: Json) -> None:
+        """Show the job as it is now."""
+        self._job = job
+        counts = job["counts"]
+        if job["state"] in {"running", "finalizing"}:  # waiting is no slowness
+            self._rates.add(counts["done"], job["num_tokens"])
+        if self._progress.disable:
+            self._say_sometimes(job)
+            return
+        self._progress.update(
+            self._bar, description=f"{job['state']:<10}", total=counts["total"] or None, completed=counts["done"]
+        )
+
+    def _say_sometimes(self, job: Json) -> None:
+        now = self._clock()
+        if self._said_at is None:
+            self._said_at = now
+        elif now - self._said_at >= _LINE_SECONDS and job["state"] not in TERMINAL_STATES:
+            self._said_at = now
+            say(f"{job['id']} {job['state']}: {self._describe()}")
+
+    def _describe(self) -> str:
+        job = self._job
+        if job is None:
+            return ""
+        counts, rates = job["counts"], self._rates
+        if job["state"] in {"validating", "queued"}:
+            rows = plural(counts["total"], "row") if counts["total"] else ""
+            return clean(joined([rows, job.get("waiting_reason")]))
+        left = rates.seconds_left(counts["total"] - counts["done"])
+        rows_rate, tokens_rate = rates.rows_per_second, rates.tokens_per_second
+        parts = [
+            f"{short_number(counts['done'])}/{short_number(counts['total'])}",
+            f"{short_number(counts['failed'])} failed" if counts["failed"] else None,
+            f"{short_number(rows_rate)} rows/s" if rows_rate else None,
+            f"{short_number(tokens_rate)} tok/s" if tokens_rate else None,
+            f"eta {short_duration(left)}" if left is not None and job["state"] == "running" else None,
+        ]
+        return joined(parts)
+
+
+def summary(job: Json) -> str:
+    """One sentence on a job that has ended."""
+    counts = job["counts"]
+    began = job["started_at"] or job["created_at"]
+    seconds = max(0.0, (job["ended_at"] or began) - began)
+    rate = f" ({short_number(counts['done'] / seconds)} rows/s)" if seconds > 0 and counts["done"] else ""
+    done = plural(counts["done"], "row")
+    if counts["total"] and counts["done"] < counts["total"]:
+        done = f"{counts['done']:,} of {plural(counts['total'], 'row')}"
+    failed = f", {counts['failed']:,} with a row error" if counts["failed"] else ""
+    return f"{job['id']} {job['state']}: {done} in {short_duration(seconds)}{rate}{failed}"

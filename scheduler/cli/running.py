@@ -1,0 +1,157 @@
+"""`stoker run`: one task over one input to the end, with a stack of its own where none answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.errors import ServiceUnavailable
+from jobs.settings import Settings
+from jobs.specs import Priority, parse_spec
+from scheduler.cli.documents import bring, check_local_inputs, parse_pairs, parse_parameters
+from scheduler.cli.interrupts import interruptible
+from scheduler.cli.outputs import check_output, show_results, write_results
+from scheduler.cli.reaching import DataDir, Json, Url, find_key, find_url, load_settings, open_client
+from scheduler.cli.terminal import say, short_bytes, stderr
+from scheduler.cli.waiting import check_completed, wait_or_cancel
+from scheduler.client import StokerClient
+from scheduler.data_dir import AlreadyRunning, Use
+
+_LARGE_UPLOAD_BYTES = 10 * 2**20
+_OTHERS_START_SECONDS = 120.0
+_LOOK_SECONDS = 0.1
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("run")(run)
+
+
+def run(
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Such as embeddings or text-classification.")],
+    model: Annotated[str, typer.Option(help="A model's folder or hub id.")],
+    input_path: Annotated[list[str], typer.Option("--input", help="JSONL, Parquet or CSV file, glob or data set.")],
+    text_column: Annotated[str | None, typer.Option(help="The input's column with the text.")] = None,
+    column: Annotated[list[str] | None, typer.Option(metavar="NAME=COL", help="A column for the task's NAME.")] = None,
+    key: Annotated[str | None, typer.Option(help="The column that identifies a row.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Result file: .jsonl, .parquet or .csv.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(metavar="K=V", help="A parameter of the task; V may be JSON.")
+    ] = None,
+    input_format: Annotated[str, typer.Option("--format", help="auto, jsonl, csv, parquet or dataset.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    slots: Annotated[int | None, typer.Option(min=1, help="The most slots to use.")] = None,
+    priority: Annotated[Priority, typer.Option(help="Class of the job.")] = Priority.NORMAL,
+    chunk_rows: Annotated[int | None, typer.Option(min=1, help="Rows committed at once.")] = None,
+    name: Annotated[str | None, typer.Option(help="A label for people.")] = None,
+    as_json: Json = False,
+    url: Url = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run a task over a file and wait for the results.
+
+    With --output they go to that file. Without, they go to standard output as JSON lines, or, on a terminal, the first
+    ones as a table.
+    """
+    settings = load_settings(context, url=url, data_dir=data_dir)
+    columns = parse_pairs(column or [], "--column") | ({} if text_column is None else {"text": text_column})
+    document: dict[str, Any] = {
+        "task": task,
+        "model": model,
+        "input": {
+            "path": input_path[0] if len(input_path) == 1 else input_path,
+            "format": input_format,
+            "columns": columns,
+            "key": key,
+        },
+        "parameters": parse_parameters(param or []),
+        "dtype": dtype,
+        "slots": {"max": slots},
+        "batching": {"chunk_rows": "auto" if chunk_rows is None else chunk_rows},
+        "priority": priority.value,
+        "name": name,
+    }
+    parse_spec(document)
+    if output is not None:
+        check_output(output)
+    with _reached_or_started(settings, document, slots) as client:
+        job_id = str(client.submit(bring(document, client, on_upload=_say_upload))["id"])
+        say(f"job {job_id}")
+        job = wait_or_cancel(client, job_id)
+        check_completed(job, blame_user=True)
+        if output is not None:
+            write_results(client, job_id, output)
+        else:
+            show_results(client, job, as_lines=as_json)
+
+
+@contextmanager
+def _reached_or_started(settings: Settings, document: dict[str, Any], slots: int | None) -> Iterator[StokerClient]:
+    """A client of the API that answers, or of a stack that is there for this command."""
+    if settings.url:  # a person who names an API does not mean another one
+        with interruptible(), open_client(settings, waits=True) as client:
+            yield client
+        return
+    use = Use(settings.data_dir)
+    with ExitStack() as cleanup:
+        cleanup.callback(use.close)
+        cleanup.enter_context(interruptible())
+        use.begin()
+        if not _answers(settings):
+            check_local_inputs(document)
+            settings = _start(settings, slots, use, cleanup)
+        yield cleanup.enter_context(open_client(settings, waits=True))
+
+
+def _start(settings: Settings, slots: int | None, use: Use, cleanup: ExitStack) -> Settings:
+    """Start a stack that ends with `cleanup`, or wait for the one that somebody else is just starting."""
+    from scheduler.embedded import Stack  # brings the database and the API along
+
+    stack = Stack(settings.model_copy(update={"port": 0, **({} if slots is None else {"slots": slots})}))
+    try:
+        with ExitStack() as starting, stderr.status("starting Redis, API and workers ..."):
+            starting.enter_context(interruptible(stack.hurry))
+            starting.enter_context(stack)
+            cleanup.enter_context(starting.pop_all())
+    except AlreadyRunning:
+        _await_others(settings)
+        return settings
+    cleanup.callback(_leave_to_others, use)
+    return stack.settings.model_copy(update={"url": stack.url})
+
+
+def _leave_to_others(use: Use) -> None:
+    if not use.try_end_all():
+        say("another command still uses the stack; it is stopped when that one is done")
+        use.end_all()
+
+
+def _await_others(settings: Settings) -> None:
+    give_up_at = time.monotonic() + _OTHERS_START_SECONDS
+    while not _answers(settings):
+        if time.monotonic() > give_up_at:
+            raise ServiceUnavailable(
+                f"a stack holds {settings.data_dir}, but no API answers at {find_url(settings)} (see `stoker doctor`)"
+            )
+        time.sleep(_LOOK_SECONDS)  # it was started by another command, which tells us nothing
+
+
+def _answers(settings: Settings) -> bool:
+    url = find_url(settings)
+    with StokerClient(url, find_key(settings, url), retry_seconds=0) as client:
+        try:
+            client.health()
+        except ServiceUnavailable:
+            return False
+        return True
+
+
+def _say_upload(name: str, sent_bytes: int, num_bytes: int) -> None:
+    if sent_bytes == num_bytes and num_bytes >= _LARGE_UPLOAD_BYTES:
+        say(f"uploaded {name} ({short_bytes(num_bytes)})")

@@ -1,0 +1,64 @@
+"""Last chunk in: merges a job's outputs in row order, delivers them, and completes the job."""
+
+from __future__ import annotations
+
+import logging
+
+from jobs import ledger
+from jobs.database import Database
+from jobs.errors import Conflict, UserError
+from jobs.paths import resolve_output_path
+from jobs.settings import Settings
+from jobs.sinks import open_sink
+from jobs.sinks.export import deliver_output
+from jobs.specs import parse_spec
+from jobs.states import JobState
+from jobs.store import Store
+from jobs.tables import Artifact
+
+logger = logging.getLogger(__name__)
+
+
+def finalize_job(db: Database, store: Store, settings: Settings, job_id: str) -> None:
+    """Take a finalizing job to `completed`, or to `failed` where its user is at fault (an output that cannot be).
+
+    Each step replaces what an earlier, interrupted run of it left, so that it can be done again at any point.
+
+    Raises:
+        MachineError: the store, the disk or the database is away or full; try again later.
+        StokerError: a result is missing, which trying again cannot mend.
+    """
+    with db.read() as session:
+        job = ledger.get(session, job_id)
+    if job.state != JobState.FINALIZING:
+        return
+    try:
+        spec = parse_spec(job.spec)
+        sink = open_sink(spec.output, vector_output=spec.task_info.vector_output, database=db, store=store)
+        made = sink.merge(job_id)
+        if spec.output.path is not None:
+            path = resolve_output_path(spec.output.path, settings)
+            for item in made:
+                deliver_output(path, store, item.stored.key)
+        with db.read() as session:
+            now = db.time(session)
+        artifacts = [
+            Artifact(
+                job_id=job_id,
+                name=item.name,
+                key=item.stored.key,
+                num_bytes=item.stored.num_bytes,
+                sha256=item.stored.sha256,
+                created_at=now,
+            )
+            for item in made
+        ]
+        ledger.complete(db, job_id, artifacts)
+    except Conflict as error:
+        logger.info("finalizing of %s ended: %s", job_id, error)
+    except UserError as error:
+        logger.info("job %s cannot be finalized: %s", job_id, error)
+        hint = f"{error.message}; its results are recorded: `stoker results {job_id} --output FILE`"
+        ledger.fail(db, job_id, type(error)(hint, param=error.param))
+    else:
+        logger.info("job %s is completed", job_id)

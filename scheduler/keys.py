@@ -1,0 +1,148 @@
+"""API keys: made, listed, revoked, kept as hashes only, compared in constant time; and the local stack's key file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select, update
+from sqlmodel import col
+
+from jobs.database import Database
+from jobs.errors import Conflict, NotFound
+from jobs.ids import new_id
+from jobs.settings import Settings
+from jobs.tables import ApiKey
+
+_PREFIX = "sk-stoker-"
+_LOCAL_NAME = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key just made: the one moment its secret is known."""
+
+    id: str
+    name: str
+    project: str
+    secret: str
+
+
+def find_key(database: Database, secret: str) -> ApiKey | None:
+    """The live key with this secret, or None."""
+    digest = _digest(secret)
+    with database.read() as session:
+        key = session.scalar(select(ApiKey).where(col(ApiKey.sha256) == digest))
+    # The index found it by its hash, which tells nothing of the secret; the comparison that decides is constant-time.
+    if key is None or not hmac.compare_digest(key.sha256, digest) or key.revoked_at is not None:
+        return None
+    return key
+
+
+# -- the verbs of `stoker keys` ------------------------------------------------------------------------------------
+
+
+def create_key(database: Database, name: str, *, project: str = "default") -> NewKey:
+    """Make a key. Its secret is in the answer and nowhere else."""
+    secret = _PREFIX + secrets.token_urlsafe(32)
+    key_id = _register(database, name=name, project=project, secret=secret)
+    return NewKey(key_id, name, project, secret)
+
+
+def list_keys(database: Database) -> list[ApiKey]:
+    """Every key ever made, oldest first, revoked ones too."""
+    with database.read() as session:
+        return list(session.scalars(select(ApiKey).order_by(col(ApiKey.created_at), col(ApiKey.id))))
+
+
+def revoke_key(database: Database, key_id: str) -> ApiKey:
+    """End a key; requests with it are refused from now on.
+
+    Raises:
+        NotFound: there is no such key.
+        Conflict: it was revoked before.
+    """
+    with database.write() as session:
+        key = session.get(ApiKey, key_id)
+        if key is None:
+            raise NotFound(f"there is no key '{key_id}'")
+        live = update(ApiKey).where(col(ApiKey.id) == key_id, col(ApiKey.revoked_at).is_(None))
+        ended = session.execute(live.values(revoked_at=database.now()).returning(col(ApiKey.id)))
+        if ended.one_or_none() is None:
+            raise Conflict(f"key '{key_id}' was revoked before")
+        session.refresh(key)
+        return key
+
+
+def _register(database: Database, *, name: str, project: str, secret: str) -> str:
+    """Write a key's hash down, once. Returns its id."""
+    digest = _digest(secret)
+    with database.write() as session:
+        row = {
+            "id": new_id("key"),
+            "name": name,
+            "project": project,
+            "sha256": digest,
+            "created_at": database.time(session),
+        }
+        session.execute(database.insert(ApiKey).values(**row).on_conflict_do_nothing(index_elements=["sha256"]))
+        return session.scalars(select(col(ApiKey.id)).where(col(ApiKey.sha256) == digest)).one()
+
+
+# -- the key of the embedded stack ---------------------------------------------------------------------------------
+
+
+def ensure_local_key(settings: Settings, database: Database) -> str:
+    """The embedded stack's own key: from its file, which only its owner may read, made where there is none.
+
+    A key whose file is there but which was revoked is replaced by a new one.
+
+    Returns:
+        The secret.
+    """
+    path = settings.local_key_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    secret = _read_key_file(path) or _write_key_file(path, replace=path.exists())
+    _register(database, name=_LOCAL_NAME, project="default", secret=secret)
+    if find_key(database, secret) is None:
+        secret = _write_key_file(path, replace=True)
+        _register(database, name=_LOCAL_NAME, project="default", secret=secret)
+    return secret
+
+
+def _read_key_file(path: Path) -> str:
+    try:
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _write_key_file(path: Path, *, replace: bool) -> str:
+    """Write a new key whole or not at all; of two processes that write the first one, both end with the same key."""
+    secret = _PREFIX + secrets.token_urlsafe(32)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secret + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            aside.replace(path)
+        else:
+            with contextlib.suppress(FileExistsError):  # another process was first: its key is the one
+                path.hardlink_to(aside)
+    finally:
+        aside.unlink(missing_ok=True)
+    return _read_key_file(path)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,118 @@
+"""Deletes what nobody needs any more: temporaries of dead writers, orphaned parts, expired uploads, old jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, delete, or_, select
+from sqlmodel import col
+
+from jobs.database import Database
+from jobs.settings import Settings
+from jobs.states import LIVE_JOB_STATES, JobState
+from jobs.store import Store, job_prefix
+from jobs.tables import Artifact, Chunk, Event, Job, Lease, LogLine, ResultRecord, StoredFile
+from jobs.uploads import uploads_in_use
+
+logger = logging.getLogger(__name__)
+
+_DAY_SECONDS = 24 * 3600.0
+_STALE_SECONDS = _DAY_SECONDS
+"""Age of a temporary whose writer must be dead; also how long after its end a job is searched for orphaned parts."""
+_ENDED = tuple(state for state in JobState if state not in LIVE_JOB_STATES)
+_BATCH_ROWS = 5000  # rows deleted in one transaction, so that nobody waits long for the write lock
+_ROWS_OF_A_JOB: tuple[tuple[Any, Any], ...] = (
+    (ResultRecord, ResultRecord.row_index),
+    (Chunk, Chunk.start_row),
+    (Event, Event.id),
+    (LogLine, LogLine.id),
+    (Lease, Lease.id),
+    (Artifact, Artifact.name),
+)
+"""Tables that name a job, each with the column that tells its rows of one job apart."""
+
+
+def retain(db: Database, store: Store, settings: Settings, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    """Delete once all that is due.
+
+    Killed anywhere, it leaves nothing that the next run does not find: objects go before the rows that name them. The
+    parts that chunks do name stay as long as their job: results are read from them, from any row on.
+
+    Args:
+        is_wanted: asked between steps; once it says no, the rest is left for the next run.
+
+    Raises:
+        ServiceUnavailable: the store or the database cannot be reached.
+    """
+    for step in (_delete_stale_temporaries, _delete_orphaned_parts, _delete_expired_uploads, _delete_old_jobs):
+        for deleted in step(db, store, settings):
+            logger.info("deleted %s", deleted)
+            if not is_wanted():
+                return
+
+
+def _delete_stale_temporaries(_db: Database, store: Store, _settings: Settings) -> Iterator[str]:
+    for name in store.stale_temporaries(_STALE_SECONDS):
+        store.delete(name)
+        yield f"{name}, which a dead writer left"
+
+
+def _delete_orphaned_parts(db: Database, store: Store, _settings: Settings) -> Iterator[str]:
+    """Parts of ended jobs that no chunk names: written under a lease that was lost before its commit."""
+    lately = (col(Job.state).in_(_ENDED), col(Job.ended_at) > db.now() - _STALE_SECONDS)
+    with db.read() as session:
+        ended = [
+            row.id for row in session.execute(select(col(Job.id), col(Job.spec)).where(*lately)) if _has_parts(row)
+        ]
+    for job_id in ended:
+        with db.read() as session:
+            named = set(session.scalars(select(col(Chunk.part)).where(col(Chunk.job_id) == job_id)))
+        for key in store.list(f"{job_prefix(job_id)}parts/"):
+            if key not in named:
+                store.delete(key)
+                yield f"{key}, which belongs to no chunk"
+
+
+def _has_parts(row: Any) -> bool:
+    return bool(row.spec.get("output", {}).get("to", "database") != "database")
+
+
+def _delete_expired_uploads(db: Database, store: Store, settings: Settings) -> Iterator[str]:
+    oldest = db.now() - settings.upload_days * _DAY_SECONDS
+    expired = or_(col(StoredFile.expires_at) <= db.now(), col(StoredFile.created_at) <= oldest)
+    with db.read() as session:
+        uploads = session.execute(select(col(StoredFile.id), col(StoredFile.key)).where(expired)).all()
+        in_use = uploads_in_use(session)
+    for upload in uploads:
+        if upload.id in in_use:
+            continue
+        store.delete(upload.key)
+        with db.write() as session:
+            session.execute(delete(StoredFile).where(col(StoredFile.id) == upload.id))
+        yield f"upload {upload.id}, which has expired"
+
+
+def _delete_old_jobs(db: Database, store: Store, settings: Settings) -> Iterator[str]:
+    if settings.job_days == 0:
+        return
+    old = col(Job.ended_at) < db.now() - settings.job_days * _DAY_SECONDS
+    with db.read() as session:
+        job_ids = session.scalars(select(col(Job.id)).where(col(Job.state).in_(_ENDED), old)).all()
+    for job_id in job_ids:
+        for key in list(store.list(job_prefix(job_id))):
+            store.delete(key)
+        for table, key_column in _ROWS_OF_A_JOB:
+            while _delete_some(db, table, key_column, job_id) == _BATCH_ROWS:
+                yield f"{_BATCH_ROWS} rows of {table.__tablename__} of job {job_id}"
+        with db.write() as session:
+            session.execute(delete(Job).where(col(Job.id) == job_id, col(Job.state).in_(_ENDED)))
+        yield f"job {job_id}, which ended more than {settings.job_days:g} days ago"
+
+
+def _delete_some(db: Database, table: Any, key_column: Any, job_id: str) -> int:
+    some = select(key_column).where(table.job_id == job_id).limit(_BATCH_ROWS)
+    with db.write() as session:
+        deleted = session.execute(delete(table).where(table.job_id == job_id, key_column.in_(some)))
+        return cast("CursorResult[Any]", deleted).rowcount

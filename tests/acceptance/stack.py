@@ -1,0 +1,154 @@
+"""A running `stoker up` of a test's own: started, asked, shot at, stopped, and searched for orphans."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs.errors import ServiceUnavailable
+from jobs.settings import Settings
+from scheduler.client import StokerClient
+from tests.conftest import wait_until
+
+ROLES: Mapping[str, str] = {
+    "scheduler": "scheduler.api.serve",
+    "supervisor": "worker.main",
+    "celery": "worker.app",
+    "runner": "-m worker.runner",  # a Celery worker's command line names the module as well
+    "redis": "redis-server",
+}
+"""What tells a process of each role by its command line."""
+
+
+class Stack:
+    """One embedded stack on one data directory."""
+
+    def __init__(self, data_dir: Path, *, slots: int = 2, **environment: str) -> None:
+        self.data_dir, self.num_slots = data_dir, slots
+        self.environment = {**os.environ, "STOKER_DATA_DIR": str(data_dir), "HF_HUB_OFFLINE": "1", **environment}
+        self.up: subprocess.Popen[str] | None = None
+        self.url = ""
+
+    def start(self) -> None:
+        """`stoker up`, until it says that it is ready."""
+        argv = [sys.executable, "-m", "scheduler.cli", "up", "--port", "0", "--slots", str(self.num_slots)]
+        self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        log = (self.data_dir.parent / "up.err").open("a")
+        self.up = subprocess.Popen(argv, env=self.environment, stdout=subprocess.PIPE, stderr=log, text=True)
+        log.close()
+        assert self.up.stdout is not None
+        for line in self.up.stdout:
+            if line.startswith("stoker ready at "):
+                self.url = line.split()[-1]
+                return
+        raise AssertionError(f"stoker up ended with {self.up.wait()}: {(self.data_dir.parent / 'up.err').read_text()}")
+
+    def stop(self) -> int:
+        """SIGTERM, wait, and say the exit code."""
+        assert self.up is not None
+        self.up.send_signal(signal.SIGTERM)
+        code = self.up.wait(60.0)
+        assert self.up.stdout is not None
+        self.up.stdout.close()
+        return code
+
+    def kill(self) -> None:
+        """kill -9 of `stoker up` itself."""
+        assert self.up is not None
+        self.up.kill()
+        self.up.wait()
+        assert self.up.stdout is not None
+        self.up.stdout.close()
+
+    def run(self, *arguments: str, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+        """A `stoker` command against this stack, which must end with exit code `code`."""
+        argv = [sys.executable, "-m", "scheduler.cli", *arguments]
+        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=280, **options)
+        assert done.returncode == code, f"{arguments} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done
+
+    def submit(self, spec: Mapping[str, Any]) -> str:
+        """Submit a spec through the command line and return the job's id."""
+        path = self.data_dir.parent / "spec.json"
+        path.write_text(json.dumps(spec))
+        return self.run("submit", str(path)).stdout.strip()
+
+    def client(self) -> StokerClient:
+        """A client of this stack's API, with the local key."""
+        settings = Settings(data_dir=self.data_dir)
+        return StokerClient(self.url, settings.local_key_path.read_text().strip())
+
+    def await_end(self, job_id: str, seconds: float) -> dict[str, Any]:
+        """The job once its life is over; asks on while the API is being restarted."""
+        job: dict[str, Any] = {}
+
+        def ended() -> bool:
+            with contextlib.suppress(ServiceUnavailable):
+                job.update(client.job(job_id))
+            return job.get("ended_at") is not None
+
+        with self.client() as client:
+            wait_until(ended, f"the end of {job_id}, which is {job}", seconds, pause_seconds=0.25)
+        return job
+
+    def results(self, job_id: str) -> list[dict[str, Any]]:
+        """Every result line of a job."""
+        path = self.data_dir.parent / f"{job_id}.jsonl"
+        self.run("results", job_id, "--output", str(path))
+        with path.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
+    def processes(self) -> dict[int, psutil.Process]:
+        """Every living process that was started for this data directory, this test's own `stoker up` included."""
+        found = {}
+        for candidate in psutil.process_iter():
+            try:
+                if candidate.status() == psutil.STATUS_ZOMBIE or candidate.pid == os.getpid():
+                    continue
+                # Redis writes its title over its environment, and works in its own folder
+                is_redis = Path(candidate.cwd()).is_relative_to(self.data_dir)
+                if is_redis or candidate.environ().get("STOKER_DATA_DIR") == str(self.data_dir):
+                    found[candidate.pid] = candidate
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue  # it ended while we looked
+        return found
+
+    def of_role(self, role: str) -> list[psutil.Process]:
+        """The living processes of a role."""
+        matching = []
+        for candidate in self.processes().values():
+            try:
+                if ROLES[role] in " ".join(candidate.cmdline()):
+                    matching.append(candidate)
+            except psutil.NoSuchProcess:
+                continue  # it ended while we looked
+        return matching
+
+
+@contextmanager
+def stack(data_dir: Path, *, slots: int = 2, **environment: str) -> Iterator[Stack]:
+    """A running stack; at the end it is stopped and must leave no process behind."""
+    running = Stack(data_dir, slots=slots, **environment)
+    running.start()
+    try:
+        yield running
+    finally:
+        try:
+            code = running.stop()
+        finally:
+            orphans = running.processes()
+            for orphan in orphans.values():
+                orphan.kill()
+    assert code == 0
+    assert not orphans, f"left behind: {[orphan.pid for orphan in orphans.values()]}"

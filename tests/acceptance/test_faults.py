@@ -1,0 +1,154 @@
+"""The promise itself: whatever is killed while a job runs, every row has exactly one result, and the right one."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+from sqlalchemy import func, select
+from sqlmodel import col
+
+from jobs.database import Database
+from jobs.settings import Settings
+from jobs.states import LIVE_LEASE_STATES, ChunkState
+from jobs.tables import Chunk, Lease, ResultRecord
+from tests import tiny
+from tests.acceptance.stack import Stack, stack
+from tests.conftest import wait_until
+
+NUM_ROWS = 20_000
+WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potent potions behind closed doors".split()
+QUICK = {"STOKER_LEASE_SECONDS": "4", "STOKER_SLOT_SECONDS": "4", "STOKER_DOORBELL_SECONDS": "2"}
+"""Short lives, so that what must be waited for is."""
+
+
+def write_rows(path: Path, num_rows: int) -> None:
+    """Rows of varied length, each text its own."""
+    chosen = random.Random(7)
+    with path.open("w", encoding="utf-8") as out:
+        for row in range(num_rows):
+            text = " ".join(chosen.choices(WORDS, k=chosen.randint(1, 40)))
+            out.write(json.dumps({"id": f"r{row}", "text": f"{row} {text}"}) + "\n")
+
+
+def embedding_spec(model: Path, rows: Path) -> dict[str, Any]:
+    """A job over these rows."""
+    return {
+        "task": "embeddings",
+        "model": str(model),
+        "input": {"path": str(rows), "key": "id"},
+        "batching": {"chunk_rows": 64},
+    }
+
+
+class Sniper(threading.Thread):
+    """Kills a random process with -9 every two seconds, and empties Redis once."""
+
+    def __init__(self, target: Stack, seed: int) -> None:
+        super().__init__(name="sniper")
+        self.target, self.random = target, random.Random(seed)
+        self.stopped = threading.Event()
+        self.kills: list[str] = []
+        self.flushed = False
+
+    def run(self) -> None:
+        """Shoot until stopped."""
+        bag: list[str] = []  # each role once before any comes again, so that every run meets every fault
+        while not self.stopped.wait(2.0):
+            bag = bag or self.random.sample(["celery", "runner", "scheduler", "redis"], k=4)
+            role = bag.pop()
+            if not self.flushed and len(self.kills) >= 3:
+                self.flushed = self._flush()
+            victims = self.target.of_role(role)
+            if victims:
+                victim = self.random.choice(victims)
+                try:
+                    victim.kill()
+                except psutil.NoSuchProcess:
+                    continue  # it fell with an earlier victim
+                self.kills.append(role)
+
+    def _flush(self) -> bool:
+        socket = Settings(data_dir=self.target.data_dir).redis_socket
+        with redis.Redis(unix_socket_path=str(socket)) as client:
+            try:
+                return bool(client.flushall())
+            except redis.RedisError:
+                return False  # it is being restarted; the next shot tries again
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_20000_rows_survive_a_kill_every_two_seconds(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Lost: everything that Stoker is for."""
+    environment = dict(QUICK)
+    if kind == "postgresql":
+        environment["STOKER_DATABASE_URL"] = request.getfixturevalue("postgres_url")
+    rows, model = tmp_path / "rows.jsonl", tiny.tiny_encoder(tmp_path / "model")
+    write_rows(rows, NUM_ROWS)
+    with stack(tmp_path / "data", slots=2, **environment) as running:
+        calm = running.submit(embedding_spec(model, rows))
+        assert running.await_end(calm, 200.0)["state"] == "completed"
+        expected = running.results(calm)
+
+        seed = random.SystemRandom().randrange(2**32)
+        print(f"seed {seed}")
+        sniper = Sniper(running, seed)
+        sniper.start()
+        try:
+            stormy = running.submit(embedding_spec(model, rows))
+            job = running.await_end(stormy, 300.0)
+        finally:
+            sniper.stopped.set()
+            sniper.join()
+        print(f"{len(sniper.kills)} kills: {sniper.kills}")
+        assert job["state"] == "completed", job
+        assert job["counts"] == {"total": NUM_ROWS, "done": NUM_ROWS, "failed": 0}
+        assert len(set(sniper.kills)) == 4, "the job was too short to meet every fault"
+        assert_same_results(running.results(stormy), expected)
+        url = environment.get("STOKER_DATABASE_URL") or Settings(data_dir=running.data_dir).resolved_database_url
+        assert_invariants(url, stormy)
+
+
+def assert_same_results(results: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """One result for each row, in order, equal to the calm run's to the last bit."""
+    assert [result["row_index"] for result in results] == list(range(NUM_ROWS))
+    assert [result["key"] for result in results] == [f"r{row}" for row in range(NUM_ROWS)]
+    assert results == expected
+
+
+def assert_invariants(database_url: str, job_id: str) -> None:
+    """What the tables must say after any fault."""
+    db = Database(database_url)
+    with db.read() as session:
+        count = select(func.count()).where(col(ResultRecord.job_id) == job_id)
+        assert session.scalar(count) == NUM_ROWS
+        states = select(col(Chunk.state)).where(col(Chunk.job_id) == job_id).distinct()
+        assert session.scalars(states).all() == [ChunkState.DONE]
+        live = select(Lease).where(col(Lease.job_id) == job_id, col(Lease.state).in_(LIVE_LEASE_STATES))
+
+    def none_is_live() -> bool:
+        with db.read() as session:
+            return not session.scalars(live).all()
+
+    wait_until(none_is_live, "no lease outlives its job")
+    db.close()
+
+
+def test_the_whole_stack_dies_with_stoker_up(tmp_path: Path) -> None:
+    """Lost: a machine full of orphans after kill -9 of the one process a user knows."""
+    running = Stack(tmp_path / "data", slots=1, **QUICK)
+    running.start()
+    assert running.of_role("runner")
+    running.kill()
+    wait_until(lambda: not running.processes(), "every process of the stack is gone")
+    running.start()
+    assert running.stop() == 0
+    assert not running.processes()

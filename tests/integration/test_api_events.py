@@ -1,0 +1,200 @@
+"""A job's history and logs over HTTP: pages, and streams that end with the job and go on where they broke off."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from sqlmodel import Session
+
+from jobs import history, leases, ledger
+from jobs.database import Database
+from jobs.settings import Settings
+from jobs.states import JobState
+from scheduler.api.streams import Tail
+from scheduler.client import ApiError
+from scheduler.connection import parse_events
+from tests.conftest import wait_until
+from tests.leased_job import LeasedJob
+from tests.live_api import LiveApi, live_api
+
+
+@pytest.fixture
+def api(settings: Settings, sqlite_database: Database) -> Iterator[LiveApi]:
+    """A running API."""
+    with live_api(settings, sqlite_database) as running:
+        yield running
+
+
+@pytest.fixture
+def job(api: LiveApi, tmp_path: Path) -> LeasedJob:
+    """A queued job of two rows."""
+    return LeasedJob(api.database, api.settings, tmp_path, [{"id": "a", "text": "a"}, {"id": "b", "text": "b"}])
+
+
+def in_background(iterator: Iterator[dict[str, Any]]) -> tuple[threading.Thread, list[dict[str, Any]]]:
+    """Collect an iterator in a thread; what it gave so far is in the list."""
+    seen: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: seen.extend(_each(iterator, seen)), daemon=True)
+    thread.start()
+    return thread, seen
+
+
+def _each(iterator: Iterator[dict[str, Any]], seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for entry in iterator:
+        seen.append(entry)
+    return []
+
+
+def test_a_stream_gives_each_event_as_it_happens_and_ends_with_the_job(api: LiveApi, job: LeasedJob) -> None:
+    """Lost: `stoker watch`."""
+    thread, seen = in_background(api.client.events(job.job_id))
+    wait_until(lambda: len(seen) == 2, "what has happened before comes first")
+    lease = job.lease()
+    wait_until(lambda: seen[-1]["name"] == "lease.active", "the lease is seen")
+    assert thread.is_alive()
+    ledger.cancel(api.database, job.job_id)
+    leases.release(api.database, lease.lease_id, "cancelled")
+    thread.join(30)
+    assert not thread.is_alive()
+    names = [event["name"] for event in seen]
+    assert names[0] == "job.submitted"
+    assert names[-1] == "job.cancelled"
+    assert seen == list(api.client.events(job.job_id, follow=False))
+    assert set(seen[0]) == {"id", "object", "job_id", "at", "name", "data"}
+
+
+def test_a_broken_stream_goes_on_after_the_last_event(api: LiveApi, job: LeasedJob) -> None:
+    """Lost: or doubled events after a reconnect, as browsers do it by `Last-Event-ID`."""
+    job.lease()
+    ledger.fail(api.database, job.job_id, leases.LostLease())
+    everything = list(api.client.events(job.job_id, follow=False))
+    assert len(everything) >= 4
+    headers = {"Last-Event-ID": str(everything[1]["id"])}
+    answer = api.http.get(f"/v1/jobs/{job.job_id}/events", headers=headers)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    messages = list(parse_events(iter(answer.content.split(b"\n"))))
+    assert [message.id for message in messages[:-1]] == [event["id"] for event in everything[2:]]
+    assert [message.name for message in messages] == [event["name"] for event in everything[2:]] + ["end"]
+    assert list(api.client.events(job.job_id, after=everything[1]["id"])) == everything[2:]
+    bad = api.http.get(f"/v1/jobs/{job.job_id}/events", headers={"Last-Event-ID": "x"})
+    assert bad.status_code == 400
+
+
+def test_events_come_in_pages_where_json_is_asked_for(api: LiveApi, job: LeasedJob) -> None:
+    """Lost: reading a history from a script."""
+    path, headers = f"/v1/jobs/{job.job_id}/events", {"Accept": "application/json"}
+    first = api.http.get(path, headers=headers, params={"limit": 1}).json()
+    assert (first["object"], first["has_more"], len(first["data"])) == ("list", True, 1)
+    assert first["first_id"] == first["last_id"] == first["data"][0]["id"]
+    rest = api.http.get(path, headers=headers, params={"after": first["last_id"]}).json()
+    assert ([event["name"] for event in rest["data"]], rest["has_more"]) == (["job.queued"], False)
+    assert api.http.get("/v1/jobs/job_unknown/events").status_code == 404
+    with pytest.raises(ApiError, match="no job"):
+        list(api.client.events("job_unknown"))
+
+
+def test_progress_tells_each_change_of_the_counts_and_the_end(api: LiveApi, job: LeasedJob) -> None:
+    """Lost: the progress bar."""
+    thread, seen = in_background(api.client.watch(job.job_id))
+    wait_until(lambda: bool(seen), "the job is told at once")
+    assert (seen[0]["state"], seen[0]["counts"]["total"]) == ("queued", 2)
+    job.lease()
+    wait_until(lambda: seen[-1]["state"] == "running", "it runs")
+    ledger.fail(api.database, job.job_id, leases.LostLease())
+    thread.join(30)
+    assert not thread.is_alive()
+    assert (seen[-1]["state"], seen[-1]["error"]["code"]) == ("failed", "lost_lease")
+    told: list[dict[str, Any]] = []
+    assert api.client.wait(job.job_id, told.append) == seen[-1]
+    assert told == [seen[-1]]
+
+
+def test_a_wait_that_is_too_long_ends_and_the_job_goes_on(api: LiveApi, job: LeasedJob) -> None:
+    """Lost: `stoker watch --timeout`."""
+    with pytest.raises(TimeoutError):
+        api.client.wait(job.job_id, timeout_seconds=0.2)
+    assert job.job().state == JobState.QUEUED
+
+
+def test_logs_are_paged_and_followed_to_the_last_line(api: LiveApi, job: LeasedJob) -> None:
+    """Lost: the line that says why a job failed, which its runner logs at the very end."""
+    lease = job.lease()
+    history.append_log(api.database, lease, [(1.0, "loading"), (2.0, "a\u2028b\x00")], max_lines=100)
+    thread, seen = in_background(api.client.logs(job.job_id, follow=True))
+    wait_until(lambda: len(seen) == 2, "earlier lines come first")
+    assert seen[1]["line"] == "a\u2028b\ufffd"
+    assert (seen[0]["slot_id"], seen[0]["attempt"], seen[0]["lease_id"]) == ("slot-0", 1, lease.lease_id)
+    ledger.fail(api.database, job.job_id, leases.LostLease())
+    history.append_log(api.database, lease, [(3.0, "the last words")], max_lines=100)
+    wait_until(lambda: len(seen) == 3, "a line after the end is seen")
+    assert thread.is_alive()
+    leases.release(api.database, lease.lease_id, "done")
+    thread.join(30)
+    assert not thread.is_alive()
+    assert list(api.client.logs(job.job_id)) == seen
+    assert list(api.client.logs(job.job_id, after=seen[1]["id"])) == seen[2:]
+    page = api.http.get(f"/v1/jobs/{job.job_id}/logs", params={"limit": 2}).json()
+    assert (len(page["data"]), page["has_more"]) == (2, True)
+
+
+def test_a_client_that_goes_away_frees_its_stream(api: LiveApi, job: LeasedJob) -> None:
+    """Lost: an API that polls the database for everybody who ever looked."""
+    looks = 0
+
+    def count(*_: Any) -> None:
+        nonlocal looks
+        looks += 1
+
+    from sqlalchemy import event
+
+    with httpx.stream(
+        "GET",
+        f"{api.url}/v1/jobs/{job.job_id}/events",
+        headers={"Authorization": f"Bearer {api.key}"},
+        trust_env=False,
+    ) as stream:
+        next(stream.iter_raw())
+    event.listen(api.database.engine, "before_cursor_execute", count)
+    wait_until(lambda: _is_quiet(lambda: looks), "nobody asks the database any more")
+
+
+def _is_quiet(looks: Any) -> bool:
+    before = looks()
+    time.sleep(1.2)  # more than two of a stream's longest pauses
+    return bool(looks() == before)
+
+
+def test_entries_that_show_themselves_late_are_given_all_the_same() -> None:
+    """Lost: an event on PostgreSQL, whose ids are given when written and seen when committed."""
+    visible = [1, 2, 4]
+
+    def read(_session: Session, after: int, limit: int) -> list[Any]:
+        return [SimpleNamespace(id=number) for number in sorted(visible) if number > after][:limit]
+
+    tail: Tail[Any] = Tail(read, after=0, settle_seconds=5.0)
+    session: Any = None
+    assert [entry.id for entry in tail.more(session, 0.0)] == [1, 2, 4]
+    visible.append(3)
+    assert [entry.id for entry in tail.more(session, 1.0)] == [3]
+    assert tail.more(session, 2.0) == []
+    visible.append(5)
+    assert [entry.id for entry in tail.more(session, 100.0)] == [5]
+    assert tail.more(session, 200.0) == []
+
+
+def test_a_history_longer_than_a_page_is_given_whole(api: LiveApi, job: LeasedJob) -> None:
+    """Lost: the middle of a long history."""
+    lease = job.lease()
+    lines = [(float(number), f"line {number}") for number in range(2500)]
+    history.append_log(api.database, lease, lines, max_lines=10_000)
+    leases.release(api.database, lease.lease_id, "done")
+    ledger.fail(api.database, job.job_id, leases.LostLease())
+    assert [line["line"] for line in api.client.logs(job.job_id, follow=True)] == [text for _, text in lines]
+    assert [line["line"] for line in api.client.logs(job.job_id)] == [text for _, text in lines]

@@ -1,0 +1,221 @@
+"""The routes of jobs over a real socket: submitting leaves one job or none, and every answer has its frozen form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs import ledger, slots
+from jobs.database import Database
+from jobs.errors import StokerError
+from jobs.settings import Settings
+from jobs.states import JobState
+from jobs.store import artifact_key
+from jobs.tables import Artifact
+from scheduler.client import ApiError
+from tests.leased_job import LeasedJob
+from tests.live_api import LiveApi, live_api, spec_document, write_rows
+
+
+@pytest.fixture
+def api(settings: Settings, sqlite_database: Database) -> Iterator[LiveApi]:
+    """A running API."""
+    with live_api(settings, sqlite_database) as running:
+        yield running
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """An input of three rows."""
+    return write_rows(tmp_path / "rows.jsonl", 3)
+
+
+def test_a_submitted_job_answers_with_the_form_that_programs_read(api: LiveApi, rows: Path) -> None:
+    """Lost: every script over `stoker status --json`."""
+    answer = api.http.post("/v1/jobs", json=spec_document(rows, name="mine", priority="high"))
+    assert answer.status_code == 201
+    job = answer.json()
+    assert set(job) == {
+        "id", "object", "kind", "name", "state", "spec", "priority", "counts", "created_at", "started_at", "ended_at",
+        "error", "num_tokens", "retry_of", "attempt", "slots_held", "waiting_reason",
+    }  # fmt: skip
+    assert (job["object"], job["kind"], job["state"], job["name"]) == ("job", "inference", "validating", "mine")
+    assert job["counts"] == {"total": 0, "done": 0, "failed": 0}
+    assert job["priority"] == "high"
+    assert isinstance(job["created_at"], float)
+    assert job["error"] is job["started_at"] is job["ended_at"] is None
+    assert api.client.job(job["id"]) == job
+
+
+def test_a_spec_may_be_yaml(api: LiveApi, rows: Path) -> None:
+    """Lost: `curl --data-binary @spec.yaml`."""
+    body = yaml.safe_dump(spec_document(rows))
+    answer = api.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/yaml"})
+    assert answer.status_code == 201
+
+
+def test_one_idempotency_key_makes_one_job(api: LiveApi, rows: Path) -> None:
+    """Lost: a submission that is repeated after a broken connection would be computed twice."""
+    document = spec_document(rows)
+    first = api.http.post("/v1/jobs", json=document, headers={"Idempotency-Key": "k-1"})
+    rows.unlink()  # what the first submission found need not be there any more
+    again = api.http.post("/v1/jobs", json=document, headers={"Idempotency-Key": "k-1"})
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["id"] == again.json()["id"]
+    other = api.http.post("/v1/jobs", json={**document, "name": "other"}, headers={"Idempotency-Key": "k-1"})
+    assert other.status_code == 409
+    assert other.headers["x-should-retry"] == "false"
+    assert len(list(api.client.jobs())) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"task": "text-classificatoin"}, 400, "task"),
+        ({"nonsense": 1}, 400, "nonsense"),
+        ({"input": {"path": "/nowhere/rows.jsonl"}}, 400, "input.path"),
+        ({"input": {"path": "/tmp"}}, 400, "input.path"),
+        ({"input": {"path": "file:file_gone"}}, 400, "input.path"),
+        ({"kind": "brewing"}, 400, "kind"),
+        ({"model": "/nowhere/model"}, 400, "model"),
+        ({"output": {"to": "jsonl", "path": "/nowhere/at/all/out.jsonl"}}, 400, "output.path"),
+        ({"slots": {"max": 2**40}}, 400, "slots.max"),
+        ({"time_limit": 10**18}, 400, "time_limit"),
+        ({"time_limit": "9" * 400}, 400, "time_limit"),
+        ({"batching": {"max_tokens": 2**62}}, 400, "batching.max_tokens"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    api: LiveApi, rows: Path, change: dict[str, Any], status: int, param: str
+) -> None:
+    """Lost: a typo that costs a place in the queue, or a 500 that says nothing."""
+    answer = api.http.post("/v1/jobs", json=spec_document(rows, **change))
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert "\n" not in error["message"]
+    assert list(api.client.jobs()) == []
+
+
+def test_jobs_are_listed_newest_first_in_pages(api: LiveApi, rows: Path) -> None:
+    """Lost: jobs that fall between two pages."""
+    ids = [api.client.submit(spec_document(rows, name=f"job {number}"))["id"] for number in range(5)]
+    newest_first = ids[::-1]
+    assert [job["id"] for job in api.client.jobs()] == newest_first
+    first = api.client.jobs_page(limit=2)
+    assert (first["object"], first["first_id"], first["last_id"], first["has_more"]) == (
+        "list", newest_first[0], newest_first[1], True,
+    )  # fmt: skip
+    rest = api.client.jobs_page(limit=3, after=first["last_id"])
+    assert [job["id"] for job in rest["data"]] == newest_first[2:]
+    assert not rest["has_more"]
+    empty = api.client.jobs_page(state="completed")
+    assert empty == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+    with pytest.raises(ApiError) as unknown:
+        api.client.jobs_page(after="job_unknown")
+    assert unknown.value.status == 404
+
+
+def test_a_cancel_ends_a_job_once(api: LiveApi, rows: Path) -> None:
+    """Lost: the promise that an ended job stays as it ended."""
+    job = api.client.submit(spec_document(rows))
+    assert api.client.cancel(job["id"])["state"] == "cancelled"
+    answer = api.http.post(f"/v1/jobs/{job['id']}/cancel")
+    assert answer.status_code == 409
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.json()["error"]["code"] == "conflict"
+
+
+def test_a_failed_job_says_why_and_is_retried_as_a_new_one(api: LiveApi, rows: Path) -> None:
+    """Lost: the second try of a job whose trouble has been mended."""
+    job = api.client.submit(spec_document(rows))
+    assert api.http.post(f"/v1/jobs/{job['id']}/retry").status_code == 409
+    ledger.fail(api.database, job["id"], StokerError("the disk is on fire"))
+    failed = api.client.job(job["id"])
+    assert failed["error"] == {"code": "internal_error", "message": "the disk is on fire"}
+    again = api.client.retry(job["id"])
+    assert again["retry_of"] == job["id"]
+    assert again["id"] != job["id"]
+    assert again["spec"] == job["spec"]
+
+
+def test_a_waiting_job_says_what_it_waits_for(
+    api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path
+) -> None:
+    """Lost: the answer to 'why does nothing happen?'."""
+    first = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
+    assert api.client.job(first.job_id)["waiting_reason"] == "no scheduler is running"
+    from scheduler.leader import Leader
+
+    leader = Leader(sqlite_database, leader_seconds=600)
+    leader.acquire()
+    assert api.client.job(first.job_id)["waiting_reason"] == "no slot is online"
+    first.lease("slot-0")
+    assert api.client.job(first.job_id)["slots_held"] == 1
+    assert api.client.job(first.job_id)["waiting_reason"] is None
+    second = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
+    assert api.client.job(second.job_id)["waiting_reason"] == "all slots are busy (1)"
+    leader.resign()
+
+
+def test_slots_say_what_they_do(api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path) -> None:
+    """Lost: `stoker slots`."""
+    job = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
+    lease = job.lease("slot-0")
+    slots.register(sqlite_database, [slots.SlotInfo("slot-1", "host", "cuda", "GPU-1", "H200", 2**37, 4)])
+    busy, idle = api.client.slots()
+    assert (busy["id"], busy["state"], busy["job_id"], busy["lease_id"]) == (
+        "slot-0", "online", job.job_id, lease.lease_id,
+    )  # fmt: skip
+    assert (idle["id"], idle["state"], idle["device_uuid"], idle["job_id"]) == ("slot-1", "offline", "GPU-1", None)
+    assert idle["memory_bytes"] == 2**37
+
+
+def test_metrics_are_numbers_by_name(api: LiveApi, rows: Path) -> None:
+    """Lost: the frozen form of a job's metrics."""
+    job = api.client.submit(spec_document(rows))
+    metrics = api.client.metrics(job["id"])
+    assert all(set(metric) == {"step", "name", "value"} for metric in metrics)
+    assert {metric["name"] for metric in metrics} >= {"rows_done", "rows_failed", "num_tokens"}
+
+
+def test_artifacts_are_listed_and_read_whole(api: LiveApi, rows: Path, tmp_path: Path) -> None:
+    """Lost: the files that a job made."""
+    job_id = api.client.submit(spec_document(rows))["id"]
+    content = bytes(range(256)) * 10_000
+    name = "folder/results.bin"
+    stored = api.store.put(artifact_key(job_id, name), [content])
+    with api.database.write() as session:
+        session.add(
+            Artifact(
+                job_id=job_id,
+                name=name,
+                key=stored.key,
+                num_bytes=stored.num_bytes,
+                sha256=stored.sha256,
+                created_at=1.0,
+            )
+        )
+    (listed,) = api.client.artifacts(job_id)
+    assert (listed["name"], listed["bytes"], listed["sha256"]) == (name, len(content), stored.sha256)
+    assert api.client.download_artifact(job_id, name, tmp_path / "out") == len(content)
+    assert (tmp_path / "out").read_bytes() == content
+    for missing in ("nothing", "../../../etc/passwd", "/etc/passwd", "folder"):
+        with pytest.raises(ApiError) as refused:
+            api.client.download_artifact(job_id, missing, tmp_path / "none")
+        assert refused.value.status == 404, missing
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_states_in_an_answer_are_the_states_of_the_design(api: LiveApi) -> None:
+    """Lost: a client that switches over a job's state."""
+    document = api.http.get("/openapi.json").json()
+    assert document["components"]["schemas"]["JobState"]["enum"] == [state.value for state in JobState]
+    assert json.dumps(document)

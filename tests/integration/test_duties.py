@@ -1,0 +1,457 @@
+"""Dispatcher, reaper, retention and metrics, each by itself on both databases, with a clock that the test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from sqlalchemy import event, select, update
+from sqlmodel import col
+
+from jobs import history, leases, ledger, slots
+from jobs.database import Database
+from jobs.leases import ChunkResults, Grant
+from jobs.queue import make_app
+from jobs.rows import Result
+from jobs.settings import Settings
+from jobs.sinks import open_sink
+from jobs.specs import parse_spec
+from jobs.states import JobState, LeaseState, SlotState
+from jobs.store import Store, part_key, upload_key
+from jobs.tables import Chunk, Event, Job, Lease, ResultRecord, Slot, StoredFile
+from scheduler import metrics
+from scheduler.dispatcher import dispatch, explain, read_views
+from scheduler.finalizer import finalize_job
+from scheduler.reaper import reap
+from scheduler.retention import retain
+from tests.conftest import RedisServer
+from tests.integration.hand import job_state
+
+DAY = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Range:
+    """A planned chunk."""
+
+    start_row: int
+    stop_row: int
+    locator: dict[str, Any] = field(default_factory=dict)
+
+
+class House:
+    """A database under a clock of the test's own, a store, and slots that nobody stands behind."""
+
+    def __init__(self, db: Database, settings: Settings, store: Store, app: Celery) -> None:
+        self.db, self.settings, self.store, self.app = db, settings, store, app
+        self.time = 1_000_000.0
+
+    def clock(self) -> float:
+        return self.time
+
+    def online(self, *slot_ids: str) -> None:
+        slots.register(self.db, [slots.SlotInfo(slot_id, "host", "cpu", None, "CPU", 0, 1) for slot_id in slot_ids])
+        for slot_id in slot_ids:
+            slots.enter(self.db, slot_id, slot_id, self.settings)
+
+    def beat(self, *slot_ids: str, warm: tuple[str, ...] = ()) -> None:
+        for slot_id in slot_ids:
+            assert slots.beat(self.db, slot_id, slot_id, warm)
+
+    def job(self, num_chunks: int = 4, **fields: Any) -> str:
+        document = {"task": "text-classification", "model": "org/name", "input": {"path": "rows.jsonl"}, **fields}
+        job = ledger.submit(self.db, parse_spec(document))
+        if num_chunks:
+            ledger.plan(self.db, job.id, [Range(number * 10, number * 10 + 10) for number in range(num_chunks)])
+        return job.id
+
+    def dispatch(self) -> int:
+        return dispatch(self.db, self.app, self.settings)
+
+    def reap(self) -> None:
+        reap(self.db, self.app, self.settings)
+
+    def retain(self) -> None:
+        retain(self.db, self.store, self.settings)
+
+    def live(self) -> dict[str, str]:
+        """Slot -> job of every live lease."""
+        with self.db.read() as session:
+            query = select(Lease).where(col(Lease.state).in_((LeaseState.GRANTED, LeaseState.ACTIVE)))
+            return {lease.slot_id: lease.job_id for lease in session.scalars(query)}
+
+    def lease_on(self, slot_id: str) -> Lease:
+        """The live lease on a slot."""
+        live = (LeaseState.GRANTED, LeaseState.ACTIVE)
+        with self.db.read() as session:
+            return session.scalars(select(Lease).where(col(Lease.slot_id) == slot_id, col(Lease.state).in_(live))).one()
+
+    def activate(self, slot_id: str) -> str:
+        lease_id = self.lease_on(slot_id).id
+        seconds = self.settings.lease_seconds
+        assert leases.activate(self.db, lease_id, slot_id, lease_seconds=seconds) is not None
+        return lease_id
+
+    def finish(self, job_id: str, slot_id: str) -> None:
+        """Record every chunk of a job under a lease on the slot, release it and complete the job."""
+        leases.grant(self.db, Grant(job_id, (slot_id,)), lease_seconds=30.0)
+        lease_id = self.activate(slot_id)
+        with self.db.read() as session:
+            spec = parse_spec(ledger.get(session, job_id).spec)
+        sink = open_sink(spec.output, vector_output=False, database=self.db, store=self.store)
+        for claim in leases.claim(self.db, lease_id, limit=1000):
+            results = [Result(row, None, [{"label": "a"}]) for row in range(claim.start_row, claim.stop_row)]
+            part = sink.stage(job_id, lease_id, claim.start_row, results)
+            chunk = ChunkResults(claim.start_row, claim.stop_row, results, part)
+            leases.commit(
+                self.db, lease_id, [chunk], lambda session, results=results: sink.record(session, job_id, results)
+            )
+        leases.release(self.db, lease_id, "drained")
+        finalize_job(self.db, self.store, self.settings, job_id)
+        assert job_state(self.db, job_id) == JobState.COMPLETED
+
+
+@pytest.fixture
+def house(database: Database, settings: Settings, tmp_path: Path, redis_server: RedisServer) -> Iterator[House]:
+    settings = settings.model_copy(update={"redis_url": redis_server.url})
+    app = make_app(settings)
+    house = House(database, settings, Store(str(tmp_path / "store")), app)
+    house.db = Database(database.url.render_as_string(hide_password=False), clock=house.clock)
+    yield house
+    house.db.close()
+    app.close()
+
+
+# -- dispatcher
+
+
+def test_what_is_free_is_granted_once(house: House) -> None:
+    house.online("s0", "s1")
+    job_id = house.job()
+    assert house.dispatch() == 2
+    assert house.live() == {"s0": job_id, "s1": job_id}
+    assert house.dispatch() == 0
+
+
+def test_the_warm_slot_is_chosen(house: House) -> None:
+    house.online("s0", "s1")
+    job_id = house.job(num_chunks=1)
+    with house.db.read() as session:
+        model_key = ledger.get(session, job_id).model_key
+    house.beat("s1", warm=(model_key,))
+    house.dispatch()
+    assert house.live() == {"s1": job_id}
+
+
+def test_a_slot_that_missed_its_heartbeats_gets_nothing_new(house: House) -> None:
+    """Else a job would wait for the rings at a dead worker's door while another slot is free."""
+    house.online("s0", "s1")
+    house.time += house.settings.slot_seconds * 0.6
+    house.beat("s1")
+    job_id = house.job(num_chunks=9)
+    house.dispatch()
+    assert house.live() == {"s1": job_id}
+
+
+def test_a_chunk_that_backs_off_calls_for_no_slot(house: House) -> None:
+    house.online("s0")
+    job_id = house.job(num_chunks=1)
+    with house.db.write() as session:
+        session.execute(update(Chunk).values(not_before=house.time + 5.0))
+    assert house.dispatch() == 0
+    house.time += 5.0
+    assert house.dispatch() == 1
+    assert house.live() == {"s0": job_id}
+
+
+def test_a_chunk_less_running_job_holds_up_nobody(house: House) -> None:
+    house.online("s0", "s1")
+    first = house.job(num_chunks=1)
+    house.dispatch()
+    leases.claim(house.db, house.activate("s0"), limit=1)
+    second = house.job(num_chunks=1)
+    house.dispatch()
+    assert house.live() == {"s0": first, "s1": second}
+
+
+def test_a_queue_of_thousands_is_read_by_its_head_only(house: House) -> None:
+    house.online("s0")
+    waiting = [house.job(num_chunks=1, priority="low") for _ in range(100)]
+    last = house.job(num_chunks=1, priority="high")
+    with house.db.read() as session:
+        views = read_views(session, house.db, house.settings)
+    assert len(views.jobs) < 80
+    house.dispatch()
+    assert house.live() == {"s0": last}
+    assert waiting[0] in explain(house.db, house.settings).explanations
+
+
+def test_an_old_job_is_served_before_a_newer_one_of_the_class_above(house: House) -> None:
+    house.online("s0")
+    low = house.job(num_chunks=1, priority="low")
+    house.time += DAY + 60
+    house.job(num_chunks=1, priority="normal")
+    house.beat("s0")
+    house.dispatch()
+    assert house.live() == {"s0": low}
+
+
+def test_a_job_that_had_slots_lately_has_not_waited(house: House) -> None:
+    house.online("s0")
+    low = house.job(priority="low")
+    house.time += DAY + 60
+    house.beat("s0")
+    house.dispatch()
+    leases.release(house.db, house.activate("s0"), "yielded")
+    normal = house.job(num_chunks=1, priority="normal")
+    house.time += 60
+    house.beat("s0")
+    house.dispatch()
+    assert house.live() == {"s0": normal}
+    with house.db.read() as session:
+        waited = {view.id: view.waited_seconds for view in read_views(session, house.db, house.settings).jobs}
+    assert waited[low] == pytest.approx(60.0)
+
+
+def test_without_redis_the_grant_stands_and_the_ring_is_left_to_the_reaper(
+    house: House, redis_server: RedisServer
+) -> None:
+    redis_server.kill()
+    house.online("s0", "s1")
+    house.job()
+    assert house.dispatch() == 2
+    assert len(house.live()) == 2
+
+
+# -- reaper
+
+
+def count_statements(db: Database, work: Any) -> int:
+    """How many SQL statements some work sends."""
+    sent: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement)
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        work()
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)
+    return len([statement for statement in sent if not statement.startswith(("BEGIN", "COMMIT", "ROLLBACK"))])
+
+
+def test_an_idle_house_costs_next_to_nothing(house: House) -> None:
+    house.online("s0", "s1")
+    assert count_statements(house.db, lambda: (house.reap(), house.dispatch())) <= 2
+
+
+def test_a_lease_that_was_not_renewed_is_given_back(house: House) -> None:
+    house.online("s0")
+    job_id = house.job()
+    house.dispatch()
+    leases.claim(house.db, house.activate("s0"), limit=2)
+    house.time += house.settings.lease_seconds + 1
+    house.beat("s0")
+    house.reap()
+    assert house.live() == {}
+    house.reap()
+    assert job_state(house.db, job_id) == JobState.QUEUED, "a job that holds no slot says that it waits"
+    assert house.dispatch() == 1
+
+
+def test_an_unanswered_doorbell_rings_again_and_its_slot_goes_offline_in_the_end(house: House) -> None:
+    house.online("s0")
+    house.job()
+    house.dispatch()
+    for _ in range(house.settings.doorbell_rings - 1):
+        house.time += house.settings.doorbell_seconds
+        house.beat("s0")
+        house.reap()
+        assert len(house.live()) == 1
+    assert house.lease_on("s0").rings == house.settings.doorbell_rings
+    house.time += house.settings.doorbell_seconds
+    house.beat("s0")
+    house.reap()
+    assert house.live() == {}
+    with house.db.read() as session:
+        assert session.get_one(Slot, "s0").state == SlotState.OFFLINE
+
+
+def test_no_slot_is_blamed_for_a_doorbell_that_could_not_ring(house: House, redis_server: RedisServer) -> None:
+    """Else every slot would go offline in turn while Redis is away."""
+    redis_server.kill()
+    house.online("s0")
+    house.job()
+    house.dispatch()
+    for _ in range(2 * house.settings.doorbell_rings):
+        house.time += house.settings.doorbell_seconds
+        house.beat("s0")
+        house.reap()
+    assert house.lease_on("s0").rings == 1
+    redis_server.start()
+    house.reap()
+    assert house.lease_on("s0").rings == 2
+
+
+def test_a_silent_slot_goes_offline(house: House) -> None:
+    house.online("s0")
+    house.time += house.settings.slot_seconds + 1
+    house.reap()
+    with house.db.read() as session:
+        assert session.get_one(Slot, "s0").state == SlotState.OFFLINE
+
+
+def test_a_job_past_its_time_limit_is_expired(house: House) -> None:
+    job_id = house.job(time_limit="1h")
+    house.time += 3601
+    house.reap()
+    assert job_state(house.db, job_id) == JobState.EXPIRED
+
+
+def test_a_cancel_is_settled_when_the_last_holder_is_dead(house: House) -> None:
+    house.online("s0")
+    job_id = house.job()
+    house.dispatch()
+    house.activate("s0")
+    ledger.cancel(house.db, job_id)
+    assert job_state(house.db, job_id) == JobState.CANCELLING
+    house.time += house.settings.lease_seconds + 1
+    house.reap()
+    assert job_state(house.db, job_id) == JobState.CANCELLED
+
+
+# -- finalizer
+
+
+def test_a_finalizing_that_was_cut_off_is_done_again(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.online("s0")
+    out = tmp_path / "out.jsonl"
+    job_id = house.job(output={"to": "jsonl", "path": str(out)})
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "complete", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            house.finish(job_id, "s0")
+    first = out.read_bytes()
+    assert job_state(house.db, job_id) == JobState.FINALIZING
+    finalize_job(house.db, house.store, house.settings, job_id)
+    finalize_job(house.db, house.store, house.settings, job_id)
+    assert job_state(house.db, job_id) == JobState.COMPLETED
+    assert out.read_bytes() == first
+    assert len(first.splitlines()) == 40
+
+
+# -- retention
+
+
+def test_parts_that_no_chunk_names_are_deleted_and_results_stay_readable(house: House) -> None:
+    house.online("s0")
+    job_id = house.job(output={"to": "jsonl"})
+    orphan = part_key(job_id, 0, "lease_lost", ".jsonl")
+    house.store.put(orphan, [b"{}\n"])
+    house.retain()
+    assert house.store.exists(orphan), "the job still runs: its writer may be about to commit"
+    house.finish(job_id, "s0")
+    house.retain()
+    assert not house.store.exists(orphan)
+    sink = open_sink(
+        parse_spec(house_spec(house, job_id)).output, vector_output=False, database=house.db, store=house.store
+    )
+    assert [result.row_index for result in sink.read(job_id, after_row=34)] == [35, 36, 37, 38, 39]
+
+
+def house_spec(house: House, job_id: str) -> dict[str, Any]:
+    with house.db.read() as session:
+        return ledger.get(session, job_id).spec
+
+
+def upload(house: House, file_id: str, *, expires_at: float | None = None) -> None:
+    house.store.put(upload_key(file_id), [b'{"text":"a"}\n'])
+    with house.db.write() as session:
+        session.add(
+            StoredFile(
+                id=file_id, filename="rows.jsonl", purpose="batch", key=upload_key(file_id), num_bytes=13, sha256="",
+                created_at=house.time, expires_at=expires_at,
+            )
+        )  # fmt: skip
+
+
+def test_expired_uploads_are_deleted_unless_a_live_job_reads_them(house: House) -> None:
+    upload(house, "file_short", expires_at=house.time + 10)
+    upload(house, "file_used", expires_at=house.time + 10)
+    upload(house, "file_old")
+    job_id = house.job(input={"path": "file:file_used"})
+    house.retain()
+    assert house.store.exists(upload_key("file_short"))
+    house.time += 11
+    house.retain()
+    assert [house.store.exists(upload_key(name)) for name in ("file_short", "file_used", "file_old")] == [
+        False,
+        True,
+        True,
+    ]
+    ledger.cancel(house.db, job_id)
+    house.time += house.settings.upload_days * DAY
+    house.retain()
+    assert list(house.store.list("uploads/")) == []
+    with house.db.read() as session:
+        assert session.scalars(select(StoredFile)).all() == []
+
+
+def test_old_jobs_go_with_all_that_is_theirs_and_others_stay(house: House) -> None:
+    house.online("s0")
+    old = house.job(output={"to": "jsonl"})
+    house.finish(old, "s0")
+    old_rows = house.job()
+    house.finish(old_rows, "s0")
+    house.time += 10 * DAY
+    house.retain()
+    assert job_state(house.db, old) == JobState.COMPLETED, "jobs are kept unless job_days says otherwise"
+    waiting, fresh = house.job(), house.job()
+    house.finish(fresh, "s0")
+    house.settings = house.settings.model_copy(update={"job_days": 7.0})
+    house.retain()
+    with house.db.read() as session:
+        assert set(session.scalars(select(col(Job.id)))) == {waiting, fresh}
+        for table in (Chunk, Lease, Event, ResultRecord):
+            assert set(session.scalars(select(table.job_id))) <= {waiting, fresh}
+        assert history.events(session, fresh)
+    assert list(house.store.list("jobs/")) == []
+
+
+# -- metrics
+
+
+def test_the_numbers_are_right(house: House) -> None:
+    house.online("s0", "s1")
+    house.finish(house.job(), "s0")
+    running = house.job(num_chunks=3, slots={"max": 1})
+    house.dispatch()
+    slot_id = next(slot_id for slot_id, job_id in house.live().items() if job_id == running)
+    leases.claim(house.db, house.activate(slot_id), limit=1)
+    house.time += 5
+    house.job(num_chunks=2)
+    house.job(num_chunks=0)
+    house.time += 7
+    numbers = metrics.snapshot(house.db)
+    wanted = {JobState.COMPLETED: 1, JobState.RUNNING: 1, JobState.QUEUED: 1, JobState.VALIDATING: 1}
+    assert numbers.jobs == {state: wanted.get(state, 0) for state in JobState}
+    assert numbers.slots == {SlotState.ONLINE: 2, SlotState.OFFLINE: 0, SlotState.BROKEN: 0}
+    assert (numbers.slots_busy, numbers.pending_chunks, numbers.leased_chunks) == (1, 4, 1)
+    assert (numbers.rows_done, numbers.rows_failed) == (40, 0)
+    assert numbers.oldest_wait_seconds == pytest.approx(7.0)
+
+
+def test_an_empty_house_has_numbers_too(house: House) -> None:
+    numbers = metrics.snapshot(house.db)
+    assert (numbers.pending_chunks, numbers.rows_done, numbers.oldest_wait_seconds) == (0, 0, 0.0)

@@ -1,0 +1,402 @@
+"""The keeper and its runner process, on a real database: how each lease ends, and that no process is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import select
+from sqlmodel import col
+
+from jobs import leases, ledger, slots
+from jobs.database import Database
+from jobs.history import log_lines
+from jobs.leases import Grant
+from jobs.queue import Doorbell
+from jobs.retries import RetryPolicy
+from jobs.settings import Settings
+from jobs.states import JobState, LeaseState
+from jobs.tables import Lease
+from tests.conftest import wait_until
+from tests.leased_job import LeasedJob
+from worker.children import runner_command, runner_environment
+from worker.joblog import JobLog
+from worker.keeper import Keeper
+from worker.runner_process import RunnerProcess
+from worker.standby import Standby
+
+SLOT = "here-cpu0"
+
+
+class Bench:
+    """One slot's keeper, inside the test's own process."""
+
+    def __init__(self, settings: Settings, database: Database, *, start_seconds: float) -> None:
+        self.settings, self.database = settings, database
+        self.runners: list[RunnerProcess] = []
+        self.broken: list[str] = []
+        self.ready = threading.Semaphore(0)
+        self.job_log = JobLog(database, settings)
+        self.doorbell = Doorbell(settings)
+        self.standby = Standby(
+            self._start,
+            policy=RetryPolicy(1, settings.retry_seconds, settings.retry_max_seconds),
+            start_seconds=start_seconds,
+            on_broken=self.broken.append,
+            on_ready=self.ready.release,
+            on_warm=lambda: None,
+        )
+        self.keeper = Keeper(
+            database,
+            settings,
+            incarnation="worker-1",
+            standby=self.standby,
+            job_log=self.job_log,
+            doorbell=self.doorbell,
+        )
+        slots.register(database, [slots.SlotInfo(SLOT, "here", "cpu", None, "CPU", 0, 1)])
+        slots.enter(database, SLOT, "worker-1", settings)
+        self.standby.open()
+
+    def _start(self, listen: Callable[..., None]) -> RunnerProcess:
+        runner = RunnerProcess(
+            runner_command("tests.standin_runner", device="cpu", num_threads=1),
+            runner_environment(os.environ, num_threads=1),
+            listen=listen,
+            log=self.job_log.line,
+        )
+        self.runners.append(runner)
+        return runner
+
+    def close(self) -> None:
+        self.standby.close()
+        self.job_log.end()
+        self.doorbell.close()
+
+    # -- one job and its leases
+
+    def job(self, tmp_path: Path, model: str, *, num_rows: int = 4, chunk_rows: int = 2) -> LeasedJob:
+        records = [{"id": f"r{row}", "text": f"text {row}"} for row in range(num_rows)]
+        return LeasedJob(self.database, self.settings, tmp_path, records, chunk_rows=chunk_rows, model=model)
+
+    def grant(self, job: LeasedJob) -> str:
+        ledger.requeue_idle(self.database)
+        grant = Grant(job.job_id, (SLOT,))
+        return leases.grant(self.database, grant, lease_seconds=self.settings.lease_seconds)[0]
+
+    def run(self, job: LeasedJob) -> Lease:
+        """Grant a lease and hold it to its end."""
+        lease_id = self.grant(job)
+        self.keeper.run_lease(lease_id)
+        return self.lease(lease_id)
+
+    @contextmanager
+    def running(self, job: LeasedJob) -> Iterator[str]:
+        """Hold a lease in a thread of its own, and wait for its end."""
+        lease_id = self.grant(job)
+        thread = threading.Thread(target=self.keeper.run_lease, args=(lease_id,), daemon=True)
+        thread.start()
+        yield lease_id
+        thread.join(60.0)
+        assert not thread.is_alive(), "the keeper still holds the lease"
+
+    def lease(self, lease_id: str) -> Lease:
+        with self.database.read() as session:
+            return session.get_one(Lease, lease_id)
+
+    def leases_of(self, job: LeasedJob) -> list[Lease]:
+        with self.database.read() as session:
+            return list(session.scalars(select(Lease).where(col(Lease.job_id) == job.job_id)))
+
+    def log(self, job: LeasedJob) -> list[str]:
+        with self.database.read() as session:
+            return [line.line for line in log_lines(session, job.job_id, limit=100_000)]
+
+
+Opener = Callable[..., AbstractContextManager[Bench]]
+
+
+@pytest.fixture
+def open_bench(
+    settings: Settings, sqlite_database: Database, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Opener:
+    """Opens a keeper's bench with some settings changed; children get them through the environment."""
+
+    @contextmanager
+    def opened(*, start_seconds: float = 60.0, **changes: Any) -> Iterator[Bench]:
+        changed = settings.model_copy(
+            update={
+                "redis_url": redis_url,
+                "lease_seconds": 4.0,
+                "grace_seconds": 1.0,
+                "retry_seconds": 0.05,
+                **changes,
+            }
+        )
+        for name, value in (
+            ("DATA_DIR", changed.data_dir),
+            ("DATABASE_URL", changed.database_url),
+            ("INPUT_ROOTS", '["/"]'),
+            ("STALL_SECONDS", changed.stall_seconds),
+        ):
+            monkeypatch.setenv(f"STOKER_{name}", str(value))
+        bench = Bench(changed, sqlite_database, start_seconds=start_seconds)
+        try:
+            yield bench
+        finally:
+            bench.close()
+            assert all(runner.is_gone for runner in bench.runners), "a runner is left behind"
+
+    return opened
+
+
+def test_a_lease_is_run_to_its_end_and_the_runner_stays_warm(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench() as bench:
+        first = bench.job(tmp_path, "obey")
+        lease = bench.run(first)
+        assert (lease.state, lease.end_reason) == (LeaseState.RELEASED, "drained")
+        assert first.job().state == JobState.FINALIZING
+        second = bench.job(tmp_path, "obey")
+        bench.run(second)
+        assert {result.output for result in first.results() + second.results()} == {bench.runners[0].pid}
+        wait_until(lambda: bench.standby.warm_models == ("obey",), "the warm model is known")
+
+
+def test_a_message_delivered_three_times_runs_once(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench() as bench:
+        job = bench.job(tmp_path, "obey")
+        lease_id = bench.grant(job)
+        for _ in range(3):
+            bench.keeper.run_lease(lease_id)
+        bench.keeper.run_lease("lease_that_never_was")
+        assert job.job().num_done == 4
+        assert [lease.state for lease in bench.leases_of(job)] == [LeaseState.RELEASED]
+
+
+def test_a_runner_that_dies_is_recorded_and_the_next_lease_finds_another(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench(chunk_crashes=2) as bench:
+        job = bench.job(tmp_path, "die@3")
+        lease = bench.run(job)
+        assert lease.state == LeaseState.EXPIRED
+        assert lease.end_reason == "the runner was ended by SIGSEGV, a fault in native code"
+        blamed = job.chunks()[1]
+        assert (blamed.state, blamed.crashes, blamed.attempt) == ("pending", 1, 2)
+        job.set_chunk(2, not_before=0.0)
+        for _ in range(8):  # cut in two, until the poison row is alone
+            if job.job().state == JobState.FINALIZING:
+                break
+            bench.run(job)
+            for chunk in job.chunks():
+                job.set_chunk(chunk.start_row, not_before=0.0)
+        assert job.job().state == JobState.FINALIZING
+        assert [result.error.code if result.error else None for result in job.results()] == [None] * 3 + ["poison_row"]
+        assert any("Fatal Python error: Segmentation fault" in line for line in bench.log(job))
+
+
+def test_kill_9_of_a_runner_costs_nobody_else_anything(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench() as bench:
+        job = bench.job(tmp_path, "wait")
+        with bench.running(job) as lease_id:
+            wait_until(lambda: bench.log(job) or bench.standby.warm_models, "the runner works")
+            os.kill(bench.runners[0].pid, signal.SIGKILL)
+        lease = bench.lease(lease_id)
+        assert lease.state == LeaseState.EXPIRED
+        assert lease.end_reason is not None
+        assert "SIGKILL" in lease.end_reason
+        assert job.job().crashes == 1
+        assert bench.run(bench.job(tmp_path, "obey")).state == LeaseState.RELEASED
+
+
+def test_an_idle_runner_that_dies_is_replaced_and_no_job_is_blamed(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench() as bench:
+        assert bench.ready.acquire(timeout=60)
+        os.kill(bench.runners[0].pid, signal.SIGKILL)
+        job = bench.job(tmp_path, "obey")
+        assert bench.run(job).state == LeaseState.RELEASED
+        assert job.job().crashes == 0
+        assert len(bench.runners) == 2
+
+
+def test_what_a_dead_runner_started_is_killed_too(
+    open_bench: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grandchild that holds the pipes open must neither survive nor hide the runner's death."""
+    monkeypatch.setenv("STANDIN_TRACE", str(tmp_path / "trace"))
+    with open_bench() as bench:
+        assert bench.run(bench.job(tmp_path, "fork@0")).state == LeaseState.EXPIRED
+        grandchild = int((tmp_path / "trace").read_text())
+        wait_until(lambda: not _lives(grandchild), "the grandchild is gone")
+
+
+def test_a_user_error_fails_the_job_and_keeps_the_runner(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench() as bench:
+        job = bench.job(tmp_path, "bad-model")
+        assert bench.run(job).state == LeaseState.RELEASED
+        failed = job.job()
+        assert (failed.state, failed.error_code, failed.error_message) == (
+            JobState.FAILED, "invalid_model", "this is not a model",
+        )  # fmt: skip
+        bench.run(bench.job(tmp_path, "obey"))
+        assert len(bench.runners) == 1
+
+
+def test_an_unknown_error_blames_the_chunk_and_replaces_the_runner(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench() as bench:
+        job = bench.job(tmp_path, "bug@2")
+        lease = bench.run(job)
+        assert lease.state == LeaseState.EXPIRED
+        assert lease.end_reason == "RuntimeError: a bug that nobody thought of"
+        assert job.chunks()[1].crashes == 1
+        bench.run(bench.job(tmp_path, "obey"))
+        assert len(bench.runners) == 2
+
+
+def test_a_service_that_is_away_blames_nobody(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench() as bench:
+        job = bench.job(tmp_path, "store-away")
+        lease = bench.run(job)
+        assert (lease.state, lease.end_reason) == (LeaseState.RELEASED, "the store cannot be reached")
+        assert (job.job().crashes, job.job().state) == (0, JobState.RUNNING)
+        assert len(bench.runners) == 1
+
+
+def test_a_hanging_row_is_found_out(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench(stall_seconds=0.5) as bench:
+        job = bench.job(tmp_path, "hang@2")
+        lease = bench.run(job)
+        assert lease.state == LeaseState.EXPIRED
+        assert lease.end_reason == "the runner finished no batch for 0.5 s and was killed"
+        assert job.chunks()[1].crashes == 1
+        assert bench.runners[0].is_gone
+
+
+def test_a_cancel_reaches_the_runner(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench(lease_seconds=1.0) as bench:
+        job = bench.job(tmp_path, "wait")
+        with bench.running(job) as lease_id:
+            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            ledger.cancel(bench.database, job.job_id)
+        assert (bench.lease(lease_id).state, bench.lease(lease_id).end_reason) == (LeaseState.RELEASED, "stopped")
+        assert job.job().state == JobState.CANCELLED
+        assert not bench.runners[0].is_gone
+
+
+def test_a_runner_deaf_to_a_cancel_is_killed_after_the_grace(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench(lease_seconds=1.0, grace_seconds=0.5) as bench:
+        job = bench.job(tmp_path, "deaf")
+        with bench.running(job) as lease_id:
+            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            ledger.cancel(bench.database, job.job_id)
+        assert bench.lease(lease_id).state == LeaseState.RELEASED
+        assert bench.runners[0].is_gone
+        assert job.job().state == JobState.CANCELLED
+        assert all(chunk.state == "pending" for chunk in job.chunks())
+
+
+def test_a_yield_gives_the_rest_back(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench(lease_seconds=1.0) as bench:
+        job = bench.job(tmp_path, "wait")
+        with bench.running(job) as lease_id:
+            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            leases.ask_yield(bench.database, [lease_id])
+        assert bench.lease(lease_id).state == LeaseState.RELEASED
+        assert job.job().state == JobState.RUNNING
+
+
+def test_a_lost_lease_ends_the_runner_at_once(open_bench: Opener, tmp_path: Path) -> None:
+    """Somebody else owns the work: nothing of ours may go on with it."""
+    with open_bench(lease_seconds=1.0) as bench:
+        job = bench.job(tmp_path, "deaf")
+        with bench.running(job) as lease_id:
+            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            slots.enter(bench.database, SLOT, "worker-2", bench.settings)
+            wait_until(lambda: bench.runners[0].is_gone, "the runner is killed")
+        assert bench.lease(lease_id).end_reason == "its worker was restarted"
+
+
+def test_a_database_that_falls_silent_ends_the_runner_when_the_lease_may_be_anothers(
+    open_bench: Opener, tmp_path: Path
+) -> None:
+    with open_bench(lease_seconds=1.0) as bench:
+        job = bench.job(tmp_path, "deaf")
+        with bench.running(job):
+            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            with bench.database.write() as session:  # the whole file is locked: every heartbeat waits
+                bench.database.time(session)
+                wait_until(lambda: bench.runners[0].is_gone, "the runner is killed")
+        assert len(bench.runners) == 2, "the slot is ready for other work"
+
+
+def test_a_shutdown_gives_the_lease_back_and_takes_no_other(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench() as bench:
+        job = bench.job(tmp_path, "wait")
+        with bench.running(job) as lease_id:
+            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            bench.keeper.stop()
+        assert (bench.lease(lease_id).state, bench.lease(lease_id).end_reason) == (LeaseState.RELEASED, "stopped")
+        late = bench.run(job)
+        assert (late.state, late.end_reason) == (LeaseState.RELEASED, "shutdown: before it was begun")
+
+
+def test_a_runner_that_cannot_start_says_why_and_is_tried_again(
+    open_bench: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_START", "fail-once")
+    monkeypatch.setenv("STANDIN_TRACE", str(tmp_path / "failed-once"))
+    with open_bench() as bench:
+        assert bench.ready.acquire(timeout=60)
+        assert bench.broken == ["the runner could not start, it exited with status 1: no memory yet"]
+        assert bench.run(bench.job(tmp_path, "obey")).state == LeaseState.RELEASED
+
+
+def test_a_runner_whose_start_hangs_is_killed(open_bench: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_START", "hang")
+    with open_bench(start_seconds=0.5, retry_seconds=60.0) as bench:
+        wait_until(lambda: bench.broken, "the slot is said to be broken")
+        assert bench.broken == ["the runner could not start, it was killed by its keeper"]
+        assert bench.runners[0].is_gone
+
+
+def test_a_lease_on_a_slot_without_a_runner_goes_back(
+    open_bench: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_START", "fail")
+    with open_bench(retry_seconds=60.0) as bench:
+        lease = bench.run(bench.job(tmp_path, "obey"))
+        assert lease.state == LeaseState.RELEASED
+        assert lease.end_reason is not None
+        assert lease.end_reason.endswith("ImportError: the engine's library is not installed")
+
+
+def test_what_a_runner_prints_is_the_jobs_log_up_to_the_limit(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench(log_lines=50) as bench:
+        job = bench.job(tmp_path, "talk:60")
+        bench.run(job)
+        wait_until(lambda: len(bench.log(job)) > 50, "the log is written")
+        lines = bench.log(job)
+        assert lines[:50] == [f"line {index}" for index in range(50)]
+        assert lines[50].startswith("[10 more lines were not kept")
+
+
+def test_a_stopped_world_loses_its_lease_and_its_runner(open_bench: Opener, tmp_path: Path) -> None:
+    """SIGSTOP of a runner beyond its stall limit, then SIGCONT: it must not come back to life."""
+    with open_bench(stall_seconds=0.5) as bench:
+        job = bench.job(tmp_path, "hang@0")
+        with bench.running(job):
+            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            os.kill(bench.runners[0].pid, signal.SIGSTOP)
+            wait_until(lambda: bench.runners[0].is_gone, "a stopped runner is killed all the same")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,351 @@
+"""The scheduler as a whole, on a real database and a real Redis: from submission to completion, through failures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+from sqlmodel import col
+
+import scheduler.service
+from jobs import history, leases, ledger, process
+from jobs.database import Database
+from jobs.errors import ServiceUnavailable
+from jobs.queue import Doorbell, make_app
+from jobs.settings import Settings
+from jobs.specs import parse_spec
+from jobs.states import JobState, LeaseState
+from jobs.store import Store
+from jobs.tables import Chunk, Job, LeaderLock, Lease
+from scheduler.leader import Leader
+from scheduler.service import Service
+from tests.conftest import RedisServer, wait_until
+from tests.integration.hand import Hand, job_state
+
+
+class House:
+    """A database, a Redis, a store and what runs on them; no real worker."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.settings, self.db = settings, database
+        self.store = Store(settings.resolved_store_url)
+        self.doorbell = Doorbell(settings)
+        self._closing: list[Callable[[], object]] = [self.doorbell.close]
+        self._stopping = threading.Event()
+
+    def service(self) -> Service:
+        app = make_app(self.settings)
+        service = Service(self.settings, self.db, self.store, app)
+        self._closing += [service.stop, app.close]
+        return service
+
+    def hand(self, slot_id: str = "s0") -> Hand:
+        hand = Hand(slot_id, self.db, self.store, self.settings)
+        self._closing.append(hand.close)
+        return hand
+
+    def serve(self, *slot_ids: str) -> None:
+        for slot_id in slot_ids:
+            thread = self.hand(slot_id).serve(self.doorbell, self._stopping.is_set)
+            self._closing.append(thread.join)
+
+    def submit(self, path: Path, num_rows: int = 100, **fields: Any) -> str:
+        if not path.exists():
+            path.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(num_rows)))
+        document = {"task": "text-classification", "model": "org/name", "input": {"path": str(path)}, **fields}
+        job = ledger.submit(self.db, parse_spec(document))
+        self.doorbell.wake()
+        return job.id
+
+    def job(self, job_id: str) -> Job:
+        with self.db.read() as session:
+            return ledger.get(session, job_id)
+
+    def wait_for(self, job_id: str, state: JobState) -> Job:
+        wait_until(lambda: job_state(self.db, job_id) == state, f"the job is {state}")
+        return self.job(job_id)
+
+    def events(self, job_id: str) -> list[str]:
+        with self.db.read() as session:
+            return [event.name for event in history.events(session, job_id)]
+
+    def close(self) -> None:
+        self._stopping.set()
+        for close in reversed(self._closing):
+            close()
+
+
+@pytest.fixture
+def house(settings: Settings, database: Database, redis_server: RedisServer) -> Iterator[House]:
+    url = database.url.render_as_string(hide_password=False)
+    changes = {"database_url": url, "redis_url": redis_server.url, "sweep_seconds": 0.2, "retry_seconds": 0.1}
+    house = House(settings.model_copy(update=changes), database)
+    yield house
+    house.close()
+
+
+def test_a_job_goes_all_the_way_from_submission_to_completion(house: House, tmp_path: Path) -> None:
+    house.service().start()
+    hand = house.hand()
+    job_id = house.submit(tmp_path / "rows.jsonl", 100)
+    lease_id = hand.answer()
+    assert lease_id is not None, "the slot's doorbell was not rung"
+    lease = hand.take_up(lease_id)
+    assert lease is not None
+    assert lease.job_id == job_id
+    assert hand.work(lease) == 4
+    leases.release(house.db, lease.lease_id, "drained")
+    house.doorbell.wake()
+    done = house.wait_for(job_id, JobState.COMPLETED)
+    assert (done.num_rows, done.num_done, done.num_failed, done.num_tokens) == (100, 100, 0, 300)
+    told = [name for name in house.events(job_id) if name.startswith("job.")]
+    assert told == ["job.submitted", "job.queued", "job.finalizing", "job.completed"]
+
+
+def test_many_jobs_on_two_slots_all_complete(house: House, tmp_path: Path) -> None:
+    house.serve("s0", "s1")
+    house.service().start()
+    job_ids = [
+        house.submit(tmp_path / f"rows{number}.jsonl", 40 * number + 1, priority=("low", "normal", "high")[number % 3])
+        for number in range(12)
+    ]
+    for number, job_id in enumerate(job_ids):
+        done = house.wait_for(job_id, JobState.COMPLETED)
+        assert done.num_done == 40 * number + 1
+    with house.db.read() as session:
+        live = select(func.count()).where(col(Lease.state).in_((LeaseState.GRANTED, LeaseState.ACTIVE)))
+        wait_until(lambda: session.scalar(live) == 0 or session.rollback(), "no lease is left over")
+
+
+def test_a_file_output_is_merged_and_delivered(house: House, tmp_path: Path) -> None:
+    house.serve("s0", "s1")
+    house.service().start()
+    out = tmp_path / "out.jsonl"
+    job_id = house.submit(tmp_path / "rows.jsonl", 300, output={"to": "jsonl", "path": str(out)})
+    house.wait_for(job_id, JobState.COMPLETED)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["row_index"] for line in lines] == list(range(300))
+    with house.db.read() as session:
+        (artifact,) = ledger.artifacts(session, job_id)
+    with house.store.open(artifact.key) as merged:
+        assert merged.read() == out.read_bytes()
+
+
+def test_an_output_folder_that_vanished_fails_the_job_in_one_sentence(house: House, tmp_path: Path) -> None:
+    house.service().start()
+    hand = house.hand()
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    job_id = house.submit(tmp_path / "rows.jsonl", 10, output={"to": "jsonl", "path": str(folder / "out.jsonl")})
+    lease = hand.take_up(hand.answer() or "")
+    assert lease is not None
+    folder.rmdir()
+    hand.work(lease)
+    house.doorbell.wake()
+    failed = house.wait_for(job_id, JobState.FAILED)
+    assert failed.error_code == "invalid_output"
+    assert "outputs" in (failed.error_message or "")
+
+
+def test_a_store_that_is_away_delays_a_job_and_does_not_fail_it(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a full disk at the very end would cost all that was computed."""
+    real, is_away = scheduler.finalizer.deliver_output, threading.Event()
+
+    def deliver(*arguments: Any) -> None:
+        if is_away.is_set():
+            raise ServiceUnavailable("writing out.jsonl failed: No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(scheduler.finalizer, "deliver_output", deliver)
+    is_away.set()
+    house.serve("s0")
+    house.service().start()
+    job_id = house.submit(tmp_path / "rows.jsonl", output={"to": "jsonl", "path": str(tmp_path / "out.jsonl")})
+    wait_until(lambda: "job.delayed" in house.events(job_id), "the delay is told")
+    assert house.job(job_id).state == JobState.FINALIZING
+    is_away.clear()
+    house.wait_for(job_id, JobState.COMPLETED)
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 100
+
+
+def test_bad_input_fails_its_job_only(house: House, tmp_path: Path) -> None:
+    house.serve("s0")
+    house.service().start()
+    bad = house.submit(tmp_path / "bad.jsonl", 0)
+    good = house.submit(tmp_path / "good.jsonl", 10)
+    assert house.wait_for(bad, JobState.FAILED).error_code == "invalid_input"
+    house.wait_for(good, JobState.COMPLETED)
+
+
+def test_a_high_job_gets_its_slot_at_the_next_chunk_boundary(house: House, tmp_path: Path) -> None:
+    house.service().start()
+    hand = house.hand()
+    low = house.submit(tmp_path / "low.jsonl", 1000, priority="low")
+    lease = hand.take_up(hand.answer() or "")
+    assert lease is not None
+    assert hand.work(lease, max_chunks=1) == 1
+    high = house.submit(tmp_path / "high.jsonl", 10, priority="high")
+    wait_until(
+        lambda: leases.renew(house.db, lease.lease_id, lease_seconds=30.0).stop == "yield", "the low job is asked"
+    )
+    leases.release(house.db, lease.lease_id, "yielded")
+    house.doorbell.wake()
+    following = hand.take_up(hand.answer() or "")
+    assert following is not None
+    assert following.job_id == high
+    hand.work(following)
+    leases.release(house.db, following.lease_id, "drained")
+    house.doorbell.wake()
+    house.wait_for(high, JobState.COMPLETED)
+    resumed = hand.take_up(hand.answer() or "")
+    assert resumed is not None
+    assert resumed.job_id == low
+
+
+def test_a_slot_that_dies_gives_its_work_to_another(house: House, tmp_path: Path) -> None:
+    house.settings = house.settings.model_copy(update={"lease_seconds": 1.0, "slot_seconds": 2.0})
+    house.service().start()
+    dying = house.hand("s0")
+    job_id = house.submit(tmp_path / "rows.jsonl", 10)
+    lease = dying.take_up(dying.answer() or "")
+    assert lease is not None
+    assert len(leases.claim(house.db, lease.lease_id, limit=1)) == 1
+    house.serve("s1")
+    house.wait_for(job_id, JobState.COMPLETED)
+    assert "lease.expired" in house.events(job_id)
+
+
+def test_messages_that_redis_lost_are_sent_again(house: House, tmp_path: Path, redis_server: RedisServer) -> None:
+    house.settings = house.settings.model_copy(update={"doorbell_seconds": 0.5, "doorbell_rings": 100})
+    house.service().start()
+    hand = house.hand()
+    job_id = house.submit(tmp_path / "rows.jsonl", 10)
+    wait_until(lambda: "lease.granted" in house.events(job_id), "the lease is granted")
+    redis_server.kill()
+    redis_server.appendonly = False  # comes back empty
+    redis_server.start()
+    lease = hand.take_up(hand.answer() or "")
+    assert lease is not None
+    hand.work(lease)
+    house.wait_for(job_id, JobState.COMPLETED)
+
+
+def test_a_job_completes_that_was_submitted_while_redis_was_away(
+    house: House, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    house.settings = house.settings.model_copy(update={"doorbell_seconds": 0.5, "doorbell_rings": 100})
+    house.service().start()
+    hand = house.hand()
+    redis_server.kill()
+    job_id = house.submit(tmp_path / "rows.jsonl", 10)
+    wait_until(lambda: "lease.granted" in house.events(job_id), "the sweep finds the job without a doorbell")
+    redis_server.start()
+    lease = hand.take_up(hand.answer() or "")
+    assert lease is not None
+    hand.work(lease)
+    house.wait_for(job_id, JobState.COMPLETED)
+
+
+def test_a_duty_that_always_fails_stops_no_other(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(scheduler.service, "reap", broken)
+    house.serve("s0")
+    with caplog.at_level(logging.ERROR):
+        house.service().start()
+        house.wait_for(house.submit(tmp_path / "rows.jsonl", 10), JobState.COMPLETED)
+    assert "reaping failed" in caplog.text
+    assert "a fault of ours" in caplog.text
+
+
+def test_a_fault_while_taking_the_lead_does_not_end_the_scheduler(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.settings = house.settings.model_copy(update={"leader_seconds": 1.0})
+    real, faults = Leader.acquire, iter([RuntimeError("a fault of ours")])
+
+    def acquire(leader: Leader) -> float:
+        for fault in faults:
+            raise fault
+        return real(leader)
+
+    monkeypatch.setattr(Leader, "acquire", acquire)
+    house.serve("s0")
+    with caplog.at_level(logging.ERROR):
+        house.service().start()
+        house.wait_for(house.submit(tmp_path / "rows.jsonl", 10), JobState.COMPLETED)
+    assert "a fault of ours" in caplog.text
+
+
+def test_of_two_schedulers_one_leads_and_the_other_follows_it(house: House, tmp_path: Path) -> None:
+    first, second = house.service(), house.service()
+    first.start()
+    wait_until(lambda: first.leads, "the first leads")
+    second.start()
+    house.serve("s0")
+    house.wait_for(house.submit(tmp_path / "a.jsonl", 10), JobState.COMPLETED)
+    assert not second.leads
+    first.stop()
+    wait_until(lambda: second.leads, "the second follows")
+    house.wait_for(house.submit(tmp_path / "b.jsonl", 10), JobState.COMPLETED)
+
+
+_SCHEDULER = """
+import sys
+from jobs.database import Database
+from jobs.queue import make_app
+from jobs.settings import Settings
+from jobs.store import Store
+from scheduler.service import Service
+settings = Settings.model_validate_json(sys.stdin.readline())
+database, store = Database(settings.resolved_database_url), Store(settings.resolved_store_url)
+Service(settings, database, store, make_app(settings)).run()
+"""
+
+
+def start_process(settings: Settings) -> subprocess.Popen[bytes]:
+    child = process.spawn([sys.executable, "-c", _SCHEDULER], stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    child.stdin.write(settings.model_dump_json().encode() + b"\n")
+    child.stdin.close()
+    return child
+
+
+def test_a_scheduler_killed_in_mid_planning_is_followed_and_its_job_planned_anew(house: House, tmp_path: Path) -> None:
+    house.settings = house.settings.model_copy(update={"leader_seconds": 2.0})
+    child = start_process(house.settings)
+    try:
+        with house.db.read() as session:
+            leaders = select(func.count()).select_from(LeaderLock)
+            wait_until(lambda: session.scalar(leaders) == 1 or session.rollback(), "the first scheduler leads")
+        follower = house.service()
+        follower.start()
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(b'{"text":"a row"}\n' * 60_000)
+        job_id = house.submit(path, batching={"chunk_rows": 1})
+        with house.db.read() as session:
+            some = select(func.count()).select_from(Chunk)
+            wait_until(lambda: session.scalar(some) or session.rollback(), "planning is under way")
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert house.job(job_id).state == JobState.VALIDATING, "the job was planned before its scheduler was killed"
+    wait_until(lambda: follower.leads, "the other scheduler leads")
+    planned = house.wait_for(job_id, JobState.QUEUED)
+    with house.db.read() as session:
+        total = session.scalar(select(func.sum(Chunk.stop_row - Chunk.start_row)).where(col(Chunk.job_id) == job_id))
+    assert total == planned.num_rows == 60_000

@@ -1,0 +1,124 @@
+"""A real job over a real file on a real database, planned and with leases, for tests of those who work on leases."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlmodel import col
+
+from jobs import leases, ledger, slots
+from jobs.database import Database
+from jobs.leases import Grant, WorkingLease
+from jobs.rows import Result
+from jobs.settings import Settings
+from jobs.sinks import Sink, open_sink
+from jobs.sources import Source, open_source
+from jobs.specs import InferenceSpec, parse_spec
+from jobs.store import Store
+from jobs.tables import Chunk, Job, StoredFile
+
+_LEASE_SECONDS = 120.0
+
+
+class LeasedJob:
+    """One inference job whose input is a list of records."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        folder: Path,
+        records: Sequence[dict[str, Any] | str],
+        *,
+        chunk_rows: int = 8,
+        **spec: Any,
+    ) -> None:
+        """
+        Args:
+            records: lines of the input file; text goes into it as it stands.
+            spec: fields of the job's spec beside the input.
+        """
+        self.database, self.settings = database, settings
+        self.input = folder / "rows.jsonl"
+        lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+        self.input.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        self.store = Store(settings.resolved_store_url)
+        document = {"task": "fill-mask", "model": "scripted", **spec, "input": {"path": str(self.input), "key": "id"}}
+        self.spec: InferenceSpec = parse_spec(document)
+        self.job_id = ledger.submit(database, self.spec).id
+        ledger.plan(database, self.job_id, self.source().index(chunk_rows))
+
+    @staticmethod
+    def spec_of(model: str) -> InferenceSpec:
+        """The spec of another job with this model."""
+        return parse_spec({"task": "fill-mask", "model": model, "input": {"path": "rows.jsonl"}})
+
+    def source(self) -> Source:
+        """The job's input."""
+        return open_source(
+            self.spec.input,
+            self.spec.columns(),
+            settings=self.settings,
+            store=self.store,
+            find_upload=_no_uploads,
+        )
+
+    def sink(self) -> Sink:
+        """The job's output."""
+        return open_sink(
+            self.spec.output,
+            vector_output=self.spec.task_info.vector_output,
+            database=self.database,
+            store=self.store,
+        )
+
+    def lease(self, slot_id: str = "slot-0") -> WorkingLease:
+        """An active lease on a slot of its own."""
+        slots.register(self.database, [slots.SlotInfo(slot_id, "host", "cpu", None, "CPU", 0, 1)])
+        slots.enter(self.database, slot_id, f"{slot_id}-1", self.settings)
+        (lease_id,) = leases.grant(self.database, Grant(self.job_id, (slot_id,)), lease_seconds=_LEASE_SECONDS)
+        lease = leases.activate(self.database, lease_id, f"{slot_id}-1", lease_seconds=_LEASE_SECONDS)
+        assert lease is not None
+        return lease
+
+    def job(self) -> Job:
+        """The job as it stands."""
+        with self.database.read() as session:
+            return session.get_one(Job, self.job_id)
+
+    def chunks(self) -> list[Chunk]:
+        """Its chunks in row order."""
+        with self.database.read() as session:
+            ours = select(Chunk).where(col(Chunk.job_id) == self.job_id).order_by(col(Chunk.start_row))
+            return list(session.scalars(ours))
+
+    def states(self) -> list[str]:
+        """States of its chunks in row order."""
+        return [str(chunk.state) for chunk in self.chunks()]
+
+    def set_chunk(self, start_row: int, **values: Any) -> None:
+        """Make a chunk look as if something had happened to it."""
+        with self.database.write() as session:
+            session.execute(
+                update(Chunk)
+                .where(col(Chunk.job_id) == self.job_id, col(Chunk.start_row) == start_row)
+                .values(**values)
+            )
+
+    def results(self) -> list[Result]:
+        """Recorded results in row order."""
+        return list(self.sink().read(self.job_id))
+
+
+def _no_uploads(file_id: str) -> StoredFile:
+    raise AssertionError(f"no upload is used here, yet '{file_id}' was asked for")
+
+
+def threads_of_the_pipeline() -> list[str]:
+    """Names of the inference pipeline's threads that are alive."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("feed-", "writer-"))]

@@ -1,0 +1,99 @@
+"""The API as it is in production, over a real socket, on a database of the test's own; and hand-made jobs for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from jobs import migrations
+from jobs.database import Database
+from jobs.queue import Doorbell
+from jobs.settings import Settings
+from jobs.store import Store
+from scheduler.api.app import create_app
+from scheduler.api.server import ApiServer
+from scheduler.client import StokerClient
+from scheduler.keys import create_key
+
+
+@dataclass(frozen=True)
+class LiveApi:
+    """A running API, a key for it, and clients that use it."""
+
+    url: str
+    key: str
+    settings: Settings
+    database: Database
+    store: Store
+    client: StokerClient
+    http: httpx.Client
+    server: ApiServer
+
+    def send_raw(self, head: str | bytes, body: bytes = b"") -> bytes:
+        """What comes back for these very bytes, up to the end of the connection."""
+        parts = urlsplit(self.url)
+        assert parts.hostname is not None
+        with socket.create_connection((parts.hostname, parts.port or 80), timeout=30) as connection:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused early: the answer is there
+                connection.sendall((head if isinstance(head, bytes) else head.encode("latin-1")) + body)
+            answer = b""
+            with contextlib.suppress(ConnectionResetError, TimeoutError):
+                while block := connection.recv(65536):
+                    answer += block
+        return answer
+
+
+@contextmanager
+def live_api(settings: Settings, database: Database, *, retry_seconds: float = 0.0) -> Iterator[LiveApi]:
+    """Serve on a free port for the time of a `with`."""
+    store = Store(settings.resolved_store_url)
+    doorbell = Doorbell(settings)
+    server = ApiServer(create_app(settings, database, store, doorbell), host="127.0.0.1", port=0, grace_seconds=2.0)
+    key = create_key(database, "test").secret
+    server.start()
+    headers = {"Authorization": f"Bearer {key}"}
+    try:
+        with (
+            StokerClient(server.url, key, retry_seconds=retry_seconds) as client,
+            httpx.Client(base_url=server.url, headers=headers, timeout=30, trust_env=False) as http,
+        ):
+            yield LiveApi(server.url, key, settings, database, store, client, http, server)
+    finally:
+        server.stop()
+        doorbell.close()
+
+
+@contextmanager
+def fresh_api(folder: Path) -> Iterator[LiveApi]:
+    """Serve on a free port with a new SQLite database in `folder`, for a module's tests to share."""
+    settings = Settings(data_dir=folder / "data", input_roots=[Path("/")], output_roots=[Path("/")])
+    settings.data_dir.mkdir()
+    database = Database(settings.resolved_database_url)
+    migrations.upgrade(database)
+    try:
+        with live_api(settings, database) as running:
+            yield running
+    finally:
+        database.close()
+
+
+def write_rows(path: Path, num_rows: int) -> Path:
+    """A JSONL input of so many rows."""
+    lines = (json.dumps({"id": f"r{row}", "text": f"row {row}"}) for row in range(num_rows))
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def spec_document(path: Path | str, **fields: Any) -> dict[str, Any]:
+    """A spec over an input file, with a model that is not looked at."""
+    document = {"task": "fill-mask", "model": "org/model", "input": {"path": str(path), "key": "id"}}
+    return {**document, **fields}

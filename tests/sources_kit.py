@@ -1,0 +1,49 @@
+"""Open a source over files in a test's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import NotFound
+from jobs.rows import Row
+from jobs.settings import Settings
+from jobs.sources import Source, open_source
+from jobs.specs import InputSpec
+from jobs.store import Store
+from jobs.tables import StoredFile
+
+
+def open_at(
+    path: str | Path | list[str],
+    columns: Mapping[str, str] | None = None,
+    *,
+    settings: Settings | None = None,
+    **fields: Any,
+) -> Source:
+    """A source over `path` that reads the column `text`; `fields` go into the input's spec."""
+    spec = InputSpec(path=path if isinstance(path, list) else str(path), **fields)
+    return open_source(
+        spec,
+        columns or {"text": "text"},
+        settings=settings or Settings(input_roots=[Path("/")]),
+        store=Store("/nonexistent-store"),
+        find_upload=_no_upload,
+    )
+
+
+def read_all(source: Source, chunk_rows: int = 1000) -> list[Row]:
+    """Every row, chunk by chunk."""
+    return [
+        row for chunk in source.index(chunk_rows) for row in source.read(chunk.start_row, chunk.stop_row, chunk.locator)
+    ]
+
+
+def outcomes(rows: list[Row]) -> list[Any]:
+    """Each row's text, or its error as (code, line)."""
+    return [row.values["text"] if row.error is None else (row.error.code, row.error.line) for row in rows]
+
+
+def _no_upload(file_id: str) -> StoredFile:
+    raise NotFound(f"there is no file {file_id}")

@@ -1,0 +1,122 @@
+"""A runner without torch: the real runner's loop around an engine that does what the job's `model` tells it to.
+
+`obey` computes; `die@N`, `hang@N` and `bug@N` do so at the chunk that holds row N; `fork@N` leaves a child that
+holds all its files; `deaf` never stops; `wait` computes nothing until it is stopped; `bad-model` and
+`store-away` raise; `talk:N` prints N lines. STANDIN_START makes its start `fail`, `fail-once` or `hang`, with the file
+STANDIN_TRACE for notes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jobs import leases
+from jobs.database import Database
+from jobs.errors import InvalidModel, ServiceUnavailable
+from jobs.leases import ChunkResults, Claim, WorkingLease
+from jobs.rows import Result
+from jobs.settings import Settings
+from jobs.sinks import open_sink
+from jobs.specs import parse_spec
+from jobs.store import Store
+from worker.log_format import set_up_runner_logging
+from worker.runner import parse_arguments, serve
+from worker.stop import Stop
+
+
+class StandIn:
+    """An engine whose every output is the number of the process that computed it."""
+
+    device = "nothing"
+
+    def __init__(self, settings: Settings) -> None:
+        self._database = Database(settings.resolved_database_url)
+        self._store = Store(settings.resolved_store_url)
+        self._models: list[str] = []
+
+    def warm_models(self) -> Sequence[str]:
+        return self._models
+
+    def run(self, lease: WorkingLease, stop: Stop, beat: Callable[[int | None], None]) -> str:
+        entered = time.monotonic()
+        spec = parse_spec(lease.spec)
+        what, _, number = spec.model.replace(":", "@").partition("@")
+        self._models = [spec.model]
+        beat(None)
+        if trace := os.environ.get("STANDIN_TRACE"):
+            with Path(trace).open("a") as file:
+                file.write(f"{lease.lease_id} {entered}\n")
+        if what == "bad-model":
+            raise InvalidModel("this is not a model", param="model")
+        if what == "store-away":
+            raise ServiceUnavailable("the store cannot be reached")
+        if what == "talk":
+            for index in range(int(number)):
+                print(f"line {index}", flush=True)
+        if what == "deaf":
+            threading.Event().wait()
+        if what == "wait":
+            stop.wait()
+        while not stop.asked:
+            claims = leases.claim(self._database, lease.lease_id, limit=1)
+            if not claims:
+                return "drained"
+            beat(claims[0].start_row)
+            if number and claims[0].verdict is None and claims[0].start_row <= int(number) < claims[0].stop_row:
+                _misbehave(what)
+            self._record(lease, claims[0])
+            beat(None)
+        return "stopped"
+
+    def _record(self, lease: WorkingLease, claim: Claim) -> None:
+        spec = parse_spec(lease.spec)
+        sink = open_sink(spec.output, vector_output=False, database=self._database, store=self._store)
+        error = claim.verdict
+        results = [
+            Result(row, None, output=None if error else os.getpid(), error=error)
+            for row in range(claim.start_row, claim.stop_row)
+        ]
+        chunk = ChunkResults(claim.start_row, claim.stop_row, results)
+        leases.commit(
+            self._database, lease.lease_id, [chunk], lambda session: sink.record(session, lease.job_id, results)
+        )
+
+
+def _misbehave(what: str) -> None:
+    match what:
+        case "die":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "hang":
+            threading.Event().wait()
+        case "bug":
+            raise RuntimeError("a bug that nobody\nthought of")
+        case "fork":
+            child = subprocess.Popen(["sleep", "600"], close_fds=False)
+            Path(os.environ["STANDIN_TRACE"]).write_text(str(child.pid))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _load(settings: Settings) -> StandIn:
+    start = os.environ.get("STANDIN_START")
+    if start == "fail":
+        raise ImportError("the engine's library is not installed")
+    if start == "hang":
+        threading.Event().wait()
+    if start == "fail-once" and not (flag := Path(os.environ["STANDIN_TRACE"])).exists():
+        flag.touch()
+        sys.exit("no memory yet")
+    return StandIn(settings)
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    set_up_runner_logging()
+    settings = Settings()
+    serve(arguments.report_fd, lambda: _load(settings), stall_seconds=settings.stall_seconds)

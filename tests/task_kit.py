@@ -1,0 +1,94 @@
+"""What tests of inference tasks share: varied texts, and a task taken through its four methods as the engine does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from jobs.rows import Row, RowError
+from jobs.settings import Settings
+from jobs.specs import InferenceSpec
+from tests.tiny import SENTENCES
+from worker.inference.tasks import TaskModel, load_task_model
+
+CPU = torch.device("cpu")
+LONG_TEXT = " ".join(SENTENCES) * 20
+"""Longer than any tiny model takes."""
+TEXTS = (
+    *SENTENCES,
+    "",
+    " ",
+    "x",
+    "  two  spaces,\ttabs\nand new lines  ",
+    "Zażółć gęślą jaźń; ﬁn 🙂👩‍👩‍👧 e\u0301 \u200b",
+    "supercalifragilisticexpialidocious" * 3,
+    "Ada Lovelace " * 20,
+)
+
+
+def load(
+    task: str,
+    model: object,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    settings: Settings | None = None,
+) -> TaskModel:
+    """A task's model, with every local path allowed unless `settings` say otherwise."""
+    document = {
+        "task": task,
+        "model": str(model),
+        "input": {"path": "rows.jsonl"},
+        "parameters": dict(parameters or {}),
+    }
+    settings = settings or Settings(input_roots=["/"])
+    return load_task_model(InferenceSpec.model_validate(document), device=device, dtype=dtype, settings=settings)
+
+
+def text_rows(texts: Sequence[Any]) -> list[Row]:
+    """Rows of one text each."""
+    return [Row(index, None, {"text": text}) for index, text in enumerate(texts)]
+
+
+def outputs(task_model: TaskModel, rows: Sequence[Row], *, batch_rows: int = 5) -> list[Any]:
+    """One output or RowError for each row, in order, computed in batches of rows of similar length."""
+    encoded = task_model.encode(rows)
+    assert [one.row for one in encoded] == list(rows)
+    results: list[Any] = [one.error for one in encoded]
+    order = sorted((i for i, one in enumerate(encoded) if one.error is None), key=lambda i: -encoded[i].num_tokens)
+    for start in range(0, len(order), batch_rows):
+        places = order[start : start + batch_rows]
+        batch = [encoded[place] for place in places]
+        with torch.inference_mode():
+            computed = task_model.forward(task_model.collate(batch))
+        decoded = task_model.decode(batch, computed)
+        for place, output in zip(places, decoded, strict=True):
+            results[place] = output
+    return results
+
+
+def same(actual: Any, expected: Any, *, tolerance: float = 1e-5) -> bool:
+    """Whether two outputs have the same shape, names and labels, and numbers that differ by the tolerance at most."""
+    if isinstance(expected, dict):
+        return (
+            isinstance(actual, dict)
+            and actual.keys() == expected.keys()
+            and all(same(actual[name], expected[name], tolerance=tolerance) for name in expected)
+        )
+    if isinstance(expected, (list, tuple)):
+        return (
+            isinstance(actual, list)
+            and len(actual) == len(expected)
+            and all(same(one, other, tolerance=tolerance) for one, other in zip(actual, expected, strict=True))
+        )
+    if isinstance(expected, bool) or not hasattr(expected, "__float__"):
+        return bool(actual == expected) and type(actual) is type(expected)
+    return type(actual) in (int, float) and abs(actual - float(expected)) <= tolerance
+
+
+def error_codes(results: Sequence[Any]) -> list[str | None]:
+    """The code of each row error, None for each output."""
+    return [result.code if isinstance(result, RowError) else None for result in results]

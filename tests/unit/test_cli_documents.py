@@ -1,0 +1,176 @@
+"""Specs on their way to the API: what a user wrote arrives as meant, or is refused in one sentence."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from jobs.errors import InvalidInput, InvalidModel, InvalidOutput, InvalidSpec, NotFound
+from jobs.specs import parse_spec
+from scheduler.cli.documents import bring, check_local_inputs, parse_pairs, parse_parameters, read_spec
+from scheduler.cli.outputs import check_output
+from scheduler.client import StokerClient
+
+
+class Api:
+    """Stands in for the API: says whether it sees this machine's files, and keeps what is uploaded."""
+
+    def __init__(self, *, shares_files: bool) -> None:
+        self._shares_files = shares_files
+        self.uploads: dict[str, bytes] = {}
+
+    def shares_files(self) -> bool:
+        """As asked."""
+        return self._shares_files
+
+    def upload(self, path: Path, **_: Any) -> dict[str, str]:
+        """Keep it."""
+        file_id = f"file_{len(self.uploads)}"
+        self.uploads[file_id] = path.read_bytes()
+        return {"id": file_id}
+
+
+def spec(path: str | list[str], **fields: Any) -> dict[str, Any]:
+    """A spec's document."""
+    return {"task": "fill-mask", "model": "org/model", "input": {"path": path}, **fields}
+
+
+def brought(document: dict[str, Any], api: Api) -> dict[str, Any]:
+    """The document as the API gets it."""
+    return bring(document, cast(StokerClient, api))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with two inputs in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.jsonl", "c.csv", "rows"):
+        (tmp_path / name).write_text(f'{{"text": "{name}"}}\n')
+    (tmp_path / "models").mkdir()
+    return tmp_path
+
+
+def test_relative_paths_start_where_the_user_stands(folder: Path) -> None:
+    """The daemon's own working directory must not decide what is read."""
+    here = Api(shares_files=True)
+    document = spec("a.jsonl", model="models", output={"to": "jsonl", "path": "out.jsonl"})
+    got = brought(document, here)
+    assert got["input"]["path"] == str(folder / "a.jsonl")
+    assert got["model"] == str(folder / "models")
+    assert got["output"] == {"to": "jsonl", "path": str(folder / "out.jsonl")}
+    assert brought(spec(["a.jsonl", "x*.csv"]), here)["input"]["path"] == [
+        str(folder / "a.jsonl"),
+        str(folder / "x*.csv"),
+    ]
+    assert not here.uploads
+
+
+@pytest.mark.parametrize("path", ["file:file_1", "s3://bucket/a.jsonl", "hf://datasets/org/name", "org/dataset"])
+@pytest.mark.parametrize("shares_files", [True, False])
+def test_what_is_no_local_file_is_left_as_it_is(path: str, shares_files: bool) -> None:
+    """Uploads, URLs and names on the hub would be lost as paths."""
+    assert brought(spec(path), Api(shares_files=shares_files)) == spec(path)
+
+
+def test_local_inputs_are_uploaded_to_another_machine(folder: Path) -> None:
+    """Else a remote daemon would say that the file is not there."""
+    there = Api(shares_files=False)
+    got = brought(spec(["?.jsonl", "file:file_x"]), there)
+    assert got["input"] == {"path": ["file:file_0", "file:file_1", "file:file_x"], "format": "jsonl"}
+    assert there.uploads == {f"file_{n}": (folder / name).read_bytes() for n, name in enumerate(("a.jsonl", "b.jsonl"))}
+    single = brought(spec("c.csv"), there)
+    assert single["input"] == {"path": "file:file_2", "format": "csv"}
+    parse_spec(single)
+
+
+@pytest.mark.parametrize(
+    ("document", "error", "words"),
+    [
+        (spec("rows"), InvalidInput, "does not tell its format"),
+        (spec("models"), InvalidInput, "is a folder on this machine"),
+        (spec("z*.jsonl"), InvalidInput, "no file here matches"),
+        (spec("missing.jsonl"), InvalidInput, "there is no file"),
+        (spec(["a.jsonl", "c.csv"]), InvalidInput, "have one format"),
+        (spec("a.jsonl", model="./models"), InvalidModel, "is a path on this machine"),
+        (spec("a.jsonl", output={"to": "jsonl", "path": "x.jsonl"}), InvalidOutput, "is a path on this machine"),
+    ],
+)
+def test_what_another_machine_cannot_get_is_refused(
+    document: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    """A job that cannot work must not be queued."""
+    with pytest.raises(error, match=words):
+        brought(document, Api(shares_files=False))
+
+
+@pytest.mark.parametrize("document", [{}, {"input": 3}, {"input": {"path": 3}}, {"input": {"path": [3]}}])
+def test_documents_that_are_no_specs_reach_the_api(document: dict[str, Any]) -> None:
+    """The API words the error; the command must not stumble before it."""
+    assert brought(document, Api(shares_files=True)) == document
+
+
+def test_a_missing_input_is_found_before_anything_is_started() -> None:
+    """Starting a stack for a typing error would cost seconds."""
+    check_local_inputs(spec(["a.jsonl", "org/dataset", "s3://bucket/x.jsonl", "*.nothing"]))
+    with pytest.raises(InvalidInput, match=r"no file 'missing\.jsonl'"):
+        check_local_inputs(spec("missing.jsonl"))
+
+
+def test_parameters_are_json_where_they_can_be() -> None:
+    """`top_k=3` must arrive as a number, a label as text."""
+    assert parse_parameters(["top_k=3", "function=none", 'labels=["a","b"]', "x=null", "eq=a=b"]) == {
+        "top_k": 3,
+        "function": "none",
+        "labels": ["a", "b"],
+        "x": None,
+        "eq": "a=b",
+    }
+    for bad in (["top_k"], ["=3"], ["a=1", "a=2"]):
+        with pytest.raises(InvalidSpec):
+            parse_pairs(bad, "--param")
+
+
+def test_specs_are_read_as_yaml_or_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are what people write by hand and programs pipe."""
+    (folder / "s.yaml").write_text("task: fill-mask\ninput: {path: a.jsonl}\n")
+    assert read_spec("s.yaml") == {"task": "fill-mask", "input": {"path": "a.jsonl"}}
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"task": "fill-mask"}'))
+    assert read_spec("-") == {"task": "fill-mask"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"a: [1", "in line 1"), (b"- 1\n- 2\n", "does not hold a spec"), (b"\xff\xfe\xfa", "not UTF-8"), (b"", "a spec")],
+)
+def test_a_spec_that_cannot_be_read_is_named(folder: Path, content: bytes, words: str) -> None:
+    """The user must learn which file and which line."""
+    (folder / "bad.yaml").write_bytes(content)
+    with pytest.raises(InvalidSpec, match=words):
+        read_spec("bad.yaml")
+    with pytest.raises(NotFound):
+        read_spec("none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("out.xls", "must end in"), ("out", "must end in"), ("nowhere/out.csv", "there is no folder")],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(path: str, words: str) -> None:
+    """Hours of work must not end in a file that cannot be written."""
+    with pytest.raises(InvalidOutput, match=words):
+        check_output(Path(path))
+
+
+def test_outputs_by_their_ending(folder: Path) -> None:
+    """The ending is the one thing that names the format."""
+    assert [check_output(Path(f"out{ending}")) for ending in (".jsonl", ".PARQUET", ".csv")] == [
+        "jsonl",
+        "parquet",
+        "csv",
+    ]
+    (folder / "d.csv").mkdir()
+    with pytest.raises(InvalidOutput, match="is a directory"):
+        check_output(Path("d.csv"))

@@ -1,0 +1,121 @@
+"""What a person reads while waiting: rates and times from counts, and figures that fit the line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scheduler.cli.progress import JobProgress, Rates, summary
+from scheduler.cli.terminal import clean, short_bytes, short_duration, short_number
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def job(state: str, done: int, *, total: int = 1000, failed: int = 0, **fields: Any) -> dict[str, Any]:
+    """A job as the API shows it."""
+    counts = {"total": total, "done": done, "failed": failed}
+    base = {"id": "job_1", "state": state, "counts": counts, "num_tokens": done * 10, "waiting_reason": None}
+    return {**base, "created_at": 1.0, "started_at": 2.0, "ended_at": None, "error": None, **fields}
+
+
+def test_rates_are_those_of_the_last_while() -> None:
+    """A job that slows down must not look as fast as it was at its beginning."""
+    clock = Clock()
+    rates = Rates(clock)
+    assert rates.rows_per_second is None
+    for done in (0, 100, 200, 300):
+        rates.add(done, done * 10)
+        clock.now += 1.0
+    assert rates.rows_per_second == pytest.approx(100.0)
+    assert rates.tokens_per_second == pytest.approx(1000.0)
+    for done in range(310, 510, 10):
+        rates.add(done, done * 10)
+        clock.now += 1.0
+    assert rates.rows_per_second == pytest.approx(10.0)
+    assert rates.seconds_left(100) == pytest.approx(9.0)  # one second has gone by since the last count
+
+
+def test_time_spent_loading_the_model_is_no_slowness() -> None:
+    """Else the first estimate of a job's end would be hours off."""
+    clock = Clock()
+    rates = Rates(clock)
+    rates.add(0, 0)
+    clock.now += 60.0
+    rates.add(0, 0)
+    rates.add(100, 0)
+    clock.now += 1.0
+    rates.add(200, 0)
+    assert rates.rows_per_second == pytest.approx(100.0)
+
+
+def test_off_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    """A log of a nightly job must neither be silent for hours nor filled with control characters."""
+    clock = Clock()
+    with JobProgress(clock=clock) as progress:
+        for second in range(100):
+            progress.update(job("running", second * 10, failed=2))
+            clock.now += 1.0
+        progress.update(job("completed", 1000))
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines()
+    assert shown.out == ""
+    assert len(lines) == 3
+    assert lines[0] == "job_1 running: 300/1k, 2 failed, 10 rows/s, 100 tok/s, eta 1m10s"
+    assert "\x1b" not in shown.err
+
+
+def test_the_summary_says_what_was_lost() -> None:
+    """Row errors must be seen without reading the output."""
+    done = job("completed", 1000, failed=3, ended_at=12.0)
+    assert summary(done) == "job_1 completed: 1,000 rows in 10s (100 rows/s), 3 with a row error"
+    cut = job("cancelled", 400, ended_at=12.0)
+    assert summary(cut) == "job_1 cancelled: 400 of 1,000 rows in 10s (40 rows/s)"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (7, "7"),
+        (2.94, "2.9"),
+        (99.6, "100"),
+        (999, "999"),
+        (1000, "1k"),
+        (12_345, "12.3k"),
+        (999_900, "1M"),
+        (123_456_789, "123M"),
+        (10_000_000, "10M"),
+    ],
+)
+def test_numbers_are_short(value: float, shown: str) -> None:
+    """A wide number would push the line over the terminal's edge."""
+    assert short_number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0.0s"), (9.94, "9.9s"), (59.4, "59s"), (59.7, "1m00s"), (3725, "1h02m"), (90_000, "1d01h")],
+)
+def test_durations_are_short(seconds: float, shown: str) -> None:
+    """As above."""
+    assert short_duration(seconds) == shown
+
+
+def test_sizes_are_short() -> None:
+    """As above."""
+    assert [short_bytes(size) for size in (12, 2048, 5 * 2**30)] == ["12 B", "2.0 KiB", "5.0 GiB"]
+
+
+def test_text_of_others_cannot_drive_the_terminal() -> None:
+    """A log line or a key with escape codes could otherwise rewrite what the person reads."""
+    assert "\x1b" not in clean("\x1b[2Jgone\r\x9bA\n")
+    assert clean("a\tb") == "a\tb"

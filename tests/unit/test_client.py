@@ -1,0 +1,290 @@
+"""The client alone: what it sends, what it makes of answers, and how long it bears with an API that is away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from jobs.errors import InvalidOutput, InvalidSpec, NotFound, ServiceUnavailable
+from scheduler import connection
+from scheduler.client import ApiError, StokerClient
+from scheduler.connection import parse_events, read_lines, segment
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_FIRST_PAUSE_SECONDS", 0.001)
+
+
+def client_over(handler: Handler, *, retry_seconds: float = 5.0) -> StokerClient:
+    """A client whose requests `handler` answers."""
+    return StokerClient(
+        "http://stoker.test/", "the-key", retry_seconds=retry_seconds, transport=httpx.MockTransport(handler)
+    )
+
+
+class Flaky:
+    """Fails a number of times, then answers."""
+
+    def __init__(self, failures: int, failure: Exception | httpx.Response, answer: Any = None) -> None:
+        self.requests: list[httpx.Request] = []
+        self._failures, self._failure, self._answer = failures, failure, answer or {"id": "job_1"}
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        if len(self.requests) <= self._failures:
+            if isinstance(self._failure, Exception):
+                raise self._failure
+            return self._failure
+        return httpx.Response(200, json=self._answer)
+
+
+_REFUSED = httpx.ConnectError("connection refused")
+_AWAY = httpx.Response(
+    503, json={"error": {"message": "the database is away", "type": "server_error", "param": None, "code": "x"}}
+)
+
+
+@pytest.mark.parametrize("failure", [_REFUSED, httpx.ReadError("reset"), httpx.ReadTimeout("slow"), _AWAY])
+def test_reading_and_submitting_are_tried_again(failure: Exception | httpx.Response) -> None:
+    """Lost: a CLI that fails because the API was restarted."""
+    reading = Flaky(2, failure)
+    assert client_over(reading).job("job_1") == {"id": "job_1"}
+    submitting = Flaky(2, failure)
+    assert client_over(submitting).submit({"task": "x"}) == {"id": "job_1"}
+    keys = {request.headers["idempotency-key"] for request in submitting.requests}
+    assert len(submitting.requests) == 3
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry"])
+def test_what_must_not_happen_twice_is_sent_once(verb: str) -> None:
+    """Lost: a job that is retried twice."""
+    flaky = Flaky(1, httpx.ReadError("reset"))
+    with pytest.raises(ServiceUnavailable, match="broke off"):
+        getattr(client_over(flaky), verb)("job_1")
+    assert len(flaky.requests) == 1
+
+
+def test_nothing_answering_is_one_sentence_with_the_url() -> None:
+    """Lost: where the client looked."""
+    with pytest.raises(ServiceUnavailable, match=r"no Stoker answers at http://stoker\.test \(connection refused\)"):
+        client_over(Flaky(10**6, _REFUSED), retry_seconds=0.01).job("job_1")
+    flaky = Flaky(10**6, _REFUSED)
+    with pytest.raises(ServiceUnavailable):
+        client_over(flaky).health()
+    assert len(flaky.requests) == 1  # asked once: the caller wants to know now
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "http://", "ftp://x", "http://x:99999999", "http://[::", "", "http://\x00"]
+)
+def test_a_url_that_is_none_is_one_sentence(url: str) -> None:
+    """Lost: a traceback for a typo in STOKER_URL."""
+    with pytest.raises(InvalidSpec, match="is not a URL"), StokerClient(url, "key", retry_seconds=0) as client:
+        client.health()
+
+
+@pytest.mark.parametrize("key", ["a\nb", "é", "two words"])
+def test_a_key_that_is_none_is_refused_without_being_shown(key: str) -> None:
+    """Lost: a secret in an error message."""
+    with pytest.raises(InvalidSpec) as caught:
+        StokerClient("http://127.0.0.1:1", key)
+    assert key not in caught.value.message
+
+
+def test_a_refusal_carries_all_that_the_api_said() -> None:
+    """Lost: the field at fault, and the number to look for in the log."""
+    error = {"message": "task: unknown", "type": "invalid_request_error", "param": "task", "code": "invalid_spec"}
+    answer = httpx.Response(400, json={"error": error}, headers={"x-request-id": "req_1"})
+    with pytest.raises(ApiError) as refused:
+        client_over(lambda _: answer).submit({})
+    said = refused.value
+    assert (said.status, said.code, said.message, said.param) == (400, "invalid_spec", "task: unknown", "task")
+    assert (said.request_id, said.is_user_error, said.retryable, str(said)) == ("req_1", True, False, "task: unknown")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, text="<html>It works!</html>"),
+        httpx.Response(200, json=[]),
+        httpx.Response(404, text="nginx"),
+        httpx.Response(500, json={"detail": "x"}),
+        httpx.Response(502, json=["x"]),
+        httpx.Response(200, json={"status": "ok"}),
+    ],
+)
+def test_another_server_at_the_url_is_named_as_such(answer: httpx.Response) -> None:
+    """Lost: a KeyError where some other web server has the port."""
+    with pytest.raises(ApiError) as refused:
+        client_over(lambda _: answer).health()
+    assert refused.value.code == "not_stoker"
+
+
+def test_requests_carry_the_key_and_stay_on_their_route() -> None:
+    """Lost: an id that reaches another route."""
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={"data": [], "has_more": False})
+
+    client = client_over(answer)
+    for job_id in ("a/b", "..", ".", "a?b=c", "a#b", "", "a%2fb", "ü", "../../v1/slots"):
+        client.job(job_id)
+        raw = seen[-1].url.raw_path.decode()
+        assert raw.startswith("/v1/jobs/"), raw
+        assert raw.count("/") == 3, raw
+        assert "?" not in raw
+    assert all(request.headers["authorization"] == "Bearer the-key" for request in seen)
+
+
+def test_a_segment_keeps_only_what_it_is_told_to() -> None:
+    """Lost: artifacts in folders, or a way out of them."""
+    assert segment("folder/results.parquet", keep="/") == "folder/results.parquet"
+    assert segment("a b/c") == "a%20b%2Fc"
+    assert segment("..") == "%2E%2E"
+
+
+def test_lists_are_fetched_page_by_page_up_to_the_limit() -> None:
+    """Lost: entries beyond the first page, or a request for all of them to show ten."""
+    asked: list[dict[str, str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        query = dict(request.url.params)
+        asked.append(query)
+        start, limit = int(query.get("after", -1)) + 1, int(query["limit"])
+        data = [{"id": number} for number in range(start, min(start + limit, 250))]
+        return httpx.Response(
+            200, json={"object": "list", "data": data, "last_id": data[-1]["id"], "has_more": start + limit < 250}
+        )
+
+    assert [job["id"] for job in client_over(answer).jobs(state="queued")] == list(range(250))
+    assert [query["limit"] for query in asked] == ["100", "100", "100"]
+    assert all(query["state"] == "queued" for query in asked)
+    assert len(list(client_over(answer).jobs(limit=130))) == 130
+    assert asked[-1]["limit"] == "30"
+    assert list(client_over(answer).jobs(limit=0)) == []
+
+
+class Stream(httpx.SyncByteStream):
+    """A body that comes in blocks and may break off."""
+
+    def __init__(self, *blocks: bytes | Exception) -> None:
+        self._blocks = blocks
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self._blocks:
+            if isinstance(block, Exception):
+                raise block
+            yield block
+
+
+def event(number: int, state: str = "running") -> bytes:
+    """One message as the API writes it."""
+    return b"id: %d\nevent: job.%b\ndata: %b\n\n" % (number, state.encode(), json.dumps({"id": number}).encode())
+
+
+def test_a_broken_stream_is_resumed_and_a_quiet_end_is_not_taken_for_the_end() -> None:
+    """Lost: events around a restart of the API."""
+    bodies = iter(
+        [
+            Stream(event(1), event(2)[:-5], httpx.ReadError("reset")),
+            Stream(b": still here\n\n", event(2), event(3)),  # ended in order, but without saying `end`
+            Stream(event(4), b"event: end\ndata: {}\n\n"),
+        ]
+    )
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers["last-event-id"])
+        return httpx.Response(200, stream=next(bodies))
+
+    assert [entry["id"] for entry in client_over(answer).events("job_1")] == [1, 2, 3, 4]
+    assert asked == ["0", "1", "3"]
+
+
+def test_a_stream_that_stays_away_is_given_up_and_a_refused_one_at_once() -> None:
+    """Lost: a `watch` that never says that the API is gone."""
+    with pytest.raises(ServiceUnavailable, match="no Stoker answers"):
+        list(client_over(Flaky(10**6, _REFUSED), retry_seconds=0.05).events("job_1"))
+    error = {"error": {"message": "there is no job", "type": "t", "param": None, "code": "not_found"}}
+    flaky = Flaky(10**6, httpx.Response(404, json=error))
+    with pytest.raises(ApiError, match="no job"):
+        list(client_over(flaky).events("job_1"))
+    assert len(flaky.requests) == 1
+
+
+def test_waiting_ends_with_the_terminal_state_or_the_time() -> None:
+    """Lost: `stoker run` that returns before the job has ended, or never."""
+    jobs = [{"id": "job_1", "state": state} for state in ("queued", "running", "completed")]
+    messages = [b"event: progress\ndata: %b\n\n" % json.dumps(job).encode() for job in jobs]
+    seen: list[str] = []
+    whole = httpx.Response(200, stream=Stream(*messages, b"event: end\ndata: {}\n\n"))
+    ended = client_over(lambda _: whole).wait("job_1", lambda job: seen.append(job["state"]))
+    assert ended == jobs[-1]
+    assert seen == ["queued", "running", "completed"]
+
+    def silent(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=Stream(messages[0]))
+
+    with pytest.raises(TimeoutError):
+        client_over(silent).wait("job_1", timeout_seconds=0.05)
+
+
+def test_a_download_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Lost: half a file under the name of a whole one."""
+    target = tmp_path / "out.jsonl"
+    target.write_text("what was there before")
+    broken = Stream(b"half", httpx.RemoteProtocolError("peer closed connection"))
+    with pytest.raises(ServiceUnavailable, match="broke off"):
+        client_over(lambda _: httpx.Response(200, stream=broken), retry_seconds=0).results("job_1", target)
+    assert target.read_text() == "what was there before"
+    bodies = iter([broken, Stream(b"the ", b"whole")])
+    assert client_over(lambda _: httpx.Response(200, stream=next(bodies))).results("job_1", target) == 9
+    assert target.read_text() == "the whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+    with pytest.raises(InvalidOutput):
+        client_over(lambda _: httpx.Response(200, stream=Stream(b"x"))).results("job_1", tmp_path / "no" / "out")
+
+
+def test_an_upload_says_its_length_and_sends_the_purpose_first(tmp_path: Path) -> None:
+    """Lost: the early refusal of a wrong or too large upload; and names with quotes in them."""
+    path = tmp_path / 'a"b\n.jsonl'
+    path.write_bytes(b"content")
+    seen: list[tuple[int, bytes]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((int(request.headers["content-length"]), request.read()))
+        return httpx.Response(200, json={"id": "file_1"})
+
+    client_over(answer).upload(path, purpose="batch")
+    length, body = seen[0]
+    assert length == len(body)
+    assert 0 < body.index(b"batch") < body.index(b"content")
+    assert b'filename="a%22b%0A.jsonl"' in body
+    with pytest.raises(NotFound, match="no file"):
+        client_over(answer).upload(tmp_path)
+
+
+def test_lines_are_cut_at_newlines_only() -> None:
+    """Lost: a result whose text holds U+2028, or whose line comes in several blocks."""
+    text = '{"a":"x\u2028y\\r"}'.encode()
+    blocks = [text[:3], text[3:] + b"\n\n", b"la", b"st"]
+    answer = httpx.Response(200, stream=Stream(*blocks))
+    assert list(read_lines(answer)) == [text, b"", b"last"]
+
+
+def test_events_without_data_are_signs_of_life_only() -> None:
+    """Lost: a client that stumbles over a comment."""
+    lines = [b"retry: 1000", b"", b": still here", b"", b"id: 7", b"event: log", b'data: {"line": "x: y"}', b""]
+    (message,) = parse_events(iter(lines))
+    assert (message.id, message.name, message.data) == (7, "log", {"line": "x: y"})

@@ -1,0 +1,279 @@
+"""The feed: every claimed row reaches the device once, and no failure of a stage leaves a thread or a chunk behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs import leases
+from jobs.database import Database
+from jobs.errors import InvalidInput, LostLease, ServiceUnavailable
+from jobs.leases import Claim, WorkingLease
+from jobs.rows import Row, RowError
+from jobs.settings import Settings
+from jobs.sources import ChunkRange, Source
+from tests.conftest import wait_until
+from tests.leased_job import LeasedJob, threads_of_the_pipeline
+from tests.scripted_model import ScriptedModel
+from worker.inference.budget import Budget
+from worker.inference.chunks import Batch
+from worker.inference.engine import Engine
+from worker.inference.feed import Feed
+from worker.inference.holdings import Holdings, fair_share
+
+RECORDS = [{"id": f"r{number}", "text": "word " * (number % 7 + 1) + f"{number}"} for number in range(80)]
+"""Ten chunks of eight rows."""
+
+
+@pytest.fixture
+def leased(sqlite_database: Database, settings: Settings, tmp_path: Path) -> LeasedJob:
+    """A planned job of ten chunks."""
+    return LeasedJob(sqlite_database, settings, tmp_path, RECORDS)
+
+
+class BrokenSource:
+    """A real source that a test can break at a row."""
+
+    def __init__(self, source: Source, at_row: int, fault: Callable[[], object]) -> None:
+        self.source, self.at_row, self.fault = source, at_row, fault
+
+    def column_names(self) -> list[str]:
+        return self.source.column_names()
+
+    def index(self, chunk_rows: int) -> Iterator[ChunkRange]:
+        return self.source.index(chunk_rows)
+
+    def read(self, start_row: int, stop_row: int, locator: dict[str, Any]) -> Iterator[Row]:
+        for row in self.source.read(start_row, stop_row, locator):
+            if row.row_index == self.at_row and self.fault() == "drop":
+                continue
+            yield row
+
+
+class Harness:
+    """A feed over a real lease, with a device that takes what it is given."""
+
+    def __init__(self, leased: LeasedJob, *, source: Source | None = None, chunk_seconds: float = 2.0) -> None:
+        self.model = ScriptedModel()
+        self.holdings = Holdings(chunk_seconds)
+        self.lease: WorkingLease = leased.lease()
+        engine = Engine(self.model, torch.device("cpu"), Budget(24, 100, 64))
+        self.feed = Feed(
+            self.lease,
+            database=leased.database,
+            settings=leased.settings,
+            source=source or leased.source(),
+            engine=engine,
+            holdings=self.holdings,
+        )
+        self.feed.start()
+
+    def next(self) -> Batch | None:
+        """As the forward loop does it."""
+        if self.feed.is_behind:
+            self.holdings.waiting()
+        batch = self.feed.next(lambda: False)
+        if batch is not None:
+            self.holdings.begun(batch.chunk.start_row)
+        return batch
+
+    def take_all(self) -> list[Batch]:
+        """Batches until there are no more."""
+        return list(iter(self.next, None))
+
+
+def test_every_row_comes_once_in_the_order_of_chunks(leased: LeasedJob) -> None:
+    """A row that is skipped here is a result that the user never gets."""
+    harness = Harness(leased)
+    batches = harness.take_all()
+    assert harness.feed.close() is None
+    assert sorted(one.row.row_index for batch in batches for one in batch.members) == list(range(80))
+    starts = [batch.chunk.start_row for batch in batches]
+    assert starts == sorted(starts)
+    assert [batch.chunk.start_row for batch in batches if batch.is_last] == list(range(0, 80, 8))
+    assert all(len(batch.members) * max(one.num_tokens for one in batch.members) <= 24 for batch in batches)
+    assert threads_of_the_pipeline() == []
+    assert harness.holdings.outstanding() == list(range(0, 80, 8))
+
+
+def test_a_row_that_cannot_be_tokenized_is_settled_and_not_computed(
+    sqlite_database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    """Bad rows cost nothing on the device, and a chunk of nothing but bad rows still completes."""
+    records = ["not json", {"id": "b", "text": "too strange"}, {"id": "c", "text": None}, {"id": "d", "text": "fine"}]
+    harness = Harness(LeasedJob(sqlite_database, settings, tmp_path, records, chunk_rows=3))
+    bad, good = harness.take_all()
+    assert harness.feed.close() is None
+    assert (bad.members, bad.is_last) == ((), True)
+    errors = [result.error.code for result in bad.chunk.results() if result.error is not None]
+    assert len(errors) == 3
+    assert errors[1] == "strange"
+    assert [one.row.key for one in good.members] == ["d"]
+
+
+def test_a_chunk_that_was_given_up_is_not_computed(leased: LeasedJob) -> None:
+    """A poison row must not get a further runner to kill; its row error keeps the user's key."""
+    leased.set_chunk(8, error='{"code": "poison_row", "message": "it killed two runners"}')
+    harness = Harness(leased)
+    batches = [batch for batch in harness.take_all() if batch.chunk.start_row == 8]
+    assert harness.feed.close() is None
+    assert [batch.members for batch in batches] == [()]
+    results = batches[0].chunk.results()
+    assert [result.key for result in results] == [f"r{number}" for number in range(8, 16)]
+    assert {result.error for result in results} == {RowError("poison_row", "it killed two runners")}
+
+
+def test_one_row_that_breaks_the_tokenizer_is_found(leased: LeasedJob) -> None:
+    """One odd text must not fail the 79 others."""
+    harness = Harness(leased)
+
+    def choke(rows: list[Row]) -> None:
+        if any(row.row_index == 13 for row in rows):
+            raise TypeError("cannot tokenize\nwith a traceback")
+
+    harness.model.on_encode = choke  # type: ignore[assignment]
+    batches = harness.take_all()
+    assert harness.feed.close() is None
+    assert sum(len(batch.members) for batch in batches) >= 79 - 8  # the first chunks may be tokenized already
+    chunk = next(batch.chunk for batch in batches if batch.chunk.start_row == 8)
+    assert 13 not in [one.row.row_index for one in chunk.encoded]
+    assert len(chunk.encoded) == 7
+
+
+def test_a_changed_input_fails_the_job(leased: LeasedJob) -> None:
+    """Rows of another file must never be recorded as this one's."""
+    harness = Harness(leased, source=BrokenSource(leased.source(), 20, lambda: "drop"))
+    harness.take_all()
+    error = harness.feed.close()
+    assert isinstance(error, InvalidInput)
+    assert "16 to 23" in error.message
+
+
+def test_a_chunk_that_cannot_be_read_waits_while_the_others_go_on(leased: LeasedJob) -> None:
+    """A hiccup of the disk or the object store costs a retry of one chunk, not the job."""
+
+    def fail() -> None:
+        raise OSError(5, "Input/output error")
+
+    harness = Harness(leased, source=BrokenSource(leased.source(), 20, fail))
+    batches = harness.take_all()
+    assert harness.feed.close() is None
+    assert sorted({batch.chunk.start_row for batch in batches}) == [start for start in range(0, 80, 8) if start != 16]
+    chunk = leased.chunks()[2]
+    assert (str(chunk.state), chunk.errors, chunk.lease_id) == ("pending", 1, None)
+    assert 16 not in harness.holdings.outstanding()
+
+
+def test_a_failing_tokenizer_ends_a_reader_that_waits_for_it(leased: LeasedJob) -> None:
+    """A dead stage in the middle must not leave the stage before it waiting for ever."""
+    harness = Harness(leased, chunk_seconds=1000.0)
+    reached = threading.Event()
+    broken = threading.Event()
+
+    def fail(rows: object) -> None:
+        reached.set()
+        broken.wait(30)
+        raise ServiceUnavailable("the tokenizer's server is gone")
+
+    harness.model.on_encode = fail
+    harness.holdings.computed(8, 0.001)  # a fast device: it claims many chunks, and the reader fills its channel
+    harness.holdings.waiting()
+    assert reached.wait(30)
+    broken.set()
+    assert harness.feed.next(lambda: False) is None
+    error = harness.feed.close()
+    assert isinstance(error, ServiceUnavailable)
+    assert threads_of_the_pipeline() == []
+
+
+def test_closing_frees_stages_that_wait_on_full_channels(leased: LeasedJob) -> None:
+    """A device that dies leaves no thread that goes on reading and tokenizing."""
+    harness = Harness(leased, chunk_seconds=1000.0)
+    harness.holdings.waiting()
+    assert harness.next() is not None
+    harness.holdings.computed(8, 0.001)
+    wait_until(lambda: len(harness.holdings.outstanding()) > 5, "more chunks are claimed than the channels hold")
+    assert harness.feed.close() is None
+    assert threads_of_the_pipeline() == []
+
+
+def test_a_lost_lease_ends_the_feed(leased: LeasedJob) -> None:
+    """A zombie must not go on reading for work that is somebody else's."""
+    harness = Harness(leased)
+    assert harness.next() is not None
+    leases.release(leased.database, harness.lease.lease_id, "a test took it away")
+    harness.take_all()
+    assert isinstance(harness.feed.close(), LostLease)
+
+
+# -- how much is claimed ---------------------------------------------------------------------------------------------
+
+
+def test_one_chunk_is_held_ahead_of_a_slow_device(leased: LeasedJob) -> None:
+    """Two slots share a job evenly only if neither holds more than it will soon compute."""
+    harness = Harness(leased, chunk_seconds=2.0)
+    first = harness.next()
+    assert first is not None
+    harness.holdings.computed(8, 10.0)  # five times chunk_seconds
+    wait_until(lambda: leased.states().count("leased") == 2, "the next chunk is claimed ahead")
+    while not first.is_last:
+        first = harness.next()
+        assert first is not None
+    assert leased.states().count("leased") == 2
+    second = harness.next()
+    assert second is not None
+    assert second.chunk.start_row == 8
+    wait_until(lambda: leased.states().count("leased") == 3, "and the one after it once that is begun")
+    harness.feed.close()
+
+
+def test_a_fast_device_claims_several_chunks_at_once() -> None:
+    """Small chunks on a GPU must not cost one transaction each."""
+    holdings = Holdings(2.0)
+    holdings.claimed([Claim(0, 100, {}, 1, 0)])
+    holdings.begun(0)
+    holdings.computed(100, 0.1)  # 20 chunks in two seconds
+    appetite = holdings.wait_for_appetite(only_when_idle=False)
+    assert appetite is not None
+    assert (appetite.num_chunks, appetite.idle) == (20, False)
+    holdings.claimed([Claim(100 * number, 100 * number + 100, {}, 1, 0) for number in range(1, 21)])
+    for number in range(1, 11):
+        holdings.begun(100 * number)
+    appetite = holdings.wait_for_appetite(only_when_idle=False)
+    assert appetite is not None
+    assert appetite.num_chunks == 10
+
+
+def test_pieces_of_a_cut_chunk_do_not_make_it_greedy() -> None:
+    """After a search for a poison row, a runner must not claim whole chunks by the dozen."""
+    holdings = Holdings(2.0)
+    holdings.claimed([Claim(0, 100, {}, 1, 0), Claim(100, 101, {}, 1, 1)])
+    holdings.begun(0)
+    holdings.begun(100)
+    holdings.computed(100, 1.0)
+    appetite = holdings.wait_for_appetite(only_when_idle=False)
+    assert appetite is not None
+    assert appetite.num_chunks == 2
+
+
+def test_at_the_end_of_a_job_the_last_chunks_are_left_to_a_free_slot(leased: LeasedJob) -> None:
+    """No slot idles while another one holds chunks that it has not begun."""
+    first, second = leased.lease("slot-0"), leased.lease("slot-1")
+    assert fair_share(leased.database, leased.job_id, most=100) == 5
+    assert fair_share(leased.database, leased.job_id, most=3) == 3
+    leases.claim(leased.database, first.lease_id, limit=9)
+    assert fair_share(leased.database, leased.job_id, most=100) == 0
+    leases.release(leased.database, second.lease_id, "drained")
+    assert fair_share(leased.database, leased.job_id, most=100) == 1
+
+
+def test_a_closed_lease_claims_nothing() -> None:
+    """After a stop no further chunk is taken."""
+    holdings = Holdings(2.0)
+    holdings.close()
+    assert holdings.wait_for_appetite(only_when_idle=True) is None

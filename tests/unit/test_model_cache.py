@@ -1,0 +1,114 @@
+"""The model cache: warm models are used again, never a stale one, and the oldest makes room."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.errors import DeviceOutOfMemory
+from jobs.settings import Settings
+from jobs.specs import InferenceSpec
+from tests.scripted_model import ScriptedModel
+from worker.inference.models import ModelCache
+
+
+def spec_of(model: str) -> InferenceSpec:
+    """A job with this model."""
+    return InferenceSpec.model_validate({"task": "fill-mask", "model": model, "input": {"path": "rows.jsonl"}})
+
+
+class Loader:
+    """Loads scripted models and counts how often."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.fault: Callable[[], None] = lambda: None
+
+    def __call__(self, spec: InferenceSpec, **_: Any) -> ScriptedModel:
+        self.loaded.append(spec.model)
+        self.fault()
+        return ScriptedModel()
+
+
+@pytest.fixture
+def loader() -> Loader:
+    return Loader()
+
+
+@pytest.fixture
+def cache(loader: Loader) -> ModelCache:
+    """A cache of two."""
+    return ModelCache(2, torch.device("cpu"), load=loader)
+
+
+def test_a_warm_model_is_not_loaded_again(cache: ModelCache, loader: Loader, settings: Settings) -> None:
+    """Small jobs on one model must not pay for loading it each time."""
+    first = cache.get(spec_of("one"), settings)
+    assert cache.get(spec_of("one"), settings) is first
+    assert loader.loaded == ["one"]
+
+
+def test_the_least_recently_used_model_makes_room(cache: ModelCache, loader: Loader, settings: Settings) -> None:
+    """Memory holds as many models as the operator said, the ones in use."""
+    for name in ("one", "two", "one", "three"):
+        cache.get(spec_of(name), settings)
+    assert cache.keys() == ["fill-mask|one|auto", "fill-mask|three|auto"]
+    assert loader.loaded == ["one", "two", "three"]
+
+
+def test_a_model_that_changed_on_disk_is_loaded_again(
+    cache: ModelCache, loader: Loader, settings: Settings, tmp_path: Path
+) -> None:
+    """A user who trains again into the same folder gets the new weights."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"old")
+    cache.get(spec_of(str(tmp_path)), settings)
+    cache.get(spec_of(str(tmp_path)), settings)
+    assert len(loader.loaded) == 1
+    weights.write_bytes(b"new")
+    os.utime(weights, ns=(1, 1))
+    cache.get(spec_of(str(tmp_path)), settings)
+    assert len(loader.loaded) == 2
+
+
+def test_loading_drops_the_others_when_memory_is_short(cache: ModelCache, loader: Loader, settings: Settings) -> None:
+    """A model that fits alone is not refused because another is warm."""
+    cache.get(spec_of("one"), settings)
+
+    def fault() -> None:
+        if cache.keys():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    loader.fault = fault
+    cache.get(spec_of("two"), settings)
+    assert cache.keys() == ["fill-mask|two|auto"]
+
+
+def test_a_model_that_never_fits_is_the_machines_error(cache: ModelCache, loader: Loader, settings: Settings) -> None:
+    """The message names the model and the device."""
+
+    def fault() -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    loader.fault = fault
+    with pytest.raises(DeviceOutOfMemory, match="giant does not fit"):
+        cache.get(spec_of("giant"), settings)
+    assert loader.loaded == ["giant", "giant"]
+    assert cache.keys() == []
+
+
+def test_any_other_error_of_loading_passes(cache: ModelCache, loader: Loader, settings: Settings) -> None:
+    """It is not tried twice nor called a lack of memory."""
+
+    def fault() -> None:
+        raise RuntimeError("a bug")
+
+    loader.fault = fault
+    with pytest.raises(RuntimeError, match="a bug"):
+        cache.get(spec_of("one"), settings)
+    assert loader.loaded == ["one"]

@@ -1,0 +1,134 @@
+"""Paths of a spec stay under the configured roots, whatever links and dots they are written with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Forbidden, InvalidInput, InvalidOutput
+from jobs.paths import check_input_url, is_local, resolve_input_path, resolve_output_path, upload_id
+from jobs.settings import Settings
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def settings(root: Path) -> Settings:
+    return Settings(input_roots=[root], output_roots=[root])
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/a/b.jsonl", True),
+        ("b.jsonl", True),
+        ("file:///a/b.jsonl", True),
+        ("file:abc123", False),
+        ("s3://bucket/a", False),
+        ("hf://datasets/a", False),
+        ("zip::file:///a", False),
+    ],
+)
+def test_what_is_local(path: str, expected: bool) -> None:
+    """A local input is uploaded when the daemon is elsewhere; a URL or an upload never is."""
+    assert is_local(path) is expected
+
+
+def test_upload_ids() -> None:
+    assert upload_id("file:abc") == "abc"
+    assert upload_id("file:///abc") is None
+    assert upload_id("abc") is None
+
+
+def test_paths_under_a_root_are_resolved(root: Path, settings: Settings) -> None:
+    (root / "real.jsonl").write_text("")
+    (root / "link.jsonl").symlink_to(root / "real.jsonl")
+    assert resolve_input_path(root / "link.jsonl", settings) == (root / "real.jsonl").resolve()
+    assert resolve_input_path(f"file://{root}/not-there.jsonl", settings) == root / "not-there.jsonl"
+    assert resolve_output_path(root / "out.jsonl", settings) == root / "out.jsonl"
+
+
+def test_ways_out_of_the_roots_are_refused(root: Path, settings: Settings, tmp_path: Path) -> None:
+    """A spec must not read or overwrite what the operator did not open."""
+    (tmp_path / "secret").write_text("")
+    (root / "link").symlink_to(tmp_path / "secret")
+    (root / "folder").symlink_to(tmp_path)
+    (tmp_path / "root-but-longer").mkdir()
+    ways = [
+        tmp_path / "secret",
+        root / "link",
+        root / "folder" / "secret",
+        root / ".." / "secret",
+        tmp_path / "root-but-longer" / "x",
+        Path("/etc/passwd"),
+        tmp_path / "not-there",
+    ]
+    for way in ways:
+        with pytest.raises(Forbidden) as refused:
+            resolve_input_path(way, settings)
+        assert refused.value.param == "input.path"
+        with pytest.raises(Forbidden) as refused:
+            resolve_output_path(way, settings)
+        assert refused.value.param == "output.path"
+
+
+def test_without_roots_no_local_path_is_allowed(root: Path) -> None:
+    closed = Settings(input_roots=[], output_roots=[])
+    with pytest.raises(Forbidden, match="input_roots"):
+        resolve_input_path(root, closed)
+    with pytest.raises(Forbidden, match="output_roots"):
+        resolve_output_path(root / "out", closed)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "~no-such-user-here/x", "s3://bucket/x", "\udcff"])
+def test_what_is_no_path_is_refused(path: str, settings: Settings) -> None:
+    with pytest.raises(InvalidInput):
+        resolve_input_path(path, settings)
+    with pytest.raises(InvalidOutput):
+        resolve_output_path(path, settings)
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_any_work(root: Path, settings: Settings) -> None:
+    """Hours of results must not end at a folder that was never there."""
+    os.mkfifo(root / "pipe")
+    (root / "file").write_text("")
+    for path, reason in (
+        (root, "is a directory"),
+        (root / "no" / "out.jsonl", "no folder"),
+        (root / "file" / "out.jsonl", "no folder"),
+        (root / "pipe", "not a regular file"),
+    ):
+        with pytest.raises(InvalidOutput, match=reason) as refused:
+            resolve_output_path(path, settings)
+        assert refused.value.param == "output.path"
+
+
+def test_an_output_folder_without_write_permission_is_refused(
+    root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() == 0:  # for root every folder is writable; the kernel's answer is what is simulated
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    else:
+        root.chmod(0o500)
+    with pytest.raises(InvalidOutput, match="permission denied"):
+        resolve_output_path(root / "out.jsonl", settings)
+
+
+def test_remote_urls_need_a_prefix_or_an_open_machine() -> None:
+    narrow = Settings(input_roots=[], input_urls=["s3://bucket/in"])
+    check_input_url("s3://bucket/in/a.jsonl", narrow)
+    check_input_url("hf://datasets/org/name/a.parquet", narrow)
+    check_input_url("s3://any/thing", Settings(input_roots=[Path("/")]))
+    for url in ("s3://bucket/input/a", "s3://bucket", "gs://bucket/in/a"):
+        with pytest.raises(Forbidden):
+            check_input_url(url, narrow)
+    for url in ("http://169.254.169.254/latest", "s3://bucket/in/../x", "sftp://host/x", "memory://x"):
+        with pytest.raises(InvalidInput):
+            check_input_url(url, narrow)

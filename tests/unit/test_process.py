@@ -1,0 +1,94 @@
+"""Child processes: each in a group of its own, gone with its parent, gone with its group."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs import process
+from tests.conftest import wait_until
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+PARENT = """
+import sys, threading
+from jobs import process
+def start():
+    child = process.spawn([sys.executable, "-c", "import time; time.sleep(600)"])
+    print(child.pid, flush=True)
+thread = threading.Thread(target=start)  # the death signal must mean the process, not the thread that asked
+thread.start()
+thread.join()
+threading.Event().wait()
+"""
+FORKING = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether no living process has this id."""
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_a_child_dies_with_its_killed_parent_but_not_with_the_thread_that_started_it() -> None:
+    """Lost: a GPU held by an orphan after kill -9, or a healthy runner killed when a thread ends."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    with parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        wait_until(lambda: "sleep" in " ".join(psutil.Process(child).cmdline()), "the child became its program")
+        assert not gone(child)
+        parent.kill()
+        wait_until(lambda: gone(child), "the child died with its parent")
+
+
+def test_end_takes_the_whole_group(tmp_path: Path) -> None:
+    """Lost: a grandchild that goes on after its lease."""
+    child = process.spawn([sys.executable, "-c", FORKING], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    grandchild = int(child.stdout.readline())
+    assert process.end(child, grace_seconds=10.0) == -signal.SIGTERM
+    wait_until(lambda: gone(grandchild), "the grandchild is gone too")
+    child.stdout.close()
+
+
+def test_a_child_that_ignores_the_request_is_killed_after_the_grace() -> None:
+    """Lost: a shutdown that hangs."""
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    )
+    child = process.spawn([sys.executable, "-c", stubborn], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    assert process.end(child, grace_seconds=0.1) == -signal.SIGKILL
+    child.stdout.close()
+
+
+def test_a_program_that_does_not_exist_ends_at_once() -> None:
+    """Lost: a wait for a process that never was."""
+    child = process.spawn(["/no/such/program"], stderr=subprocess.DEVNULL)
+    assert child.wait(30.0) != 0
+
+
+def test_many_threads_may_spawn() -> None:
+    """Lost: slots that start together."""
+    children: list[subprocess.Popen[bytes]] = []
+    threads = [threading.Thread(target=lambda: children.append(process.spawn(SLEEP))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({child.pid for child in children}) == 4
+    for child in children:
+        process.kill_group(child)
+        child.wait()

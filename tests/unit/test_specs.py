@@ -1,0 +1,85 @@
+"""Specs: what is accepted, and that each refusal is one sentence naming the field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.errors import InvalidSpec
+from jobs.specs import Priority, model_key, parse_spec
+
+GOOD: dict[str, Any] = {
+    "kind": "inference",
+    "task": "text-classification",
+    "model": "m",
+    "input": {"path": "rows.jsonl"},
+}
+
+
+def test_the_shortest_spec_has_the_documented_defaults() -> None:
+    """Lost: what a user may leave out."""
+    spec = parse_spec({"task": "embeddings", "model": "m", "input": {"path": "rows.jsonl"}})
+    assert (spec.version, spec.kind, spec.priority, spec.dtype, spec.output.to) == (
+        1,
+        "inference",
+        "normal",
+        "auto",
+        "database",
+    )
+    assert spec.columns() == {"text": "text"}
+    assert parse_spec(spec.model_dump(mode="json")) == spec, "a stored spec reads back as itself"
+
+
+def test_aliases_of_tasks_are_taken_as_their_task() -> None:
+    """Lost: transformers' other names."""
+    assert parse_spec({**GOOD, "task": "ner"}).task == "token-classification"
+    assert model_key(parse_spec({**GOOD, "task": "sentiment-analysis"})) == "text-classification|m|auto"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(90, 90), ("90", 90), ("90s", 90), ("2h", 7200), ("1h30m", 5400), ("1d", 86400)]
+)
+def test_durations_are_read_in_every_documented_form(value: object, seconds: int) -> None:
+    """Lost: `time_limit: 2h`."""
+    assert parse_spec({**GOOD, "time_limit": value}).time_limit == seconds
+
+
+def test_priorities_are_ordered() -> None:
+    """Lost: high before normal before low."""
+    assert [priority.rank for priority in (Priority.HIGH, Priority.NORMAL, Priority.LOW)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"task": "embedings"}, "task", "did you mean 'embeddings'"),
+        ({"task": "no such thing at all"}, "task", "known tasks"),
+        ({"colour": "red"}, "colour", "unknown field"),
+        ({"input": {"path": "x", "sep": ","}}, "input.sep", "unknown field"),
+        ({"input": {}}, "input.path", "is required"),
+        ({"model": ""}, "model", "model"),
+        ({"input": {"path": "x", "columns": {"txt": "body"}}}, "input.columns.txt", "only text, text_pair"),
+        ({"batching": {"max_tokens": 0}}, "batching.max_tokens", "batching.max_tokens"),
+        ({"time_limit": "2 fortnights"}, "time_limit", "duration"),
+        ({"time_limit": 0}, "time_limit", "greater than 0"),
+        ({"output": {"path": "x"}}, "output.path", "output.to"),
+        ({"kind": "training"}, "kind", "'training' is not a kind of job"),
+        ({"version": 2}, "version", "version"),
+        ({"parameters": {"top_kk": 1}}, "parameters.top_kk", "top_k"),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(change: dict[str, Any], param: str, words: str) -> None:
+    """Lost: the user's time looking for what is wrong."""
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec({**GOOD, **change})
+    assert caught.value.param == param
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("document", [None, [], "text", 3])
+def test_a_spec_that_is_no_mapping_is_refused(document: object) -> None:
+    """Lost: a clear word about an empty or mistaken file."""
+    with pytest.raises(InvalidSpec, match="must be a mapping"):
+        parse_spec(document)

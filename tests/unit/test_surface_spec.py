@@ -1,0 +1,192 @@
+"""The spec's fields and the words that programs read are frozen, and the reference tells each of them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from jobs.errors import StokerError
+from jobs.parameters import PARAMETERS
+from jobs.specs import InferenceSpec
+from jobs.states import JobState, SlotState
+from jobs.tasks import ALIASES, TASKS
+from tests.unit.test_surface_routes import ROUTES
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = (ROOT / "ops" / "docs" / "reference.md").read_text(encoding="utf-8")
+FIELDS: dict[str, Any] = {
+    "version": 1,
+    "kind": "inference",
+    "name": None,
+    "task": ...,
+    "model": ...,
+    "input.path": ...,
+    "input.format": "auto",
+    "input.columns": {},
+    "input.key": None,
+    "input.split": "train",
+    "input.config": None,
+    "input.delimiter": None,
+    "parameters": {},
+    "output.to": "database",
+    "output.path": None,
+    "dtype": "auto",
+    "batching.max_tokens": "auto",
+    "batching.max_rows": "auto",
+    "batching.chunk_rows": "auto",
+    "slots.max": None,
+    "priority": "normal",
+    "time_limit": None,
+}
+"""Every field with its default; `...` where one is required."""
+CHOICES = {
+    "input.format": {"auto", "jsonl", "parquet", "csv", "dataset"},
+    "output.to": {"database", "jsonl", "parquet"},
+    "dtype": {"auto", "float32", "bfloat16", "float16"},
+}
+ROW_ERRORS = {
+    "empty_row",
+    "forbidden_path",
+    "invalid_csv_row",
+    "invalid_image",
+    "invalid_json_line",
+    "invalid_key",
+    "invalid_text",
+    "invalid_utf8",
+    "invalid_value",
+    "missing_column",
+    "missing_file",
+    "no_mask",
+    "no_output",
+    "not_a_number",
+    "not_an_object",
+    "null_value",
+    "out_of_memory",
+    "poison_row",
+    "row_failed",
+    "row_too_large",
+    "row_too_long",
+    "unknown_token",
+    "url_not_allowed",
+    "wrong_type",
+}
+INNER_ERRORS = {"lost_lease"}
+"""Codes that no user sees."""
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of a spec, dotted, with its default and its annotation."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields_of(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def default_of(field: Any) -> Any:
+    """A field's default, or `...`."""
+    return ... if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def row_error_codes() -> set[str]:
+    """Every code that a `RowError` is made with, found in the source."""
+    codes: set[str] = set()
+    for package in ("jobs", "scheduler", "worker"):
+        for path in (ROOT / package).rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            named = {
+                target.id: node.value.value
+                for node in tree.body
+                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+                for target in node.targets
+                if isinstance(target, ast.Name)
+            }
+            for call in ast.walk(tree):
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "RowError":
+                    first = call.args[0] if call.args else None
+                    if isinstance(first, ast.Constant):
+                        codes.add(first.value)
+                    elif isinstance(first, ast.Name):
+                        codes.add(named[first.id])
+    return codes
+
+
+def all_errors(tree: type[StokerError] = StokerError) -> Iterator[type[StokerError]]:
+    """The tree of errors."""
+    yield tree
+    for branch in tree.__subclasses__():
+        if branch.__module__ == "jobs.errors":
+            yield from all_errors(branch)
+
+
+def section(title: str) -> str:
+    """One section of the reference."""
+    _, _, rest = REFERENCE.partition(f"\n## {title}\n")
+    return rest.partition("\n## ")[0]
+
+
+def test_the_fields_and_their_defaults_are_these() -> None:
+    """Lost: the meaning of specs that people have written."""
+    found = dict(fields_of(InferenceSpec))
+    assert {name: default_of(field) for name, field in found.items()} == FIELDS
+    assert {name: set(get_args(found[name].annotation)) for name in CHOICES} == CHOICES
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_reference_tells_each_field(name: str) -> None:
+    """Lost: a field that nobody can find, or another default than the page says."""
+    row = next((line for line in section("Spec").splitlines() if line.startswith(f"| `{name}` |")), None)
+    assert row is not None
+    values = row.split(" | ")[1]
+    default = FIELDS[name]
+    if default is ...:
+        assert values.startswith("required")
+    elif default not in (None, {}):
+        assert f"**`{default}`**" in values or f"**{default}**" in values
+    for choice in CHOICES.get(name, ()):
+        assert f"`{choice}`" in values
+
+
+def test_the_reference_tells_each_task_and_parameter() -> None:
+    """Lost: what can be asked for."""
+    for task in TASKS.values():
+        inputs, optional = (", ".join(f"`{name}`" for name in names) for names in (task.inputs, task.optional))
+        assert f"| `{task.name}` | {inputs} | {optional} |" in section("Spec")
+    for alias, name in ALIASES.items():
+        assert f"`{alias}`" in section("Spec"), name
+    for task_name, parameters in PARAMETERS.items():
+        for parameter in parameters:
+            assert f"`{parameter}`" in section("Spec"), f"{task_name}: {parameter}"
+
+
+def test_the_codes_of_row_errors_are_these_and_the_reference_tells_each() -> None:
+    """Lost: programs that tell row errors apart, and people who look one up."""
+    assert row_error_codes() == ROW_ERRORS
+    for code in ROW_ERRORS:
+        assert f"\n| `{code}` | " in section("Row errors"), code
+
+
+def test_the_reference_tells_each_error_code_with_its_status() -> None:
+    """Lost: what an error answer means."""
+    for error in all_errors():
+        if error.code not in INNER_ERRORS:
+            rows = [line for line in section("Error codes").splitlines() if f"`{error.code}`" in line.split(" | ")[0]]
+            assert len(rows) == 1, error.code
+            assert f" | {error.http_status} | " in rows[0], error.code
+
+
+def test_the_reference_tells_each_state() -> None:
+    """Lost: what a state means."""
+    for state in (*JobState, *SlotState):
+        assert f"\n| `{state}` | " in section("States"), state
+
+
+def test_the_reference_tells_each_route() -> None:
+    """Lost: a route that nobody can find."""
+    told = {line.split("`")[1] for line in section("HTTP").splitlines() if line.startswith("| `")}
+    assert told == ROUTES

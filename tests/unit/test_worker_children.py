@@ -1,0 +1,70 @@
+"""The commands and environments of child processes, how their ends are worded, and when they are started again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from jobs.slots import SlotInfo
+from worker.children import app_command, app_environment, python_module, runner_environment
+from worker.main import restart_delay
+from worker.runner_process import status_in_words
+
+
+def test_a_slots_processes_see_one_device_and_no_other() -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "0,1", "HOME": "/home/x"}
+    assert app_environment(environ, device_uuid="MIG-7")["CUDA_VISIBLE_DEVICES"] == "MIG-7"
+    assert app_environment(environ, device_uuid=None)["CUDA_VISIBLE_DEVICES"] == ""
+    assert app_environment(environ, device_uuid=None)["HOME"] == "/home/x"
+
+
+def test_a_runner_uses_no_more_threads_than_its_slot_has() -> None:
+    environ = runner_environment({"OMP_NUM_THREADS": "64"}, num_threads=3)
+    assert environ["OMP_NUM_THREADS"] == environ["RAYON_NUM_THREADS"] == "3"
+
+
+def test_children_find_our_package_wherever_they_start() -> None:
+    environ = app_environment({"PYTHONPATH": "/elsewhere"}, device_uuid=None)
+    asked = subprocess.run(
+        [*python_module("worker.app"), "--help"], cwd="/", env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert environ["PYTHONPATH"].endswith(":/elsewhere")
+
+
+def test_the_command_of_a_worker_names_its_slot() -> None:
+    slot = SlotInfo("here-gpu0", "here", "cuda", "GPU-1", "GPU", 1, 4)
+    command = app_command(slot, "worker_1", runner_module="worker.runner")
+    assert command[:4] == [sys.executable, "-P", "-m", "worker.app"]
+    assert command[4:] == [
+        *("--slot", "here-gpu0", "--incarnation", "worker_1", "--device", "cuda"),
+        *("--threads", "4", "--runner-module", "worker.runner"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0, "exited with status 0"),
+        (76, "exited with status 76"),
+        (-signal.SIGSEGV, "was ended by SIGSEGV, a fault in native code"),
+        (-signal.SIGKILL, "was ended by SIGKILL, from outside: by the kernel when memory ran out, or by a person"),
+        (-signal.SIGTERM, "was ended by SIGTERM"),
+        (-99, "was ended by signal 99"),
+    ],
+)
+def test_an_end_is_told_in_words(status: int, words: str) -> None:
+    assert status_in_words(status) == words
+
+
+def test_a_worker_that_dies_soon_waits_longer_each_time_and_one_that_lived_does_not() -> None:
+    deaths, delays = 0, []
+    for _ in range(12):
+        deaths, delay = restart_delay(deaths, lived_seconds=1.0)
+        delays.append(delay)
+    assert all(0.0 < delay <= 30.0 for delay in delays)
+    assert delays[0] <= 0.25 < 15.0 <= delays[-1]
+    assert restart_delay(deaths, lived_seconds=60.0) == (0, 0.0)

@@ -1,0 +1,83 @@
+"""Keeper and runner understand each other, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.errors import DeviceOutOfMemory, InvalidInput, MachineError, UserError
+from jobs.leases import WorkingLease
+from worker.protocol import (
+    Beat,
+    Done,
+    Failed,
+    Halt,
+    Lost,
+    Order,
+    ProtocolError,
+    Ready,
+    Report,
+    Run,
+    Warm,
+    error_from,
+    failure_report,
+    order_line,
+    parse_order,
+    parse_report,
+    report_line,
+)
+from worker.stop import StopReason
+
+_LEASE = WorkingLease("lease_1", "job_1", "here-cpu0", "inference", {"model": "m\n\u2028", "parameters": {}}, 3, 0)
+
+
+@pytest.mark.parametrize("order", [Run(_LEASE), *map(Halt, StopReason)], ids=str)
+def test_an_order_is_one_line_and_comes_back_equal(order: Order) -> None:
+    line = order_line(order)
+    assert line.count(b"\n") == 1
+    assert parse_order(line) == order
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        Ready("NVIDIA H200", 3.25),
+        Beat(None),
+        Beat(0),
+        Warm(()),
+        Warm(("a|b|c", "d|e|f")),
+        Done("drained"),
+        Failed("invalid_model", "two\nlines", "model", is_users=True, is_poisoned=False),
+        Failed("machine_error", "x", None, is_users=False, is_poisoned=True),
+        Lost(),
+    ],
+    ids=str,
+)
+def test_a_report_is_one_line_and_comes_back_equal(report: Report) -> None:
+    line = report_line(report)
+    assert line.count(b"\n") == 1
+    assert parse_report(line) == report
+
+
+@pytest.mark.parametrize("line", [b"", b"\xff", b"[]", b"7", b'{"a": 1, "b": 2}', b'{"stop": "never"}', b'{"run": {}}'])
+def test_anything_else_is_refused(line: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        parse_order(line)
+    with pytest.raises(ProtocolError):
+        parse_report(line)
+
+
+@pytest.mark.parametrize("error", [InvalidInput("bad line", param="input"), DeviceOutOfMemory(), UserError("no")])
+def test_an_error_of_ours_keeps_its_class_message_and_param(error: UserError | MachineError) -> None:
+    failure = parse_report(report_line(failure_report(error)))
+    assert isinstance(failure, Failed)
+    back = error_from(failure)
+    assert (type(back), back.message, back.param) == (type(error), error.message, error.param)
+    assert not failure.is_poisoned
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error:\nillegal access"), MachineError("the device is lost")])
+def test_an_error_that_nobody_knows_is_the_machines_and_its_runner_is_not_trusted(error: Exception) -> None:
+    failure = failure_report(error)
+    assert failure.is_poisoned
+    assert not failure.is_users
+    assert "\n" not in failure.message

@@ -1,0 +1,72 @@
+"""The command lines and environments of the worker's child processes: Celery workers and runners."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import worker
+from jobs.slots import SlotInfo
+
+RUNNER_MODULE = "worker.runner"
+"""The runner that carries the inference engine; anything that speaks `protocol` can stand in for it."""
+DISPLACED_STATUS = 76
+"""Exit status of a Celery worker whose slot now belongs to another worker process; it is not to be started again."""
+
+_PACKAGE_PARENT = str(Path(worker.__file__).resolve().parent.parent)
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs one of our modules. `-P`: a folder called `jobs` or `worker` where the user happens to
+    stand must not be taken for our package."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def app_command(slot: SlotInfo, incarnation: str, *, runner_module: str) -> list[str]:
+    """The command of one slot's Celery worker."""
+    return python_module(
+        "worker.app",
+        *("--slot", slot.id, "--incarnation", incarnation, "--device", slot.device),
+        *("--threads", str(slot.num_threads), "--runner-module", runner_module),
+    )
+
+
+def runner_command(runner_module: str, *, device: str, num_threads: int) -> list[str]:
+    """The command of a slot's runner."""
+    return python_module(runner_module, "--device", device, "--threads", str(num_threads))
+
+
+def app_environment(environ: Mapping[str, str], *, device_uuid: str | None) -> dict[str, str]:
+    """The environment of one slot's Celery worker, inherited by its runner.
+
+    Args:
+        environ: the supervisor's own.
+        device_uuid: the one GPU or MIG slice that may be seen; None hides them all.
+    """
+    return _findable(environ) | {"CUDA_VISIBLE_DEVICES": device_uuid or ""}
+
+
+def runner_environment(environ: Mapping[str, str], *, num_threads: int) -> dict[str, str]:
+    """The environment of a runner.
+
+    Args:
+        environ: the Celery worker's own.
+        num_threads: CPU threads it may use; the libraries read it when they are loaded, not later.
+    """
+    quiet = {
+        "PYTHONUNBUFFERED": "1",  # what it prints before it dies must be read
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "TOKENIZERS_PARALLELISM": "true" if num_threads > 1 else "false",
+    }
+    return _findable(environ) | quiet | dict.fromkeys(_THREAD_VARIABLES, str(num_threads))
+
+
+def _findable(environ: Mapping[str, str]) -> dict[str, str]:
+    """Have a child import the very package that runs here, installed or not."""
+    paths = [_PACKAGE_PARENT, *filter(None, environ.get("PYTHONPATH", "").split(":"))]
+    return {**environ, "PYTHONPATH": ":".join(dict.fromkeys(paths))}

@@ -1,0 +1,198 @@
+"""What to do with a lease that is being held: pure decisions from events and the time; the keeper carries them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from jobs.errors import LostLease, MachineError, RunnerDied, RunnerStalled, ServiceUnavailable, StokerError
+from jobs.settings import Settings
+from worker.protocol import Beat, Done, Failed, Halt, Lost, Order, Report, error_from
+from worker.runner_process import Exited
+from worker.standby import RunnerBroken, RunnerUp
+from worker.stop import StopReason
+
+_STRENGTH = list(StopReason)  # weakest first
+
+# -- what happens to a lease beside what its runner says -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """A heartbeat was answered."""
+
+    asked_at: float
+    """When the question was sent, on the keeper's own clock; the lease lasts at least from then on."""
+    stop: str | None
+    """`yield` or `cancel` where the database wants the lease back."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalRefused:
+    """A heartbeat was answered: the lease is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """This worker is to give the lease back."""
+
+    reason: StopReason
+
+
+Happening = RunnerUp | RunnerBroken | Exited | Report | Renewed | RenewalRefused | StopAsked
+
+# -- how a lease ends ----------------------------------------------------------------------------------------------
+
+
+class Fate(StrEnum):
+    """What happens to the runner at the lease's end."""
+
+    KEEP = "keep"  # it waits for the next lease, its models warm
+    KILL = "kill"  # its whole group, before anything is recorded; the next runner is started
+
+
+class Record(StrEnum):
+    """What the database is told at the lease's end."""
+
+    RELEASE = "release"  # given back in order; nobody is blamed
+    FAIL_JOB = "fail_job"  # the job is at fault and ends
+    CRASH = "crash"  # the machine failed; the chunk under computation, or else the job's start, is blamed
+    NOTHING = "nothing"  # the lease is somebody else's business already
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A decision to end a lease."""
+
+    record: Record
+    fate: Fate
+    reason: str
+    error: StokerError | None = None
+    computing: int | None = None
+    """First row of the chunk that a crash is blamed on."""
+    pause: bool = False
+    """Whether a service was away, so that ending at once would only bring the same lease back to fail again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """A decision to give the runner an order; None stands for the run order itself, which only the keeper can word."""
+
+    order: Order | None
+
+
+Decision = Give | Ending
+
+# -- the lease under way -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The times that decide, in seconds."""
+
+    lease_seconds: float
+    grace_seconds: float
+    stall_seconds: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Rules:
+        """Those of the settings."""
+        return cls(settings.lease_seconds, settings.grace_seconds, settings.stall_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What the keeper knows of the lease it holds. Times are on its own monotonic clock."""
+
+    rules: Rules
+    held_until: float
+    """The lease is surely ours until then; later, somebody else may own its work."""
+    handed_over: bool = False
+    """Whether a living runner was given the lease."""
+    taken_up: bool = False
+    """Whether that runner has begun with it."""
+    computing: int | None = None
+    beat_at: float = 0.0
+    stop: StopReason | None = None
+    kill_at: float | None = None
+    """When the grace after a stop ends."""
+
+    def due(self) -> float:
+        """The next time at which `overdue` may have something to say."""
+        times = [self.held_until]
+        if self.kill_at is not None:
+            times.append(self.kill_at)
+        if self.computing is not None:
+            times.append(self.beat_at + self.rules.stall_seconds)
+        return min(times)
+
+    def overdue(self, now: float) -> Ending | None:
+        """What to do because of the time alone."""
+        fate = Fate.KILL if self.handed_over else Fate.KEEP
+        if now >= self.held_until:
+            away = f"the database did not answer for {self.rules.lease_seconds:g} s"
+            return Ending(Record.RELEASE, fate, away, ServiceUnavailable(away))
+        if self.kill_at is not None and now >= self.kill_at:
+            late = f"{self.stop}: the runner did not stop within {self.rules.grace_seconds:g} s and was killed"
+            return Ending(Record.RELEASE, fate, late)
+        if self.computing is not None and now >= self.beat_at + self.rules.stall_seconds:
+            stalled = RunnerStalled(f"the runner finished no batch for {self.rules.stall_seconds:g} s and was killed")
+            return Ending(Record.CRASH, fate, stalled.message, stalled, self.computing)
+        return None
+
+    def hear(self, what: Happening, now: float) -> tuple[Holding, Decision | None]:
+        """What is known after `what` happened at `now`, and what to do about it."""
+        match what:
+            case RunnerUp() if not self.handed_over:
+                return replace(self, handed_over=True), Give(None)
+            case RunnerBroken(reason):
+                return self, Ending(Record.RELEASE, Fate.KEEP, reason)
+            case Exited(status):
+                return self._bereft(status)
+            case Beat(chunk):
+                return replace(self, taken_up=True, computing=chunk, beat_at=now), None
+            case Done(outcome):
+                return self, Ending(Record.RELEASE, Fate.KEEP, outcome)
+            case Failed():
+                return self, self._failed(what)
+            case Lost():
+                return self, Ending(Record.NOTHING, Fate.KEEP, LostLease().message, LostLease())
+            case Renewed(asked_at, stop):
+                held = replace(self, held_until=max(self.held_until, asked_at + self.rules.lease_seconds))
+                return held._asked(StopReason(stop), now) if stop is not None else (held, None)
+            case RenewalRefused():
+                fate = Fate.KILL if self.handed_over else Fate.KEEP
+                return self, Ending(Record.NOTHING, fate, LostLease().message, LostLease())
+            case StopAsked(reason):
+                return self._asked(reason, now)
+            case _:
+                return self, None
+
+    def _asked(self, reason: StopReason, now: float) -> tuple[Holding, Decision | None]:
+        """Relay a stop once, and again only when a stronger one follows."""
+        if self.stop is not None and _STRENGTH.index(reason) <= _STRENGTH.index(self.stop):
+            return self, None
+        if not self.handed_over:
+            return replace(self, stop=reason), Ending(Record.RELEASE, Fate.KEEP, f"{reason}: before it was begun")
+        kill_at = self.kill_at
+        if kill_at is None and reason is not StopReason.YIELD:  # a yielding runner may take its chunk's whole time
+            kill_at = now + self.rules.grace_seconds
+        return replace(self, stop=reason, kill_at=kill_at), Give(Halt(reason))
+
+    def _bereft(self, status: str) -> tuple[Holding, Decision | None]:
+        if not self.taken_up and self.stop is None:  # it died idle, and only seemed to be there; the next one gets it
+            return replace(self, handed_over=False), None
+        if not self.taken_up:
+            return self, Ending(Record.RELEASE, Fate.KEEP, f"{self.stop}: before it was begun")
+        died = RunnerDied(f"the runner {status}")
+        return self, Ending(Record.CRASH, Fate.KEEP, died.message, died, self.computing)
+
+    def _failed(self, failure: Failed) -> Ending:
+        error = error_from(failure)
+        fate = Fate.KILL if failure.is_poisoned else Fate.KEEP
+        if failure.is_users:
+            return Ending(Record.FAIL_JOB, fate, error.message, error)
+        if isinstance(error, ServiceUnavailable):
+            return Ending(Record.RELEASE, fate, error.message, error, pause=True)
+        assert isinstance(error, MachineError)
+        return Ending(Record.CRASH, fate, error.message, error, self.computing)

@@ -1,0 +1,1 @@
+"""Bulk inference inside a runner: read, tokenize, batch, forward, decode and commit as one overlapped pipeline."""

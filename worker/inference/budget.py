@@ -1,0 +1,93 @@
+"""How many padded tokens a batch may have: the user's word, an out-of-memory's lesson, or the device's default."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from sqlalchemy import select
+from sqlmodel import col
+
+from jobs.database import Database
+from jobs.errors import ServiceUnavailable
+from jobs.specs import InferenceSpec, model_key
+from jobs.tables import SafeBudget
+from worker.device import device_name, total_memory_bytes
+from worker.inference.batching import auto_max_rows, auto_max_tokens, batch_cost
+
+logger = logging.getLogger(__name__)
+
+
+class Budget:
+    """The limits of a batch for one lease. It only ever falls, when the device runs out of memory."""
+
+    def __init__(
+        self, max_tokens: int, max_rows: int, batch_cost: int, remember: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """
+        Args:
+            max_tokens: padded tokens in one forward pass.
+            max_rows: rows in one forward pass.
+            batch_cost: what a forward pass costs beside its tokens, in tokens.
+            remember: called with each lower `max_tokens` that was seen to fit.
+        """
+        self.planned_tokens = max_tokens
+        """What chunks are packed to: fixed for the lease, so that packing ahead of the device never races with it."""
+        self.max_tokens = max_tokens
+        """What fits now; a batch planned larger is cut when its turn comes."""
+        self.max_rows = max_rows
+        self.batch_cost = batch_cost
+        self._remember = remember
+
+    def lower(self, max_tokens: int) -> None:
+        """Note that batches of `max_tokens` fit where larger ones did not."""
+        if max_tokens >= self.max_tokens:
+            return
+        logger.warning("out of memory: batches of at most %d padded tokens from here on", max_tokens)
+        self.max_tokens = max_tokens
+        self._remember(max_tokens)
+
+
+def open_budget(spec: InferenceSpec, *, model_bytes: int, device: torch.device, database: Database) -> Budget:
+    """The budget to start a lease with.
+
+    Args:
+        spec: its `batching` is the user's word; an earlier out-of-memory of the same model on the same kind of device
+            lowers even that.
+        model_bytes: memory the model's weights take.
+    """
+    name, key = device_name(device), model_key(spec)
+    asked_tokens, asked_rows = spec.batching.max_tokens, spec.batching.max_rows
+    spare_bytes = total_memory_bytes(device) - model_bytes
+    max_tokens = auto_max_tokens(device.type, spare_bytes) if asked_tokens == "auto" else asked_tokens
+    max_rows = auto_max_rows(device.type) if asked_rows == "auto" else asked_rows
+    with database.read() as session:
+        known = select(col(SafeBudget.max_tokens)).where(
+            col(SafeBudget.model_key) == key, col(SafeBudget.device_name) == name
+        )
+        safe = session.scalar(known)
+    if safe is not None:
+        max_tokens = min(max_tokens, safe)
+    return Budget(
+        max_tokens, max_rows, batch_cost(device.type), lambda fitting: _remember(database, key, name, fitting)
+    )
+
+
+def _remember(database: Database, key: str, name: str, max_tokens: int) -> None:
+    """Note what fits for later leases, of any slot with such a device; the smallest of several reports stays."""
+    try:
+        with database.write() as session:
+            now = database.time(session)
+            fresh = database.insert(SafeBudget).values(
+                model_key=key, device_name=name, max_tokens=max_tokens, recorded_at=now
+            )
+            session.execute(
+                fresh.on_conflict_do_update(
+                    index_elements=["model_key", "device_name"],
+                    set_={"max_tokens": max_tokens, "recorded_at": now},
+                    where=col(SafeBudget.max_tokens) > max_tokens,
+                )
+            )
+    except ServiceUnavailable as error:  # only a hint for later: this lease goes on without it
+        logger.warning("the safe batch size could not be recorded: %s", error)

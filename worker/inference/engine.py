@@ -1,0 +1,228 @@
+"""One model at work: batches of the right size, and no error of one row that reaches another.
+
+An out-of-memory is a measurement: the same rows are tried again in smaller batches, and what then fits is remembered.
+Any other exception is searched for the row that raises it alone, by cutting the batch in two again and again; that row
+becomes a row error. Errors that say more than "this row" (the user's, the machine's, a lost CUDA context) pass through.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from jobs.errors import MachineError, StokerError
+from jobs.rows import Row, RowError
+from worker.device import Moment, is_out_of_memory, is_poisoned, one_line, release_memory, side_stream
+from worker.inference.batching import pack, padded_tokens
+from worker.inference.budget import Budget
+from worker.inference.chunks import Piece
+from worker.inference.tasks.interface import Encoded, TaskModel
+
+logger = logging.getLogger(__name__)
+
+_TOO_LARGE = "out_of_memory"
+_LOGGED_FAILURES = 20
+"""Row failures that one lease logs; the rest are in the results."""
+
+
+class Engine:
+    """Takes rows through one model. Each stage of the pipeline calls its own method, from its own thread."""
+
+    def __init__(
+        self, model: TaskModel, device: torch.device, budget: Budget, make_room: Callable[[], bool] = lambda: False
+    ) -> None:
+        """
+        Args:
+            model: loaded on `device`.
+            budget: limits of a batch.
+            make_room: frees device memory that others hold (models kept warm); says whether there was any to free.
+        """
+        self._model = model
+        self._device = device
+        self._budget = budget
+        self._make_room = make_room
+        self._side = side_stream(device)
+        # `decode` may have to put rows through the model again while the other threads are at later batches.
+        self._collate_lock = threading.Lock()
+        self._forward_lock = threading.Lock()
+        self._failures_logged = 0
+
+    # -- tokenizer thread
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Tokenize rows; one that cannot be has its error set.
+
+        Raises:
+            StokerError: an error that is not one row's.
+        """
+        if not rows:
+            return []
+        try:
+            encoded = self._model.encode(rows)
+            if len(encoded) == len(rows):
+                return encoded
+            raise ValueError(f"{len(rows)} rows were encoded to {len(encoded)}")
+        except Exception as error:  # noqa: BLE001 - whatever a tokenizer raises is the row's error
+            verdict = self._row_error(error)
+        if len(rows) == 1:
+            return [Encoded(row=rows[0], num_tokens=0, features=None, error=verdict)]
+        middle = len(rows) // 2
+        return [*self.encode(rows[:middle]), *self.encode(rows[middle:])]
+
+    # -- collating thread
+
+    def batches(self, encoded: Sequence[Encoded]) -> list[list[Encoded]]:
+        """Pack the rows of one chunk; depends on their lengths and the lease's first budget only."""
+        return self._pack(encoded, self._budget.planned_tokens)
+
+    def collate(self, members: Sequence[Encoded]) -> Any | None:
+        """Make a batch's tensors ahead of its turn; None where that fails, which `compute` then looks into."""
+        try:
+            with self._collate_lock:
+                return self._model.collate(members)
+        except Exception as error:  # noqa: BLE001 - raised again, and handled, when `compute` collates
+            logger.debug("collating %d rows ahead failed: %s", len(members), one_line(error))
+            return None
+
+    # -- forward thread
+
+    def compute(self, members: Sequence[Encoded], collated: Any | None, beat: Callable[[], None]) -> list[Piece]:
+        """Put a batch through the model, in as many pieces as it takes.
+
+        Args:
+            collated: its tensors, where they were made ahead.
+            beat: called before each forward pass.
+
+        Returns:
+            Pieces that together have each member once. On CUDA they may still be being computed.
+
+        Raises:
+            StokerError: an error that is not one row's, such as a lost CUDA context.
+        """
+        if len(members) > 1 and padded_tokens([one.num_tokens for one in members]) > self._budget.max_tokens:
+            return self._in_parts(self._pack(members, self._budget.max_tokens), beat)
+        try:
+            beat()
+            return [self._forward(members, collated)]
+        except Exception as error:  # noqa: BLE001 - whatever a model raises is searched for its row
+            verdict = self._row_error(error)
+            out_of_memory = is_out_of_memory(error)
+        # Out of the except block: the exception's frames hold the tensors that are to be freed.
+        collated = None
+        if out_of_memory:
+            return self._compute_smaller(members, verdict, beat)
+        if len(members) == 1:
+            return [Piece(members, None, None, verdict)]
+        middle = len(members) // 2
+        return self._in_parts([members[:middle], members[middle:]], beat)
+
+    def synchronize(self) -> None:
+        """Wait until the device has computed all it was given.
+
+        Raises:
+            MachineError: it failed at something it was given before.
+        """
+        if self._device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self._device)
+        except RuntimeError as error:
+            raise MachineError(f"the device failed and needs a new process: {one_line(error)}") from error
+
+    def _compute_smaller(self, members: Sequence[Encoded], verdict: RowError, beat: Callable[[], None]) -> list[Piece]:
+        freed = self._make_room()
+        release_memory(self._device)
+        if len(members) == 1 or freed:
+            try:
+                beat()
+                return [self._forward(members, None)]
+            except Exception as error:  # noqa: BLE001 - as in `compute`
+                verdict = self._row_error(error)
+                if not is_out_of_memory(error) and len(members) == 1:
+                    return [Piece(members, None, None, verdict)]
+            release_memory(self._device)
+        if len(members) == 1:
+            return [Piece(members, None, None, verdict)]
+        half = padded_tokens([one.num_tokens for one in members]) // 2
+        pieces = self._in_parts(self._pack(members, half), beat)
+        # Where a single row was too large by itself, that row is to blame and not the size of its batch.
+        if not any(piece.error is not None and piece.error.code == _TOO_LARGE for piece in pieces):
+            self._budget.lower(half)
+        return pieces
+
+    def _in_parts(self, parts: Sequence[Sequence[Encoded]], beat: Callable[[], None]) -> list[Piece]:
+        return [piece for part in parts for piece in self.compute(part, None, beat)]
+
+    def _forward(self, members: Sequence[Encoded], collated: Any | None) -> Piece:
+        if collated is None:
+            with self._collate_lock:
+                collated = self._model.collate(members)
+        with self._forward_lock, torch.inference_mode():
+            outputs = self._model.forward(collated)
+            return Piece(members, outputs, Moment(self._device))
+
+    # -- decoding thread
+
+    def decode(self, piece: Piece) -> list[Any | RowError]:
+        """One output or row error for each member of a piece, in their order.
+
+        Raises:
+            StokerError: an error that is not one row's.
+        """
+        if piece.error is not None or piece.moment is None:
+            return [piece.error] * len(piece.members)
+        try:
+            with piece.moment.after(self._side), torch.inference_mode():
+                return self._decoded(piece)
+        except Exception as error:  # noqa: BLE001 - whatever decoding raises is searched for its row
+            verdict = self._row_error(error)
+        return self._decode_apart(piece.members, verdict)
+
+    def _decode_apart(self, members: Sequence[Encoded], verdict: RowError) -> list[Any | RowError]:
+        """Outputs cannot be cut in two, so the halves go through the model once more."""
+        if len(members) == 1:
+            return [verdict]
+        middle = len(members) // 2
+        outputs: list[Any | RowError] = []
+        for half in (members[:middle], members[middle:]):
+            try:
+                with torch.inference_mode():
+                    outputs += self._decoded(self._forward(half, None))
+            except Exception as error:  # noqa: BLE001 - the search goes on inside this half
+                verdict = self._row_error(error)
+            else:
+                continue
+            outputs += self._decode_apart(half, verdict)
+        return outputs
+
+    def _decoded(self, piece: Piece) -> list[Any]:
+        outputs = self._model.decode(piece.members, piece.outputs)
+        if len(outputs) != len(piece.members):
+            raise ValueError(f"{len(piece.members)} rows were decoded to {len(outputs)} outputs")
+        return outputs
+
+    # -- what they share
+
+    def _pack(self, members: Sequence[Encoded], max_tokens: int) -> list[list[Encoded]]:
+        lengths = [one.num_tokens for one in members]
+        packed = pack(
+            lengths, max_tokens=max_tokens, max_rows=self._budget.max_rows, batch_cost=self._budget.batch_cost
+        )
+        return [[members[position] for position in batch] for batch in packed]
+
+    def _row_error(self, error: Exception) -> RowError:
+        """What a row is told that fails by `error` alone; raises where it is not about rows at all."""
+        if isinstance(error, StokerError):
+            raise error
+        if is_out_of_memory(error):
+            return RowError(_TOO_LARGE, "this row alone does not fit into the device's memory")
+        if is_poisoned(error):
+            raise MachineError(f"the device failed and needs a new process: {one_line(error)}") from error
+        if self._failures_logged < _LOGGED_FAILURES:
+            self._failures_logged += 1
+            logger.warning("a batch failed and is searched for the row that causes it: %s", one_line(error))
+        return RowError("row_failed", one_line(error))

@@ -1,0 +1,158 @@
+"""The way to the device: chunks are claimed and read, tokenized, and packed into batches, each in its own thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+from jobs import leases
+from jobs.database import Database
+from jobs.errors import InvalidInput, MachineError
+from jobs.leases import Claim, WorkingLease
+from jobs.rows import Row
+from jobs.settings import Settings
+from jobs.sources import Source
+from worker.device import one_line
+from worker.inference.chunks import Batch, OpenChunk
+from worker.inference.engine import Engine
+from worker.inference.holdings import Holdings, chunks_to_claim
+from worker.inference.stages import Channel, Closed, Stages
+
+logger = logging.getLogger(__name__)
+
+_CHUNKS_READ = 2
+_CHUNKS_TOKENIZED = 1
+_BATCHES_AHEAD = 4
+
+
+class Feed:
+    """Claims chunks of one lease and brings their batches, the next ones being made while one is computed."""
+
+    def __init__(
+        self,
+        lease: WorkingLease,
+        *,
+        database: Database,
+        settings: Settings,
+        source: Source,
+        engine: Engine,
+        holdings: Holdings,
+    ) -> None:
+        self._lease = lease
+        self._database = database
+        self._settings = settings
+        self._source = source
+        self._engine = engine
+        self._holdings = holdings
+        self._read_chunks: Channel[OpenChunk] = Channel(_CHUNKS_READ)
+        self._tokenized_chunks: Channel[OpenChunk] = Channel(_CHUNKS_TOKENIZED)
+        self._batches: Channel[Batch] = Channel(_BATCHES_AHEAD)
+        self._stages = Stages("feed-", self._cancel)
+
+    def start(self) -> None:
+        """Start claiming."""
+        self._stages.start(self._read, self._tokenize, self._collate)
+
+    def next(self, give_up: Callable[[], bool]) -> Batch | None:
+        """The next batch, chunk after chunk; waits for it.
+
+        Args:
+            give_up: looked at first and after each `wake`; True ends the wait.
+
+        Returns:
+            None when there is nothing left to claim, a stage failed (`close` says how), or `give_up` said so.
+        """
+        try:
+            return self._batches.get(give_up)
+        except Closed:
+            return None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether `next` would have to wait now."""
+        return self._batches.is_empty
+
+    def wake(self) -> None:
+        """Make a waiting `next` look at its `give_up` again."""
+        self._batches.wake()
+
+    def close(self) -> BaseException | None:
+        """End all stages and wait for them.
+
+        Returns:
+            The exception that one of them ended by, or None.
+        """
+        self._cancel()
+        return self._stages.join()
+
+    def _cancel(self) -> None:
+        self._holdings.close()
+        for channel in (self._read_chunks, self._tokenized_chunks, self._batches):
+            channel.cancel()
+
+    # -- the stages
+
+    def _read(self) -> None:
+        try:
+            for claim in self._claims():
+                chunk = self._read_chunk(claim)
+                if chunk is not None:
+                    self._read_chunks.put(chunk)
+        finally:
+            self._read_chunks.finish()
+
+    def _tokenize(self) -> None:
+        try:
+            for chunk in self._read_chunks:
+                encoded = self._engine.encode(chunk.rows)
+                for one in encoded:
+                    if one.error is not None:
+                        chunk.settle(one.row, one.error)
+                chunk.encoded = [one for one in encoded if one.error is None]
+                self._tokenized_chunks.put(chunk)
+        finally:
+            self._tokenized_chunks.finish()
+
+    def _collate(self) -> None:
+        try:
+            for chunk in self._tokenized_chunks:
+                batches = self._engine.batches(chunk.encoded)
+                if not batches:
+                    self._batches.put(Batch(chunk, (), None, is_last=True))
+                for number, members in enumerate(batches, start=1):
+                    collated = self._engine.collate(members)
+                    self._batches.put(Batch(chunk, members, collated, is_last=number == len(batches)))
+        finally:
+            self._batches.finish()
+
+    # -- claiming and reading
+
+    def _claims(self) -> Iterator[Claim]:
+        """Claim chunks as the device needs them, until there is nothing to claim while it has nothing to do."""
+        only_when_idle = False
+        while (appetite := self._holdings.wait_for_appetite(only_when_idle=only_when_idle)) is not None:
+            limit = chunks_to_claim(appetite, self._database, self._lease.job_id)
+            claims = leases.claim(self._database, self._lease.lease_id, limit=limit) if limit else []
+            self._holdings.claimed(claims)
+            if not claims and appetite.idle:
+                return
+            # With little left, look again only when the device is free: another slot may take it or give some back.
+            only_when_idle = not claims
+            yield from claims
+
+    def _read_chunk(self, claim: Claim) -> OpenChunk | None:
+        """Read a chunk's rows; None where a fault of the machine kept them from being read, which is recorded."""
+        try:
+            rows: list[Row] = list(self._source.read(claim.start_row, claim.stop_row, claim.locator))
+        except (OSError, MachineError) as error:
+            failure = error if isinstance(error, MachineError) else MachineError(f"reading failed: {one_line(error)}")
+            logger.warning("rows %d to %d: %s", claim.start_row, claim.stop_row - 1, failure.message)
+            leases.chunk_failed(self._database, self._lease.lease_id, claim.start_row, failure, self._settings)
+            self._holdings.settled([claim.start_row])
+            return None
+        if [row.row_index for row in rows] != list(range(claim.start_row, claim.stop_row)):
+            raise InvalidInput(
+                f"the input has changed since the job was submitted: rows {claim.start_row} to {claim.stop_row - 1} "
+                "are not where they were"
+            )
+        return OpenChunk(claim, rows)

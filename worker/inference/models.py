@@ -1,0 +1,126 @@
+"""Models kept loaded between leases, the least recently used dropped first."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+
+from jobs.errors import DeviceOutOfMemory
+from jobs.paths import local_path
+from jobs.settings import Settings
+from jobs.specs import InferenceSpec, model_key
+from worker.device import device_name, free_memory_bytes, is_out_of_memory, release_memory, resolve_dtype
+from worker.inference.tasks import TaskModel, load_task_model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Warm:
+    model: TaskModel
+    version: Hashable
+    """What a model's folder looked like when it was loaded."""
+
+
+class ModelCache:
+    """At most `limit` loaded models on one device. Used by one thread."""
+
+    def __init__(self, limit: int, device: torch.device, *, load: Callable[..., TaskModel] = load_task_model) -> None:
+        """
+        Args:
+            limit: models to keep loaded; at least 1.
+            device: where they are loaded to.
+            load: makes a model; called as `load_task_model` is.
+        """
+        self._limit = limit
+        self._load = load
+        self._warm: OrderedDict[str, _Warm] = OrderedDict()
+        self.device = device
+
+    def get(self, spec: InferenceSpec, settings: Settings) -> TaskModel:
+        """The spec's model with the spec's parameters, loaded now where it is not warm.
+
+        Raises:
+            UserError: it cannot be used for this task, or not with these parameters.
+            DeviceOutOfMemory: the device has too little memory for it, even alone.
+        """
+        key, version = model_key(spec), _version(spec.model)
+        warm = self._warm.get(key)
+        if warm is not None and warm.version != version:
+            logger.info("%s has changed on disk since it was loaded", spec.model)
+            self._drop(key)
+            warm = None
+        if warm is None:
+            while len(self._warm) >= self._limit:
+                self._drop(next(iter(self._warm)))
+            warm = _Warm(self._load_with_room(spec, settings), version)
+            self._warm[key] = warm
+        self._warm.move_to_end(key)
+        return warm.model.with_parameters(spec.parameters)
+
+    def keys(self) -> list[str]:
+        """Keys of the warm models, most recently used last."""
+        return list(self._warm)
+
+    def drop_others(self, spec: InferenceSpec) -> bool:
+        """Free what all models but this spec's hold; says whether there were any."""
+        others = [key for key in self._warm if key != model_key(spec)]
+        for key in others:
+            self._drop(key)
+        return bool(others)
+
+    def _load_with_room(self, spec: InferenceSpec, settings: Settings) -> TaskModel:
+        dtype = resolve_dtype(spec.dtype, self.device)
+        try:
+            return self._load_now(spec, dtype, settings)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("out of memory while loading %s", spec.model)
+        # Out of the except block: its frames hold what was loaded so far.
+        if not self.drop_others(spec):
+            release_memory(self.device)
+        try:
+            return self._load_now(spec, dtype, settings)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceOutOfMemory(
+                f"{spec.model} does not fit into the memory of {device_name(self.device)}"
+            ) from error
+
+    def _load_now(self, spec: InferenceSpec, dtype: torch.dtype, settings: Settings) -> TaskModel:
+        started = time.monotonic()
+        model = self._load(spec, device=self.device, dtype=dtype, settings=settings)
+        logger.info(
+            "loaded %s for %s in %.1f s: %s on %s, weights %.0f MiB, %.0f MiB free",
+            spec.model,
+            spec.task,
+            time.monotonic() - started,
+            str(dtype).removeprefix("torch."),
+            device_name(self.device),
+            model.memory_bytes / 2**20,
+            free_memory_bytes(self.device) / 2**20,
+        )
+        return model
+
+    def _drop(self, key: str) -> None:
+        del self._warm[key]
+        release_memory(self.device)
+        logger.info("dropped the warm model %s", key)
+
+
+def _version(model: str) -> Hashable:
+    """Tells a model folder from what it was: names, sizes and times of its files. A hub id is its own version."""
+    path = local_path(model)
+    folder = None if path is None else path.expanduser()
+    if folder is None or not folder.is_dir():
+        return model
+    # Sub-folders too: sentence-transformers keep a module in each.
+    stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)

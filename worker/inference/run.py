@@ -1,0 +1,177 @@
+"""One lease of an inference job, from its first claim to its last commit.
+
+Equal input gives equal results, whatever the timing: the window that rows are sorted and packed in is exactly one
+chunk, and the packing depends on the chunk's own rows and the lease's first budget only. So neither which chunks a
+runner happens to claim, nor how far its threads are ahead of each other, nor what another slot does can change a batch,
+and with it the last bits of an output. (Only an out-of-memory changes the batches after it: a fact of the device.)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from functools import partial
+
+from jobs import leases
+from jobs.database import Database
+from jobs.errors import LostLease, ServiceUnavailable
+from jobs.leases import WorkingLease
+from jobs.settings import Settings
+from jobs.sinks import open_sink
+from jobs.sources import open_source
+from jobs.specs import parse_spec
+from jobs.store import Store
+from jobs.uploads import find_upload
+from worker.device import device_name
+from worker.inference.budget import open_budget
+from worker.inference.engine import Engine
+from worker.inference.feed import Feed
+from worker.inference.holdings import Holdings
+from worker.inference.models import ModelCache
+from worker.inference.stages import Closed
+from worker.inference.writer import Tally, Writer
+from worker.stop import Stop, StopReason
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    """How a lease ended in order."""
+
+    DRAINED = "drained"  # nothing was left to claim
+    STOPPED = "stopped"  # a stop was asked for; what was not computed is pending again
+
+
+def run_lease(
+    lease: WorkingLease,
+    *,
+    database: Database,
+    store: Store,
+    settings: Settings,
+    models: ModelCache,
+    stop: Stop,
+    beat: Callable[[int | None], None],
+) -> Outcome:
+    """Work on a lease until its job has nothing left to claim or a stop is asked for. Leaves no thread behind.
+
+    Args:
+        lease: active, of an inference job.
+        stop: `yield` and `shutdown` finish the chunk that is being computed, `cancel` ends at the next batch.
+        beat: called with a chunk's first row before each forward pass on it, and with None when no chunk is computed.
+            Where this raises, the last call names the chunk that is to blame, if one is.
+
+    Raises:
+        UserError: the job cannot be done: its model, input, parameters or output.
+        LostLease: the lease is somebody else's; nothing more was recorded.
+        MachineError: the device or a service failed; the rest is pending again where the database could be reached.
+    """
+    beat(None)
+    if stop.asked:
+        return Outcome.STOPPED
+    spec = parse_spec(lease.spec)
+    model = models.get(spec, settings)
+    source = open_source(
+        spec.input, spec.columns(), settings=settings, store=store, find_upload=partial(find_upload, database)
+    )
+    sink = open_sink(spec.output, vector_output=spec.task_info.vector_output, database=database, store=store)
+    budget = open_budget(spec, model_bytes=model.memory_bytes, device=models.device, database=database)
+    engine = Engine(model, models.device, budget, make_room=lambda: models.drop_others(spec))
+    holdings = Holdings(settings.chunk_seconds)
+    feed = Feed(lease, database=database, settings=settings, source=source, engine=engine, holdings=holdings)
+    writer = Writer(
+        lease,
+        database=database,
+        settings=settings,
+        sink=sink,
+        engine=engine,
+        holdings=holdings,
+        on_failure=feed.wake,
+    )
+    logger.info(
+        "%s with %s on %s: batches of at most %d padded tokens and %d rows",
+        spec.task, spec.model, device_name(models.device), budget.max_tokens, budget.max_rows,
+    )  # fmt: skip
+    started = time.monotonic()
+    failure: BaseException | None = None
+    try:
+        feed.start()
+        writer.start()
+        with stop.telling(feed.wake):
+            _forward(feed, engine, writer, holdings, stop, beat)
+    except BaseException as error:  # noqa: BLE001 - raised below, once both sides have ended
+        failure = error
+    errors = [failure, feed.close(), writer.finish()]
+    if failure is None:
+        beat(writer.failed_on)
+    _log_summary(writer.tally, time.monotonic() - started)
+    _end(database, lease, holdings, [error for error in errors if error is not None])
+    return Outcome.STOPPED if stop.asked else Outcome.DRAINED
+
+
+def _forward(
+    feed: Feed, engine: Engine, writer: Writer, holdings: Holdings, stop: Stop, beat: Callable[[int | None], None]
+) -> None:
+    """Take the device through batch after batch.
+
+    A CUDA device is told of batches ahead and fails later, at whatever call comes next. So that the chunk named by the
+    last beat is the one to blame, it is waited for before it goes idle, and around each batch of a chunk that was under
+    suspicion before.
+    """
+    inside_chunk = False
+    begun = 0.0
+
+    def is_over() -> bool:
+        return writer.has_failed or (stop.reason == StopReason.CANCEL if inside_chunk else stop.asked)
+
+    while True:
+        if not inside_chunk and feed.is_behind:
+            engine.synchronize()
+            beat(None)
+            holdings.waiting()
+        batch = feed.next(is_over)
+        if batch is None:
+            return
+        start_row, is_suspect = batch.chunk.start_row, batch.chunk.claim.crashes > 0
+        if is_suspect:
+            engine.synchronize()
+        if not inside_chunk:
+            holdings.begun(start_row)
+            begun = time.monotonic()
+        pieces = engine.compute(batch.members, batch.collated, partial(beat, start_row)) if batch.members else []
+        if is_suspect:
+            engine.synchronize()
+        try:
+            writer.put(batch, pieces)
+        except Closed:
+            return
+        inside_chunk = not batch.is_last
+        if batch.is_last:
+            holdings.computed(batch.chunk.num_rows, time.monotonic() - begun)
+
+
+def _end(database: Database, lease: WorkingLease, holdings: Holdings, errors: list[BaseException]) -> None:
+    """Give back what was not recorded, and raise what went wrong: a lost lease first, else the first error."""
+    lost = next((error for error in errors if isinstance(error, LostLease)), None)
+    if lost is not None:
+        raise lost
+    outstanding = holdings.outstanding()
+    if outstanding:
+        try:
+            leases.give_back(database, lease.lease_id, outstanding)
+        except ServiceUnavailable as error:
+            if not errors:
+                raise
+            logger.warning("%d chunks could not be given back: %s", len(outstanding), error.message)
+    if errors:
+        raise errors[0]
+
+
+def _log_summary(tally: Tally, seconds: float) -> None:
+    seconds = max(seconds, 1e-6)
+    logger.info(
+        "recorded %d rows (%d failed) in %d chunks, %d tokens in %.1f s: %.0f rows/s, %.0f tokens/s",
+        tally.num_rows, tally.num_failed, tally.num_chunks, tally.num_tokens, seconds,
+        tally.num_rows / seconds, tally.num_tokens / seconds,
+    )  # fmt: skip

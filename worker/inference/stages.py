@@ -1,0 +1,151 @@
+"""Bounded channels between threads, and threads whose exceptions are kept for the one who joins them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Closed(Exception):
+    """The channel brings or takes nothing more."""
+
+
+class Channel(Generic[T]):
+    """A bounded queue that either side can end, so that no thread ever waits for one that is gone.
+
+    `finish` ends it in order: what is inside is still got. `cancel` ends it at once, for both sides.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._finished = False
+        self._cancelled = False
+
+    def put(self, item: T) -> None:
+        """Add an item, waiting while the channel is full.
+
+        Raises:
+            Closed: the channel was finished or cancelled.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._items) < self._capacity or self._finished or self._cancelled)
+            if self._finished or self._cancelled:
+                raise Closed
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def get(self, give_up: Callable[[], bool] = lambda: False) -> T:
+        """Take the oldest item, waiting while there is none.
+
+        Args:
+            give_up: looked at before anything is taken and after each `wake`; True ends the wait.
+
+        Raises:
+            Closed: nothing more will come, or `give_up` said so.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._items) or self._finished or self._cancelled or give_up())
+            if self._cancelled or give_up() or not self._items:
+                raise Closed
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def get_all(self) -> list[T]:
+        """Take everything that is inside, waiting for at least one item.
+
+        Raises:
+            Closed: nothing more will come.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._items) or self._finished or self._cancelled)
+            if self._cancelled or not self._items:
+                raise Closed
+            items = list(self._items)
+            self._items.clear()
+            self._changed.notify_all()
+            return items
+
+    def __iter__(self) -> Iterator[T]:
+        """Take items until the channel is closed."""
+        while True:
+            try:
+                item = self.get()
+            except Closed:
+                return
+            yield item
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether a `get` would have to wait now."""
+        with self._changed:
+            return not self._items
+
+    def wake(self) -> None:
+        """Make waiting `get`s look at their `give_up` again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Say that no item will be added any more; those inside are still got."""
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """End the channel at once for both sides; what is inside is dropped."""
+        with self._changed:
+            self._cancelled = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+class Stages:
+    """Threads that work together: when one fails, the others are ended, and the first failure is kept."""
+
+    def __init__(self, name: str, on_failure: Callable[[], None]) -> None:
+        """
+        Args:
+            name: prefix of the threads' names.
+            on_failure: ends the other threads, by cancelling their channels; called in the thread that failed.
+        """
+        self._name = name
+        self._on_failure = on_failure
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+
+    def start(self, *bodies: Callable[[], None]) -> None:
+        """Run each body in a thread of its own."""
+        for body in bodies:
+            # Daemons, so that a read that hangs in the kernel cannot keep an ending runner alive.
+            thread = threading.Thread(target=self._run, args=(body,), name=f"{self._name}{body.__name__}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def join(self) -> BaseException | None:
+        """Wait until every thread has ended.
+
+        Returns:
+            The first exception that one of them ended by, or None.
+        """
+        for thread in self._threads:
+            thread.join()
+        return self._error
+
+    def _run(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except Closed:
+            return  # whoever closed the channel has the reason
+        except BaseException as error:  # noqa: BLE001 - a thread's edge: `join` hands it to the caller
+            with self._lock:
+                if self._error is None:
+                    self._error = error
+            self._on_failure()

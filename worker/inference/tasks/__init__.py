@@ -1,0 +1,47 @@
+"""Inference tasks: each makes a `TaskModel` of a model's files; `load_task_model` picks the one for a spec."""
+
+from __future__ import annotations
+
+import torch
+
+from jobs.settings import Settings
+from jobs.specs import InferenceSpec
+from worker.inference.tasks.embeddings import Embeddings
+from worker.inference.tasks.fill_mask import FillMask
+from worker.inference.tasks.generic import Generic
+from worker.inference.tasks.interface import Encoded, TaskModel
+from worker.inference.tasks.loading import find_model
+from worker.inference.tasks.text_classification import TextClassification
+from worker.inference.tasks.token_classification import TokenClassification
+
+__all__ = ["Encoded", "TaskModel", "load_task_model"]
+
+_TASKS: dict[str, type[Embeddings | TextClassification | TokenClassification | FillMask]] = {
+    "embeddings": Embeddings,
+    "text-classification": TextClassification,
+    "token-classification": TokenClassification,
+    "fill-mask": FillMask,
+}
+
+
+def load_task_model(spec: InferenceSpec, *, device: torch.device, dtype: torch.dtype, settings: Settings) -> TaskModel:
+    """Load a spec's model for its task, with its parameters.
+
+    Args:
+        spec: what was submitted.
+        device: where it is to compute.
+        dtype: in which it is to compute.
+        settings: input roots, and which models may bring their own code.
+
+    Raises:
+        InvalidModel: it cannot be used for this task; one sentence says why.
+        InvalidSpec: a parameter is wrong.
+        Forbidden: it lies outside the input roots.
+        ServiceUnavailable: the hub cannot be reached, and the model is not cached.
+        RuntimeError: the device has too little memory for it.
+    """
+    source = find_model(spec, settings)
+    task = _TASKS.get(spec.task)
+    if task is None:
+        return Generic(spec.task, source, spec.parameters, device=device, dtype=dtype, settings=settings)
+    return task(source, spec.parameters, device=device, dtype=dtype)

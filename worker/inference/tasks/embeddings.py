@@ -1,0 +1,280 @@
+"""Embeddings: one float32 vector for each text, as sentence-transformers' `encode` gives it.
+
+A sentence-transformers folder's own modules, prompts and length are honoured. Any other encoder is pooled over the mean
+of its tokens, a causal language model over its last token, without normalising.
+
+Shapes: B rows, T tokens, D dimensions of a token's vector, E dimensions of a row's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from tokenizers import normalizers
+from torch import nn
+from transformers import AutoModel, PretrainedConfig, PreTrainedTokenizerBase
+
+from jobs.errors import InvalidSpec
+from jobs.modelcheck import read_json, sentence_modules
+from jobs.parameters import check_parameters
+from jobs.rows import Row
+from worker.inference.tasks.interface import NOT_FINITE, Encoded
+from worker.inference.tasks.loading import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
+from worker.inference.tasks.pooling import Normalize, pool, read_head, read_pooling
+from worker.inference.tasks.tokens import Limits, Tokens, longest_row, position_limit, to_device
+
+TASK = "embeddings"
+_MODES = {"mean": "mean", "cls": "cls", "last_token": "lasttoken", "max": "max"}
+_UNUSED_WEIGHTS = ("pooler.*", "*.pooler.*")
+_TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+"""Encoder-decoder models of which transformers has the encoder alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """What a folder says about making vectors of texts."""
+
+    transformer: str
+    """Sub-folder of the transformer."""
+    modes: tuple[str, ...]
+    include_prompt: bool
+    head: tuple[nn.Module, ...]
+    settings: Mapping[str, Any]
+    """`max_seq_length`, `do_lower_case` and arguments for loading."""
+    prompts: Mapping[str, str]
+    default_prompt: str | None
+    dimensions: int | None
+
+
+class Embeddings:
+    """An encoder, its pooling, and what follows it."""
+
+    def __init__(
+        self, source: ModelFolder, parameters: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """
+        Args:
+            source: the model's files.
+            parameters: of the job.
+            device: where it computes.
+            dtype: in which the transformer computes; pooling and what follows are in float32.
+
+        Raises:
+            InvalidModel: it cannot be loaded, or does not make vectors of texts.
+            InvalidSpec: a parameter is wrong.
+        """
+        self._recipe = _read_recipe(source)
+        said, subfolder = self._recipe.settings, self._recipe.transformer
+        config = load_config(source, subfolder=subfolder, **_arguments(said, "config"))
+        self._model = load_weights(
+            source,
+            _encoder_class(source, config),
+            task=TASK,
+            device=device,
+            dtype=dtype,
+            may_miss=_UNUSED_WEIGHTS,
+            subfolder=subfolder,
+            config=config,
+            **_arguments(said, "model"),
+        )
+        tokenizer = load_tokenizer(source, subfolder=subfolder, **_arguments(said, "processor"))
+        if said.get("do_lower_case"):
+            _lower_case(tokenizer)
+        self._tokens = Tokens(tokenizer, self._model, pin=device.type == "cuda")
+        self._device = device
+        self._head = [module.eval().requires_grad_(False).to(device) for module in self._recipe.head]
+        self._positions = position_limit(self._model)
+        longest = longest_row(self._model, tokenizer)
+        max_seq_length = said.get("max_seq_length")
+        self._longest = min((limit for limit in (longest, max_seq_length) if limit), default=None)
+        self.memory_bytes = memory_bytes(self._model) + sum(memory_bytes(module) for module in self._head)
+        self._configure(parameters)
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+        """See `TaskModel`."""
+        other = copy.copy(self)
+        other._configure(parameters)
+        return other
+
+    def _configure(self, parameters: Mapping[str, Any]) -> None:
+        check_parameters(TASK, parameters)
+        self._limits = self._chosen_limits(parameters)
+        self._prompt = self._chosen_prompt(parameters)
+        self._num_prompt_tokens = 0
+        if self._prompt and not self._recipe.include_prompt:
+            self._num_prompt_tokens = self._count_prompt_tokens(self._prompt)
+        pooling = parameters.get("pooling")
+        self._modes = self._recipe.modes if pooling is None else (_MODES[pooling],)
+        normalize, own = parameters.get("normalize"), bool(self._head) and isinstance(self._head[-1], Normalize)
+        self._is_normalized = own if normalize is None else normalize
+        self._before_normalize = self._head[:-1] if own else self._head
+        num_dimensions = self._num_dimensions()
+        self._dimensions = parameters.get("dimensions")
+        if self._dimensions is not None and self._dimensions > num_dimensions:
+            param = "parameters.dimensions"
+            raise InvalidSpec(f"{param}: the model's vectors have only {num_dimensions} dimensions", param=param)
+
+    def _chosen_limits(self, parameters: Mapping[str, Any]) -> Limits:
+        max_length = parameters.get("max_length")
+        if max_length is not None and self._positions is not None and max_length > self._positions:
+            param = "parameters.max_length"
+            raise InvalidSpec(f"{param}: the model takes at most {self._positions} tokens", param=param)
+        least = self._tokens.tokenizer.num_special_tokens_to_add() + 1
+        if max_length is not None and max_length < least:
+            param = "parameters.max_length"
+            raise InvalidSpec(f"{param}: must be at least {least}, as the model's own tokens count too", param=param)
+        return Limits(max_length or self._longest, "longest_first" if parameters.get("truncate", True) else None)
+
+    def _chosen_prompt(self, parameters: Mapping[str, Any]) -> str:
+        prompt, name = parameters.get("prompt"), parameters.get("prompt_name")
+        if prompt is not None:
+            return str(prompt)
+        prompts = self._recipe.prompts
+        if name is None:
+            return prompts.get(self._recipe.default_prompt or "") or ""
+        if name not in prompts:
+            param = "parameters.prompt_name"
+            known = f"it has {', '.join(prompts)}" if prompts else "it has none"
+            raise InvalidSpec(f"{param}: the model has no prompt '{name}'; {known}", param=param)
+        return prompts[name]
+
+    def _count_prompt_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt as they stand before a text, so without the special ones that end a row."""
+        tokenizer = self._tokens.tokenizer
+        ids = tokenizer(prompt, truncation=self._limits.max_tokens is not None, max_length=self._limits.max_tokens)[
+            "input_ids"
+        ]
+        return len(ids) - 1 if ids and ids[-1] in tokenizer.all_special_ids else len(ids)
+
+    def _num_dimensions(self) -> int:
+        """Dimensions of a row's vector, found by sending one through what follows pooling."""
+        vectors_BE = torch.zeros(1, self._model.config.get_text_config().hidden_size * len(self._modes))
+        with torch.inference_mode():
+            try:
+                for module in self._before_normalize:
+                    vectors_BE = module(vectors_BE.to(self._device))
+            except RuntimeError as error:
+                param = "parameters.pooling"
+                modes = " and ".join(self._recipe.modes)
+                raise InvalidSpec(
+                    f"{param}: the model's Dense module needs its own pooling, {modes}", param=param
+                ) from error
+        return vectors_BE.shape[1]
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """See `TaskModel`."""
+        return self._tokens.encode(rows, self._limits, prefix=self._prompt)
+
+    def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """See `TaskModel`."""
+        return self._tokens.collate(batch)
+
+    def forward(self, collated: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `TaskModel`.
+
+        Returns:
+            Vectors, (B, E) float32.
+        """
+        inputs = to_device(collated, self._device)
+        hidden_BTD = self._model(**inputs).last_hidden_state
+        mask_BT = inputs["attention_mask"]
+        vectors_BE = pool(hidden_BTD, mask_BT, self._modes, num_prompt_tokens=self._num_prompt_tokens)
+        for module in self._before_normalize:
+            vectors_BE = module(vectors_BE)
+        if self._dimensions is not None:
+            vectors_BE = vectors_BE[:, : self._dimensions]
+        if self._is_normalized:
+            vectors_BE = nn.functional.normalize(vectors_BE, p=2, dim=-1)
+        if self._dimensions is None and self._recipe.dimensions is not None:
+            # The folder's own `truncate_dim`: sentence-transformers cuts after normalising, and leaves it at that.
+            vectors_BE = vectors_BE[:, : self._recipe.dimensions]
+        return vectors_BE
+
+    def decode(self, batch: Sequence[Encoded], outputs: torch.Tensor) -> list[Any]:
+        """See `TaskModel`."""
+        vectors_BE = outputs.cpu().numpy()
+        finite_B = np.isfinite(vectors_BE).all(axis=1).tolist()
+        # Each row's own copy: a view would keep the whole batch in memory for as long as one row of it lives.
+        return [
+            vector_E.copy() if finite else NOT_FINITE
+            for _, vector_E, finite in zip(batch, vectors_BE, finite_B, strict=True)
+        ]
+
+
+def _read_recipe(source: ModelFolder) -> _Recipe:
+    modules = sentence_modules(source.path, name=source.name)
+    if not modules:
+        config = read_json(source.path / "config.json", name=source.name)
+        architectures = config.get("architectures") or [""]
+        is_causal = str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal", True)
+        return _Recipe("", ("lasttoken" if is_causal else "mean",), True, (), {}, {}, None, None)
+    transformer = modules[0][1]
+    said: dict[str, Any] = {}
+    for file in _TRANSFORMER_CONFIGS:
+        said = said or read_json(source.path / transformer / file, name=source.name, required=False)
+    _check_transformer(source, said)
+    modes, include_prompt = read_pooling(source, modules[1][1])
+    overall = read_json(source.path / "config_sentence_transformers.json", name=source.name, required=False)
+    return _Recipe(
+        transformer=transformer,
+        modes=modes,
+        include_prompt=include_prompt,
+        head=tuple(read_head(source, modules[2:])),
+        settings=said,
+        prompts={name: prompt or "" for name, prompt in (overall.get("prompts") or {}).items()},
+        default_prompt=overall.get("default_prompt_name"),
+        dimensions=overall.get("truncate_dim"),
+    )
+
+
+def _check_transformer(source: ModelFolder, said: Mapping[str, Any]) -> None:
+    if said.get("transformer_task", "feature-extraction") != "feature-extraction":
+        raise source.invalid(f"its Transformer module is for '{said['transformer_task']}', not for vectors of texts")
+    modalities = said.get("modality_config") or {}
+    text = modalities.get("text", {"method": "forward", "method_output_name": "last_hidden_state"})
+    if (
+        text.get("method") != "forward"
+        or text.get("method_output_name") != "last_hidden_state"
+        or "message" in modalities
+    ):
+        raise source.invalid(
+            "its Transformer module does not take plain texts in the usual way, which is not supported"
+        )
+
+
+def _arguments(said: Mapping[str, Any], of: str) -> dict[str, Any]:
+    """Loading arguments that a folder asks for; not those that would run foreign code or move the model."""
+    older = {"model": "model_args", "processor": "tokenizer_args", "config": "config_args"}[of]
+    arguments = {**(said.get(older) or {}), **(said.get(f"{of}_kwargs") or {})}
+    ours = ("trust_remote_code", "use_safetensors", "torch_dtype", "dtype", "device_map", "revision", "token")
+    return {name: value for name, value in arguments.items() if name not in ours}
+
+
+def _encoder_class(source: ModelFolder, config: PretrainedConfig) -> Any:
+    if not config.is_encoder_decoder:
+        return AutoModel
+    import transformers
+
+    name = _ENCODERS.get(config.model_type)
+    if name is None:
+        raise source.invalid(f"is an encoder-decoder ({config.model_type}), whose encoder cannot be used by itself")
+    return getattr(transformers, name)
+
+
+def _lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer ignore case, as sentence-transformers does for `do_lower_case`."""
+    if not tokenizer.is_fast:
+        tokenizer.do_lower_case = True
+        return
+    backend = tokenizer.backend_tokenizer
+    steps = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])

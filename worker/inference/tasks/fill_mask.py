@@ -1,0 +1,141 @@
+"""Fill-mask: the words that a masked language model would put for each mask of a text.
+
+An output is the pipeline's: a list of propositions for a text with one mask, a list of such lists for several masks.
+
+Shapes: B rows, T tokens, V words of the vocabulary, M masks of a batch, K propositions for each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from transformers import AutoModelForMaskedLM, FillMaskPipeline
+
+from jobs.errors import InvalidSpec
+from jobs.parameters import check_parameters
+from jobs.rows import Row, RowError
+from worker.inference.tasks.interface import NOT_FINITE, Encoded
+from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes
+from worker.inference.tasks.tokens import Tokens, longest_row, resolve_limits, to_device
+
+TASK = "fill-mask"
+
+
+class FillMask:
+    """A masked language model."""
+
+    def __init__(
+        self, source: ModelFolder, parameters: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """
+        Args:
+            source: the model's files.
+            parameters: of the job.
+            device: where it computes.
+            dtype: in which it computes.
+
+        Raises:
+            InvalidModel: it cannot be loaded, has no such head, or its tokenizer has no mask.
+            InvalidSpec: a parameter is wrong.
+        """
+        tokenizer = load_tokenizer(source)
+        if tokenizer.mask_token_id is None:
+            raise source.invalid("its tokenizer has no mask token, which fill-mask needs")
+        self._model = load_weights(source, AutoModelForMaskedLM, task=TASK, device=device, dtype=dtype)
+        self._tokens = Tokens(tokenizer, self._model, pin=device.type == "cuda")
+        self._device = device
+        self._longest = longest_row(self._model, tokenizer)
+        # A tokenizer of its own: `decode` runs while `encode` uses the other one, and one cannot do both at once.
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._pipeline = FillMaskPipeline(model=self._model, tokenizer=self._tokenizer, device=device, task=TASK)
+        self.memory_bytes = memory_bytes(self._model)
+        self._configure(parameters)
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+        """See `TaskModel`."""
+        other = copy.copy(self)
+        other._configure(parameters)
+        return other
+
+    def _configure(self, parameters: Mapping[str, Any]) -> None:
+        check_parameters(TASK, parameters)
+        self._limits = resolve_limits({**parameters, **(parameters.get("tokenizer_kwargs") or {})}, self._longest)
+        self._top_k: int = parameters.get("top_k") or 5
+        self._targets: torch.Tensor | None = None
+        if parameters.get("targets") is not None:
+            try:
+                ids = self._pipeline.get_target_ids(parameters["targets"])
+            except ValueError as error:
+                param = "parameters.targets"
+                raise InvalidSpec(f"{param}: the model knows none of these words", param=param) from error
+            self._targets = torch.from_numpy(ids).to(self._device)
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """See `TaskModel`."""
+        return [self._with_mask(one) for one in self._tokens.encode(rows, self._limits)]
+
+    def _with_mask(self, one: Encoded) -> Encoded:
+        mask = self._tokens.tokenizer
+        if one.error is not None or (one.features[0]["input_ids"] == mask.mask_token_id).any():
+            return one
+        error = RowError("no_mask", f"the text has no mask token ({mask.mask_token}) within the length the model takes")
+        return Encoded(one.row, one.num_tokens, None, error)
+
+    def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """See `TaskModel`. `masks` are the places of the masks in the flattened batch, (M,)."""
+        inputs = self._tokens.collate(batch)
+        masks_M = (inputs["input_ids"].flatten() == self._tokens.tokenizer.mask_token_id).nonzero().squeeze(1)
+        return {**inputs, "masks": masks_M.pin_memory() if self._device.type == "cuda" else masks_M}
+
+    def forward(self, collated: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `TaskModel`.
+
+        Returns:
+            Probabilities (M, K) float32 and token ids (M, K) of the propositions.
+        """
+        inputs = to_device(collated, self._device)
+        masks_M = inputs.pop("masks")
+        logits_BTV = self._model(**inputs).logits
+        scores_MV = logits_BTV.flatten(0, 1)[masks_M].float().softmax(dim=-1)
+        if self._targets is not None:
+            scores_MV = scores_MV[:, self._targets]
+        scores_MK, ids_MK = scores_MV.topk(min(self._top_k, scores_MV.shape[1]))
+        return scores_MK, ids_MK if self._targets is None else self._targets[ids_MK]
+
+    def decode(self, batch: Sequence[Encoded], outputs: tuple[torch.Tensor, torch.Tensor]) -> list[Any]:
+        """See `TaskModel`."""
+        scores_MK, ids_MK = (output.cpu().numpy() for output in outputs)
+        decoded: list[Any] = []
+        start = 0
+        for one in batch:
+            places = np.flatnonzero(one.features[0]["input_ids"] == self._tokenizer.mask_token_id)
+            stop = start + len(places)
+            decoded.append(
+                self._propositions(one.features[0]["input_ids"], places, scores_MK[start:stop], ids_MK[start:stop])
+            )
+            start = stop
+        return decoded
+
+    def _propositions(
+        self, input_ids: np.ndarray, places: np.ndarray, scores_MK: np.ndarray, ids_MK: np.ndarray
+    ) -> Any:
+        if not np.isfinite(scores_MK).all():
+            return NOT_FINITE
+        single = len(places) == 1
+        lists = []
+        for place, scores, ids in zip(places, scores_MK.tolist(), ids_MK.tolist(), strict=True):
+            propositions = []
+            for score, token in zip(scores, ids, strict=True):
+                filled = input_ids.copy()
+                filled[place] = token
+                filled = filled[filled != self._tokenizer.pad_token_id]
+                # The other masks of a text are special tokens too, and belong into its sequence.
+                sequence = self._tokenizer.decode(filled, skip_special_tokens=single)
+                token_str = self._tokenizer.decode([token])
+                propositions.append({"score": score, "token": token, "token_str": token_str, "sequence": sequence})
+            lists.append(propositions)
+        return lists[0] if single else lists

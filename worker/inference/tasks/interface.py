@@ -1,0 +1,81 @@
+"""What the engine asks of a task: encode, collate, forward, decode, in four methods that run in three threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from jobs.rows import Row, RowError
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One row as the model will see it, or the reason why it cannot."""
+
+    row: Row
+    num_tokens: int
+    """Tokens the model sees of this row, special ones counted; the length that rows are sorted and packed by."""
+    features: Any
+    """The task's own; None where `error` is set."""
+    error: RowError | None = None
+
+
+NOT_FINITE = RowError("not_a_number", "the model's output for this row is not a finite number; try dtype float32")
+"""JSON has no such numbers, and a vector with one of them is useless."""
+
+
+class TaskModel(Protocol):
+    """A loaded model with one job's parameters. Each method runs in one thread at a time, beside the others."""
+
+    memory_bytes: int
+    """Weights and buffers, as they lie on the device."""
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+        """The same weights with another job's parameters; cheap, shares everything that was loaded.
+
+        A warm model is found by task, name and dtype only, so this is called for each lease.
+
+        Raises:
+            InvalidSpec: a parameter is unknown or has an impossible value; the message names it.
+        """
+        ...
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Turn rows into features, on the CPU.
+
+        Args:
+            rows: without those that carry an error already.
+
+        Returns:
+            One for each row, in order; those that cannot be computed carry an error.
+        """
+        ...
+
+    def collate(self, batch: Sequence[Encoded]) -> Any:
+        """Pad a batch into CPU tensors, pinned where the model is on a GPU.
+
+        Args:
+            batch: rows without errors, at least one.
+        """
+        ...
+
+    def forward(self, collated: Any) -> Any:
+        """Compute a batch on the device, under `torch.inference_mode`; nothing in it waits for the device.
+
+        Returns:
+            Device tensors, reduced as far as the device can so that little is copied back.
+        """
+        ...
+
+    def decode(self, batch: Sequence[Encoded], outputs: Any) -> list[Any]:
+        """Turn what `forward` returned into outputs: JSON values in the pipeline's own shape, or float32 vectors.
+
+        Args:
+            batch: as given to `collate`.
+            outputs: as `forward` returned them.
+
+        Returns:
+            One for each row of the batch, in order; a `RowError` for a row that alone came to nothing.
+        """
+        ...

@@ -1,0 +1,112 @@
+"""Text classification: one label or several, regression, and pairs of sentences.
+
+An output is what `pipeline("text-classification")(text, **parameters)` returns for one text: a list of
+`{"label", "score"}`, the best label alone unless `top_k` says otherwise. It is a list for a pair of sentences too.
+
+Shapes: B rows, L labels.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from jobs.parameters import check_parameters
+from jobs.rows import Row
+from worker.inference.tasks.interface import NOT_FINITE, Encoded
+from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes
+from worker.inference.tasks.tokens import Tokens, longest_row, resolve_limits, to_device
+
+TASK = "text-classification"
+
+
+class TextClassification:
+    """A model with a sequence classification head."""
+
+    def __init__(
+        self, source: ModelFolder, parameters: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """
+        Args:
+            source: the model's files.
+            parameters: of the job.
+            device: where it computes.
+            dtype: in which it computes.
+
+        Raises:
+            InvalidModel: it cannot be loaded, or has no such head.
+            InvalidSpec: a parameter is wrong.
+        """
+        tokenizer = load_tokenizer(source)
+        self._model = load_weights(source, AutoModelForSequenceClassification, task=TASK, device=device, dtype=dtype)
+        self._tokens = Tokens(tokenizer, self._model, pin=device.type == "cuda")
+        self._device = device
+        self._longest = longest_row(self._model, tokenizer)
+        config = self._model.config
+        self._labels = [config.id2label[index] for index in range(config.num_labels)]
+        text_config = config.get_text_config()
+        if text_config.pad_token_id is None:
+            text_config.pad_token_id = self._tokens.pad_token_id  # decoders find a row's last token by it
+        takes_cache = "use_cache" in inspect.signature(self._model.forward).parameters
+        self._options = {"use_cache": False} if takes_cache else {}
+        self.memory_bytes = memory_bytes(self._model)
+        self._configure(parameters)
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+        """See `TaskModel`."""
+        other = copy.copy(self)
+        other._configure(parameters)
+        return other
+
+    def _configure(self, parameters: Mapping[str, Any]) -> None:
+        check_parameters(TASK, parameters)
+        self._limits = resolve_limits(parameters, self._longest)
+        self._top_k: int | None = parameters.get("top_k", 1)
+        self._function = parameters.get("function_to_apply") or self._default_function()
+
+    def _default_function(self) -> str:
+        problem, num_labels = self._model.config.problem_type, self._model.config.num_labels
+        if problem == "regression":
+            return "none"
+        if problem == "multi_label_classification" or num_labels == 1:
+            return "sigmoid"
+        return "softmax"
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """See `TaskModel`."""
+        return self._tokens.encode(rows, self._limits)
+
+    def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """See `TaskModel`."""
+        return self._tokens.collate(batch)
+
+    def forward(self, collated: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `TaskModel`.
+
+        Returns:
+            Scores, (B, L) float32.
+        """
+        logits_BL: torch.Tensor = self._model(**to_device(collated, self._device), **self._options).logits.float()
+        if self._function == "softmax":
+            return logits_BL.softmax(dim=-1)
+        return logits_BL.sigmoid() if self._function == "sigmoid" else logits_BL
+
+    def decode(self, batch: Sequence[Encoded], outputs: torch.Tensor) -> list[Any]:
+        """See `TaskModel`."""
+        scores_BL = outputs.cpu().numpy()
+        finite_B = np.isfinite(scores_BL).all(axis=1)
+        # Stable, so that of equal scores the label of the lower id comes first, as in the pipeline.
+        best_BK = np.argsort(-scores_BL, axis=1, kind="stable")[:, : self._top_k]
+        top_BK = np.take_along_axis(scores_BL, best_BK, axis=1)
+        return [
+            [{"label": self._labels[index], "score": score} for index, score in zip(best, top, strict=True)]
+            if finite
+            else NOT_FINITE
+            for _, best, top, finite in zip(batch, best_BK.tolist(), top_BK.tolist(), finite_B, strict=True)
+        ]

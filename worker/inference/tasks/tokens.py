@@ -1,0 +1,250 @@
+"""From rows of text to padded tensors: one tokenizer call for a chunk, and a row error for each row it cannot take.
+
+A row is one window of tokens, or several where a text is longer than the model takes and is to be seen whole.
+
+Shapes: B windows of a batch, T tokens of its longest window.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from jobs.rows import Row, RowError
+from worker.device import one_line
+from worker.inference.tasks.interface import Encoded
+
+logger = logging.getLogger(__name__)
+
+Features = dict[str, np.ndarray]
+"""A row's token ids and whatever else the tokenizer gives for each token, by the model's names of its inputs."""
+_UNSET_LENGTH = 1_000_000_000
+"""A tokenizer whose longest row is not known says 1e30."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a row may be, and what happens to a longer one."""
+
+    max_tokens: int | None
+    """The most tokens a row may have; None where the model has no limit."""
+    truncation: str | None
+    """transformers' name of how a longer row is cut; None makes it a row error."""
+
+
+def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The most tokens that a model and its tokenizer can take, or None where neither says."""
+    limits = [tokenizer.model_max_length, position_limit(model)]
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < _UNSET_LENGTH]
+    return min(known, default=None)
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """The number of tokens for which a model has positions, or None where it has no limit of this kind."""
+    config: PretrainedConfig = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    # The RoBERTa family counts positions from the padding's id on, and so loses the first ones of its table.
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(table, torch.nn.Embedding) and isinstance(padding, int):
+            return positions - padding - 1
+    return positions
+
+
+def resolve_limits(parameters: Mapping[str, Any], longest: int | None, *, truncate: bool = False) -> Limits:
+    """What the parameters `truncation` and `max_length` mean for a model.
+
+    Args:
+        parameters: as in a spec, checked.
+        longest: the model's own limit.
+        truncate: whether rows are cut when the parameters do not say.
+    """
+    said, max_length = parameters.get("truncation"), parameters.get("max_length")
+    if said is None:
+        said = truncate or max_length is not None  # as tokenizers do: a length alone means to cut
+    truncation = "longest_first" if said is True else str(said)
+    if said is False or truncation == "do_not_truncate":
+        return Limits(longest, None)
+    return Limits(min((limit for limit in (max_length, longest) if limit is not None), default=None), truncation)
+
+
+class Tokens:
+    """A tokenizer with the names of the inputs that a model takes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, pin: bool) -> None:
+        """
+        Args:
+            tokenizer: the model's.
+            model: whose `forward` says which inputs it takes.
+            pin: whether padded tensors are pinned, for the copy to a GPU.
+        """
+        self.tokenizer = tokenizer
+        parameters = inspect.signature(model.forward).parameters
+        self._accepted = None if "input_ids" not in parameters else frozenset(parameters)
+        pad = tokenizer.pad_token_id
+        self._padding = {"input_ids": pad if pad is not None else (tokenizer.eos_token_id or 0)}
+        if "token_type_ids" in (self._accepted or ()):
+            self._padding["token_type_ids"] = tokenizer.pad_token_type_id
+        self._pin = pin
+        embeddings = model.get_input_embeddings()
+        self._num_ids = embeddings.num_embeddings if isinstance(embeddings, torch.nn.Embedding) else None
+
+    @property
+    def pad_token_id(self) -> int:
+        """What `collate` fills rows up with."""
+        return self._padding["input_ids"]
+
+    def encode(self, rows: Sequence[Row], limits: Limits, *, prefix: str = "", **options: Any) -> list[Encoded]:
+        """Tokenize rows in one call.
+
+        Args:
+            rows: with a `text`, and perhaps a `text_pair`.
+            limits: how long a row may be.
+            prefix: put before each text.
+            options: further ones of the tokenizer's call; what they add to its result is in the features too.
+
+        Returns:
+            One for each row: a list of one window, or a row error with the code `null_value`, `wrong_type`,
+            `invalid_text`, `unknown_token`, `empty_row` or `row_too_long`.
+        """
+        return [
+            self._checked(row, windows, limits)
+            for row, windows in zip(rows, self._tokenize(rows, limits, prefix, options), strict=True)
+        ]
+
+    def encode_windows(self, rows: Sequence[Row], max_tokens: int, stride: int, **options: Any) -> list[Encoded]:
+        """Tokenize rows, those too long into several windows that overlap.
+
+        Args:
+            rows: with a `text`.
+            max_tokens: most tokens of a window.
+            stride: tokens that a window has in common with the one before.
+            options: as for `encode`.
+
+        Returns:
+            One for each row: its windows, and the tokens of all of them; or a row error.
+        """
+        limits = Limits(max_tokens, "longest_first")
+        options = {**options, "return_overflowing_tokens": True, "stride": stride}
+        return [
+            self._checked(row, windows, limits)
+            for row, windows in zip(rows, self._tokenize(rows, limits, "", options), strict=True)
+        ]
+
+    def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """Pad the windows of a batch on the right to the longest of them.
+
+        The right is right for every model: an encoder masks padding out, and a decoder never looks ahead. So a row's
+        positions, and with them its output, do not depend on the rows it is batched with.
+
+        Returns:
+            `input_ids`, `attention_mask` and what else the model takes, each (B, T) int64 on the CPU.
+        """
+        windows: list[Features] = [window for one in batch for window in one.features]
+        names = [name for name in windows[0] if self._takes(name)]
+        lengths = [len(window["input_ids"]) for window in windows]
+        shape = (len(windows), max(lengths))
+        padded = {name: np.full(shape, self._padding.get(name, 0), dtype=np.int64) for name in names}
+        padded["attention_mask"] = np.zeros(shape, dtype=np.int64)
+        for index, (window, length) in enumerate(zip(windows, lengths, strict=True)):
+            padded["attention_mask"][index, :length] = 1
+            for name in names:
+                padded[name][index, :length] = window[name]
+        tensors = {name: torch.from_numpy(values) for name, values in padded.items()}
+        return {name: tensor.pin_memory() for name, tensor in tensors.items()} if self._pin else tensors
+
+    def _takes(self, name: str) -> bool:
+        return name in self.tokenizer.model_input_names if self._accepted is None else name in self._accepted
+
+    def _tokenize(
+        self, rows: Sequence[Row], limits: Limits, prefix: str, options: Mapping[str, Any]
+    ) -> list[list[Features] | RowError]:
+        """The windows of each row, which are several only where `options` ask for what was cut off."""
+        results: dict[int, list[Features] | RowError] = {}
+        # Rows with and without a second text need a call each. An empty one counts as none, as in a call for one row.
+        for has_pair in (False, True):
+            indices = [i for i, row in enumerate(rows) if bool(row.values.get("text_pair")) is has_pair]
+            for index in indices:
+                error = _unusable(rows[index])
+                if error is not None:
+                    results[index] = error
+            good = [index for index in indices if index not in results]
+            texts = [prefix + rows[index].values["text"] for index in good]
+            pairs = [rows[index].values["text_pair"] for index in good] if has_pair else None
+            results.update(zip(good, self._call(texts, pairs, limits, options), strict=True))
+        return [results[index] for index in range(len(rows))]
+
+    def _call(
+        self, texts: list[str], pairs: list[str] | None, limits: Limits, options: Mapping[str, Any]
+    ) -> list[list[Features] | RowError]:
+        if not texts:
+            return []
+        cut = limits.truncation is not None and limits.max_tokens is not None
+        try:
+            encoding = self.tokenizer(
+                texts,
+                pairs,
+                truncation=limits.truncation if cut else False,
+                max_length=limits.max_tokens if cut else None,
+                padding=False,
+                return_attention_mask=False,
+                verbose=False,
+                **options,
+            )
+        except (UnicodeError, TypeError, ValueError) as error:
+            # One text that cannot be encoded (half a surrogate pair, say) fails the whole call.
+            if len(texts) == 1:
+                return [RowError("invalid_text", f"the text cannot be tokenized: {one_line(error)}")]
+            middle = len(texts) // 2
+            return [
+                one
+                for part in (slice(None, middle), slice(middle, None))
+                for one in self._call(texts[part], pairs[part] if pairs else None, limits, options)
+            ]
+        columns = dict(encoding)
+        owners = columns.pop("overflow_to_sample_mapping", range(len(texts)))
+        windows: list[list[Features]] = [[] for _ in texts]
+        for index, owner in enumerate(owners):
+            windows[owner].append({name: np.asarray(column[index], np.int64) for name, column in columns.items()})
+        return list(windows)
+
+    def _checked(self, row: Row, windows: list[Features] | RowError, limits: Limits) -> Encoded:
+        if isinstance(windows, RowError):
+            return Encoded(row, 0, None, windows)
+        num_tokens = sum(len(window["input_ids"]) for window in windows)
+        longest = max(len(window["input_ids"]) for window in windows)
+        if longest == 0:
+            return Encoded(row, 0, None, RowError("empty_row", "the text has no tokens"))
+        if limits.max_tokens is not None and longest > limits.max_tokens:
+            message = f"the row has {longest} tokens, more than the {limits.max_tokens} that the model takes"
+            return Encoded(row, num_tokens, None, RowError("row_too_long", message))
+        # On a GPU an id beyond the table of vectors loses the whole process, not only the row.
+        if self._num_ids is not None and any(int(window["input_ids"].max()) >= self._num_ids for window in windows):
+            message = "the tokenizer has a token for this text that the model does not know; they are not of one model"
+            return Encoded(row, num_tokens, None, RowError("unknown_token", message))
+        return Encoded(row, num_tokens, windows)
+
+
+def _unusable(row: Row) -> RowError | None:
+    for name in ("text", "text_pair"):
+        value = row.values.get(name)
+        if value is None and name == "text":
+            return RowError("null_value", "the row has no text")
+        if value is not None and not isinstance(value, str):
+            return RowError("wrong_type", f"{name} must be a text, not a {type(value).__name__}")
+    return None
+
+
+def to_device(inputs: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Copies of a batch's tensors on the device; from pinned memory without waiting for the copy."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}

@@ -1,0 +1,232 @@
+"""The way from the device: outputs are decoded into results, and finished chunks committed, each in its own thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlmodel import Session, col
+
+from jobs import leases
+from jobs.database import Database
+from jobs.errors import LostLease, MachineError, ServiceUnavailable
+from jobs.leases import ChunkResults, WorkingLease
+from jobs.rows import Result, RowError
+from jobs.settings import Settings
+from jobs.sinks import Sink
+from jobs.states import ChunkState
+from jobs.tables import Chunk
+from worker.device import one_line
+from worker.inference.chunks import Batch, OpenChunk, Piece
+from worker.inference.engine import Engine
+from worker.inference.holdings import Holdings
+from worker.inference.stages import Channel, Stages
+
+logger = logging.getLogger(__name__)
+
+_BATCHES_COMPUTED = 8
+_CHUNKS_DECODED = 32
+"""Also the most chunks of one transaction."""
+_MOST_ROWS = 8192
+"""Rows of one transaction, if it has more than one chunk: no heartbeat gets past SQLite's write lock meanwhile."""
+_FIRST_RETRY_SECONDS = 0.05
+_LONGEST_RETRY_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a lease has recorded."""
+
+    num_chunks: int = 0
+    num_rows: int = 0
+    num_failed: int = 0
+    num_tokens: int = 0
+
+
+class Writer:
+    """Gathers the outputs of one lease into chunks and records each exactly once."""
+
+    def __init__(
+        self,
+        lease: WorkingLease,
+        *,
+        database: Database,
+        settings: Settings,
+        sink: Sink,
+        engine: Engine,
+        holdings: Holdings,
+        on_failure: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            on_failure: called when nothing can be recorded any more, to wake whoever would go on computing.
+        """
+        self._lease = lease
+        self._database = database
+        self._settings = settings
+        self._sink = sink
+        self._engine = engine
+        self._holdings = holdings
+        self._on_failure = on_failure
+        self._computed: Channel[tuple[Batch, Sequence[Piece]]] = Channel(_BATCHES_COMPUTED)
+        self._finished_chunks: Channel[OpenChunk] = Channel(_CHUNKS_DECODED)
+        self._failed = threading.Event()
+        self._stages = Stages("writer-", self._cancel)
+        self.tally = Tally()
+        self.failed_on: int | None = None
+        """First row of the chunk whose outputs could not be taken from the device, where that is why it failed."""
+
+    def start(self) -> None:
+        """Start waiting for outputs."""
+        self._stages.start(self._decode, self._commit)
+
+    def put(self, batch: Batch, pieces: Sequence[Piece]) -> None:
+        """Hand over a computed batch, in the order in which `Feed` brought it; waits while many are ahead of it.
+
+        Raises:
+            Closed: a stage failed; `finish` says how.
+        """
+        self._computed.put((batch, pieces))
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether nothing can be recorded any more; `finish` says why."""
+        return self._failed.is_set()
+
+    def finish(self) -> BaseException | None:
+        """Record the chunks that are complete, end both stages and wait for them.
+
+        Returns:
+            The exception that one of them ended by, or None.
+        """
+        self._computed.finish()
+        return self._stages.join()
+
+    def _cancel(self) -> None:
+        self._failed.set()
+        self._computed.cancel()
+        self._finished_chunks.cancel()
+        self._on_failure()
+
+    # -- the stages
+
+    def _decode(self) -> None:
+        try:
+            for batch, pieces in self._computed:
+                for piece in pieces:
+                    outputs = self._decode_piece(batch, piece)
+                    for one, output in zip(piece.members, outputs, strict=True):
+                        batch.chunk.settle(one.row, output, one.num_tokens)
+                if batch.is_last:
+                    self._finished_chunks.put(batch.chunk)
+        finally:
+            self._finished_chunks.finish()
+
+    def _decode_piece(self, batch: Batch, piece: Piece) -> list[Any | RowError]:
+        try:
+            return self._engine.decode(piece)
+        except MachineError:
+            self.failed_on = batch.chunk.start_row
+            raise
+
+    def _commit(self) -> None:
+        while True:
+            for group in in_groups(self._finished_chunks.get_all()):
+                self._record([(chunk, chunk.results()) for chunk in group])
+
+    # -- recording
+
+    def _record(self, chunks: Sequence[tuple[OpenChunk, list[Result]]]) -> None:
+        """Stage and commit finished chunks in one transaction."""
+        staged = []
+        for chunk, results in chunks:
+            part = self._patiently(partial(self._stage, chunk, results))
+            staged.append(ChunkResults(chunk.start_row, chunk.claim.stop_row, results, part))
+        everything = [result for _, results in chunks for result in results]
+
+        def record(session: Session) -> None:
+            self._sink.record(session, self._lease.job_id, everything)
+
+        def commit(tries: int) -> None:
+            start_rows = [chunk.start_row for chunk in staged]
+            # A connection lost in COMMIT leaves open whether the chunks are recorded: look before trying again.
+            if tries == 0 or not is_recorded(self._database, self._lease, start_rows):
+                leases.commit(self._database, self._lease.lease_id, staged, record)
+
+        self._patiently(commit)
+        self._holdings.settled([chunk.start_row for chunk in staged])
+        self.tally.num_chunks += len(staged)
+        self.tally.num_rows += len(everything)
+        self.tally.num_failed += sum(result.error is not None for result in everything)
+        self.tally.num_tokens += sum(result.num_tokens for result in everything)
+
+    def _stage(self, chunk: OpenChunk, results: Sequence[Result], _tries: int) -> str | None:
+        try:
+            return self._sink.stage(self._lease.job_id, self._lease.lease_id, chunk.start_row, results)
+        except OSError as error:
+            raise ServiceUnavailable(f"the results cannot be stored: {one_line(error)}") from error
+
+    def _patiently(self, action: Callable[[int], str | None]) -> str | None:
+        """Do something that needs the database or the store, again and again while they are away.
+
+        For one life of a lease only: after that it may have expired, and the work be somebody else's.
+
+        Args:
+            action: gets the number of tries that failed before.
+        """
+        until = time.monotonic() + self._settings.lease_seconds
+        delay_seconds, tries = _FIRST_RETRY_SECONDS, 0
+        while True:
+            try:
+                return action(tries)
+            except ServiceUnavailable as error:
+                if time.monotonic() + delay_seconds > until:
+                    raise
+                logger.warning("results wait to be recorded: %s", error.message)
+            if self._failed.wait(delay_seconds):
+                raise ServiceUnavailable("the results were not recorded, as another part of the pipeline failed")
+            delay_seconds, tries = min(2 * delay_seconds, _LONGEST_RETRY_SECONDS), tries + 1
+
+
+def in_groups(chunks: Sequence[OpenChunk]) -> list[list[OpenChunk]]:
+    """Cut finished chunks, in their order, into groups that one transaction each can record."""
+    groups: list[list[OpenChunk]] = []
+    num_rows = 0
+    for chunk in chunks:
+        num_rows += chunk.num_rows
+        if not groups or num_rows > _MOST_ROWS:
+            groups.append([])
+            num_rows = chunk.num_rows
+        groups[-1].append(chunk)
+    return groups
+
+
+def is_recorded(database: Database, lease: WorkingLease, start_rows: Sequence[int]) -> bool:
+    """Whether chunks that this lease tried to commit together are recorded by it, after an answer was lost.
+
+    Raises:
+        LostLease: they are neither all recorded by this lease nor all still held by it.
+        ServiceUnavailable: the database is still away.
+    """
+    ours = (
+        select(col(Chunk.state), func.count())
+        .where(
+            col(Chunk.job_id) == lease.job_id,
+            col(Chunk.lease_id) == lease.lease_id,
+            col(Chunk.start_row).in_(start_rows),
+        )
+        .group_by(col(Chunk.state))
+    )
+    with database.read() as session:
+        counts = {row[0]: row[1] for row in session.execute(ours)}
+    if counts.get(ChunkState.DONE, 0) + counts.get(ChunkState.FAILED, 0) == len(start_rows):
+        return True
+    if counts.get(ChunkState.LEASED, 0) == len(start_rows):
+        return False
+    raise LostLease

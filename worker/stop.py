@@ -1,0 +1,74 @@
+"""The request to stop that the keeper relays into a running lease, safe to ask and to read from any thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+
+class StopReason(StrEnum):
+    """Why a lease is to end before its job does, weakest first."""
+
+    YIELD = "yield"  # give the slot back at the next chunk boundary
+    SHUTDOWN = "shutdown"  # the worker is going down: the same, and soon
+    CANCEL = "cancel"  # nobody wants the rest any more: stop at the next batch boundary
+
+
+class Stop:
+    """A flag with a reason. A later, stronger reason replaces a weaker one; it is never taken back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reason: StopReason | None = None
+        self._asked = threading.Event()
+        self._listeners: list[Callable[[], None]] = []
+
+    def ask(self, reason: str) -> None:
+        """Ask for a stop.
+
+        Args:
+            reason: `yield`, `shutdown` or `cancel`.
+        """
+        strength = list(StopReason)
+        asked = StopReason(reason)
+        with self._lock:
+            if self._reason is None or strength.index(asked) > strength.index(self._reason):
+                self._reason = asked
+            listeners = list(self._listeners)
+        self._asked.set()
+        for listener in listeners:
+            listener()
+
+    @property
+    def asked(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._asked.is_set()
+
+    @property
+    def reason(self) -> StopReason | None:
+        """The strongest reason so far, or None."""
+        with self._lock:
+            return self._reason
+
+    def wait(self, timeout_seconds: float | None = None) -> bool:
+        """Block until a stop is asked for or the time has passed; says whether one was asked for."""
+        return self._asked.wait(timeout_seconds)
+
+    @contextmanager
+    def telling(self, listener: Callable[[], None]) -> Iterator[None]:
+        """While inside, `listener` is called on each ask (at once if one came already), in the asking thread.
+
+        It must not block; it is there to wake a thread that waits for something else.
+        """
+        with self._lock:
+            self._listeners.append(listener)
+            asked = self._reason is not None
+        try:
+            if asked:
+                listener()
+            yield
+        finally:
+            with self._lock:
+                self._listeners.remove(listener)
