@@ -95,3 +95,50 @@ SLOT_TRANSITIONS: Mapping[SlotState, frozenset[SlotState]] = {
     SlotState.OFFLINE: frozenset({SlotState.ONLINE}),
     SlotState.BROKEN: frozenset({SlotState.ONLINE, SlotState.OFFLINE}),
 }
+
+
+class BatchState(StrEnum):
+    """Where a batch of OpenAI's contract is in its life; the values are that contract's own."""
+
+    VALIDATING = "validating"  # accepted; its lines are being checked and split by model
+    FAILED = "failed"  # its lines, or every job made of them, could not be used; `errors` says why
+    IN_PROGRESS = "in_progress"  # its jobs are queued or run
+    FINALIZING = "finalizing"  # every job has ended; the output files are being written
+    COMPLETED = "completed"  # each line has its answer or its error
+    EXPIRED = "expired"  # its window ended first; what was done is in the output file
+    CANCELLING = "cancelling"  # a cancel was asked for; its jobs are ending
+    CANCELLED = "cancelled"  # ended by a cancel; what was done is in the output file
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the batch's life is over."""
+        return not BATCH_TRANSITIONS[self]
+
+
+BATCH_TRANSITIONS: Mapping[BatchState, frozenset[BatchState]] = {
+    BatchState.VALIDATING: frozenset(
+        {BatchState.IN_PROGRESS, BatchState.FAILED, BatchState.CANCELLED, BatchState.EXPIRED}
+    ),
+    BatchState.IN_PROGRESS: frozenset({BatchState.FINALIZING, BatchState.CANCELLING}),
+    BatchState.FINALIZING: frozenset({BatchState.COMPLETED, BatchState.EXPIRED, BatchState.FAILED}),
+    BatchState.CANCELLING: frozenset({BatchState.CANCELLED}),
+    BatchState.COMPLETED: frozenset(),
+    BatchState.FAILED: frozenset(),
+    BatchState.EXPIRED: frozenset(),
+    BatchState.CANCELLED: frozenset(),
+}
+
+
+class DeliveryState(StrEnum):
+    """Where one webhook delivery is."""
+
+    PENDING = "pending"  # to be sent once `not_before` has passed
+    DELIVERED = "delivered"  # the receiver answered with a 2xx
+    FAILED = "failed"  # given up after the last try
+
+
+DELIVERY_TRANSITIONS: Mapping[DeliveryState, frozenset[DeliveryState]] = {
+    DeliveryState.PENDING: frozenset({DeliveryState.DELIVERED, DeliveryState.FAILED}),
+    DeliveryState.DELIVERED: frozenset(),
+    DeliveryState.FAILED: frozenset(),
+}

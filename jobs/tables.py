@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Column, Double, Enum, Index, Integer, LargeBinary, Text, text
 from sqlmodel import Field, SQLModel
 
-from jobs.states import ChunkState, JobState, LeaseState, SlotState
+from jobs.states import BatchState, ChunkState, DeliveryState, JobState, LeaseState, SlotState
 
 _BIG_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
 
@@ -27,7 +27,10 @@ class Job(SQLModel, table=True):
     """What a user submitted, and its life."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("jobs_by_state", "state", "priority", "created_at"),)
+    __table_args__ = (
+        Index("jobs_by_state", "state", "priority", "created_at"),
+        Index("jobs_by_batch", "batch_id"),
+    )
 
     id: str = Field(primary_key=True)
     kind: str
@@ -51,6 +54,8 @@ class Job(SQLModel, table=True):
     plan_token: str | None = None
     """Whose plan is being written; a planner that was overtaken finds another's token and stops."""
     retry_of: str | None = None
+    batch_id: str | None = None
+    """The batch that this job carries out, or a part of."""
     project: str = "default"
     idempotency_key: str | None = Field(default=None, unique=True)
     created_at: float = Field(sa_type=Double)
@@ -100,11 +105,13 @@ class ResultRecord(SQLModel, table=True):
     row_index: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
     key: str | None = Field(default=None, sa_column=_text(nullable=True))
     output: str | None = Field(default=None, sa_column=_text(nullable=True))
-    """JSON text."""
+    """JSON text. Beside a vector: the shape `[k, dimensions]` of several vectors of one row."""
     vector: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
     """Little-endian float32 values."""
     error: str | None = Field(default=None, sa_column=_text(nullable=True))
     """JSON text of a row error."""
+    num_tokens: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    """Tokens the model saw for this row, padding not counted."""
 
 
 class Slot(SQLModel, table=True):
@@ -226,6 +233,96 @@ class StoredFile(SQLModel, table=True):
     project: str = "default"
     created_at: float = Field(sa_type=Double)
     expires_at: float | None = Field(default=None, sa_type=Double)
+
+
+class Batch(SQLModel, table=True):
+    """A batch of OpenAI's contract: the lines of one uploaded file, carried out by one job for each model."""
+
+    __tablename__ = "batches"
+    __table_args__ = (Index("batches_by_age", "created_at", "id"), Index("batches_by_state", "state"))
+
+    id: str = Field(primary_key=True)
+    project: str = "default"
+    state: BatchState = _state(BatchState)
+    endpoint: str
+    """`/v1/embeddings`, ..."""
+    input_file_id: str
+    completion_window: str
+    """As the client wrote it; `expires_at` follows from it."""
+    labels: dict[str, str] | None = Field(default=None, sa_type=JSON)
+    """The contract's `metadata`."""
+    output_seconds: int | None = None
+    """Life of the output files, from their making; None: as long as an upload."""
+    retry_of: str | None = None
+    idempotency_key: str | None = Field(default=None, unique=True)
+    digest: str
+    """Of the request; an SDK's retry of it is known by this."""
+    errors: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON)
+    """Each `{code, message, line, param}`."""
+    model: str | None = None
+    """As its lines name it, where they all name one."""
+    num_lines: int = Field(default=0, sa_type=BigInteger)
+    num_carried: int = Field(default=0, sa_type=BigInteger)
+    """Of `num_lines`, those whose answers were taken over from the batch that this one retries."""
+    carried_key: str | None = None
+    """Where those answers lie in the store."""
+    num_completed: int | None = Field(default=None, sa_type=BigInteger)
+    """Once it has ended: lines with an answer; until then its jobs are counted."""
+    num_failed: int | None = Field(default=None, sa_type=BigInteger)
+    input_tokens: int = Field(default=0, sa_type=BigInteger)
+    output_tokens: int = Field(default=0, sa_type=BigInteger)
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    created_at: float = Field(sa_type=Double)
+    expires_at: float = Field(sa_type=Double)
+    in_progress_at: float | None = Field(default=None, sa_type=Double)
+    finalizing_at: float | None = Field(default=None, sa_type=Double)
+    completed_at: float | None = Field(default=None, sa_type=Double)
+    failed_at: float | None = Field(default=None, sa_type=Double)
+    expired_at: float | None = Field(default=None, sa_type=Double)
+    cancelling_at: float | None = Field(default=None, sa_type=Double)
+    cancelled_at: float | None = Field(default=None, sa_type=Double)
+
+
+class Webhook(SQLModel, table=True):
+    """An address that is told of what happens in a project."""
+
+    __tablename__ = "webhooks"
+
+    id: str = Field(primary_key=True)
+    project: str = "default"
+    url: str = Field(sa_column=_text())
+    secret: str
+    """`whsec_<base64>`; kept as it is, since each delivery is signed with it."""
+    events: list[str] = Field(default_factory=list, sa_type=JSON)
+    """Types it wants, such as `batch.completed`; empty: all."""
+    created_at: float = Field(sa_type=Double)
+
+
+class WebhookDelivery(SQLModel, table=True):
+    """One event on its way to one webhook: also the log of how that went."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index("webhook_deliveries_by_state", "state", "not_before"),
+        Index("webhook_deliveries_by_webhook", "webhook_id", "created_at", "id"),
+    )
+
+    id: str = Field(primary_key=True)
+    """Also the `webhook-id` header: the same at each try."""
+    webhook_id: str
+    type: str
+    body: str = Field(sa_column=_text())
+    """The JSON text that is signed and sent."""
+    state: DeliveryState = _state(DeliveryState, DeliveryState.PENDING)
+    attempts: int = 0
+    not_before: float = Field(default=0.0, sa_type=Double)
+    status_code: int | None = None
+    """Of the last answer."""
+    error: str | None = Field(default=None, sa_column=_text(nullable=True))
+    """Why the last try failed."""
+    created_at: float = Field(sa_type=Double)
+    ended_at: float | None = Field(default=None, sa_type=Double)
 
 
 class ApiKey(SQLModel, table=True):

@@ -60,7 +60,7 @@ class DatabaseSink:
         key = None if result.key is None else storable_text(result.key)
         return {
             "job_id": job_id, "row_index": result.row_index, "key": key, "output": output, "vector": vector,
-            "error": error,
+            "error": error, "num_tokens": result.num_tokens,
         }  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def read_records(
 def _read_page(
     database: Database, job_id: str, after_row: int, stop_row: int | None, num_rows: int
 ) -> tuple[list[Result], bool]:
-    columns = (_RESULTS.c.row_index, _RESULTS.c.key, _RESULTS.c.output, _RESULTS.c.vector, _RESULTS.c.error)
+    columns = [_RESULTS.c[name] for name in ("row_index", "key", "output", "vector", "error", "num_tokens")]
     wanted = select(*columns).where(_RESULTS.c.job_id == job_id, _RESULTS.c.row_index > after_row)
     if stop_row is not None:
         wanted = wanted.where(_RESULTS.c.row_index < stop_row)
@@ -105,8 +105,10 @@ def _read_page(
 
 
 def _as_result(row: Any) -> Result:
+    place = (row.row_index, row.key)
     if row.error is not None:
-        return Result(row.row_index, row.key, error=parse_error(row.error))
+        return Result(*place, error=parse_error(row.error), num_tokens=row.num_tokens)
     if row.vector is not None:
-        return Result(row.row_index, row.key, np.frombuffer(row.vector, dtype="<f4").copy())  # a blob is read-only
-    return Result(row.row_index, row.key, orjson.loads(row.output))
+        vector = np.frombuffer(row.vector, dtype="<f4").copy()  # a blob is read-only
+        return Result(*place, vector, num_tokens=row.num_tokens)
+    return Result(*place, orjson.loads(row.output), num_tokens=row.num_tokens)
