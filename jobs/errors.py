@@ -76,6 +76,12 @@ class NotFound(UserError):
     http_status = 404
 
 
+class UnknownModel(NotFound):
+    """There is no model of this name."""
+
+    code = "model_not_found"
+
+
 class Conflict(UserError):
     """The thing is not in a state that allows this."""
 

@@ -58,35 +58,55 @@ def submit(
     Args:
         idempotency_key: a repeated submission with the same key gives the job of the first one.
     """
-    job_id = new_job_id()
     try:
         with db.write() as session:
-            now = db.time(session)
-            job = Job(
-                id=job_id,
-                kind=spec.kind,
-                name=spec.name,
-                state=JobState.VALIDATING,
-                spec=spec.model_dump(mode="json"),
-                priority=spec.priority.rank,
-                max_slots=spec.slots.max,
-                model_key=model_key(spec),
-                project=project,
-                idempotency_key=idempotency_key,
-                retry_of=retry_of,
-                created_at=now,
-                deadline_at=None if spec.time_limit is None else now + spec.time_limit,
-            )
-            session.add(job)
-            session.flush()
-            history.record(session, db, job_id, "job.submitted", kind=spec.kind, task=spec.task, model=spec.model)
-        return job
+            return add(session, db, spec, project=project, idempotency_key=idempotency_key, retry_of=retry_of)
     except IntegrityError:
         with db.read() as session:
             first = session.scalar(select(Job).where(col(Job.idempotency_key) == idempotency_key))
         if idempotency_key is None or first is None:
             raise
         return first
+
+
+def add(
+    session: Session,
+    db: Database,
+    spec: JobSpec,
+    *,
+    project: str,
+    idempotency_key: str | None = None,
+    retry_of: str | None = None,
+    batch_id: str | None = None,
+    deadline_at: float | None = None,
+) -> Job:
+    """Write a job down as `validating` in the caller's transaction.
+
+    Args:
+        batch_id: the batch that it carries out, or a part of.
+        deadline_at: when it expires, in Unix seconds, where its spec has no time limit.
+    """
+    now = db.time(session)
+    job = Job(
+        id=new_job_id(),
+        kind=spec.kind,
+        name=spec.name,
+        state=JobState.VALIDATING,
+        spec=spec.model_dump(mode="json"),
+        priority=spec.priority.rank,
+        max_slots=spec.slots.max,
+        model_key=model_key(spec),
+        project=project,
+        idempotency_key=idempotency_key,
+        retry_of=retry_of,
+        batch_id=batch_id,
+        created_at=now,
+        deadline_at=deadline_at if spec.time_limit is None else now + spec.time_limit,
+    )
+    session.add(job)
+    session.flush()
+    history.record(session, db, job.id, "job.submitted", kind=spec.kind, task=spec.task, model=spec.model)
+    return job
 
 
 def get(session: Session, job_id: str) -> Job:

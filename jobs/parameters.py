@@ -105,6 +105,7 @@ _LABELS = (_is_text_or_texts, "a list of labels, or a text that separates them b
 _TEXT = (_or_null(_is_text), "a text")
 _NUMBER = (lambda value: value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)), "a number")
 _COUNT = (_or_null(_is_count), "a whole number from 1")
+_INPUTS = (_one_of("text", "any"), "'text', or 'any' for rows of a text, texts or token ids")
 _FUNCTION = (_or_null(_one_of("sigmoid", "softmax", "none")), "one of sigmoid, softmax, none")
 
 PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
@@ -116,10 +117,12 @@ PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
         "truncate": (_is_flag, "true or false"),
         "prompt": (_or_null(_is_text), "a text"),
         "prompt_name": (_or_null(_is_text), "the name of one of the model's prompts"),
+        "inputs": _INPUTS,
     },
     "text-classification": {
         "top_k": (_or_null(_is_count), "a whole number from 1, or null for all labels"),
         "function_to_apply": _FUNCTION,
+        "inputs": _INPUTS,
         **_TOKENIZER,
     },
     "token-classification": {

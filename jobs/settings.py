@@ -15,6 +15,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from jobs.catalogue import Catalogue
+
 _LONGEST_SOCKET_PATH = 100  # bytes; the kernel takes 108 with the final zero
 
 
@@ -57,6 +59,15 @@ class Settings(BaseSettings):
     """Models that may bring their own code (`trust_remote_code`)."""
     max_row_bytes: int = Field(default=16 * 2**20, gt=0)
     """Longest line or row of an input; a longer one becomes a row error."""
+    batch_lines: int = Field(default=1_000_000, ge=1)
+    """Most requests of one batch file."""
+
+    # -- models
+    models: Catalogue = {}
+    """Names that clients may call models by, `[models.NAME]` tables of `stoker.toml`: `model`, and perhaps `task`,
+    `dtype`, `parameters`."""
+    any_model: bool = False
+    """Whether a batch's lines may name any folder or hub id, besides the catalogue. `stoker up` sets it."""
 
     # -- slots and runners
     slots: int = Field(default=0, ge=0)

@@ -167,6 +167,11 @@ class InferenceSpec(_Strict):
         """The task's inputs and kind of output."""
         return TASKS[self.task]
 
+    @property
+    def vector_output(self) -> bool:
+        """Whether each output is one float32 vector; rows of several inputs (`inputs: any`) have several."""
+        return self.task_info.vector_output and self.parameters.get("inputs") != "any"
+
     def columns(self) -> dict[str, str]:
         """The task's input name -> the user's column, for each required input and each optional one that was mapped."""
         mapped = {name: self.input.columns.get(name, name) for name in self.task_info.inputs}

@@ -127,6 +127,8 @@ BATCH_TRANSITIONS: Mapping[BatchState, frozenset[BatchState]] = {
     BatchState.EXPIRED: frozenset(),
     BatchState.CANCELLED: frozenset(),
 }
+LIVE_BATCH_STATES = tuple(state for state in BatchState if BATCH_TRANSITIONS[state])
+"""States of a batch whose life is not over."""
 
 
 class DeliveryState(StrEnum):

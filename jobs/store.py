@@ -41,6 +41,11 @@ def job_prefix(job_id: str) -> str:
     return f"jobs/{job_id}/"
 
 
+def batch_prefix(batch_id: str) -> str:
+    """What the keys of everything that a batch's input is split into begin with."""
+    return f"batches/{batch_id}/"
+
+
 def part_key(job_id: str, start_row: int, lease_id: str, suffix: str) -> str:
     """Where one chunk's results lie. The lease in it keeps a lost owner from ever overwriting the live owner's part."""
     return f"{job_prefix(job_id)}parts/{start_row:012d}-{lease_id}{suffix}"

@@ -1,4 +1,4 @@
-"""Uploaded files as jobs see them: found by id, and which of them live jobs still read."""
+"""Uploaded files as jobs see them: found by id, and which of them live jobs and batches still read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from sqlmodel import Session, col
 from jobs.database import Database
 from jobs.errors import NotFound
 from jobs.paths import upload_id
-from jobs.states import LIVE_JOB_STATES
-from jobs.tables import Job, StoredFile
+from jobs.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, BatchState
+from jobs.tables import Batch, Job, StoredFile
 
 
 def find_upload(database: Database, file_id: str) -> StoredFile:
@@ -26,7 +26,7 @@ def find_upload(database: Database, file_id: str) -> StoredFile:
 
 
 def uploads_in_use(session: Session) -> dict[str, str]:
-    """The ids of the uploads that live jobs read, each with the id of one such job.
+    """The ids of the files that live jobs and batches read, each with what reads it: `job job_...`, `batch batch_...`.
 
     Specs are read as they were stored, since an older version's need not be valid any more.
     """
@@ -36,5 +36,22 @@ def uploads_in_use(session: Session) -> dict[str, str]:
         for path in [paths] if isinstance(paths, str) else paths:
             file_id = upload_id(path)
             if file_id is not None:
-                in_use[file_id] = job_id
+                in_use[file_id] = f"job {job_id}"
+    _add_files_of_batches(session, in_use)
     return in_use
+
+
+def _add_files_of_batches(session: Session, in_use: dict[str, str]) -> None:
+    live = select(Batch).where(col(Batch.state).in_(LIVE_BATCH_STATES))
+    for batch in session.scalars(live).all():
+        reader = f"batch {batch.id}"
+        in_use[batch.input_file_id] = reader
+        jobs = select(col(Job.spec)).where(col(Job.batch_id) == batch.id)  # ended ones too: their rows are answered yet
+        for spec in session.scalars(jobs).all():
+            in_use[upload_id(spec["input"]["path"]) or ""] = reader
+        carried = select(col(StoredFile.id)).where(col(StoredFile.key) == batch.carried_key)
+        in_use.update(dict.fromkeys(session.scalars(carried).all(), reader))
+        if batch.state == BatchState.VALIDATING and batch.retry_of is not None:
+            retried = session.get(Batch, batch.retry_of)
+            if retried is not None and retried.output_file_id is not None:
+                in_use[retried.output_file_id] = reader

@@ -56,11 +56,11 @@ class Stack:
     def __init__(self, settings: Settings) -> None:
         """
         Args:
-            settings: of the whole stack; input and output roots that were not set become `/`, since everything here
-                runs as the one user who may read those files anyway.
+            settings: of the whole stack; input and output roots that were not set become `/` and any model may be
+                named, since everything here runs as the one user who may read those files anyway.
         """
-        roots = {name: [Path("/")] for name in ("input_roots", "output_roots")}
-        unset = {name: paths for name, paths in roots.items() if name not in settings.model_fields_set}
+        open_to_user = {"input_roots": [Path("/")], "output_roots": [Path("/")], "any_model": True}
+        unset = {name: value for name, value in open_to_user.items() if name not in settings.model_fields_set}
         self.settings = settings.model_copy(update={"data_dir": settings.data_dir, "host": settings.host} | unset)
         self._supervisor: Supervisor | None = None
         self._lock = StackLock()

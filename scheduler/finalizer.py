@@ -34,7 +34,7 @@ def finalize_job(db: Database, store: Store, settings: Settings, job_id: str) ->
         return
     try:
         spec = parse_spec(job.spec)
-        sink = open_sink(spec.output, vector_output=spec.task_info.vector_output, database=db, store=store)
+        sink = open_sink(spec.output, vector_output=spec.vector_output, database=db, store=store)
         made = sink.merge(job_id)
         if spec.output.path is not None:
             path = resolve_output_path(spec.output.path, settings)

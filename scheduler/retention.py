@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, delete, or_, select
+from sqlalchemy import CursorResult, delete, exists, or_, select
 from sqlmodel import col
 
 from jobs.database import Database
 from jobs.settings import Settings
-from jobs.states import LIVE_JOB_STATES, JobState
+from jobs.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, JobState
 from jobs.store import Store, job_prefix
-from jobs.tables import Artifact, Chunk, Event, Job, Lease, LogLine, ResultRecord, StoredFile
+from jobs.tables import Artifact, Batch, Chunk, Event, Job, Lease, LogLine, ResultRecord, StoredFile
 from jobs.uploads import uploads_in_use
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,13 @@ def retain(db: Database, store: Store, settings: Settings, *, is_wanted: Callabl
     Raises:
         ServiceUnavailable: the store or the database cannot be reached.
     """
-    for step in (_delete_stale_temporaries, _delete_orphaned_parts, _delete_expired_uploads, _delete_old_jobs):
+    for step in (
+        _delete_stale_temporaries,
+        _delete_orphaned_parts,
+        _delete_expired_uploads,
+        _delete_old_jobs,
+        _delete_old_batches,
+    ):
         for deleted in step(db, store, settings):
             logger.info("deleted %s", deleted)
             if not is_wanted():
@@ -98,8 +104,9 @@ def _delete_old_jobs(db: Database, store: Store, settings: Settings) -> Iterator
     if settings.job_days == 0:
         return
     old = col(Job.ended_at) < db.now() - settings.job_days * _DAY_SECONDS
+    answered_yet = exists().where(col(Batch.id) == col(Job.batch_id), col(Batch.state).in_(LIVE_BATCH_STATES))
     with db.read() as session:
-        job_ids = session.scalars(select(col(Job.id)).where(col(Job.state).in_(_ENDED), old)).all()
+        job_ids = session.scalars(select(col(Job.id)).where(col(Job.state).in_(_ENDED), old, ~answered_yet)).all()
     for job_id in job_ids:
         for key in list(store.list(job_prefix(job_id))):
             store.delete(key)
@@ -109,6 +116,21 @@ def _delete_old_jobs(db: Database, store: Store, settings: Settings) -> Iterator
         with db.write() as session:
             session.execute(delete(Job).where(col(Job.id) == job_id, col(Job.state).in_(_ENDED)))
         yield f"job {job_id}, which ended more than {settings.job_days:g} days ago"
+
+
+def _delete_old_batches(db: Database, _store: Store, settings: Settings) -> Iterator[str]:
+    """Their jobs and files have ages of their own."""
+    if settings.job_days == 0:
+        return
+    ended = col(Batch.state).not_in(LIVE_BATCH_STATES)
+    old = col(Batch.created_at) < db.now() - settings.job_days * _DAY_SECONDS
+    with db.read() as session:
+        batch_ids = session.scalars(select(col(Batch.id)).where(ended, old)).all()
+    for batch_id in batch_ids:
+        with db.write() as session:
+            session.execute(delete(Event).where(col(Event.job_id) == batch_id))
+            session.execute(delete(Batch).where(col(Batch.id) == batch_id, ended))
+        yield f"batch {batch_id}, which was made more than {settings.job_days:g} days ago"
 
 
 def _delete_some(db: Database, table: Any, key_column: Any, job_id: str) -> int:

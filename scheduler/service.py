@@ -14,7 +14,7 @@ from celery import Celery
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import history, ledger
+from jobs import batches, history, ledger
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable, StokerError
 from jobs.queue import Doorbell
@@ -23,6 +23,7 @@ from jobs.settings import Settings
 from jobs.states import JobState
 from jobs.store import Store
 from jobs.tables import Job
+from scheduler.batches import break_off, finish, give_up, take_in
 from scheduler.dispatcher import dispatch
 from scheduler.finalizer import finalize_job
 from scheduler.leader import Leader
@@ -166,12 +167,14 @@ class Service:
         """The duties in the order in which they are done: what frees slots, what fills them, then the rest."""
         settings, db, app = self._settings, self._db, self._app
         planning, finalizing, cleaning = self._benches(benches)
+        intake, outlet = self._batch_benches(benches)
         sweep_seconds = settings.sweep_seconds
         first = time.monotonic() + _FIRST_RETENTION_SECONDS
         return [
             _Duty("reaping", lambda: reap(db, app, settings), sweep_seconds, on_wake=False),
             _Duty("dispatching", lambda: dispatch(db, app, settings), sweep_seconds, on_wake=True),
             _Duty("laying out", lambda: self._lay_out(planning, finalizing), sweep_seconds, on_wake=True),
+            _Duty("batches", lambda: self._lay_out_batches(intake, outlet), sweep_seconds, on_wake=True),
             _Duty("retention", lambda: cleaning.lay(["old"]), _RETENTION_SECONDS, on_wake=False, due_at=first),
         ]  # fmt: skip
 
@@ -197,14 +200,34 @@ class Service:
             stack.callback(bench.close, settings.grace_seconds)
         return planning, finalizing, cleaning
 
-    def _bench(self, name: str, work: Callable[[str], None], num_threads: int, *, max_tries: int) -> Workbench:
+    def _batch_benches(self, stack: ExitStack) -> tuple[Workbench, Workbench]:
+        """For reading the files of batches and for writing their answers; closed with the stack."""
+        parts = (self._db, self._store, self._settings)
+        read = partial(take_in, *parts, is_wanted=self._is_wanted)
+        refuse = partial(give_up, self._db)
+        intake = self._bench("batch intake", read, _PLANNERS, max_tries=_MOST_PLANNINGS, give_up=refuse)
+        write, lament = partial(finish, *parts), partial(break_off, self._db)
+        outlet = self._bench("batch answers", write, _FINALIZERS, max_tries=2**31, give_up=lament)
+        for bench in (intake, outlet):
+            stack.callback(bench.close, self._settings.grace_seconds)
+        return intake, outlet
+
+    def _bench(
+        self,
+        name: str,
+        work: Callable[[str], None],
+        num_threads: int,
+        *,
+        max_tries: int,
+        give_up: Callable[[str, StokerError], None] | None = None,
+    ) -> Workbench:
         return Workbench(
             name,
             work,
             num_threads=num_threads,
             patience=RetryPolicy(max_tries, self._settings.retry_seconds, self._settings.retry_max_seconds),
             on_trouble=partial(self._note_trouble, name),
-            give_up=self._fail,
+            give_up=give_up or self._fail,
             on_done=self._doorbell.wake,
         )
 
@@ -228,6 +251,13 @@ class Service:
             rows = session.execute(urgent).all()
         for state, bench in benches.items():
             bench.lay(row.id for row in rows if row.state == state)
+
+    def _lay_out_batches(self, intake: Workbench, outlet: Workbench) -> None:
+        """Lay the batches that are to be read or answered on their benches, the oldest first."""
+        with self._db.read() as session:
+            new, ended = batches.to_take_in(session), batches.to_finish(session)
+        intake.lay(new)
+        outlet.lay(ended)
 
 
 def _only_logged(_name: str, _error: StokerError) -> None:

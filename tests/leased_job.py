@@ -72,7 +72,7 @@ class LeasedJob:
         """The job's output."""
         return open_sink(
             self.spec.output,
-            vector_output=self.spec.task_info.vector_output,
+            vector_output=self.spec.vector_output,
             database=self.database,
             store=self.store,
         )

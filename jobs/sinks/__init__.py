@@ -18,7 +18,7 @@ def open_sink(output: OutputSpec, *, vector_output: bool, database: Database, st
 
     Args:
         output: where the results go.
-        vector_output: whether the task's output is one float32 vector (`spec.task_info.vector_output`).
+        vector_output: whether the task's output is one float32 vector (`spec.vector_output`).
     """
     match output.to:
         case "database":

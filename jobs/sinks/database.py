@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import orjson
@@ -12,13 +12,14 @@ from sqlmodel import Session, SQLModel
 
 from jobs.database import Database
 from jobs.rows import Result
-from jobs.sinks.lines import error_json, output_json, output_vector, parse_error, storable_text
+from jobs.sinks.lines import error_json, output_json, output_vector, output_vectors, parse_error, storable_text
 from jobs.sinks.protocol import NamedObject
 from jobs.tables import ResultRecord
 
 _RESULTS = SQLModel.metadata.tables[str(ResultRecord.__tablename__)]
 _PAGE_ROWS = 2000
 _PAGE_BYTES = 4 * 2**20
+_SEVERAL = 2  # dimensions of an array of several vectors
 _FETCH_ROWS = 16  # fetched at once; what a page may go over its bytes by
 
 
@@ -28,7 +29,7 @@ class DatabaseSink:
     def __init__(self, database: Database, *, vector_output: bool) -> None:
         """
         Args:
-            vector_output: whether an output is one float32 vector.
+            vector_output: whether an output is one float32 vector. Several of one row, (K, E), show by themselves.
         """
         self._database = database
         self._vector_output = vector_output
@@ -55,6 +56,8 @@ class DatabaseSink:
             error = error_json(result.error).decode()
         elif self._vector_output:
             vector = output_vector(result).tobytes()
+        elif _is_several_vectors(result.output):
+            vector, output = output_vectors(result).tobytes(), orjson.dumps(result.output.shape).decode()
         else:
             output = output_json(result).decode()
         key = None if result.key is None else storable_text(result.key)
@@ -62,6 +65,10 @@ class DatabaseSink:
             "job_id": job_id, "row_index": result.row_index, "key": key, "output": output, "vector": vector,
             "error": error, "num_tokens": result.num_tokens,
         }  # fmt: skip
+
+
+def _is_several_vectors(output: object) -> TypeGuard[np.ndarray]:
+    return isinstance(output, np.ndarray) and output.ndim == _SEVERAL and output.dtype == np.float32
 
 
 def read_records(
@@ -98,7 +105,7 @@ def _read_page(
     with database.read() as session, session.connection().execute(wanted) as rows:
         for row in rows:
             page.append(_as_result(row))
-            num_bytes += len(row.output or row.vector or row.error)
+            num_bytes += len(row.vector or row.output or row.error)
             if num_bytes >= _PAGE_BYTES:
                 return page, False
     return page, len(page) < num_rows
@@ -110,5 +117,7 @@ def _as_result(row: Any) -> Result:
         return Result(*place, error=parse_error(row.error), num_tokens=row.num_tokens)
     if row.vector is not None:
         vector = np.frombuffer(row.vector, dtype="<f4").copy()  # a blob is read-only
+        if row.output is not None:
+            vector = vector.reshape(orjson.loads(row.output))
         return Result(*place, vector, num_tokens=row.num_tokens)
     return Result(*place, orjson.loads(row.output), num_tokens=row.num_tokens)

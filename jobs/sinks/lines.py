@@ -80,13 +80,22 @@ def output_vector(result: Result) -> Vector:
     Raises:
         InvalidOutput: it is not one.
     """
-    try:
-        vector = np.asarray(result.output, dtype="<f4", order="C")
-    except (TypeError, ValueError) as error:
-        raise InvalidOutput(f"row {result.row_index}: the output is not a vector: {error}") from error
+    vector = output_vectors(result)
     if vector.ndim != 1:
         raise InvalidOutput(f"row {result.row_index}: the output is not a vector but has shape {vector.shape}")
     return vector
+
+
+def output_vectors(result: Result) -> npt.NDArray[np.float32]:
+    """A result's output as a float32 array of any number of dimensions.
+
+    Raises:
+        InvalidOutput: it is not one.
+    """
+    try:
+        return np.asarray(result.output, dtype="<f4", order="C")
+    except (TypeError, ValueError) as error:
+        raise InvalidOutput(f"row {result.row_index}: the output is not a vector: {error}") from error
 
 
 def storable_text(text: str) -> str:

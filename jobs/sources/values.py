@@ -15,6 +15,10 @@ from jobs.sources.reader import Record
 
 TEXT_INPUTS = frozenset({"text", "text_pair", "query", "question"})
 """Inputs that must be text; all others pass as they are."""
+LISTABLE_INPUTS = frozenset({"text"})
+"""Of these, those that a task may take as a list too (the messages of a chat, token ids); the others refuse it."""
+NULLABLE_INPUTS = frozenset({"parameters"})
+"""Inputs that a row may leave out or have null."""
 
 _LARGEST_EXACT = 2**63  # beyond it, JSON integers were read as doubles
 _NO_VALUES: Mapping[str, Any] = {}
@@ -52,11 +56,14 @@ class RowMapper:
         return Row(row_index, key, values)
 
     def _value(self, name: str, column: str, value: Any) -> Any:
+        if name in NULLABLE_INPUTS and (value is _ABSENT or value is None):
+            return None
         if value is _ABSENT:
             return RowError("missing_column", f"the row has no column '{column}'")
         if value is None:
             return RowError("null_value", f"column '{column}' is null")
-        if name in TEXT_INPUTS and not isinstance(value, str):
+        is_list = name in LISTABLE_INPUTS and isinstance(value, list)
+        if name in TEXT_INPUTS and not isinstance(value, str) and not is_list:
             return RowError("wrong_type", f"column '{column}' must be text for input '{name}', not {_kind(value)}")
         if isinstance(value, (str, bytes)) and _is_longer(value, self._max_row_bytes):
             limit = self._max_row_bytes

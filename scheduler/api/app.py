@@ -15,7 +15,8 @@ from jobs.queue import Doorbell
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec
 from jobs.store import Store
-from scheduler.api import events, files, health, jobs, metrics, results, slots
+from scheduler.api import batches, events, files, health, jobs, metrics, models, results, slots
+from scheduler.api.batches import BatchRequest
 from scheduler.api.context import Context
 from scheduler.api.errors import add_error_handlers
 from scheduler.version import version
@@ -54,19 +55,20 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
     )
     app.state.context = context
     add_error_handlers(app)
-    for module in (jobs, results, events, slots, files, health, metrics):
+    for module in (jobs, results, events, slots, files, batches, models, health, metrics):
         app.include_router(module.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the spec's own schema, which the submit route reads by itself."""
+    """FastAPI's document, with the schemas of the bodies that routes read by themselves."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        spec = InferenceSpec.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document["components"]["schemas"]
-        schemas.update(spec.pop("$defs", {}))
-        schemas[InferenceSpec.__name__] = spec
+        for model in (InferenceSpec, BatchRequest):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
         app.openapi_schema = document
     return app.openapi_schema

@@ -14,12 +14,14 @@ from sqlalchemy import and_, or_, select
 from sqlmodel import Session, col
 from starlette.responses import StreamingResponse
 
+from jobs.batches import ROWS_PURPOSE
 from jobs.errors import Conflict, NotFound, TooLarge, UserError
 from jobs.ids import new_id
 from jobs.store import StoredObject, upload_key
 from jobs.tables import StoredFile
 from jobs.uploads import uploads_in_use
 from scheduler.api.auth import Key, require_key
+from scheduler.api.batch_files import find_growing, growing_view, stream_growing
 from scheduler.api.context import AfterId, Context, FileId, InContext
 from scheduler.api.errors import ERROR_RESPONSES
 from scheduler.api.objects import stream_object
@@ -91,7 +93,7 @@ def list_files(
 ) -> Page[FileView]:
     """Uploaded files, by time of upload."""
     created, file_id = col(StoredFile.created_at), col(StoredFile.id)
-    query = select(StoredFile)
+    query = select(StoredFile).where(col(StoredFile.purpose) != ROWS_PURPOSE)
     if purpose is not None:
         query = query.where(col(StoredFile.purpose) == purpose)
     with context.database.read() as session:
@@ -112,7 +114,8 @@ def list_files(
 def get_file(context: InContext, file_id: FileId) -> FileView:
     """One uploaded file."""
     with context.database.read() as session:
-        return file_view(_find(session, file_id))
+        growing = find_growing(session, file_id)
+        return file_view(_find(session, file_id)) if growing is None else growing_view(growing, file_id)
 
 
 @router.get(
@@ -121,9 +124,13 @@ def get_file(context: InContext, file_id: FileId) -> FileView:
     responses={200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."}},
 )
 def get_file_content(context: InContext, file_id: FileId) -> StreamingResponse:
-    """The bytes of an uploaded file."""
+    """The bytes of a file. Of a batch that still runs, the lines that are known now."""
     with context.database.read() as session:
-        file = _find(session, file_id)
+        growing = find_growing(session, file_id)
+        if growing is None:
+            file = _find(session, file_id)
+    if growing is not None:
+        return stream_growing(context, growing, file_id)
     return stream_object(context.store, file.key, num_bytes=file.num_bytes, sha256=file.sha256)
 
 
@@ -131,10 +138,13 @@ def get_file_content(context: InContext, file_id: FileId) -> StreamingResponse:
 def delete_file(context: InContext, file_id: FileId) -> DeletedFile:
     """Delete an uploaded file. 409 while a live job reads it."""
     with context.database.read() as session:
+        growing = find_growing(session, file_id)
+        if growing is not None:
+            raise Conflict(f"file '{file_id}' is being made by batch {growing.id}; cancel it or wait for its end")
         file = _find(session, file_id)
         reader = uploads_in_use(session).get(file_id)
     if reader is not None:
-        raise Conflict(f"job {reader} still reads file '{file_id}'; cancel it or wait for its end")
+        raise Conflict(f"{reader} still reads file '{file_id}'; cancel it or wait for its end")
     context.store.delete(file.key)  # first, so that a deletion that was cut short can be done again
     with context.database.write() as session:
         gone = session.get(StoredFile, file_id)
@@ -216,6 +226,6 @@ def _check_filename(filename: str, purpose: str | None) -> None:
 
 def _find(session: Session, file_id: str) -> StoredFile:
     file = session.get(StoredFile, file_id)
-    if file is None:
+    if file is None or file.purpose == ROWS_PURPOSE:
         raise NotFound(f"there is no file '{file_id}'")
     return file

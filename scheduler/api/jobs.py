@@ -10,6 +10,7 @@ from sqlmodel import col
 from starlette.responses import StreamingResponse
 
 from jobs import ledger
+from jobs.catalogue import with_catalogue
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound
 from jobs.specs import InferenceSpec, JobSpec, parse_spec
@@ -53,7 +54,7 @@ def submit_job(
     ] = None,
 ) -> JobView:
     """Submit a job. What is wrong with its spec, input, model or output paths is said now, and then nothing is kept."""
-    spec = parse_spec(document)
+    spec = with_catalogue(parse_spec(document), context.settings)
     if idempotency_key is not None:
         before = _find_by_key(context.database, idempotency_key)
         if before is not None:

@@ -52,7 +52,7 @@ def get_results(
     """
     with context.database.read() as session:
         spec = parse_spec(ledger.get(session, job_id).spec)
-    vector_output = spec.task_info.vector_output
+    vector_output = spec.vector_output
     sink = open_sink(spec.output, vector_output=vector_output, database=context.database, store=context.store)
     results = sink.read(job_id, after_row=after_row, limit=limit)
     return StreamingResponse(

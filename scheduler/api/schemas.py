@@ -218,7 +218,9 @@ class FileView(BaseModel):
     created_at: int
     filename: str
     purpose: str
-    status: Literal["processed"] = "processed"
+    status: Literal["uploaded", "processed"] = Field(
+        default="processed", description="`uploaded`: the file of a batch that still runs, readable and growing."
+    )
     expires_at: int | None
 
 

@@ -56,7 +56,7 @@ class Hand:
     def work(self, lease: WorkingLease, *, max_chunks: int | None = None) -> int:
         """Claim and record chunks until none is pending, the lease is to yield, or so many are done."""
         spec = parse_spec(lease.spec)
-        sink = open_sink(spec.output, vector_output=spec.task_info.vector_output, database=self._db, store=self._store)
+        sink = open_sink(spec.output, vector_output=spec.vector_output, database=self._db, store=self._store)
         done = 0
         while max_chunks is None or done < max_chunks:
             claims = leases.claim(self._db, lease.lease_id, limit=1)

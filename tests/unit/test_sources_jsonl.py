@@ -35,7 +35,7 @@ def test_each_bad_line_is_an_error_with_its_physical_line(path: Path) -> None:
         b'{"other":1}\n'
         b'{"text":null}\n'
         b'{"text":5}\n'  # 10
-        b'{"text":["a"]}\n'
+        b'{"text":{"a":1}}\n'
         b"\r\n"
         b'{"text":""}\r\n'
         b'{"text":"z"}'

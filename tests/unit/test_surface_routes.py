@@ -17,6 +17,10 @@ from scheduler.api.app import create_app
 ROUTES = {
     "GET /healthz",
     "GET /metrics",
+    "GET /v1/batches",
+    "POST /v1/batches",
+    "GET /v1/batches/{batch_id}",
+    "POST /v1/batches/{batch_id}/cancel",
     "GET /v1/files",
     "POST /v1/files",
     "GET /v1/files/{file_id}",
@@ -33,9 +37,13 @@ ROUTES = {
     "GET /v1/jobs/{job_id}/metrics",
     "GET /v1/jobs/{job_id}/results",
     "POST /v1/jobs/{job_id}/retry",
+    "GET /v1/models",
+    "GET /v1/models/{name}",
     "GET /v1/slots",
 }
 PARAMETERS = {
+    "GET /v1/batches": {"after", "limit"},
+    "POST /v1/batches": {"idempotency-key"},
     "GET /v1/files": {"after", "limit", "order", "purpose"},
     "GET /v1/jobs": {"after", "limit", "state"},
     "POST /v1/jobs": {"idempotency-key"},

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from jobs.errors import StokerError
 from jobs.parameters import PARAMETERS
 from jobs.specs import InferenceSpec
-from jobs.states import JobState, SlotState
+from jobs.states import BatchState, JobState, SlotState
 from jobs.tasks import ALIASES, TASKS
 from tests.unit.test_surface_routes import ROUTES
 
@@ -50,6 +50,7 @@ CHOICES = {
     "dtype": {"auto", "float32", "bfloat16", "float16"},
 }
 ROW_ERRORS = {
+    "empty_input",
     "empty_row",
     "forbidden_path",
     "invalid_csv_row",
@@ -71,6 +72,7 @@ ROW_ERRORS = {
     "row_failed",
     "row_too_large",
     "row_too_long",
+    "too_many_inputs",
     "unknown_token",
     "url_not_allowed",
     "wrong_type",
@@ -182,7 +184,7 @@ def test_the_reference_tells_each_error_code_with_its_status() -> None:
 
 def test_the_reference_tells_each_state() -> None:
     """Lost: what a state means."""
-    for state in (*JobState, *SlotState):
+    for state in (*JobState, *SlotState, *BatchState):
         assert f"\n| `{state}` | " in section("States"), state
 
 

@@ -75,7 +75,7 @@ def run_lease(
     source = open_source(
         spec.input, spec.columns(), settings=settings, store=store, find_upload=partial(find_upload, database)
     )
-    sink = open_sink(spec.output, vector_output=spec.task_info.vector_output, database=database, store=store)
+    sink = open_sink(spec.output, vector_output=spec.vector_output, database=database, store=store)
     budget = open_budget(spec, model_bytes=model.memory_bytes, device=models.device, database=database)
     engine = Engine(model, models.device, budget, make_room=lambda: models.drop_others(spec))
     holdings = Holdings(settings.chunk_seconds)

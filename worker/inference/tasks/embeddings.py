@@ -22,9 +22,10 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 from jobs.errors import InvalidSpec
 from jobs.modelcheck import read_json, sentence_modules
 from jobs.parameters import check_parameters
-from jobs.rows import Row
+from jobs.rows import Row, RowError
 from worker.inference.tasks.interface import NOT_FINITE, Encoded
 from worker.inference.tasks.loading import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
+from worker.inference.tasks.many import by_row, encode_many, forward_in_parts
 from worker.inference.tasks.pooling import Normalize, pool, read_head, read_pooling
 from worker.inference.tasks.tokens import Limits, Tokens, longest_row, position_limit, to_device
 
@@ -107,6 +108,7 @@ class Embeddings:
 
     def _configure(self, parameters: Mapping[str, Any]) -> None:
         check_parameters(TASK, parameters)
+        self._is_many = parameters.get("inputs") == "any"
         self._limits = self._chosen_limits(parameters)
         self._prompt = self._chosen_prompt(parameters)
         self._num_prompt_tokens = 0
@@ -172,6 +174,8 @@ class Embeddings:
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """See `TaskModel`."""
+        if self._is_many:
+            return encode_many(self._tokens, rows, self._limits, prefix=self._prompt)
         return self._tokens.encode(rows, self._limits, prefix=self._prompt)
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
@@ -182,8 +186,11 @@ class Embeddings:
         """See `TaskModel`.
 
         Returns:
-            Vectors, (B, E) float32.
+            Vectors, (B, E) float32; of windows where a row may have several.
         """
+        return forward_in_parts(collated, self._vectors) if self._is_many else self._vectors(collated)
+
+    def _vectors(self, collated: Mapping[str, torch.Tensor]) -> torch.Tensor:
         inputs = to_device(collated, self._device)
         hidden_BTD = self._model(**inputs).last_hidden_state
         mask_BT = inputs["attention_mask"]
@@ -204,10 +211,12 @@ class Embeddings:
         vectors_BE = outputs.cpu().numpy()
         finite_B = np.isfinite(vectors_BE).all(axis=1).tolist()
         # Each row's own copy: a view would keep the whole batch in memory for as long as one row of it lives.
-        return [
-            vector_E.copy() if finite else NOT_FINITE
-            for _, vector_E, finite in zip(batch, vectors_BE, finite_B, strict=True)
+        found = [
+            vector_E.copy() if finite else NOT_FINITE for vector_E, finite in zip(vectors_BE, finite_B, strict=True)
         ]
+        if not self._is_many:
+            return found
+        return [row if isinstance(row, RowError) else np.stack(row) for row in by_row(batch, found)]
 
 
 def _read_recipe(source: ModelFolder) -> _Recipe:

@@ -21,6 +21,7 @@ from jobs.parameters import check_parameters
 from jobs.rows import Row
 from worker.inference.tasks.interface import NOT_FINITE, Encoded
 from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes
+from worker.inference.tasks.many import by_row, encode_many, forward_in_parts
 from worker.inference.tasks.tokens import Tokens, longest_row, resolve_limits, to_device
 
 TASK = "text-classification"
@@ -66,6 +67,7 @@ class TextClassification:
 
     def _configure(self, parameters: Mapping[str, Any]) -> None:
         check_parameters(TASK, parameters)
+        self._is_many = parameters.get("inputs") == "any"
         self._limits = resolve_limits(parameters, self._longest)
         self._top_k: int | None = parameters.get("top_k", 1)
         self._function = parameters.get("function_to_apply") or self._default_function()
@@ -80,7 +82,9 @@ class TextClassification:
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """See `TaskModel`."""
-        return self._tokens.encode(rows, self._limits)
+        return (
+            encode_many(self._tokens, rows, self._limits) if self._is_many else self._tokens.encode(rows, self._limits)
+        )
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """See `TaskModel`."""
@@ -90,8 +94,11 @@ class TextClassification:
         """See `TaskModel`.
 
         Returns:
-            Scores, (B, L) float32.
+            Scores, (B, L) float32; of windows where a row may have several.
         """
+        return forward_in_parts(collated, self._scores) if self._is_many else self._scores(collated)
+
+    def _scores(self, collated: Mapping[str, torch.Tensor]) -> torch.Tensor:
         logits_BL: torch.Tensor = self._model(**to_device(collated, self._device), **self._options).logits.float()
         if self._function == "softmax":
             return logits_BL.softmax(dim=-1)
@@ -104,9 +111,10 @@ class TextClassification:
         # Stable, so that of equal scores the label of the lower id comes first, as in the pipeline.
         best_BK = np.argsort(-scores_BL, axis=1, kind="stable")[:, : self._top_k]
         top_BK = np.take_along_axis(scores_BL, best_BK, axis=1)
-        return [
+        found = [
             [{"label": self._labels[index], "score": score} for index, score in zip(best, top, strict=True)]
             if finite
             else NOT_FINITE
-            for _, best, top, finite in zip(batch, best_BK.tolist(), top_BK.tolist(), finite_B, strict=True)
+            for best, top, finite in zip(best_BK.tolist(), top_BK.tolist(), finite_B, strict=True)
         ]
+        return by_row(batch, found) if self._is_many else found

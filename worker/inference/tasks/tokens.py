@@ -122,6 +122,18 @@ class Tokens:
             for row, windows in zip(rows, self._tokenize(rows, limits, prefix, options), strict=True)
         ]
 
+    def take(self, row: Row, ids: Sequence[int], limits: Limits) -> Encoded:
+        """Token ids as one window of a row, as they are, or a row error as `encode` gives it."""
+        if min(ids) < 0 or (self._num_ids is not None and max(ids) >= self._num_ids):
+            message = f"the row has a token id outside 0 to {(self._num_ids or 0) - 1}, which the model does not know"
+            return Encoded(row, 0, None, RowError("unknown_token", message))
+        if limits.truncation is not None:
+            ids = ids[: limits.max_tokens]
+        window = {"input_ids": np.asarray(ids, np.int64)}
+        if "token_type_ids" in self.tokenizer.model_input_names:
+            window["token_type_ids"] = np.zeros(len(ids), np.int64)
+        return self._checked(row, [window], limits)
+
     def encode_windows(self, rows: Sequence[Row], max_tokens: int, stride: int, **options: Any) -> list[Encoded]:
         """Tokenize rows, those too long into several windows that overlap.
 

@@ -1,0 +1,83 @@
+"""The operator's catalogue: the names that clients call models by, and the folders or hub ids behind them."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+
+from jobs.errors import InvalidModel, UnknownModel
+from jobs.tasks import TASKS, find_task
+
+if TYPE_CHECKING:
+    from jobs.settings import Settings
+    from jobs.specs import InferenceSpec
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,199}$")]
+"""What a client may call a model."""
+
+
+class CatalogueModel(BaseModel):
+    """One model that clients may name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(min_length=1)
+    """A folder, or a hub id, `org/name[@revision]`."""
+    task: str | None = None
+    """The one task that it is for; any that it can do, where absent."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """Of the task, where a job does not say otherwise."""
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str | None) -> str | None:
+        task = None if value is None else find_task(value)
+        if value is not None and task is None:
+            raise ValueError(f"unknown task '{value}'; known tasks: {', '.join(TASKS)}")
+        return None if task is None else task.name
+
+
+def _of_short_form(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+Catalogue = dict[ModelName, Annotated[CatalogueModel, BeforeValidator(_of_short_form)]]
+"""Models by the names that clients call them by; a text alone is a model without anything else to say."""
+
+
+def resolve(name: str, settings: Settings, *, task: str) -> CatalogueModel:
+    """The model behind the name that a client sent.
+
+    Where `any_model` is set, as it is in the embedded stack, a folder or a hub id `org/name` is a name too.
+
+    Raises:
+        UnknownModel: there is none of this name.
+        InvalidModel: it is for another task.
+    """
+    entry = settings.models.get(name)
+    if entry is None and settings.any_model and ("/" in name or Path(name).exists()):
+        entry = CatalogueModel(model=name)
+    if entry is None:
+        near = difflib.get_close_matches(name, settings.models, n=1)
+        raise UnknownModel(f"there is no model '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+    if entry.task not in (None, task):
+        raise InvalidModel(f"model '{name}' is for {entry.task}, not for {task}", param="model")
+    return entry
+
+
+def with_catalogue(spec: InferenceSpec, settings: Settings) -> InferenceSpec:
+    """The spec with the model behind its `model`, where that is a name of the catalogue; else as it is.
+
+    Raises:
+        InvalidModel: the model is for another task.
+    """
+    if spec.model not in settings.models:
+        return spec
+    entry = resolve(spec.model, settings, task=spec.task)
+    dtype = entry.dtype if spec.dtype == "auto" else spec.dtype
+    changed = {"model": entry.model, "dtype": dtype, "parameters": {**entry.parameters, **spec.parameters}}
+    return type(spec).model_validate({**spec.model_dump(), **changed})

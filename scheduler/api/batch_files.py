@@ -1,0 +1,58 @@
+"""The output and error files of a batch that has not ended: made while they are read, and longer at each reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import or_, select
+from sqlmodel import Session, col
+from starlette.responses import StreamingResponse
+
+from jobs import batches
+from jobs.states import LIVE_BATCH_STATES
+from jobs.tables import Batch
+from scheduler.api.context import Context
+from scheduler.api.schemas import FileView
+from scheduler.batch_answers import answers
+
+_BLOCK_BYTES = 256 * 2**10
+
+
+def find_growing(session: Session, file_id: str) -> Batch | None:
+    """The live batch that this will be a file of, or None."""
+    named = or_(col(Batch.output_file_id) == file_id, col(Batch.error_file_id) == file_id)
+    return session.scalar(select(Batch).where(col(Batch.state).in_(LIVE_BATCH_STATES), named))
+
+
+def growing_view(batch: Batch, file_id: str) -> FileView:
+    """Such a file as JSON: `uploaded`, and of no known size, until the batch has ended."""
+    kind = "output" if file_id == batch.output_file_id else "error"
+    return FileView(
+        id=file_id,
+        bytes=0,
+        created_at=int(batch.in_progress_at or batch.created_at),
+        filename=f"{batch.id}_{kind}.jsonl",
+        purpose=batches.OUTPUT_PURPOSE,
+        status="uploaded",
+        expires_at=None,
+    )
+
+
+def stream_growing(context: Context, batch: Batch, file_id: str) -> StreamingResponse:
+    """The lines that are known now, in the order of the input; those of rows that are not done are missing."""
+    with context.database.read() as session:
+        jobs = batches.jobs_of(session, batch.id)
+    wanted = file_id == batch.output_file_id
+    known = answers(context.database, context.store, batch, jobs, unfinished=False)
+
+    def blocks() -> Iterator[bytes]:
+        block = bytearray()
+        for answer in known:
+            if answer.succeeded == wanted:
+                block += answer.text
+            if len(block) >= _BLOCK_BYTES:
+                yield bytes(block)
+                block.clear()
+        yield bytes(block)
+
+    return StreamingResponse(blocks(), media_type="application/octet-stream")

@@ -1,0 +1,129 @@
+"""A batch as JSON, in OpenAI's form: every key always there, null where there is nothing to say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from jobs.batches import BatchCounts
+from jobs.states import BatchState
+from jobs.tables import Batch
+
+
+class RequestCounts(BaseModel):
+    """A batch's lines."""
+
+    total: int
+    completed: int = Field(description="Lines with an answer so far.")
+    failed: int = Field(description="Lines with an error so far.")
+
+
+class BatchError(BaseModel):
+    """What is wrong with a line of the input file, or with the whole."""
+
+    code: str | None
+    line: int | None
+    message: str | None
+    param: str | None
+
+
+class BatchErrors(BaseModel):
+    """All that is wrong, up to a thousand entries."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchError]
+
+
+class InputTokens(BaseModel):
+    """Of what the input tokens consist."""
+
+    cached_tokens: int = 0
+
+
+class OutputTokens(BaseModel):
+    """Of what the output tokens consist."""
+
+    reasoning_tokens: int = 0
+
+
+class BatchUsage(BaseModel):
+    """Tokens of all answers together, known at the end."""
+
+    input_tokens: int
+    input_tokens_details: InputTokens
+    output_tokens: int
+    output_tokens_details: OutputTokens
+    total_tokens: int
+
+
+class BatchView(BaseModel):
+    """A batch. Times are whole Unix seconds."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    model: str | None = Field(description="Where its lines all name one.")
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: BatchState
+    output_file_id: str | None = Field(description="Readable, and growing, from `in_progress` on.")
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    usage: BatchUsage | None
+    metadata: dict[str, str] | None
+    retry_of: str | None = Field(description="The batch whose answers this one completes. An extension.")
+
+
+def batch_view(batch: Batch, counts: BatchCounts) -> BatchView:
+    """A batch as JSON."""
+    return BatchView(
+        id=batch.id,
+        endpoint=batch.endpoint,
+        model=batch.model,
+        errors=None if batch.errors is None else BatchErrors(data=[BatchError(**error) for error in batch.errors]),
+        input_file_id=batch.input_file_id,
+        completion_window=batch.completion_window,
+        status=batch.state,
+        output_file_id=batch.output_file_id,
+        error_file_id=batch.error_file_id,
+        created_at=int(batch.created_at),
+        in_progress_at=_whole(batch.in_progress_at),
+        expires_at=int(batch.expires_at),
+        finalizing_at=_whole(batch.finalizing_at),
+        completed_at=_whole(batch.completed_at),
+        failed_at=_whole(batch.failed_at),
+        expired_at=_whole(batch.expired_at),
+        cancelling_at=_whole(batch.cancelling_at),
+        cancelled_at=_whole(batch.cancelled_at),
+        request_counts=RequestCounts(total=counts.total, completed=counts.completed, failed=counts.failed),
+        usage=_usage(batch),
+        metadata=batch.labels,
+        retry_of=batch.retry_of,
+    )
+
+
+def _usage(batch: Batch) -> BatchUsage | None:
+    if not batch.state.is_terminal or batch.in_progress_at is None:
+        return None
+    return BatchUsage(
+        input_tokens=batch.input_tokens,
+        input_tokens_details=InputTokens(),
+        output_tokens=batch.output_tokens,
+        output_tokens_details=OutputTokens(),
+        total_tokens=batch.input_tokens + batch.output_tokens,
+    )
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds)

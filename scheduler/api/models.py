@@ -1,0 +1,44 @@
+"""Routes of the models that clients may name, in OpenAI's form."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Path
+from pydantic import BaseModel, Field
+
+from jobs.errors import UnknownModel
+from scheduler.api.auth import require_key
+from scheduler.api.context import InContext
+from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.schemas import Page, page
+
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
+
+
+class ModelView(BaseModel):
+    """A model of the catalogue."""
+
+    id: str = Field(description="The name to call it by.")
+    object: Literal["model"] = "model"
+    created: int = Field(default=0, description="Not known; 0.")
+    owned_by: str = "operator"
+    task: str | None = Field(description="The one task that it is for, where the operator said so. An extension.")
+
+
+@router.get("")
+def list_models(context: InContext) -> Page[ModelView]:
+    """The operator's catalogue, by name. Where `any_model` is set, folders and hub ids are names as well."""
+    entries = sorted(context.settings.models.items())
+    return page([ModelView(id=name, task=entry.task) for name, entry in entries])
+
+
+@router.get("/{name:path}")
+def get_model(
+    context: InContext, name: Annotated[str, Path(pattern=r"^[^\x00]{1,500}$", description="The model's name.")]
+) -> ModelView:
+    """One model of the catalogue."""
+    entry = context.settings.models.get(name)
+    if entry is None:
+        raise UnknownModel(f"there is no model '{name}' in the catalogue")
+    return ModelView(id=name, task=entry.task)

@@ -1,0 +1,372 @@
+"""The unmodified OpenAI SDK, its answers strictly checked, drives files and batches of a running stack."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from openai.types import Batch
+
+from jobs.settings import Settings
+from tests import tiny
+from tests.acceptance.stack import Stack, stack
+from tests.conftest import wait_until
+
+pytestmark = pytest.mark.slow
+
+LIVE = ("validating", "in_progress", "finalizing", "cancelling")
+TEXTS = [f"{number} {tiny.SENTENCES[number % len(tiny.SENTENCES)]}" for number in range(40)]
+
+
+@dataclass
+class Desk:
+    """A running stack, models in it, and the SDK pointed at it."""
+
+    stack: Stack
+    client: openai.OpenAI
+    folder: Path
+
+    def model(self, name: str) -> str:
+        """The name that lines call a model by."""
+        return str(self.folder / name)
+
+    def upload(self, lines: list[Any], name: str = "batch.jsonl") -> str:
+        """The id of a file of these lines; a text goes in as it is."""
+        text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+        return self.client.files.create(file=(name, text.encode()), purpose="batch").id
+
+    def create(self, file_id: str, endpoint: str = "/v1/embeddings", **extra: Any) -> Batch:
+        """A new batch of a file."""
+        endpoint_asked: Any = endpoint
+        return self.client.batches.create(
+            input_file_id=file_id, endpoint=endpoint_asked, completion_window="24h", **extra
+        )
+
+    def ended(self, batch: Batch, seconds: float = 120.0) -> Batch:
+        """The batch once its life is over."""
+        seen = [batch]
+
+        def is_over() -> bool:
+            seen.append(self.client.batches.retrieve(batch.id))
+            return seen[-1].status not in LIVE
+
+        wait_until(is_over, "the batch ends", seconds, pause_seconds=0.1)
+        return seen[-1]
+
+    def lines(self, file_id: str | None) -> list[dict[str, Any]]:
+        """The lines of an output or error file."""
+        assert file_id is not None
+        return [json.loads(line) for line in self.client.files.content(file_id).text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """One stack for the module's tests."""
+    folder = tmp_path_factory.mktemp("desk")
+    tiny.tiny_encoder(folder / "encoder")
+    tiny.tiny_encoder(folder / "other", seed=1)
+    tiny.tiny_classifier(folder / "classifier")
+    tiny.tiny_causal_lm(folder / "writer")
+    with stack(folder / "data", slots=2) as running:
+        key = Settings(data_dir=running.data_dir).local_key_path.read_text().strip()
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, _strict_response_validation=True) as client:
+            yield Desk(running, client, folder)
+
+
+def line(custom_id: str, url: str, **body: Any) -> dict[str, Any]:
+    """One line of an input file."""
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+
+
+def embedding_lines(desk: Desk, model: str = "encoder") -> list[dict[str, Any]]:
+    """One line for each text."""
+    return [
+        line(f"t{number}", "/v1/embeddings", model=desk.model(model), input=text) for number, text in enumerate(TEXTS)
+    ]
+
+
+def many_lines(desk: Desk, num_lines: int) -> list[dict[str, Any]]:
+    """Enough work for a good many seconds."""
+    model = desk.model("encoder")
+    return [
+        line(f"t{number}", "/v1/embeddings", model=model, input=f"{number} {TEXTS[number % len(TEXTS)]}")
+        for number in range(num_lines)
+    ]
+
+
+# -- the ordinary way ----------------------------------------------------------------------------------------------
+
+
+def test_embeddings_come_back_for_every_line(desk: Desk) -> None:
+    """The whole contract in its plainest use: upload, create, poll, read."""
+    file_id = desk.upload(embedding_lines(desk))
+    created = desk.create(file_id, metadata={"team": "search"})
+    assert (created.status, created.object, created.metadata) == ("validating", "batch", {"team": "search"})
+    batch = desk.ended(created)
+    assert batch.status == "completed", batch
+    assert batch.request_counts is not None
+    assert batch.request_counts.model_dump() == {"total": 40, "completed": 40, "failed": 0}
+    assert batch.error_file_id is None
+    answers = desk.lines(batch.output_file_id)
+    assert [answer["custom_id"] for answer in answers] == [f"t{number}" for number in range(40)]
+    assert {answer["response"]["status_code"] for answer in answers} == {200}
+    bodies = [answer["response"]["body"] for answer in answers]
+    assert all(body["data"][0]["object"] == "embedding" and len(body["data"][0]["embedding"]) == 32 for body in bodies)
+    assert bodies[0]["model"] == desk.model("encoder")
+    assert batch.usage is not None
+    assert batch.usage.input_tokens == sum(body["usage"]["prompt_tokens"] for body in bodies) > 40
+    output = desk.client.files.retrieve(batch.output_file_id or "")
+    assert (output.purpose, output.status) == ("batch_output", "processed")
+    assert output.bytes == len(desk.client.files.content(output.id).content)
+
+
+def test_the_forms_of_an_embedding_input(desk: Desk) -> None:
+    """Lists of texts, token ids and base64 answers are what existing files hold."""
+    model, url = desk.model("encoder"), "/v1/embeddings"
+    lines = [
+        line("text", url, model=model, input=TEXTS[0]),
+        line("texts", url, model=model, input=TEXTS[:3]),
+        line("tokens", url, model=model, input=[5, 6, 7]),
+        line("base64", url, model=model, input=TEXTS[0], encoding_format="base64"),
+        line("short", url, model=model, input=TEXTS[0], dimensions=8),
+    ]
+    batch = desk.ended(desk.create(desk.upload(lines)))
+    assert batch.status == "completed", batch
+    found = {answer["custom_id"]: answer["response"]["body"]["data"] for answer in desk.lines(batch.output_file_id)}
+    assert list(found) == ["text", "texts", "tokens", "base64", "short"]
+    assert [entry["index"] for entry in found["texts"]] == [0, 1, 2]
+    assert np.allclose(found["texts"][0]["embedding"], found["text"][0]["embedding"], atol=1e-5)
+    decoded = np.frombuffer(base64.b64decode(found["base64"][0]["embedding"]), dtype="<f4")
+    assert np.allclose(decoded, found["text"][0]["embedding"], atol=1e-5)
+    assert len(found["short"][0]["embedding"]) == 8
+
+
+def test_lines_of_several_models_are_split_and_come_back_in_order(desk: Desk) -> None:
+    """OpenAI refuses such a file; here each model gets its own job."""
+    pairs = zip(embedding_lines(desk, "encoder"), embedding_lines(desk, "other"), strict=True)
+    lines = [pair[number % 2] for number, pair in enumerate(pairs)]
+    batch = desk.ended(desk.create(desk.upload(lines)))
+    assert batch.status == "completed", batch
+    assert batch.model is None
+    answers = desk.lines(batch.output_file_id)
+    assert [answer["custom_id"] for answer in answers] == [f"t{number}" for number in range(40)]
+    models = [answer["response"]["body"]["model"] for answer in answers]
+    assert models == [desk.model("encoder"), desk.model("other")] * 20
+
+
+def test_classification_has_the_same_line_format(desk: Desk) -> None:
+    """An extension: the endpoint is ours, the rest is the contract's."""
+    model = desk.model("classifier")
+    lines = [line(f"c{number}", "/v1/classify", model=model, input=text) for number, text in enumerate(TEXTS[:4])]
+    batch = desk.ended(desk.create(desk.upload(lines), "/v1/classify"))
+    assert batch.status == "completed", batch
+    first = desk.lines(batch.output_file_id)[0]["response"]["body"]["data"][0]
+    assert first["label"].startswith("label-")
+    assert 0 < first["score"] <= 1
+
+
+# -- what is wrong -------------------------------------------------------------------------------------------------
+
+
+def test_every_bad_line_is_reported(desk: Desk) -> None:
+    """One look must be enough to mend a file."""
+    good, model = "/v1/embeddings", desk.model("encoder")
+    lines: list[Any] = [
+        line("a", good, model=model, input="x"),
+        "not json",
+        line("a", good, model=model, input="x"),
+        line("b", "/v1/completions", model=model, input="x"),
+        {"custom_id": "c", "method": "GET", "url": good, "body": {"model": model, "input": "x"}},
+        {"method": "POST", "url": good, "body": {"model": model, "input": "x"}},
+        line("d", good, input="x"),
+        line("e", good, model="nobody-has-this", input="x"),
+        "[1]",
+    ]
+    batch = desk.ended(desk.create(desk.upload(lines)))
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    assert [(error.line, error.code) for error in batch.errors.data] == [
+        (2, "invalid_json_line"),
+        (3, "duplicate_custom_id"),
+        (4, "url_mismatch"),
+        (5, "invalid_method"),
+        (6, "missing_required_parameter"),
+        (7, "missing_required_parameter"),
+        (8, "model_not_found"),
+        (9, "invalid_json_line"),
+    ]
+    assert (batch.output_file_id, batch.error_file_id) == (None, None)
+
+
+def test_an_empty_file_fails_the_batch(desk: Desk) -> None:
+    """Nothing to do is most likely a mistake upstream."""
+    batch = desk.ended(desk.create(desk.upload(["", "  "])))
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert [error.code for error in batch.errors.data or []] == ["empty_file"]
+
+
+def test_a_bad_row_goes_to_the_error_file_and_harms_no_other(desk: Desk) -> None:
+    """Each refused line says why, with the status that the live API would have answered."""
+    model, url = desk.model("encoder"), "/v1/embeddings"
+    lines = [
+        line("good", url, model=model, input="fine"),
+        line("none", url, model=model),
+        line("number", url, model=model, input=7),
+        line("long", url, model=model, input="word " * 500),
+        line("odd", url, model=model, input="x", colour="red"),
+        line("also good", url, model=model, input="fine too"),
+    ]
+    batch = desk.ended(desk.create(desk.upload(lines)))
+    assert batch.status == "completed", batch
+    assert batch.request_counts is not None
+    assert batch.request_counts.model_dump() == {"total": 6, "completed": 2, "failed": 4}
+    assert [answer["custom_id"] for answer in desk.lines(batch.output_file_id)] == ["good", "also good"]
+    errors = {answer["custom_id"]: answer for answer in desk.lines(batch.error_file_id)}
+    assert list(errors) == ["none", "number", "long", "odd"]
+    assert all(answer["error"] is None and answer["response"]["status_code"] == 400 for answer in errors.values())
+    codes = {name: answer["response"]["body"]["error"]["code"] for name, answer in errors.items()}
+    assert codes == {
+        "none": "missing_required_parameter",
+        "number": "wrong_type",
+        "long": "row_too_long",
+        "odd": "unknown_parameter",
+    }
+
+
+def test_errors_raise_what_the_sdk_expects(desk: Desk) -> None:
+    """A program's `except` clauses go on working."""
+    with pytest.raises(openai.NotFoundError):
+        desk.client.batches.retrieve("batch_nothing")
+    with pytest.raises(openai.NotFoundError, match="input_file_id"):
+        desk.create("file_nothing")
+    file_id = desk.upload(embedding_lines(desk)[:1])
+    with pytest.raises(openai.BadRequestError, match="endpoint"):
+        desk.create(file_id, "/v1/images/generations")
+    with pytest.raises(openai.BadRequestError, match="completion_window"):
+        desk.client.batches.create(
+            input_file_id=file_id,
+            endpoint="/v1/embeddings",
+            completion_window="soon",  # type: ignore[arg-type]
+        )
+    with pytest.raises(openai.BadRequestError, match="metadata"):
+        desk.create(file_id, metadata={str(number): "x" for number in range(17)})
+    with pytest.raises(openai.BadRequestError, match="colour"):
+        desk.create(file_id, extra_body={"colour": "red"})
+    with pytest.raises(openai.BadRequestError, match="jsonl"):
+        desk.client.files.create(file=("batch.txt", b"{}"), purpose="batch")
+    batch = desk.ended(desk.create(file_id))
+    with pytest.raises(openai.ConflictError):
+        desk.client.batches.cancel(batch.id)
+    stranger = desk.client.with_options(api_key="sk-stranger")
+    with pytest.raises(openai.AuthenticationError):
+        stranger.batches.list()
+
+
+# -- while it runs -------------------------------------------------------------------------------------------------
+
+
+def test_a_cancel_keeps_what_was_done(desk: Desk) -> None:
+    """Lines that were never run say so, and none is lost between the two files."""
+    lines = many_lines(desk, 20_000)
+    batch = desk.create(desk.upload(lines))
+
+    def has_answers() -> bool:
+        counts = desk.client.batches.retrieve(batch.id).request_counts
+        return counts is not None and counts.completed > 0
+
+    wait_until(has_answers, "the first answers", 60.0, pause_seconds=0.05)
+    running = desk.client.batches.retrieve(batch.id)
+    assert running.status == "in_progress"
+    growing = desk.lines(running.output_file_id)
+    assert 0 < len(growing) < 20_000
+    cancelling = desk.client.batches.cancel(batch.id)
+    assert cancelling.status in ("cancelling", "cancelled")
+    ended = desk.ended(batch)
+    assert ended.status == "cancelled"
+    done, left = desk.lines(ended.output_file_id), desk.lines(ended.error_file_id)
+    assert {answer["custom_id"] for answer in growing} <= {answer["custom_id"] for answer in done}
+    assert sorted(int(answer["custom_id"][1:]) for answer in [*done, *left]) == list(range(20_000))
+    assert {answer["error"]["code"] for answer in left} == {"batch_cancelled"}
+    assert all(answer["response"] is None for answer in left)
+
+    retried = desk.create(running.input_file_id, extra_body={"retry_of": batch.id})
+    assert desk.client.batches.cancel(retried.id).status in ("cancelling", "cancelled")
+    desk.ended(retried)
+
+
+def test_a_retry_runs_the_rest_and_merges_the_output(desk: Desk) -> None:
+    """Nobody pays twice for what was answered."""
+    lines = embedding_lines(desk)
+    lines[3] = line("t3", "/v1/embeddings", model=desk.model("encoder"), input=7)
+    file_id = desk.upload(lines)
+    first = desk.ended(desk.create(file_id))
+    assert first.request_counts is not None
+    assert first.request_counts.failed == 1
+    second = desk.ended(desk.create(file_id, extra_body={"retry_of": first.id}))
+    assert second.status == "completed", second
+    assert second.request_counts is not None
+    assert second.request_counts.model_dump() == {"total": 40, "completed": 39, "failed": 1}
+    assert desk.lines(second.output_file_id) == desk.lines(first.output_file_id)
+    assert [answer["custom_id"] for answer in desk.lines(second.error_file_id)] == ["t3"]
+    with desk.stack.client() as client:
+        jobs = [job for job in client.jobs(limit=100) if job["name"] == second.id]
+    assert [job["counts"]["total"] for job in jobs] == [1]
+
+
+def test_retries_of_one_create_are_one_batch(desk: Desk) -> None:
+    """The SDK repeats a create whose answer was lost, and sends no key."""
+    file_id = desk.upload(embedding_lines(desk)[:1])
+    first = desk.create(file_id)
+    assert desk.create(file_id, extra_headers={"x-stainless-retry-count": "1"}).id == first.id
+    assert desk.create(file_id).id != first.id
+    keyed = desk.create(file_id, extra_headers={"Idempotency-Key": "once"})
+    assert desk.create(file_id, extra_headers={"Idempotency-Key": "once"}).id == keyed.id
+    with pytest.raises(openai.ConflictError):
+        desk.create(file_id, metadata={"other": "body"}, extra_headers={"Idempotency-Key": "once"})
+
+
+def test_lists_page_through_every_batch_once(desk: Desk) -> None:
+    """The SDK's own paging."""
+    file_id = desk.upload(embedding_lines(desk)[:1])
+    made = [desk.create(file_id, metadata={"n": str(number)}).id for number in range(5)]
+    listed = [batch.id for batch in desk.client.batches.list(limit=2)]
+    assert listed[:5] == made[::-1]
+    assert len(set(listed)) == len(listed)
+
+
+def test_a_window_that_ends_expires_the_rest(desk: Desk) -> None:
+    """A deadline is a deadline; what is done stays readable."""
+    lines = many_lines(desk, 50_000)
+    file_id = desk.upload(lines)
+    window: Any = "1s"
+    batch = desk.client.batches.create(input_file_id=file_id, endpoint="/v1/embeddings", completion_window=window)
+    ended = desk.ended(batch)
+    assert ended.status == "expired", ended
+    assert ended.expired_at is not None
+    left = desk.lines(ended.error_file_id)
+    assert {answer["error"]["code"] for answer in left} == {"batch_expired"}
+    done = 0 if ended.output_file_id is None else len(desk.lines(ended.output_file_id))
+    assert done + len(left) == 50_000
+
+
+def test_a_file_in_use_is_not_deleted(desk: Desk) -> None:
+    """An input that vanished would fail the batch in its middle."""
+    lines = embedding_lines(desk) * 1
+    file_id = desk.upload(lines)
+    batch = desk.create(file_id)
+    ended = desk.ended(batch)
+    assert desk.client.files.delete(file_id).deleted
+    assert ended.output_file_id is not None
+    assert desk.client.files.delete(ended.output_file_id).deleted
+    with pytest.raises(openai.NotFoundError):
+        desk.client.files.content(ended.output_file_id)
+    assert all(file.purpose != "batch_rows" for file in desk.client.files.list(limit=100))

@@ -1,0 +1,218 @@
+"""Batch verbs on both databases: made once, ended once, and nothing in between that a kill could leave half done."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from jobs import batches, ledger
+from jobs.batches import BatchCounts, BatchOutcome, BatchPart, BatchPlan, NewBatch
+from jobs.database import Database
+from jobs.errors import Conflict, NotFound
+from jobs.ids import new_id
+from jobs.specs import parse_spec
+from jobs.states import BATCH_TRANSITIONS, BatchState, JobState
+from jobs.store import StoredObject, batch_prefix
+from jobs.tables import Batch, Job, StoredFile
+from jobs.uploads import uploads_in_use
+
+
+def new_batch(**fields: Any) -> NewBatch:
+    """A request over a file that nobody looks at."""
+    known = {"endpoint": "/v1/embeddings", "input_file_id": "file_1", "completion_window": "24h"}
+    return NewBatch(**{**known, "window_seconds": 86400, "digest": "d", **fields})
+
+
+def plan_of(batch_id: str, *num_lines: int) -> BatchPlan:
+    """A plan of so many jobs of so many lines each."""
+    parts = []
+    for number, _ in enumerate(num_lines):
+        file_id = new_id("file")
+        document = {"task": "embeddings", "model": "org/model", "input": {"path": f"file:{file_id}"}}
+        rows = StoredObject(f"{batch_prefix(batch_id)}x/rows-{number}.jsonl", 10, "00")
+        parts.append(BatchPart(parse_spec(document), file_id, rows))
+    return BatchPlan(sum(num_lines), "org/model", parts)
+
+
+def accepted(db: Database, *num_lines: int) -> Batch:
+    """A batch in progress."""
+    batch = batches.create(db, new_batch(), project="p")
+    batches.accept(db, batch.id, plan_of(batch.id, *num_lines))
+    return look(db, batch.id)
+
+
+def look(db: Database, batch_id: str) -> Batch:
+    """The batch as it is now."""
+    with db.read() as session:
+        return batches.get(session, batch_id)
+
+
+def jobs_of(db: Database, batch_id: str) -> list[Job]:
+    """Its jobs as they are now."""
+    with db.read() as session:
+        return batches.jobs_of(session, batch_id)
+
+
+def set_job(db: Database, job_id: str, **fields: Any) -> None:
+    """Change a job by hand."""
+    with db.write() as session:
+        for name, value in fields.items():
+            setattr(session.get(Job, job_id), name, value)
+
+
+def outcome(state: BatchState, completed: int = 3, failed: int = 0) -> BatchOutcome:
+    """An end with an output file and none of errors."""
+    counts = BatchCounts(completed + failed, completed, failed)
+    return BatchOutcome(state, counts, StoredObject("uploads/out", 5, "00"), None, 7, 2)
+
+
+def test_a_request_with_a_key_is_one_batch(database: Database) -> None:
+    """A client that repeats itself would pay twice."""
+    first = batches.create(database, new_batch(), project="p", idempotency_key="k")
+    assert batches.create(database, new_batch(), project="p", idempotency_key="k").id == first.id
+    assert batches.create(database, new_batch(), project="other", idempotency_key="k").id != first.id
+    with pytest.raises(Conflict):
+        batches.create(database, new_batch(digest="e"), project="p", idempotency_key="k")
+
+
+def test_a_marked_retry_finds_the_first_try(database: Database) -> None:
+    """The SDK sends no key, only the number of its try."""
+    first = batches.create(database, new_batch(), project="p")
+    assert batches.create(database, new_batch(), project="p", is_retry=True).id == first.id
+    assert batches.create(database, new_batch(digest="e"), project="p", is_retry=True).id != first.id
+    assert batches.create(database, new_batch(), project="q", is_retry=True).id != first.id
+    assert batches.create(database, new_batch(), project="p").id != first.id
+
+
+def test_accepting_makes_the_jobs_and_their_files_at_once(database: Database) -> None:
+    """A job without its batch, or its input, would be work that nobody asked for."""
+    batch = accepted(database, 3, 2)
+    assert (batch.state, batch.num_lines) == (BatchState.IN_PROGRESS, 5)
+    jobs = jobs_of(database, batch.id)
+    assert [job.deadline_at for job in jobs] == [batch.expires_at] * 2
+    with database.read() as session:
+        in_use = uploads_in_use(session)
+    assert set(in_use) == {"file_1", *(job.spec["input"]["path"].removeprefix("file:") for job in jobs)}
+    with pytest.raises(Conflict):
+        batches.accept(database, batch.id, plan_of(batch.id, 1))
+    assert len(jobs_of(database, batch.id)) == 2
+
+
+def test_counts_are_the_jobs_counts_until_the_end(database: Database) -> None:
+    """Progress that lags is progress that nobody trusts."""
+    batch = accepted(database, 3, 2)
+    first, second = jobs_of(database, batch.id)
+    set_job(database, first.id, num_done=3, num_failed=1)
+    set_job(database, second.id, num_done=1)
+    with database.read() as session:
+        assert batches.counts(session, batch) == BatchCounts(5, 3, 1)
+
+
+def test_a_batch_is_finished_once_its_jobs_have_ended(database: Database) -> None:
+    """Too early would lose lines, twice would write them twice."""
+    batch = accepted(database, 3, 2)
+    first, second = jobs_of(database, batch.id)
+    for job in (first, second):
+        with database.read() as session:
+            assert batches.to_finish(session) == []
+        set_job(database, job.id, state=JobState.COMPLETED)
+    with database.read() as session:
+        assert batches.to_finish(session) == [batch.id]
+    assert batches.begin_finalizing(database, batch.id).state == BatchState.FINALIZING
+    assert batches.begin_finalizing(database, batch.id).state == BatchState.FINALIZING
+    batches.end(database, batch.id, outcome(BatchState.COMPLETED, 4, 1), default_seconds=60)
+    with pytest.raises(Conflict):
+        batches.end(database, batch.id, outcome(BatchState.COMPLETED), default_seconds=60)
+    ended = look(database, batch.id)
+    assert (ended.state, ended.num_completed, ended.num_failed, ended.error_file_id) == ("completed", 4, 1, None)
+    assert ended.completed_at is not None
+    with database.read() as session:
+        output = session.get(StoredFile, ended.output_file_id)
+        assert output is not None
+        assert (output.purpose, output.project) == (batches.OUTPUT_PURPOSE, "p")
+        assert batches.to_finish(session) == []
+    batches.forget_rows(database, batch.id)
+    with database.read() as session:
+        assert uploads_in_use(session).keys() <= {job.spec["input"]["path"][5:] for job in (first, second)}
+        assert session.get(StoredFile, first.spec["input"]["path"].removeprefix("file:")) is None
+
+
+def test_a_cancelled_batch_is_worked_on_until_its_jobs_know(database: Database) -> None:
+    """The API may die between the batch's cancel and those of its jobs."""
+    batch = accepted(database, 3)
+    (job,) = jobs_of(database, batch.id)
+    set_job(database, job.id, state=JobState.RUNNING)
+    assert batches.cancel(database, batch.id).state == BatchState.CANCELLING
+    assert batches.cancel(database, batch.id).state == BatchState.CANCELLING
+    with database.read() as session:
+        assert batches.to_finish(session) == [batch.id]
+    set_job(database, job.id, state=JobState.CANCELLING)
+    with database.read() as session:
+        assert batches.to_finish(session) == []
+    set_job(database, job.id, state=JobState.CANCELLED)
+    with database.read() as session:
+        assert batches.to_finish(session) == [batch.id]
+    assert batches.begin_finalizing(database, batch.id).state == BatchState.CANCELLING
+    batches.end(database, batch.id, outcome(BatchState.CANCELLED), default_seconds=60)
+    with pytest.raises(Conflict):
+        batches.cancel(database, batch.id)
+
+
+def test_a_batch_that_is_not_read_yet_is_cancelled_at_once(database: Database) -> None:
+    """Its reader must not bring it back to life."""
+    batch = batches.create(database, new_batch(), project="p")
+    assert batches.cancel(database, batch.id).state == BatchState.CANCELLED
+    with pytest.raises(Conflict):
+        batches.accept(database, batch.id, plan_of(batch.id, 1))
+    with pytest.raises(Conflict):
+        batches.refuse(database, batch.id, [])
+    assert jobs_of(database, batch.id) == []
+
+
+def test_a_refused_batch_says_why(database: Database) -> None:
+    """Errors are data that the client reads."""
+    batch = batches.create(database, new_batch(), project="p")
+    errors = [{"code": "empty_file", "message": "the file has no requests", "line": None, "param": None}]
+    batches.refuse(database, batch.id, errors)
+    failed = look(database, batch.id)
+    assert (failed.state, failed.errors, failed.num_completed) == (BatchState.FAILED, errors, 0)
+    with pytest.raises(NotFound):
+        batches.cancel(database, "batch_nothing")
+
+
+def test_lists_are_newest_first_and_by_project(database: Database) -> None:
+    """A page must neither repeat nor skip a batch."""
+    made = [batches.create(database, new_batch(), project="p").id for _ in range(5)]
+    batches.create(database, new_batch(), project="q")
+    seen: list[str] = []
+    has_more, after = True, None
+    while has_more:
+        with database.read() as session:
+            page, has_more = batches.list_batches(session, project="p", after=after, limit=2)
+        seen += [batch.id for batch in page]
+        after = seen[-1]
+    assert seen == made[::-1]
+
+
+def test_every_verb_keeps_to_the_transition_table(database: Database) -> None:
+    """The table is what the documentation draws."""
+    seen = {("", BatchState.VALIDATING)}
+    for path in (
+        (BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.COMPLETED),
+        (BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.EXPIRED),
+        (BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.FAILED),
+        (BatchState.IN_PROGRESS, BatchState.CANCELLING, BatchState.CANCELLED),
+    ):
+        batch = accepted(database, 1)
+        (job,) = jobs_of(database, batch.id)
+        if BatchState.CANCELLING in path:
+            batches.cancel(database, batch.id)
+        ledger.cancel(database, job.id)
+        states = [BatchState.VALIDATING, batch.state, batches.begin_finalizing(database, batch.id).state]
+        batches.end(database, batch.id, outcome(path[-1]), default_seconds=1)
+        states.append(look(database, batch.id).state)
+        assert tuple(states[1:]) == path
+        seen.update(itertools.pairwise(states))
+    assert all(after in BATCH_TRANSITIONS[BatchState(before)] for before, after in seen if before)

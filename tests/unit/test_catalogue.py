@@ -1,0 +1,80 @@
+"""The catalogue: a client's name for a model leads to one model, and a wrong one to a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from jobs.catalogue import resolve, with_catalogue
+from jobs.errors import InvalidModel, UnknownModel
+from jobs.settings import Settings
+from jobs.specs import parse_spec
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """With a catalogue in `stoker.toml`, in both forms."""
+    config = tmp_path / "stoker.toml"
+    config.write_text(
+        '[models]\n"org/short:1" = "/models/short"\n'
+        '[models.minilm]\nmodel = "/models/minilm"\ntask = "embedding"\ndtype = "float16"\n'
+        "parameters = {normalize = true, max_length = 64}\n"
+    )
+    monkeypatch.setenv("STOKER_CONFIG", str(config))
+    return Settings()
+
+
+def test_a_name_leads_to_its_model(settings: Settings) -> None:
+    """A client must not know where the operator keeps models."""
+    assert resolve("org/short:1", settings, task="fill-mask").model == "/models/short"
+    entry = resolve("minilm", settings, task="embeddings")
+    assert (entry.model, entry.task, entry.dtype) == ("/models/minilm", "embeddings", "float16")
+
+
+def test_other_names_are_refused_with_a_hint(settings: Settings) -> None:
+    """A misspelt name must not become a download."""
+    with pytest.raises(UnknownModel, match="did you mean 'minilm'"):
+        resolve("minilmm", settings, task="embeddings")
+    with pytest.raises(UnknownModel):
+        resolve("/models/minilm", settings, task="embeddings")
+    with pytest.raises(InvalidModel, match="is for embeddings, not for fill-mask"):
+        resolve("minilm", settings, task="fill-mask")
+
+
+def test_any_model_takes_folders_and_hub_ids(settings: Settings) -> None:
+    """The embedded stack needs no catalogue."""
+    free = settings.model_copy(update={"any_model": True})
+    assert resolve("/models/other", free, task="embeddings").model == "/models/other"
+    assert resolve("org/name@main", free, task="embeddings").model == "org/name@main"
+    with pytest.raises(UnknownModel):
+        resolve("gpt-4o-mini", free, task="embeddings")
+
+
+def test_a_spec_may_name_a_model_of_the_catalogue(settings: Settings) -> None:
+    """One name everywhere; what the spec says itself counts more."""
+    document = {"task": "embeddings", "model": "minilm", "input": {"path": "x"}, "parameters": {"max_length": 8}}
+    spec = with_catalogue(parse_spec(document), settings)
+    assert (spec.model, spec.dtype) == ("/models/minilm", "float16")
+    assert spec.parameters == {"normalize": True, "max_length": 8}
+    plain = parse_spec({**document, "model": "/models/minilm"})
+    assert with_catalogue(plain, settings) == plain
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[models."a b"]\nmodel = "x"\n',
+        "[models.a]\n",
+        '[models.a]\nmodel = "x"\ntask = "x"\n',
+        "[models.a]\nmodle = 1\n",
+    ],
+)
+def test_a_wrong_catalogue_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """An operator's slip shows when the daemon starts, not at a client's."""
+    config = tmp_path / "stoker.toml"
+    config.write_text(text)
+    monkeypatch.setenv("STOKER_CONFIG", str(config))
+    with pytest.raises(ValidationError, match="models"):
+        Settings()

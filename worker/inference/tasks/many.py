@@ -1,0 +1,110 @@
+"""Rows that hold several inputs, as OpenAI's `input` does: a text, texts, token ids, or lists of token ids.
+
+Each input is one window of its row's features, so that all of them go through the model as if they were rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+
+from jobs.rows import Row, RowError
+from worker.inference.tasks.interface import Encoded
+from worker.inference.tasks.tokens import Features, Limits, Tokens
+
+MOST_INPUTS = 2048
+"""Of one row, as in OpenAI's contract."""
+_MOST_TOKENS = 32_768  # padded, computed at once: a single row may be longer than any budget of a batch
+
+
+def encode_many(tokens: Tokens, rows: Sequence[Row], limits: Limits, *, prefix: str = "") -> list[Encoded]:
+    """Tokenize all inputs of all rows in one call.
+
+    Args:
+        tokens: of the model.
+        rows: whose `text` is one of the four forms. Token ids are taken as they are, without special tokens.
+        limits: of each input.
+        prefix: put before each text.
+
+    Returns:
+        One for each row: a window for each of its inputs, in order; or a row error with one of the codes of
+        `Tokens.encode`, `empty_input` or `too_many_inputs`.
+    """
+    inputs = [_inputs(row, has_prefix=bool(prefix)) for row in rows]
+    texts = [
+        Row(row.row_index, None, {"text": one})
+        for row, found in zip(rows, inputs, strict=True)
+        if not isinstance(found, RowError)
+        for one in found
+        if isinstance(one, str)
+    ]
+    tokenized = iter(tokens.encode(texts, limits, prefix=prefix))
+
+    def windows(row: Row, one: str | list[int]) -> Encoded:
+        return next(tokenized) if isinstance(one, str) else tokens.take(row, one, limits)
+
+    return [
+        Encoded(row, 0, None, found) if isinstance(found, RowError) else _joined(row, [windows(row, x) for x in found])
+        for row, found in zip(rows, inputs, strict=True)
+    ]
+
+
+def by_row(batch: Sequence[Encoded], outputs: Sequence[Any]) -> list[Any]:
+    """The outputs of windows, as a list for each row; the first error among a row's is the row's."""
+    places = pairwise(accumulate((len(one.features) for one in batch), initial=0))
+    found = [list(outputs[start:stop]) for start, stop in places]
+    return [next((one for one in row if isinstance(one, RowError)), row) for row in found]
+
+
+def forward_in_parts(
+    collated: Mapping[str, torch.Tensor], forward: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+) -> torch.Tensor:
+    """Compute windows, (B, T) each, at most `_MOST_TOKENS` at once; equal to computing all at once."""
+    num_windows, longest = collated["input_ids"].shape
+    at_once = max(1, _MOST_TOKENS // longest)
+    if num_windows <= at_once:
+        return forward(collated)
+    starts = range(0, num_windows, at_once)
+    return torch.cat([forward({name: t[start : start + at_once] for name, t in collated.items()}) for start in starts])
+
+
+def _inputs(row: Row, *, has_prefix: bool) -> list[str | list[int]] | RowError:
+    value = row.values.get("text")
+    if value is None:
+        return RowError("null_value", "the row has no text")
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        return _wrong_type(value)
+    if not value:
+        return RowError("empty_input", "the row's list of inputs is empty")
+    inputs = [value] if _is_ids(value) else value
+    if len(inputs) > MOST_INPUTS:
+        return RowError("too_many_inputs", f"the row has {len(inputs)} inputs, more than {MOST_INPUTS}")
+    for one in inputs:
+        if not isinstance(one, str) and not (isinstance(one, list) and _is_ids(one)):
+            return _wrong_type(one)
+        if not isinstance(one, str) and has_prefix:
+            return RowError("wrong_type", "token ids cannot be given where the model puts a prompt before each text")
+    return inputs
+
+
+def _is_ids(value: list[Any]) -> bool:
+    return bool(value) and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
+
+
+def _wrong_type(value: object) -> RowError:
+    if isinstance(value, list):
+        return RowError("wrong_type", "an input must be a text or a list of token ids, at least one")
+    return RowError("wrong_type", f"an input must be a text or a list of token ids, not a {type(value).__name__}")
+
+
+def _joined(row: Row, parts: Sequence[Encoded]) -> Encoded:
+    error = next((part.error for part in parts if part.error is not None), None)
+    if error is not None:
+        return Encoded(row, 0, None, error)
+    features: list[Features] = [window for part in parts for window in part.features]
+    return Encoded(row, sum(part.num_tokens for part in parts), features)
