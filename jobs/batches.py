@@ -330,7 +330,10 @@ def end(db: Database, batch_id: str, outcome: BatchOutcome, *, default_seconds: 
 def forget_rows(db: Database, batch_id: str) -> None:
     """Delete the records of the files that an ended batch's input was split into; their objects are gone already."""
     with db.write() as session:
-        rows = (col(StoredFile.purpose) == ROWS_PURPOSE, col(StoredFile.key).startswith(batch_prefix(batch_id)))
+        rows = (
+            col(StoredFile.purpose) == ROWS_PURPOSE,
+            col(StoredFile.key).startswith(batch_prefix(batch_id), autoescape=True),
+        )
         session.execute(delete(StoredFile).where(*rows))
 
 

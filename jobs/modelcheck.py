@@ -64,6 +64,8 @@ def local_model(model: str, settings: Settings) -> Path | None:
     """
     if model.startswith("job:"):
         raise _invalid(model, "the model of another job cannot be used by this version yet")
+    if any(model == entry.model for entry in settings.models.values()) and _exists(Path(model).expanduser()):
+        return Path(model).expanduser().resolve()  # the operator's own word, wherever it lies
     if model.startswith(("/", ".", "~", "file://")) or _exists(model):
         return resolve_input_path(model, settings, param="model")
     if not _HUB_ID.fullmatch(model):
@@ -163,7 +165,7 @@ def _parse_json(path: Path, *, name: str) -> object:
     return value
 
 
-def _exists(model: str) -> bool:
+def _exists(model: str | Path) -> bool:
     try:
         return Path(model).exists()
     except (OSError, ValueError):

@@ -1,6 +1,7 @@
 """Who may call: bearer keys, asked for by every route under /v1.
 
-A key names a project, which its jobs are labelled with. It is not a wall: every key sees every job.
+A key names a project, which its jobs are labelled with. It is not a wall: every key sees every job. Batches are seen by
+the keys of their own project and of `default`.
 """
 
 from __future__ import annotations

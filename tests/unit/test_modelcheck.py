@@ -271,3 +271,17 @@ def test_checking_needs_no_torch() -> None:
     """The scheduler would take seconds and gigabytes more to start."""
     code = "import sys, jobs.modelcheck, jobs.parameters; sys.exit(len({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_model_of_the_catalogue_may_lie_outside_the_roots(folder: Path, tmp_path: Path) -> None:
+    """Who lists a folder has said that it may be used."""
+    closed = Settings(input_roots=[])
+    with pytest.raises(Forbidden):
+        check_model(str(folder), "embeddings", closed)
+    listed = Settings.model_validate({"input_roots": [], "models": {"a": str(folder), "b": "org/name"}})
+    check_model(str(folder), "text-classification", listed)
+    with pytest.raises(InvalidModel):
+        check_model(str(folder), "fill-mask", listed)
+    with pytest.raises(Forbidden):
+        check_model(str(tmp_path), "embeddings", listed)
+    check_model("org/name", "embeddings", listed)
