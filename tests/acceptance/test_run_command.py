@@ -53,9 +53,14 @@ def nothing_runs(tmp_path: Path) -> Stack:
 def begun(stoker: Stack, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A `stoker` command that goes on beside the test, and has ended after the `with`."""
     argv = [sys.executable, "-m", "scheduler.cli", *arguments]
-    with subprocess.Popen(
-        argv, env=stoker.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as command:
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup, whose children ignore it
+    try:
+        command = subprocess.Popen(
+            argv, env=stoker.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
+    with command:
         try:
             yield command
         finally:
