@@ -70,14 +70,19 @@ def sync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a folder with its missing parents, each synced into the folder that holds it."""
+    """Make a folder with its missing parents, each synced into the folder that holds it.
+
+    Raises:
+        FileNotFoundError: another removed it, or a parent of it, meanwhile.
+        NotADirectoryError: something else has its name.
+    """
     if path.is_dir():
         return
     make_directory(path.parent)
     try:
         path.mkdir()
     except FileExistsError as error:
-        if not path.is_dir():  # else another has just made it
+        if not stat.S_ISDIR(path.stat().st_mode):  # else another has just made it
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
     sync_directory(path.parent)
 

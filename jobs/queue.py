@@ -123,25 +123,30 @@ class Doorbell:
     def __init__(self, settings: Settings) -> None:
         self._ringer = connect(settings, timeout_seconds=1.0)
         self._waiter = connect(settings, timeout_seconds=_SOCKET_SECONDS)
+        self._ringing = threading.Lock()  # a client that is closed under a ringing thread's hands fails in odd ways
         self._closed = threading.Event()
+        self._hung_up = False
         self._out = False
 
     def wake(self) -> bool:
         """Ring. Never raises: a lost ring costs the scheduler's sweep interval, no more.
 
         Returns:
-            Whether Redis took it.
+            Whether Redis took it; False as well after `close`.
         """
-        try:
-            with self._ringer.pipeline(transaction=True) as pipe:
-                pipe.lpush(_WAKE_KEY, b"1")
-                pipe.ltrim(_WAKE_KEY, 0, 0)  # one ring says as much as many
-                pipe.execute()
-        except (redis.RedisError, OSError) as error:
-            self._say_out(error)
-            return False
-        self._out = False
-        return True
+        with self._ringing:
+            if self._hung_up:
+                return False
+            try:
+                with self._ringer.pipeline(transaction=True) as pipe:
+                    pipe.lpush(_WAKE_KEY, b"1")
+                    pipe.ltrim(_WAKE_KEY, 0, 0)  # one ring says as much as many
+                    pipe.execute()
+            except (redis.RedisError, OSError) as error:
+                self._say_out(error)
+                return False
+            self._out = False
+            return True
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait for a ring, at most `timeout_seconds` (and at most 4 s, the socket's limit).
@@ -161,10 +166,12 @@ class Doorbell:
         return rung is not None and not self._closed.is_set()
 
     def close(self) -> None:
-        """End a wait under way, and all later ones."""
+        """End a wait under way, and all later ones; later rings do nothing."""
         self._closed.set()
         self.wake()
-        self._ringer.close()
+        with self._ringing:
+            self._hung_up = True
+            self._ringer.close()
 
     def _say_out(self, error: Exception) -> None:
         if not self._out and not self._closed.is_set():

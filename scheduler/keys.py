@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,12 +109,24 @@ def ensure_local_key(settings: Settings, database: Database) -> str:
     """
     path = settings.local_key_path
     path.parent.mkdir(parents=True, exist_ok=True)
-    secret = _read_key_file(path) or _write_key_file(path, replace=path.exists())
-    _register(database, name=_LOCAL_NAME, project="default", secret=secret)
-    if find_key(database, secret) is None:
-        secret = _write_key_file(path, replace=True)
+    with _held(path.parent):
+        secret = _read_key_file(path) or _write_key_file(path)
         _register(database, name=_LOCAL_NAME, project="default", secret=secret)
-    return secret
+        if find_key(database, secret) is None:
+            secret = _write_key_file(path)
+            _register(database, name=_LOCAL_NAME, project="default", secret=secret)
+        return secret
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Be the one process, and the one thread, that makes this folder's key."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read_key_file(path: Path) -> str:
@@ -124,8 +138,8 @@ def _read_key_file(path: Path) -> str:
         return ""
 
 
-def _write_key_file(path: Path, *, replace: bool) -> str:
-    """Write a new key whole or not at all; of two processes that write the first one, both end with the same key."""
+def _write_key_file(path: Path) -> str:
+    """Write a new key, whole or not at all. Returns it."""
     secret = _PREFIX + secrets.token_urlsafe(32)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -134,14 +148,10 @@ def _write_key_file(path: Path, *, replace: bool) -> str:
             file.write(secret + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if replace:
-            aside.replace(path)
-        else:
-            with contextlib.suppress(FileExistsError):  # another process was first: its key is the one
-                path.hardlink_to(aside)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-    return _read_key_file(path)
+    return secret
 
 
 def _digest(secret: str) -> str:

@@ -35,7 +35,7 @@ DEADLINE_SECONDS = 60.0
 
 def wait_until(
     condition: Callable[[], object],
-    what: str,
+    what: str | Callable[[], str],
     deadline_seconds: float = DEADLINE_SECONDS,
     *,
     pause_seconds: float = 0.02,
@@ -44,7 +44,8 @@ def wait_until(
     deadline = time.monotonic() + deadline_seconds
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"within {deadline_seconds:g} s this did not happen: {what}")
+            said = what if isinstance(what, str) else what()
+            pytest.fail(f"within {deadline_seconds:g} s this did not happen: {said}")
         time.sleep(pause_seconds)
 
 

@@ -99,7 +99,7 @@ class Stack:
             return job.get("ended_at") is not None
 
         with self.client() as client:
-            wait_until(ended, f"the end of {job_id}, which is {job}", seconds, pause_seconds=0.25)
+            wait_until(ended, lambda: f"the end of {job_id}, which is {job}", seconds, pause_seconds=0.25)
         return job
 
     def results(self, job_id: str) -> list[dict[str, Any]]:

@@ -116,10 +116,10 @@ def test_a_revoked_local_key_is_replaced_by_a_new_one(settings: Settings, databa
 def test_processes_that_start_at_once_agree_on_one_key(settings: Settings, database: Database) -> None:
     """Lost: a client that read the key file just before it was replaced."""
     secrets: list[str] = []
-    threads = [threading.Thread(target=lambda: secrets.append(ensure_local_key(settings, database))) for _ in range(12)]
+    threads = [threading.Thread(target=lambda: secrets.append(ensure_local_key(settings, database))) for _ in range(48)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(secrets) == 12
+    assert len(secrets) == 48
     assert set(secrets) == {settings.local_key_path.read_text().strip()}
