@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,13 @@ TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 """transformers' names of how a row that is too long is cut; `true` is `longest_first`."""
 POOLINGS = ("mean", "cls", "last_token", "max")
 """How the vectors of a row's tokens become one."""
+MOST_STOPS = 16
+"""Stop strings of one generated row."""
+MOST_CHOICES = 128
+"""Continuations of one generated row."""
+MOST_TOP_LOGPROBS = 20
+"""Likeliest tokens that are told of each generated token."""
+_SEEDS = 2**63  # what a signed integer of eight bytes holds
 
 
 def check_parameters(task: str, parameters: Mapping[str, Any]) -> None:
@@ -85,6 +93,25 @@ def _is_truncation(value: object) -> bool:
     return value is None or isinstance(value, bool) or (isinstance(value, str) and value in TRUNCATIONS)
 
 
+def _is_number(value: object) -> bool:
+    # NaN and the infinities are numbers to Python and to some JSON readers.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _between(low: float, high: float = math.inf, *, above: bool = False) -> Check:
+    """Whether a value is a number from `low` (beyond it where `above`) to `high`."""
+    return lambda value: _is_number(value) and (low < value if above else low <= value) and value <= high
+
+
+def _is_whole_between(low: int, high: int) -> Check:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_stop(value: object) -> bool:
+    stops = [value] if isinstance(value, str) else value
+    return isinstance(stops, list) and len(stops) <= MOST_STOPS and all(_is_text(stop) and stop for stop in stops)
+
+
 def _is_tokenizer_kwargs(value: object) -> bool:
     if not isinstance(value, dict):
         return False
@@ -106,6 +133,8 @@ _TEXT = (_or_null(_is_text), "a text")
 _NUMBER = (lambda value: value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)), "a number")
 _COUNT = (_or_null(_is_count), "a whole number from 1")
 _INPUTS = (_one_of("text", "any"), "'text', or 'any' for rows of a text, texts or token ids")
+_STOPS = (_or_null(_is_stop), f"a text or a list of at most {MOST_STOPS}, none of them empty")
+_CHOICES = (_or_null(_is_whole_between(1, MOST_CHOICES)), f"a whole number from 1 to {MOST_CHOICES}")
 _FUNCTION = (_or_null(_one_of("sigmoid", "softmax", "none")), "one of sigmoid, softmax, none")
 
 PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
@@ -139,6 +168,25 @@ PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
         "targets": (_or_null(_is_text_or_texts), "a word or a list of words"),
         "tokenizer_kwargs": (_or_null(_is_tokenizer_kwargs), f"a mapping of {', '.join(_TOKENIZER)} to their values"),
         **_TOKENIZER,
+    },
+    "text-generation": {
+        "max_new_tokens": _COUNT,
+        "do_sample": (_or_null(_is_flag), "true or false"),
+        "temperature": (_or_null(_between(0)), "a number from 0"),
+        "top_p": (_or_null(_between(0, 1, above=True)), "a number above 0 and up to 1"),
+        "top_k": _COUNT,
+        "repetition_penalty": (_or_null(_between(0, above=True)), "a number above 0"),
+        "seed": (_or_null(_is_whole_between(-_SEEDS, _SEEDS - 1)), "a whole number of 64 bits"),
+        "stop": _STOPS,
+        "stop_strings": _STOPS,
+        "n": _CHOICES,
+        "num_return_sequences": _CHOICES,
+        "logprobs": (_or_null(_is_flag), "true or false"),
+        "top_logprobs": (
+            _or_null(_is_whole_between(0, MOST_TOP_LOGPROBS)),
+            f"a whole number from 0 to {MOST_TOP_LOGPROBS}",
+        ),
+        "return_full_text": (_or_null(_is_flag), "true or false"),
     },
     # The pipelines of the following tasks ignore what they do not know.
     "zero-shot-classification": {

@@ -24,7 +24,7 @@ _ALL = (
     Task("token-classification", ("text",)),
     Task("fill-mask", ("text",)),
     Task("feature-extraction", ("text",)),
-    Task("text-generation", ("text",)),
+    Task("text-generation", ("text",), ("parameters",)),
     Task("zero-shot-classification", ("text",), ("candidate_labels",)),
     Task("table-question-answering", ("table", "query")),
     Task("document-question-answering", ("image", "question"), ("word_boxes",)),

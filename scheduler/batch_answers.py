@@ -23,9 +23,9 @@ from scheduler.api.openai import ENDPOINTS, Answered
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 _ROW_ERRORS_OF_CLIENTS = frozenset(
     {
-        "empty_input", "empty_row", "invalid_json_line", "invalid_key", "invalid_parameter", "invalid_text",
-        "invalid_utf8", "invalid_value", "null_value", "row_too_large", "row_too_long", "too_many_inputs",
-        "unknown_token", "wrong_type",
+        "empty_input", "empty_row", "invalid_json_line", "invalid_key", "invalid_messages", "invalid_parameter",
+        "invalid_text", "invalid_utf8", "invalid_value", "no_chat_template", "null_value", "row_too_large",
+        "row_too_long", "too_many_inputs", "unknown_token", "wrong_type",
     }
 )  # fmt: skip
 """Codes of row errors that the client can mend, a 400; all others are a 500."""
@@ -99,7 +99,8 @@ def _writer(batch: Batch) -> Callable[[Mapping[str, Any], Result | None, Job], A
         if result is not None and result.error is None:
             status = 200
             name = batch.model or row["model"]
-            body = endpoint.write(Answered(result.output, result.num_tokens, name, row.get("form")))
+            created_at = int(job.started_at or job.created_at)
+            body = endpoint.write(Answered(result.output, result.num_tokens, name, row.get("form"), digest, created_at))
         else:
             status, body = _refused(row, None if result is None else result.error, job)
         document["response"] = {"status_code": status, "request_id": f"req_{digest}", "body": body}

@@ -16,7 +16,7 @@ from jobs.errors import UserError
 from jobs.ids import new_id
 from jobs.specs import parse_spec
 from jobs.store import Draft, Store, batch_prefix
-from scheduler.api.openai import ENDPOINTS, TASK_PARAMETERS, Asked, Refusal
+from scheduler.api.openai import ENDPOINTS, TASK_DEFAULTS, TASK_PARAMETERS, Asked, Refusal
 
 MOST_ERRORS = 1000
 """Bad lines that are reported; of more, the first ones."""
@@ -196,7 +196,7 @@ class Intake:
         try:
             asked = self._translation.read(body)
         except Refusal as error:
-            asked, refusal = Asked({"text": None}), error
+            asked, refusal = Asked(dict.fromkeys(self._translation.columns)), error
         row = {"custom_id": request["custom_id"], "line": number, "model": body["model"], **asked.values}
         if asked.form is not None:
             row["form"] = asked.form
@@ -236,8 +236,18 @@ class Intake:
             "name": self._batch_id,
             "task": task,
             "model": part.model.model,
-            "input": {"path": f"file:{part.file_id}", "format": "jsonl", "key": "custom_id"},
-            "parameters": {**part.model.parameters, **TASK_PARAMETERS[task], **part.parameters},
+            "input": {
+                "path": f"file:{part.file_id}",
+                "format": "jsonl",
+                "key": "custom_id",
+                "columns": {name: name for name in self._translation.columns},
+            },
+            "parameters": {
+                **TASK_DEFAULTS.get(task, {}),
+                **part.model.parameters,
+                **TASK_PARAMETERS[task],
+                **part.parameters,
+            },
             "dtype": part.model.dtype,
         }
         return BatchPart(parse_spec(document), part.file_id, part.draft.stored)

@@ -30,6 +30,10 @@ SMALLEST_CHUNK_ROWS = 32
 LARGEST_CHUNK_ROWS_CPU = 128
 LARGEST_CHUNK_ROWS_GPU = 2048
 """Both are a few seconds of work at most, so that little is lost with a slot and a yield is quick."""
+LARGEST_GENERATED_ROWS_CPU = 64
+LARGEST_GENERATED_ROWS_GPU = 512
+"""The same where each row takes hundreds of forward passes: twice as many rows as are at work at once, so that waiting
+ones take the places of those that are done."""
 LARGEST_CHUNK_BYTES = 32 * 2**20
 """Of the input, where its rows have byte offsets: a runner holds some chunks at a time, and rows may be megabytes."""
 CHUNKS_PER_SLOT = 4
@@ -88,9 +92,10 @@ def plan_job(
         check_submission(spec, settings=settings, store=store, database=db)
         source = open_input(spec, settings=settings, store=store, database=db)
         num_slots, has_gpu = _known_slots(db)
+        largest = largest_chunk_rows(spec.task, has_gpu=has_gpu)
         asked = spec.batching.chunk_rows
         ranges = _until_unwanted(source.index(SMALLEST_CHUNK_ROWS if asked == "auto" else asked), is_wanted)
-        chunks = merge_ranges(ranges, num_slots=num_slots, has_gpu=has_gpu) if asked == "auto" else _limited(ranges)
+        chunks = merge_ranges(ranges, num_slots=num_slots, largest=largest) if asked == "auto" else _limited(ranges)
         num_rows = ledger.plan(db, job_id, _until_unwanted(chunks, is_wanted))
     except Conflict as error:
         logger.info("planning of %s ended: %s", job_id, error)
@@ -101,21 +106,27 @@ def plan_job(
         logger.info("job %s has %d rows", job_id, num_rows)
 
 
-def chunk_rows_for(num_rows: int, *, num_slots: int, has_gpu: bool) -> int:
+def largest_chunk_rows(task: str, *, has_gpu: bool) -> int:
+    """The most rows of a chunk whose work is a few seconds, or as near to that as the task lets it be."""
+    if task == "text-generation":
+        return LARGEST_GENERATED_ROWS_GPU if has_gpu else LARGEST_GENERATED_ROWS_CPU
+    return LARGEST_CHUNK_ROWS_GPU if has_gpu else LARGEST_CHUNK_ROWS_CPU
+
+
+def chunk_rows_for(num_rows: int, *, num_slots: int, largest: int) -> int:
     """Rows of a chunk that keep every slot busy to the end without being too small to fill batches.
 
     Args:
         num_rows: of the whole input.
         num_slots: that could work on it.
-        has_gpu: whether one of them is a GPU.
+        largest: see `largest_chunk_rows`.
     """
-    largest = LARGEST_CHUNK_ROWS_GPU if has_gpu else LARGEST_CHUNK_ROWS_CPU
     wanted = num_rows / (CHUNKS_PER_SLOT * max(1, num_slots))
     whole_grains = round(wanted / SMALLEST_CHUNK_ROWS) * SMALLEST_CHUNK_ROWS
     return max(SMALLEST_CHUNK_ROWS, min(largest, whole_grains), -(-num_rows // MOST_CHUNKS))
 
 
-def merge_ranges(ranges: Iterable[ChunkRange], *, num_slots: int, has_gpu: bool) -> list[ChunkRange]:
+def merge_ranges(ranges: Iterable[ChunkRange], *, num_slots: int, largest: int) -> list[ChunkRange]:
     """Put small ranges that follow each other in one file together to chunks of a good size.
 
     Holds at most `MOST_CHUNKS` ranges at a time: when there are more, all of them so far are put together in pairs.
@@ -123,7 +134,7 @@ def merge_ranges(ranges: Iterable[ChunkRange], *, num_slots: int, has_gpu: bool)
     Args:
         ranges: of at most `SMALLEST_CHUNK_ROWS` rows each, from row 0 on.
         num_slots: see `chunk_rows_for`.
-        has_gpu: see `chunk_rows_for`.
+        largest: see `largest_chunk_rows`.
     """
     grain = SMALLEST_CHUNK_ROWS
     merged: list[ChunkRange] = []
@@ -133,7 +144,7 @@ def merge_ranges(ranges: Iterable[ChunkRange], *, num_slots: int, has_gpu: bool)
             grain *= 2
             merged = _coarsened(merged, grain)
     num_rows = merged[-1].stop_row if merged else 0
-    return _coarsened(merged, chunk_rows_for(num_rows, num_slots=num_slots, has_gpu=has_gpu))
+    return _coarsened(merged, chunk_rows_for(num_rows, num_slots=num_slots, largest=largest))
 
 
 def _coarsened(ranges: Iterable[ChunkRange], chunk_rows: int) -> list[ChunkRange]:

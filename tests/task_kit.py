@@ -12,6 +12,7 @@ from jobs.settings import Settings
 from jobs.specs import InferenceSpec
 from tests.tiny import SENTENCES
 from worker.inference.tasks import TaskModel, load_task_model
+from worker.inference.tasks.interface import Counted
 
 CPU = torch.device("cpu")
 LONG_TEXT = " ".join(SENTENCES) * 20
@@ -66,7 +67,7 @@ def outputs(task_model: TaskModel, rows: Sequence[Row], *, batch_rows: int = 5) 
             computed = task_model.forward(task_model.collate(batch))
         decoded = task_model.decode(batch, computed)
         for place, output in zip(places, decoded, strict=True):
-            results[place] = output
+            results[place] = output.output if isinstance(output, Counted) else output
     return results
 
 

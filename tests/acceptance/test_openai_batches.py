@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from openai.types import Batch
+from openai.types import Batch, Completion
+from openai.types.chat import ChatCompletion
 
 from jobs.settings import Settings
 from tests import tiny
@@ -73,7 +74,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     tiny.tiny_encoder(folder / "encoder")
     tiny.tiny_encoder(folder / "other", seed=1)
     tiny.tiny_classifier(folder / "classifier")
-    tiny.tiny_causal_lm(folder / "writer")
+    tiny.tiny_causal_lm(folder / "writer", chat_template=tiny.CHAT_TEMPLATE)
     with stack(folder / "data", slots=2) as running:
         key = Settings(data_dir=running.data_dir).local_key_path.read_text().strip()
         with openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, _strict_response_validation=True) as client:
@@ -170,6 +171,64 @@ def test_classification_has_the_same_line_format(desk: Desk) -> None:
     first = desk.lines(batch.output_file_id)[0]["response"]["body"]["data"][0]
     assert first["label"].startswith("label-")
     assert 0 < first["score"] <= 1
+
+
+def test_chats_are_answered_each_by_its_own_parameters(desk: Desk) -> None:
+    """What most batches are made of."""
+    model, url = desk.model("writer"), "/v1/chat/completions"
+    chat = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Where is Ada?"}]
+    lines = [
+        line("greedy", url, model=model, messages=chat, temperature=0, max_tokens=6),
+        line("same", url, model=model, messages=chat, temperature=0, max_completion_tokens=6, n=2),
+        line("drawn", url, model=model, messages=chat, seed=5, max_tokens=9, logprobs=True, top_logprobs=2),
+        line("drawn again", url, model=model, messages=chat, seed=5, max_tokens=9),
+        line("refused", url, model=model, messages=[{"role": "tool", "content": "x"}]),
+        line("unsupported", url, model=model, messages=chat, tools=[{"type": "function"}]),
+    ]
+    batch = desk.ended(desk.create(desk.upload(lines), url))
+    assert batch.status == "completed", batch
+    answers = {one["custom_id"]: one["response"]["body"] for one in desk.lines(batch.output_file_id)}
+    found = {name: ChatCompletion.model_validate(body) for name, body in answers.items()}
+    assert list(found) == ["greedy", "same", "drawn", "drawn again"]
+    texts = {name: [choice.message.content for choice in one.choices] for name, one in found.items()}
+    assert texts["same"] == texts["greedy"] * 2
+    assert texts["drawn"] == texts["drawn again"]
+    logprobs = found["drawn"].choices[0].logprobs
+    assert logprobs is not None
+    assert {len(one.top_logprobs) for one in logprobs.content or []} == {2}
+    usages = {name: one.usage.completion_tokens for name, one in found.items() if one.usage is not None}
+    assert usages["same"] == 2 * usages["greedy"] == 12
+    assert batch.usage is not None
+    assert batch.usage.output_tokens == sum(usages.values())
+    refused = [(one["custom_id"], one["response"]["body"]["error"]) for one in desk.lines(batch.error_file_id)]
+    assert [(name, error["code"], error["param"]) for name, error in refused] == [
+        ("refused", "invalid_value", "messages[0].role"),
+        ("unsupported", "unsupported_parameter", "tools"),
+    ]
+
+
+def test_completions_are_answered_and_what_cannot_be_is_told(desk: Desk) -> None:
+    """The older endpoint, in all forms of a prompt; one that is too long harms no other."""
+    model, url = desk.model("writer"), "/v1/completions"
+    lines = [
+        line("text", url, model=model, prompt="My name is", temperature=0),
+        line("tokens", url, model=model, prompt=[5, 6, 7], temperature=0, max_tokens=3, logprobs=1),
+        line("long", url, model=model, prompt="word " * 500),
+        line("two", url, model=model, prompt=["a", "b"]),
+    ]
+    batch = desk.ended(desk.create(desk.upload(lines), url))
+    assert batch.status == "completed", batch
+    answers = {one["custom_id"]: one["response"]["body"] for one in desk.lines(batch.output_file_id)}
+    found = {name: Completion.model_validate(body) for name, body in answers.items()}
+    assert {name: one.usage.completion_tokens for name, one in found.items() if one.usage} == {"text": 16, "tokens": 3}
+    logprobs = found["tokens"].choices[0].logprobs
+    assert logprobs is not None
+    assert len(logprobs.tokens or []) == 3
+    refused = {one["custom_id"]: one["response"] for one in desk.lines(batch.error_file_id)}
+    assert {name: (one["status_code"], one["body"]["error"]["code"]) for name, one in refused.items()} == {
+        "long": (400, "row_too_long"),
+        "two": (400, "invalid_value"),
+    }
 
 
 # -- what is wrong -------------------------------------------------------------------------------------------------

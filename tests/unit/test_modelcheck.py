@@ -228,7 +228,8 @@ def test_a_transformer_in_a_sub_folder(folder: Path, settings: Settings) -> None
         ),
         ("token-classification", {"aggregation_strategy": "max", "ignore_labels": [], "stride": 0}),
         ("fill-mask", {"top_k": 3, "targets": "word", "tokenizer_kwargs": {"truncation": True}}),
-        ("text-generation", {"anything": "is checked where the pipeline is"}),
+        ("text-generation", {"temperature": 0.7, "top_p": 1, "seed": -5, "stop": [], "n": 3, "top_logprobs": 0}),
+        ("automatic-speech-recognition", {"anything": "is checked where the pipeline is"}),
     ],
 )
 def test_possible_parameters_pass(task: str, parameters: dict[str, Any]) -> None:
@@ -240,6 +241,18 @@ def test_possible_parameters_pass(task: str, parameters: dict[str, Any]) -> None
     ("task", "parameters", "param", "reason"),
     [
         ("text-classification", {"top_q": 1}, "top_q", "did you mean 'top_k'"),
+        ("text-generation", {"max_token": 1}, "max_token", "did you mean 'max_new_tokens'"),
+        ("text-generation", {"max_new_tokens": 0}, "max_new_tokens", "a whole number from 1"),
+        ("text-generation", {"temperature": -0.1}, "temperature", "a number from 0"),
+        ("text-generation", {"temperature": float("nan")}, "temperature", "a number from 0"),
+        ("text-generation", {"top_p": 0}, "top_p", "a number above 0 and up to 1"),
+        ("text-generation", {"repetition_penalty": 0}, "repetition_penalty", "a number above 0"),
+        ("text-generation", {"seed": 2**63}, "seed", "a whole number of 64 bits"),
+        ("text-generation", {"stop": ["a", ""]}, "stop", "none of them empty"),
+        ("text-generation", {"stop": ["a"] * 17}, "stop", "a list of at most 16"),
+        ("text-generation", {"n": 129}, "n", "a whole number from 1 to 128"),
+        ("text-generation", {"logprobs": 5}, "logprobs", "true or false"),
+        ("text-generation", {"top_logprobs": 21}, "top_logprobs", "a whole number from 0 to 20"),
         ("text-classification", {"zzz": 1}, "zzz", "it has top_k, function_to_apply"),
         ("text-classification", {"top_k": 0}, "top_k", "a whole number from 1"),
         ("text-classification", {"top_k": True}, "top_k", "not True"),

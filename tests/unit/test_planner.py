@@ -25,7 +25,14 @@ from jobs.states import JobState
 from jobs.store import Store
 from jobs.tables import Chunk, Job
 from scheduler import planner
-from scheduler.planner import check_submission, chunk_rows_for, merge_ranges, open_input, plan_job
+from scheduler.planner import (
+    check_submission,
+    chunk_rows_for,
+    largest_chunk_rows,
+    merge_ranges,
+    open_input,
+    plan_job,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class Range:
     start_row: int
     stop_row: int
     locator: dict[str, Any] = field(default_factory=dict)
+
+
+CPU, GPU = (largest_chunk_rows("embeddings", has_gpu=has_gpu) for has_gpu in (False, True))
 
 
 @pytest.fixture
@@ -114,12 +124,14 @@ def test_a_good_submission_passes(tmp_path: Path, settings: Settings, store: Sto
 
 
 def test_chunks_keep_every_slot_busy_to_the_end_within_the_limits() -> None:
-    assert chunk_rows_for(1, num_slots=2, has_gpu=False) == 32
-    assert chunk_rows_for(800, num_slots=2, has_gpu=False) == 96
-    assert chunk_rows_for(1_000_000, num_slots=2, has_gpu=False) == 128
-    assert chunk_rows_for(1_000_000, num_slots=8, has_gpu=True) == 2048
-    assert chunk_rows_for(1_000, num_slots=0, has_gpu=True) == 256
-    assert chunk_rows_for(10**9, num_slots=64, has_gpu=True) == 10_000
+    assert chunk_rows_for(1, num_slots=2, largest=CPU) == 32
+    assert chunk_rows_for(800, num_slots=2, largest=CPU) == 96
+    assert chunk_rows_for(1_000_000, num_slots=2, largest=CPU) == 128
+    assert chunk_rows_for(1_000_000, num_slots=8, largest=GPU) == 2048
+    assert chunk_rows_for(1_000, num_slots=0, largest=GPU) == 256
+    assert chunk_rows_for(10**9, num_slots=64, largest=GPU) == 10_000
+    generated = largest_chunk_rows("text-generation", has_gpu=False)
+    assert chunk_rows_for(1_000_000, num_slots=2, largest=generated) == 64
 
 
 def index(num_rows: int, *, name: str = "f", first_row: int = 0, grain: int = 32) -> Iterator[ChunkRange]:
@@ -130,7 +142,7 @@ def index(num_rows: int, *, name: str = "f", first_row: int = 0, grain: int = 32
 
 
 def test_ranges_of_one_file_are_merged_and_keep_the_place_of_the_first() -> None:
-    merged = merge_ranges(index(1000), num_slots=2, has_gpu=False)
+    merged = merge_ranges(index(1000), num_slots=2, largest=CPU)
     assert tiled(merged, 1000)
     assert {item.stop_row - item.start_row for item in merged} == {128, 104}
     assert all(
@@ -140,7 +152,7 @@ def test_ranges_of_one_file_are_merged_and_keep_the_place_of_the_first() -> None
 
 def test_a_chunk_of_megabyte_rows_stays_small_enough_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "LARGEST_CHUNK_BYTES", 640)
-    merged = merge_ranges(index(1000), num_slots=2, has_gpu=False)
+    merged = merge_ranges(index(1000), num_slots=2, largest=CPU)
     assert tiled(merged, 1000)
     assert {item.stop_row - item.start_row for item in merged[:-1]} == {96}, "two grains of 320 bytes, and the third"
 
@@ -148,23 +160,23 @@ def test_a_chunk_of_megabyte_rows_stays_small_enough_to_hold(monkeypatch: pytest
 @pytest.mark.parametrize("second", ["g", "f"])
 def test_a_chunk_never_spans_two_files_nor_one_that_is_named_twice(second: str) -> None:
     both = [*index(64, name="f"), *index(64, name=second, first_row=64)]
-    merged = merge_ranges(both, num_slots=1, has_gpu=True)
+    merged = merge_ranges(both, num_slots=1, largest=GPU)
     assert [(item.start_row, item.stop_row) for item in merged] == [(0, 32), (32, 64), (64, 96), (96, 128)]
-    merged = merge_ranges([*index(640, name="f"), *index(640, name=second, first_row=640)], num_slots=1, has_gpu=True)
+    merged = merge_ranges([*index(640, name="f"), *index(640, name=second, first_row=640)], num_slots=1, largest=GPU)
     assert 640 in {item.start_row for item in merged}
 
 
 def test_a_row_group_that_several_ranges_share_is_merged() -> None:
     shared = [ChunkRange(at, at + 32, {"file": "f", "row": 0, "group": 0}) for at in range(0, 3200, 32)]
-    assert len(merge_ranges(shared, num_slots=1, has_gpu=False)) == 25
+    assert len(merge_ranges(shared, num_slots=1, largest=CPU)) == 25
     twice = [ChunkRange(at + 3200, at + 3232, {"file": "f", "row": 3200, "group": 0}) for at in range(0, 3200, 32)]
-    assert 3200 in {item.start_row for item in merge_ranges([*shared, *twice], num_slots=1, has_gpu=False)}
+    assert 3200 in {item.start_row for item in merge_ranges([*shared, *twice], num_slots=1, largest=CPU)}
 
 
 def test_an_endless_input_is_planned_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "MOST_CHUNKS", 100)
     tracemalloc.start()
-    merged = merge_ranges(index(32 * 5000), num_slots=1, has_gpu=False)
+    merged = merge_ranges(index(32 * 5000), num_slots=1, largest=CPU)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert tiled(merged, 32 * 5000)

@@ -18,6 +18,13 @@ CUDA_BATCH_COST = 4096
 """The same for a GPU, which must be given hundreds of kernels for each forward pass."""
 CPU_MAX_ROWS = 256
 CUDA_MAX_ROWS = 2048
+CPU_CACHE_TOKENS = 16_384
+"""Most tokens of rows that are generated together on a CPU; they take memory, but little of its time."""
+CUDA_CACHE_TOKENS = 1_048_576
+CUDA_CACHE_SHARE = 2
+"""A GPU's spare memory, divided by this, is for the keys and values of such rows; the rest is for the passes."""
+CPU_ROWS_AT_WORK = 32
+CUDA_ROWS_AT_WORK = 256
 _GIB = 2**30
 _SPAN_ROWS = 4096
 """Rows that are cut at once: the work grows with the square, and longer spans gain nothing."""
@@ -86,6 +93,25 @@ def auto_max_tokens(device_type: str, spare_bytes: int) -> int:
     if device_type != "cuda":
         return CPU_MAX_TOKENS
     return max(1024, min(CUDA_MAX_TOKENS, spare_bytes * CUDA_TOKENS_PER_GIB // _GIB // 1024 * 1024))
+
+
+def auto_cache_tokens(device_type: str, spare_bytes: int, token_bytes: int) -> int:
+    """The same where rows stay at work for many forward passes, each with a cache that grows.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+        spare_bytes: as for `auto_max_tokens`.
+        token_bytes: what one token takes in the cache.
+    """
+    if device_type != "cuda":
+        return CPU_CACHE_TOKENS
+    fitting = spare_bytes // CUDA_CACHE_SHARE // token_bytes // 1024 * 1024
+    return max(1024, min(CUDA_CACHE_TOKENS, fitting))
+
+
+def auto_rows_at_work(device_type: str) -> int:
+    """Most of such rows at once, where the user sets none."""
+    return CUDA_ROWS_AT_WORK if device_type == "cuda" else CPU_ROWS_AT_WORK
 
 
 def auto_max_rows(device_type: str) -> int:

@@ -14,7 +14,13 @@ from jobs.errors import ServiceUnavailable
 from jobs.specs import InferenceSpec, model_key
 from jobs.tables import SafeBudget
 from worker.device import device_name, total_memory_bytes
-from worker.inference.batching import auto_max_rows, auto_max_tokens, batch_cost
+from worker.inference.batching import (
+    auto_cache_tokens,
+    auto_max_rows,
+    auto_max_tokens,
+    auto_rows_at_work,
+    batch_cost,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +55,27 @@ class Budget:
         self._remember(max_tokens)
 
 
-def open_budget(spec: InferenceSpec, *, model_bytes: int, device: torch.device, database: Database) -> Budget:
+def open_budget(
+    spec: InferenceSpec, *, model_bytes: int, device: torch.device, database: Database, token_bytes: int | None = None
+) -> Budget:
     """The budget to start a lease with.
 
     Args:
         spec: its `batching` is the user's word; an earlier out-of-memory of the same model on the same kind of device
             lowers even that.
         model_bytes: memory the model's weights take.
+        token_bytes: memory that a token takes for as long as its row is at work, of a model that is `InFlight`.
     """
     name, key = device_name(device), model_key(spec)
     asked_tokens, asked_rows = spec.batching.max_tokens, spec.batching.max_rows
     spare_bytes = total_memory_bytes(device) - model_bytes
-    max_tokens = auto_max_tokens(device.type, spare_bytes) if asked_tokens == "auto" else asked_tokens
-    max_rows = auto_max_rows(device.type) if asked_rows == "auto" else asked_rows
+    if token_bytes is None:
+        auto_tokens, auto_rows = auto_max_tokens(device.type, spare_bytes), auto_max_rows(device.type)
+    else:
+        auto_tokens = auto_cache_tokens(device.type, spare_bytes, token_bytes)
+        auto_rows = auto_rows_at_work(device.type)
+    max_tokens = auto_tokens if asked_tokens == "auto" else asked_tokens
+    max_rows = auto_rows if asked_rows == "auto" else asked_rows
     with database.read() as session:
         known = select(col(SafeBudget.max_tokens)).where(
             col(SafeBudget.model_key) == key, col(SafeBudget.device_name) == name

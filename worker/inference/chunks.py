@@ -9,7 +9,7 @@ from typing import Any
 from jobs.leases import Claim
 from jobs.rows import Result, Row, RowError
 from worker.device import Moment
-from worker.inference.tasks.interface import Encoded
+from worker.inference.tasks.interface import Counted, Encoded
 
 
 class OpenChunk:
@@ -45,7 +45,14 @@ class OpenChunk:
         return self.claim.stop_row - self.claim.start_row
 
     def settle(self, row: Row, output: Any | RowError, num_tokens: int = 0) -> None:
-        """Set a row's result."""
+        """Set a row's result.
+
+        Args:
+            output: what `TaskModel.decode` made of it.
+            num_tokens: what the row was packed by; `Counted` knows better.
+        """
+        if isinstance(output, Counted):
+            output, num_tokens = output.output, output.num_tokens
         if output is None:
             output = RowError("no_output", "the model gave no output for this row")
         failed = isinstance(output, RowError)

@@ -20,7 +20,7 @@ from worker.device import Moment, is_out_of_memory, is_poisoned, one_line, relea
 from worker.inference.batching import pack, padded_tokens
 from worker.inference.budget import Budget
 from worker.inference.chunks import Piece
-from worker.inference.tasks.interface import Encoded, TaskModel
+from worker.inference.tasks.interface import Encoded, InFlight, Interrupted, TaskModel
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Engine:
             make_room: frees device memory that others hold (models kept warm); says whether there was any to free.
         """
         self._model = model
+        self._in_flight = model if isinstance(model, InFlight) else None
         self._device = device
         self._budget = budget
         self._make_room = make_room
@@ -50,6 +51,11 @@ class Engine:
         self._collate_lock = threading.Lock()
         self._forward_lock = threading.Lock()
         self._failures_logged = 0
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether the model takes whole chunks, in many forward passes each."""
+        return self._in_flight is not None
 
     # -- tokenizer thread
 
@@ -76,7 +82,12 @@ class Engine:
     # -- collating thread
 
     def batches(self, encoded: Sequence[Encoded]) -> list[list[Encoded]]:
-        """Pack the rows of one chunk; depends on their lengths and the lease's first budget only."""
+        """Pack the rows of one chunk; depends on their lengths and the lease's first budget only.
+
+        A model that is `InFlight` gets all of them at once.
+        """
+        if self.is_in_flight:
+            return [list(encoded)] if encoded else []
         return self._pack(encoded, self._budget.planned_tokens)
 
     def collate(self, members: Sequence[Encoded]) -> Any | None:
@@ -95,19 +106,23 @@ class Engine:
 
         Args:
             collated: its tensors, where they were made ahead.
-            beat: called before each forward pass.
+            beat: called before each forward pass; may raise `Interrupted`.
 
         Returns:
             Pieces that together have each member once. On CUDA they may still be being computed.
 
         Raises:
             StokerError: an error that is not one row's, such as a lost CUDA context.
+            Interrupted: by `beat`.
         """
-        if len(members) > 1 and padded_tokens([one.num_tokens for one in members]) > self._budget.max_tokens:
+        is_larger = padded_tokens([one.num_tokens for one in members]) > self._budget.max_tokens
+        if len(members) > 1 and is_larger and not self.is_in_flight:
             return self._in_parts(self._pack(members, self._budget.max_tokens), beat)
         try:
             beat()
-            return [self._forward(members, collated)]
+            return [self._forward(members, collated, beat)]
+        except Interrupted:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises is searched for its row
             verdict = self._row_error(error)
             out_of_memory = is_out_of_memory(error)
@@ -139,7 +154,9 @@ class Engine:
         if len(members) == 1 or freed:
             try:
                 beat()
-                return [self._forward(members, None)]
+                return [self._forward(members, None, beat)]
+            except Interrupted:
+                raise
             except Exception as error:  # noqa: BLE001 - as in `compute`
                 verdict = self._row_error(error)
                 if not is_out_of_memory(error) and len(members) == 1:
@@ -147,7 +164,10 @@ class Engine:
             release_memory(self._device)
         if len(members) == 1:
             return [Piece(members, None, None, verdict)]
-        half = padded_tokens([one.num_tokens for one in members]) // 2
+        tried = padded_tokens([one.num_tokens for one in members])
+        if self.is_in_flight:
+            tried = min(tried, self._budget.max_tokens)  # the others were waiting
+        half = tried // 2
         pieces = self._in_parts(self._pack(members, half), beat)
         # Where a single row was too large by itself, that row is to blame and not the size of its batch.
         if not any(piece.error is not None and piece.error.code == _TOO_LARGE for piece in pieces):
@@ -157,12 +177,17 @@ class Engine:
     def _in_parts(self, parts: Sequence[Sequence[Encoded]], beat: Callable[[], None]) -> list[Piece]:
         return [piece for part in parts for piece in self.compute(part, None, beat)]
 
-    def _forward(self, members: Sequence[Encoded], collated: Any | None) -> Piece:
+    def _forward(self, members: Sequence[Encoded], collated: Any | None, beat: Callable[[], None]) -> Piece:
         if collated is None:
             with self._collate_lock:
                 collated = self._model.collate(members)
         with self._forward_lock, torch.inference_mode():
-            outputs = self._model.forward(collated)
+            if self._in_flight is None:
+                outputs = self._model.forward(collated)
+            else:
+                outputs = self._in_flight.forward_in_flight(
+                    collated, max_tokens=self._budget.max_tokens, max_rows=self._budget.max_rows, between=beat
+                )
             return Piece(members, outputs, Moment(self._device))
 
     # -- decoding thread
@@ -191,7 +216,7 @@ class Engine:
         for half in (members[:middle], members[middle:]):
             try:
                 with torch.inference_mode():
-                    outputs += self._decoded(self._forward(half, None))
+                    outputs += self._decoded(self._forward(half, None, lambda: None))
             except Exception as error:  # noqa: BLE001 - the search goes on inside this half
                 verdict = self._row_error(error)
             else:

@@ -31,6 +31,7 @@ from worker.inference.feed import Feed
 from worker.inference.holdings import Holdings
 from worker.inference.models import ModelCache
 from worker.inference.stages import Closed
+from worker.inference.tasks.interface import InFlight, Interrupted
 from worker.inference.writer import Tally, Writer
 from worker.stop import Stop, StopReason
 
@@ -58,7 +59,8 @@ def run_lease(
 
     Args:
         lease: active, of an inference job.
-        stop: `yield` and `shutdown` finish the chunk that is being computed, `cancel` ends at the next batch.
+        stop: `yield` and `shutdown` finish the chunk that is being computed, `cancel` ends at the next batch. A chunk
+            that takes many forward passes (`InFlight`) is left by each of them at the next one, and pending again.
         beat: called with a chunk's first row before each forward pass on it, and with None when no chunk is computed.
             Where this raises, the last call names the chunk that is to blame, if one is.
 
@@ -76,7 +78,13 @@ def run_lease(
         spec.input, spec.columns(), settings=settings, store=store, find_upload=partial(find_upload, database)
     )
     sink = open_sink(spec.output, vector_output=spec.vector_output, database=database, store=store)
-    budget = open_budget(spec, model_bytes=model.memory_bytes, device=models.device, database=database)
+    budget = open_budget(
+        spec,
+        model_bytes=model.memory_bytes,
+        token_bytes=model.token_bytes if isinstance(model, InFlight) else None,
+        device=models.device,
+        database=database,
+    )
     engine = Engine(model, models.device, budget, make_room=lambda: models.drop_others(spec))
     holdings = Holdings(settings.chunk_seconds)
     feed = Feed(lease, database=database, settings=settings, source=source, engine=engine, holdings=holdings)
@@ -125,6 +133,11 @@ def _forward(
     def is_over() -> bool:
         return writer.has_failed or (stop.reason == StopReason.CANCEL if inside_chunk else stop.asked)
 
+    def beat_or_leave(start_row: int) -> None:
+        beat(start_row)
+        if engine.is_in_flight and (writer.has_failed or stop.asked):
+            raise Interrupted
+
     while True:
         if not inside_chunk and feed.is_behind:
             engine.synchronize()
@@ -139,7 +152,11 @@ def _forward(
         if not inside_chunk:
             holdings.begun(start_row)
             begun = time.monotonic()
-        pieces = engine.compute(batch.members, batch.collated, partial(beat, start_row)) if batch.members else []
+        try:
+            pulse = partial(beat_or_leave, start_row)
+            pieces = engine.compute(batch.members, batch.collated, pulse) if batch.members else []
+        except Interrupted:
+            return
         if is_suspect:
             engine.synchronize()
         try:

@@ -12,15 +12,17 @@ from worker.inference.tasks.generic import Generic
 from worker.inference.tasks.interface import Encoded, TaskModel
 from worker.inference.tasks.loading import find_model
 from worker.inference.tasks.text_classification import TextClassification
+from worker.inference.tasks.text_generation import TextGeneration
 from worker.inference.tasks.token_classification import TokenClassification
 
 __all__ = ["Encoded", "TaskModel", "load_task_model"]
 
-_TASKS: dict[str, type[Embeddings | TextClassification | TokenClassification | FillMask]] = {
+_TASKS: dict[str, type[Embeddings | TextClassification | TokenClassification | FillMask | TextGeneration]] = {
     "embeddings": Embeddings,
     "text-classification": TextClassification,
     "token-classification": TokenClassification,
     "fill-mask": FillMask,
+    "text-generation": TextGeneration,
 }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from jobs.rows import Row, RowError
 
@@ -19,6 +19,14 @@ class Encoded:
     features: Any
     """The task's own; None where `error` is set."""
     error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """An output with the tokens that the model saw for it, where they were not known before it was computed."""
+
+    output: Any
+    num_tokens: int
 
 
 NOT_FINITE = RowError("not_a_number", "the model's output for this row is not a finite number; try dtype float32")
@@ -76,6 +84,30 @@ class TaskModel(Protocol):
             outputs: as `forward` returned them.
 
         Returns:
-            One for each row of the batch, in order; a `RowError` for a row that alone came to nothing.
+            One for each row of the batch, in order; a `RowError` for a row that alone came to nothing. Where
+            `Encoded.num_tokens` was a guess, `Counted`.
+        """
+        ...
+
+
+class Interrupted(Exception):
+    """Nobody waits for what is being computed any more."""
+
+
+@runtime_checkable
+class InFlight(Protocol):
+    """A `TaskModel` that takes the rows of a whole chunk and decides from step to step which are computed together."""
+
+    token_bytes: int
+    """Memory that one token of a row takes for as long as the row is at work."""
+
+    def forward_in_flight(self, collated: Any, *, max_tokens: int, max_rows: int, between: Callable[[], None]) -> Any:
+        """In place of `TaskModel.forward`.
+
+        Args:
+            collated: of all rows of a chunk, or of some.
+            max_tokens: of the rows at work at once, counted as padded to the longest.
+            max_rows: most rows at work at once.
+            between: called before each forward pass; what it raises (`Interrupted`, say) ends all of them.
         """
         ...

@@ -1,0 +1,378 @@
+"""Text generation gives what `generate` gives for each row alone, with each row's own parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from jobs.errors import InvalidModel, InvalidSpec
+from jobs.rows import Row, RowError
+from tests.task_kit import TEXTS, error_codes, load, outputs, text_rows
+from tests.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_classifier, tiny_gpt2
+from worker.inference.tasks.interface import Counted
+from worker.inference.tasks.text_generation import TextGeneration
+
+TASK = "text-generation"
+BUILDERS = (tiny_causal_lm, tiny_gpt2)
+PROMPTS = [text for text in TEXTS if text]
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is Ada?"}]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama without a chat template."""
+    return tiny_causal_lm(tmp_path_factory.mktemp("llama"))
+
+
+class Reference:
+    """`generate` by hand, one row at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a prompt."""
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        return ids
+
+    def tokens(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
+        """Tokens that come greedily after a prompt's."""
+        prompt = torch.tensor([list(ids)])
+        options = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": 0}
+        found = self.model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        tokens: list[int] = found[0, len(ids) :].tolist()
+        return tokens
+
+    def logprobs(self, ids: Sequence[int]) -> torch.Tensor:
+        """(T, V): what the model says of the token after each."""
+        with torch.no_grad():
+            scores: torch.Tensor = self.model(torch.tensor([list(ids)])).logits[0].float().log_softmax(-1)
+        return scores
+
+
+def rows_of(*cells: tuple[Any, Mapping[str, Any] | str | None]) -> list[Row]:
+    """Rows of a text and parameters of their own."""
+    return [Row(index, None, {"text": text, "parameters": own}) for index, (text, own) in enumerate(cells)]
+
+
+def generated(task_model: Any, rows: Sequence[Row], *, max_rows: int = 4, max_tokens: int = 10_000) -> list[Any]:
+    """One output or RowError for each row, a few rows at work at a time, as the engine does it."""
+    encoded = task_model.encode(rows)
+    good = [one for one in encoded if one.error is None]
+    with torch.inference_mode():
+        computed = task_model.forward_in_flight(
+            task_model.collate(good), max_tokens=max_tokens, max_rows=max_rows, between=lambda: None
+        )
+    decoded = iter(task_model.decode(good, computed))
+    results = [one.error or next(decoded) for one in encoded]
+    return [result.output if isinstance(result, Counted) else result for result in results]
+
+
+def texts_of(output: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The texts of an output's choices."""
+    return [choice["generated_text"] for choice in output]
+
+
+def num_tokens_of(output: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of all choices of an output."""
+    return sum(choice["num_tokens"] for choice in output)
+
+
+# -- greedy ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize(("max_rows", "max_tokens"), [(1, 10_000), (3, 10_000), (5, 400), (100, 10_000)])
+def test_greedy_tokens_are_those_of_generate(
+    tmp_path: Path, build: Callable[[Path], Path], max_rows: int, max_tokens: int
+) -> None:
+    """Lost: trust in every result, where a row that joins or leaves changed those that stay."""
+    folder = build(tmp_path)
+    reference = Reference(folder)
+    task_model = load(TASK, folder)
+    lengths = [1 + 13 * number % 90 for number in range(len(PROMPTS))]
+    rows = rows_of(*((text, {"max_new_tokens": most}) for text, most in zip(PROMPTS, lengths, strict=True)))
+    requests = task_model.collate(task_model.encode(rows))
+    assert isinstance(task_model, TextGeneration)
+    with torch.inference_mode():
+        found = task_model.forward_in_flight(requests, max_tokens=max_tokens, max_rows=max_rows, between=lambda: None)
+    expected = [reference.tokens(reference.ids(text), most) for text, most in zip(PROMPTS, lengths, strict=True)]
+    assert [one.tokens for (one,) in found] == expected
+
+
+def test_the_text_is_what_follows_the_prompt(model: Path) -> None:
+    """Lost: a space or half a character at the seam."""
+    reference = Reference(model)
+    for text, output in zip(
+        PROMPTS, outputs(load(TASK, model, {"max_new_tokens": 9}), text_rows(PROMPTS)), strict=True
+    ):
+        ids = reference.ids(text)
+        tokens = reference.tokens(ids, 9)
+        whole = reference.tokenizer.decode(ids + tokens, skip_special_tokens=True)
+        assert texts_of(output) == [whole[len(reference.tokenizer.decode(ids, skip_special_tokens=True)) :]]
+        assert num_tokens_of(output) == len(tokens)
+
+
+def test_every_end_token_of_the_generation_config_ends_a_row(tmp_path: Path) -> None:
+    """Lost: the end of an answer; chat models have several."""
+    folder = tiny_causal_lm(tmp_path)
+    reference = Reference(folder)
+    ids = reference.ids("My name is")
+    tokens = reference.tokens(ids, 12)
+    config = json.loads((folder / "generation_config.json").read_text())
+    config["eos_token_id"] = [2, tokens[7]]
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    (output,) = generated(load(TASK, folder, {"max_new_tokens": 12, "logprobs": True}), text_rows(["My name is"]))
+    (choice,) = output
+    end = tokens.index(tokens[7])
+    assert choice["finish_reason"] == "stop"
+    assert choice["generated_text"] == reference.tokenizer.decode(tokens[:end])
+    assert len(choice["logprobs"]) == end
+    assert num_tokens_of(output) == end + 1
+
+
+def test_the_repetition_penalty_of_the_model_is_that_of_generate(tmp_path: Path) -> None:
+    """Lost: equality with `generate` for models whose generation config says more than where to end."""
+    folder = tiny_causal_lm(tmp_path)
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 1.5}))
+    reference = Reference(folder)
+    task_model = load(TASK, folder, {"max_new_tokens": 40})
+    found = task_model.forward(task_model.collate(task_model.encode(text_rows(PROMPTS[:4]))))
+    assert [one.tokens for (one,) in found] == [reference.tokens(reference.ids(text), 40) for text in PROMPTS[:4]]
+
+
+def test_new_tokens_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:
+    """Lost: the process, at a position that the model does not have."""
+    folder = tiny_gpt2(tmp_path, max_tokens=20)
+    ids = list(range(5, 20))
+    rows = rows_of((ids, None), (ids + ids[:4], None), (ids + ids[:5], None))
+    first, second, third = generated(load(TASK, folder, {"max_new_tokens": 100}), rows)
+    assert (num_tokens_of(first), num_tokens_of(second)) == (5, 1)
+    assert {one[0]["finish_reason"] for one in (first, second)} == {"length"}
+    assert third == RowError("row_too_long", "the prompt has 20 tokens; the model takes 20, at least one of them new")
+
+
+# -- each row's own parameters --------------------------------------------------------------------------------------
+
+
+def test_a_sampled_row_does_not_depend_on_its_neighbours(model: Path) -> None:
+    """Lost: the same result at the next try, and the meaning of a seed."""
+    task_model = load(TASK, model, {"temperature": 1.0, "max_new_tokens": 30, "seed": 7})
+    rows = text_rows(PROMPTS)
+    together = generated(task_model, rows, max_rows=100)
+    assert generated(task_model, rows, max_rows=3) == together
+    assert generated(task_model, rows[::-1], max_rows=5)[::-1] == together
+    assert [generated(task_model, [row])[0] for row in rows] == together
+    others = rows_of(*((text, {"temperature": 0, "max_new_tokens": 50}) for text in PROMPTS))
+    mixed = [rows[index] if index % 3 == 0 else others[index] for index in range(len(rows))]
+    assert generated(task_model, mixed)[::3] == together[::3]
+    assert generated(task_model.with_parameters({"temperature": 1.0, "max_new_tokens": 30}), rows) != together
+
+
+def test_a_seed_of_the_row_itself_gives_the_same_text_anywhere(model: Path) -> None:
+    """Lost: what `seed` means to those who send it with each request."""
+    own = {"temperature": 1.0, "seed": 11, "max_new_tokens": 20}
+    first, second, third = generated(
+        load(TASK, model), rows_of(("Ada", own), ("Ada", own), ("Ada", {**own, "seed": 1}))
+    )
+    assert texts_of(first) == texts_of(second) != texts_of(third)
+    inherited = load(TASK, model, own)
+    first, second = generated(inherited, text_rows(["Ada", "Ada"]))
+    assert texts_of(first) != texts_of(second)
+
+
+def test_each_row_has_its_own_parameters_over_those_of_the_job(model: Path) -> None:
+    """Lost: what a row asked for."""
+    reference = Reference(model)
+    rows = rows_of(
+        ("Ada", None),
+        ("Ada", {"max_new_tokens": 3}),
+        ("Ada", {"n": 2, "max_new_tokens": None}),
+        ("Ada", '{"max_new_tokens": 2, "temperature": 0}'),
+        ("Ada", " "),
+    )
+    results = generated(load(TASK, model, {"max_new_tokens": 6}), rows)
+    assert [num_tokens_of(one) for one in results] == [6, 3, 12, 2, 6]
+    assert len(results[2]) == 2
+    whole = reference.tokens(reference.ids("Ada"), 6)
+    assert texts_of(results[1]) == [reference.tokenizer.decode(whole[:3])]
+
+
+def test_several_choices_are_drawn_each_by_itself(model: Path) -> None:
+    """Lost: the difference between them."""
+    drawn = load(TASK, model, {"temperature": 1.0, "n": 4, "max_new_tokens": 10})
+    first, second = generated(drawn, text_rows(["My name", "is"]), max_rows=3)
+    assert len(set(texts_of(first))) == len(set(texts_of(second))) == 4
+    fewer = generated(drawn.with_parameters({"temperature": 1.0, "n": 2, "max_new_tokens": 10}), text_rows(["My name"]))
+    assert texts_of(fewer[0]) == texts_of(first)[:2]
+    assert num_tokens_of(first) == 40
+    greedy = generated(load(TASK, model, {"n": 3, "max_new_tokens": 5}), text_rows(["My name"]))
+    assert len(set(texts_of(greedy[0]))) == 1
+
+
+# -- stop strings ---------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_cut_before_a_stop_string(model: Path) -> None:
+    """Lost: the end that was asked for, where it lies inside a token or across several."""
+    reference = Reference(model)
+    task_model = load(TASK, model, {"max_new_tokens": 40})
+    for prompt in PROMPTS[:6]:
+        tokens = reference.tokens(reference.ids(prompt), 40)
+        whole = texts_of(generated(task_model, text_rows([prompt]))[0])[0]
+        for start in (3, 9, 17):
+            for stop in (whole[start : start + 1], whole[start : start + 4]):
+                rows = rows_of((prompt, {"stop": [stop, "never there"]}))
+                (output,) = generated(task_model, rows)
+                (choice,) = output
+                assert choice["generated_text"] == whole[: whole.find(stop)]
+                assert choice["finish_reason"] == "stop"
+                assert num_tokens_of(output) <= len(tokens)
+    (output,) = generated(task_model, rows_of(("Ada", {"stop": "never there"})))
+    assert output[0]["finish_reason"] == "length"
+
+
+def test_a_stop_string_ends_a_row_at_once(model: Path) -> None:
+    """Lost: the time of all the tokens that nobody sees."""
+    reference = Reference(model)
+    tokens = reference.tokens(reference.ids("Ada"), 30)
+    told = reference.tokenizer.decode(tokens[:4])
+    (output,) = generated(
+        load(TASK, model, {"max_new_tokens": 30, "stop": told[-2:], "logprobs": True}), text_rows(["Ada"])
+    )
+    assert num_tokens_of(output) <= 4
+    told = "".join(one["token"] for one in output[0]["logprobs"])
+    assert told.startswith(output[0]["generated_text"])
+
+
+# -- log-probabilities ----------------------------------------------------------------------------------------------
+
+
+def test_logprobs_are_those_of_the_model(model: Path) -> None:
+    """Lost: what a probability means, were it that of a filtered or heated distribution."""
+    reference = Reference(model)
+    rows = rows_of(
+        ("My name is", {"top_logprobs": 3, "temperature": 1.5, "top_k": 5, "seed": 2}),
+        ("I live in London", {"logprobs": True}),
+        ("Ada", None),
+    )
+    task_model = load(TASK, model, {"max_new_tokens": 8})
+    results = generated(task_model, rows)
+    requests = task_model.collate(task_model.encode(rows))
+    tokens = [one.tokens for (one,) in task_model.forward(requests)]
+    for result, request, chosen in zip(results[:2], requests, tokens, strict=False):
+        logprobs_TV = reference.logprobs([*request.prompt, *chosen])[len(request.prompt) - 1 : -1]
+        told = result[0]["logprobs"]
+        for step, token in enumerate(chosen):
+            assert told[step]["logprob"] == pytest.approx(float(logprobs_TV[step, token]), abs=1e-4)
+            assert bytes(told[step]["bytes"]).decode(errors="replace") == told[step]["token"]
+        assert b"".join(bytes(one["bytes"]) for one in told).decode(errors="replace") == texts_of(result)[0]
+    best = reference.logprobs([*requests[0].prompt, *tokens[0]])[len(requests[0].prompt) - 1 : -1].topk(3)
+    for step, one in enumerate(results[0][0]["logprobs"]):
+        expected = pytest.approx(best.values[step].tolist(), abs=1e-4)
+        assert [top["logprob"] for top in one["top_logprobs"]] == expected
+    assert all(one["top_logprobs"] == [] for one in results[1][0]["logprobs"])
+    assert results[2][0]["logprobs"] is None
+
+
+# -- prompts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_chat_goes_through_the_models_template(tmp_path: Path) -> None:
+    """Lost: the sense of a chat model's answer."""
+    folder = tiny_causal_lm(tmp_path, chat_template=CHAT_TEMPLATE)
+    reference = Reference(folder)
+    told = "system: Be brief.\nuser: Where is Ada?\nassistant:"
+    ids = reference.tokenizer(told, add_special_tokens=False)["input_ids"]
+    task_model = load(TASK, folder, {"max_new_tokens": 7})
+    rows = rows_of(
+        (MESSAGES, None),
+        (ids, None),
+        ([{"role": "tool", "content": "x"}], None),
+        ([{"role": "user"}], None),
+        ([{"content": "x"}], None),
+    )
+    assert task_model.encode(rows)[0].features.prompt == tuple(ids)
+    results = generated(task_model, rows)
+    assert texts_of(results[0]) == texts_of(results[1])
+    assert error_codes(results) == [None, None, *["invalid_messages"] * 3]
+    assert "no tools here" in results[2].message
+    assert results[3].message == "messages[0].content: must be a text"
+
+
+def test_rows_that_cannot_be_prompts(model: Path) -> None:
+    """Lost: the rows beside them."""
+    rows = rows_of(
+        (None, None),
+        (5, None),
+        ([], None),
+        ([1, "a"], None),
+        ([1, True], None),
+        ([5, 10_000_000], None),
+        ([-1], None),
+        (MESSAGES, None),
+        ("\ud800", None),
+        ("good", None),
+        ([5, 6], None),
+        ("x" * 2000, None),
+    )
+    codes = error_codes(generated(load(TASK, model, {"max_new_tokens": 2}), rows))
+    expected = ["null_value", "wrong_type", "empty_row", "wrong_type", "wrong_type", "unknown_token", "unknown_token"]
+    assert codes == [*expected, "no_chat_template", "invalid_text", None, None, "row_too_long"]
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"temprature": 1}, "parameters.temprature: task 'text-generation' has no parameter 'temprature'"),
+        ({"n": 0}, "parameters.n: must be a whole number from 1 to 128, not 0"),
+        ([1], "parameters: must be an object, not a list"),
+        ("{", "parameters: is not valid JSON"),
+        ("[1]", "parameters: must be an object, not a list"),
+    ],
+)
+def test_a_bad_parameter_of_a_row_is_the_rows_error(model: Path, own: Any, message: str) -> None:
+    """Lost: the job, for one row's mistake; or the mistake, silently."""
+    bad, good = generated(load(TASK, model, {"max_new_tokens": 2}), rows_of(("Ada", own), ("Ada", None)))
+    assert bad.code == "invalid_parameter"
+    assert bad.message.startswith(message)
+    assert texts_of(good)
+
+
+def test_models_and_parameters_that_do_not_fit_are_refused(model: Path, tmp_path: Path) -> None:
+    """Lost: a whole job's time."""
+    with pytest.raises(InvalidSpec, match="top_p"):
+        load(TASK, model, {"top_p": 3})
+    with pytest.raises(InvalidModel):
+        load(TASK, tiny_classifier(tmp_path))
+
+
+# -- the pipeline's own words ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_results_are_the_pipelines(tmp_path: Path, full: bool) -> None:
+    """Lost: a script that reads the pipeline's results, and reads these as well."""
+    folder = tiny_causal_lm(tmp_path, chat_template=CHAT_TEMPLATE)
+    reference = pipeline("text-generation", model=str(folder), device="cpu")
+    texts: list[Any] = [*PROMPTS[:6], MESSAGES]
+    options = {"max_new_tokens": 9, "do_sample": False, "return_full_text": full}
+    results = generated(load(TASK, folder, options), rows_of(*((text, None) for text in texts)))
+    for text, result in zip(texts, results, strict=True):
+        assert [{"generated_text": one["generated_text"]} for one in result] == reference(text, **options)
+
+
+def test_transformers_names_are_understood(model: Path) -> None:
+    """Lost: a `generate` call's parameters, taken over as they are."""
+    task_model = load(TASK, model, {"num_return_sequences": 3, "temperature": 1.0, "max_new_tokens": 5})
+    first, second = generated(task_model, rows_of(("Ada", None), ("Ada", {"n": 2, "stop_strings": "e"})))
+    assert (len(first), len(second)) == (3, 2)
+    assert not any("e" in text for text in texts_of(second))

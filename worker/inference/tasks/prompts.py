@@ -1,0 +1,86 @@
+"""From a row to the tokens that a model goes on from: a text, the messages of a chat, or token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from jobs.rows import Row, RowError
+from worker.device import one_line
+from worker.inference.tasks.interface import Encoded
+from worker.inference.tasks.tokens import Limits, Tokens
+
+_UNBOUNDED = Limits(None, None)
+_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
+
+
+class Prompts:
+    """A tokenizer's ways to make a prompt. One thread uses it at a time."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        """
+        Args:
+            tokens: of the model.
+        """
+        self._tokens = tokens
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._tokens.tokenizer
+
+    def encode(self, rows: Sequence[Row]) -> list[tuple[int, ...] | RowError]:
+        """The prompt of each row.
+
+        Args:
+            rows: whose `text` is a text (special tokens are added, as the tokenizer does by itself), a list of messages
+                `{"role", "content"}` (the model's chat template is put around them, ready for the assistant's answer),
+                or a list of token ids, taken as they are.
+
+        Returns:
+            Token ids; or a row error with one of the codes of `Tokens.encode`, `no_chat_template` or
+            `invalid_messages`.
+        """
+        # Texts in one call, whatever else is between them; what is neither text nor list is told there too.
+        texts = iter(self._tokens.encode([row for row in rows if not _is_list(row)], _UNBOUNDED))
+        return [_ids(self._of_list(row, row.values["text"]) if _is_list(row) else next(texts)) for row in rows]
+
+    def _of_list(self, row: Row, value: Sequence[Any]) -> Encoded:
+        if not value:
+            return _refused(row, "empty_row", "the row's list has neither messages nor token ids")
+        if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+            return self._tokens.take(row, value, _UNBOUNDED)
+        if not all(isinstance(one, Mapping) for one in value):
+            return _refused(row, "wrong_type", "text must be a text, a list of messages, or a list of token ids")
+        return self._of_chat(row, value)
+
+    def _of_chat(self, row: Row, messages: Sequence[Mapping[str, Any]]) -> Encoded:
+        if not self._tokenizer.chat_template:
+            reason = "the model has no chat template: the row's text must be a text or token ids, not messages"
+            return _refused(row, "no_chat_template", reason)
+        for number, message in enumerate(messages):
+            for name, kinds in (("role", str), ("content", (str, list))):
+                if not isinstance(message.get(name), kinds):
+                    return _refused(row, "invalid_messages", f"messages[{number}].{name}: must be a text")
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except _TEMPLATE_ERRORS as error:
+            refusal = f"the model's chat template refuses the messages: {one_line(error)}"
+            return _refused(row, "invalid_messages", refusal)
+        return self._tokens.take(row, ids, _UNBOUNDED) if ids else _refused(row, "empty_row", "the row has no tokens")
+
+
+def _is_list(row: Row) -> bool:
+    return isinstance(row.values.get("text"), list)
+
+
+def _ids(encoded: Encoded) -> tuple[int, ...] | RowError:
+    return encoded.error or tuple(encoded.features[0]["input_ids"].tolist())
+
+
+def _refused(row: Row, code: str, message: str) -> Encoded:
+    return Encoded(row, 0, None, RowError(code, message))

@@ -1,0 +1,186 @@
+"""How the next token is chosen: greedily, or drawn by noise that belongs to the row and not to its batch.
+
+The draw is Gumbel's: of the scores that are left after temperature, `top_k` and `top_p`, plus noise -log(-log(u)), the
+largest wins, which is a draw from their softmax. Each u belongs to one token of the vocabulary at one step of one
+continuation of one row: it is output number `token` of the SplitMix64 generator (Steele, Lea, Flood: "Fast splittable
+pseudorandom number generators", 2014) whose state is output number `step` of another one, whose state is a hash of
+
+- the seed and the number of the continuation, where the row itself says a seed (as OpenAI's `seed`: equal requests with
+  equal seeds get equal texts, wherever they stand);
+- else the job's seed (0 where it says none), the row's index in the input and the number of the continuation.
+
+It is integer arithmetic, the same on every device. So a row's text does not depend on the rows beside it, on its place
+among them, or on how often it was started again; only where two noisy scores are closer than the rounding errors of the
+model's own arithmetic could another batch's shape decide otherwise.
+
+Shapes: B rows of a batch, S those of them that are drawn, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MIXERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_LAST_SHIFT = 31
+_WORD = 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """One row's way to choose tokens. The order of its steps is transformers': penalty, temperature, top_k, top_p."""
+
+    temperature: float = 0.0
+    """0: the likeliest token, always."""
+    top_k: int | None = None
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    own_seed: bool = False
+    """Whether the row itself says the seed, so that its place in the input does not matter."""
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature == 0.0
+
+    def key(self, row_index: int, choice: int) -> int:
+        """Where the noise of one continuation of a row begins: 64 bits."""
+        place = "" if self.own_seed else row_index
+        digest = hashlib.blake2b(f"{self.seed}/{place}/{choice}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little")
+
+
+def resolve_sampling(parameters: Mapping[str, Any], defaults: Mapping[str, Any], *, own_seed: bool) -> Sampling:
+    """What checked parameters mean.
+
+    Nothing is drawn unless `do_sample` is true or `temperature` is above 0; what the model's own generation_config.json
+    says of `do_sample` is not followed. Its other values stand in where the parameters say nothing.
+
+    Args:
+        parameters: the row's over the job's.
+        defaults: of the model's generation_config.json, those that it says.
+        own_seed: whether the row says the seed.
+    """
+
+    def value(name: str, otherwise: Any) -> Any:
+        given = parameters.get(name)
+        if given is None:
+            given = defaults.get(name)
+        return otherwise if given is None else given
+
+    draws, temperature = parameters.get("do_sample"), parameters.get("temperature")
+    if draws is None:
+        draws = temperature is not None
+    return Sampling(
+        temperature=float(value("temperature", 1.0)) if draws else 0.0,
+        top_k=value("top_k", None) or None,
+        top_p=float(value("top_p", 1.0)),
+        repetition_penalty=float(value("repetition_penalty", 1.0)),
+        seed=parameters.get("seed") or 0,
+        own_seed=own_seed,
+    )
+
+
+def choose(
+    logits_BV: torch.Tensor, samplings: Sequence[Sampling], keys: Sequence[int], steps: Sequence[int]
+) -> torch.Tensor:
+    """The next token of each row, (B,) int64.
+
+    Args:
+        logits_BV: float32, after `penalize`.
+        samplings: one for each row.
+        keys: one for each row, from `Sampling.key`.
+        steps: tokens that each row has so far.
+    """
+    tokens_B = logits_BV.argmax(dim=-1)
+    drawn = [place for place, sampling in enumerate(samplings) if not sampling.is_greedy]
+    if not drawn:
+        return tokens_B
+    scores_SV = logits_BV[drawn].double()
+    chosen = [samplings[place] for place in drawn]
+    scores_SV /= scores_SV.new_tensor([sampling.temperature for sampling in chosen])[:, None]
+    scores_SV = _keep_top_p(_keep_top_k(scores_SV, chosen), chosen)
+    states_S = [splitmix(keys[place] + steps[place] * _GAMMA) for place in drawn]
+    tokens_B[drawn] = (scores_SV + gumbel(states_S, scores_SV)).argmax(dim=-1)
+    return tokens_B
+
+
+def penalize(logits_BV: torch.Tensor, samplings: Sequence[Sampling], seen: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Logits with each row's `repetition_penalty` on the tokens that it has seen, prompt included.
+
+    As transformers' RepetitionPenaltyLogitsProcessor; a copy, where any row has one.
+    """
+    penalized = [place for place, sampling in enumerate(samplings) if sampling.repetition_penalty != 1.0]
+    if not penalized:
+        return logits_BV
+    logits_BV = logits_BV.clone()
+    for place in penalized:
+        tokens = torch.tensor(sorted(set(seen[place])), device=logits_BV.device)
+        scores, penalty = logits_BV[place, tokens], samplings[place].repetition_penalty
+        logits_BV[place, tokens] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return logits_BV
+
+
+def _keep_top_k(scores_SV: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
+    num_tokens = scores_SV.shape[-1]
+    kept = [min(sampling.top_k or num_tokens, num_tokens) for sampling in samplings]
+    most = max((k for k in kept if k < num_tokens), default=0)
+    if not most:
+        return scores_SV
+    best = scores_SV.topk(most, dim=-1).values
+    place = torch.tensor([min(k, most) - 1 for k in kept], device=scores_SV.device)[:, None]
+    is_cut = torch.tensor([k < num_tokens for k in kept], device=scores_SV.device)[:, None]
+    return scores_SV.masked_fill(is_cut & (scores_SV < best.gather(-1, place)), -torch.inf)
+
+
+def _keep_top_p(scores_SV: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
+    """The fewest likeliest tokens whose probabilities reach `top_p`."""
+    if all(sampling.top_p >= 1.0 for sampling in samplings):
+        return scores_SV
+    top_p = scores_SV.new_tensor([sampling.top_p for sampling in samplings])[:, None]
+    ascending, order = scores_SV.sort(dim=-1, stable=True)
+    is_cut = (ascending.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - top_p) & (top_p < 1.0)
+    is_cut[:, -1] = False
+    return scores_SV.masked_fill(torch.zeros_like(is_cut).scatter(-1, order, is_cut), -torch.inf)
+
+
+# -- noise -----------------------------------------------------------------------------------------------------------
+
+
+def splitmix(state: int) -> int:
+    """SplitMix64's output for a state, in Python."""
+    mixed = (state + _GAMMA) % _WORD
+    for shift, factor in _MIXERS:
+        mixed = ((mixed ^ (mixed >> shift)) * factor) % _WORD
+    return mixed ^ (mixed >> _LAST_SHIFT)
+
+
+def gumbel(states_S: Sequence[int], like_SV: torch.Tensor) -> torch.Tensor:
+    """Noise for every token, (S, V) float64: u is output number `token` of SplitMix64 from each row's state."""
+    device, num_tokens = like_SV.device, like_SV.shape[-1]
+    start_S1 = torch.tensor([_signed(state) for state in states_S], device=device)[:, None]
+    mixed_SV = start_S1 + (torch.arange(num_tokens, device=device) + 1) * _signed(_GAMMA)
+    for shift, factor in _MIXERS:
+        mixed_SV = (mixed_SV ^ _shifted(mixed_SV, shift)) * _signed(factor)
+    mixed_SV ^= _shifted(mixed_SV, _LAST_SHIFT)
+    uniform_SV = (_shifted(mixed_SV, 11).double() + 0.5) * 2.0**-53  # inside (0, 1), never at its ends
+    noise_SV: torch.Tensor = -torch.log(-torch.log(uniform_SV))
+    return noise_SV
+
+
+def _shifted(word: torch.Tensor, shift: int) -> torch.Tensor:
+    """A logical shift to the right; torch's own repeats the sign."""
+    logical: torch.Tensor = (word >> shift) & (2 ** (64 - shift) - 1)
+    return logical
+
+
+def _signed(word: int) -> int:
+    """The same 64 bits as torch's int64 has them; its sums and products wrap around as SplitMix64 wants it."""
+    word %= _WORD
+    return word - _WORD if word >= _WORD // 2 else word

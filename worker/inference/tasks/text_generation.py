@@ -1,0 +1,182 @@
+"""Text generation: how a model goes on after a prompt or a chat, with each row's own parameters.
+
+An output is the pipeline's list, one entry for each choice: `{"generated_text", "finish_reason", "num_tokens",
+"logprobs"}`. The text is what was generated, behind the prompt where `return_full_text` is true. `finish_reason` is
+`stop` (the model ended it, or a stop string came, which the text is cut before) or `length`. Greedy decoding gives the
+tokens that `generate` gives for the row alone; what is drawn belongs to the row, as `sampling` tells.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from jobs.errors import InvalidSpec
+from jobs.parameters import check_parameters
+from jobs.rows import Row, RowError
+from worker.inference.tasks.completions import Detokenizer
+from worker.inference.tasks.decoding import Continuation, Decoder, Request
+from worker.inference.tasks.interface import Encoded
+from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes
+from worker.inference.tasks.prompts import Prompts
+from worker.inference.tasks.sampling import resolve_sampling
+from worker.inference.tasks.tokens import Tokens, longest_row, position_limit
+
+TASK = "text-generation"
+_DEFAULT_NEW_TOKENS = 256
+_DEFAULTS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+"""What is taken from the model's own generation_config.json."""
+_SHORT = {"num_return_sequences": "n", "stop_strings": "stop"}
+_UNLIMITED = 2**31
+
+
+class TextGeneration:
+    """A decoder with a language model's head."""
+
+    def __init__(
+        self, source: ModelFolder, parameters: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """
+        Args:
+            source: the model's files.
+            parameters: of the job.
+            device: where it computes.
+            dtype: in which it computes.
+
+        Raises:
+            InvalidModel: it cannot be loaded, or is not a decoder.
+            InvalidSpec: a parameter is wrong.
+        """
+        tokenizer = load_tokenizer(source)
+        self._model = load_weights(source, AutoModelForCausalLM, task=TASK, device=device, dtype=dtype)
+        _check_kind(source, self._model)
+        tokens = Tokens(tokenizer, self._model, pin=False)
+        config = self._model.generation_config
+        self._defaults = {name: getattr(config, name, None) for name in _DEFAULTS}
+        ends = config.eos_token_id
+        end_tokens = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._longest = position_limit(self._model) or longest_row(self._model, tokenizer)
+        self._prompts = Prompts(tokens)
+        # Three threads use a tokenizer at once, and one of them would change another's settings.
+        self._detokenizer = Detokenizer(copy.deepcopy(tokenizer), end_tokens)
+        self._decoder = Decoder(
+            self._model,
+            end_tokens=end_tokens,
+            pad_token=tokens.pad_token_id,
+            finds_stop=Detokenizer(copy.deepcopy(tokenizer), end_tokens).finds_stop,
+        )
+        self.memory_bytes = memory_bytes(self._model)
+        self.token_bytes = _token_bytes(self._model)
+        self._configure(parameters)
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+        """See `TaskModel`."""
+        other = copy.copy(self)
+        other._configure(parameters)
+        return other
+
+    def _configure(self, parameters: Mapping[str, Any]) -> None:
+        check_parameters(TASK, parameters)
+        self._parameters = _in_short(parameters)
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """See `TaskModel`."""
+        return [self._encoded(row, prompt) for row, prompt in zip(rows, self._prompts.encode(rows), strict=True)]
+
+    def _encoded(self, row: Row, prompt: tuple[int, ...] | RowError) -> Encoded:
+        own = row_parameters(row)
+        error = next((one for one in (own, prompt) if isinstance(one, RowError)), None)
+        if isinstance(own, RowError) or isinstance(prompt, RowError):
+            return Encoded(row, 0, None, error)
+        room = _UNLIMITED if self._longest is None else self._longest - len(prompt)
+        if room < 1:
+            message = f"the prompt has {len(prompt)} tokens; the model takes {self._longest}, at least one of them new"
+            return Encoded(row, len(prompt), None, RowError("row_too_long", message))
+        request = self._request(row, prompt, own, room)
+        return Encoded(row, request.num_tokens * request.num_sequences, request)
+
+    def _request(self, row: Row, prompt: tuple[int, ...], own: Mapping[str, Any], room: int) -> Request:
+        said = {name: value for name, value in _in_short(own).items() if value is not None}
+        parameters = {**self._parameters, **said}
+        asked = parameters.get("max_new_tokens") or self._defaults["max_new_tokens"] or _DEFAULT_NEW_TOKENS
+        stop = parameters.get("stop") or ()
+        top_logprobs = parameters.get("top_logprobs") or 0
+        tells_logprobs = parameters.get("logprobs") or top_logprobs > 0
+        return Request(
+            row_index=row.row_index,
+            prompt=prompt,
+            max_new_tokens=min(asked, room),
+            sampling=resolve_sampling(parameters, self._defaults, own_seed=own.get("seed") is not None),
+            num_choices=parameters.get("n") or 1,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            top_logprobs=top_logprobs if tells_logprobs else None,
+            full_text=bool(parameters.get("return_full_text")),
+        )
+
+    def collate(self, batch: Sequence[Encoded]) -> list[Request]:
+        """See `TaskModel`. Which rows are computed together is decided token by token."""
+        return [one.features for one in batch]
+
+    def forward(self, collated: Sequence[Request]) -> list[list[Continuation]]:
+        """See `TaskModel`: all rows at once."""
+        return self.forward_in_flight(collated, max_tokens=_UNLIMITED, max_rows=_UNLIMITED, between=lambda: None)
+
+    def forward_in_flight(
+        self, collated: Sequence[Request], *, max_tokens: int, max_rows: int, between: Callable[[], None]
+    ) -> list[list[Continuation]]:
+        """See `InFlight`."""
+        return self._decoder.generate(collated, max_tokens=max_tokens, max_rows=max_rows, between=between)
+
+    def decode(self, batch: Sequence[Encoded], outputs: Sequence[Sequence[Continuation]]) -> list[Any]:
+        """See `TaskModel`."""
+        return [
+            self._detokenizer.output(one.row, one.features, continuations)
+            for one, continuations in zip(batch, outputs, strict=True)
+        ]
+
+
+def row_parameters(row: Row) -> Mapping[str, Any] | RowError:
+    """A row's own parameters, checked; as JSON text too, since a cell of a CSV file holds nothing else."""
+    given = row.values.get("parameters")
+    if isinstance(given, str):
+        try:
+            given = json.loads(given) if given.strip() else None
+        except ValueError as error:
+            return RowError("invalid_parameter", f"parameters: is not valid JSON: {error}")
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        return RowError("invalid_parameter", f"parameters: must be an object, not a {type(given).__name__}")
+    try:
+        check_parameters(TASK, given)
+    except InvalidSpec as error:
+        return RowError("invalid_parameter", error.message)
+    return given
+
+
+def _in_short(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with one name each, where transformers and OpenAI have two for one thing."""
+    return {_SHORT.get(name, name): value for name, value in parameters.items()}
+
+
+def _check_kind(source: ModelFolder, model: PreTrainedModel) -> None:
+    """Refuse what is not a decoder, or goes on from anything but its cache."""
+    if model.config.is_encoder_decoder:
+        raise source.invalid(f"a {model.config.model_type} model has an encoder, which {TASK} does not take")
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise source.invalid(f"a {model.config.model_type} model has no cache of keys and values, which {TASK} needs")
+
+
+def _token_bytes(model: PreTrainedModel) -> int:
+    """Memory that one token of one row takes in the cache."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * config.num_hidden_layers * kept * size * model.dtype.itemsize)
