@@ -49,29 +49,35 @@ class Prompts:
 
     def _of_list(self, row: Row, value: Sequence[Any]) -> Encoded:
         if not value:
-            return _refused(row, "empty_row", "the row's list has neither messages nor token ids")
+            return _refused(row, RowError("empty_row", "the row's list has neither messages nor token ids"))
         if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
             return self._tokens.take(row, value, _UNBOUNDED)
         if not all(isinstance(one, Mapping) for one in value):
-            return _refused(row, "wrong_type", "text must be a text, a list of messages, or a list of token ids")
+            return _refused(
+                row, RowError("wrong_type", "text must be a text, a list of messages, or a list of token ids")
+            )
         return self._of_chat(row, value)
 
     def _of_chat(self, row: Row, messages: Sequence[Mapping[str, Any]]) -> Encoded:
         if not self._tokenizer.chat_template:
             reason = "the model has no chat template: the row's text must be a text or token ids, not messages"
-            return _refused(row, "no_chat_template", reason)
+            return _refused(row, RowError("no_chat_template", reason))
         for number, message in enumerate(messages):
             for name, kinds in (("role", str), ("content", (str, list))):
                 if not isinstance(message.get(name), kinds):
-                    return _refused(row, "invalid_messages", f"messages[{number}].{name}: must be a text")
+                    return _refused(row, RowError("invalid_messages", f"messages[{number}].{name}: must be a text"))
         try:
             ids = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
             )
         except _TEMPLATE_ERRORS as error:
             refusal = f"the model's chat template refuses the messages: {one_line(error)}"
-            return _refused(row, "invalid_messages", refusal)
-        return self._tokens.take(row, ids, _UNBOUNDED) if ids else _refused(row, "empty_row", "the row has no tokens")
+            return _refused(row, RowError("invalid_messages", refusal))
+        return (
+            self._tokens.take(row, ids, _UNBOUNDED)
+            if ids
+            else _refused(row, RowError("empty_row", "the row has no tokens"))
+        )
 
 
 def _is_list(row: Row) -> bool:
@@ -82,5 +88,5 @@ def _ids(encoded: Encoded) -> tuple[int, ...] | RowError:
     return encoded.error or tuple(encoded.features[0]["input_ids"].tolist())
 
 
-def _refused(row: Row, code: str, message: str) -> Encoded:
-    return Encoded(row, 0, None, RowError(code, message))
+def _refused(row: Row, error: RowError) -> Encoded:
+    return Encoded(row, 0, None, error)
