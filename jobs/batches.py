@@ -10,7 +10,7 @@ from sqlalchemy import delete, exists, func, or_, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from jobs import history, ledger
+from jobs import endings, history, ledger
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
@@ -253,7 +253,7 @@ def refuse(db: Database, batch_id: str, errors: Sequence[Mapping[str, Any]]) -> 
         batch.errors = [dict(error) for error in errors]
         batch.num_completed = batch.num_failed = 0
         session.flush()
-        _tell_end(session, db, batch)
+        endings.tell_batch(session, db, batch)
 
 
 def cancel(db: Database, batch_id: str) -> Batch:
@@ -276,7 +276,7 @@ def cancel(db: Database, batch_id: str) -> Batch:
             batch.state, batch.cancelling_at, batch.cancelled_at = BatchState.CANCELLED, now, now
             batch.num_completed = batch.num_failed = 0
             session.flush()
-            _tell_end(session, db, batch)
+            endings.tell_batch(session, db, batch)
         elif batch.state == BatchState.IN_PROGRESS:
             batch.state, batch.cancelling_at = BatchState.CANCELLING, now
             session.flush()
@@ -324,7 +324,7 @@ def end(db: Database, batch_id: str, outcome: BatchOutcome, *, default_seconds: 
         batch.input_tokens, batch.output_tokens = outcome.input_tokens, outcome.output_tokens
         batch.errors = [dict(error) for error in outcome.errors] or None
         session.flush()
-        _tell_end(session, db, batch)
+        endings.tell_batch(session, db, batch)
 
 
 def forget_rows(db: Database, batch_id: str) -> None:
@@ -378,9 +378,3 @@ def _file(
         created_at=now,
         expires_at=expires_at,
     )
-
-
-def _tell_end(session: Session, db: Database, batch: Batch) -> None:
-    """Record the end in the transaction that makes it."""
-    done = {"completed": batch.num_completed, "failed": batch.num_failed}
-    history.record(session, db, batch.id, f"batch.{batch.state}", **done)

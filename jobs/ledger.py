@@ -10,7 +10,7 @@ from sqlalchemy import delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from jobs import history, losses
+from jobs import endings, history, losses
 from jobs.database import Database
 from jobs.errors import Conflict, DeadlineExceeded, NotFound, StokerError
 from jobs.ids import new_id
@@ -220,7 +220,7 @@ def complete(db: Database, job_id: str, made: Sequence[Artifact]) -> None:
             raise Conflict(f"job {job_id} is not finalizing")
         for artifact in made:
             session.merge(artifact)
-        history.record(session, db, job_id, "job.completed", done=row.num_done, failed=row.num_failed)
+        endings.tell_job(session, db, job_id, JobState.COMPLETED, done=row.num_done, failed=row.num_failed)
 
 
 def fail(db: Database, job_id: str, error: StokerError) -> bool:
@@ -253,7 +253,7 @@ def cancel(db: Database, job_id: str) -> Job:
         if job.state in (JobState.VALIDATING, JobState.QUEUED):
             job.state, job.ended_at = JobState.CANCELLED, db.time(session)
             session.flush()
-            history.record(session, db, job_id, "job.cancelled")
+            endings.tell_job(session, db, job_id, JobState.CANCELLED)
         elif job.state == JobState.RUNNING:
             job.state = JobState.CANCELLING
             session.flush()
@@ -312,7 +312,7 @@ def expire_overdue(db: Database) -> list[str]:
                 .returning(col(Job.id))
             )
             if session.execute(ended).one_or_none() is not None:
-                history.record(session, db, job_id, "job.expired")
+                endings.tell_job(session, db, job_id, JobState.EXPIRED)
                 expired.append(job_id)
         return expired
 

@@ -6,7 +6,7 @@ import orjson
 from sqlalchemy import exists, select, update
 from sqlmodel import Session, col
 
-from jobs import history
+from jobs import endings, history
 from jobs.database import Database
 from jobs.errors import StokerError
 from jobs.retries import GiveUp, RetryAt, RetryPolicy, decide
@@ -124,7 +124,7 @@ def fail_job(session: Session, db: Database, job_id: str, code: str, message: st
     )
     if session.execute(failed).one_or_none() is None:
         return False
-    history.record(session, db, job_id, "job.failed", code=code, reason=message)
+    endings.tell_job(session, db, job_id, JobState.FAILED, code=code, reason=message)
     return True
 
 
@@ -144,5 +144,5 @@ def settle_if_cancelling(session: Session, db: Database, job_id: str) -> bool:
     )
     if session.execute(settled).one_or_none() is None:
         return False
-    history.record(session, db, job_id, "job.cancelled")
+    endings.tell_job(session, db, job_id, JobState.CANCELLED)
     return True

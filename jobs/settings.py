@@ -15,6 +15,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from jobs.addresses import PrivateHost
 from jobs.catalogue import Catalogue
 
 _LONGEST_SOCKET_PATH = 100  # bytes; the kernel takes 108 with the final zero
@@ -61,6 +62,8 @@ class Settings(BaseSettings):
     """Longest line or row of an input; a longer one becomes a row error."""
     batch_lines: int = Field(default=1_000_000, ge=1)
     """Most requests of one batch file."""
+    webhook_private_hosts: list[PrivateHost] = []
+    """Host names, addresses and networks that webhooks may go to although they are not public; empty: none."""
 
     # -- models
     models: Catalogue = {}
@@ -109,11 +112,23 @@ class Settings(BaseSettings):
     retry_max_seconds: float = Field(default=60.0, gt=0)
     """Longest backoff."""
 
+    # -- webhooks
+    webhook_timeout_seconds: float = Field(default=10.0, gt=0)
+    """Time that a receiver has to answer a delivery, connecting included."""
+    webhook_attempts: int = Field(default=18, ge=1)
+    """Tries of a delivery before it is given up; with the delays below, four to eight hours."""
+    webhook_retry_seconds: float = Field(default=5.0, gt=0)
+    """First delay between two tries; doubles each time, with jitter."""
+    webhook_retry_max_seconds: float = Field(default=3600.0, gt=0)
+    """Longest delay between two tries."""
+
     # -- retention
     upload_days: float = Field(default=30.0, gt=0)
     """Uploaded files are deleted after this many days, unless a live job reads them."""
     job_days: float = Field(default=0.0, ge=0)
     """Ended jobs and their results are deleted after this many days; 0 keeps them."""
+    webhook_days: float = Field(default=30.0, gt=0)
+    """Deliveries of webhooks are deleted from the log this many days after their end."""
     log_lines: int = Field(default=10_000, ge=0)
     """Log lines kept for one lease; the rest is dropped, and that is said."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -267,6 +267,38 @@ class StokerClient:
         """Delete an uploaded file. Raises ApiError with status 409 while a live job reads it."""
         self._connection.send("DELETE", f"/v1/files/{segment(file_id)}")
 
+    # -- webhooks
+
+    def create_webhook(self, url: str, *, events: Sequence[str] = ()) -> Json:
+        """Make a webhook.
+
+        Args:
+            url: that is told.
+            events: types to be told of; none: all.
+
+        Returns:
+            `{id, object, url, events, project, created_at, secret}`; the secret is in no other answer.
+        """
+        content, headers = orjson.dumps({"url": url, "events": list(events)}), {"Content-Type": "application/json"}
+        return as_json(self._connection.send("POST", "/v1/webhooks", content=content, headers=headers))
+
+    def webhooks(self, *, limit: int | None = None) -> Iterator[Json]:
+        """Webhooks, newest first."""
+        yield from self._connection.pages("/v1/webhooks", {}, limit=limit, page=100)
+
+    def deliveries(self, webhook_id: str, *, limit: int | None = None) -> Iterator[Json]:
+        """A webhook's delivery log, newest first: `{id, object, webhook_id, type, event, state, attempts, status_code,
+        error, created_at, next_attempt_at, ended_at}`."""
+        yield from self._connection.pages(_webhook_path(webhook_id, "deliveries"), {}, limit=limit, page=100)
+
+    def test_webhook(self, webhook_id: str) -> Json:
+        """Send a webhook a `webhook.test` event. Returns the delivery, which is still to be sent."""
+        return as_json(self._connection.send("POST", _webhook_path(webhook_id, "test")))
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Delete a webhook and its log; what is not sent yet never is."""
+        self._connection.send("DELETE", _webhook_path(webhook_id))
+
     def _history(self, path: str, *, after: int, follow: bool) -> Iterator[Json]:
         if not follow:
             yield from self._connection.pages(path, {"after": after}, limit=None, page=1000)
@@ -277,6 +309,10 @@ class StokerClient:
 
 def _job_path(job_id: str, *rest: str) -> str:
     return "/".join(("/v1/jobs", segment(job_id), *rest))
+
+
+def _webhook_path(webhook_id: str, *rest: str) -> str:
+    return "/".join(("/v1/webhooks", segment(webhook_id), *rest))
 
 
 def _present(**query: Any) -> Json:

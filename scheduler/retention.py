@@ -1,4 +1,4 @@
-"""Deletes what nobody needs any more: temporaries of dead writers, orphaned parts, expired uploads, old jobs."""
+"""Deletes what nobody needs any more: temporaries of dead writers, orphaned parts, expired uploads, all that is old."""
 
 from __future__ import annotations
 
@@ -11,9 +11,20 @@ from sqlmodel import col
 
 from jobs.database import Database
 from jobs.settings import Settings
-from jobs.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, JobState
+from jobs.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, DeliveryState, JobState
 from jobs.store import Store, job_prefix
-from jobs.tables import Artifact, Batch, Chunk, Event, Job, Lease, LogLine, ResultRecord, StoredFile
+from jobs.tables import (
+    Artifact,
+    Batch,
+    Chunk,
+    Event,
+    Job,
+    Lease,
+    LogLine,
+    ResultRecord,
+    StoredFile,
+    WebhookDelivery,
+)
 from jobs.uploads import uploads_in_use
 
 logger = logging.getLogger(__name__)
@@ -52,6 +63,7 @@ def retain(db: Database, store: Store, settings: Settings, *, is_wanted: Callabl
         _delete_expired_uploads,
         _delete_old_jobs,
         _delete_old_batches,
+        _delete_old_deliveries,
     ):
         for deleted in step(db, store, settings):
             logger.info("deleted %s", deleted)
@@ -131,6 +143,21 @@ def _delete_old_batches(db: Database, _store: Store, settings: Settings) -> Iter
             session.execute(delete(Event).where(col(Event.job_id) == batch_id))
             session.execute(delete(Batch).where(col(Batch.id) == batch_id, ended))
         yield f"batch {batch_id}, which was made more than {settings.job_days:g} days ago"
+
+
+def _delete_old_deliveries(db: Database, _store: Store, settings: Settings) -> Iterator[str]:
+    old = (
+        col(WebhookDelivery.state) != DeliveryState.PENDING,
+        col(WebhookDelivery.ended_at) < db.now() - settings.webhook_days * _DAY_SECONDS,
+    )
+    some = select(col(WebhookDelivery.id)).where(*old).limit(_BATCH_ROWS)
+    num_deleted = _BATCH_ROWS
+    while num_deleted == _BATCH_ROWS:
+        with db.write() as session:
+            deleted = session.execute(delete(WebhookDelivery).where(col(WebhookDelivery.id).in_(some)))
+        num_deleted = cast("CursorResult[Any]", deleted).rowcount
+        if num_deleted:
+            yield f"{num_deleted} deliveries of webhooks, which ended more than {settings.webhook_days:g} days ago"
 
 
 def _delete_some(db: Database, table: Any, key_column: Any, job_id: str) -> int:

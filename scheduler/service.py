@@ -14,7 +14,7 @@ from celery import Celery
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import batches, history, ledger
+from jobs import batches, history, ledger, webhooks
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable, StokerError
 from jobs.queue import Doorbell
@@ -30,12 +30,15 @@ from scheduler.leader import Leader
 from scheduler.planner import plan_job
 from scheduler.reaper import reap
 from scheduler.retention import retain
+from scheduler.webhooks import deliver
 from scheduler.workbench import Workbench
 
 logger = logging.getLogger(__name__)
 
 _PLANNERS = 3  # one huge input must not keep small jobs waiting
 _FINALIZERS = 2
+_SENDERS = 8  # receivers that are waited for at once
+_CUT_OFF_SECONDS = 1.0  # time for a delivery under way at the end; what is cut off is sent again
 _MOST_PLANNINGS = 20  # tries, about a quarter of an hour, before a job whose input cannot be reached fails
 _LAST_TRY = 3  # of retention, before it waits for its next turn
 _LAID_AT_ONCE = 200  # jobs laid on the benches at a sweep, the most urgent first
@@ -168,6 +171,7 @@ class Service:
         settings, db, app = self._settings, self._db, self._app
         planning, finalizing, cleaning = self._benches(benches)
         intake, outlet = self._batch_benches(benches)
+        posting = self._webhook_bench(benches)
         sweep_seconds = settings.sweep_seconds
         first = time.monotonic() + _FIRST_RETENTION_SECONDS
         return [
@@ -175,6 +179,7 @@ class Service:
             _Duty("dispatching", lambda: dispatch(db, app, settings), sweep_seconds, on_wake=True),
             _Duty("laying out", lambda: self._lay_out(planning, finalizing), sweep_seconds, on_wake=True),
             _Duty("batches", lambda: self._lay_out_batches(intake, outlet), sweep_seconds, on_wake=True),
+            _Duty("webhooks", lambda: self._lay_out_webhooks(posting), sweep_seconds, on_wake=True),
             _Duty("retention", lambda: cleaning.lay(["old"]), _RETENTION_SECONDS, on_wake=False, due_at=first),
         ]  # fmt: skip
 
@@ -211,6 +216,21 @@ class Service:
         for bench in (intake, outlet):
             stack.callback(bench.close, self._settings.grace_seconds)
         return intake, outlet
+
+    def _webhook_bench(self, stack: ExitStack) -> Workbench:
+        """For sending deliveries, one receiver to a thread: one that is away rests, and holds up no other."""
+        settings = self._settings
+        posting = Workbench(
+            "webhooks",
+            partial(deliver, self._db, settings, is_wanted=self._is_wanted),
+            num_threads=_SENDERS,
+            patience=RetryPolicy(2**31, settings.webhook_retry_seconds, settings.retry_max_seconds),
+            on_trouble=_only_logged,
+            give_up=_only_logged,
+            on_done=_nothing,
+        )
+        stack.callback(posting.close, min(_CUT_OFF_SECONDS, settings.grace_seconds))
+        return posting
 
     def _bench(
         self,
@@ -259,10 +279,16 @@ class Service:
         intake.lay(new)
         outlet.lay(ended)
 
+    def _lay_out_webhooks(self, posting: Workbench) -> None:
+        """Lay the webhooks to which something is due on their bench, the one that has waited longest first."""
+        with self._db.read() as session:
+            due = webhooks.due(session, self._db)
+        posting.lay(due)
+
 
 def _only_logged(_name: str, _error: StokerError) -> None:
     """The bench has logged it; the next turn tries again."""
 
 
 def _nothing() -> None:
-    """Nobody waits for the end of retention."""
+    """Nobody waits for this bench's end of work."""

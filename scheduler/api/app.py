@@ -15,10 +15,11 @@ from jobs.queue import Doorbell
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec
 from jobs.store import Store
-from scheduler.api import batches, events, files, health, jobs, metrics, models, results, slots
+from scheduler.api import batches, events, files, health, jobs, metrics, models, results, slots, webhooks
 from scheduler.api.batches import BatchRequest
 from scheduler.api.context import Context
 from scheduler.api.errors import add_error_handlers
+from scheduler.api.webhooks import WebhookRequest
 from scheduler.version import version
 
 _THREADS = 24  # fewer than the database's pool has connections, so that no request waits for one in vain
@@ -55,7 +56,7 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
     )
     app.state.context = context
     add_error_handlers(app)
-    for module in (jobs, results, events, slots, files, batches, models, health, metrics):
+    for module in (jobs, results, events, slots, files, batches, webhooks, models, health, metrics):
         app.include_router(module.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -66,7 +67,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = document["components"]["schemas"]
-        for model in (InferenceSpec, BatchRequest):
+        for model in (InferenceSpec, BatchRequest, WebhookRequest):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

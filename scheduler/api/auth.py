@@ -1,7 +1,7 @@
 """Who may call: bearer keys, asked for by every route under /v1.
 
-A key names a project, which its jobs are labelled with. It is not a wall: every key sees every job. Batches are seen by
-the keys of their own project and of `default`.
+A key names a project, which its jobs are labelled with. It is not a wall: every key sees every job. Batches and
+webhooks are seen by the keys of their own project and of `default`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from scheduler.keys import NewKey, create_key, ensure_local_key, find_key, list_
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Key", "NewKey", "bearer", "create_key", "ensure_local_key", "list_keys", "require_key", "revoke_key"]
+__all__ = [
+    "Key",
+    "NewKey",
+    "bearer",
+    "create_key",
+    "ensure_local_key",
+    "list_keys",
+    "require_key",
+    "revoke_key",
+    "scope_of",
+]
 
 bearer = HTTPBearer(auto_error=False, description="A key made by `stoker keys create`, or the local key file's.")
 """What a request sends; None where it sends none."""
@@ -47,3 +57,8 @@ def require_key(
 
 
 Key = Annotated[ApiKey, Depends(require_key)]
+
+
+def scope_of(project: str) -> str | None:
+    """Whose batches and webhooks a key of this project sees: None for everybody's, which is the operator's own."""
+    return None if project == "default" else project

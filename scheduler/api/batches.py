@@ -7,17 +7,17 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Path, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import batches
 from jobs.batches import NewBatch
 from jobs.errors import Conflict, NotFound, UserError
 from jobs.specs import parse_duration
 from jobs.tables import Batch, StoredFile
-from scheduler.api.auth import Key, require_key
+from scheduler.api.auth import Key, require_key, scope_of
 from scheduler.api.batch_views import BatchView, batch_view
 from scheduler.api.context import AfterId, Context, InContext, PageSize
-from scheduler.api.documents import read_document
+from scheduler.api.documents import parse_request, read_document
 from scheduler.api.errors import ERROR_RESPONSES
 from scheduler.api.openai import ENDPOINTS
 from scheduler.api.schemas import Page, page
@@ -78,7 +78,7 @@ def create_batch(
 
     A repetition with the same `Idempotency-Key`, or one that the SDK marks as a retry, gives the batch of the first.
     """
-    asked = _parse(document)
+    asked = parse_request(BatchRequest, document, noun="a batch")
     new = _checked(context, asked, project=key.project)
     is_retry = request.headers.get("x-stainless-retry-count", "0") != "0"
     batch = batches.create(
@@ -94,7 +94,7 @@ def list_batches(context: InContext, key: Key, after: AfterId = None, limit: Pag
     with context.database.read() as session:
         if after is not None:
             _visible(batches.get(session, after), key.project)
-        found, has_more = batches.list_batches(session, project=_scope(key.project), after=after, limit=limit)
+        found, has_more = batches.list_batches(session, project=scope_of(key.project), after=after, limit=limit)
         views = [batch_view(batch, batches.counts(session, batch)) for batch in found]
     return page(views, has_more=has_more)
 
@@ -116,16 +116,6 @@ def cancel_batch(context: InContext, key: Key, batch_id: BatchId) -> BatchView:
     return _shown(context, batch)
 
 
-def _parse(document: dict[str, Any]) -> BatchRequest:
-    try:
-        return BatchRequest.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"])
-        message = "is not a parameter of a batch" if first["type"] == "extra_forbidden" else first["msg"]
-        raise UserError(f"{param}: {message}", param=param) from error
-
-
 def _checked(context: Context, asked: BatchRequest, *, project: str) -> NewBatch:
     """The request with all that can be said of it at once; its lines are read later."""
     if asked.endpoint not in ENDPOINTS:
@@ -133,7 +123,7 @@ def _checked(context: Context, asked: BatchRequest, *, project: str) -> NewBatch
     _check_labels(asked.metadata or {})
     with context.database.read() as session:
         file = session.get(StoredFile, asked.input_file_id)
-        if file is None or _scope(project) not in (None, file.project):
+        if file is None or scope_of(project) not in (None, file.project):
             raise NotFound(f"input_file_id: there is no file '{asked.input_file_id}'", param="input_file_id")
         if file.purpose != "batch":
             raise UserError(f"input_file_id: has purpose '{file.purpose}', not 'batch'", param="input_file_id")
@@ -178,13 +168,8 @@ def _window_seconds(window: str) -> int:
     return seconds
 
 
-def _scope(project: str) -> str | None:
-    """Whose things a key of this project sees: None for everybody's, which is the operator's own."""
-    return None if project == "default" else project
-
-
 def _visible(batch: Batch, project: str) -> Batch:
-    if _scope(project) not in (None, batch.project):
+    if scope_of(project) not in (None, batch.project):
         raise NotFound(f"there is no batch '{batch.id}'")
     return batch
 

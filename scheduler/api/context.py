@@ -66,6 +66,7 @@ InContext = Annotated[Context, Depends(get_context)]
 
 _ID_PATTERN = r"^[A-Za-z0-9_-]{1,100}$"
 JobId = Annotated[str, Path(pattern=_ID_PATTERN, description="The job's id.")]
+WebhookId = Annotated[str, Path(pattern=_ID_PATTERN, description="The webhook's id.")]
 FileId = Annotated[str, Path(pattern=_ID_PATTERN, description="The file's id.")]
 AfterId = Annotated[str | None, Query(pattern=_ID_PATTERN, description="`last_id` of the page before.")]
 PageSize = Annotated[int, Query(ge=1, le=100, description="Entries on a page.")]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import yaml
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from jobs.errors import InvalidSpec, TooLarge
+from jobs.errors import InvalidSpec, TooLarge, UserError
+
+Asked = TypeVar("Asked", bound=BaseModel)
 
 MAX_DOCUMENT_BYTES = 10 * 2**20
 MAX_YAML_BYTES = 256 * 2**10
@@ -53,6 +56,26 @@ def parse_document(body: bytes, *, is_yaml: bool) -> dict[str, Any]:
         raise InvalidSpec("the body must be a mapping of fields to values")
     _check_plain(document, "", 0)
     return document
+
+
+def parse_request(form: type[Asked], document: dict[str, Any], *, noun: str) -> Asked:
+    """A document as what it asks for.
+
+    Args:
+        form: of the request.
+        document: as it was read.
+        noun: what is asked for, with its article, for the error.
+
+    Raises:
+        UserError: it does not have that form; the message names the first field at fault.
+    """
+    try:
+        return form.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"])
+        message = f"is not a parameter of {noun}" if first["type"] == "extra_forbidden" else first["msg"]
+        raise UserError(f"{param}: {message}", param=param) from error
 
 
 def _parse_json(body: bytes) -> object:

@@ -126,6 +126,7 @@ def _on_signals(tell: Callable[[str], None]) -> Iterator[None]:
 def main() -> int:
     """The process's entry. Returns its exit status: 2 where a setting is at fault."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells each URL, and one of a webhook may hold a secret
     try:
         return run_api_and_scheduler(Settings())
     except ValidationError as error:

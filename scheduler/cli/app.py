@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from jobs.errors import StokerError, UserError
-from scheduler.cli import changing, fetching, looking, operating, running, serving, submitting
+from scheduler.cli import changing, fetching, looking, operating, running, serving, submitting, webhooks
 from scheduler.cli.interrupts import Interrupted
 from scheduler.cli.reaching import Chosen
 from scheduler.cli.terminal import ReaderGone, WarningsHandler, complain, show
@@ -34,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serving, running, submitting, looking, fetching, changing, operating):
+for module in (serving, running, submitting, looking, fetching, changing, webhooks, operating):
     module.add_to(app)
 
 

@@ -22,7 +22,7 @@ _PLAIN_COLUMNS = 80
 _UNITS = ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k"))
 _CONTROL_CHARACTERS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code != 9}
 _STATE_STYLES = {
-    **dict.fromkeys(("completed", "online", "ok"), "green"),
+    **dict.fromkeys(("completed", "online", "ok", "delivered"), "green"),
     **dict.fromkeys(("failed", "broken", "fail"), "red"),
     **dict.fromkeys(("cancelled", "cancelling", "expired", "offline", "warn"), "yellow"),
     **dict.fromkeys(("running", "finalizing"), "cyan"),

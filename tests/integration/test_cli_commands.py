@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
-from jobs import history, leases, ledger
+from jobs import history, leases, ledger, webhooks
 from jobs.database import Database
 from jobs.leases import ChunkResults
 from jobs.rows import Result, RowError
@@ -308,6 +308,48 @@ def test_slots_that_are_none(api: LiveApi, stoker: Any) -> None:
     assert out == ""
     assert "stoker up" in err
     assert json.loads(stoker("slots", "--json")[0]) == []
+
+
+def test_webhooks_are_made_tried_out_and_deleted(api: LiveApi, stoker: Any) -> None:
+    """`SECRET=$(stoker webhooks create URL)` is how a receiver gets what it checks with."""
+    out, err = stoker("webhooks", "list")
+    assert (out, err) == ("", "no webhooks yet\n")
+    out, err = stoker(
+        "webhooks", "create", "https://1.1.1.1/hook", "--event", "batch.completed", "--event", "job.failed"
+    )
+    assert out.startswith("whsec_")
+    webhook_id = err.split()[0]
+    made = json.loads(stoker("webhooks", "create", "https://1.1.1.2/" + "x" * 100, "--json")[0])
+    assert made["secret"].startswith("whsec_")
+    listed = json.loads(stoker("webhooks", "list", "--json")[0])
+    assert [(webhook["id"], webhook["events"]) for webhook in listed] == [
+        (made["id"], []),
+        (webhook_id, ["batch.completed", "job.failed"]),
+    ]
+    out, _ = stoker("webhooks", "list")
+    assert webhook_id in out
+    assert "batch.completed" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert stoker("webhooks", "log", webhook_id) == ("", "nothing was to be sent yet\n")
+    assert json.loads(stoker("webhooks", "test", webhook_id, "--json")[0])["webhook_id"] == webhook_id
+    assert stoker("webhooks", "test", webhook_id)[1].endswith(" is on its way\n")
+    sending = webhooks.claim(api.database, webhook_id, max_attempts=3, claim_seconds=30)
+    assert sending is not None
+    webhooks.record_delivered(api.database, sending, 204)
+    entries = json.loads(stoker("webhooks", "log", webhook_id, "--json")[0])
+    assert [entry["state"] for entry in entries] == ["pending", "delivered"]
+    assert json.loads(stoker("webhooks", "log", webhook_id, "--limit", "1", "--json")[0]) == entries[:1]
+    out, _ = stoker("webhooks", "log", webhook_id)
+    assert "webhook.test" in out
+    assert "delivered" in out
+    assert "204" in out
+    assert max(map(len, out.splitlines())) <= 80
+    stoker("webhooks", "delete", webhook_id)
+    assert "there is no webhook" in one_sentence(stoker("webhooks", "log", webhook_id, code=2)[1])
+    assert "not a public one" in one_sentence(stoker("webhooks", "create", "http://127.0.0.1/", code=2)[1])
+    assert "batch.done" in one_sentence(
+        stoker("webhooks", "create", "http://1.1.1.1/", "--event", "batch.done", code=2)[1]
+    )
 
 
 def test_doctor_names_what_is_wrong_and_how_to_mend_it(

@@ -12,10 +12,12 @@ from celery import Celery
 from sqlalchemy import event, select, update
 from sqlmodel import col
 
-from jobs import history, leases, ledger, slots
+from jobs import history, leases, ledger, slots, webhooks
 from jobs.database import Database
+from jobs.errors import MachineError
 from jobs.leases import ChunkResults, Grant
 from jobs.queue import make_app
+from jobs.retries import RetryPolicy
 from jobs.rows import Result
 from jobs.settings import Settings
 from jobs.sinks import open_sink
@@ -427,6 +429,32 @@ def test_old_jobs_go_with_all_that_is_theirs_and_others_stay(house: House) -> No
             assert set(session.scalars(select(table.job_id))) <= {waiting, fresh}
         assert history.events(session, fresh)
     assert list(house.store.list("jobs/")) == []
+
+
+def test_the_log_of_deliveries_is_kept_for_a_while_and_what_is_still_to_be_sent_for_ever(house: House) -> None:
+    """Lost: the database's disk, or an event that waits for its receiver."""
+    webhook = webhooks.create(house.db, "https://hooks.test/", events=[], project="default")
+    waiting, delivered, failed = (webhooks.announce_test(house.db, webhook.id).id for _ in range(3))
+
+    def claimed() -> webhooks.Sending:
+        sending = webhooks.claim(house.db, webhook.id, max_attempts=3, claim_seconds=30)
+        assert sending is not None
+        return sending
+
+    def kept() -> set[str]:
+        with house.db.read() as session:
+            return {delivery.id for delivery in webhooks.deliveries(session, webhook.id)[0]}
+
+    by_id = {sending.delivery_id: sending for sending in (claimed(), claimed(), claimed())}
+    webhooks.record_delivered(house.db, by_id[delivered], 200)
+    error, once = MachineError("answered 500"), RetryPolicy(1, 1.0, 1.0)
+    webhooks.record_failed(house.db, by_id[failed], error, once, status_code=500)
+    house.time += house.settings.webhook_days * DAY
+    house.retain()
+    assert kept() == {waiting, delivered, failed}
+    house.time += 1
+    house.retain()
+    assert kept() == {waiting}
 
 
 # -- metrics

@@ -40,6 +40,12 @@ ROUTES = {
     "GET /v1/models",
     "GET /v1/models/{name}",
     "GET /v1/slots",
+    "GET /v1/webhooks",
+    "POST /v1/webhooks",
+    "GET /v1/webhooks/{webhook_id}",
+    "DELETE /v1/webhooks/{webhook_id}",
+    "GET /v1/webhooks/{webhook_id}/deliveries",
+    "POST /v1/webhooks/{webhook_id}/test",
 }
 PARAMETERS = {
     "GET /v1/batches": {"after", "limit"},
@@ -50,6 +56,8 @@ PARAMETERS = {
     "GET /v1/jobs/{job_id}/events": {"after", "follow", "last-event-id", "limit", "progress"},
     "GET /v1/jobs/{job_id}/logs": {"after", "follow", "last-event-id", "limit"},
     "GET /v1/jobs/{job_id}/results": {"after_row", "format", "limit"},
+    "GET /v1/webhooks": {"after", "limit"},
+    "GET /v1/webhooks/{webhook_id}/deliveries": {"after", "limit"},
 }
 """Query and header parameters, where a route has any."""
 

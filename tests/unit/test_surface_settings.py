@@ -27,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "trusted_remote_code": [],
     "max_row_bytes": 16 * 2**20,
     "batch_lines": 1_000_000,
+    "webhook_private_hosts": [],
     "models": {},
     "any_model": False,
     "slots": 0,
@@ -46,8 +47,13 @@ SETTINGS: dict[str, Any] = {
     "job_crashes": 5,
     "retry_seconds": 1.0,
     "retry_max_seconds": 60.0,
+    "webhook_timeout_seconds": 10.0,
+    "webhook_attempts": 18,
+    "webhook_retry_seconds": 5.0,
+    "webhook_retry_max_seconds": 3600.0,
     "upload_days": 30.0,
     "job_days": 0.0,
+    "webhook_days": 30.0,
     "log_lines": 10_000,
 }
 

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from jobs.errors import StokerError
 from jobs.parameters import PARAMETERS
 from jobs.specs import InferenceSpec
-from jobs.states import BatchState, JobState, SlotState
+from jobs.states import BatchState, DeliveryState, JobState, SlotState
 from jobs.tasks import ALIASES, TASKS
+from jobs.webhooks import EVENT_TYPES, TEST_EVENT
 from tests.unit.test_surface_routes import ROUTES
 
 ROOT = Path(__file__).parents[2]
@@ -187,8 +188,14 @@ def test_the_reference_tells_each_error_code_with_its_status() -> None:
 
 def test_the_reference_tells_each_state() -> None:
     """Lost: what a state means."""
-    for state in (*JobState, *SlotState, *BatchState):
+    for state in (*JobState, *SlotState, *BatchState, *DeliveryState):
         assert f"\n| `{state}` | " in section("States"), state
+
+
+def test_the_reference_tells_each_event_of_a_webhook() -> None:
+    """Lost: what a receiver can be told of."""
+    for event_type in (*EVENT_TYPES, TEST_EVENT):
+        assert f"`{event_type}`" in section("Webhooks"), event_type
 
 
 def test_the_reference_tells_each_route() -> None:

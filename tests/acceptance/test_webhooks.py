@@ -1,0 +1,105 @@
+"""Webhooks of a running stack: the unmodified SDK makes a batch, and unwraps the news of its end, over a kill too."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+from jobs.settings import Settings
+from tests import tiny
+from tests.acceptance.stack import stack
+from tests.acceptance.test_faults import QUICK
+from tests.acceptance.test_openai_batches import Desk, embedding_lines
+from tests.conftest import wait_until
+from tests.receiver import Receiver, receiver
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A stack whose operator lets webhooks go to this machine, and the SDK pointed at it."""
+    tiny.tiny_encoder(tmp_path / "encoder")
+    allowed = {"STOKER_WEBHOOK_PRIVATE_HOSTS": '["127.0.0.1"]', "STOKER_WEBHOOK_TIMEOUT_SECONDS": "2"}
+    quick = {"STOKER_WEBHOOK_RETRY_SECONDS": "0.5", "STOKER_LEADER_SECONDS": "2", **QUICK}
+    with stack(tmp_path / "data", slots=1, **allowed, **quick) as running:
+        key = Settings(data_dir=running.data_dir).local_key_path.read_text().strip()
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, _strict_response_validation=True) as client:
+            yield Desk(running, client, tmp_path)
+
+
+def log(desk: Desk, webhook_id: str) -> list[dict[str, Any]]:
+    """The delivery log as the command shows it."""
+    entries: list[dict[str, Any]] = json.loads(desk.stack.run("webhooks", "log", webhook_id, "--json").stdout)
+    return entries
+
+
+def wait_for_delivery(desk: Desk, webhook_id: str) -> dict[str, Any]:
+    """The one entry of the log, once it is delivered."""
+    wait_until(
+        lambda: [entry["state"] for entry in log(desk, webhook_id)] == ["delivered"],
+        lambda: f"the delivery of {log(desk, webhook_id)}",
+        pause_seconds=0.2,
+    )
+    return log(desk, webhook_id)[0]
+
+
+def unwrapped(desk: Desk, hooks: Receiver, secret: str) -> list[tuple[str, str]]:
+    """What the SDK makes of all that the receiver was sent."""
+    events = [desk.client.webhooks.unwrap(got.body, got.headers, secret=secret) for got in hooks.received]
+    return [(event.type, event.data.id) for event in events]
+
+
+@pytest.mark.timeout(300)
+def test_the_sdk_is_told_of_its_batch_and_unwraps_it(desk: Desk) -> None:
+    """Lost: programs that wait for `batch.completed`; and, at a receiver that fails once, the only word of it."""
+    with receiver(500, 200) as hooks:
+        made = json.loads(desk.stack.run("webhooks", "create", hooks.url, "--json").stdout)
+        batch = desk.ended(desk.create(desk.upload(embedding_lines(desk))))
+        assert batch.status == "completed", batch
+        hooks.wait(2)
+        assert unwrapped(desk, hooks, made["secret"]) == [("batch.completed", batch.id)] * 2
+        delivery = wait_for_delivery(desk, made["id"])
+        assert {got.delivery_id for got in hooks.received} == {delivery["id"]}
+        assert (delivery["attempts"], delivery["status_code"]) == (2, 200)
+        with pytest.raises(openai.InvalidWebhookSignatureError):
+            unwrapped(desk, hooks, "whsec_" + "A" * 43 + "=")
+        logs = "".join(path.read_text() for path in (desk.stack.data_dir / "logs").iterdir())
+        assert made["secret"] not in logs
+        assert hooks.url not in logs
+
+
+@pytest.mark.timeout(300)
+def test_a_scheduler_killed_between_a_batchs_end_and_its_delivery_loses_nothing(desk: Desk) -> None:
+    """Lost: the end of a batch that nobody asks about any more, since a webhook was to tell."""
+    let_go = threading.Event()
+
+    def hold(_handler: BaseHTTPRequestHandler) -> None:
+        let_go.wait(120)
+
+    with receiver(hold, 200) as hooks:
+        secret = desk.stack.run("webhooks", "create", hooks.url, "--event", "batch.completed").stdout.strip()
+        batch = desk.create(desk.upload(embedding_lines(desk)))
+        hooks.wait(1, 120.0)  # so the batch has ended, and its delivery has not
+        for victim in desk.stack.of_role("scheduler"):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+        hooks.wait(2)
+        let_go.set()
+        assert {got.delivery_id for got in hooks.received[:2]} == {hooks.received[0].delivery_id}
+        assert unwrapped(desk, hooks, secret) == [("batch.completed", batch.id)] * len(hooks.received)
+        wait_until(lambda: desk.stack.of_role("scheduler"), "the API is there again")
+        with desk.stack.client() as client:
+            (webhook,) = client.webhooks()
+        delivery = wait_for_delivery(desk, webhook["id"])
+        assert delivery["id"] == hooks.received[0].delivery_id
+        assert desk.ended(batch).status == "completed"

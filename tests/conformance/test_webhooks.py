@@ -1,0 +1,452 @@
+"""Webhook verbs on both databases: an event stands with the change that it tells, and each is sent at least once."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+from sqlmodel import Session, col
+
+from jobs import batches, leases, ledger, slots, webhooks
+from jobs.batches import BatchCounts, BatchOutcome
+from jobs.database import Database
+from jobs.errors import Conflict, MachineError, NotFound
+from jobs.leases import Grant
+from jobs.retries import RetryPolicy
+from jobs.settings import Settings
+from jobs.specs import parse_spec
+from jobs.states import DELIVERY_TRANSITIONS, BatchState, DeliveryState, JobState
+from jobs.tables import Job, Webhook, WebhookDelivery
+from jobs.webhooks import EVENT_TYPES, Sending
+from tests.conformance.test_batches import accepted, new_batch, set_job
+
+POLICY = RetryPolicy(3, 10.0, 60.0)
+
+
+class Clock:
+    """The database's clock, set by the test."""
+
+    def __init__(self) -> None:
+        self.time = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@pytest.fixture
+def clock(database: Database) -> Clock:
+    """Set in place of the database's own."""
+    made = Clock()
+    database._clock = made
+    return made
+
+
+def make(db: Database, *events: str, project: str = "p") -> Webhook:
+    """A webhook."""
+    return webhooks.create(db, "https://hooks.test/x", events=events, project=project)
+
+
+def log(db: Database, webhook: Webhook) -> list[WebhookDelivery]:
+    """Its deliveries, oldest first."""
+    with db.read() as session:
+        return webhooks.deliveries(session, webhook.id, limit=100)[0][::-1]
+
+
+def told(db: Database, webhook: Webhook) -> list[tuple[str, str]]:
+    """Types of its deliveries, and what each is about."""
+    return [(delivery.type, json.loads(delivery.body)["data"]["id"]) for delivery in log(db, webhook)]
+
+
+def due(db: Database) -> list[str]:
+    """Webhooks that something is due to."""
+    with db.read() as session:
+        return webhooks.due(session, db)
+
+
+def claim(db: Database, webhook: Webhook) -> Sending:
+    """A try that must be there."""
+    sending = webhooks.claim(db, webhook.id, max_attempts=3, claim_seconds=30)
+    assert sending is not None
+    return sending
+
+
+def job(db: Database, **fields: Any) -> str:
+    """A job of project `p` that is validating."""
+    document = {"task": "embeddings", "model": "org/model", "input": {"path": "rows.jsonl"}, **fields}
+    return ledger.submit(db, parse_spec(document), project="p").id
+
+
+# -- webhooks ------------------------------------------------------------------------------------------------------
+
+
+def test_a_webhook_has_a_secret_of_its_own(database: Database) -> None:
+    """A secret that can be guessed signs anybody's lies."""
+    first, second = make(database, "batch.completed", "batch.completed"), make(database)
+    keys = [base64.b64decode(webhook.secret.removeprefix("whsec_"), validate=True) for webhook in (first, second)]
+    assert [len(key) for key in keys] == [32, 32]
+    assert keys[0] != keys[1]
+    assert (first.events, second.events) == (["batch.completed"], [])
+
+
+def test_lists_are_newest_first_and_by_project(database: Database) -> None:
+    """A page must neither repeat nor skip a webhook."""
+    made = [make(database).id for _ in range(5)]
+    other = make(database, project="q").id
+    for project, wanted in (("p", made[::-1]), (None, [other, *made[::-1]])):
+        seen: list[str] = []
+        has_more, after = True, None
+        while has_more:
+            with database.read() as session:
+                page, has_more = webhooks.list_webhooks(session, project=project, after=after, limit=2)
+            seen += [webhook.id for webhook in page]
+            after = seen[-1]
+        assert seen == wanted
+
+
+def test_a_project_has_only_so_many(database: Database) -> None:
+    """Each event is sent to all of them: one key could turn this host against a receiver."""
+    for _ in range(100):
+        make(database)
+    with pytest.raises(Conflict):
+        make(database)
+    make(database, project="q")
+
+
+def test_a_deleted_webhook_is_told_nothing_more(database: Database) -> None:
+    """Its owner has no use for it, and perhaps no host."""
+    webhook, other = make(database), make(database)
+    ledger.cancel(database, job(database))
+    sending = claim(database, webhook)
+    webhooks.delete(database, webhook.id)
+    assert log(database, webhook) == []
+    assert due(database) == [other.id]
+    assert webhooks.claim(database, webhook.id, max_attempts=3, claim_seconds=30) is None
+    for record in (
+        lambda: webhooks.record_delivered(database, sending, 200),
+        lambda: webhooks.record_failed(database, sending, MachineError("no"), POLICY),
+    ):
+        with pytest.raises(Conflict):
+            record()
+    for verb in (webhooks.delete, webhooks.announce_test):
+        with pytest.raises(NotFound):
+            verb(database, webhook.id)
+    with database.read() as session, pytest.raises(NotFound):
+        webhooks.get(session, webhook.id)
+
+
+def test_a_delivery_written_while_its_webhook_is_deleted_goes_too(database: Database) -> None:
+    """It would be due for ever, to nobody."""
+    webhook = make(database)
+    deleting = threading.Thread(target=webhooks.delete, args=(database, webhook.id))
+    with database.write() as session:
+        webhooks.announce(session, database, "job.failed", "job_1", project="p")
+        deleting.start()
+        deleting.join(0.3)
+        assert deleting.is_alive(), "the deletion did not wait for the event"
+    deleting.join()
+    with database.read() as session:
+        assert session.scalars(select(WebhookDelivery)).all() == []
+
+
+# -- events --------------------------------------------------------------------------------------------------------
+
+
+def end_batch(db: Database, state: BatchState) -> str:
+    """A batch of project `p` that has come to this end, through the verbs."""
+    if state == BatchState.FAILED:
+        batch = batches.create(db, new_batch(), project="p")
+        batches.refuse(db, batch.id, [])
+        return batch.id
+    batch = accepted(db, 1)
+    if state == BatchState.CANCELLED:
+        batches.cancel(db, batch.id)
+    with db.read() as session:
+        (only,) = batches.jobs_of(session, batch.id)
+    ledger.cancel(db, only.id)
+    batches.begin_finalizing(db, batch.id)
+    batches.end(db, batch.id, BatchOutcome(state, BatchCounts(1, 0, 0), None, None), default_seconds=60)
+    return batch.id
+
+
+@pytest.mark.parametrize("state", [state for state in BatchState if state.is_terminal])
+def test_each_end_of_a_batch_is_told_once_to_its_project(database: Database, state: BatchState) -> None:
+    """The one event that the hosted service has, and people wait for; its jobs' own ends are not told besides."""
+    webhook, picky, other = make(database), make(database, "job.completed"), make(database, project="q")
+    batch_id = end_batch(database, state)
+    assert told(database, webhook) == [(f"batch.{state}", batch_id)]
+    assert told(database, picky) == told(database, other) == []
+    (delivery,) = log(database, webhook)
+    event = json.loads(delivery.body)
+    assert set(event) == {"id", "object", "created_at", "type", "data"}
+    assert (event["object"], event["type"], event["data"]) == ("event", f"batch.{state}", {"id": batch_id})
+    assert isinstance(event["created_at"], int)
+    assert (delivery.state, delivery.attempts) == (DeliveryState.PENDING, 0)
+
+
+def test_a_batch_that_is_cancelled_before_it_is_read_is_told_too(database: Database) -> None:
+    """It ends in another verb than all others."""
+    webhook = make(database)
+    batch = batches.create(database, new_batch(), project="p")
+    batches.cancel(database, batch.id)
+    assert told(database, webhook) == [("batch.cancelled", batch.id)]
+
+
+def completed(db: Database, settings: Settings) -> str:
+    """A job that has completed."""
+    job_id = job(db)
+    set_job(db, job_id, state=JobState.FINALIZING)
+    ledger.complete(db, job_id, [])
+    return job_id
+
+
+def failed(db: Database, settings: Settings) -> str:
+    """A job that an error has ended."""
+    job_id = job(db)
+    assert ledger.fail(db, job_id, MachineError("no"))
+    assert not ledger.fail(db, job_id, MachineError("no"))
+    return job_id
+
+
+def cancelled(db: Database, settings: Settings) -> str:
+    """A job that was cancelled while it waited."""
+    job_id = job(db)
+    ledger.cancel(db, job_id)
+    return job_id
+
+
+def cancelled_at_work(db: Database, settings: Settings) -> str:
+    """A job that was cancelled while a slot worked on it, and has ended with the return of its lease."""
+    job_id = job(db)
+    set_job(db, job_id, state=JobState.QUEUED)
+    slots.register(db, [slots.SlotInfo("s", "host", "cpu", None, "CPU", 0, 1)])
+    slots.enter(db, "s", "worker", settings)
+    (lease_id,) = leases.grant(db, Grant(job_id, ("s",)), lease_seconds=60)
+    assert leases.activate(db, lease_id, "worker", lease_seconds=60) is not None
+    assert ledger.cancel(db, job_id).state == JobState.CANCELLING
+    leases.release(db, lease_id, "cancelled")
+    return job_id
+
+
+def expired(db: Database, settings: Settings) -> str:
+    """A job whose time limit has passed."""
+    job_id = job(db)
+    set_job(db, job_id, deadline_at=1.0)
+    assert ledger.expire_overdue(db) == [job_id]
+    return job_id
+
+
+@pytest.mark.parametrize("end", [completed, failed, cancelled, cancelled_at_work, expired])
+def test_each_end_of_a_job_is_told_once_to_its_project(
+    database: Database, settings: Settings, end: Callable[[Database, Settings], str]
+) -> None:
+    """A program that waits for an event of a job that ended otherwise would wait for ever."""
+    webhook, other = make(database), make(database, project="q")
+    job_id = end(database, settings)
+    state = end.__name__.removesuffix("_at_work")
+    assert told(database, webhook) == [(f"job.{state}", job_id)]
+    assert told(database, other) == []
+    with database.read() as session:
+        assert session.get_one(Job, job_id).state == state
+
+
+def test_an_event_stands_if_and_only_if_its_change_does(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program would be told of what never was, or never of what was."""
+    webhook = make(database)
+    job_id = job(database)
+
+    def broken(session: Session, *_: Any) -> None:
+        raise RuntimeError("the process dies here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "refresh", broken)  # the last thing that a cancel does
+        with pytest.raises(RuntimeError):
+            ledger.cancel(database, job_id)
+    assert told(database, webhook) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(webhooks, "_write_down", broken)
+        with pytest.raises(RuntimeError):
+            ledger.cancel(database, job_id)
+    with database.read() as session:
+        assert session.get_one(Job, job_id).state == JobState.VALIDATING
+    ledger.cancel(database, job_id)
+    assert told(database, webhook) == [("job.cancelled", job_id)]
+
+
+def test_the_types_of_events_are_these() -> None:
+    """Programs compare them with words of their own."""
+    ends = {"completed", "failed", "expired", "cancelled"}
+    assert set(EVENT_TYPES) == {f"{noun}.{end}" for noun in ("batch", "job") for end in ends}
+
+
+def test_one_event_is_one_to_all_webhooks_and_each_delivery_its_own(database: Database) -> None:
+    """A receiver behind two webhooks knows the event by its id, and each delivery by its own."""
+    first, second = make(database), make(database, "job.cancelled", "job.failed")
+    ledger.cancel(database, job(database))
+    (one,), (two,) = log(database, first), log(database, second)
+    assert one.body == two.body
+    assert one.id != two.id
+
+
+# -- deliveries ----------------------------------------------------------------------------------------------------
+
+
+def test_a_delivery_is_claimed_by_one_and_ends_once(database: Database, clock: Clock) -> None:
+    """Two schedulers at once would tell everything twice."""
+    webhook = make(database)
+    assert webhooks.claim(database, webhook.id, max_attempts=3, claim_seconds=30) is None
+    ledger.cancel(database, job(database))
+    assert due(database) == [webhook.id]
+    sending = claim(database, webhook)
+    (delivery,) = log(database, webhook)
+    assert sending == Sending(delivery.id, webhook.id, 1, webhook.url, webhook.secret, delivery.body, at=clock.time)
+    assert due(database) == []
+    assert webhooks.claim(database, webhook.id, max_attempts=3, claim_seconds=30) is None
+    webhooks.record_delivered(database, sending, 202)
+    for record in (
+        lambda: webhooks.record_delivered(database, sending, 200),
+        lambda: webhooks.record_failed(database, sending, MachineError("no"), POLICY),
+    ):
+        with pytest.raises(Conflict):
+            record()
+    (delivery,) = log(database, webhook)
+    assert (delivery.state, delivery.attempts, delivery.status_code) == (DeliveryState.DELIVERED, 1, 202)
+    assert (delivery.ended_at, delivery.error) == (clock.time, None)
+    clock.time += 1_000
+    assert due(database) == []
+
+
+def test_a_claim_whose_holder_died_runs_out(database: Database, clock: Clock) -> None:
+    """A kill in the middle of a delivery would lose it; and one that comes back must not undo what its follower did."""
+    webhook = make(database)
+    ledger.cancel(database, job(database))
+    dead = claim(database, webhook)
+    clock.time += 29
+    assert due(database) == []
+    clock.time += 1
+    assert due(database) == [webhook.id]
+    following = claim(database, webhook)
+    assert (following.delivery_id, following.body) == (dead.delivery_id, dead.body)
+    assert (dead.attempt, following.attempt) == (1, 2)
+    with pytest.raises(Conflict):
+        webhooks.record_failed(database, dead, MachineError("no"), POLICY)
+    webhooks.record_delivered(database, following, 200)
+    assert [delivery.state for delivery in log(database, webhook)] == [DeliveryState.DELIVERED]
+
+
+def test_a_delivery_that_kills_its_senders_is_given_up(database: Database, clock: Clock) -> None:
+    """It would kill one scheduler after the other, and no event behind it would ever be sent."""
+    webhook = make(database)
+    ledger.cancel(database, job(database))
+    for _ in range(3):
+        poison = claim(database, webhook)
+        clock.time += 30
+    behind = webhooks.announce_test(database, webhook.id)
+    assert claim(database, webhook).delivery_id == behind.id
+    given_up, _ = log(database, webhook)
+    assert given_up.id == poison.delivery_id
+    assert (given_up.state, given_up.attempts, given_up.ended_at) == (DeliveryState.FAILED, 3, clock.time)
+    assert given_up.error == "cut off (tried 3 times)"
+
+
+def test_a_failed_try_waits_longer_each_time_and_is_given_up_in_the_end(database: Database, clock: Clock) -> None:
+    """A receiver that is down for an hour would miss what happened in it; one that is gone would be tried for ever."""
+    webhook = make(database)
+    ledger.cancel(database, job(database))
+    for attempt, least, most in ((1, 5.0, 10.0), (2, 10.0, 20.0)):
+        sending = claim(database, webhook)
+        webhooks.record_failed(database, sending, MachineError("answered 500"), POLICY, status_code=500)
+        (delivery,) = log(database, webhook)
+        assert (delivery.state, delivery.attempts) == (DeliveryState.PENDING, attempt)
+        assert (delivery.status_code, delivery.error) == (500, "answered 500")
+        assert least <= delivery.not_before - clock.time <= most
+        assert due(database) == []
+        clock.time += most
+        assert due(database) == [webhook.id]
+    webhooks.record_failed(database, claim(database, webhook), MachineError("no answer"), POLICY)
+    (delivery,) = log(database, webhook)
+    assert (delivery.state, delivery.attempts, delivery.status_code) == (DeliveryState.FAILED, 3, None)
+    assert (delivery.error, delivery.ended_at) == ("no answer (tried 3 times)", clock.time)
+    clock.time += 1_000
+    assert due(database) == []
+
+
+def test_a_receiver_that_is_away_is_away_for_all_that_is_due(database: Database, clock: Clock) -> None:
+    """Tried one by one, what waits for a dead receiver would pile up; what it refuses says nothing of the rest."""
+    webhook, other = make(database), make(database)
+    for _ in range(3):
+        clock.time += 1
+        ledger.cancel(database, job(database))
+    first = claim(database, webhook)
+    webhooks.record_failed(database, first, MachineError("answered 500"), POLICY, status_code=500)
+    assert [delivery.attempts for delivery in log(database, webhook)] == [1, 0, 0]
+    second = claim(database, webhook)
+    assert second.delivery_id != first.delivery_id
+    webhooks.record_failed(database, second, MachineError("no answer"), POLICY)
+    assert [delivery.attempts for delivery in log(database, webhook)] == [1, 1, 1]
+    assert due(database) == [other.id]
+    clock.time += 60
+    assert due(database) == [other.id, webhook.id], "the one that has waited longest comes first"
+
+
+def test_a_test_event_goes_to_its_webhook_whatever_it_wants(database: Database) -> None:
+    """Else nobody could try out a webhook without an end to tell."""
+    webhook, other = make(database, "batch.failed"), make(database)
+    delivery = webhooks.announce_test(database, webhook.id)
+    assert told(database, webhook) == [("webhook.test", webhook.id)]
+    assert claim(database, webhook).delivery_id == delivery.id
+    assert log(database, other) == []
+
+
+def test_the_log_is_newest_first_and_pages(database: Database) -> None:
+    """A page must neither repeat nor skip a delivery."""
+    webhook, other = make(database), make(database)
+    made = [webhooks.announce_test(database, webhook.id).id for _ in range(5)]
+    foreign = webhooks.announce_test(database, other.id).id
+    seen: list[str] = []
+    has_more, after = True, None
+    while has_more:
+        with database.read() as session:
+            page, has_more = webhooks.deliveries(session, webhook.id, after=after, limit=2)
+        seen += [delivery.id for delivery in page]
+        after = seen[-1]
+    assert seen == made[::-1]
+    with database.read() as session, pytest.raises(NotFound):
+        webhooks.deliveries(session, webhook.id, after=foreign)
+
+
+def test_many_senders_claim_each_delivery_once(database: Database) -> None:
+    """A failover must not turn every event into two."""
+    webhook = make(database)
+    made = {webhooks.announce_test(database, webhook.id).id for _ in range(20)}
+    claimed: list[str] = []
+
+    def take() -> None:
+        while (sending := webhooks.claim(database, webhook.id, max_attempts=3, claim_seconds=30)) is not None:
+            claimed.append(sending.delivery_id)
+            webhooks.record_delivered(database, sending, 200)
+
+    senders = [threading.Thread(target=take) for _ in range(4)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    assert sorted(claimed) == sorted(made)
+
+
+def test_the_verbs_keep_to_the_transition_table(database: Database) -> None:
+    """The table is what the documentation says."""
+    webhook = make(database)
+    for _ in range(2):
+        webhooks.announce_test(database, webhook.id)
+    assert {delivery.state for delivery in log(database, webhook)} == {DeliveryState.PENDING}
+    webhooks.record_delivered(database, claim(database, webhook), 200)
+    webhooks.record_failed(database, claim(database, webhook), MachineError("no"), RetryPolicy(1, 1.0, 1.0))
+    assert {delivery.state for delivery in log(database, webhook)} == DELIVERY_TRANSITIONS[DeliveryState.PENDING]
+    with database.write() as session:
+        session.execute(update(WebhookDelivery).values(not_before=0.0).where(col(WebhookDelivery.attempts) == 1))
+    assert due(database) == []
