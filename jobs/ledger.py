@@ -56,17 +56,22 @@ def submit(
     """Write a job down as `validating`; the planner takes it from there.
 
     Args:
-        idempotency_key: a repeated submission with the same key gives the job of the first one.
+        idempotency_key: a repeated submission of the project with the same key gives the job of the first one.
     """
     try:
         with db.write() as session:
             return add(session, db, spec, project=project, idempotency_key=idempotency_key, retry_of=retry_of)
     except IntegrityError:
         with db.read() as session:
-            first = session.scalar(select(Job).where(col(Job.idempotency_key) == idempotency_key))
-        if idempotency_key is None or first is None:
+            first = None if idempotency_key is None else find_submitted(session, project, idempotency_key)
+        if first is None:
             raise
         return first
+
+
+def find_submitted(session: Session, project: str, idempotency_key: str) -> Job | None:
+    """The job that a project submitted under this key before, or None."""
+    return session.scalar(select(Job).where(col(Job.idempotency_key) == _key_of(project, idempotency_key)))
 
 
 def add(
@@ -97,7 +102,7 @@ def add(
         max_slots=spec.slots.max,
         model_key=model_key(spec),
         project=project,
-        idempotency_key=idempotency_key,
+        idempotency_key=None if idempotency_key is None else _key_of(project, idempotency_key),
         retry_of=retry_of,
         batch_id=batch_id,
         created_at=now,
@@ -122,11 +127,18 @@ def get(session: Session, job_id: str) -> Job:
 
 
 def list_jobs(
-    session: Session, *, after: str | None = None, limit: int = 20, state: JobState | None = None, order: str = "desc"
+    session: Session,
+    *,
+    project: str | None = None,
+    after: str | None = None,
+    limit: int = 20,
+    state: JobState | None = None,
+    order: str = "desc",
 ) -> tuple[list[Job], bool]:
     """A page of jobs by time of submission.
 
     Args:
+        project: whose jobs; None for all.
         after: id of the last job of the page before.
         order: `desc`, newest first, or `asc`.
 
@@ -137,6 +149,8 @@ def list_jobs(
         NotFound: there is no job `after`.
     """
     query = select(Job)
+    if project is not None:
+        query = query.where(col(Job.project) == project)
     if state is not None:
         query = query.where(col(Job.state) == state)
     created, job_id = col(Job.created_at), col(Job.id)
@@ -340,6 +354,11 @@ def requeue_idle(db: Database) -> list[str]:
 
 
 # -- what they share -----------------------------------------------------------------------------------------------
+
+
+def _key_of(project: str, idempotency_key: str) -> str:
+    """Projects choose their keys by themselves, so equal ones of two projects mean nothing."""
+    return f"{project}/{idempotency_key}"
 
 
 def _lock_validating(session: Session, job_id: str) -> Job:

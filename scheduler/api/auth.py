@@ -1,7 +1,6 @@
 """Who may call: bearer keys, asked for by every route under /v1.
 
-A key names a project, which its jobs are labelled with. It is not a wall: every key sees every job. Batches are seen by
-the keys of their own project and of `default`.
+A key names a project. What it makes belongs to that project; `scope` says what it sees.
 """
 
 from __future__ import annotations

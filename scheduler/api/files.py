@@ -17,8 +17,9 @@ from starlette.responses import StreamingResponse
 from jobs.batches import ROWS_PURPOSE
 from jobs.errors import Conflict, NotFound, TooLarge, UserError
 from jobs.ids import new_id
+from jobs.projects import sees
 from jobs.store import StoredObject, upload_key
-from jobs.tables import StoredFile
+from jobs.tables import ApiKey, StoredFile
 from jobs.uploads import uploads_in_use
 from scheduler.api.auth import Key, require_key
 from scheduler.api.batch_files import find_growing, growing_view, stream_growing
@@ -26,6 +27,7 @@ from scheduler.api.context import AfterId, Context, FileId, InContext
 from scheduler.api.errors import ERROR_RESPONSES
 from scheduler.api.objects import stream_object
 from scheduler.api.schemas import DeletedFile, FileView, Page, file_view, page
+from scheduler.api.scope import scope_of
 from scheduler.api.uploads import boundary_of, read_field, read_parts
 
 logger = logging.getLogger(__name__)
@@ -86,19 +88,22 @@ async def upload_file(request: Request, context: InContext, key: Key) -> FileVie
 @router.get("")
 def list_files(
     context: InContext,
+    key: Key,
     after: AfterId = None,
     limit: Annotated[int, Query(ge=1, le=10_000, description="Entries on a page.")] = 20,
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str | None, Query(pattern=r"^[a-z_-]{1,50}$", description="Only files of this purpose.")] = None,
 ) -> Page[FileView]:
-    """Uploaded files, by time of upload."""
+    """Uploaded files of the key's project, by time of upload."""
     created, file_id = col(StoredFile.created_at), col(StoredFile.id)
     query = select(StoredFile).where(col(StoredFile.purpose) != ROWS_PURPOSE)
+    if (project := scope_of(key)) is not None:
+        query = query.where(col(StoredFile.project) == project)
     if purpose is not None:
         query = query.where(col(StoredFile.purpose) == purpose)
     with context.database.read() as session:
         if after is not None:
-            last = _find(session, after)
+            last = _find(session, after, key)
             at, last_id = last.created_at, last.id
             query = query.where(
                 or_(created < at, and_(created == at, file_id < last_id))
@@ -111,11 +116,11 @@ def list_files(
 
 
 @router.get("/{file_id}")
-def get_file(context: InContext, file_id: FileId) -> FileView:
+def get_file(context: InContext, key: Key, file_id: FileId) -> FileView:
     """One uploaded file."""
     with context.database.read() as session:
-        growing = find_growing(session, file_id)
-        return file_view(_find(session, file_id)) if growing is None else growing_view(growing, file_id)
+        growing = find_growing(session, file_id, key)
+        return file_view(_find(session, file_id, key)) if growing is None else growing_view(growing, file_id)
 
 
 @router.get(
@@ -123,25 +128,25 @@ def get_file(context: InContext, file_id: FileId) -> FileView:
     response_class=StreamingResponse,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."}},
 )
-def get_file_content(context: InContext, file_id: FileId) -> StreamingResponse:
+def get_file_content(context: InContext, key: Key, file_id: FileId) -> StreamingResponse:
     """The bytes of a file. Of a batch that still runs, the lines that are known now."""
     with context.database.read() as session:
-        growing = find_growing(session, file_id)
+        growing = find_growing(session, file_id, key)
         if growing is None:
-            file = _find(session, file_id)
+            file = _find(session, file_id, key)
     if growing is not None:
         return stream_growing(context, growing, file_id)
     return stream_object(context.store, file.key, num_bytes=file.num_bytes, sha256=file.sha256)
 
 
 @router.delete("/{file_id}")
-def delete_file(context: InContext, file_id: FileId) -> DeletedFile:
+def delete_file(context: InContext, key: Key, file_id: FileId) -> DeletedFile:
     """Delete an uploaded file. 409 while a live job reads it."""
     with context.database.read() as session:
-        growing = find_growing(session, file_id)
+        growing = find_growing(session, file_id, key)
         if growing is not None:
             raise Conflict(f"file '{file_id}' is being made by batch {growing.id}; cancel it or wait for its end")
-        file = _find(session, file_id)
+        file = _find(session, file_id, key)
         reader = uploads_in_use(session).get(file_id)
     if reader is not None:
         raise Conflict(f"{reader} still reads file '{file_id}'; cancel it or wait for its end")
@@ -224,8 +229,8 @@ def _check_filename(filename: str, purpose: str | None) -> None:
         raise UserError("file: the input of a batch is a .jsonl file", param="file")
 
 
-def _find(session: Session, file_id: str) -> StoredFile:
+def _find(session: Session, file_id: str, key: ApiKey) -> StoredFile:
     file = session.get(StoredFile, file_id)
-    if file is None or file.purpose == ROWS_PURPOSE:
+    if file is None or file.purpose == ROWS_PURPOSE or not sees(key.project, file.project):
         raise NotFound(f"there is no file '{file_id}'")
     return file
