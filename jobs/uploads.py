@@ -12,6 +12,9 @@ from jobs.projects import OPERATOR, sees
 from jobs.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, BatchState
 from jobs.tables import Batch, Job, StoredFile
 
+PURPOSES = ("input", "batch")
+"""What a user may upload for: a job's input, or the input of one of OpenAI's batches."""
+
 
 def find_upload(database: Database, file_id: str, *, project: str = OPERATOR) -> StoredFile:
     """The upload that `file:<id>` names.

@@ -13,6 +13,7 @@ from sqlmodel import col
 from jobs import ledger
 from jobs.database import Database
 from jobs.errors import Conflict, InvalidSpec, UserError
+from jobs.limits import limits_of
 from jobs.modelcheck import check_model
 from jobs.paths import resolve_output_path
 from jobs.projects import OPERATOR
@@ -23,6 +24,7 @@ from jobs.states import JobState, SlotState
 from jobs.store import Store
 from jobs.tables import Slot
 from jobs.uploads import find_upload
+from jobs.usage import too_many_rows
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,7 @@ def plan_job(
         largest = largest_chunk_rows(spec.task, has_gpu=has_gpu)
         asked = spec.batching.chunk_rows
         ranges = _until_unwanted(source.index(SMALLEST_CHUNK_ROWS if asked == "auto" else asked), is_wanted)
+        ranges = _within_queue(ranges, job.project, limits_of(job.project, settings).queued_rows)
         chunks = merge_ranges(ranges, num_slots=num_slots, largest=largest) if asked == "auto" else _limited(ranges)
         num_rows = ledger.plan(db, job_id, _until_unwanted(chunks, is_wanted))
     except Conflict as error:
@@ -197,6 +200,14 @@ def _until_unwanted(ranges: Iterable[ChunkRange], is_wanted: Callable[[], bool])
     for item in ranges:
         if not is_wanted():
             raise Conflict("this scheduler does not lead any more")
+        yield item
+
+
+def _within_queue(ranges: Iterable[ChunkRange], project: str, limit: int | None) -> Iterator[ChunkRange]:
+    """Refuse what could not be counted when it was submitted and is too much for its project's whole queue."""
+    for item in ranges:
+        if limit is not None and item.stop_row > limit:
+            raise too_many_rows(project, limit)
         yield item
 
 

@@ -31,6 +31,7 @@ def require_key(
 
     Raises:
         Unauthorized: it carries none, or one that is unknown or revoked.
+        TooManyRequests: its project has sent enough for now.
         ServiceUnavailable: that cannot be found out now.
     """
     if credentials is None:
@@ -42,6 +43,7 @@ def require_key(
         raise ServiceUnavailable("the database cannot be used now; try again") from error
     if key is None:
         raise Unauthorized("the API key is not valid")
+    context.throttle.admit(key.project)
     return key
 
 

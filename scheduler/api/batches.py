@@ -15,6 +15,7 @@ from jobs.errors import Conflict, NotFound, UserError
 from jobs.projects import sees
 from jobs.specs import parse_duration
 from jobs.tables import ApiKey, Batch, StoredFile
+from jobs.usage import RowsWanted
 from scheduler.api.auth import Key, require_key
 from scheduler.api.batch_views import BatchView, batch_view
 from scheduler.api.context import AfterId, Context, InContext, PageSize
@@ -23,6 +24,7 @@ from scheduler.api.errors import ERROR_RESPONSES
 from scheduler.api.openai import ENDPOINTS
 from scheduler.api.schemas import Page, page
 from scheduler.api.scope import find_batch, scope_of
+from scheduler.demand import demand_of_batch
 
 router = APIRouter(
     prefix="/v1/batches", tags=["batches"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES
@@ -81,10 +83,15 @@ def create_batch(
     A repetition with the same `Idempotency-Key`, or one that the SDK marks as a retry, gives the batch of the first.
     """
     asked = _parse(document)
-    new = _checked(context, asked, key)
+    new, wanted = _checked(context, asked, key)
     is_retry = request.headers.get("x-stainless-retry-count", "0") != "0"
     batch = batches.create(
-        context.database, new, project=key.project, idempotency_key=idempotency_key, is_retry=is_retry
+        context.database,
+        new,
+        project=key.project,
+        idempotency_key=idempotency_key,
+        is_retry=is_retry,
+        wanted=wanted,
     )
     context.doorbell.wake()
     return _shown(context, batch)
@@ -128,8 +135,8 @@ def _parse(document: dict[str, Any]) -> BatchRequest:
         raise UserError(f"{param}: {message}", param=param) from error
 
 
-def _checked(context: Context, asked: BatchRequest, key: ApiKey) -> NewBatch:
-    """The request with all that can be said of it at once; its lines are read later."""
+def _checked(context: Context, asked: BatchRequest, key: ApiKey) -> tuple[NewBatch, RowsWanted | None]:
+    """The request with all that can be said of it at once, and the room that it needs; its lines are read later."""
     if asked.endpoint not in ENDPOINTS:
         raise UserError(f"endpoint: must be one of {', '.join(ENDPOINTS)}", param="endpoint")
     _check_labels(asked.metadata or {})
@@ -139,9 +146,10 @@ def _checked(context: Context, asked: BatchRequest, key: ApiKey) -> NewBatch:
             raise NotFound(f"input_file_id: there is no file '{asked.input_file_id}'", param="input_file_id")
         if file.purpose != "batch":
             raise UserError(f"input_file_id: has purpose '{file.purpose}', not 'batch'", param="input_file_id")
-        if asked.retry_of is not None:
-            _check_retried(find_batch(session, asked.retry_of, key), asked)
-    return NewBatch(
+        retried = None if asked.retry_of is None else find_batch(session, asked.retry_of, key)
+    if retried is not None:
+        _check_retried(retried, asked)
+    new = NewBatch(
         endpoint=asked.endpoint,
         input_file_id=asked.input_file_id,
         completion_window=asked.completion_window,
@@ -151,6 +159,8 @@ def _checked(context: Context, asked: BatchRequest, key: ApiKey) -> NewBatch:
         output_seconds=None if asked.output_expires_after is None else asked.output_expires_after.seconds,
         retry_of=asked.retry_of,
     )
+    wanted = demand_of_batch(file, retried, project=key.project, settings=context.settings, store=context.store)
+    return new, wanted
 
 
 def _check_labels(labels: dict[str, str]) -> None:

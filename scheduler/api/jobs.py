@@ -14,6 +14,7 @@ from jobs.errors import Conflict, NotFound
 from jobs.specs import InferenceSpec, JobSpec, parse_spec
 from jobs.states import JobState
 from jobs.tables import ApiKey, Artifact, Job
+from jobs.usage import RowsWanted
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterId, Context, InContext, JobId, PageSize
 from scheduler.api.documents import read_document, yaml_or_json
@@ -30,6 +31,7 @@ from scheduler.api.schemas import (
     page,
 )
 from scheduler.api.scope import find_job, scope_of
+from scheduler.demand import demand_of_job
 from scheduler.planner import check_submission
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
@@ -63,7 +65,8 @@ def submit_job(
     check_submission(
         spec, settings=context.settings, database=context.database, store=context.store, project=key.project
     )
-    job = ledger.submit(context.database, spec, project=key.project, idempotency_key=idempotency_key)
+    wanted = _demand(context, spec, key.project)
+    job = ledger.submit(context.database, spec, project=key.project, idempotency_key=idempotency_key, wanted=wanted)
     context.doorbell.wake()
     return _same_job(context.database, job, spec)
 
@@ -103,8 +106,10 @@ def cancel_job(context: InContext, key: Key, job_id: JobId) -> JobView:
 @router.post("/{job_id}/retry", status_code=201)
 def retry_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     """Submit a failed, cancelled or expired job again, as a new job. 409 for any other."""
-    _check_visible(context, key, job_id)
-    job = ledger.retry(context.database, job_id)
+    with context.database.read() as session:
+        ended = find_job(session, job_id, key)
+    wanted = _demand(context, parse_spec(ended.spec), ended.project)
+    job = ledger.retry(context.database, job_id, wanted=wanted)
     context.doorbell.wake()
     return describe_job(context.database, job.id)
 
@@ -161,6 +166,12 @@ def get_artifact(
 def _check_visible(context: Context, key: ApiKey, job_id: str) -> None:
     with context.database.read() as session:
         find_job(session, job_id, key)
+
+
+def _demand(context: Context, spec: JobSpec, project: str) -> RowsWanted | None:
+    return demand_of_job(
+        spec, project=project, settings=context.settings, store=context.store, database=context.database
+    )
 
 
 def _same_job(database: Database, job: Job, spec: JobSpec) -> JobView:
