@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, exists, func, or_, select, text
+from sqlalchemy import delete, exists, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from jobs import endings, history, ledger
+from jobs import endings, history, ledger, usage
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
@@ -18,6 +18,7 @@ from jobs.specs import JobSpec
 from jobs.states import LIVE_JOB_STATES, BatchState, JobState
 from jobs.store import StoredObject, batch_prefix
 from jobs.tables import Batch, Job, StoredFile
+from jobs.usage import RowsWanted
 
 ROWS_PURPOSE = "batch_rows"
 """Purpose of the files that a batch's input is split into; no user sees or names them."""
@@ -49,6 +50,7 @@ class BatchPart:
     """Its input is `file:<file_id>`."""
     file_id: str
     rows: StoredObject
+    num_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,28 +94,38 @@ class BatchOutcome:
 
 
 def create(
-    db: Database, new: NewBatch, *, project: str, idempotency_key: str | None = None, is_retry: bool = False
+    db: Database,
+    new: NewBatch,
+    *,
+    project: str,
+    idempotency_key: str | None = None,
+    is_retry: bool = False,
+    wanted: RowsWanted | None = None,
 ) -> Batch:
     """Write a batch down as `validating`, once for all tries of one request.
 
     Args:
         idempotency_key: a repeated request with the same key gives the batch of the first one.
         is_retry: the client says that it tried before, so an equal request of the last ten minutes is that try.
+        wanted: the room that it needs, where its project's queue has a limit.
 
     Raises:
         Conflict: the key was used for another request.
+        QueueFull: there is no such room now.
+        TooManyRows: there never will be.
     """
     key = None if idempotency_key is None else f"{project}/{idempotency_key}"
     try:
         with db.write() as session:
-            if not db.is_sqlite:  # two tries at once: the second waits until the first can be seen
-                session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:digest))"), {"digest": new.digest})
+            db.take_turn(session, new.digest)  # of two tries at once the second waits until the first can be seen
             now = db.time(session)
             before = _made_before(
                 session, new, project=project, key=key, since=now - _RETRY_SECONDS if is_retry else None
             )
             if before is not None:
                 return before
+            if wanted is not None:
+                usage.take_rows(session, db, project, wanted)
             batch = Batch(
                 id=new_id("batch"),
                 project=project,
@@ -126,6 +138,7 @@ def create(
                 retry_of=new.retry_of,
                 idempotency_key=key,
                 digest=new.digest,
+                num_lines=0 if wanted is None else wanted.num_rows or 0,
                 created_at=now,
                 expires_at=now + new.window_seconds,
             )
@@ -228,7 +241,15 @@ def accept(db: Database, batch_id: str, plan: BatchPlan) -> None:
         for file_id, content in stored:
             session.add(_file(batch, file_id, ROWS_PURPOSE, content, now, expires_at=None))
         for part in plan.parts:
-            ledger.add(session, db, part.spec, project=batch.project, batch_id=batch_id, deadline_at=batch.expires_at)
+            ledger.add(
+                session,
+                db,
+                part.spec,
+                project=batch.project,
+                batch_id=batch_id,
+                deadline_at=batch.expires_at,
+                num_rows=part.num_rows,
+            )
         batch.state, batch.in_progress_at = BatchState.IN_PROGRESS, now
         batch.num_lines, batch.model = plan.num_lines, plan.model
         batch.num_carried = plan.num_carried
@@ -351,7 +372,8 @@ def _made_before(
     if since is None:
         return None
     equal = (col(Batch.digest) == new.digest, col(Batch.project) == project, col(Batch.created_at) >= since)
-    return session.scalar(select(Batch).where(*equal).order_by(col(Batch.created_at).desc()).limit(1))
+    alive = col(Batch.state).not_in((BatchState.CANCELLING, BatchState.CANCELLED))  # its client has had the answer
+    return session.scalar(select(Batch).where(*equal, alive).order_by(col(Batch.created_at).desc()).limit(1))
 
 
 def _lock(session: Session, batch_id: str, *expected: BatchState) -> Batch:

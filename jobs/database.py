@@ -158,6 +158,14 @@ class Database:
         """The largest of several SQL values."""
         return func.max(*values) if self.is_sqlite else func.greatest(*values)
 
+    def take_turn(self, session: Session, name: str) -> None:
+        """Be the only transaction that has called this with `name`, until it ends: one after the other.
+
+        SQLite's writing transactions are that anyway.
+        """
+        if not self.is_sqlite:
+            session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
+
     def ping(self) -> None:
         """Raises ServiceUnavailable where the database does not answer."""
         with self.read() as session:

@@ -43,6 +43,12 @@ class InvalidInput(UserError):
     code = "invalid_input"
 
 
+class TooManyRows(InvalidInput):
+    """The input has more rows than its project may have in the queue at all."""
+
+    code = "too_many_rows"
+
+
 class InvalidModel(UserError):
     """The model cannot be used for this task."""
 
@@ -94,6 +100,39 @@ class TooLarge(UserError):
 
     code = "too_large"
     http_status = 413
+
+
+# -- refusals for now: nothing is wrong with the request, and the same one is taken when there is room --------------
+
+
+class TooManyRequests(UserError):
+    """The project sends more requests than it may."""
+
+    code = "rate_limit_exceeded"
+    http_status = 429
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: int, param: str | None = None) -> None:
+        """
+        Args:
+            message: as for every error.
+            retry_after_seconds: when a client should ask again.
+            param: as for every error.
+        """
+        super().__init__(message, param=param)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QueueFull(TooManyRequests):
+    """The project has as many rows in the queue as it may."""
+
+    code = "queued_rows_exceeded"
+
+
+class StorageFull(TooManyRequests):
+    """The project's uploads are as large as they may be."""
+
+    code = "upload_bytes_exceeded"
 
 
 # -- the machine's errors: retried, never blamed on the user -------------------------------------------------------

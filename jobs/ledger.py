@@ -10,13 +10,14 @@ from sqlalchemy import delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from jobs import endings, history, losses
+from jobs import endings, history, losses, usage
 from jobs.database import Database
 from jobs.errors import Conflict, DeadlineExceeded, NotFound, StokerError
 from jobs.ids import new_id
 from jobs.specs import JobSpec, model_key, parse_spec
 from jobs.states import EXPIRABLE_JOB_STATES, LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
 from jobs.tables import Artifact, Chunk, Job, Lease
+from jobs.usage import RowsWanted
 
 _PLAN_BATCH = 2000  # chunks written in one transaction, so that planning never holds the write lock for long
 
@@ -52,21 +53,44 @@ def submit(
     project: str = "default",
     idempotency_key: str | None = None,
     retry_of: str | None = None,
+    wanted: RowsWanted | None = None,
 ) -> Job:
     """Write a job down as `validating`; the planner takes it from there.
 
     Args:
-        idempotency_key: a repeated submission with the same key gives the job of the first one.
+        idempotency_key: a repeated submission of the project with the same key gives the job of the first one.
+        wanted: the room that it needs, where its project's queue has a limit.
+
+    Raises:
+        QueueFull: there is no such room now.
+        TooManyRows: there never will be.
     """
+    num_rows = 0
     try:
         with db.write() as session:
-            return add(session, db, spec, project=project, idempotency_key=idempotency_key, retry_of=retry_of)
+            if wanted is not None:
+                usage.take_rows(session, db, project, wanted)
+                num_rows = wanted.num_rows or 0
+            return add(
+                session,
+                db,
+                spec,
+                project=project,
+                idempotency_key=idempotency_key,
+                retry_of=retry_of,
+                num_rows=num_rows,
+            )
     except IntegrityError:
         with db.read() as session:
-            first = session.scalar(select(Job).where(col(Job.idempotency_key) == idempotency_key))
-        if idempotency_key is None or first is None:
+            first = None if idempotency_key is None else find_submitted(session, project, idempotency_key)
+        if first is None:
             raise
         return first
+
+
+def find_submitted(session: Session, project: str, idempotency_key: str) -> Job | None:
+    """The job that a project submitted under this key before, or None."""
+    return session.scalar(select(Job).where(col(Job.idempotency_key) == _key_of(project, idempotency_key)))
 
 
 def add(
@@ -79,10 +103,12 @@ def add(
     retry_of: str | None = None,
     batch_id: str | None = None,
     deadline_at: float | None = None,
+    num_rows: int = 0,
 ) -> Job:
     """Write a job down as `validating` in the caller's transaction.
 
     Args:
+        num_rows: where they are counted already; the plan's own count replaces it.
         batch_id: the batch that it carries out, or a part of.
         deadline_at: when it expires, in Unix seconds, where its spec has no time limit.
     """
@@ -97,9 +123,10 @@ def add(
         max_slots=spec.slots.max,
         model_key=model_key(spec),
         project=project,
-        idempotency_key=idempotency_key,
+        idempotency_key=None if idempotency_key is None else _key_of(project, idempotency_key),
         retry_of=retry_of,
         batch_id=batch_id,
+        num_rows=num_rows,
         created_at=now,
         deadline_at=deadline_at if spec.time_limit is None else now + spec.time_limit,
     )
@@ -122,11 +149,18 @@ def get(session: Session, job_id: str) -> Job:
 
 
 def list_jobs(
-    session: Session, *, after: str | None = None, limit: int = 20, state: JobState | None = None, order: str = "desc"
+    session: Session,
+    *,
+    project: str | None = None,
+    after: str | None = None,
+    limit: int = 20,
+    state: JobState | None = None,
+    order: str = "desc",
 ) -> tuple[list[Job], bool]:
     """A page of jobs by time of submission.
 
     Args:
+        project: whose jobs; None for all.
         after: id of the last job of the page before.
         order: `desc`, newest first, or `asc`.
 
@@ -137,6 +171,8 @@ def list_jobs(
         NotFound: there is no job `after`.
     """
     query = select(Job)
+    if project is not None:
+        query = query.where(col(Job.project) == project)
     if state is not None:
         query = query.where(col(Job.state) == state)
     created, job_id = col(Job.created_at), col(Job.id)
@@ -264,18 +300,22 @@ def cancel(db: Database, job_id: str) -> Job:
         return job
 
 
-def retry(db: Database, job_id: str) -> Job:
+def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None) -> Job:
     """Submit an ended job's spec again, as a new job that says what it is a retry of.
+
+    Args:
+        wanted: as for `submit`.
 
     Raises:
         NotFound: there is no such job.
         Conflict: it has not ended, or it completed.
+        QueueFull: as for `submit`, and so is TooManyRows.
     """
     with db.read() as session:
         job = get(session, job_id)
     if job.state not in (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
         raise Conflict(f"job {job_id} is {job.state}; only a failed, cancelled or expired job is retried")
-    return submit(db, parse_spec(job.spec), project=job.project, retry_of=job.id)
+    return submit(db, parse_spec(job.spec), project=job.project, retry_of=job.id, wanted=wanted)
 
 
 # -- sweeps --------------------------------------------------------------------------------------------------------
@@ -340,6 +380,11 @@ def requeue_idle(db: Database) -> list[str]:
 
 
 # -- what they share -----------------------------------------------------------------------------------------------
+
+
+def _key_of(project: str, idempotency_key: str) -> str:
+    """Projects choose their keys by themselves, so equal ones of two projects mean nothing."""
+    return f"{project}/{idempotency_key}"
 
 
 def _lock_validating(session: Session, job_id: str) -> Job:

@@ -17,6 +17,7 @@ from pydantic_settings import (
 
 from jobs.addresses import PrivateHost
 from jobs.catalogue import Catalogue
+from jobs.limits import Limits
 
 _LONGEST_SOCKET_PATH = 100  # bytes; the kernel takes 108 with the final zero
 
@@ -47,6 +48,10 @@ class Settings(BaseSettings):
     """The key clients send; empty: the data directory's `local.key`."""
     max_upload_bytes: int = Field(default=20 * 2**30, gt=0)
     """Largest uploaded file."""
+
+    projects: Limits = {}
+    """What each project may use, `[projects.NAME]` tables of `stoker.toml`: `queued_rows`, `upload_bytes`,
+    `requests_per_second`."""
 
     # -- what may be touched
     input_roots: list[Path] = []

@@ -8,19 +8,26 @@ from sqlmodel import Session, col
 from jobs.database import Database
 from jobs.errors import NotFound
 from jobs.paths import upload_id
+from jobs.projects import OPERATOR, sees
 from jobs.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, BatchState
 from jobs.tables import Batch, Job, StoredFile
 
+PURPOSES = ("input", "batch")
+"""What a user may upload for: a job's input, or the input of one of OpenAI's batches."""
 
-def find_upload(database: Database, file_id: str) -> StoredFile:
+
+def find_upload(database: Database, file_id: str, *, project: str = OPERATOR) -> StoredFile:
     """The upload that `file:<id>` names.
 
+    Args:
+        project: on whose behalf it is read.
+
     Raises:
-        NotFound: there is none of this id.
+        NotFound: there is none of this id that the project sees.
     """
     with database.read() as session:
         upload = session.get(StoredFile, file_id)
-    if upload is None:
+    if upload is None or not sees(project, upload.project):
         raise NotFound(f"input.path: there is no uploaded file '{file_id}'", param="input.path")
     return upload
 

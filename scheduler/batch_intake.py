@@ -51,6 +51,7 @@ class _Part:
     model: CatalogueModel
     parameters: Mapping[str, Any]
     draft: Draft
+    num_rows: int = 0
     file_id: str = field(default_factory=lambda: new_id("file"))
 
 
@@ -66,6 +67,7 @@ class Intake:
         find_model: Callable[[str, str], CatalogueModel],
         max_lines: int,
         max_line_bytes: int,
+        max_rows: int | None = None,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         """
@@ -76,12 +78,13 @@ class Intake:
             find_model: the model behind a client's name, for a task; raises `UserError`.
             max_lines: that a batch may have.
             max_line_bytes: longest line, without its ending.
+            max_rows: that may have to be run, the answers that are taken over not among them; no limit when absent.
             is_wanted: asked now and then; once it says no, `InterruptedError` is raised.
         """
         self._store, self._batch_id, self._endpoint = store, batch_id, endpoint
         self._translation = ENDPOINTS[endpoint]
         self._find_model = find_model
-        self._max_lines, self._max_line_bytes = max_lines, max_line_bytes
+        self._max_lines, self._max_line_bytes, self._max_rows = max_lines, max_line_bytes, max_rows
         self._is_wanted = is_wanted
         self._folder = f"{batch_prefix(batch_id)}{new_id('intake')}/"
         self._errors: list[dict[str, Any]] = []
@@ -140,6 +143,7 @@ class Intake:
                 request = self._checked(line)
                 if answer is None or answer["custom_id"] != request["custom_id"]:
                     self._place(number, request)
+                    self._check_room(num_lines - num_carried)
                     continue
             except _WrongLine as wrong:
                 self._note(number, wrong)
@@ -152,6 +156,11 @@ class Intake:
         if not num_lines:
             self._errors.append(_error("empty_file", "the file has no requests", None))
         return num_lines, (num_carried, draft)
+
+    def _check_room(self, num_rows: int) -> None:
+        if self._max_rows is not None and num_rows > self._max_rows:
+            message = f"more than {self._max_rows} requests are to be run, the most that the project may (queued_rows)"
+            raise BadBatch([_error("too_many_tasks", message, None)])
 
     # -- one line
 
@@ -202,7 +211,9 @@ class Intake:
             row["form"] = asked.form
         if refusal is not None:
             row["refusal"] = {"message": refusal.message, "code": refusal.code, "param": refusal.param}
-        self._part(body["model"], model, asked.parameters).draft.write(orjson.dumps(row) + b"\n")
+        part = self._part(body["model"], model, asked.parameters)
+        part.draft.write(orjson.dumps(row) + b"\n")
+        part.num_rows += 1
 
     def _model(self, name: str) -> CatalogueModel | None:
         """The model behind a name; None where that was said to be wrong at an earlier line."""
@@ -250,7 +261,7 @@ class Intake:
             },
             "dtype": part.model.dtype,
         }
-        return BatchPart(parse_spec(document), part.file_id, part.draft.stored)
+        return BatchPart(parse_spec(document), part.file_id, part.draft.stored, part.num_rows)
 
 
 def numbered_lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:

@@ -14,6 +14,7 @@ from jobs.batches import BatchCounts, BatchOutcome
 from jobs.catalogue import CatalogueModel
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound, StokerError, UserError
+from jobs.limits import limits_of
 from jobs.modelcheck import check_model
 from jobs.settings import Settings
 from jobs.states import BatchState, JobState
@@ -58,6 +59,7 @@ def take_in(
         find_model=find_model,
         max_lines=settings.batch_lines,
         max_line_bytes=settings.max_row_bytes,
+        max_rows=limits_of(batch.project, settings).queued_rows,
         is_wanted=is_wanted,
     )
     try:

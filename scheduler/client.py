@@ -31,7 +31,8 @@ class StokerClient:
 
     Every method raises `ApiError` where the API refuses, and `ServiceUnavailable` with one clear sentence where
     nothing answers at the URL. Reading is tried again for `retry_seconds` while the API is away, and so is submitting,
-    which carries an idempotency key; nothing else is ever sent twice.
+    which carries an idempotency key; nothing else is ever sent twice. What is refused for now (429) is sent again when
+    the API says, within `retry_seconds` too; an upload is not.
     """
 
     def __init__(
@@ -210,7 +211,12 @@ class StokerClient:
         """Write an artifact to a file, which appears whole or not at all. Returns its size in bytes."""
         return self._connection.download(_job_path(job_id, "artifacts", segment(name, keep="/")), path, {})
 
-    # -- slots and files
+    # -- slots, limits and files
+
+    def limits(self, project: str | None = None) -> Json:
+        """What a project may use and what it uses: `{object, project, queued_rows{limit,used},
+        upload_bytes{limit,used}, requests_per_second}`. Only an operator's key may name another than its own."""
+        return self._connection.get("/v1/limits", _present(project=project))
 
     def slots(self) -> list[Json]:
         """The slots: `{id, object, host, device, device_uuid, name, memory_bytes, num_threads, state, reason,

@@ -23,13 +23,22 @@ _READ_SECONDS = 60.0  # the event and log streams send a sign of life every five
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 _BLOCK_BYTES = 1 << 20
+_REFUSED_FOR_NOW = 429
+_AWAY = 503
 
 
 class ApiError(StokerError):
     """The API refused the request."""
 
     def __init__(
-        self, message: str, *, status: int, code: str, param: str | None = None, request_id: str | None = None
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str,
+        param: str | None = None,
+        request_id: str | None = None,
+        retry_after_seconds: float = 0.0,
     ) -> None:
         """
         Args:
@@ -38,18 +47,20 @@ class ApiError(StokerError):
             code: the stable word for programs, such as `invalid_spec` or `not_found`.
             param: the field of the spec or request at fault, where one is.
             request_id: finds the request in the server's log.
+            retry_after_seconds: when the API says to ask again; 0 where it does not say.
         """
         super().__init__(message, param=param)
         self.status = status
         self.code = code
         self.http_status = status
         self.request_id = request_id
-        self.retryable = status == 503
+        self.retry_after_seconds = retry_after_seconds
+        self.retryable = status in (_REFUSED_FOR_NOW, _AWAY)
 
     @property
     def is_user_error(self) -> bool:
-        """Whether the request was at fault (4xx), not the server."""
-        return 400 <= self.status < 500
+        """Whether the request was at fault (4xx), not the server nor what is in its queue now."""
+        return 400 <= self.status < 500 and self.status != _REFUSED_FOR_NOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +127,18 @@ class Connection:
             method: of HTTP.
             path: from the root, its segments quoted by `segment`.
             query: parameters.
-            content: the body.
+            content: the body; an iterator is sent once only.
             headers: more headers.
             accept: error statuses that are answers here.
-            retry_seconds: how long to try again; more than 0 only where being carried out twice does no harm.
+            retry_seconds: how long to try again while the API is away; more than 0 only where being carried out twice
+                does no harm. What was refused for now is tried again in any case, for as long as this client's own.
 
         Raises:
             ApiError: the API refused.
             ServiceUnavailable: nothing answers.
         """
         patience = _Patience(retry_seconds)
+        refused = _Patience(self.retry_seconds if content is None or isinstance(content, bytes) else 0.0)
         while True:
             try:
                 response = self._http.request(method, path, params=query, content=content, headers=headers)
@@ -136,7 +149,9 @@ class Connection:
                 raise self._unavailable(error) from error
             if response.status_code in accept:
                 return response
-            if response.status_code == 503 and patience.pause():
+            if response.status_code == _AWAY and patience.pause():
+                continue
+            if response.status_code == _REFUSED_FOR_NOW and refused.pause(_retry_after(response)):
                 continue
             _check(response)
             return response
@@ -174,7 +189,9 @@ class Connection:
                     for block in response.iter_bytes(_BLOCK_BYTES):
                         file.write(block)
                     num_bytes = file.tell()
-            except ServiceUnavailable as error:
+            except (ServiceUnavailable, ApiError) as error:
+                if not error.retryable:
+                    raise
                 patience.pause_or_raise(error, error.__cause__)
             else:
                 return num_bytes
@@ -248,20 +265,21 @@ class _Patience:
         self._give_up_at: float | None = None
         self._pause_seconds = _FIRST_PAUSE_SECONDS
 
-    def pause(self) -> bool:
+    def pause(self, least_seconds: float = 0.0) -> bool:
         """Wait before the next try; False, at once, when the time is used up."""
         now = time.monotonic()
         if self._give_up_at is None:
             self._give_up_at = now + self._seconds
-        if now + self._pause_seconds >= self._give_up_at:
+        seconds = max(self._pause_seconds, least_seconds)
+        if now + seconds >= self._give_up_at:
             return False
-        time.sleep(self._pause_seconds)  # nothing tells when another machine's server is back
+        time.sleep(seconds)  # nothing tells when another machine's server is back
         self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
         return True
 
     def pause_or_raise(self, error: StokerError, cause: BaseException | None) -> None:
         """Wait before the next try, or raise `error` when the time is used up."""
-        if not self.pause():
+        if not self.pause(error.retry_after_seconds if isinstance(error, ApiError) else 0.0):
             raise error from cause
 
 
@@ -322,7 +340,20 @@ def _check(response: httpx.Response) -> None:
         message = f"{response.request.url} answered {response.status_code}, and not as Stoker does"
         code, param = "not_stoker", None
     request_id = response.headers.get("x-request-id")
-    raise ApiError(message, status=response.status_code, code=code, param=param, request_id=request_id)
+    raise ApiError(
+        message,
+        status=response.status_code,
+        code=code,
+        param=param,
+        request_id=request_id,
+        retry_after_seconds=_retry_after(response),
+    )
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """The header's whole seconds; its other form, a date, is not read."""
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdecimal() else 0.0
 
 
 def _until(deadline: float | None, lines: Iterator[bytes]) -> Iterator[bytes]:

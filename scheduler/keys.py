@@ -18,6 +18,7 @@ from sqlmodel import col
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
+from jobs.projects import OPERATOR, check_name
 from jobs.settings import Settings
 from jobs.tables import ApiKey
 
@@ -49,8 +50,13 @@ def find_key(database: Database, secret: str) -> ApiKey | None:
 # -- the verbs of `stoker keys` ------------------------------------------------------------------------------------
 
 
-def create_key(database: Database, name: str, *, project: str = "default") -> NewKey:
-    """Make a key. Its secret is in the answer and nowhere else."""
+def create_key(database: Database, name: str, *, project: str = OPERATOR) -> NewKey:
+    """Make a key. Its secret is in the answer and nowhere else.
+
+    Raises:
+        InvalidSpec: no project can have this name.
+    """
+    check_name(project)
     secret = _PREFIX + secrets.token_urlsafe(32)
     key_id = _register(database, name=name, project=project, secret=secret)
     return NewKey(key_id, name, project, secret)
@@ -111,10 +117,10 @@ def ensure_local_key(settings: Settings, database: Database) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _held(path.parent):
         secret = _read_key_file(path) or _write_key_file(path)
-        _register(database, name=_LOCAL_NAME, project="default", secret=secret)
+        _register(database, name=_LOCAL_NAME, project=OPERATOR, secret=secret)
         if find_key(database, secret) is None:
             secret = _write_key_file(path)
-            _register(database, name=_LOCAL_NAME, project="default", secret=secret)
+            _register(database, name=_LOCAL_NAME, project=OPERATOR, secret=secret)
         return secret
 
 

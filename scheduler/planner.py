@@ -13,8 +13,10 @@ from sqlmodel import col
 from jobs import ledger
 from jobs.database import Database
 from jobs.errors import Conflict, InvalidSpec, UserError
+from jobs.limits import limits_of
 from jobs.modelcheck import check_model
 from jobs.paths import resolve_output_path
+from jobs.projects import OPERATOR
 from jobs.settings import Settings
 from jobs.sources import ChunkRange, Source, check_columns, open_source
 from jobs.specs import JobSpec, parse_spec
@@ -22,6 +24,7 @@ from jobs.states import JobState, SlotState
 from jobs.store import Store
 from jobs.tables import Slot
 from jobs.uploads import find_upload
+from jobs.usage import too_many_rows
 
 logger = logging.getLogger(__name__)
 
@@ -46,27 +49,38 @@ MOST_CHUNKS_ASKED = 1_000_000
 _FILE_FACTS = frozenset({"file", "format", "size", "stamp", "upload"})
 
 
-def check_submission(spec: JobSpec, *, settings: Settings, store: Store, database: Database) -> None:
+def check_submission(
+    spec: JobSpec, *, settings: Settings, store: Store, database: Database, project: str = OPERATOR
+) -> None:
     """Say all that can be said about a spec at once and cheaply, so that a bad one leaves nothing behind.
 
     Looks at the model's files, the input's columns and first row and the output's folder; counts no rows.
+
+    Args:
+        project: whose job it is or will be.
 
     Raises:
         UserError: the model, the input, a column or the output cannot be used; the message names the field.
         ServiceUnavailable: a store or remote file cannot be reached, so that nothing can be said now.
     """
     check_model(spec.model, spec.task, settings)
-    source = open_input(spec, settings=settings, store=store, database=database)
+    source = open_input(spec, settings=settings, store=store, database=database, project=project)
     check_columns(source, spec.input, spec.columns())
     next(source.index(1))  # columns alone, such as a CSV file's header, are no input: this says that it is empty
     if spec.output.path is not None:
         resolve_output_path(spec.output.path, settings)
 
 
-def open_input(spec: JobSpec, *, settings: Settings, store: Store, database: Database) -> Source:
-    """The source of a spec's rows."""
+def open_input(
+    spec: JobSpec, *, settings: Settings, store: Store, database: Database, project: str = OPERATOR
+) -> Source:
+    """The source of a spec's rows; its uploads are those that the project sees."""
     return open_source(
-        spec.input, spec.columns(), settings=settings, store=store, find_upload=partial(find_upload, database)
+        spec.input,
+        spec.columns(),
+        settings=settings,
+        store=store,
+        find_upload=partial(find_upload, database, project=project),
     )
 
 
@@ -89,12 +103,13 @@ def plan_job(
         return
     try:
         spec = parse_spec(job.spec)
-        check_submission(spec, settings=settings, store=store, database=db)
-        source = open_input(spec, settings=settings, store=store, database=db)
+        check_submission(spec, settings=settings, store=store, database=db, project=job.project)
+        source = open_input(spec, settings=settings, store=store, database=db, project=job.project)
         num_slots, has_gpu = _known_slots(db)
         largest = largest_chunk_rows(spec.task, has_gpu=has_gpu)
         asked = spec.batching.chunk_rows
         ranges = _until_unwanted(source.index(SMALLEST_CHUNK_ROWS if asked == "auto" else asked), is_wanted)
+        ranges = _within_queue(ranges, job.project, limits_of(job.project, settings).queued_rows)
         chunks = merge_ranges(ranges, num_slots=num_slots, largest=largest) if asked == "auto" else _limited(ranges)
         num_rows = ledger.plan(db, job_id, _until_unwanted(chunks, is_wanted))
     except Conflict as error:
@@ -185,6 +200,14 @@ def _until_unwanted(ranges: Iterable[ChunkRange], is_wanted: Callable[[], bool])
     for item in ranges:
         if not is_wanted():
             raise Conflict("this scheduler does not lead any more")
+        yield item
+
+
+def _within_queue(ranges: Iterable[ChunkRange], project: str, limit: int | None) -> Iterator[ChunkRange]:
+    """Refuse what could not be counted when it was submitted and is too much for its project's whole queue."""
+    for item in ranges:
+        if limit is not None and item.stop_row > limit:
+            raise too_many_rows(project, limit)
         yield item
 
 

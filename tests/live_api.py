@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,13 @@ class LiveApi:
     client: StokerClient
     http: httpx.Client
     server: ApiServer
+    clients: ExitStack
+    """Of `client_of`; closed at the end."""
+
+    def client_of(self, project: str) -> httpx.Client:
+        """A client with a new key of a project."""
+        secret = create_key(self.database, "test", project=project).secret
+        return self.clients.enter_context(_client(self.url, secret))
 
     def send_raw(self, head: str | bytes, body: bytes = b"") -> bytes:
         """What comes back for these very bytes, up to the end of the connection."""
@@ -60,16 +67,20 @@ def live_api(settings: Settings, database: Database, *, retry_seconds: float = 0
     server = ApiServer(create_app(settings, database, store, doorbell), host="127.0.0.1", port=0, grace_seconds=2.0)
     key = create_key(database, "test").secret
     server.start()
-    headers = {"Authorization": f"Bearer {key}"}
     try:
         with (
             StokerClient(server.url, key, retry_seconds=retry_seconds) as client,
-            httpx.Client(base_url=server.url, headers=headers, timeout=30, trust_env=False) as http,
+            _client(server.url, key) as http,
+            ExitStack() as clients,
         ):
-            yield LiveApi(server.url, key, settings, database, store, client, http, server)
+            yield LiveApi(server.url, key, settings, database, store, client, http, server, clients)
     finally:
         server.stop()
         doorbell.close()
+
+
+def _client(url: str, key: str) -> httpx.Client:
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False)
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from jobs.queue import Doorbell
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec
 from jobs.store import Store
-from scheduler.api import batches, events, files, health, jobs, metrics, models, results, slots, webhooks
+from scheduler.api import batches, events, files, health, jobs, limits, metrics, models, results, slots, webhooks
 from scheduler.api.batches import BatchRequest
 from scheduler.api.context import Context
 from scheduler.api.errors import add_error_handlers
+from scheduler.api.throttle import Throttle
 from scheduler.api.webhooks import WebhookRequest
 from scheduler.version import version
 
@@ -37,13 +38,15 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
     Returns:
         The application. `app.state.context.closing.close()` ends its open streams before a shutdown.
     """
-    context = Context(settings=settings, database=database, store=store, doorbell=doorbell)
+    throttle = Throttle(settings)
+    context = Context(settings=settings, database=database, store=store, doorbell=doorbell, throttle=throttle)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         context.closing.bind()
         anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
         yield
+        throttle.close()
 
     app = FastAPI(
         title="Stoker",
@@ -56,7 +59,7 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
     )
     app.state.context = context
     add_error_handlers(app)
-    for module in (jobs, results, events, slots, files, batches, webhooks, models, health, metrics):
+    for module in (jobs, results, events, slots, files, batches, webhooks, models, limits, health, metrics):
         app.include_router(module.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

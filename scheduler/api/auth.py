@@ -1,7 +1,6 @@
 """Who may call: bearer keys, asked for by every route under /v1.
 
-A key names a project, which its jobs are labelled with. It is not a wall: every key sees every job. Batches and
-webhooks are seen by the keys of their own project and of `default`.
+A key names a project. What it makes belongs to that project; `scope` says what it sees.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ __all__ = [
     "list_keys",
     "require_key",
     "revoke_key",
-    "scope_of",
 ]
 
 bearer = HTTPBearer(auto_error=False, description="A key made by `stoker keys create`, or the local key file's.")
@@ -42,6 +40,7 @@ def require_key(
 
     Raises:
         Unauthorized: it carries none, or one that is unknown or revoked.
+        TooManyRequests: its project has sent enough for now.
         ServiceUnavailable: that cannot be found out now.
     """
     if credentials is None:
@@ -53,12 +52,8 @@ def require_key(
         raise ServiceUnavailable("the database cannot be used now; try again") from error
     if key is None:
         raise Unauthorized("the API key is not valid")
+    context.throttle.admit(key.project)
     return key
 
 
 Key = Annotated[ApiKey, Depends(require_key)]
-
-
-def scope_of(project: str) -> str | None:
-    """Whose batches and webhooks a key of this project sees: None for everybody's, which is the operator's own."""
-    return None if project == "default" else project

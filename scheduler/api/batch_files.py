@@ -9,8 +9,9 @@ from sqlmodel import Session, col
 from starlette.responses import StreamingResponse
 
 from jobs import batches
+from jobs.projects import sees
 from jobs.states import LIVE_BATCH_STATES
-from jobs.tables import Batch
+from jobs.tables import ApiKey, Batch
 from scheduler.api.context import Context
 from scheduler.api.schemas import FileView
 from scheduler.batch_answers import answers
@@ -18,10 +19,11 @@ from scheduler.batch_answers import answers
 _BLOCK_BYTES = 256 * 2**10
 
 
-def find_growing(session: Session, file_id: str) -> Batch | None:
-    """The live batch that this will be a file of, or None."""
+def find_growing(session: Session, file_id: str, key: ApiKey) -> Batch | None:
+    """The live batch that this will be a file of, or None where there is none that the key sees."""
     named = or_(col(Batch.output_file_id) == file_id, col(Batch.error_file_id) == file_id)
-    return session.scalar(select(Batch).where(col(Batch.state).in_(LIVE_BATCH_STATES), named))
+    batch = session.scalar(select(Batch).where(col(Batch.state).in_(LIVE_BATCH_STATES), named))
+    return batch if batch is not None and sees(key.project, batch.project) else None
 
 
 def growing_view(batch: Batch, file_id: str) -> FileView:

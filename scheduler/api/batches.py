@@ -12,15 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs import batches
 from jobs.batches import NewBatch
 from jobs.errors import Conflict, NotFound, UserError
+from jobs.projects import sees
 from jobs.specs import parse_duration
-from jobs.tables import Batch, StoredFile
-from scheduler.api.auth import Key, require_key, scope_of
+from jobs.tables import ApiKey, Batch, StoredFile
+from jobs.usage import RowsWanted
+from scheduler.api.auth import Key, require_key
 from scheduler.api.batch_views import BatchView, batch_view
 from scheduler.api.context import AfterId, Context, InContext, PageSize
 from scheduler.api.documents import parse_request, read_document
 from scheduler.api.errors import ERROR_RESPONSES
 from scheduler.api.openai import ENDPOINTS
 from scheduler.api.schemas import Page, page
+from scheduler.api.scope import find_batch, scope_of
+from scheduler.demand import demand_of_batch
 
 router = APIRouter(
     prefix="/v1/batches", tags=["batches"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES
@@ -79,10 +83,15 @@ def create_batch(
     A repetition with the same `Idempotency-Key`, or one that the SDK marks as a retry, gives the batch of the first.
     """
     asked = parse_request(BatchRequest, document, noun="a batch")
-    new = _checked(context, asked, project=key.project)
+    new, wanted = _checked(context, asked, key)
     is_retry = request.headers.get("x-stainless-retry-count", "0") != "0"
     batch = batches.create(
-        context.database, new, project=key.project, idempotency_key=idempotency_key, is_retry=is_retry
+        context.database,
+        new,
+        project=key.project,
+        idempotency_key=idempotency_key,
+        is_retry=is_retry,
+        wanted=wanted,
     )
     context.doorbell.wake()
     return _shown(context, batch)
@@ -90,11 +99,11 @@ def create_batch(
 
 @router.get("")
 def list_batches(context: InContext, key: Key, after: AfterId = None, limit: PageSize = 20) -> Page[BatchView]:
-    """Batches, newest first."""
+    """Batches of the key's project, newest first."""
     with context.database.read() as session:
         if after is not None:
-            _visible(batches.get(session, after), key.project)
-        found, has_more = batches.list_batches(session, project=scope_of(key.project), after=after, limit=limit)
+            find_batch(session, after, key)
+        found, has_more = batches.list_batches(session, project=scope_of(key), after=after, limit=limit)
         views = [batch_view(batch, batches.counts(session, batch)) for batch in found]
     return page(views, has_more=has_more)
 
@@ -103,33 +112,34 @@ def list_batches(context: InContext, key: Key, after: AfterId = None, limit: Pag
 def get_batch(context: InContext, key: Key, batch_id: BatchId) -> BatchView:
     """One batch."""
     with context.database.read() as session:
-        return _shown(context, _visible(batches.get(session, batch_id), key.project))
+        return _shown(context, find_batch(session, batch_id, key))
 
 
 @router.post("/{batch_id}/cancel")
 def cancel_batch(context: InContext, key: Key, batch_id: BatchId) -> BatchView:
     """Ask a batch to stop; what it has finished will be in the output file. 409 when it has ended already."""
     with context.database.read() as session:
-        _visible(batches.get(session, batch_id), key.project)
+        find_batch(session, batch_id, key)
     batch = batches.cancel(context.database, batch_id)
     context.doorbell.wake()
     return _shown(context, batch)
 
 
-def _checked(context: Context, asked: BatchRequest, *, project: str) -> NewBatch:
-    """The request with all that can be said of it at once; its lines are read later."""
+def _checked(context: Context, asked: BatchRequest, key: ApiKey) -> tuple[NewBatch, RowsWanted | None]:
+    """The request with all that can be said of it at once, and the room that it needs; its lines are read later."""
     if asked.endpoint not in ENDPOINTS:
         raise UserError(f"endpoint: must be one of {', '.join(ENDPOINTS)}", param="endpoint")
     _check_labels(asked.metadata or {})
     with context.database.read() as session:
         file = session.get(StoredFile, asked.input_file_id)
-        if file is None or scope_of(project) not in (None, file.project):
+        if file is None or not sees(key.project, file.project):
             raise NotFound(f"input_file_id: there is no file '{asked.input_file_id}'", param="input_file_id")
         if file.purpose != "batch":
             raise UserError(f"input_file_id: has purpose '{file.purpose}', not 'batch'", param="input_file_id")
-        if asked.retry_of is not None:
-            _check_retried(_visible(batches.get(session, asked.retry_of), project), asked)
-    return NewBatch(
+        retried = None if asked.retry_of is None else find_batch(session, asked.retry_of, key)
+    if retried is not None:
+        _check_retried(retried, asked)
+    new = NewBatch(
         endpoint=asked.endpoint,
         input_file_id=asked.input_file_id,
         completion_window=asked.completion_window,
@@ -139,6 +149,8 @@ def _checked(context: Context, asked: BatchRequest, *, project: str) -> NewBatch
         output_seconds=None if asked.output_expires_after is None else asked.output_expires_after.seconds,
         retry_of=asked.retry_of,
     )
+    wanted = demand_of_batch(file, retried, project=key.project, settings=context.settings, store=context.store)
+    return new, wanted
 
 
 def _check_labels(labels: dict[str, str]) -> None:
@@ -166,12 +178,6 @@ def _window_seconds(window: str) -> int:
     if not isinstance(seconds, int) or not 0 < seconds <= _LONGEST_WINDOW_SECONDS:
         raise UserError("completion_window: must be more than nothing and at most 30d", param="completion_window")
     return seconds
-
-
-def _visible(batch: Batch, project: str) -> Batch:
-    if scope_of(project) not in (None, batch.project):
-        raise NotFound(f"there is no batch '{batch.id}'")
-    return batch
 
 
 def _shown(context: Context, batch: Batch) -> BatchView:

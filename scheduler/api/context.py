@@ -13,6 +13,7 @@ from jobs.database import Database
 from jobs.queue import Doorbell
 from jobs.settings import Settings
 from jobs.store import Store
+from scheduler.api.throttle import Throttle
 
 _UPLOADS_AT_ONCE = 32  # more wait for their turn
 
@@ -51,6 +52,7 @@ class Context:
     database: Database
     store: Store
     doorbell: Doorbell
+    throttle: Throttle
     closing: Closing = field(default_factory=Closing)
     upload_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_UPLOADS_AT_ONCE))
     """Threads of uploads, which may last for hours; kept apart from those that answer everybody else."""

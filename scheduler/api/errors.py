@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs.errors import StokerError
+from jobs.errors import StokerError, TooManyRequests
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ class ErrorDetail(BaseModel):
 
     message: str = Field(description="One clear sentence.")
     type: str = Field(
-        description="`invalid_request_error`, `authentication_error`, `permission_error`, `server_error`."
+        description="`invalid_request_error`, `authentication_error`, `permission_error`, `rate_limit_exceeded`, "
+        "`server_error`."
     )
     param: str | None = Field(description="The field of the spec or request at fault, dotted, where one is.")
     code: str = Field(description="Stable word for programs.")
@@ -110,7 +111,8 @@ def _on_stoker_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StokerError)
     if error.http_status >= 500:
         logger.warning("%s: %s", error.code, error.message)
-    return error_response(error.http_status, error.message, code=error.code, param=error.param)
+    headers = {"retry-after": str(error.retry_after_seconds)} if isinstance(error, TooManyRequests) else None
+    return error_response(error.http_status, error.message, code=error.code, param=error.param, headers=headers)
 
 
 def _on_invalid_request(_request: Request, error: Exception) -> JSONResponse:
@@ -141,6 +143,6 @@ def _on_disconnect(request: Request, _error: Exception) -> JSONResponse:
 def _type_of(status: int) -> str:
     if status >= 500:
         return "server_error"
-    return {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
+    return {401: "authentication_error", 403: "permission_error", 429: "rate_limit_exceeded"}.get(
         status, "invalid_request_error"
     )

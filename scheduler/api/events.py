@@ -9,11 +9,13 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from sqlmodel import Session
 from starlette.responses import StreamingResponse
 
-from jobs import history, ledger
-from scheduler.api.auth import require_key
+from jobs import history
+from jobs.tables import ApiKey
+from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterNumber, InContext, JobId, LongPageSize
 from scheduler.api.errors import ERROR_RESPONSES
 from scheduler.api.schemas import EventView, LogView, Page, event_view, log_view, page
+from scheduler.api.scope import find_job
 from scheduler.api.streams import Follower
 
 router = APIRouter(prefix="/v1/jobs", tags=["history"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
@@ -33,6 +35,7 @@ Follow = Annotated[bool | None, Query(description="Stream until the job has ende
 def get_events(
     request: Request,
     context: InContext,
+    key: Key,
     job_id: JobId,
     after: AfterNumber = 0,
     limit: LongPageSize = 100,
@@ -41,7 +44,7 @@ def get_events(
     last_event_id: LastEventId = None,
 ) -> Page[EventView] | StreamingResponse:
     """A job's history: streamed, unless `Accept: application/json` asks for a page. A stream says `end` at its end."""
-    _check_job(context, job_id)
+    _check_job(context, key, job_id)
 
     def read(session: Session, after_id: int, count: int) -> Sequence[EventView]:
         return [event_view(event) for event in history.events(session, job_id, after=after_id, limit=count)]
@@ -67,6 +70,7 @@ def get_events(
 def get_logs(
     request: Request,
     context: InContext,
+    key: Key,
     job_id: JobId,
     after: AfterNumber = 0,
     limit: LongPageSize = 100,
@@ -74,7 +78,7 @@ def get_logs(
     last_event_id: LastEventId = None,
 ) -> Page[LogView] | StreamingResponse:
     """What the job's runners logged: a page, unless `follow` or `Accept: text/event-stream` asks for the stream."""
-    _check_job(context, job_id)
+    _check_job(context, key, job_id)
 
     def read(session: Session, after_id: int, count: int) -> Sequence[LogView]:
         return [log_view(line) for line in history.log_lines(session, job_id, after=after_id, limit=count)]
@@ -96,7 +100,7 @@ def get_logs(
     ).response()
 
 
-def _check_job(context: InContext, job_id: str) -> None:
-    """Refuse an unknown job before an answer begins."""
+def _check_job(context: InContext, key: ApiKey, job_id: str) -> None:
+    """Refuse a job that the key does not see before an answer begins."""
     with context.database.read() as session:
-        ledger.get(session, job_id)
+        find_job(session, job_id, key)

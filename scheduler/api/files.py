@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import anyio.from_thread
@@ -12,26 +13,28 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import and_, or_, select
 from sqlmodel import Session, col
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from jobs.batches import ROWS_PURPOSE
 from jobs.errors import Conflict, NotFound, TooLarge, UserError
 from jobs.ids import new_id
+from jobs.limits import limits_of
+from jobs.projects import sees
 from jobs.store import StoredObject, upload_key
-from jobs.tables import StoredFile
-from jobs.uploads import uploads_in_use
+from jobs.tables import ApiKey, StoredFile
+from jobs.uploads import PURPOSES, uploads_in_use
+from jobs.usage import storage_full, take_bytes, uploaded_bytes
 from scheduler.api.auth import Key, require_key
 from scheduler.api.batch_files import find_growing, growing_view, stream_growing
 from scheduler.api.context import AfterId, Context, FileId, InContext
 from scheduler.api.errors import ERROR_RESPONSES
 from scheduler.api.objects import stream_object
 from scheduler.api.schemas import DeletedFile, FileView, Page, file_view, page
-from scheduler.api.uploads import boundary_of, read_field, read_parts
+from scheduler.api.scope import scope_of
+from scheduler.api.uploads import Part, boundary_of, read_field, read_parts
 
 logger = logging.getLogger(__name__)
-
-PURPOSES = ("input", "batch")
-"""What a user may upload for: a job's input, or the input of one of OpenAI's batches."""
 
 _DAY_SECONDS = 86400.0
 _EXPIRY_SECONDS = re.compile(r"[1-9][0-9]{0,9}")
@@ -63,10 +66,9 @@ _FORM = {
 @router.post("", response_model=FileView, openapi_extra=_FORM)
 async def upload_file(request: Request, context: InContext, key: Key) -> FileView:
     """Upload a file. Name it `file:<id>` in a spec's `input.path`. Fields after the file are taken too."""
-    limit = context.settings.max_upload_bytes
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit + _FRAME_BYTES:
-        raise TooLarge(f"the upload is larger than the limit of {limit} bytes", param="file")
+    num_declared = int(declared) - _FRAME_BYTES if declared.isdigit() else 0  # at least so many bytes has the file
+    room = await run_in_threadpool(_find_room, context, key.project, num_declared)
     boundary = boundary_of(request.headers.get("content-type", ""))
     stream = aiter(request.stream())
 
@@ -79,26 +81,29 @@ async def upload_file(request: Request, context: InContext, key: Key) -> FileVie
 
     # The store is synchronous; its thread pulls the body block by block, so a slow disk slows the client down.
     return await anyio.to_thread.run_sync(
-        _receive, context, key.project, blocks(), boundary, limiter=context.upload_threads
+        _receive, context, key.project, blocks(), boundary, room, limiter=context.upload_threads
     )
 
 
 @router.get("")
 def list_files(
     context: InContext,
+    key: Key,
     after: AfterId = None,
     limit: Annotated[int, Query(ge=1, le=10_000, description="Entries on a page.")] = 20,
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str | None, Query(pattern=r"^[a-z_-]{1,50}$", description="Only files of this purpose.")] = None,
 ) -> Page[FileView]:
-    """Uploaded files, by time of upload."""
+    """Uploaded files of the key's project, by time of upload."""
     created, file_id = col(StoredFile.created_at), col(StoredFile.id)
     query = select(StoredFile).where(col(StoredFile.purpose) != ROWS_PURPOSE)
+    if (project := scope_of(key)) is not None:
+        query = query.where(col(StoredFile.project) == project)
     if purpose is not None:
         query = query.where(col(StoredFile.purpose) == purpose)
     with context.database.read() as session:
         if after is not None:
-            last = _find(session, after)
+            last = _find(session, after, key)
             at, last_id = last.created_at, last.id
             query = query.where(
                 or_(created < at, and_(created == at, file_id < last_id))
@@ -111,11 +116,11 @@ def list_files(
 
 
 @router.get("/{file_id}")
-def get_file(context: InContext, file_id: FileId) -> FileView:
+def get_file(context: InContext, key: Key, file_id: FileId) -> FileView:
     """One uploaded file."""
     with context.database.read() as session:
-        growing = find_growing(session, file_id)
-        return file_view(_find(session, file_id)) if growing is None else growing_view(growing, file_id)
+        growing = find_growing(session, file_id, key)
+        return file_view(_find(session, file_id, key)) if growing is None else growing_view(growing, file_id)
 
 
 @router.get(
@@ -123,25 +128,25 @@ def get_file(context: InContext, file_id: FileId) -> FileView:
     response_class=StreamingResponse,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."}},
 )
-def get_file_content(context: InContext, file_id: FileId) -> StreamingResponse:
+def get_file_content(context: InContext, key: Key, file_id: FileId) -> StreamingResponse:
     """The bytes of a file. Of a batch that still runs, the lines that are known now."""
     with context.database.read() as session:
-        growing = find_growing(session, file_id)
+        growing = find_growing(session, file_id, key)
         if growing is None:
-            file = _find(session, file_id)
+            file = _find(session, file_id, key)
     if growing is not None:
         return stream_growing(context, growing, file_id)
     return stream_object(context.store, file.key, num_bytes=file.num_bytes, sha256=file.sha256)
 
 
 @router.delete("/{file_id}")
-def delete_file(context: InContext, file_id: FileId) -> DeletedFile:
+def delete_file(context: InContext, key: Key, file_id: FileId) -> DeletedFile:
     """Delete an uploaded file. 409 while a live job reads it."""
     with context.database.read() as session:
-        growing = find_growing(session, file_id)
+        growing = find_growing(session, file_id, key)
         if growing is not None:
             raise Conflict(f"file '{file_id}' is being made by batch {growing.id}; cancel it or wait for its end")
-        file = _find(session, file_id)
+        file = _find(session, file_id, key)
         reader = uploads_in_use(session).get(file_id)
     if reader is not None:
         raise Conflict(f"{reader} still reads file '{file_id}'; cancel it or wait for its end")
@@ -153,7 +158,44 @@ def delete_file(context: InContext, file_id: FileId) -> DeletedFile:
     return DeletedFile(id=file_id)
 
 
-def _receive(context: Context, project: str, blocks: Iterator[bytes], boundary: bytes) -> FileView:
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """How large an upload may be, and what one that is larger is told."""
+
+    num_bytes: int
+    refusal: UserError
+
+
+def _find_room(context: Context, project: str, num_declared: int) -> _Room:
+    """The room for an upload, before its body is read.
+
+    Args:
+        num_declared: bytes that the file surely has.
+
+    Raises:
+        TooLarge: that is more than any upload may have.
+        StorageFull: that is more than fits beside the project's other uploads.
+    """
+    limit, database = context.settings.max_upload_bytes, context.database
+    room = _Room(limit, TooLarge(f"the upload is larger than the limit of {limit} bytes", param="file"))
+    total = limits_of(project, context.settings).upload_bytes
+    if total is not None and total < limit:
+        message = f"the upload is larger than all of project '{project}' may be, {total} bytes (upload_bytes)"
+        room = _Room(total, TooLarge(message, param="file"))
+    if num_declared > room.num_bytes:
+        raise room.refusal
+    if total is None:
+        return room
+    with database.read() as session:
+        left = total - uploaded_bytes(session, database, project)
+        if left < room.num_bytes:
+            room = _Room(left, storage_full(session, database, project, limit=total))
+    if num_declared > room.num_bytes or room.num_bytes <= 0:
+        raise room.refusal
+    return room
+
+
+def _receive(context: Context, project: str, blocks: Iterator[bytes], boundary: bytes, room: _Room) -> FileView:
     """Store an upload and write it down; whatever fails leaves neither."""
     fields: dict[str, str] = {}
     file_id = new_id("file")
@@ -169,9 +211,7 @@ def _receive(context: Context, project: str, blocks: Iterator[bytes], boundary: 
             else:
                 filename = part.filename
                 _check_filename(filename, fields.get("purpose"))
-                stored = context.store.put(
-                    upload_key(file_id), part.content, max_bytes=context.settings.max_upload_bytes
-                )
+                stored = _store(context, file_id, part, room)
         if stored is None:
             raise UserError("file: is required, with a filename", param="file")
         if "purpose" not in fields:
@@ -184,12 +224,22 @@ def _receive(context: Context, project: str, blocks: Iterator[bytes], boundary: 
         raise
 
 
+def _store(context: Context, file_id: str, part: Part, room: _Room) -> StoredObject:
+    try:
+        return context.store.put(upload_key(file_id), part.content, max_bytes=room.num_bytes)
+    except TooLarge as error:
+        raise room.refusal from error
+
+
 def _write_down(
     context: Context, file_id: str, filename: str, fields: dict[str, str], stored: StoredObject, project: str
 ) -> StoredFile:
     longest = context.settings.upload_days * _DAY_SECONDS  # nothing is kept longer, whatever was asked for
     seconds = min(longest, float(fields.get("expires_after[seconds]", longest)))
+    limit = limits_of(project, context.settings).upload_bytes
     with context.database.write() as session:
+        if limit is not None:
+            take_bytes(session, context.database, project, limit=limit, num_bytes=stored.num_bytes)
         now = context.database.time(session)
         file = StoredFile(
             id=file_id,
@@ -224,8 +274,8 @@ def _check_filename(filename: str, purpose: str | None) -> None:
         raise UserError("file: the input of a batch is a .jsonl file", param="file")
 
 
-def _find(session: Session, file_id: str) -> StoredFile:
+def _find(session: Session, file_id: str, key: ApiKey) -> StoredFile:
     file = session.get(StoredFile, file_id)
-    if file is None or file.purpose == ROWS_PURPOSE:
+    if file is None or file.purpose == ROWS_PURPOSE or not sees(key.project, file.project):
         raise NotFound(f"there is no file '{file_id}'")
     return file

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
-from sqlalchemy import select
-from sqlmodel import col
 from starlette.responses import StreamingResponse
 
 from jobs import ledger
@@ -15,9 +13,10 @@ from jobs.database import Database
 from jobs.errors import Conflict, NotFound
 from jobs.specs import InferenceSpec, JobSpec, parse_spec
 from jobs.states import JobState
-from jobs.tables import Artifact, Job
+from jobs.tables import ApiKey, Artifact, Job
+from jobs.usage import RowsWanted
 from scheduler.api.auth import Key, require_key
-from scheduler.api.context import AfterId, InContext, JobId, PageSize
+from scheduler.api.context import AfterId, Context, InContext, JobId, PageSize
 from scheduler.api.documents import read_document, yaml_or_json
 from scheduler.api.errors import ERROR_RESPONSES
 from scheduler.api.job_views import describe_job, describe_jobs
@@ -31,6 +30,8 @@ from scheduler.api.schemas import (
     artifact_view,
     page,
 )
+from scheduler.api.scope import find_job, scope_of
+from scheduler.demand import demand_of_job
 from scheduler.planner import check_submission
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
@@ -56,12 +57,16 @@ def submit_job(
     """Submit a job. What is wrong with its spec, input, model or output paths is said now, and then nothing is kept."""
     spec = with_catalogue(parse_spec(document), context.settings)
     if idempotency_key is not None:
-        before = _find_by_key(context.database, idempotency_key)
+        with context.database.read() as session:
+            before = ledger.find_submitted(session, key.project, idempotency_key)
         if before is not None:
             response.status_code = 200
             return _same_job(context.database, before, spec)
-    check_submission(spec, settings=context.settings, database=context.database, store=context.store)
-    job = ledger.submit(context.database, spec, project=key.project, idempotency_key=idempotency_key)
+    check_submission(
+        spec, settings=context.settings, database=context.database, store=context.store, project=key.project
+    )
+    wanted = _demand(context, spec, key.project)
+    job = ledger.submit(context.database, spec, project=key.project, idempotency_key=idempotency_key, wanted=wanted)
     context.doorbell.wake()
     return _same_job(context.database, job, spec)
 
@@ -69,43 +74,51 @@ def submit_job(
 @router.get("")
 def list_jobs(
     context: InContext,
+    key: Key,
     after: AfterId = None,
     limit: PageSize = 20,
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
 ) -> Page[JobView]:
-    """Jobs, newest first."""
+    """Jobs of the key's project, newest first."""
     with context.database.read() as session:
-        jobs, has_more = ledger.list_jobs(session, after=after, limit=limit, state=state)
+        if after is not None:
+            find_job(session, after, key)
+        jobs, has_more = ledger.list_jobs(session, project=scope_of(key), after=after, limit=limit, state=state)
         return page(describe_jobs(session, context.database, jobs), has_more=has_more)
 
 
 @router.get("/{job_id}")
-def get_job(context: InContext, job_id: JobId) -> JobView:
+def get_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     """One job."""
+    _check_visible(context, key, job_id)
     return describe_job(context.database, job_id)
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(context: InContext, job_id: JobId) -> JobView:
+def cancel_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     """Ask a job to stop; what it has finished stays readable. 409 when it has ended already."""
+    _check_visible(context, key, job_id)
     ledger.cancel(context.database, job_id)
     context.doorbell.wake()
     return describe_job(context.database, job_id)
 
 
 @router.post("/{job_id}/retry", status_code=201)
-def retry_job(context: InContext, job_id: JobId) -> JobView:
+def retry_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     """Submit a failed, cancelled or expired job again, as a new job. 409 for any other."""
-    job = ledger.retry(context.database, job_id)
+    with context.database.read() as session:
+        ended = find_job(session, job_id, key)
+    wanted = _demand(context, parse_spec(ended.spec), ended.project)
+    job = ledger.retry(context.database, job_id, wanted=wanted)
     context.doorbell.wake()
     return describe_job(context.database, job.id)
 
 
 @router.get("/{job_id}/metrics")
-def get_job_metrics(context: InContext, job_id: JobId) -> MetricList:
+def get_job_metrics(context: InContext, key: Key, job_id: JobId) -> MetricList:
     """A job's numbers. For inference: how far and how fast it is, at the rows done."""
     with context.database.read() as session:
-        job = ledger.get(session, job_id)
+        job = find_job(session, job_id, key)
         now = context.database.time(session)
     numbers: dict[str, float] = {
         "rows_total": job.num_rows,
@@ -123,10 +136,10 @@ def get_job_metrics(context: InContext, job_id: JobId) -> MetricList:
 
 
 @router.get("/{job_id}/artifacts")
-def list_artifacts(context: InContext, job_id: JobId) -> Page[ArtifactView]:
+def list_artifacts(context: InContext, key: Key, job_id: JobId) -> Page[ArtifactView]:
     """The files a job made, by name."""
     with context.database.read() as session:
-        ledger.get(session, job_id)
+        find_job(session, job_id, key)
         return page([artifact_view(artifact) for artifact in ledger.artifacts(session, job_id)], id_field="name")
 
 
@@ -137,21 +150,28 @@ def list_artifacts(context: InContext, job_id: JobId) -> Page[ArtifactView]:
 )
 def get_artifact(
     context: InContext,
+    key: Key,
     job_id: JobId,
     name: Annotated[str, Path(pattern=r"^[^\x00]{1,500}$", description="The artifact's name.")],
 ) -> StreamingResponse:
     """The bytes of a file that a job made."""
     with context.database.read() as session:
-        ledger.get(session, job_id)
+        find_job(session, job_id, key)
         artifact = session.get(Artifact, (job_id, name))
     if artifact is None:
         raise NotFound(f"job {job_id} has no artifact '{name}'")
     return stream_object(context.store, artifact.key, num_bytes=artifact.num_bytes, sha256=artifact.sha256)
 
 
-def _find_by_key(database: Database, idempotency_key: str) -> Job | None:
-    with database.read() as session:
-        return session.scalar(select(Job).where(col(Job.idempotency_key) == idempotency_key))
+def _check_visible(context: Context, key: ApiKey, job_id: str) -> None:
+    with context.database.read() as session:
+        find_job(session, job_id, key)
+
+
+def _demand(context: Context, spec: JobSpec, project: str) -> RowsWanted | None:
+    return demand_of_job(
+        spec, project=project, settings=context.settings, store=context.store, database=context.database
+    )
 
 
 def _same_job(database: Database, job: Job, spec: JobSpec) -> JobView:

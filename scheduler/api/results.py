@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import StreamingResponse
 
-from jobs import ledger
 from jobs.rows import Result
 from jobs.sinks import open_sink
 from jobs.sinks.export import ExportFormat, open_writer
 from jobs.specs import parse_spec
-from scheduler.api.auth import require_key
+from scheduler.api.auth import Key, require_key
 from scheduler.api.context import InContext, JobId
 from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.scope import find_job
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -40,6 +40,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["results"], dependencies=[Depends(re
 )
 def get_results(
     context: InContext,
+    key: Key,
     job_id: JobId,
     format: Annotated[Literal["jsonl", "parquet", "csv"], Query(description="Of the answer.")] = "jsonl",  # noqa: A002
     after_row: Annotated[int, Query(ge=-1, le=2**63 - 1, description="Only rows with a larger index.")] = -1,
@@ -51,7 +52,7 @@ def get_results(
     chunks are done in any order. An answer that ends without the end of its chunked encoding was broken off.
     """
     with context.database.read() as session:
-        spec = parse_spec(ledger.get(session, job_id).spec)
+        spec = parse_spec(find_job(session, job_id, key).spec)
     vector_output = spec.vector_output
     sink = open_sink(spec.output, vector_output=vector_output, database=context.database, store=context.store)
     results = sink.read(job_id, after_row=after_row, limit=limit)

@@ -183,14 +183,14 @@ class SlotView(BaseModel):
     state: SlotState
     reason: str | None = Field(description="Why it is not online.")
     warm_models: list[str] = Field(description="What its runner holds loaded, most recent last.")
-    job_id: str | None = Field(description="The job it works on.")
-    lease_id: str | None
+    job_id: str | None = Field(description="The job it works on, where that is one that the key sees.")
+    lease_id: str | None = Field(description="Null while it does nothing.")
     registered_at: float
     heartbeat_at: float
 
 
-def slot_view(slot: Slot, lease: Lease | None) -> SlotView:
-    """A slot as JSON, with the live lease it holds."""
+def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None) -> SlotView:
+    """A slot as JSON, with the live lease it holds and, where that may be shown, its job."""
     return SlotView(
         id=slot.id,
         host=slot.host,
@@ -202,7 +202,7 @@ def slot_view(slot: Slot, lease: Lease | None) -> SlotView:
         state=slot.state,
         reason=slot.reason,
         warm_models=slot.warm_models,
-        job_id=None if lease is None else lease.job_id,
+        job_id=job_id,
         lease_id=None if lease is None else lease.id,
         registered_at=slot.registered_at,
         heartbeat_at=slot.heartbeat_at,

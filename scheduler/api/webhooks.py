@@ -7,18 +7,18 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
-from sqlmodel import Session
 
 from jobs import webhooks
-from jobs.errors import NotFound, UserError
+from jobs.errors import UserError
 from jobs.states import DeliveryState
 from jobs.tables import Webhook, WebhookDelivery
 from jobs.webhooks import EVENT_TYPES
-from scheduler.api.auth import Key, require_key, scope_of
+from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterId, InContext, PageSize, WebhookId
 from scheduler.api.documents import parse_request, read_document
 from scheduler.api.errors import ERROR_RESPONSES
 from scheduler.api.schemas import Page, page
+from scheduler.api.scope import find_webhook, scope_of
 from scheduler.webhooks import check_url
 
 router = APIRouter(
@@ -103,8 +103,8 @@ def list_webhooks(context: InContext, key: Key, after: AfterId = None, limit: Pa
     """Webhooks, newest first."""
     with context.database.read() as session:
         if after is not None:
-            _find(session, after, key.project)
-        found, has_more = webhooks.list_webhooks(session, project=scope_of(key.project), after=after, limit=limit)
+            find_webhook(session, after, key)
+        found, has_more = webhooks.list_webhooks(session, project=scope_of(key), after=after, limit=limit)
     return page([_webhook_view(webhook) for webhook in found], has_more=has_more)
 
 
@@ -112,14 +112,14 @@ def list_webhooks(context: InContext, key: Key, after: AfterId = None, limit: Pa
 def get_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> WebhookView:
     """One webhook."""
     with context.database.read() as session:
-        return _webhook_view(_find(session, webhook_id, key.project))
+        return _webhook_view(find_webhook(session, webhook_id, key))
 
 
 @router.delete("/{webhook_id}")
 def delete_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> DeletedWebhook:
     """Delete a webhook and its log; what is not sent yet never is."""
     with context.database.read() as session:
-        _find(session, webhook_id, key.project)
+        find_webhook(session, webhook_id, key)
     webhooks.delete(context.database, webhook_id)
     return DeletedWebhook(id=webhook_id)
 
@@ -130,7 +130,7 @@ def list_deliveries(
 ) -> Page[DeliveryView]:
     """The delivery log, newest first: what was sent, or is to be, and what came of it."""
     with context.database.read() as session:
-        _find(session, webhook_id, key.project)
+        find_webhook(session, webhook_id, key)
         found, has_more = webhooks.deliveries(session, webhook_id, after=after, limit=limit)
     return page([_delivery_view(delivery) for delivery in found], has_more=has_more)
 
@@ -139,17 +139,10 @@ def list_deliveries(
 def send_test(context: InContext, key: Key, webhook_id: WebhookId) -> DeliveryView:
     """Send a `webhook.test` event, whatever the webhook is told of. The log says what came of it."""
     with context.database.read() as session:
-        _find(session, webhook_id, key.project)
+        find_webhook(session, webhook_id, key)
     delivery = webhooks.announce_test(context.database, webhook_id)
     context.doorbell.wake()
     return _delivery_view(delivery)
-
-
-def _find(session: Session, webhook_id: str, project: str) -> Webhook:
-    webhook = webhooks.get(session, webhook_id)
-    if scope_of(project) not in (None, webhook.project):
-        raise NotFound(f"there is no webhook '{webhook_id}'")
-    return webhook
 
 
 def _webhook_view(webhook: Webhook) -> WebhookView:

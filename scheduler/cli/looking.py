@@ -113,7 +113,8 @@ def slots(context: typer.Context, as_json: Json = False, url: Url = None, data_d
         return
     table = make_table("slot", "state", ("device", {"max_width": _DEVICE_WIDTH}), ("works on", _FOLDED))
     for slot in found:
-        doing = slot["job_id"] or slot["reason"] or ("idle" if slot["state"] == "online" else "")
+        unseen = "another project's job" if slot["lease_id"] else "idle" if slot["state"] == "online" else ""
+        doing = slot["job_id"] or slot["reason"] or unseen
         table.add_row(cell(slot["id"]), state_cell(slot["state"]), cell(slot["name"]), cell(doing))
     _show_list(table, len(found), "no slots yet: `stoker up` or `stoker worker` brings them")
 

@@ -61,7 +61,9 @@ def doctor(context: typer.Context, as_json: Json = False, url: Url = None, data_
 def create_key(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Whose or what for, for people.")],
-    project: Annotated[str, typer.Option(help="Label of the jobs submitted with it.")] = "default",
+    project: Annotated[
+        str, typer.Option(help="Whose jobs, files and batches it sees; 'default' sees all.")
+    ] = "default",
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:

@@ -28,11 +28,11 @@ def new_batch(**fields: Any) -> NewBatch:
 def plan_of(batch_id: str, *num_lines: int) -> BatchPlan:
     """A plan of so many jobs of so many lines each."""
     parts = []
-    for number, _ in enumerate(num_lines):
+    for number, num_rows in enumerate(num_lines):
         file_id = new_id("file")
         document = {"task": "embeddings", "model": "org/model", "input": {"path": f"file:{file_id}"}}
         rows = StoredObject(f"{batch_prefix(batch_id)}x/rows-{number}.jsonl", 10, "00")
-        parts.append(BatchPart(parse_spec(document), file_id, rows))
+        parts.append(BatchPart(parse_spec(document), file_id, rows, num_rows))
     return BatchPlan(sum(num_lines), "org/model", parts)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from jobs.errors import InvalidOutput, InvalidSpec, NotFound, ServiceUnavailable
 from scheduler import connection
+from scheduler.cli.app import exit_code_of
 from scheduler.client import ApiError, StokerClient
 from scheduler.connection import parse_events, read_lines, segment
 
@@ -109,6 +110,55 @@ def test_a_refusal_carries_all_that_the_api_said() -> None:
     said = refused.value
     assert (said.status, said.code, said.message, said.param) == (400, "invalid_spec", "task: unknown", "task")
     assert (said.request_id, said.is_user_error, said.retryable, str(said)) == ("req_1", True, False, "task: unknown")
+
+
+def refusing(number: int, seconds: str, seen: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Response]:
+    """An API that refuses so many requests for now."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if len(seen) > number:
+            return httpx.Response(200, json={"id": "x", "data": [], "has_more": False})
+        error = {"message": "the queue is full", "type": "rate_limit_exceeded", "param": None, "code": "x_exceeded"}
+        return httpx.Response(429, json={"error": error}, headers={"retry-after": seconds})
+
+    return answer
+
+
+def test_what_is_refused_for_now_is_sent_again(tmp_path: Path) -> None:
+    """Lost: a `stoker run` that breaks at its project's rate; nothing was done, so a cancel may be repeated as well."""
+    asks: list[Callable[[StokerClient], object]] = [
+        lambda client: client.cancel("j"),
+        lambda client: client.submit({}),
+        lambda client: list(client.jobs()),
+        lambda client: client.results("j", tmp_path / "out"),
+    ]
+    for ask in asks:
+        seen: list[httpx.Request] = []
+        ask(client_over(refusing(1, "0", seen), retry_seconds=5))
+        assert len(seen) == 2
+        assert seen[0].content == seen[1].content
+
+
+def test_a_refusal_for_longer_than_the_clients_patience_is_told_at_once(tmp_path: Path) -> None:
+    """Lost: why it takes so long; and whose fault it is: nothing is wrong with the command."""
+    seen: list[httpx.Request] = []
+    with pytest.raises(ApiError, match="the queue is full") as refused:
+        client_over(refusing(9, "30", seen), retry_seconds=5).submit({})
+    assert len(seen) == 1
+    said = refused.value
+    assert (said.status, said.code, said.retry_after_seconds) == (429, "x_exceeded", 30.0)
+    assert (said.retryable, said.is_user_error, exit_code_of(said)) == (True, False, 1)
+
+
+def test_an_upload_is_sent_once(tmp_path: Path) -> None:
+    """Lost: half a file: its bytes have gone with the first try."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"x")
+    seen: list[httpx.Request] = []
+    with pytest.raises(ApiError, match="the queue is full"):
+        client_over(refusing(1, "0", seen), retry_seconds=5).upload(path)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from jobs import migrations
 from jobs.database import Database
-from jobs.errors import Conflict, NotFound
+from jobs.errors import Conflict, InvalidSpec, NotFound
 from jobs.settings import Settings
 from scheduler.keys import create_key, ensure_local_key, find_key, list_keys, revoke_key
 
@@ -45,6 +45,14 @@ def test_a_key_is_found_by_its_secret_alone(database: Database) -> None:
     assert (found.id, found.name, found.project) == (key.id, "ci", "search")
     for wrong in ("", key.secret[:-1], key.secret + "x", key.secret.upper(), found.sha256, "\udcff"):
         assert find_key(database, wrong) is None
+
+
+@pytest.mark.parametrize("name", ["", "*", "a b", "-a", "a/b", "ä", "x" * 101])
+def test_a_project_has_a_name_that_settings_can_name(database: Database, name: str) -> None:
+    """Lost: a project that no table of limits is for."""
+    with pytest.raises(InvalidSpec, match=r"^project: "):
+        create_key(database, "ci", project=name)
+    assert list_keys(database) == []
 
 
 def test_the_database_holds_no_secret(database: Database, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ SETTINGS: dict[str, Any] = {
     "url": "",
     "api_key": SecretStr(""),
     "max_upload_bytes": 20 * 2**30,
+    "projects": {},
     "input_roots": [],
     "output_roots": [],
     "input_urls": [],

@@ -1,0 +1,77 @@
+"""Requests per second of each project, counted in Redis for all API processes, or by each for itself without it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import redis
+from limits import RateLimitItemPerSecond
+from limits.storage import MemoryStorage, RedisStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from jobs.errors import TooManyRequests
+from jobs.limits import limits_of
+from jobs.queue import connect
+from jobs.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_REDIS_SECONDS = 0.25  # a request waits no longer for the count
+_RETRY_AFTER_SECONDS = 1  # the window's length
+
+
+class Throttle:
+    """Lets so many requests of a project pass in any second, give or take what a sliding counter errs by."""
+
+    def __init__(self, settings: Settings, *, outage_seconds: float = 5.0) -> None:
+        """No connection is made before the first request of a project that has a limit.
+
+        Args:
+            settings: the limits, and where Redis is.
+            outage_seconds: how long after a failure Redis is not asked.
+        """
+        self._settings = settings
+        self._outage_seconds = outage_seconds
+        self._redis = connect(settings, timeout_seconds=_REDIS_SECONDS)
+        shared = RedisStorage("redis://", connection_pool=self._redis.connection_pool, key_prefix="stoker:limits")
+        self._shared = SlidingWindowCounterRateLimiter(shared)
+        self._starting = threading.Lock()
+        self._own: SlidingWindowCounterRateLimiter | None = None
+        self._ask_again_at = 0.0
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.connection_pool.disconnect()
+
+    def admit(self, project: str) -> None:
+        """Count a request.
+
+        Raises:
+            TooManyRequests: its project has had its share of this second.
+        """
+        limit = limits_of(project, self._settings).requests_per_second
+        if limit is None:
+            return
+        if not self._counts(RateLimitItemPerSecond(limit), project):
+            raise TooManyRequests(
+                f"project '{project}' may send {limit} requests per second (requests_per_second); try again",
+                retry_after_seconds=_RETRY_AFTER_SECONDS,
+            )
+
+    def _counts(self, item: RateLimitItemPerSecond, project: str) -> bool:
+        """Whether there was room for one more."""
+        if time.monotonic() >= self._ask_again_at:
+            try:
+                return self._shared.hit(item, project)
+            except (redis.RedisError, OSError) as error:
+                self._ask_again_at = time.monotonic() + self._outage_seconds
+                logger.warning("Redis cannot be reached, so this process counts requests by itself: %s", error)
+        return self._by_itself().hit(item, project)
+
+    def _by_itself(self) -> SlidingWindowCounterRateLimiter:
+        with self._starting:
+            if self._own is None:  # made only now, since it starts a thread
+                self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
+            return self._own

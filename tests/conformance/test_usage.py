@@ -1,0 +1,227 @@
+"""The room in a project's queue and uploads, on both databases: counted whole, and never given to two at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jobs import batches, ledger, usage
+from jobs.batches import BatchPart, BatchPlan, NewBatch
+from jobs.database import Database
+from jobs.errors import QueueFull, StokerError, StorageFull, TooManyRows
+from jobs.ids import new_id
+from jobs.sources import ChunkRange
+from jobs.specs import parse_spec
+from jobs.states import JobState
+from jobs.store import StoredObject
+from jobs.tables import Batch, Job, StoredFile
+from jobs.usage import RowsWanted
+
+SPEC = parse_spec({"task": "embeddings", "model": "org/model", "input": {"path": "x.jsonl"}})
+LIMIT = 100
+
+
+def submit(db: Database, num_rows: int | None, *, project: str = "p") -> Job:
+    """A job of so many rows in a project that may have a hundred."""
+    return ledger.submit(db, SPEC, project=project, wanted=RowsWanted(LIMIT, num_rows))
+
+
+def create(db: Database, num_rows: int | None, **fields: Any) -> Batch:
+    """A batch of so many lines, likewise."""
+    known = {"endpoint": "/v1/embeddings", "input_file_id": "file_1", "completion_window": "24h"}
+    new = NewBatch(**{**known, "window_seconds": 86400, "digest": new_id("d")})
+    return batches.create(db, new, project="p", wanted=RowsWanted(LIMIT, num_rows), **fields)
+
+
+def accept(db: Database, batch_id: str, num_rows: int) -> list[Job]:
+    """Its one job, of so many rows."""
+    rows = StoredObject(f"batches/{batch_id}/rows.jsonl", 10, "00")
+    batches.accept(db, batch_id, BatchPlan(num_rows, "m", [BatchPart(SPEC, new_id("file"), rows, num_rows)]))
+    with db.read() as session:
+        return batches.jobs_of(session, batch_id)
+
+
+def queued(db: Database, project: str = "p") -> int:
+    """Rows in a project's queue."""
+    with db.read() as session:
+        return usage.queue_of(session, db, project).num_rows
+
+
+def set_job(db: Database, job_id: str, **fields: Any) -> None:
+    """Change a job by hand."""
+    with db.write() as session:
+        for name, value in fields.items():
+            setattr(session.get(Job, job_id), name, value)
+
+
+def at_once(number: int, act: Callable[[], object]) -> tuple[int, int]:
+    """How many of so many threads succeeded, and how many were told to come later."""
+    outcomes: list[bool] = []
+    start = threading.Barrier(number)
+
+    def run() -> None:
+        start.wait()
+        try:
+            act()
+        except (QueueFull, StorageFull):
+            outcomes.append(False)
+        else:
+            outcomes.append(True)
+
+    threads = [threading.Thread(target=run) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes.count(True), outcomes.count(False)
+
+
+def test_rows_count_from_the_submission_until_they_are_done(database: Database) -> None:
+    """Lost: a limit that forgets what is being counted, or never gives room back."""
+    job = submit(database, 60)
+    assert queued(database) == 60, "before it is planned"
+    ledger.plan(database, job.id, [ChunkRange(0, 60, {})])
+    assert queued(database) == 60
+    with pytest.raises(QueueFull, match="60 rows in the queue and these are 41 more; its limit is 100"):
+        submit(database, 41)
+    set_job(database, job.id, state=JobState.RUNNING, num_done=20)
+    assert queued(database) == 40
+    submit(database, 60)
+    ledger.fail(database, job.id, StokerError("it broke"))
+    assert queued(database) == 60, "what has ended is out of the queue"
+    submit(database, 40)
+
+
+def test_a_batch_counts_once_before_and_after_it_is_split(database: Database) -> None:
+    """Lost: room that a batch takes twice, or for a moment not at all."""
+    batch = create(database, 70)
+    assert queued(database) == 70
+    (job,) = accept(database, batch.id, 70)
+    assert (queued(database), job.num_rows) == (70, 70)
+    set_job(database, job.id, num_done=30)
+    assert queued(database) == 40
+    with pytest.raises(QueueFull):
+        create(database, 61)
+    ledger.cancel(database, job.id)
+    assert queued(database) == 0
+    refused = create(database, 100)
+    batches.refuse(database, refused.id, [])
+    cancelled = create(database, 100)
+    batches.cancel(database, cancelled.id)
+    assert queued(database) == 0
+
+
+def test_a_submission_that_could_never_fit_is_not_told_to_wait(database: Database) -> None:
+    """Lost: a client that waits for ever."""
+    submit(database, 10)
+    for act in (lambda: submit(database, 101), lambda: create(database, 101)):
+        with pytest.raises(TooManyRows, match="more than the 100 rows") as refused:
+            act()
+        assert not refused.value.retryable
+    assert queued(database) == 10
+
+
+def test_what_is_not_counted_yet_is_alone(database: Database) -> None:
+    """Lost: the limit, to many large inputs at once whose rows nobody knows yet; one is what it can be overrun by."""
+    assert at_once(8, lambda: submit(database, None)) == (1, 7)
+    with pytest.raises(QueueFull, match="still being counted"):
+        submit(database, 1)
+    with pytest.raises(QueueFull, match="still being counted"):
+        create(database, None)
+    submit(database, 1, project="other")
+    with database.read() as session:
+        (job,) = ledger.list_jobs(session, project="p")[0]
+    ledger.plan(database, job.id, [ChunkRange(0, 95, {})])
+    assert queued(database) == 95
+    with pytest.raises(QueueFull, match="95 rows in the queue"):
+        submit(database, 6)
+    submit(database, 5)
+    with pytest.raises(QueueFull):
+        submit(database, None)
+
+
+def test_an_unread_batch_is_alone_until_it_is_read(database: Database) -> None:
+    """Lost: the same, by way of batches."""
+    batch = create(database, None)
+    with pytest.raises(QueueFull, match="still being counted"):
+        submit(database, 1)
+    accept(database, batch.id, 30)
+    submit(database, 70)
+    assert queued(database) == 100
+
+
+def test_many_at_once_do_not_pass_the_limit(database: Database) -> None:
+    """Lost: the limit, to a script that submits in parallel."""
+    assert at_once(12, lambda: submit(database, 30)) == (3, 9)
+    assert queued(database) == 90
+    assert at_once(6, lambda: create(database, 5)) == (2, 4)
+    assert queued(database) == 100
+
+
+def test_a_repeated_create_needs_no_second_room(database: Database) -> None:
+    """Lost: the batch that was made, when the answer was lost and the queue is full of it."""
+    first = create(database, 100, idempotency_key="once")
+    known = NewBatch("/v1/embeddings", "file_1", "24h", 86400, first.digest)
+    wanted = RowsWanted(LIMIT, 100)
+    for repeat in ({"idempotency_key": "once"}, {"is_retry": True}):
+        assert batches.create(database, known, project="p", wanted=wanted, **repeat).id == first.id  # type: ignore[arg-type]
+
+
+def test_a_retry_after_a_refusal_does_not_find_a_cancelled_batch(database: Database) -> None:
+    """Lost: a second batch over the same file: the SDK marks its try after a 429 as a retry, too."""
+    first = create(database, 100)
+    batches.cancel(database, first.id)
+    again = NewBatch("/v1/embeddings", "file_1", "24h", 86400, first.digest)
+    made = batches.create(database, again, project="p", is_retry=True, wanted=RowsWanted(LIMIT, 100))
+    assert made.id != first.id
+
+
+def test_the_wait_is_guessed_from_what_runs(database: Database) -> None:
+    """Lost: clients that ask again long before, or long after, there is room."""
+    job = submit(database, 100)
+    ledger.plan(database, job.id, [ChunkRange(0, 100, {})])
+    with database.read() as session:
+        now = database.time(session)
+    set_job(database, job.id, state=JobState.RUNNING, num_done=10, started_at=now - 5)
+    with pytest.raises(QueueFull) as refused:
+        submit(database, 30)
+    assert 5 <= refused.value.retry_after_seconds <= 30
+
+
+# -- uploads -------------------------------------------------------------------------------------------------------
+
+
+def keep(db: Database, num_bytes: int, *, project: str = "p", purpose: str = "input", expires_in: float = 60) -> None:
+    """An upload of so many bytes in a project that may have a hundred."""
+    with db.write() as session:
+        usage.take_bytes(session, db, project, limit=LIMIT, num_bytes=num_bytes)
+        now = db.time(session)
+        file_id = new_id("file")
+        session.add(
+            StoredFile(
+                id=file_id, filename="f", purpose=purpose, key=file_id, num_bytes=num_bytes, sha256="", project=project,
+                created_at=now, expires_at=now + expires_in,
+            )
+        )  # fmt: skip
+
+
+def test_uploads_count_until_they_expire_and_what_batches_write_does_not(database: Database) -> None:
+    """Lost: a project that its own answers lock out."""
+    keep(database, 60)
+    keep(database, 40, purpose="batch_output")
+    keep(database, 40, project="other")
+    with pytest.raises(StorageFull, match="more than 100 bytes") as refused:
+        keep(database, 41)
+    assert 1 <= refused.value.retry_after_seconds <= 30
+    keep(database, 40, purpose="batch", expires_in=-1)
+    keep(database, 40)
+    with pytest.raises(StorageFull):
+        keep(database, 1)
+
+
+def test_uploads_at_once_do_not_pass_the_limit(database: Database) -> None:
+    """Lost: the disk, to a script that uploads in parallel."""
+    assert at_once(9, lambda: keep(database, 30)) == (3, 6)
