@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs import batches, ledger
+from jobs import batches, ledger, webhooks
 from jobs.batches import BatchPlan
 from jobs.database import Database
 from jobs.errors import StokerError
@@ -38,6 +38,7 @@ class Side:
     batch_id: str
     growing_id: str
     """The output file of its batch, which still runs."""
+    webhook_id: str
 
 
 @pytest.fixture
@@ -75,12 +76,18 @@ def side_of(api: LiveApi, project: str) -> Side:
     batch_id = http.post("/v1/batches", json=asked).json()["id"]
     batches.accept(api.database, batch_id, BatchPlan(1, "m", []))
     growing_id = http.get(f"/v1/batches/{batch_id}").json()["output_file_id"]
-    return Side(http, job_id, file_id, batch_id, growing_id)
+    webhook_id = webhooks.create(api.database, "https://example.com/", events=[], project=project).id
+    return Side(http, job_id, file_id, batch_id, growing_id, webhook_id)
 
 
 def routes_of_one(api: LiveApi, side: Side) -> Iterator[tuple[str, str, int]]:
     """Every route that names one thing by its id: the method, the path with the side's own ids, the good status."""
-    ids = {"job_id": [side.job_id], "batch_id": [side.batch_id], "file_id": [side.file_id, side.growing_id]}
+    ids = {
+        "job_id": [side.job_id],
+        "batch_id": [side.batch_id],
+        "file_id": [side.file_id, side.growing_id],
+        "webhook_id": [side.webhook_id],
+    }
     for path, operations in api.http.get("/openapi.json").json()["paths"].items():
         named = re.findall(r"\{(\w+_id)\}", path)
         for method, operation in operations.items():
@@ -100,7 +107,7 @@ def test_no_route_lets_one_project_at_the_things_of_another(api: LiveApi) -> Non
     for method, path, _ in seen:
         answer = mine.http.request(method, path)
         assert answer.status_code == 404, (method, path, answer.text)
-        unknown = re.sub(r"(job|file|batch)_\w+", r"\1_nothing", path.removesuffix("?follow=false"))
+        unknown = re.sub(r"(job|file|batch|webhook)_\w+", r"\1_nothing", path.removesuffix("?follow=false"))
         told = answer.json()["error"]["message"]
         there_is_none = mine.http.request(method, unknown).json()["error"]["message"]
         assert re.sub(r"_[0-9a-z]+'", "_nothing'", told) == there_is_none, "not even that it exists is told"
@@ -124,7 +131,7 @@ def test_its_own_project_and_the_operator_reach_all_of_them(api: LiveApi) -> Non
     assert api.http.post(f"/v1/batches/{mine.batch_id}/cancel").status_code == 200
 
 
-@pytest.mark.parametrize("kind", ["jobs", "files", "batches"])
+@pytest.mark.parametrize("kind", ["jobs", "files", "batches", "webhooks"])
 def test_lists_show_a_project_its_own_and_the_operator_all(api: LiveApi, kind: str) -> None:
     """Lost: the ids and names of everybody's work, in a list."""
     mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
