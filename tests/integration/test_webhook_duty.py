@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from jobs import ledger, webhooks
 from jobs.database import Database
+from jobs.errors import Conflict
 from jobs.settings import Settings
 from jobs.specs import parse_spec
 from jobs.states import DeliveryState
@@ -31,9 +33,10 @@ class Office(House):
         return webhooks.create(self.db, url, events=events, project="default").id
 
     def end_a_job(self) -> str:
-        """The id of a job that has just been cancelled."""
+        """The id of a job that has just ended."""
         job_id = ledger.submit(self.db, parse_spec(SPEC)).id
-        ledger.cancel(self.db, job_id)
+        with contextlib.suppress(Conflict):  # the planner has found already that there is no input
+            ledger.cancel(self.db, job_id)
         self.doorbell.wake()
         return job_id
 
