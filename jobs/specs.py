@@ -7,7 +7,16 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from jobs.errors import InvalidSpec
 from jobs.parameters import check_parameters
@@ -31,7 +40,17 @@ def parse_duration(value: object) -> object:
     return sum(int(part or 0) * unit for part, unit in zip(match.groups(), _UNIT_SECONDS, strict=True))
 
 
-Duration = Annotated[int, BeforeValidator(parse_duration), Field(gt=0, le=_LONGEST_SECONDS)]
+_DURATION_FORMS = [
+    {"type": "integer", "exclusiveMinimum": 0, "maximum": _LONGEST_SECONDS},
+    {"type": "string", "pattern": r"^([0-9]+|([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?)$", "minLength": 1},
+]
+
+Duration = Annotated[
+    int,
+    BeforeValidator(parse_duration),
+    Field(gt=0, le=_LONGEST_SECONDS),
+    WithJsonSchema({"anyOf": _DURATION_FORMS}, mode="validation"),
+]
 """A positive number of seconds up to ten years, also written `2h` or `1h30m`."""
 
 
@@ -115,7 +134,7 @@ class InferenceSpec(_Strict):
     kind: Literal["inference"] = "inference"
     name: str | None = Field(default=None, max_length=200)
     """A label for people."""
-    task: str
+    task: str = Field(json_schema_extra={"enum": [*TASKS, *ALIASES]})
     """transformers' pipeline name, or `embeddings`."""
     model: str = Field(min_length=1)
     """A folder or a hub id, `org/name[@revision]`."""

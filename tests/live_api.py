@@ -84,9 +84,9 @@ def _client(url: str, key: str) -> httpx.Client:
 
 
 @contextmanager
-def fresh_api(folder: Path) -> Iterator[LiveApi]:
+def fresh_api(folder: Path, **options: Any) -> Iterator[LiveApi]:
     """Serve on a free port with a new SQLite database in `folder`, for a module's tests to share."""
-    settings = Settings(data_dir=folder / "data", input_roots=[Path("/")], output_roots=[Path("/")])
+    settings = Settings(data_dir=folder / "data", input_roots=[Path("/")], output_roots=[Path("/")], **options)
     settings.data_dir.mkdir()
     database = Database(settings.resolved_database_url)
     migrations.upgrade(database)

@@ -20,14 +20,14 @@ from scheduler.api.auth import Key, require_key
 from scheduler.api.batch_views import BatchView, batch_view
 from scheduler.api.context import AfterId, Context, InContext, PageSize
 from scheduler.api.documents import parse_request, read_document
-from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.errors import error_responses
 from scheduler.api.openai import ENDPOINTS
 from scheduler.api.schemas import Page, page
 from scheduler.api.scope import find_batch, scope_of
 from scheduler.demand import demand_of_batch
 
 router = APIRouter(
-    prefix="/v1/batches", tags=["batches"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES
+    prefix="/v1/batches", tags=["batches"], dependencies=[Depends(require_key)], responses=error_responses(400)
 )
 BatchId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,100}$", description="The batch's id.")]
 
@@ -67,7 +67,11 @@ class BatchRequest(BaseModel):
 _BODY = {"application/json": {"schema": {"$ref": f"#/components/schemas/{BatchRequest.__name__}"}}}
 
 
-@router.post("", openapi_extra={"requestBody": {"required": True, "content": _BODY}})
+@router.post(
+    "",
+    responses=error_responses(404, 409, 413),
+    openapi_extra={"requestBody": {"required": True, "content": _BODY}},
+)
 def create_batch(
     request: Request,
     context: InContext,
@@ -97,7 +101,7 @@ def create_batch(
     return _shown(context, batch)
 
 
-@router.get("")
+@router.get("", responses=error_responses(404))
 def list_batches(context: InContext, key: Key, after: AfterId = None, limit: PageSize = 20) -> Page[BatchView]:
     """Batches of the key's project, newest first."""
     with context.database.read() as session:
@@ -108,14 +112,14 @@ def list_batches(context: InContext, key: Key, after: AfterId = None, limit: Pag
     return page(views, has_more=has_more)
 
 
-@router.get("/{batch_id}")
+@router.get("/{batch_id}", responses=error_responses(404))
 def get_batch(context: InContext, key: Key, batch_id: BatchId) -> BatchView:
     """One batch."""
     with context.database.read() as session:
         return _shown(context, find_batch(session, batch_id, key))
 
 
-@router.post("/{batch_id}/cancel")
+@router.post("/{batch_id}/cancel", responses=error_responses(404, 409))
 def cancel_batch(context: InContext, key: Key, batch_id: BatchId) -> BatchView:
     """Ask a batch to stop; what it has finished will be in the output file. 409 when it has ended already."""
     with context.database.read() as session:

@@ -39,11 +39,25 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "The request is at fault."},
-    "5XX": {"model": ErrorBody, "description": "Stoker or a service it needs is at fault; try again."},
+_MEANINGS = {
+    400: "The request is at fault; the message names where.",
+    401: "The key is missing or not valid.",
+    403: "That is not allowed here.",
+    404: "There is no such thing that the key sees.",
+    409: "The thing is not in a state that allows this.",
+    413: "The body is too large.",
+    429: "A limit of the project is reached; `retry-after` says when to try again.",
+    500: "A fault of Stoker's; its log has the request's id.",
+    503: "The database, the store or the hub cannot be reached; try again.",
 }
-"""For a router's `responses`."""
+_EVERYWHERE = (401, 429, 500, 503)
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a router or a route: these error statuses, and those that every route with a key has."""
+    return {
+        status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in sorted({*statuses, *_EVERYWHERE})
+    }
 
 
 def error_response(

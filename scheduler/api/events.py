@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
+from pydantic import BaseModel
 from sqlmodel import Session
 from starlette.responses import StreamingResponse
 
@@ -13,17 +14,30 @@ from jobs import history
 from jobs.tables import ApiKey
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterNumber, InContext, JobId, LongPageSize
-from scheduler.api.errors import ERROR_RESPONSES
-from scheduler.api.schemas import EventView, LogView, Page, event_view, log_view, page
+from scheduler.api.errors import error_responses
+from scheduler.api.schemas import EventView, JobView, LogView, Page, event_view, log_view, page
 from scheduler.api.scope import find_job
 from scheduler.api.streams import Follower
 
-router = APIRouter(prefix="/v1/jobs", tags=["history"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
+router = APIRouter(
+    prefix="/v1/jobs", tags=["history"], dependencies=[Depends(require_key)], responses=error_responses(400, 404)
+)
 
 _STREAM = "text/event-stream"
-_ALSO_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {_STREAM: {"schema": {"type": "string"}}}, "description": "A page, or the stream."}
-}
+
+
+def _also_a_stream_of(*views: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: each message of its stream has one of these as JSON, or nothing at the end."""
+    schemas = [{"$ref": f"#/components/schemas/{view.__name__}"} for view in views]
+    document = {"anyOf": [*schemas, {"type": "object", "maxProperties": 0}]}
+    fields = {
+        "id": {"type": "string", "description": "Where to go on: `Last-Event-ID`."},
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": document},
+    }
+    message = {"type": "object", "properties": fields, "required": ["event", "data"]}
+    return {200: {"content": {_STREAM: {"itemSchema": message}}, "description": "A page, or the stream."}}
+
 
 LastEventId = Annotated[
     int | None, Header(ge=0, le=2**63 - 1, description="Where an interrupted stream goes on; wins over `after`.")
@@ -31,7 +45,7 @@ LastEventId = Annotated[
 Follow = Annotated[bool | None, Query(description="Stream until the job has ended; else the `Accept` header decides.")]
 
 
-@router.get("/{job_id}/events", response_model=Page[EventView], responses=_ALSO_STREAM)
+@router.get("/{job_id}/events", response_model=Page[EventView], responses=_also_a_stream_of(EventView, JobView))
 def get_events(
     request: Request,
     context: InContext,
@@ -66,7 +80,7 @@ def get_events(
     ).response()
 
 
-@router.get("/{job_id}/logs", response_model=Page[LogView], responses=_ALSO_STREAM)
+@router.get("/{job_id}/logs", response_model=Page[LogView], responses=_also_a_stream_of(LogView))
 def get_logs(
     request: Request,
     context: InContext,

@@ -28,7 +28,7 @@ from jobs.usage import storage_full, take_bytes, uploaded_bytes
 from scheduler.api.auth import Key, require_key
 from scheduler.api.batch_files import find_growing, growing_view, stream_growing
 from scheduler.api.context import AfterId, Context, FileId, InContext
-from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.errors import error_responses
 from scheduler.api.objects import stream_object
 from scheduler.api.schemas import DeletedFile, FileView, Page, file_view, page
 from scheduler.api.scope import scope_of
@@ -40,7 +40,9 @@ _DAY_SECONDS = 86400.0
 _EXPIRY_SECONDS = re.compile(r"[1-9][0-9]{0,9}")
 _FRAME_BYTES = 64 * 2**10  # what the multipart form may add around the file
 
-router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
+router = APIRouter(
+    prefix="/v1/files", tags=["files"], dependencies=[Depends(require_key)], responses=error_responses(400)
+)
 
 _FORM = {
     "requestBody": {
@@ -63,7 +65,7 @@ _FORM = {
 }
 
 
-@router.post("", response_model=FileView, openapi_extra=_FORM)
+@router.post("", response_model=FileView, responses=error_responses(413), openapi_extra=_FORM)
 async def upload_file(request: Request, context: InContext, key: Key) -> FileView:
     """Upload a file. Name it `file:<id>` in a spec's `input.path`. Fields after the file are taken too."""
     declared = request.headers.get("content-length", "")
@@ -85,7 +87,7 @@ async def upload_file(request: Request, context: InContext, key: Key) -> FileVie
     )
 
 
-@router.get("")
+@router.get("", responses=error_responses(404))
 def list_files(
     context: InContext,
     key: Key,
@@ -115,7 +117,7 @@ def list_files(
     return page([file_view(file) for file in files[:limit]], has_more=len(files) > limit)
 
 
-@router.get("/{file_id}")
+@router.get("/{file_id}", responses=error_responses(404))
 def get_file(context: InContext, key: Key, file_id: FileId) -> FileView:
     """One uploaded file."""
     with context.database.read() as session:
@@ -126,7 +128,10 @@ def get_file(context: InContext, key: Key, file_id: FileId) -> FileView:
 @router.get(
     "/{file_id}/content",
     response_class=StreamingResponse,
-    responses={200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."}},
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."},
+        **error_responses(404),
+    },
 )
 def get_file_content(context: InContext, key: Key, file_id: FileId) -> StreamingResponse:
     """The bytes of a file. Of a batch that still runs, the lines that are known now."""
@@ -139,7 +144,7 @@ def get_file_content(context: InContext, key: Key, file_id: FileId) -> Streaming
     return stream_object(context.store, file.key, num_bytes=file.num_bytes, sha256=file.sha256)
 
 
-@router.delete("/{file_id}")
+@router.delete("/{file_id}", responses=error_responses(404, 409))
 def delete_file(context: InContext, key: Key, file_id: FileId) -> DeletedFile:
     """Delete an uploaded file. 409 while a live job reads it."""
     with context.database.read() as session:

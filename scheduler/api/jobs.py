@@ -18,7 +18,7 @@ from jobs.usage import RowsWanted
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterId, Context, InContext, JobId, PageSize
 from scheduler.api.documents import read_document, yaml_or_json
-from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.errors import error_responses
 from scheduler.api.job_views import describe_job, describe_jobs
 from scheduler.api.objects import stream_object
 from scheduler.api.schemas import (
@@ -34,14 +34,19 @@ from scheduler.api.scope import find_job, scope_of
 from scheduler.demand import demand_of_job
 from scheduler.planner import check_submission
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
+router = APIRouter(
+    prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=error_responses(400)
+)
 
 
 @router.post(
     "",
     status_code=201,
     response_model=JobView,
-    responses={200: {"model": JobView, "description": "The job that was made under this Idempotency-Key before."}},
+    responses={
+        200: {"model": JobView, "description": "The job that was made under this Idempotency-Key before."},
+        **error_responses(403, 409, 413),
+    },
     openapi_extra=yaml_or_json({"$ref": f"#/components/schemas/{InferenceSpec.__name__}"}),
 )
 def submit_job(
@@ -71,7 +76,7 @@ def submit_job(
     return _same_job(context.database, job, spec)
 
 
-@router.get("")
+@router.get("", responses=error_responses(404))
 def list_jobs(
     context: InContext,
     key: Key,
@@ -87,14 +92,14 @@ def list_jobs(
         return page(describe_jobs(session, context.database, jobs), has_more=has_more)
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", responses=error_responses(404))
 def get_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     """One job."""
     _check_visible(context, key, job_id)
     return describe_job(context.database, job_id)
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", responses=error_responses(404, 409))
 def cancel_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     """Ask a job to stop; what it has finished stays readable. 409 when it has ended already."""
     _check_visible(context, key, job_id)
@@ -103,7 +108,7 @@ def cancel_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     return describe_job(context.database, job_id)
 
 
-@router.post("/{job_id}/retry", status_code=201)
+@router.post("/{job_id}/retry", status_code=201, responses=error_responses(403, 404, 409))
 def retry_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     """Submit a failed, cancelled or expired job again, as a new job. 409 for any other."""
     with context.database.read() as session:
@@ -114,7 +119,7 @@ def retry_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     return describe_job(context.database, job.id)
 
 
-@router.get("/{job_id}/metrics")
+@router.get("/{job_id}/metrics", responses=error_responses(404))
 def get_job_metrics(context: InContext, key: Key, job_id: JobId) -> MetricList:
     """A job's numbers. For inference: how far and how fast it is, at the rows done."""
     with context.database.read() as session:
@@ -135,7 +140,7 @@ def get_job_metrics(context: InContext, key: Key, job_id: JobId) -> MetricList:
     return MetricList(data=[MetricView(step=job.num_done, name=name, value=value) for name, value in numbers.items()])
 
 
-@router.get("/{job_id}/artifacts")
+@router.get("/{job_id}/artifacts", responses=error_responses(404))
 def list_artifacts(context: InContext, key: Key, job_id: JobId) -> Page[ArtifactView]:
     """The files a job made, by name."""
     with context.database.read() as session:
@@ -146,7 +151,10 @@ def list_artifacts(context: InContext, key: Key, job_id: JobId) -> Page[Artifact
 @router.get(
     "/{job_id}/artifacts/{name:path}",
     response_class=StreamingResponse,
-    responses={200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."}},
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."},
+        **error_responses(404),
+    },
 )
 def get_artifact(
     context: InContext,

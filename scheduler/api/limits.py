@@ -13,9 +13,11 @@ from jobs.limits import limits_of
 from jobs.projects import ProjectName, sees
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import InContext
-from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.errors import error_responses
 
-router = APIRouter(prefix="/v1/limits", tags=["limits"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
+router = APIRouter(
+    prefix="/v1/limits", tags=["limits"], dependencies=[Depends(require_key)], responses=error_responses(400, 404)
+)
 
 
 class Allowance(BaseModel):

@@ -15,17 +15,18 @@ from starlette.responses import Response
 
 from scheduler.api.auth import bearer, require_key
 from scheduler.api.context import InContext
-from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.errors import error_responses
 from scheduler.metrics import Snapshot, snapshot
 from scheduler.version import version
 
-router = APIRouter(tags=["metrics"], responses=ERROR_RESPONSES)
+router = APIRouter(tags=["metrics"], responses=error_responses())
 
 
 @router.get(
     "/metrics",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus's text."}},
+    openapi_extra={"security": [{bearer.scheme_name: []}, {}]},  # that is, a key or none
 )
 def get_metrics(
     context: InContext, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]

@@ -10,10 +10,12 @@ from pydantic import BaseModel, Field
 from jobs.errors import UnknownModel
 from scheduler.api.auth import require_key
 from scheduler.api.context import InContext
-from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.errors import error_responses
 from scheduler.api.schemas import Page, page
 
-router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
+router = APIRouter(
+    prefix="/v1/models", tags=["models"], dependencies=[Depends(require_key)], responses=error_responses()
+)
 
 
 class ModelView(BaseModel):
@@ -33,7 +35,7 @@ def list_models(context: InContext) -> Page[ModelView]:
     return page([ModelView(id=name, task=entry.task) for name, entry in entries])
 
 
-@router.get("/{name:path}")
+@router.get("/{name:path}", responses=error_responses(400, 404))
 def get_model(
     context: InContext, name: Annotated[str, Path(pattern=r"^[^\x00]{1,500}$", description="The model's name.")]
 ) -> ModelView:

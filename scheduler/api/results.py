@@ -16,7 +16,7 @@ from jobs.sinks.export import ExportFormat, open_writer
 from jobs.specs import parse_spec
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import InContext, JobId
-from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.errors import error_responses
 from scheduler.api.scope import find_job
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ _MEDIA_TYPES: dict[ExportFormat, str] = {
 _STEP_ROWS = 64  # written between two looks at what there is to send; a row may be a megabyte
 _BLOCK_BYTES = 256 * 2**10
 
-router = APIRouter(prefix="/v1/jobs", tags=["results"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
+router = APIRouter(
+    prefix="/v1/jobs", tags=["results"], dependencies=[Depends(require_key)], responses=error_responses(400, 404)
+)
 
 
 @router.get(

@@ -12,10 +12,10 @@ from jobs.states import LIVE_LEASE_STATES
 from jobs.tables import Job, Lease
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import InContext
-from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.errors import error_responses
 from scheduler.api.schemas import Page, SlotView, page, slot_view
 
-router = APIRouter(prefix="/v1/slots", tags=["slots"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES)
+router = APIRouter(prefix="/v1/slots", tags=["slots"], dependencies=[Depends(require_key)], responses=error_responses())
 
 
 @router.get("")

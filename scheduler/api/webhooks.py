@@ -16,13 +16,13 @@ from jobs.webhooks import EVENT_TYPES
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterId, InContext, PageSize, WebhookId
 from scheduler.api.documents import parse_request, read_document
-from scheduler.api.errors import ERROR_RESPONSES
+from scheduler.api.errors import error_responses
 from scheduler.api.schemas import Page, page
 from scheduler.api.scope import find_webhook, scope_of
 from scheduler.webhooks import check_url
 
 router = APIRouter(
-    prefix="/v1/webhooks", tags=["webhooks"], dependencies=[Depends(require_key)], responses=ERROR_RESPONSES
+    prefix="/v1/webhooks", tags=["webhooks"], dependencies=[Depends(require_key)], responses=error_responses(400)
 )
 
 
@@ -84,7 +84,12 @@ class DeliveryView(BaseModel):
 _BODY = {"application/json": {"schema": {"$ref": f"#/components/schemas/{WebhookRequest.__name__}"}}}
 
 
-@router.post("", status_code=201, openapi_extra={"requestBody": {"required": True, "content": _BODY}})
+@router.post(
+    "",
+    status_code=201,
+    responses=error_responses(409, 413),
+    openapi_extra={"requestBody": {"required": True, "content": _BODY}},
+)
 def create_webhook(
     context: InContext, key: Key, document: Annotated[dict[str, Any], Depends(read_document)]
 ) -> NewWebhookView:
@@ -98,7 +103,7 @@ def create_webhook(
     return NewWebhookView(**_webhook_view(webhook).model_dump(), secret=webhook.secret)
 
 
-@router.get("")
+@router.get("", responses=error_responses(404))
 def list_webhooks(context: InContext, key: Key, after: AfterId = None, limit: PageSize = 20) -> Page[WebhookView]:
     """Webhooks, newest first."""
     with context.database.read() as session:
@@ -108,14 +113,14 @@ def list_webhooks(context: InContext, key: Key, after: AfterId = None, limit: Pa
     return page([_webhook_view(webhook) for webhook in found], has_more=has_more)
 
 
-@router.get("/{webhook_id}")
+@router.get("/{webhook_id}", responses=error_responses(404))
 def get_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> WebhookView:
     """One webhook."""
     with context.database.read() as session:
         return _webhook_view(find_webhook(session, webhook_id, key))
 
 
-@router.delete("/{webhook_id}")
+@router.delete("/{webhook_id}", responses=error_responses(404))
 def delete_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> DeletedWebhook:
     """Delete a webhook and its log; what is not sent yet never is."""
     with context.database.read() as session:
@@ -124,7 +129,7 @@ def delete_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> Delet
     return DeletedWebhook(id=webhook_id)
 
 
-@router.get("/{webhook_id}/deliveries")
+@router.get("/{webhook_id}/deliveries", responses=error_responses(404))
 def list_deliveries(
     context: InContext, key: Key, webhook_id: WebhookId, after: AfterId = None, limit: PageSize = 20
 ) -> Page[DeliveryView]:
@@ -135,7 +140,7 @@ def list_deliveries(
     return page([_delivery_view(delivery) for delivery in found], has_more=has_more)
 
 
-@router.post("/{webhook_id}/test", status_code=201)
+@router.post("/{webhook_id}/test", status_code=201, responses=error_responses(404))
 def send_test(context: InContext, key: Key, webhook_id: WebhookId) -> DeliveryView:
     """Send a `webhook.test` event, whatever the webhook is told of. The log says what came of it."""
     with context.database.read() as session:
