@@ -86,7 +86,7 @@ class CheckpointSpec(Strict):
     keep: Annotated[int, Field(ge=1, le=1000)] = 2
     """Newest ones kept, beside the best one where there is a `best`."""
     best: str | None = None
-    """A metric of the evaluation, such as `eval_loss` or `eval_accuracy`; its best checkpoint is kept, and comes out."""
+    """A metric of the evaluation, such as `eval_loss` or `eval_accuracy`; its best checkpoint is kept and comes out."""
 
 
 class TrainingSpec(Strict):
