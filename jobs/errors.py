@@ -96,6 +96,12 @@ class TooLarge(UserError):
     http_status = 413
 
 
+class ModelTooLarge(UserError):
+    """The training does not fit into the device's memory."""
+
+    code = "out_of_memory"
+
+
 # -- the machine's errors: retried, never blamed on the user -------------------------------------------------------
 
 

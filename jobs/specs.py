@@ -14,8 +14,8 @@ from jobs.tasks import ALIASES, TASKS, Task, find_task
 from jobs.training_spec import TrainingSpec
 
 __all__ = [
-    "KINDS", "BatchingSpec", "InferenceSpec", "InputSpec", "JobSpec", "OutputSpec", "Priority", "SlotsSpec",
-    "TrainingSpec", "model_key", "parse_duration", "parse_spec",
+    "JOB_PREFIX", "KINDS", "TRAINING", "BatchingSpec", "InferenceSpec", "InputSpec", "JobSpec", "OutputSpec",
+    "Priority", "SlotsSpec", "TrainingSpec", "model_key", "parse_duration", "parse_spec", "source_job",
 ]  # fmt: skip
 
 
@@ -61,7 +61,7 @@ class InferenceSpec(Strict):
     task: str
     """transformers' pipeline name, or `embeddings`."""
     model: str = Field(min_length=1)
-    """A folder or a hub id, `org/name[@revision]`."""
+    """A folder, a hub id `org/name[@revision]`, or `job:<id>`: what a training job made, once it has completed."""
     input: InputSpec
     parameters: dict[str, Any] = Field(default_factory=dict)
     """The task's parameters by transformers' own names (`top_k`, `aggregation_strategy`, ...)."""
@@ -123,7 +123,11 @@ class InferenceSpec(Strict):
 
 JobSpec = InferenceSpec | TrainingSpec
 """What can be submitted, told apart by `kind`."""
-_MODELS: dict[str, type[InferenceSpec] | type[TrainingSpec]] = {"inference": InferenceSpec, "training": TrainingSpec}
+TRAINING = "training"
+"""The `kind` of a training job."""
+_MODELS: dict[str, type[InferenceSpec] | type[TrainingSpec]] = {"inference": InferenceSpec, TRAINING: TrainingSpec}
+JOB_PREFIX = "job:"
+"""Of a `model` that another job trained."""
 KINDS = tuple(_MODELS)
 """The values of `kind`."""
 
@@ -131,6 +135,12 @@ KINDS = tuple(_MODELS)
 def model_key(spec: JobSpec) -> str:
     """What a runner holds loaded after this job; equal keys can share one loaded model. A training leaves none."""
     return f"{spec.task}|{spec.model}|{spec.dtype}" if isinstance(spec, InferenceSpec) else ""
+
+
+def source_job(spec: JobSpec) -> str | None:
+    """The training job whose model a spec names, as `job:<id>`; or None."""
+    model = spec.model
+    return model.removeprefix(JOB_PREFIX) if isinstance(model, str) and model.startswith(JOB_PREFIX) else None
 
 
 def parse_spec(document: object) -> JobSpec:

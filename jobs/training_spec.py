@@ -124,7 +124,8 @@ class TrainingSpec(Strict):
 
     @model_validator(mode="after")
     def _belongs_to_its_trainer(self) -> TrainingSpec:
-        needed, foreign = ("task", "model", "data"), ("module", "options")
+        needed: tuple[str, ...] = ("task", "model", "data")
+        foreign: tuple[str, ...] = ("module", "options")
         if self.trainer == "torch":
             needed, foreign = ("module",), ("task", "model", "lora")
         for name in needed:

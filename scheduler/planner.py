@@ -8,20 +8,21 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import select
-from sqlmodel import col
+from sqlmodel import Session, col
 
 from jobs import ledger
 from jobs.database import Database
-from jobs.errors import Conflict, InvalidSpec, UserError
+from jobs.errors import Conflict, InvalidModel, InvalidSpec, UserError
 from jobs.modelcheck import check_model
 from jobs.paths import resolve_output_path
 from jobs.settings import Settings
 from jobs.sources import ChunkRange, Source, check_columns, open_source
-from jobs.specs import JobSpec, parse_spec
+from jobs.specs import JOB_PREFIX, TRAINING, InferenceSpec, JobSpec, TrainingSpec, parse_spec, source_job
 from jobs.states import JobState, SlotState
 from jobs.store import Store
-from jobs.tables import Slot
+from jobs.tables import Job, Slot
 from jobs.uploads import find_upload
+from scheduler.training_checks import check_labels, check_training
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,13 @@ def check_submission(spec: JobSpec, *, settings: Settings, store: Store, databas
         UserError: the model, the input, a column or the output cannot be used; the message names the field.
         ServiceUnavailable: a store or remote file cannot be reached, so that nothing can be said now.
     """
-    check_model(spec.model, spec.task, settings)
+    if isinstance(spec, TrainingSpec):
+        return check_training(spec, settings=settings, store=store, database=database)
+    if (source_id := source_job(spec)) is None:
+        check_model(spec.model, spec.task, settings)
+    else:
+        with database.read() as session:
+            _check_source(session, source_id)
     source = open_input(spec, settings=settings, store=store, database=database)
     check_columns(source, spec.input, spec.columns())
     next(source.index(1))  # columns alone, such as a CSV file's header, are no input: this says that it is empty
@@ -63,7 +70,7 @@ def check_submission(spec: JobSpec, *, settings: Settings, store: Store, databas
         resolve_output_path(spec.output.path, settings)
 
 
-def open_input(spec: JobSpec, *, settings: Settings, store: Store, database: Database) -> Source:
+def open_input(spec: InferenceSpec, *, settings: Settings, store: Store, database: Database) -> Source:
     """The source of a spec's rows."""
     return open_source(
         spec.input, spec.columns(), settings=settings, store=store, find_upload=partial(find_upload, database)
@@ -90,6 +97,11 @@ def plan_job(
     try:
         spec = parse_spec(job.spec)
         check_submission(spec, settings=settings, store=store, database=db)
+        if isinstance(spec, TrainingSpec):
+            check_labels(spec, settings=settings, store=store, database=db, is_wanted=is_wanted)
+            ledger.enqueue(db, job_id)
+            logger.info("training %s is queued", job_id)
+            return
         source = open_input(spec, settings=settings, store=store, database=db)
         num_slots, has_gpu = _known_slots(db)
         largest = largest_chunk_rows(spec.task, has_gpu=has_gpu)
@@ -97,13 +109,25 @@ def plan_job(
         ranges = _until_unwanted(source.index(SMALLEST_CHUNK_ROWS if asked == "auto" else asked), is_wanted)
         chunks = merge_ranges(ranges, num_slots=num_slots, largest=largest) if asked == "auto" else _limited(ranges)
         num_rows = ledger.plan(db, job_id, _until_unwanted(chunks, is_wanted))
-    except Conflict as error:
+    except (Conflict, InterruptedError) as error:
         logger.info("planning of %s ended: %s", job_id, error)
     except UserError as error:
         logger.info("job %s cannot be planned: %s", job_id, error)
         ledger.fail(db, job_id, error)
     else:
         logger.info("job %s has %d rows", job_id, num_rows)
+
+
+def _check_source(session: Session, job_id: str) -> None:
+    """Refuse `model: job:<id>` of a job that cannot make a model any more, or never could."""
+    job = session.get(Job, job_id)
+    name = f"model '{JOB_PREFIX}{job_id}'"
+    if job is None:
+        raise InvalidModel(f"{name}: there is no such job", param="model")
+    if job.kind != TRAINING:
+        raise InvalidModel(f"{name}: that job is no training, and makes no model", param="model")
+    if job.state.is_terminal and job.state != JobState.COMPLETED:
+        raise InvalidModel(f"{name}: that training is {job.state}, and made no model", param="model")
 
 
 def largest_chunk_rows(task: str, *, has_gpu: bool) -> int:

@@ -13,7 +13,20 @@ from jobs.database import Database
 from jobs.settings import Settings
 from jobs.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, JobState
 from jobs.store import Store, job_prefix
-from jobs.tables import Artifact, Batch, Chunk, Event, Job, Lease, LogLine, ResultRecord, StoredFile
+from jobs.tables import (
+    Artifact,
+    Attempt,
+    Batch,
+    Checkpoint,
+    Chunk,
+    Event,
+    Job,
+    Lease,
+    LogLine,
+    Metric,
+    ResultRecord,
+    StoredFile,
+)
 from jobs.uploads import uploads_in_use
 
 logger = logging.getLogger(__name__)
@@ -30,6 +43,9 @@ _ROWS_OF_A_JOB: tuple[tuple[Any, Any], ...] = (
     (LogLine, LogLine.id),
     (Lease, Lease.id),
     (Artifact, Artifact.name),
+    (Metric, Metric.step),
+    (Checkpoint, Checkpoint.step),
+    (Attempt, Attempt.number),
 )
 """Tables that name a job, each with the column that tells its rows of one job apart."""
 

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from jobs.database import Database
 from jobs.queue import Doorbell
 from jobs.settings import Settings
-from jobs.specs import InferenceSpec
+from jobs.specs import InferenceSpec, TrainingSpec
 from jobs.store import Store
 from scheduler.api import batches, events, files, health, jobs, metrics, models, results, slots
 from scheduler.api.batches import BatchRequest
@@ -66,7 +66,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = document["components"]["schemas"]
-        for model in (InferenceSpec, BatchRequest):
+        for model in (InferenceSpec, TrainingSpec, BatchRequest):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

@@ -13,7 +13,7 @@ from jobs import ledger
 from jobs.catalogue import with_catalogue
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound
-from jobs.specs import InferenceSpec, JobSpec, parse_spec
+from jobs.specs import InferenceSpec, JobSpec, TrainingSpec, parse_spec
 from jobs.states import JobState
 from jobs.tables import Artifact, Job
 from scheduler.api.auth import Key, require_key
@@ -41,7 +41,9 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(requi
     status_code=201,
     response_model=JobView,
     responses={200: {"model": JobView, "description": "The job that was made under this Idempotency-Key before."}},
-    openapi_extra=yaml_or_json({"$ref": f"#/components/schemas/{InferenceSpec.__name__}"}),
+    openapi_extra=yaml_or_json(
+        {"oneOf": [{"$ref": f"#/components/schemas/{spec.__name__}"} for spec in (InferenceSpec, TrainingSpec)]}
+    ),
 )
 def submit_job(
     context: InContext,
