@@ -18,6 +18,7 @@ from jobs.store import StoredObject
 from jobs.tables import Artifact, Attempt, Checkpoint, Job, Lease, Metric
 
 _POINTS_AT_ONCE = 1000  # rows of one statement
+_NEWEST_POINTS = 300  # a look costs the same, however long the training is
 
 Point = tuple[int, str, float]
 """(step, name, value) of one metric."""
@@ -192,18 +193,29 @@ def attempts(session: Session, job_id: str) -> list[Attempt]:
 
 
 def metrics(
-    session: Session, job_id: str, *, after: tuple[int, str] = (-1, ""), limit: int | None = None
+    session: Session, job_id: str, *, name: str | None = None, after_step: int = -1, limit: int | None = None
 ) -> list[Metric]:
     """A job's metrics by step and name.
 
     Args:
-        after: step and name of the last one that is known.
+        name: only this one.
+        after_step: only later steps.
         limit: at most so many.
     """
-    step, name = after
-    later = (col(Metric.step) > step) | ((col(Metric.step) == step) & (col(Metric.name) > name))
-    query = select(Metric).where(col(Metric.job_id) == job_id, later).order_by(col(Metric.step), col(Metric.name))
-    return list(session.scalars(query.limit(limit)))
+    query = select(Metric).where(col(Metric.job_id) == job_id, col(Metric.step) > after_step)
+    if name is not None:
+        query = query.where(col(Metric.name) == name)
+    return list(session.scalars(query.order_by(col(Metric.step), col(Metric.name)).limit(limit)))
+
+
+def latest_metrics(session: Session, job_id: str) -> dict[str, float]:
+    """The latest finite value of each of a job's metrics, as far as its newest entries tell."""
+    newest = select(Metric).where(col(Metric.job_id) == job_id).order_by(col(Metric.step).desc()).limit(_NEWEST_POINTS)
+    latest: dict[str, float] = {}
+    for one in session.scalars(newest):
+        if one.value is not None:
+            latest.setdefault(one.name, one.value)
+    return dict(sorted(latest.items()))
 
 
 def num_memory_failures(session: Session, job_id: str) -> int:

@@ -15,7 +15,7 @@ from jobs.queue import Doorbell
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec, TrainingSpec
 from jobs.store import Store
-from scheduler.api import batches, events, files, health, jobs, metrics, models, results, slots
+from scheduler.api import batches, events, files, health, job_metrics, jobs, metrics, models, results, slots
 from scheduler.api.batches import BatchRequest
 from scheduler.api.context import Context
 from scheduler.api.errors import add_error_handlers
@@ -55,7 +55,7 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
     )
     app.state.context = context
     add_error_handlers(app)
-    for module in (jobs, results, events, slots, files, batches, models, health, metrics):
+    for module in (jobs, job_metrics, results, events, slots, files, batches, models, health, metrics):
         app.include_router(module.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

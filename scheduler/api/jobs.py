@@ -25,8 +25,6 @@ from scheduler.api.objects import stream_object
 from scheduler.api.schemas import (
     ArtifactView,
     JobView,
-    MetricList,
-    MetricView,
     Page,
     artifact_view,
     page,
@@ -101,27 +99,6 @@ def retry_job(context: InContext, job_id: JobId) -> JobView:
     job = ledger.retry(context.database, job_id)
     context.doorbell.wake()
     return describe_job(context.database, job.id)
-
-
-@router.get("/{job_id}/metrics")
-def get_job_metrics(context: InContext, job_id: JobId) -> MetricList:
-    """A job's numbers. For inference: how far and how fast it is, at the rows done."""
-    with context.database.read() as session:
-        job = ledger.get(session, job_id)
-        now = context.database.time(session)
-    numbers: dict[str, float] = {
-        "rows_total": job.num_rows,
-        "rows_done": job.num_done,
-        "rows_failed": job.num_failed,
-        "num_tokens": job.num_tokens,
-    }
-    if job.started_at is not None:
-        seconds = (now if job.ended_at is None else job.ended_at) - job.started_at
-        numbers["seconds"] = seconds
-        if seconds > 0:
-            numbers["rows_per_second"] = job.num_done / seconds
-            numbers["tokens_per_second"] = job.num_tokens / seconds
-    return MetricList(data=[MetricView(step=job.num_done, name=name, value=value) for name, value in numbers.items()])
 
 
 @router.get("/{job_id}/artifacts")

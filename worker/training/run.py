@@ -20,11 +20,13 @@ from jobs import process, training
 from jobs.database import Database
 from jobs.errors import DeviceOutOfMemory, MachineError, ModelTooLarge, RunnerDied, StokerError
 from jobs.leases import WorkingLease
+from jobs.modelcheck import check_folder
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec, parse_spec
 from jobs.store import Store
 from worker.children import python_module
 from worker.inference.run import Outcome
+from worker.inference.tasks.loading import fetch_model
 from worker.protocol import Failed, error_from
 from worker.runner_process import status_in_words
 from worker.stop import Stop
@@ -48,7 +50,6 @@ def run_training(
     settings: Settings,
     device: str,
     num_threads: int,
-    find_folders: Callable[[TrainingSpec], tuple[str | None, str | None]],
     stop: Stop,
     beat: Callable[[int | None], None],
 ) -> Outcome:
@@ -58,7 +59,6 @@ def run_training(
         lease: active, of a training job.
         device: `cuda` or `cpu`.
         num_threads: CPU threads of the process.
-        find_folders: the folders of a spec's model and processor, downloaded where they are hub ids; None for none.
         stop: `yield` and `shutdown` end at the next step with a checkpoint, `cancel` without.
         beat: called with None now and then.
 
@@ -72,7 +72,7 @@ def run_training(
         return Outcome.STOPPED
     spec = parse_spec(lease.spec)
     assert isinstance(spec, TrainingSpec)
-    model, processor = find_folders(spec)
+    model, processor = _find_folders(spec, settings)
     with _folder(settings, lease) as folder:
         resumed = fetch_newest(lease, folder / "resume", database=database, store=store)
         with database.read() as session:
@@ -136,6 +136,17 @@ def _follow(
                     deposit.finish()
                     raise error_from(Failed(code, message, param, is_users, is_poisoned=False))
         raise RunnerDied(f"the training process {child.status()}")
+
+
+def _find_folders(spec: TrainingSpec, settings: Settings) -> tuple[str | None, str | None]:
+    """The folders of a spec's model and processor, downloaded where they are hub ids; None for none."""
+    if isinstance(spec.model, str):
+        found = fetch_model(spec.model, settings)
+        check_folder(found.path, spec.task or "", name=spec.model, is_start=True)
+        return str(found.path), None
+    if spec.model is None or spec.model.processor is None:
+        return None, None
+    return None, str(fetch_model(spec.model.processor, settings).path)
 
 
 def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemory) -> StokerError:
