@@ -100,6 +100,7 @@ class ModelTooLarge(UserError):
     """The training does not fit into the device's memory."""
 
     code = "out_of_memory"
+    http_status = 503
 
 
 # -- the machine's errors: retried, never blamed on the user -------------------------------------------------------

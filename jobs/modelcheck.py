@@ -15,6 +15,7 @@ from jobs.specs import JOB_PREFIX
 from jobs.tasks import TASKS
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[\w.\-/]{1,200})?", re.ASCII)
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 _HEADS = {
     "text-classification": r"ForSequenceClassification$",
     "zero-shot-classification": r"ForSequenceClassification$",
@@ -67,7 +68,10 @@ def local_model(model: str, settings: Settings) -> Path | None:
         Forbidden: it lies outside the roots.
     """
     if model.startswith(JOB_PREFIX):
-        return settings.job_models_path / model.removeprefix(JOB_PREFIX)
+        job_id = model.removeprefix(JOB_PREFIX)
+        if not _JOB_ID.fullmatch(job_id):
+            raise _invalid(model, "is not a job's id behind 'job:'")
+        return settings.job_models_path / job_id
     if any(model == entry.model for entry in settings.models.values()) and _exists(Path(model).expanduser()):
         return Path(model).expanduser().resolve()  # the operator's own word, wherever it lies
     if model.startswith(("/", ".", "~", "file://")) or _exists(model):

@@ -8,21 +8,21 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import select
-from sqlmodel import Session, col
+from sqlmodel import col
 
 from jobs import ledger
 from jobs.database import Database
-from jobs.errors import Conflict, InvalidModel, InvalidSpec, UserError
+from jobs.errors import Conflict, InvalidSpec, UserError
 from jobs.modelcheck import check_model
 from jobs.paths import resolve_output_path
 from jobs.settings import Settings
 from jobs.sources import ChunkRange, Source, check_columns, open_source
-from jobs.specs import JOB_PREFIX, TRAINING, InferenceSpec, JobSpec, TrainingSpec, parse_spec, source_job
+from jobs.specs import InferenceSpec, JobSpec, TrainingSpec, parse_spec
 from jobs.states import JobState, SlotState
 from jobs.store import Store
-from jobs.tables import Job, Slot
+from jobs.tables import Slot
 from jobs.uploads import find_upload
-from scheduler.training_checks import check_labels, check_training
+from scheduler.training_checks import check_labels, check_source_job, check_training
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,8 @@ def check_submission(spec: JobSpec, *, settings: Settings, store: Store, databas
     """
     if isinstance(spec, TrainingSpec):
         return check_training(spec, settings=settings, store=store, database=database)
-    if (source_id := source_job(spec)) is None:
+    if not check_source_job(spec, database):
         check_model(spec.model, spec.task, settings)
-    else:
-        with database.read() as session:
-            _check_source(session, source_id)
     source = open_input(spec, settings=settings, store=store, database=database)
     check_columns(source, spec.input, spec.columns())
     next(source.index(1))  # columns alone, such as a CSV file's header, are no input: this says that it is empty
@@ -116,18 +113,6 @@ def plan_job(
         ledger.fail(db, job_id, error)
     else:
         logger.info("job %s has %d rows", job_id, num_rows)
-
-
-def _check_source(session: Session, job_id: str) -> None:
-    """Refuse `model: job:<id>` of a job that cannot make a model any more, or never could."""
-    job = session.get(Job, job_id)
-    name = f"model '{JOB_PREFIX}{job_id}'"
-    if job is None:
-        raise InvalidModel(f"{name}: there is no such job", param="model")
-    if job.kind != TRAINING:
-        raise InvalidModel(f"{name}: that job is no training, and makes no model", param="model")
-    if job.state.is_terminal and job.state != JobState.COMPLETED:
-        raise InvalidModel(f"{name}: that training is {job.state}, and made no model", param="model")
 
 
 def largest_chunk_rows(task: str, *, has_gpu: bool) -> int:

@@ -15,8 +15,10 @@ from jobs.paths import check_code_path
 from jobs.settings import Settings
 from jobs.sources import Source, check_columns, open_source
 from jobs.spec_fields import InputSpec
-from jobs.specs import TrainingSpec
+from jobs.specs import JOB_PREFIX, TRAINING, JobSpec, TrainingSpec, source_job
+from jobs.states import JobState
 from jobs.store import Store
+from jobs.tables import Job
 from jobs.uploads import find_upload
 
 _RECIPE = re.compile(r"recipes\.[a-z][a-z0-9_]{0,63}")
@@ -32,7 +34,7 @@ def check_training(spec: TrainingSpec, *, settings: Settings, store: Store, data
     """
     if spec.module is not None and not _RECIPE.fullmatch(spec.module):
         check_code_path(spec.module, settings, param="module")
-    if spec.task is not None and isinstance(spec.model, str):
+    if spec.task is not None and isinstance(spec.model, str) and not check_source_job(spec, database):
         check_model(spec.model, spec.task, settings, is_start=True)
         folder = local_model(spec.model, settings)
         if folder is not None:
@@ -86,6 +88,30 @@ def check_labels(
             raise InvalidInput(
                 f"{param}: the {column} {min(found - learned)!r} is in no row of data.train", param=param
             )
+
+
+def check_source_job(spec: JobSpec, database: Database) -> bool:
+    """Refuse `model: job:<id>` of a job that cannot make a model any more, or never could.
+
+    Returns:
+        Whether the spec's model is of that form at all.
+
+    Raises:
+        InvalidModel: there is no such job, or it makes no model.
+    """
+    job_id = source_job(spec)
+    if job_id is None:
+        return False
+    with database.read() as session:
+        job = session.get(Job, job_id)
+    name = f"model '{JOB_PREFIX}{job_id}'"
+    if job is None:
+        raise InvalidModel(f"{name}: there is no such job", param="model")
+    if job.kind != TRAINING:
+        raise InvalidModel(f"{name}: that job is no training, and makes no model", param="model")
+    if job.state.is_terminal and job.state != JobState.COMPLETED:
+        raise InvalidModel(f"{name}: that training is {job.state}, and made no model", param="model")
+    return True
 
 
 def _classes(source: Source, column: str, param: str, is_wanted: Callable[[], bool]) -> set[str]:

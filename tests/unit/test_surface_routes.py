@@ -31,6 +31,7 @@ ROUTES = {
     "GET /v1/jobs/{job_id}",
     "GET /v1/jobs/{job_id}/artifacts",
     "GET /v1/jobs/{job_id}/artifacts/{name}",
+    "GET /v1/jobs/{job_id}/attempts",
     "POST /v1/jobs/{job_id}/cancel",
     "GET /v1/jobs/{job_id}/events",
     "GET /v1/jobs/{job_id}/logs",
@@ -49,6 +50,7 @@ PARAMETERS = {
     "POST /v1/jobs": {"idempotency-key"},
     "GET /v1/jobs/{job_id}/events": {"after", "follow", "last-event-id", "limit", "progress"},
     "GET /v1/jobs/{job_id}/logs": {"after", "follow", "last-event-id", "limit"},
+    "GET /v1/jobs/{job_id}/metrics": {"after_step", "limit", "name"},
     "GET /v1/jobs/{job_id}/results": {"after_row", "format", "limit"},
 }
 """Query and header parameters, where a route has any."""

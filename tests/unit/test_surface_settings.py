@@ -23,6 +23,7 @@ SETTINGS: dict[str, Any] = {
     "max_upload_bytes": 20 * 2**30,
     "input_roots": [],
     "output_roots": [],
+    "code_roots": [],
     "input_urls": [],
     "trusted_remote_code": [],
     "max_row_bytes": 16 * 2**20,

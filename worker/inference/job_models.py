@@ -11,7 +11,7 @@ from jobs import ledger
 from jobs.database import Database
 from jobs.errors import InvalidModel, ServiceUnavailable
 from jobs.settings import Settings
-from jobs.specs import JOB_PREFIX, InferenceSpec, source_job
+from jobs.specs import JOB_PREFIX, JobSpec, source_job
 from jobs.states import JobState
 from jobs.store import Store
 from jobs.tables import Artifact
@@ -21,7 +21,7 @@ MODEL_FOLDER = "model/"
 _BLOCK_BYTES = 2**20
 
 
-def fetch_job_model(spec: InferenceSpec, *, database: Database, store: Store, settings: Settings) -> None:
+def fetch_job_model(spec: JobSpec, *, database: Database, store: Store, settings: Settings) -> None:
     """See to it that the folder that `local_model` names for `model: job:<id>` is there; does nothing for other models.
 
     Raises:

@@ -25,6 +25,7 @@ from jobs.settings import Settings
 from jobs.specs import TrainingSpec, parse_spec
 from jobs.store import Store
 from worker.children import python_module
+from worker.inference.job_models import fetch_job_model
 from worker.inference.run import Outcome
 from worker.inference.tasks.loading import fetch_model
 from worker.protocol import Failed, error_from
@@ -72,6 +73,7 @@ def run_training(
         return Outcome.STOPPED
     spec = parse_spec(lease.spec)
     assert isinstance(spec, TrainingSpec)
+    fetch_job_model(spec, database=database, store=store, settings=settings)
     model, processor = _find_folders(spec, settings)
     with _folder(settings, lease) as folder:
         resumed = fetch_newest(lease, folder / "resume", database=database, store=store)
