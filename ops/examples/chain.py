@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def write_rows(folder: Path) -> float:
-    """Rows to learn from, to judge by, and to sort. Returns the share of the largest package among those to judge by."""
+    """Rows to learn from, to judge by, and to sort. Returns the largest package's share of those to judge by."""
     records = list(standard_library())
     largest = [name for name, _ in Counter(record["package"] for record in records).most_common(NUM_PACKAGES)]
     print(f"   {', '.join(sorted(largest))}")
