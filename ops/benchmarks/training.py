@@ -2,14 +2,14 @@
 
     python ops/benchmarks/training.py [--steps 200] [--rounds 3] [--report FILE.json]
 
-MiniLM learns which package a docstring of Python's standard library is from: batches of 16, at most 64 tokens a text. Each
-round measures, on the same cores and threads:
+MiniLM learns which package a docstring of Python's standard library is from: batches of 16, at most 64 tokens a text.
+Each round measures, on the same cores and threads:
 
 1. under the daemon: a job through `stoker up` with one slot, checkpoints at the default interval, every step recorded,
 2. by hand: a script with transformers' Trainer over the same rows and arguments, its own checkpoints at that interval.
 
-Steps per second are those between the first and the last step, by each side's own clock; the seconds of a whole run, with
-its start, are in the report too. The ratio that counts is the median over the rounds.
+Steps per second are those between the first and the last step, by each side's own clock; the seconds of a whole job,
+with its start, are in the report too. The ratio that counts is the median over the rounds.
 """
 
 from __future__ import annotations
