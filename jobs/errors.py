@@ -96,6 +96,12 @@ class TooLarge(UserError):
     http_status = 413
 
 
+class LossNotFinite(UserError):
+    """The loss is not a finite number."""
+
+    code = "loss_not_finite"
+
+
 class ModelTooLarge(UserError):
     """The training does not fit into the device's memory."""
 

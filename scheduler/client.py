@@ -182,7 +182,7 @@ class StokerClient:
     def metrics(self, job_id: str, *, name: str | None = None, after_step: int = -1) -> list[Json]:
         """A job's numbers: `{step, name, value}`; of a training only those called `name`, of later steps."""
         query = _present(name=name, after_step=after_step)
-        return list(self._connection.get(_job_path(job_id, "metrics"), **query)["data"])
+        return list(self._connection.get(_job_path(job_id, "metrics"), query)["data"])
 
     def attempts(self, job_id: str) -> list[Json]:
         """The attempts of a training, oldest first."""
