@@ -11,13 +11,11 @@ from typing import Any
 import psutil
 import pytest
 import redis
-from sqlalchemy import update
-from sqlmodel import col
 
+from jobs import training
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.store import Store
-from jobs.tables import Checkpoint
 from tests import tiny
 from tests.acceptance.stack import Stack, stack
 from tests.acceptance.test_faults import QUICK
@@ -126,19 +124,13 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, spec: dict[str, Any
         settings = Settings(data_dir=running.data_dir)
         database = Database(settings.resolved_database_url)
         with database.write() as session:
-            newest = session.query(Checkpoint).filter(col(Checkpoint.job_id) == job_id)
-            newest_step = max(one.step for one in newest)
-            wrong = [{**file, "sha256": "0" * 64} for one in newest if one.step == newest_step for file in one.files]
-            session.execute(
-                update(Checkpoint)
-                .where(col(Checkpoint.job_id) == job_id, col(Checkpoint.step) == newest_step)
-                .values(files=wrong)
-            )
+            newest = training.checkpoints(session, job_id)[0]
+            newest.files = [{**file, "sha256": "0" * 64} for file in newest.files]
         database.close()
         for victim in running.of_role("trainer"):
             victim.kill()
         assert running.await_end(job_id, 120.0)["state"] == "completed"
-        assert attempts(running, job_id)[-1]["resumed_step"] < newest_step
+        assert attempts(running, job_id)[-1]["resumed_step"] < newest.step
         with running.client() as client:
             names = [event["name"] for event in client.events(job_id, follow=False)]
         assert "checkpoint.damaged" in names

@@ -41,6 +41,7 @@ from worker.training.tasks import build
 logger = logging.getLogger(__name__)
 
 _LOGGING_STEPS = 10
+_LARGEST_EXPONENT = 700.0  # of e, that a float holds
 _BEST_FOLDER, _BEST_FILE = "best", "best.json"
 _UNTOLD = frozenset({"loss", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second"})
 
@@ -93,6 +94,7 @@ def make_arguments(spec: TrainingSpec, plan: Plan, *, has_eval: bool) -> Trainin
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            remove_unused_columns=False,  # rows hold what the collator needs, by names of its own
             use_cpu=plan.device == "cpu",
             bf16=dtype is torch.bfloat16,
             fp16=dtype is torch.float16,
@@ -126,6 +128,9 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             callbacks=[_StepEnd(self, stop)],
         )
         self.remove_callback(PrinterCallback)
+        # Many a model takes the number of items in the whole batch and does not divide by it; its gradients would then
+        # grow with the accumulation. So a step's loss is the mean over its micro-batches, for every model.
+        self.model_accepts_loss_kwargs = False
         self._stop = stop
 
     def run(self) -> None:
@@ -154,7 +159,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         with _generators_kept():
             metrics: dict[str, float] = super().evaluate(*arguments, **options)
         if "eval_loss" in metrics and self._spec.task == "text-generation":
-            metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 700.0))
+            metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], _LARGEST_EXPONENT))
+            self.flush({"eval_perplexity": metrics["eval_perplexity"]})
         self._evaluated = (self.state.global_step, metrics)
         self._note_best(metrics)
         return metrics
