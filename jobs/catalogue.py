@@ -13,7 +13,7 @@ from jobs.tasks import TASKS, find_task
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
-    from jobs.specs import InferenceSpec
+    from jobs.specs import JobSpec
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,199}$")]
 """What a client may call a model."""
@@ -69,15 +69,17 @@ def resolve(name: str, settings: Settings, *, task: str) -> CatalogueModel:
     return entry
 
 
-def with_catalogue(spec: InferenceSpec, settings: Settings) -> InferenceSpec:
+def with_catalogue(spec: JobSpec, settings: Settings) -> JobSpec:
     """The spec with the model behind its `model`, where that is a name of the catalogue; else as it is.
 
     Raises:
         InvalidModel: the model is for another task.
     """
-    if spec.model not in settings.models:
+    if not isinstance(spec.model, str) or spec.model not in settings.models or spec.task is None:
         return spec
     entry = resolve(spec.model, settings, task=spec.task)
+    if spec.kind == "training":
+        return spec.model_copy(update={"model": entry.model})
     dtype = entry.dtype if spec.dtype == "auto" else spec.dtype
     changed = {"model": entry.model, "dtype": dtype, "parameters": {**entry.parameters, **spec.parameters}}
     return type(spec).model_validate({**spec.model_dump(), **changed})

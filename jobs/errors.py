@@ -102,6 +102,19 @@ class TooLarge(UserError):
     http_status = 413
 
 
+class LossNotFinite(UserError):
+    """The loss is not a finite number."""
+
+    code = "loss_not_finite"
+
+
+class ModelTooLarge(UserError):
+    """The training does not fit into the device's memory."""
+
+    code = "out_of_memory"
+    http_status = 503
+
+
 # -- refusals for now: nothing is wrong with the request, and the same one is taken when there is room --------------
 
 

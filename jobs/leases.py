@@ -18,11 +18,11 @@ from sqlmodel import Session, col
 
 from jobs import history, losses
 from jobs.database import Database
-from jobs.errors import Conflict, LostLease, StokerError
+from jobs.errors import Conflict, DeviceOutOfMemory, LostLease, StokerError
 from jobs.ids import new_id
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
-from jobs.states import LIVE_LEASE_STATES, ChunkState, JobState, LeaseState, SlotState
+from jobs.states import LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState, LeaseState, SlotState
 from jobs.tables import Chunk, Job, Lease, Slot
 
 _WORKABLE = (JobState.QUEUED, JobState.RUNNING)
@@ -190,6 +190,7 @@ def expire_dead(db: Database, settings: Settings) -> list[str]:
 def expire(session: Session, db: Database, lease: Lease, reason: str, settings: Settings) -> None:
     """End one live lease whose holder is gone, in the caller's transaction; its chunks are pending again."""
     _end(session, db, lease, LeaseState.EXPIRED, reason)
+    losses.end_attempt(session, db, lease, AttemptEnd.LOST, reason)
     losses.return_lost_chunks(session, db, lease, settings)
     losses.settle_if_cancelling(session, db, lease.job_id)
 
@@ -249,15 +250,20 @@ def renew(db: Database, lease_id: str, *, lease_seconds: float) -> Renewal:
     return Renewal("yield" if row.yield_asked else None)
 
 
-def release(db: Database, lease_id: str, reason: str) -> None:
+def release(db: Database, lease_id: str, reason: str, *, error: StokerError | None = None) -> None:
     """Give a lease back in order; chunks it still holds are pending again, their attempt not counted.
+
+    Args:
+        reason: in words.
+        error: of the machine, where that is why.
 
     Raises:
         LostLease: the lease was not active any more.
     """
     with db.write() as session:
-        lease = _active(session, lease_id)
+        lease = hold(session, lease_id)
         _end(session, db, lease, LeaseState.RELEASED, reason)
+        losses.end_attempt(session, db, lease, _attempt_end(session, lease, error), reason)
         _return_chunks(session, lease.id, None)
         losses.settle_if_cancelling(session, db, lease.job_id)
 
@@ -275,8 +281,10 @@ def crash(db: Database, lease_id: str, error: StokerError, *, computing: int | N
         LostLease: the lease was not active any more; somebody else has dealt with its work already.
     """
     with db.write() as session:
-        lease = _active(session, lease_id)
+        lease = hold(session, lease_id)
         _end(session, db, lease, LeaseState.EXPIRED, error.message)
+        end = AttemptEnd.OUT_OF_MEMORY if error.code == DeviceOutOfMemory.code else AttemptEnd.MACHINE
+        losses.end_attempt(session, db, lease, end, error.message)
         losses.return_lost_chunks(session, db, lease, settings, computing=computing, error=error)
         if computing is None:
             losses.count_job_crash(session, db, lease.job_id, error, settings)
@@ -296,7 +304,7 @@ def claim(db: Database, lease_id: str, *, limit: int) -> list[Claim]:
         LostLease: the lease is not active any more.
     """
     with db.write() as session:
-        lease = _active(session, lease_id)
+        lease = hold(session, lease_id)
         if (
             lease.yield_asked
             or session.scalar(select(col(Job.state)).where(col(Job.id) == lease.job_id)) != JobState.RUNNING
@@ -342,7 +350,7 @@ def commit(
         if [result.row_index for result in chunk.results] != list(range(chunk.start_row, chunk.stop_row)):
             raise ValueError(f"chunk {chunk.start_row}: its results are not one for each row, in row order")
     with db.write() as session:
-        lease = _active(session, lease_id)
+        lease = hold(session, lease_id)
         for chunk in chunks:
             _finish_chunk(session, lease, chunk)
         if record is not None:
@@ -357,7 +365,7 @@ def give_back(db: Database, lease_id: str, start_rows: Sequence[int]) -> None:
         LostLease: the lease is not active any more; its chunks are pending already.
     """
     with db.write() as session:
-        lease = _active(session, lease_id)
+        lease = hold(session, lease_id)
         _return_chunks(session, lease.id, start_rows)
 
 
@@ -368,7 +376,7 @@ def chunk_failed(db: Database, lease_id: str, start_row: int, error: StokerError
         LostLease: the lease does not own the chunk any more.
     """
     with db.write() as session:
-        lease = _active(session, lease_id)
+        lease = hold(session, lease_id)
         chunk = session.get(Chunk, (lease.job_id, start_row), with_for_update=True)
         if chunk is None or chunk.state != ChunkState.LEASED or chunk.lease_id != lease_id:
             raise LostLease
@@ -378,7 +386,12 @@ def chunk_failed(db: Database, lease_id: str, start_row: int, error: StokerError
 # -- what they share -----------------------------------------------------------------------------------------------
 
 
-def _active(session: Session, lease_id: str) -> Lease:
+def hold(session: Session, lease_id: str) -> Lease:
+    """The active lease, its row locked until the transaction ends: the fence of everything that is recorded under it.
+
+    Raises:
+        LostLease: it is not active any more.
+    """
     held = select(Lease).where(col(Lease.id) == lease_id, col(Lease.state) == LeaseState.ACTIVE)
     lease = session.scalar(held.with_for_update())
     if lease is None:
@@ -390,6 +403,25 @@ def _end(session: Session, db: Database, lease: Lease, state: LeaseState, reason
     lease.state, lease.ended_at, lease.end_reason = state, db.time(session), reason
     session.flush()
     history.record(session, db, lease.job_id, f"lease.{state}", lease=lease.id, slot=lease.slot_id, reason=reason)
+
+
+def _attempt_end(session: Session, lease: Lease, error: StokerError | None) -> AttemptEnd:
+    """Why the attempt of a lease that is given back has ended."""
+    job = session.get_one(Job, lease.job_id)
+    match job.state:
+        case JobState.FAILED:
+            is_memory = job.error_code == DeviceOutOfMemory.code
+            return AttemptEnd.OUT_OF_MEMORY if is_memory else AttemptEnd.USER_ERROR
+        case JobState.EXPIRED:
+            return AttemptEnd.TIME_LIMIT
+        case JobState.CANCELLING | JobState.CANCELLED:
+            return AttemptEnd.CANCELLED
+        case JobState.FINALIZING | JobState.COMPLETED:
+            return AttemptEnd.COMPLETED
+        case _ if error is not None:
+            return AttemptEnd.MACHINE
+        case _:
+            return AttemptEnd.PREEMPTED if lease.yield_asked else AttemptEnd.SHUTDOWN
 
 
 def _return_chunks(session: Session, lease_id: str, start_rows: Sequence[int] | None) -> None:

@@ -14,7 +14,7 @@ from jobs import endings, history, losses, usage
 from jobs.database import Database
 from jobs.errors import Conflict, DeadlineExceeded, NotFound, StokerError
 from jobs.ids import new_id
-from jobs.specs import JobSpec, model_key, parse_spec
+from jobs.specs import InferenceSpec, JobSpec, model_key, parse_spec, source_job
 from jobs.states import EXPIRABLE_JOB_STATES, LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
 from jobs.tables import Artifact, Chunk, Job, Lease
 from jobs.usage import RowsWanted
@@ -120,19 +120,21 @@ def add(
         state=JobState.VALIDATING,
         spec=spec.model_dump(mode="json"),
         priority=spec.priority.rank,
-        max_slots=spec.slots.max,
+        max_slots=spec.slots.max if isinstance(spec, InferenceSpec) else spec.slots,
         model_key=model_key(spec),
         project=project,
         idempotency_key=None if idempotency_key is None else _key_of(project, idempotency_key),
         retry_of=retry_of,
         batch_id=batch_id,
         num_rows=num_rows,
+        waits_for=source_job(spec),
         created_at=now,
         deadline_at=deadline_at if spec.time_limit is None else now + spec.time_limit,
     )
     session.add(job)
     session.flush()
-    history.record(session, db, job.id, "job.submitted", kind=spec.kind, task=spec.task, model=spec.model)
+    told = spec.model_dump(mode="json", include={"kind", "task", "model", "module"}, exclude_none=True)
+    history.record(session, db, job.id, "job.submitted", **told)
     return job
 
 
@@ -236,6 +238,19 @@ def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk]) -> int:
         if not following:
             return num_rows
         batch = following
+
+
+def enqueue(db: Database, job_id: str) -> None:
+    """Queue a validating job that has no chunks, as a training has none.
+
+    Raises:
+        Conflict: the job is not validating any more.
+    """
+    with db.write() as session:
+        job = _lock_validating(session, job_id)
+        job.state = JobState.QUEUED
+        session.flush()
+        history.record(session, db, job_id, "job.queued")
 
 
 def complete(db: Database, job_id: str, made: Sequence[Artifact]) -> None:

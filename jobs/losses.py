@@ -1,4 +1,4 @@
-"""What becomes of the work of a lease that was lost: chunks back, blame, the search for a poison row, giving up."""
+"""What becomes of the work of a lease that ended: attempts closed, chunks back, blame, the search for a poison row."""
 
 from __future__ import annotations
 
@@ -12,8 +12,26 @@ from jobs.errors import StokerError
 from jobs.retries import GiveUp, RetryAt, RetryPolicy, decide
 from jobs.rows import RowError
 from jobs.settings import Settings
-from jobs.states import LIVE_JOB_STATES, LIVE_LEASE_STATES, ChunkState, JobState
-from jobs.tables import Chunk, Job, Lease
+from jobs.states import LIVE_JOB_STATES, LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState
+from jobs.tables import Attempt, Chunk, Job, Lease
+
+
+def end_attempt(session: Session, db: Database, lease: Lease, end: AttemptEnd, reason: str) -> None:
+    """Say of a training's attempt why it ended; of a lease of another kind there is none."""
+    ended = (
+        update(Attempt)
+        .where(
+            col(Attempt.job_id) == lease.job_id, col(Attempt.number) == lease.attempt, col(Attempt.ended_at).is_(None)
+        )
+        .values(ended_at=db.now(), end=end.value, reason=reason.replace("\0", "\ufffd"))
+        .returning(col(Attempt.last_step))
+    )
+    row = session.execute(ended).one_or_none()
+    if row is not None:
+        history.record(
+            session, db, lease.job_id, "attempt.ended", lease=lease.id, attempt=lease.attempt, end=end, reason=reason,
+            last_step=row.last_step,
+        )  # fmt: skip
 
 
 def return_lost_chunks(
@@ -105,7 +123,8 @@ def count_job_crash(session: Session, db: Database, job_id: str, error: StokerEr
         case RetryAt(delay_seconds):
             job.not_before = db.time(session) + delay_seconds
         case GiveUp(reason):
-            fail_job(session, db, job_id, error.code, f"the runner could not start this job: {reason}")
+            what = "the training could not go on" if job.kind == "training" else "the runner could not start this job"
+            fail_job(session, db, job_id, error.code, f"{what}: {reason}")
 
 
 def fail_job(session: Session, db: Database, job_id: str, code: str, message: str) -> bool:

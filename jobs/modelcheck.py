@@ -11,9 +11,11 @@ from typing import Any
 from jobs.errors import InvalidModel
 from jobs.paths import resolve_input_path
 from jobs.settings import Settings
+from jobs.specs import JOB_PREFIX
 from jobs.tasks import TASKS
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[\w.\-/]{1,200})?", re.ASCII)
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 _HEADS = {
     "text-classification": r"ForSequenceClassification$",
     "zero-shot-classification": r"ForSequenceClassification$",
@@ -38,13 +40,14 @@ SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout", "
 """The modules of a sentence-transformers folder that the `embeddings` task runs."""
 
 
-def check_model(model: str, task: str, settings: Settings) -> None:
+def check_model(model: str, task: str, settings: Settings, *, is_start: bool = False) -> None:
     """Refuse a model that cannot be used for a task. Of a hub id only its form is looked at.
 
     Args:
         model: a spec's `model`: a folder, or a hub id with or without `@revision`.
         task: a name in `jobs.tasks.TASKS`.
         settings: whose `input_roots` bound local models.
+        is_start: whether a training starts from it, which makes a head where there is none.
 
     Raises:
         InvalidModel: the model is not one, or not one for this task.
@@ -52,18 +55,23 @@ def check_model(model: str, task: str, settings: Settings) -> None:
     """
     folder = local_model(model, settings)
     if folder is not None:
-        check_folder(folder, task, name=model)
+        check_folder(folder, task, name=model, is_start=is_start)
 
 
 def local_model(model: str, settings: Settings) -> Path | None:
     """The real folder of a local model, or None for a hub id. A name that exists as a path is local.
 
+    Of `job:<id>`, the folder that a worker fetches its files to.
+
     Raises:
         InvalidModel: it is neither, or of a kind that this version does not take.
         Forbidden: it lies outside the roots.
     """
-    if model.startswith("job:"):
-        raise _invalid(model, "the model of another job cannot be used by this version yet")
+    if model.startswith(JOB_PREFIX):
+        job_id = model.removeprefix(JOB_PREFIX)
+        if not _JOB_ID.fullmatch(job_id):
+            raise _invalid(model, "is not a job's id behind 'job:'")
+        return settings.job_models_path / job_id
     if any(model == entry.model for entry in settings.models.values()) and _exists(Path(model).expanduser()):
         return Path(model).expanduser().resolve()  # the operator's own word, wherever it lies
     if model.startswith(("/", ".", "~", "file://")) or _exists(model):
@@ -73,13 +81,14 @@ def local_model(model: str, settings: Settings) -> Path | None:
     return None
 
 
-def check_folder(folder: Path, task: str, *, name: str) -> None:
+def check_folder(folder: Path, task: str, *, name: str, is_start: bool = False) -> None:
     """Refuse a folder that does not hold a model for a task.
 
     Args:
         folder: where its files lie.
         task: a name in `jobs.tasks.TASKS`.
         name: what the user called it, for the message.
+        is_start: whether a training starts from it, which makes a head where there is none.
 
     Raises:
         InvalidModel: with one sentence that says what is wrong.
@@ -95,7 +104,8 @@ def check_folder(folder: Path, task: str, *, name: str) -> None:
                 weights = folder / path
     config = read_json(weights / "config.json", name=name)
     _check_weights(weights, name)
-    _check_head(config, task, name)
+    if not is_start:
+        _check_head(config, task, name)
     if "text" in TASKS[task].inputs and not any((weights / file).exists() for file in _TOKENIZER_FILES):
         raise _invalid(name, f"has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])}, ...), which '{task}' needs")
 

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     input_urls: list[str] = []
     """URL prefixes (`s3://bucket/folder`) that job inputs may be read from with this host's credentials; an input root
     `/` allows all of them."""
+    code_roots: list[Path] = []
+    """Directories whose Python files a training's `module` may name, and so run; empty: none. `stoker up` sets the
+    current directory."""
     trusted_remote_code: list[str] = []
     """Models that may bring their own code (`trust_remote_code`)."""
     max_row_bytes: int = Field(default=16 * 2**20, gt=0)
@@ -155,7 +158,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("input_roots", "output_roots")
+    @field_validator("input_roots", "output_roots", "code_roots")
     @classmethod
     def _resolved(cls, value: list[Path]) -> list[Path]:
         return [path.expanduser().resolve() for path in value]
@@ -191,6 +194,16 @@ class Settings(BaseSettings):
     def resolved_store_url(self) -> str:
         """`store_url`, or the folder in the data directory."""
         return self.store_url or str(self.data_dir / "store")
+
+    @property
+    def job_models_path(self) -> Path:
+        """Where this host keeps the models of training jobs that inference jobs here have used."""
+        return self.data_dir / "job-models"
+
+    @property
+    def training_path(self) -> Path:
+        """Where this host's trainings write until the artifact store has it, and keep prepared data."""
+        return self.data_dir / "training"
 
     @property
     def local_key_path(self) -> Path:

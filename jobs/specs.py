@@ -3,99 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import re
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from jobs.errors import InvalidSpec
 from jobs.parameters import check_parameters
+from jobs.spec_fields import LARGEST_INTEGER, Duration, InputSpec, Priority, Strict, parse_duration
 from jobs.tasks import ALIASES, TASKS, Task, find_task
+from jobs.training_spec import TrainingSpec
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-_UNIT_SECONDS = (86400, 3600, 60, 1)
-_LONGEST_SECONDS = 3650 * 86400
-_LARGEST_INTEGER = 2**31 - 1  # what a database column and a tensor's size surely hold
-
-
-def parse_duration(value: object) -> object:
-    """Seconds from `90`, `"90s"`, `"2h"`, `"1h30m"` or `"1d"`; anything else is left for pydantic to refuse."""
-    if not isinstance(value, str):
-        return value
-    if value.isdigit():
-        return int(value)
-    match = _DURATION.fullmatch(value)
-    if not value or match is None:
-        raise ValueError("must be a duration such as 90, '90s', '2h' or '1h30m'")
-    return sum(int(part or 0) * unit for part, unit in zip(match.groups(), _UNIT_SECONDS, strict=True))
+__all__ = [
+    "JOB_PREFIX", "KINDS", "TRAINING", "BatchingSpec", "InferenceSpec", "InputSpec", "JobSpec", "OutputSpec",
+    "Priority", "SlotsSpec", "TrainingSpec", "model_key", "parse_duration", "parse_spec", "source_job",
+]  # fmt: skip
 
 
-_DURATION_FORMS = [
-    {"type": "integer", "exclusiveMinimum": 0, "maximum": _LONGEST_SECONDS},
-    {"type": "string", "pattern": r"^([0-9]+|([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?)$", "minLength": 1},
-]
-
-Duration = Annotated[
-    int,
-    BeforeValidator(parse_duration),
-    Field(gt=0, le=_LONGEST_SECONDS),
-    WithJsonSchema({"anyOf": _DURATION_FORMS}, mode="validation"),
-]
-"""A positive number of seconds up to ten years, also written `2h` or `1h30m`."""
-
-
-class Priority(StrEnum):
-    """A job's class: higher ones are served first, and one that has waited for a day counts one class up."""
-
-    HIGH = "high"  # before everything else; takes slots back from lower classes at chunk boundaries
-    NORMAL = "normal"  # the default
-    LOW = "low"  # fills what others leave
-
-    @property
-    def rank(self) -> int:
-        """0 is served first."""
-        return list(Priority).index(self)
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
-
-
-class InputSpec(_Strict):
-    """Where the rows come from and which columns the task reads."""
-
-    path: str | list[str] = Field(min_length=1)
-    """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
-    format: Literal["auto", "jsonl", "parquet", "csv", "dataset"] = "auto"
-    """`auto` goes by the file name's ending; `dataset` reads a Hugging Face data set (hub name or folder)."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """The task's input name -> the user's column; an input not named here is read from the column of its own name."""
-    key: str | None = None
-    """The column that identifies a row to the user; copied into each result as text."""
-    split: str = "train"
-    """Which split of a data set."""
-    config: str | None = None
-    """Which configuration of a hub data set."""
-    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
-    """Of a CSV file; found out from the header line when absent."""
-
-    @property
-    def paths(self) -> list[str]:
-        """`path` as a list."""
-        return [self.path] if isinstance(self.path, str) else list(self.path)
-
-
-class OutputSpec(_Strict):
+class OutputSpec(Strict):
     """Where the results go."""
 
     to: Literal["database", "jsonl", "parquet"] = "database"
@@ -109,25 +33,25 @@ class OutputSpec(_Strict):
         return self
 
 
-class BatchingSpec(_Strict):
+class BatchingSpec(Strict):
     """How rows are packed into batches; `auto` fits the device."""
 
-    max_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=_LARGEST_INTEGER)] = "auto"
+    max_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] = "auto"
     """Padded tokens in one forward pass."""
-    max_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=_LARGEST_INTEGER)] = "auto"
+    max_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] = "auto"
     """Rows in one forward pass."""
     chunk_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
     """Rows in one chunk, the unit of claim, commit and retry."""
 
 
-class SlotsSpec(_Strict):
+class SlotsSpec(Strict):
     """How many slots the job may hold at once."""
 
-    max: Annotated[int, Field(ge=1, le=_LARGEST_INTEGER)] | None = None
+    max: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] | None = None
     """No limit when absent."""
 
 
-class InferenceSpec(_Strict):
+class InferenceSpec(Strict):
     """A bulk-inference job."""
 
     version: Literal[1] = 1
@@ -137,7 +61,7 @@ class InferenceSpec(_Strict):
     task: str = Field(json_schema_extra={"enum": [*TASKS, *ALIASES]})
     """transformers' pipeline name, or `embeddings`."""
     model: str = Field(min_length=1)
-    """A folder or a hub id, `org/name[@revision]`."""
+    """A folder, a hub id `org/name[@revision]`, or `job:<id>`: what a training job made, once it has completed."""
     input: InputSpec
     parameters: dict[str, Any] = Field(default_factory=dict)
     """The task's parameters by transformers' own names (`top_k`, `aggregation_strategy`, ...)."""
@@ -197,17 +121,26 @@ class InferenceSpec(_Strict):
         return {**mapped, **{name: column for name, column in self.input.columns.items() if name not in mapped}}
 
 
-JobSpec = InferenceSpec
-"""What can be submitted. Each further kind joins as a member of a union discriminated by `kind`."""
+JobSpec = InferenceSpec | TrainingSpec
+"""What can be submitted, told apart by `kind`."""
+TRAINING = "training"
+"""The `kind` of a training job."""
+_MODELS: dict[str, type[InferenceSpec] | type[TrainingSpec]] = {"inference": InferenceSpec, TRAINING: TrainingSpec}
+JOB_PREFIX = "job:"
+"""Of a `model` that another job trained."""
+KINDS = tuple(_MODELS)
+"""The values of `kind`."""
 
 
-def model_key(spec: InferenceSpec) -> str:
-    """What a runner holds loaded after this job; equal keys can share one loaded model."""
-    return f"{spec.task}|{spec.model}|{spec.dtype}"
+def model_key(spec: JobSpec) -> str:
+    """What a runner holds loaded after this job; equal keys can share one loaded model. A training leaves none."""
+    return f"{spec.task}|{spec.model}|{spec.dtype}" if isinstance(spec, InferenceSpec) else ""
 
 
-KINDS = ("inference",)
-"""The values of `kind` that this version runs."""
+def source_job(spec: JobSpec) -> str | None:
+    """The training job whose model a spec names, as `job:<id>`; or None."""
+    model = spec.model
+    return model.removeprefix(JOB_PREFIX) if isinstance(model, str) and model.startswith(JOB_PREFIX) else None
 
 
 def parse_spec(document: object) -> JobSpec:
@@ -219,12 +152,11 @@ def parse_spec(document: object) -> JobSpec:
     if not isinstance(document, dict):
         raise InvalidSpec("the spec must be a mapping of fields to values")
     kind = document.get("kind", "inference")
-    if kind not in KINDS:
-        raise InvalidSpec(
-            f"kind: '{kind}' is not a kind of job that this version runs ({', '.join(KINDS)})", param="kind"
-        )
+    model = _MODELS.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        raise InvalidSpec(f"kind: '{kind}' is not a kind of job; there are {', '.join(KINDS)}", param="kind")
     try:
-        return InferenceSpec.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
         raise _invalid_spec(error) from error
 

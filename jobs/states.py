@@ -82,6 +82,20 @@ LIVE_LEASE_STATES = (LeaseState.GRANTED, LeaseState.ACTIVE)
 """States in which a lease still occupies its slot."""
 
 
+class AttemptEnd(StrEnum):
+    """Why an attempt of a training job ended."""
+
+    COMPLETED = "completed"  # every step is done, and what came of them is recorded
+    PREEMPTED = "preempted"  # its slot was asked back for another job
+    SHUTDOWN = "shutdown"  # its worker went down in order
+    CANCELLED = "cancelled"  # the job was cancelled
+    TIME_LIMIT = "time_limit"  # the job's time limit passed
+    OUT_OF_MEMORY = "out_of_memory"  # the device had too little memory
+    USER_ERROR = "user_error"  # the job itself is at fault
+    MACHINE = "machine"  # a process or a service failed
+    LOST = "lost"  # its lease was not renewed: the worker or its host is gone
+
+
 class SlotState(StrEnum):
     """Whether a slot can be given work."""
 

@@ -56,6 +56,16 @@ def artifact_key(job_id: str, name: str) -> str:
     return f"{job_prefix(job_id)}artifacts/{name}"
 
 
+def checkpoint_prefix(job_id: str, step: int, lease_id: str) -> str:
+    """What the keys of a checkpoint's files begin with; the lease in it keeps a lost owner from overwriting any."""
+    return f"{job_prefix(job_id)}checkpoints/{step:012d}-{lease_id}/"
+
+
+def lease_artifact_prefix(job_id: str, lease_id: str) -> str:
+    """What the keys of artifacts begin with that a lease's holder makes itself, before they are the job's."""
+    return f"{job_prefix(job_id)}artifacts-{lease_id}/"
+
+
 # -- the store -----------------------------------------------------------------------------------------------------
 
 

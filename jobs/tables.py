@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Column, Double, Enum, Index, Integer, LargeBinary, Text, text
 from sqlmodel import Field, SQLModel
 
-from jobs.states import BatchState, ChunkState, DeliveryState, JobState, LeaseState, SlotState
+from jobs.states import AttemptEnd, BatchState, ChunkState, DeliveryState, JobState, LeaseState, SlotState
 
 _BIG_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
 
@@ -17,6 +17,11 @@ def _state(states: type[StrEnum], default: StrEnum | None = None) -> Any:
     values = Enum(states, native_enum=False, length=20, create_constraint=False, values_callable=list)
     column: Any = Column(values, nullable=False)
     return Field(sa_column=column) if default is None else Field(default=default, sa_column=column)
+
+
+def _state_or_none(states: type[StrEnum]) -> Any:
+    values = Enum(states, native_enum=False, length=20, create_constraint=False, values_callable=list)
+    return Field(default=None, sa_column=Column(values, nullable=True))
 
 
 def _text(nullable: bool = False) -> Any:
@@ -43,8 +48,9 @@ class Job(SQLModel, table=True):
     model_key: str = ""
     """Task, model and dtype; slots that hold it loaded are preferred."""
     num_rows: int = Field(default=0, sa_type=BigInteger)
+    """Of the input; of a training job, all its steps, once they are known."""
     num_done: int = Field(default=0, sa_type=BigInteger)
-    """Rows with a recorded result, row errors included."""
+    """Rows with a recorded result, row errors included; steps that are done."""
     num_failed: int = Field(default=0, sa_type=BigInteger)
     """Of `num_done`, those whose result is a row error."""
     num_tokens: int = Field(default=0, sa_type=BigInteger)
@@ -56,6 +62,8 @@ class Job(SQLModel, table=True):
     retry_of: str | None = None
     batch_id: str | None = None
     """The batch that this job carries out, or a part of."""
+    waits_for: str | None = None
+    """The training job whose model it uses; it is planned once that one has completed."""
     project: str = "default"
     idempotency_key: str | None = Field(default=None, unique=True)
     created_at: float = Field(sa_type=Double)
@@ -215,6 +223,59 @@ class Artifact(SQLModel, table=True):
     """Where it lies in the store."""
     num_bytes: int = Field(sa_type=BigInteger)
     sha256: str
+    created_at: float = Field(sa_type=Double)
+
+
+class Attempt(SQLModel, table=True):
+    """One try of a training job: what it went on from, how far it came, and why it ended."""
+
+    __tablename__ = "attempts"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    number: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    """Its lease's `attempt`."""
+    lease_id: str
+    slot_id: str
+    started_at: float = Field(sa_type=Double)
+    ended_at: float | None = Field(default=None, sa_type=Double)
+    resumed_step: int = Field(default=0, sa_type=BigInteger)
+    """Step of the checkpoint that it went on from; 0: from the beginning."""
+    last_step: int = Field(default=0, sa_type=BigInteger)
+    num_halvings: int = 0
+    """How often the micro-batch was halved for want of memory."""
+    end: AttemptEnd | None = _state_or_none(AttemptEnd)
+    reason: str | None = Field(default=None, sa_column=_text(nullable=True))
+    """The end in words."""
+
+
+class Metric(SQLModel, table=True):
+    """A number of a training job at a step; a step that is computed again replaces it."""
+
+    __tablename__ = "metrics"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    step: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    name: str = Field(primary_key=True)
+    """`loss`, `learning_rate`, `eval_loss`, ..."""
+    value: float | None = Field(default=None, sa_type=Double)
+    """None where it was not a finite number."""
+    attempt: int
+
+
+class Checkpoint(SQLModel, table=True):
+    """All that a training job needs to go on from a step, as files in the store."""
+
+    __tablename__ = "checkpoints"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    step: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    attempt: int
+    prefix: str
+    """What the keys of its files begin with."""
+    files: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
+    """Each `{name, num_bytes, sha256}`."""
+    metric: float | None = Field(default=None, sa_type=Double)
+    """Of `checkpoint.best`, where it was evaluated at this step."""
     created_at: float = Field(sa_type=Double)
 
 

@@ -39,11 +39,12 @@ def uploads_in_use(session: Session) -> dict[str, str]:
     """
     in_use: dict[str, str] = {}
     for job_id, spec in session.execute(select(col(Job.id), col(Job.spec)).where(col(Job.state).in_(LIVE_JOB_STATES))):
-        paths = spec.get("input", {}).get("path", [])
-        for path in [paths] if isinstance(paths, str) else paths:
-            file_id = upload_id(path)
-            if file_id is not None:
-                in_use[file_id] = f"job {job_id}"
+        data = spec.get("data") or {}
+        for paths in (spec.get("input", {}).get("path"), data.get("train"), data.get("eval")):
+            for path in [paths] if isinstance(paths, str) else paths or []:
+                file_id = upload_id(path)
+                if file_id is not None:
+                    in_use[file_id] = f"job {job_id}"
     _add_files_of_batches(session, in_use)
     return in_use
 

@@ -11,6 +11,7 @@ from sqlmodel import Session, col
 
 from jobs.database import Database
 from jobs.errors import QueueFull, StorageFull, TooManyRows
+from jobs.specs import TRAINING
 from jobs.states import LIVE_JOB_STATES, BatchState, JobState
 from jobs.tables import Batch, Job, StoredFile
 from jobs.uploads import PURPOSES
@@ -42,7 +43,7 @@ class Queue:
 
 
 def queue_of(session: Session, db: Database, project: str) -> Queue:
-    """A project's queue now. A batch is its lines while it is validated, and its jobs' rows from then on."""
+    """A project's queue now; trainings have no rows. A batch is its lines while it is validated, and its jobs' rows from then on."""
     running = col(Job.state) == JobState.RUNNING
     of_jobs = select(
         _sum(Job.num_rows - Job.num_done),
@@ -50,7 +51,7 @@ def queue_of(session: Session, db: Database, project: str) -> Queue:
         _sum(case((running, col(Job.num_done)), else_=0)),
         func.min(case((running, col(Job.started_at)))),
         db.now(),
-    ).where(col(Job.project) == project, col(Job.state).in_(LIVE_JOB_STATES))
+    ).where(col(Job.project) == project, col(Job.state).in_(LIVE_JOB_STATES), col(Job.kind) != TRAINING)
     of_batches = select(_sum(Batch.num_lines), _count(col(Batch.num_lines) == 0)).where(
         col(Batch.project) == project, col(Batch.state) == BatchState.VALIDATING
     )

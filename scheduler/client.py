@@ -180,9 +180,14 @@ class StokerClient:
         """What the job's runners logged: `{id, job_id, slot_id, lease_id, attempt, at, line}`."""
         return self._history(_job_path(job_id, "logs"), after=after, follow=follow)
 
-    def metrics(self, job_id: str) -> list[Json]:
-        """A job's numbers: `{step, name, value}`."""
-        return list(self._connection.get(_job_path(job_id, "metrics"))["data"])
+    def metrics(self, job_id: str, *, name: str | None = None, after_step: int = -1) -> list[Json]:
+        """A job's numbers: `{step, name, value}`; of a training only those called `name`, of later steps."""
+        query = _present(name=name, after_step=after_step)
+        return list(self._connection.get(_job_path(job_id, "metrics"), query)["data"])
+
+    def attempts(self, job_id: str) -> list[Json]:
+        """The attempts of a training, oldest first."""
+        return list(self._connection.get(_job_path(job_id, "attempts"))["data"])
 
     # -- results and artifacts
 

@@ -9,7 +9,7 @@ from jobs.database import Database
 from jobs.limits import limits_of
 from jobs.settings import Settings
 from jobs.sources.scanning import INDEX_BLOCK_BYTES, Lines, scan
-from jobs.specs import JobSpec
+from jobs.specs import InferenceSpec, JobSpec
 from jobs.store import Store
 from jobs.tables import Batch, StoredFile
 from jobs.usage import RowsWanted, too_many_rows
@@ -26,14 +26,14 @@ def demand_of_job(
     """The room that a job needs.
 
     Returns:
-        None where its project's queue has no limit, and so nothing is counted.
+        None where its project's queue has no limit, and so nothing is counted, and for a training, which has no rows.
 
     Raises:
         TooManyRows: it would not fit into an empty queue.
         UserError: the input cannot be read.
     """
     limit = limits_of(project, settings).queued_rows
-    if limit is None:
+    if limit is None or not isinstance(spec, InferenceSpec):
         return None
     source = open_input(spec, settings=settings, store=store, database=database, project=project)
     return _wanted((chunk.stop_row for chunk in source.index(_STEP_ROWS)), limit, project, param="input.path")

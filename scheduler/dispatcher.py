@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import Select, bindparam, exists, func, select
+from sqlalchemy import Select, bindparam, exists, func, or_, select
 from sqlmodel import Session, col
 
 from jobs import leases, queue
@@ -16,7 +16,7 @@ from jobs.database import Database
 from jobs.errors import Conflict, ServiceUnavailable
 from jobs.leases import Ring
 from jobs.settings import Settings
-from jobs.specs import Priority
+from jobs.specs import TRAINING, Priority
 from jobs.states import LIVE_LEASE_STATES, ChunkState, JobState, SlotState
 from jobs.tables import Chunk, Job, Lease, Slot
 from scheduler.policy import AGED_SECONDS, Decisions, JobView, LeaseView, SlotView, decide
@@ -112,6 +112,7 @@ def read_views(session: Session, db: Database, settings: Settings) -> Views:
                 rank=job.priority,
                 created_at=job.created_at,
                 waited_seconds=first_grant.get(job.id, now) - waited.get(job.id, job.created_at),
+                elastic=job.kind != TRAINING,
                 max_slots=job.max_slots,
                 pending_chunks=job.pending,
                 model_key=job.model_key,
@@ -171,14 +172,14 @@ def _build_jobs() -> tuple[Select[Any], Select[Any]]:
     some = select(col(Chunk.start_row)).where(*claimable).correlate(Job).limit(bindparam("limit")).subquery()
     pending = select(func.count()).select_from(some).correlate(Job).scalar_subquery().label("pending")
     query: Select[Any] = select(
-        col(Job.id), col(Job.priority), col(Job.created_at), col(Job.max_slots), col(Job.model_key),
+        col(Job.id), col(Job.kind), col(Job.priority), col(Job.created_at), col(Job.max_slots), col(Job.model_key),
         col(Job.not_before), pending,
     )  # fmt: skip
     waiting = query.where(
         col(Job.state) == JobState.QUEUED,
         col(Job.priority) == bindparam("priority"),
         col(Job.not_before) <= bindparam("now"),
-        exists().where(*claimable),
+        or_(exists().where(*claimable), col(Job.kind) == TRAINING),
     )
     head = waiting.order_by(col(Job.created_at), col(Job.id)).limit(bindparam("limit"))
     return query.where(col(Job.state) == JobState.RUNNING), head

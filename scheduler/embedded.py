@@ -59,7 +59,12 @@ class Stack:
             settings: of the whole stack; input and output roots that were not set become `/` and any model may be
                 named, since everything here runs as the one user who may read those files anyway.
         """
-        open_to_user = {"input_roots": [Path("/")], "output_roots": [Path("/")], "any_model": True}
+        open_to_user = {
+            "input_roots": [Path("/")],
+            "output_roots": [Path("/")],
+            "code_roots": [Path.cwd()],
+            "any_model": True,
+        }
         unset = {name: value for name, value in open_to_user.items() if name not in settings.model_fields_set}
         self.settings = settings.model_copy(update={"data_dir": settings.data_dir, "host": settings.host} | unset)
         self._supervisor: Supervisor | None = None

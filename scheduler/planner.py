@@ -19,12 +19,13 @@ from jobs.paths import resolve_output_path
 from jobs.projects import OPERATOR
 from jobs.settings import Settings
 from jobs.sources import ChunkRange, Source, check_columns, open_source
-from jobs.specs import JobSpec, parse_spec
+from jobs.specs import InferenceSpec, JobSpec, TrainingSpec, parse_spec
 from jobs.states import JobState, SlotState
 from jobs.store import Store
 from jobs.tables import Slot
 from jobs.uploads import find_upload
 from jobs.usage import too_many_rows
+from scheduler.training_checks import check_labels, check_source_job, check_training
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,10 @@ def check_submission(
         UserError: the model, the input, a column or the output cannot be used; the message names the field.
         ServiceUnavailable: a store or remote file cannot be reached, so that nothing can be said now.
     """
-    check_model(spec.model, spec.task, settings)
+    if isinstance(spec, TrainingSpec):
+        return check_training(spec, settings=settings, store=store, database=database, project=project)
+    if not check_source_job(spec, database, project=project):
+        check_model(spec.model, spec.task, settings)
     source = open_input(spec, settings=settings, store=store, database=database, project=project)
     check_columns(source, spec.input, spec.columns())
     next(source.index(1))  # columns alone, such as a CSV file's header, are no input: this says that it is empty
@@ -72,7 +76,7 @@ def check_submission(
 
 
 def open_input(
-    spec: JobSpec, *, settings: Settings, store: Store, database: Database, project: str = OPERATOR
+    spec: InferenceSpec, *, settings: Settings, store: Store, database: Database, project: str = OPERATOR
 ) -> Source:
     """The source of a spec's rows; its uploads are those that the project sees."""
     return open_source(
@@ -104,6 +108,11 @@ def plan_job(
     try:
         spec = parse_spec(job.spec)
         check_submission(spec, settings=settings, store=store, database=db, project=job.project)
+        if isinstance(spec, TrainingSpec):
+            check_labels(spec, settings=settings, store=store, database=db, project=job.project, is_wanted=is_wanted)
+            ledger.enqueue(db, job_id)
+            logger.info("training %s is queued", job_id)
+            return
         source = open_input(spec, settings=settings, store=store, database=db, project=job.project)
         num_slots, has_gpu = _known_slots(db)
         largest = largest_chunk_rows(spec.task, has_gpu=has_gpu)
@@ -112,7 +121,7 @@ def plan_job(
         ranges = _within_queue(ranges, job.project, limits_of(job.project, settings).queued_rows)
         chunks = merge_ranges(ranges, num_slots=num_slots, largest=largest) if asked == "auto" else _limited(ranges)
         num_rows = ledger.plan(db, job_id, _until_unwanted(chunks, is_wanted))
-    except Conflict as error:
+    except (Conflict, InterruptedError) as error:
         logger.info("planning of %s ended: %s", job_id, error)
     except UserError as error:
         logger.info("job %s cannot be planned: %s", job_id, error)

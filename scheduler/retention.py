@@ -15,12 +15,15 @@ from jobs.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, DeliveryState, JobSt
 from jobs.store import Store, job_prefix
 from jobs.tables import (
     Artifact,
+    Attempt,
     Batch,
+    Checkpoint,
     Chunk,
     Event,
     Job,
     Lease,
     LogLine,
+    Metric,
     ResultRecord,
     StoredFile,
     WebhookDelivery,
@@ -41,6 +44,9 @@ _ROWS_OF_A_JOB: tuple[tuple[Any, Any], ...] = (
     (LogLine, LogLine.id),
     (Lease, Lease.id),
     (Artifact, Artifact.name),
+    (Metric, Metric.step),
+    (Checkpoint, Checkpoint.step),
+    (Attempt, Attempt.number),
 )
 """Tables that name a job, each with the column that tells its rows of one job apart."""
 

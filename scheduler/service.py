@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from celery import Celery
-from sqlalchemy import select
+from sqlalchemy import exists, select
+from sqlalchemy.orm import aliased
 from sqlmodel import col
 
 from jobs import batches, history, ledger, webhooks
@@ -20,7 +21,7 @@ from jobs.errors import ServiceUnavailable, StokerError
 from jobs.queue import Doorbell
 from jobs.retries import RetryPolicy
 from jobs.settings import Settings
-from jobs.states import JobState
+from jobs.states import LIVE_JOB_STATES, JobState
 from jobs.store import Store
 from jobs.tables import Job
 from scheduler.batches import break_off, finish, give_up, take_in
@@ -261,9 +262,11 @@ class Service:
     def _lay_out(self, planning: Workbench, finalizing: Workbench) -> None:
         """Lay the jobs that are to be planned or finalized on their benches, the most urgent first."""
         benches = {JobState.VALIDATING: planning, JobState.FINALIZING: finalizing}
+        training = aliased(Job)
+        waits = exists().where(col(training.id) == col(Job.waits_for), col(training.state).in_(LIVE_JOB_STATES))
         urgent = (
             select(col(Job.id), col(Job.state))
-            .where(col(Job.state).in_(benches))
+            .where(col(Job.state).in_(benches), ~waits)
             .order_by(col(Job.priority), col(Job.created_at), col(Job.id))
             .limit(_LAID_AT_ONCE + sum(bench.num_resting for bench in benches.values()))
         )

@@ -182,7 +182,7 @@ class Keeper:
         try:
             match ending.record:
                 case Record.RELEASE:
-                    leases.release(self._database, lease.lease_id, ending.reason)
+                    leases.release(self._database, lease.lease_id, ending.reason, error=ending.error)
                 case Record.FAIL_JOB:
                     assert ending.error is not None
                     ledger.fail(self._database, lease.job_id, ending.error)

@@ -19,6 +19,7 @@ from jobs.database import Database
 from jobs.errors import LostLease, MachineError, StokerError
 from jobs.leases import WorkingLease
 from jobs.settings import Settings
+from jobs.specs import TRAINING
 from jobs.store import Store
 from worker.log_format import set_up_runner_logging
 from worker.protocol import (
@@ -178,11 +179,11 @@ def _work(engine: Engine, lease: WorkingLease, stop: Stop, beat: Callable[[int |
         return failure_report(error)
 
 
-# -- the inference engine ------------------------------------------------------------------------------------------
+# -- the engines ---------------------------------------------------------------------------------------------------
 
 
-def load_inference(settings: Settings, *, device: str, num_threads: int) -> Engine:
-    """Load torch, transformers and the inference engine, and wake the device.
+def load_engines(settings: Settings, *, device: str, num_threads: int) -> Engine:
+    """Load torch, transformers and the engines, and wake the device.
 
     Args:
         device: `cuda` or `cpu`.
@@ -196,6 +197,7 @@ def load_inference(settings: Settings, *, device: str, num_threads: int) -> Engi
     from worker import device as devices
     from worker.inference.models import ModelCache
     from worker.inference.run import run_lease
+    from worker.training.run import run_training
 
     transformers.utils.logging.disable_progress_bar()
     for name in ("AutoConfig", "AutoModel", "AutoTokenizer"):  # loaded on first use otherwise: by the first job
@@ -208,18 +210,30 @@ def load_inference(settings: Settings, *, device: str, num_threads: int) -> Engi
     database, store = Database(settings.resolved_database_url), Store(settings.resolved_store_url)
     models = ModelCache(settings.warm_models, chosen)
 
-    class Inference:
+    class Engines:
         device = devices.device_name(chosen)
 
         def run(self, lease: WorkingLease, stop: Stop, beat: Callable[[int | None], None]) -> str:
-            return run_lease(
-                lease, database=database, store=store, settings=settings, models=models, stop=stop, beat=beat
+            if lease.kind != TRAINING:
+                return run_lease(
+                    lease, database=database, store=store, settings=settings, models=models, stop=stop, beat=beat
+                )
+            models.drop_all()  # the device's memory is the training's
+            return run_training(
+                lease,
+                database=database,
+                store=store,
+                settings=settings,
+                device=chosen.type,
+                num_threads=num_threads,
+                stop=stop,
+                beat=beat,
             )
 
         def warm_models(self) -> Sequence[str]:
             return models.keys()
 
-    return Inference()
+    return Engines()
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -238,7 +252,7 @@ def main() -> None:
     settings = Settings()
     serve(
         arguments.report_fd,
-        lambda: load_inference(settings, device=arguments.device, num_threads=arguments.threads),
+        lambda: load_engines(settings, device=arguments.device, num_threads=arguments.threads),
         stall_seconds=settings.stall_seconds,
     )
 

@@ -68,7 +68,7 @@ class Daemon:
             assert up.stdout is not None
             if not any(line.startswith("stoker ready") for line in up.stdout):
                 raise SystemExit(f"`stoker up` ended with exit code {up.wait()}")
-            self._submit(self._warm_up)
+            self.submit(self._warm_up)
             yield
         finally:
             up.send_signal(signal.SIGTERM)
@@ -85,7 +85,7 @@ class Daemon:
 
     def run_job(self) -> str:
         """Submit the job, wait until it is completed, return its id."""
-        return self._submit(self._document)
+        return self.submit(self._document)
 
     def measure(self, job_id: str) -> Measured:
         """What the database says of a job."""
@@ -115,7 +115,8 @@ class Daemon:
             yield from map(json.loads, lines)
         path.unlink()
 
-    def _submit(self, document: Mapping[str, Any]) -> str:
+    def submit(self, document: Mapping[str, Any]) -> str:
+        """Submit a spec, wait until its job is completed, return its id."""
         path = self.folder / "spec.json"
         path.write_text(json.dumps(document))
         return self.command("submit", str(path), "--wait").strip().splitlines()[0]

@@ -13,9 +13,22 @@ from fastapi.openapi.utils import get_openapi
 from jobs.database import Database
 from jobs.queue import Doorbell
 from jobs.settings import Settings
-from jobs.specs import InferenceSpec
+from jobs.specs import InferenceSpec, TrainingSpec
 from jobs.store import Store
-from scheduler.api import batches, events, files, health, jobs, limits, metrics, models, results, slots, webhooks
+from scheduler.api import (
+    batches,
+    events,
+    files,
+    health,
+    job_metrics,
+    jobs,
+    limits,
+    metrics,
+    models,
+    results,
+    slots,
+    webhooks,
+)
 from scheduler.api.batches import BatchRequest
 from scheduler.api.context import Context
 from scheduler.api.errors import add_error_handlers
@@ -59,7 +72,9 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
     )
     app.state.context = context
     add_error_handlers(app)
-    for module in (jobs, results, events, slots, files, batches, webhooks, models, limits, health, metrics):
+    for module in (
+        jobs, job_metrics, results, events, slots, files, batches, webhooks, models, limits, health, metrics,
+    ):  # fmt: skip
         app.include_router(module.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -75,7 +90,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 operation["responses"].pop("422", None)  # FastAPI's own, where ours is a 400
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        for model in (InferenceSpec, BatchRequest, WebhookRequest):
+        for model in (InferenceSpec, TrainingSpec, BatchRequest, WebhookRequest):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

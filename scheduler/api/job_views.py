@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
-from jobs import ledger
+from jobs import ledger, training
 from jobs.database import Database
+from jobs.specs import TRAINING
 from jobs.states import LIVE_LEASE_STATES, JobState, SlotState
 from jobs.tables import Job, Lease, Slot
 from scheduler.api.schemas import JobView, job_view
@@ -33,14 +34,19 @@ def describe_jobs(session: Session, database: Database, jobs: Sequence[Job]) -> 
     reason = _why_jobs_wait(session, database) if waits else None
     now = database.time(session) if waits else 0.0
     return [
-        job_view(job, slots_held=slots_held.get(job.id, 0), waiting_reason=_waiting_reason(job, now, reason))
+        job_view(
+            job,
+            slots_held=slots_held.get(job.id, 0),
+            waiting_reason=_waiting_reason(job, now, reason),
+            metrics=training.latest_metrics(session, job.id) if job.kind == TRAINING else None,
+        )
         for job in jobs
     ]
 
 
 def _waiting_reason(job: Job, now: float, reason: str | None) -> str | None:
     if job.state == JobState.VALIDATING:
-        return "its rows are being counted"
+        return "its rows are being read" if job.waits_for is None else f"waits for the model of {job.waits_for}"
     if job.state != JobState.QUEUED:
         return None
     if job.not_before > now:

@@ -11,7 +11,7 @@ from jobs import ledger
 from jobs.catalogue import with_catalogue
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound
-from jobs.specs import InferenceSpec, JobSpec, parse_spec
+from jobs.specs import InferenceSpec, JobSpec, TrainingSpec, parse_spec
 from jobs.states import JobState
 from jobs.tables import ApiKey, Artifact, Job
 from jobs.usage import RowsWanted
@@ -24,8 +24,6 @@ from scheduler.api.objects import stream_object
 from scheduler.api.schemas import (
     ArtifactView,
     JobView,
-    MetricList,
-    MetricView,
     Page,
     artifact_view,
     page,
@@ -47,7 +45,9 @@ router = APIRouter(
         200: {"model": JobView, "description": "The job that was made under this Idempotency-Key before."},
         **error_responses(403, 409, 413),
     },
-    openapi_extra=yaml_or_json({"$ref": f"#/components/schemas/{InferenceSpec.__name__}"}),
+    openapi_extra=yaml_or_json(
+        {"oneOf": [{"$ref": f"#/components/schemas/{spec.__name__}"} for spec in (InferenceSpec, TrainingSpec)]}
+    ),
 )
 def submit_job(
     context: InContext,
@@ -117,27 +117,6 @@ def retry_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     job = ledger.retry(context.database, job_id, wanted=wanted)
     context.doorbell.wake()
     return describe_job(context.database, job.id)
-
-
-@router.get("/{job_id}/metrics", responses=error_responses(404))
-def get_job_metrics(context: InContext, key: Key, job_id: JobId) -> MetricList:
-    """A job's numbers. For inference: how far and how fast it is, at the rows done."""
-    with context.database.read() as session:
-        job = find_job(session, job_id, key)
-        now = context.database.time(session)
-    numbers: dict[str, float] = {
-        "rows_total": job.num_rows,
-        "rows_done": job.num_done,
-        "rows_failed": job.num_failed,
-        "num_tokens": job.num_tokens,
-    }
-    if job.started_at is not None:
-        seconds = (now if job.ended_at is None else job.ended_at) - job.started_at
-        numbers["seconds"] = seconds
-        if seconds > 0:
-            numbers["rows_per_second"] = job.num_done / seconds
-            numbers["tokens_per_second"] = job.num_tokens / seconds
-    return MetricList(data=[MetricView(step=job.num_done, name=name, value=value) for name, value in numbers.items()])
 
 
 @router.get("/{job_id}/artifacts", responses=error_responses(404))

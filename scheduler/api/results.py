@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import StreamingResponse
 
+from jobs.errors import NotFound
 from jobs.rows import Result
 from jobs.sinks import open_sink
 from jobs.sinks.export import ExportFormat, open_writer
-from jobs.specs import parse_spec
+from jobs.specs import TrainingSpec, parse_spec
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import InContext, JobId
 from scheduler.api.errors import error_responses
@@ -55,6 +56,8 @@ def get_results(
     """
     with context.database.read() as session:
         spec = parse_spec(find_job(session, job_id, key).spec)
+    if isinstance(spec, TrainingSpec):
+        raise NotFound(f"job {job_id} is a training and has no results; it has metrics and artifacts")
     vector_output = spec.vector_output
     sink = open_sink(spec.output, vector_output=vector_output, database=context.database, store=context.store)
     results = sink.read(job_id, after_row=after_row, limit=limit)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.specs import Priority
-from jobs.states import JobState, SlotState
-from jobs.tables import Artifact, Event, Job, Lease, LogLine, Slot, StoredFile
+from jobs.states import AttemptEnd, JobState, SlotState
+from jobs.tables import Artifact, Attempt, Event, Job, Lease, LogLine, Slot, StoredFile
 
 Entry = TypeVar("Entry", bound=BaseModel)
 
@@ -36,10 +36,10 @@ def page(entries: Sequence[Entry], *, has_more: bool = False, id_field: str = "i
 
 
 class Counts(BaseModel):
-    """A job's rows."""
+    """A job's rows; of a training, its steps."""
 
-    total: int = Field(description="Rows of the input; 0 until they are counted.")
-    done: int = Field(description="Rows with a recorded result, row errors included.")
+    total: int = Field(description="Rows of the input, or steps; 0 until they are counted.")
+    done: int = Field(description="Rows with a recorded result, row errors included; or steps done.")
     failed: int = Field(description="Of `done`, those whose result is a row error.")
 
 
@@ -70,9 +70,12 @@ class JobView(BaseModel):
     attempt: int
     slots_held: int = Field(description="Slots that work on it now.")
     waiting_reason: str | None = Field(description="Why it does not run yet, where it waits.")
+    metrics: dict[str, float] = Field(description="Of a training: the latest value of each of its metrics.")
 
 
-def job_view(job: Job, *, slots_held: int, waiting_reason: str | None) -> JobView:
+def job_view(
+    job: Job, *, slots_held: int, waiting_reason: str | None, metrics: Mapping[str, float] | None = None
+) -> JobView:
     """A job as JSON."""
     error = None if job.error_code is None else JobError(code=job.error_code, message=job.error_message or "")
     return JobView(
@@ -92,6 +95,7 @@ def job_view(job: Job, *, slots_held: int, waiting_reason: str | None) -> JobVie
         attempt=job.attempt,
         slots_held=slots_held,
         waiting_reason=waiting_reason,
+        metrics=dict(metrics or {}),
     )
 
 
@@ -142,7 +146,7 @@ class MetricView(BaseModel):
 
     step: int = Field(description="Where it was measured; for inference, the rows done.")
     name: str
-    value: float
+    value: float | None = Field(description="None where it was not a finite number.")
 
 
 class MetricList(BaseModel):
@@ -150,6 +154,26 @@ class MetricList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[MetricView]
+
+
+class AttemptView(BaseModel):
+    """One try of a training. Times are Unix seconds."""
+
+    number: int
+    object: Literal["attempt"] = "attempt"
+    slot_id: str
+    started_at: float
+    ended_at: float | None
+    resumed_step: int = Field(description="Step of the checkpoint that it went on from; 0: from the beginning.")
+    last_step: int
+    num_halvings: int = Field(description="How often the micro-batch was halved for want of memory.")
+    end: AttemptEnd | None = Field(description="Why it ended; None while it runs.")
+    reason: str | None = Field(description="The end in words.")
+
+
+def attempt_view(attempt: Attempt) -> AttemptView:
+    """An attempt as JSON."""
+    return AttemptView(**attempt.model_dump(include=set(AttemptView.model_fields) - {"object"}))
 
 
 class ArtifactView(BaseModel):

@@ -104,11 +104,11 @@ def bring(document: Json, client: StokerClient, *, on_upload: Callable[[str, int
     except (TypeError, ValueError):
         return document  # not a valid spec: the API says what is wrong with it
     if client.shares_files():
-        brought: Json = {"path": [_absolute_input(path) for path in inputs]}
-        moved = {"model": _absolute_model(document.get("model")), "output": _absolute_output(document.get("output"))}
+        brought: Json = {"path": [absolute_input(path) for path in inputs]}
+        moved = {"model": absolute_model(document.get("model")), "output": _absolute_output(document.get("output"))}
     else:
-        brought = _upload_inputs(document["input"], inputs, client, on_upload)
-        moved = {"model": _remote_model(document.get("model")), "output": _remote_output(document.get("output"))}
+        brought = upload_inputs(document["input"], inputs, client, on_upload)
+        moved = {"model": remote_model(document.get("model")), "output": _remote_output(document.get("output"))}
     if len(brought["path"]) == 1 and isinstance(document["input"]["path"], str):
         brought["path"] = brought["path"][0]
     kept = {name: value for name, value in moved.items() if value is not None}
@@ -128,14 +128,16 @@ def _paths(document: Json) -> list[str]:
     return paths
 
 
-def _absolute_input(path: str) -> str:
+def absolute_input(path: str) -> str:
+    """An input's path where the API sees this machine's files."""
     local = local_path(path)
     if local is None or not (_means_file(path) or _is_glob(path) or local.expanduser().exists()):
         return path  # a URL, an upload, or the name of a data set on the hub
     return str(local.expanduser().absolute())
 
 
-def _absolute_model(model: object) -> str | None:
+def absolute_model(model: object) -> str | None:
+    """A model's folder where the API sees this machine's files; None where it is to stay as it is."""
     if not isinstance(model, str) or not Path(model).expanduser().exists():
         return None
     return str(Path(model).expanduser().absolute())
@@ -166,9 +168,10 @@ def _format_of(name: str) -> str | None:
 # -- on another machine --------------------------------------------------------------------------------------------
 
 
-def _upload_inputs(
+def upload_inputs(
     spec_input: Json, paths: Sequence[str], client: StokerClient, on_upload: Callable[[str, int, int], None] | None
 ) -> Json:
+    """Upload the local files of an input: its `path`, and its `format` where that had to be found out."""
     brought: list[str] = []
     formats: set[str] = set()
     for path in paths:
@@ -232,7 +235,8 @@ def _upload(file: Path, client: StokerClient, on_upload: Callable[[str, int, int
     return str(client.upload(file, on_progress=on_progress)["id"])
 
 
-def _remote_model(model: object) -> str | None:
+def remote_model(model: object) -> str | None:
+    """Refuse a model's folder that the API, on another machine, cannot see."""
     if isinstance(model, str) and model.startswith(("./", "../", "~")):
         raise InvalidModel(
             f"model: '{model}' is a path on this machine, and the API is on another; "

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from jobs.specs import TRAINING
 from scheduler import connection
 from scheduler.cli.interrupts import interruptible
 from scheduler.cli.reaching import DataDir, JobId, Json, Url, reach
@@ -34,6 +35,7 @@ from scheduler.cli.waiting import check_completed, wait_for
 _LEAST_TASK_WIDTH = 12
 _DEVICE_WIDTH = 24
 _FOLDED = {"no_wrap": False, "overflow": "fold"}
+_RIGHT = {"justify": "right"}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -58,8 +60,10 @@ def status(
             found = client.job(job)
             if as_json:
                 show_json(found)
-            else:
-                _show_job(found)
+                return
+            _show_job(found)
+            if found["kind"] == TRAINING:
+                _show_attempts(client.attempts(job))
             return
         page = client.jobs_page(limit=limit)
     if as_json:
@@ -124,7 +128,7 @@ def _show_jobs(jobs: list[connection.Json]) -> None:
         (
             str(job["id"]),
             str(job["state"]),
-            clean(str(job["name"] or job["spec"].get("task", job["kind"]))),
+            clean(str(job["name"] or _task(job))),
             f"{short_number(job['counts']['done'])}/{short_number(job['counts']['total'])}",
             age(job["created_at"]),
         )
@@ -148,13 +152,14 @@ def _show_list(table: Table, num_entries: int, otherwise: str) -> None:
 def _show_job(job: connection.Json) -> None:
     spec, counts = job["spec"], job["counts"]
     left = counts["total"] - counts["done"]
+    noun = "step" if job["kind"] == TRAINING else "row"
     facts: list[tuple[str, str | Text]] = [
         ("job", cell(job["id"])),
         ("name", cell(job["name"] or "")),
         ("state", state_cell(job["state"])),
-        ("task", cell(spec.get("task", job["kind"]))),
-        ("model", cell(spec.get("model", ""))),
-        ("rows", f"{counts['done']:,} of {counts['total']:,}" if left else plural(counts["total"], "row")),
+        ("task", cell(_task(job))),
+        ("model", cell(_model(spec))),
+        (f"{noun}s", f"{counts['done']:,} of {counts['total']:,}" if left else plural(counts["total"], noun)),
         ("row errors", f"{counts['failed']:,}" if counts["failed"] else ""),
         ("priority", job["priority"] if job["priority"] != "normal" else ""),
         ("slots", str(job["slots_held"]) if job["slots_held"] else ""),
@@ -162,6 +167,7 @@ def _show_job(job: connection.Json) -> None:
         ("submitted", f"{age(job['created_at'])} ago"),
         ("took", _took(job)),
         ("retry of", cell(job["retry_of"] or "")),
+        ("metrics", cell(", ".join(f"{name} {value:.4g}" for name, value in job["metrics"].items()))),
         ("error", cell(job["error"]["message"] if job["error"] else "")),
     ]
     table = Table.grid(padding=(0, 2))
@@ -171,6 +177,32 @@ def _show_job(job: connection.Json) -> None:
         if str(value):
             table.add_row(label, value)
     show_table(table)
+
+
+def _show_attempts(attempts: list[connection.Json]) -> None:
+    if not attempts:
+        return
+    table = make_table(
+        "attempt", ("slot", _FOLDED), ("from step", _RIGHT), ("to step", _RIGHT), "end", ("why", _FOLDED)
+    )
+    for each in attempts:
+        steps = (str(each["resumed_step"]), str(each["last_step"]))
+        end = each["end"] or "running"
+        table.add_row(str(each["number"]), cell(each["slot_id"]), *steps, end, cell(each["reason"] or ""))
+    show_table(table)
+
+
+def _task(job: connection.Json) -> str:
+    """What a job does, in a word or two."""
+    spec = job["spec"]
+    if job["kind"] != TRAINING:
+        return str(spec.get("task", job["kind"]))
+    return f"training: {spec.get('task') or spec.get('module')}"
+
+
+def _model(spec: connection.Json) -> str:
+    model = spec.get("model") or ""
+    return str(model["architecture"]) if isinstance(model, dict) else str(model)
 
 
 def _took(job: connection.Json) -> str:

@@ -1,10 +1,10 @@
-"""How far a job is, drawn while it runs: rows, rates from counts over time, what is left, what failed."""
+"""How far a job is, drawn while it runs: rows or steps, rates from counts over time, what is left, losses, failures."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -13,6 +13,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from jobs.specs import TRAINING
 from scheduler.cli.terminal import clean, joined, plural, say, short_duration, short_number, stderr
 from scheduler.client import TERMINAL_STATES
 from scheduler.connection import Json
@@ -20,6 +21,8 @@ from scheduler.connection import Json
 _WINDOW_SECONDS = 15.0
 _LINE_SECONDS = 30.0
 _DRAWS_PER_SECOND = 4
+_CURVE_WIDTH = 12
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class JobProgress:
         """
         self._clock = clock
         self._rates = Rates(clock)
+        self._losses: list[float] = []
         self._job: Json | None = None
         self._said_at: float | None = None
         self._progress = Progress(
@@ -127,6 +131,8 @@ class JobProgress:
         counts = job["counts"]
         if job["state"] in {"running", "finalizing"}:  # waiting is no slowness
             self._rates.add(counts["done"], job["num_tokens"])
+        if "loss" in job["metrics"] and self._losses[-1:] != [job["metrics"]["loss"]]:
+            self._losses.append(job["metrics"]["loss"])
         if self._progress.disable:
             self._say_sometimes(job)
             return
@@ -150,6 +156,8 @@ class JobProgress:
         if job["state"] in {"validating", "queued"}:
             rows = plural(counts["total"], "row") if counts["total"] else ""
             return clean(joined([rows, job.get("waiting_reason")]))
+        if job["kind"] == TRAINING:
+            return self._describe_training(job)
         left = rates.seconds_left(counts["total"] - counts["done"])
         rows_rate, tokens_rate = rates.rows_per_second, rates.tokens_per_second
         parts = [
@@ -161,15 +169,42 @@ class JobProgress:
         ]
         return joined(parts)
 
+    def _describe_training(self, job: Json) -> str:
+        counts, metrics, rate = job["counts"], job["metrics"], self._rates.rows_per_second
+        left = self._rates.seconds_left(counts["total"] - counts["done"])
+        curve = sparkline(self._losses, width=_CURVE_WIDTH)
+        parts = [
+            f"{short_number(counts['done'])}/{short_number(counts['total'])} steps",
+            f"{short_number(rate)} steps/s" if rate else None,
+            f"loss {metrics['loss']:.4g} {curve}".rstrip() if "loss" in metrics else None,
+            f"lr {metrics['learning_rate']:.3g}" if "learning_rate" in metrics else None,
+            f"{short_number(metrics['samples_per_second'])} samples/s" if "samples_per_second" in metrics else None,
+            f"eta {short_duration(left)}" if left is not None and job["state"] == "running" else None,
+        ]
+        return joined(parts)
+
+
+def sparkline(values: Sequence[float], *, width: int) -> str:
+    """A small curve of one line: the means of `width` equal parts of the values, from the lowest to the highest."""
+    if len(values) < 2:
+        return ""
+    size = max(1.0, len(values) / width)
+    parts = [values[int(at * size) : max(int(at * size) + 1, int((at + 1) * size))] for at in range(width)]
+    means = [sum(part) / len(part) for part in parts if part]
+    low, high = min(means), max(means)
+    steps = len(_BARS) - 1
+    return "".join(_BARS[round((mean - low) / (high - low) * steps) if high > low else 0] for mean in means)
+
 
 def summary(job: Json) -> str:
     """One sentence on a job that has ended."""
     counts = job["counts"]
+    noun = "step" if job["kind"] == TRAINING else "row"
     began = job["started_at"] or job["created_at"]
     seconds = max(0.0, (job["ended_at"] or began) - began)
-    rate = f" ({short_number(counts['done'] / seconds)} rows/s)" if seconds > 0 and counts["done"] else ""
-    done = plural(counts["done"], "row")
+    rate = f" ({short_number(counts['done'] / seconds)} {noun}s/s)" if seconds > 0 and counts["done"] else ""
+    done = plural(counts["done"], noun)
     if counts["total"] and counts["done"] < counts["total"]:
-        done = f"{counts['done']:,} of {plural(counts['total'], 'row')}"
+        done = f"{counts['done']:,} of {plural(counts['total'], noun)}"
     failed = f", {counts['failed']:,} with a row error" if counts["failed"] else ""
     return f"{job['id']} {job['state']}: {done} in {short_duration(seconds)}{rate}{failed}"

@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from jobs.specs import TRAINING
 from scheduler.cli.documents import bring, read_spec
 from scheduler.cli.interrupts import interruptible
 from scheduler.cli.reaching import DataDir, Url, reach
 from scheduler.cli.terminal import show
+from scheduler.cli.training_documents import bring_training
 from scheduler.cli.waiting import check_completed, wait_for
 
 
@@ -31,7 +33,8 @@ def submit(
     """
     document = read_spec(spec)
     with interruptible(), reach(context, url, data_dir, waits=True) as client:
-        job_id = str(client.submit(bring(document, client))["id"])
+        brought = (bring_training if document.get("kind") == TRAINING else bring)(document, client)
+        job_id = str(client.submit(brought)["id"])
         show(job_id)
         if wait:
             check_completed(wait_for(client, job_id), blame_user=True)

@@ -26,6 +26,7 @@ ROLES: Mapping[str, str] = {
     "celery": "worker.app",
     "runner": "-m worker.runner",  # a Celery worker's command line names the module as well
     "redis": "redis-server",
+    "trainer": "-m worker.training.process",
 }
 """What tells a process of each role by its command line."""
 

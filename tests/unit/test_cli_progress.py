@@ -23,7 +23,15 @@ class Clock:
 def job(state: str, done: int, *, total: int = 1000, failed: int = 0, **fields: Any) -> dict[str, Any]:
     """A job as the API shows it."""
     counts = {"total": total, "done": done, "failed": failed}
-    base = {"id": "job_1", "state": state, "counts": counts, "num_tokens": done * 10, "waiting_reason": None}
+    base = {
+        "id": "job_1",
+        "kind": "inference",
+        "state": state,
+        "counts": counts,
+        "num_tokens": done * 10,
+        "metrics": {},
+    }
+    base["waiting_reason"] = None
     return {**base, "created_at": 1.0, "started_at": 2.0, "ended_at": None, "error": None, **fields}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import Forbidden, InvalidModel, InvalidSpec
-from jobs.modelcheck import check_model
+from jobs.modelcheck import check_model, local_model
 from jobs.parameters import PARAMETERS, check_parameters
 from jobs.settings import Settings
 from jobs.tasks import TASKS
@@ -87,9 +87,10 @@ def test_what_is_neither_a_folder_nor_a_hub_id(model: str, settings: Settings) -
     assert "neither a folder that exists nor a hub id" in _refused(model, settings)
 
 
-def test_another_jobs_model_is_not_yet_taken(settings: Settings) -> None:
-    """`job:<id>` would be looked for on the hub."""
-    assert "this version" in _refused("job:job_1", settings)
+def test_another_jobs_model_lies_where_workers_fetch_it_to(settings: Settings) -> None:
+    """`job:<id>` would be looked for on the hub, or anywhere on the machine."""
+    assert local_model("job:job_1", settings) == settings.data_dir / "job-models" / "job_1"
+    assert "job's id" in _refused("job:../../etc", settings)
 
 
 def test_models_outside_the_roots_are_forbidden(tmp_path: Path, folder: Path) -> None:

@@ -64,7 +64,7 @@ def test_priorities_are_ordered() -> None:
         ({"time_limit": "2 fortnights"}, "time_limit", "duration"),
         ({"time_limit": 0}, "time_limit", "greater than 0"),
         ({"output": {"path": "x"}}, "output.path", "output.to"),
-        ({"kind": "training"}, "kind", "'training' is not a kind of job"),
+        ({"kind": "baking"}, "kind", "'baking' is not a kind of job"),
         ({"version": 2}, "version", "version"),
         ({"parameters": {"top_kk": 1}}, "parameters.top_kk", "top_k"),
     ],

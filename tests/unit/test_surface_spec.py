@@ -12,9 +12,12 @@ from pydantic import BaseModel
 
 from jobs.errors import StokerError
 from jobs.parameters import PARAMETERS
-from jobs.specs import InferenceSpec
-from jobs.states import BatchState, DeliveryState, JobState, SlotState
+from jobs.specs import InferenceSpec, TrainingSpec
+from jobs.states import AttemptEnd, BatchState, DeliveryState, JobState, SlotState
 from jobs.tasks import ALIASES, TASKS
+from jobs.training_arguments import ARGUMENTS
+from jobs.training_spec import DataSpec
+from jobs.training_tasks import TRAINING_TASKS
 from jobs.webhooks import EVENT_TYPES, TEST_EVENT
 from tests.unit.test_surface_routes import ROUTES
 
@@ -45,6 +48,28 @@ FIELDS: dict[str, Any] = {
     "time_limit": None,
 }
 """Every field with its default; `...` where one is required."""
+TRAINING_FIELDS: dict[str, Any] = {
+    "version": 1,
+    "kind": ...,
+    "name": None,
+    "trainer": "transformers",
+    "task": None,
+    "model": None,
+    "module": None,
+    "options": {},
+    "data": None,
+    "arguments": {},
+    "lora": None,
+    "dtype": "auto",
+    "slots": 1,
+    "checkpoint.every_steps": 500,
+    "checkpoint.keep": 2,
+    "checkpoint.best": None,
+    "on_out_of_memory": "fail",
+    "priority": "normal",
+    "time_limit": None,
+}
+"""The same of a training's."""
 CHOICES = {
     "input.format": {"auto", "jsonl", "parquet", "csv", "dataset"},
     "output.to": {"database", "jsonl", "parquet"},
@@ -143,6 +168,18 @@ def test_the_fields_and_their_defaults_are_these() -> None:
     assert {name: set(get_args(found[name].annotation)) for name in CHOICES} == CHOICES
 
 
+def test_the_fields_of_a_training_and_their_defaults_are_these() -> None:
+    """Lost: the meaning of specs that people have written."""
+    assert {name: default_of(field) for name, field in fields_of(TrainingSpec)} == TRAINING_FIELDS
+    for name in (*TRAINING_FIELDS, *(f"data.{field}" for field in DataSpec.model_fields)):
+        if name != "data":
+            assert f"\n| `{name}` | " in section("Training"), name
+    for task in TRAINING_TASKS.values():
+        assert f"\n| `{task.name}` | {', '.join(f'`{name}`' for name in task.inputs)} |" in section("Training")
+    for name, (_, expected) in ARGUMENTS.items():
+        assert f"\n| `{name}` | {expected}" in section("Training"), name
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_reference_tells_each_field(name: str) -> None:
     """Lost: a field that nobody can find, or another default than the page says."""
@@ -188,7 +225,7 @@ def test_the_reference_tells_each_error_code_with_its_status() -> None:
 
 def test_the_reference_tells_each_state() -> None:
     """Lost: what a state means."""
-    for state in (*JobState, *SlotState, *BatchState, *DeliveryState):
+    for state in (*JobState, *SlotState, *BatchState, *DeliveryState, *AttemptEnd):
         assert f"\n| `{state}` | " in section("States"), state
 
 

@@ -67,6 +67,11 @@ class ModelCache:
         """Keys of the warm models, most recently used last."""
         return list(self._warm)
 
+    def drop_all(self) -> None:
+        """Free what all models hold."""
+        for key in list(self._warm):
+            self._drop(key)
+
     def drop_others(self, spec: InferenceSpec) -> bool:
         """Free what all models but this spec's hold; says whether there were any."""
         others = [key for key in self._warm if key != model_key(spec)]

@@ -21,7 +21,7 @@ from jobs.leases import WorkingLease
 from jobs.settings import Settings
 from jobs.sinks import open_sink
 from jobs.sources import open_source
-from jobs.specs import parse_spec
+from jobs.specs import InferenceSpec, parse_spec
 from jobs.store import Store
 from jobs.uploads import find_upload
 from worker.device import device_name
@@ -29,6 +29,7 @@ from worker.inference.budget import open_budget
 from worker.inference.engine import Engine
 from worker.inference.feed import Feed
 from worker.inference.holdings import Holdings
+from worker.inference.job_models import fetch_job_model
 from worker.inference.models import ModelCache
 from worker.inference.stages import Closed
 from worker.inference.tasks.interface import InFlight, Interrupted
@@ -73,6 +74,8 @@ def run_lease(
     if stop.asked:
         return Outcome.STOPPED
     spec = parse_spec(lease.spec)
+    assert isinstance(spec, InferenceSpec)
+    fetch_job_model(spec, database=database, store=store, settings=settings)
     model = models.get(spec, settings)
     source = open_source(
         spec.input, spec.columns(), settings=settings, store=store, find_upload=partial(find_upload, database)

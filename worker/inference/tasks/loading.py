@@ -61,13 +61,25 @@ def find_model(spec: InferenceSpec, settings: Settings) -> ModelFolder:
         Forbidden: a local model lies outside the input roots.
         ServiceUnavailable: the hub cannot be reached.
     """
-    folder = local_model(spec.model, settings)
-    names = {spec.model, spec.model.partition("@")[0]} if folder is None else {spec.model, str(folder)}
+    found = fetch_model(spec.model, settings)
+    check_folder(found.path, spec.task, name=spec.model)
+    return found
+
+
+def fetch_model(model: str, settings: Settings) -> ModelFolder:
+    """The folder of a model or processor, unchecked; downloaded where it is a hub id that is not in the cache yet.
+
+    Raises:
+        InvalidModel: there is none of this name.
+        Forbidden: it lies outside the input roots.
+        ServiceUnavailable: the hub cannot be reached.
+    """
+    folder = local_model(model, settings)
+    names = {model, model.partition("@")[0]} if folder is None else {model, str(folder)}
     trusted = not names.isdisjoint(settings.trusted_remote_code)
     if folder is None:
-        folder = _download(spec.model, with_code=trusted)
-    check_folder(folder, spec.task, name=spec.model)
-    return ModelFolder(name=spec.model, path=folder, trust_remote_code=trusted)
+        folder = _download(model, with_code=trusted)
+    return ModelFolder(name=model, path=folder, trust_remote_code=trusted)
 
 
 def _download(model: str, *, with_code: bool) -> Path:

@@ -1,0 +1,84 @@
+"""What the specs of all kinds of job share: strictness, durations, priorities, and where rows come from."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_UNIT_SECONDS = (86400, 3600, 60, 1)
+_LONGEST_SECONDS = 3650 * 86400
+LARGEST_INTEGER = 2**31 - 1
+"""What a database column and a tensor's size surely hold."""
+
+
+def parse_duration(value: object) -> object:
+    """Seconds from `90`, `"90s"`, `"2h"`, `"1h30m"` or `"1d"`; anything else is left for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    if value.isdigit():
+        return int(value)
+    match = _DURATION.fullmatch(value)
+    if not value or match is None:
+        raise ValueError("must be a duration such as 90, '90s', '2h' or '1h30m'")
+    return sum(int(part or 0) * unit for part, unit in zip(match.groups(), _UNIT_SECONDS, strict=True))
+
+
+_DURATION_FORMS = [
+    {"type": "integer", "exclusiveMinimum": 0, "maximum": _LONGEST_SECONDS},
+    {"type": "string", "pattern": r"^([0-9]+|([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?)$", "minLength": 1},
+]
+
+Duration = Annotated[
+    int,
+    BeforeValidator(parse_duration),
+    Field(gt=0, le=_LONGEST_SECONDS),
+    WithJsonSchema({"anyOf": _DURATION_FORMS}, mode="validation"),
+]
+"""A positive number of seconds up to ten years, also written `2h` or `1h30m`."""
+
+
+class Priority(StrEnum):
+    """A job's class: higher ones are served first, and one that has waited for a day counts one class up."""
+
+    HIGH = "high"  # before everything else; takes slots back from lower classes at chunk boundaries
+    NORMAL = "normal"  # the default
+    LOW = "low"  # fills what others leave
+
+    @property
+    def rank(self) -> int:
+        """0 is served first."""
+        return list(Priority).index(self)
+
+
+class Strict(BaseModel):
+    """A part of a spec: frozen, and no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+
+
+class InputSpec(Strict):
+    """Where the rows come from and which columns the task reads."""
+
+    path: str | list[str] = Field(min_length=1)
+    """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "dataset"] = "auto"
+    """`auto` goes by the file name's ending; `dataset` reads a Hugging Face data set (hub name or folder)."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """The task's input name -> the user's column; an input not named here is read from the column of its own name."""
+    key: str | None = None
+    """The column that identifies a row to the user; copied into each result as text."""
+    split: str = "train"
+    """Which split of a data set."""
+    config: str | None = None
+    """Which configuration of a hub data set."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Of a CSV file; found out from the header line when absent."""
+
+    @property
+    def paths(self) -> list[str]:
+        """`path` as a list."""
+        return [self.path] if isinstance(self.path, str) else list(self.path)

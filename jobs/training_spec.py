@@ -1,0 +1,169 @@
+"""The pydantic description of a training job: what to train, on which rows, how, and what to keep on the way."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from jobs.spec_fields import LARGEST_INTEGER, Duration, InputSpec, Priority, Strict
+from jobs.training_arguments import check_arguments
+from jobs.training_tasks import TRAINING_TASKS, TrainingTask
+
+TaskName = Literal[
+    "text-classification", "token-classification", "text-generation", "image-classification",
+    "automatic-speech-recognition",
+]  # fmt: skip
+
+
+class ArchitectureSpec(Strict):
+    """A model from scratch: transformers' configuration class by its `model_type`, and its values."""
+
+    architecture: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    """transformers' `model_type`: `bert`, `llama`, `vit`, ..."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Values of its configuration class."""
+    processor: str | None = None
+    """A folder or hub id whose tokenizer, image processor or feature extractor is used."""
+
+
+class DataSpec(Strict):
+    """The rows to learn from, and those to judge by."""
+
+    train: str | list[str] = Field(min_length=1)
+    """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
+    eval: str | list[str] | None = Field(default=None, min_length=1)
+    """As `train`; or absent."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "dataset"] = "auto"
+    columns: dict[str, str] = Field(default_factory=dict)
+    """The task's input name -> the user's column; an input not named here is read from the column of its own name."""
+    split: str = "train"
+    """Which split of a data set `train` is."""
+    eval_split: str | None = None
+    """Which split of the same data set to judge by, where `eval` is absent."""
+    config: str | None = None
+    """Which configuration of a hub data set."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Of a CSV file; found out from the header line when absent."""
+    max_length: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] | None = None
+    """Tokens that a text is cut to; what the model takes when absent. For `text-generation`, the length of a block."""
+
+    @model_validator(mode="after")
+    def _one_eval(self) -> DataSpec:
+        if self.eval is not None and self.eval_split is not None:
+            raise ValueError("data.eval_split goes without data.eval: it names a split of data.train's data set")
+        return self
+
+    @property
+    def train_input(self) -> InputSpec:
+        """The rows to learn from, as an input."""
+        return self._input(self.train, self.split)
+
+    @property
+    def eval_input(self) -> InputSpec | None:
+        """The rows to judge by, as an input; None where there are none."""
+        if self.eval is not None:
+            return self._input(self.eval, self.split)
+        return None if self.eval_split is None else self._input(self.train, self.eval_split)
+
+    def _input(self, path: str | list[str], split: str) -> InputSpec:
+        return InputSpec(path=path, format=self.format, split=split, config=self.config, delimiter=self.delimiter)
+
+
+class LoraSpec(Strict):
+    """Low-rank adapters (Hu et al. 2021) in place of all weights; they are merged into the model at the end."""
+
+    r: Annotated[int, Field(ge=1, le=1024)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class CheckpointSpec(Strict):
+    """What is kept of a training that goes on."""
+
+    every_steps: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] = 500
+    keep: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Newest ones kept, beside the best one where there is a `best`."""
+    best: str | None = None
+    """A metric of the evaluation, such as `eval_loss` or `eval_accuracy`; its best checkpoint is kept and comes out."""
+
+
+class TrainingSpec(Strict):
+    """A training job."""
+
+    version: Literal[1] = 1
+    kind: Literal["training"]
+    name: str | None = Field(default=None, max_length=200)
+    """A label for people."""
+    trainer: Literal["transformers", "torch"] = "transformers"
+    """`transformers`: its Trainer, by `task` and `model`. `torch`: a plain loop over what `module` builds."""
+    task: TaskName | None = None
+    """With `trainer: transformers`."""
+    model: str | ArchitectureSpec | None = None
+    """With `trainer: transformers`: a folder or hub id to start from, or an architecture to train from scratch."""
+    module: str | None = None
+    """With `trainer: torch`: `recipes.<name>`, or the path of a Python file in a folder that the operator lists."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """With `trainer: torch`: what the module is given."""
+    data: DataSpec | None = None
+    """With `trainer: transformers` required; with `torch` where the module reads rows."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """By the names of transformers' TrainingArguments."""
+    lora: LoraSpec | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """In which it computes; weights stay float32. `auto`: float32 on a CPU; on a GPU bfloat16 where it has it."""
+    slots: Annotated[int, Field(ge=1, le=1)] = 1
+    """How many slots compute together."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    on_out_of_memory: Literal["fail", "halve"] = "fail"
+    """`halve`: try again with half the micro-batch and twice the accumulation."""
+    priority: Priority = Priority.NORMAL
+    time_limit: Duration | None = None
+    """Seconds from submission after which the job is ended as `expired`; also written `2h`."""
+
+    @model_validator(mode="after")
+    def _belongs_to_its_trainer(self) -> TrainingSpec:
+        needed: tuple[str, ...] = ("task", "model", "data")
+        foreign: tuple[str, ...] = ("module", "options")
+        if self.trainer == "torch":
+            needed, foreign = ("module",), ("task", "model", "lora")
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: is required with trainer: {self.trainer}")
+        for name in foreign:
+            if getattr(self, name):
+                raise ValueError(f"{name}: does not go with trainer: {self.trainer}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_words(self) -> TrainingSpec:
+        check_arguments(self.arguments, trainer=self.trainer)
+        if self.task_info is not None and self.data is not None:
+            known = (*self.task_info.inputs, *self.task_info.optional)
+            for name in self.data.columns:
+                if name not in known:
+                    raise ValueError(
+                        f"data.columns.{name}: task '{self.task}' has no '{name}', only {', '.join(known)}"
+                    )
+        has_eval = self.data is not None and self.data.eval_input is not None
+        if self.trainer == "transformers" and not has_eval:
+            if self.checkpoint.best is not None:
+                raise ValueError("checkpoint.best: needs rows to judge by, data.eval or data.eval_split")
+            if self.arguments.get("eval_strategy", "no") != "no":
+                raise ValueError("arguments.eval_strategy: needs rows to judge by, data.eval or data.eval_split")
+        if self.lora is not None and self.task != "text-generation":
+            raise ValueError("lora: goes with task: text-generation only")
+        return self
+
+    @property
+    def task_info(self) -> TrainingTask | None:
+        """What the rows of the task hold; None with `trainer: torch`."""
+        return None if self.task is None else TRAINING_TASKS[self.task]
+
+    def columns(self) -> dict[str, str]:
+        """The task's input name -> the user's column; with `trainer: torch` those that were mapped."""
+        mapped = {} if self.data is None else dict(self.data.columns)
+        if self.task_info is not None:
+            mapped = {name: mapped.get(name, name) for name in self.task_info.inputs} | mapped
+        return mapped

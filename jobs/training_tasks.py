@@ -1,0 +1,29 @@
+"""What each training task learns from: the inputs of a row, and which of them is the answer. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingTask:
+    """One training task by transformers' pipeline name."""
+
+    name: str
+    inputs: tuple[str, ...]
+    """Names a row must bring; `data.columns` maps the user's columns onto them."""
+    optional: tuple[str, ...] = ()
+    """Names a row may bring as well."""
+    label: str | None = None
+    """The input that holds a class, or a list of one class for each token; its values become the model's labels."""
+
+
+_ALL = (
+    TrainingTask("text-classification", ("text", "label"), ("text_pair",), label="label"),
+    TrainingTask("token-classification", ("tokens", "labels"), label="labels"),
+    TrainingTask("text-generation", ("text",)),
+    TrainingTask("image-classification", ("image", "label"), label="label"),
+    TrainingTask("automatic-speech-recognition", ("audio", "text")),
+)
+TRAINING_TASKS: dict[str, TrainingTask] = {task.name: task for task in _ALL}
+"""Every training task by name."""

@@ -1,0 +1,157 @@
+"""Measure a training under the daemon against the same training as a script run by hand, in one run, in turns.
+
+    python ops/benchmarks/training.py [--steps 200] [--rounds 3] [--report FILE.json]
+
+MiniLM learns which package a docstring of Python's standard library is from: batches of 16, at most 64 tokens a text.
+Each round measures, on the same cores and threads:
+
+1. under the daemon: a job through `stoker up` with one slot, checkpoints at the default interval, every step recorded,
+2. by hand: a script with transformers' Trainer over the same rows and arguments, its own checkpoints at that interval.
+
+Steps per second are those between the first and the last step, by each side's own clock; the seconds of a whole job,
+with its start, are in the report too. The ratio that counts is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# This folder goes last: it has a queue.py of its own, and the standard library's must win.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+sys.path += [str(Path(__file__).parents[1] / "examples"), str(Path(__file__).parent)]
+
+import torch
+import transformers
+from chain import training_spec, write_rows
+from daemon import Daemon
+
+from jobs import history, training
+from jobs.tables import Job
+from worker import device as devices
+
+BY_HAND = """
+import json, sys, time
+import torch
+from datasets import load_dataset
+from transformers import (AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer,
+                          TrainerCallback, TrainingArguments)
+
+plan = json.load(open(sys.argv[1]))
+torch.set_num_threads(plan["threads"])
+rows = load_dataset("json", data_files=plan["train"], split="train")
+labels = sorted(set(rows["package"]))
+tokenizer = AutoTokenizer.from_pretrained(plan["model"])
+rows = rows.map(lambda row: {**tokenizer(row["text"], truncation=True, max_length=64),
+                             "label": labels.index(row["package"])}, remove_columns=rows.column_names)
+model = AutoModelForSequenceClassification.from_pretrained(plan["model"], num_labels=len(labels))
+times = []
+
+class Clock(TrainerCallback):
+    def on_step_end(self, *_, **__):
+        times.append(time.perf_counter())
+
+arguments = TrainingArguments(output_dir=plan["output"], report_to="none", save_strategy="steps", **plan["arguments"])
+collate = DataCollatorWithPadding(tokenizer)
+Trainer(model, arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]).train()
+print(json.dumps({"steps_per_second": (len(times) - 1) / (times[-1] - times[0])}))
+"""
+
+
+def main() -> None:
+    """Measure, print, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--report", type=Path, help="write all figures to this JSON file")
+    options = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="stoker-benchmark-") as name:
+        folder = Path(name)
+        write_rows(folder)
+        document = training_spec(folder, options.steps)
+        data = document["data"]
+        assert isinstance(data, dict)
+        document = {**document, "checkpoint": {}, "data": {**data, "eval": None}}
+        daemon = Daemon(folder, [{"text": "warm"}], {"task": "embeddings", "model": document["model"]})
+        with daemon.running():
+            report = measure_all(daemon, document, folder, options)
+    show(report)
+    if options.report is not None:
+        options.report.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure_all(daemon: Daemon, document: dict[str, Any], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Both sides in every round, alternating."""
+    rates: dict[str, list[float]] = {"daemon": [], "by_hand": []}
+    seconds: list[float] = []
+    for number in range(1, options.rounds + 1):
+        job_id = daemon.submit(document)
+        rate, whole = under_the_daemon(daemon, job_id)
+        rates["daemon"].append(rate)
+        seconds.append(whole)
+        rates["by_hand"].append(by_hand(daemon, document, folder))
+        print(
+            f"round {number}: steps/s: {', '.join(f'{side} {each[-1]:.2f}' for side, each in rates.items())}",
+            flush=True,
+        )
+    ratios = [ours / theirs for ours, theirs in zip(rates["daemon"], rates["by_hand"], strict=True)]
+    return {
+        "steps": options.steps,
+        "device": devices.device_name(devices.pick_device()),
+        "threads": daemon.num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "steps_per_second": rates,
+        "seconds_of_a_job": seconds,
+        "ratio": {"median": statistics.median(ratios), "rounds": ratios},
+    }
+
+
+def under_the_daemon(daemon: Daemon, job_id: str) -> tuple[float, float]:
+    """Steps per second between the first and the last step, and the seconds of the whole job."""
+    with daemon.database().read() as session:
+        job = session.get_one(Job, job_id)
+        rate = next(one.value for one in reversed(training.metrics(session, job_id)) if one.name == "steps_per_second")
+        assert [event.name for event in history.events(session, job_id)][-1] == "job.completed"
+    assert rate is not None
+    return rate, (job.ended_at or 0.0) - job.created_at
+
+
+def by_hand(daemon: Daemon, document: dict[str, Any], folder: Path) -> float:
+    """Steps per second of the script."""
+    plan = {
+        "model": document["model"],
+        "train": document["data"]["train"],
+        "arguments": document["arguments"],
+        "threads": daemon.num_threads(),
+        "output": str(folder / "by-hand"),
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "by_hand.py").write_text(BY_HAND)
+    argv = [sys.executable, str(folder / "by_hand.py"), str(folder / "plan.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(daemon.num_threads()), "TQDM_DISABLE": "1"}
+    done = subprocess.run(
+        argv, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+    return float(json.loads(done.stdout.splitlines()[-1])["steps_per_second"])
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the medians."""
+    print(f"{report['steps']} steps on {report['device']}, {report['threads']} threads")
+    for side, rates in report["steps_per_second"].items():
+        print(f"{side:<10}{statistics.median(rates):>8.2f} steps/s")
+    print(f"daemon / by hand {report['ratio']['median']:.3f}   (aim: at least 0.98)")
+
+
+if __name__ == "__main__":
+    main()

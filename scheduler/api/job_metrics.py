@@ -1,0 +1,66 @@
+"""Routes of a job's numbers: how far and how fast it is, a training's metrics by step, and its attempts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from jobs import training
+from jobs.specs import TRAINING
+from jobs.tables import Job
+from scheduler.api.auth import Key, require_key
+from scheduler.api.context import InContext, JobId
+from scheduler.api.errors import error_responses
+from scheduler.api.schemas import AttemptView, MetricList, MetricView, Page, attempt_view, page
+from scheduler.api.scope import find_job
+
+router = APIRouter(
+    prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=error_responses(400, 404)
+)
+
+_MOST_METRICS = 100_000
+
+
+@router.get("/{job_id}/metrics")
+def get_job_metrics(
+    context: InContext,
+    key: Key,
+    job_id: JobId,
+    name: Annotated[str | None, Query(max_length=200, description="Only this metric, of a training.")] = None,
+    after_step: Annotated[int, Query(ge=-1, le=2**63 - 1, description="Only later steps, of a training.")] = -1,
+    limit: Annotated[int, Query(ge=1, le=_MOST_METRICS, description="At most so many.")] = _MOST_METRICS,
+) -> MetricList:
+    """A job's numbers: of a training its metrics by step, else how far and how fast it is, at the rows done."""
+    with context.database.read() as session:
+        job = find_job(session, job_id, key)
+        if job.kind == TRAINING:
+            found = training.metrics(session, job_id, name=name, after_step=after_step, limit=limit)
+            return MetricList(data=[MetricView(step=one.step, name=one.name, value=one.value) for one in found])
+        now = context.database.time(session)
+    numbers = _numbers(job, now)
+    return MetricList(data=[MetricView(step=job.num_done, name=each, value=value) for each, value in numbers.items()])
+
+
+@router.get("/{job_id}/attempts")
+def list_attempts(context: InContext, key: Key, job_id: JobId) -> Page[AttemptView]:
+    """The attempts of a training: what each went on from, how far it came, why it ended."""
+    with context.database.read() as session:
+        find_job(session, job_id, key)
+        return page([attempt_view(each) for each in training.attempts(session, job_id)], id_field="number")
+
+
+def _numbers(job: Job, now: float) -> dict[str, float]:
+    numbers: dict[str, float] = {
+        "rows_total": job.num_rows,
+        "rows_done": job.num_done,
+        "rows_failed": job.num_failed,
+        "num_tokens": job.num_tokens,
+    }
+    if job.started_at is not None:
+        seconds = (now if job.ended_at is None else job.ended_at) - job.started_at
+        numbers["seconds"] = seconds
+        if seconds > 0:
+            numbers["rows_per_second"] = job.num_done / seconds
+            numbers["tokens_per_second"] = job.num_tokens / seconds
+    return numbers

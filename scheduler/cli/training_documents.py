@@ -1,0 +1,70 @@
+"""The spec of a training on its way to the API: its data, model and module brought to where the API is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs.errors import InvalidInput
+from scheduler.cli.documents import absolute_input, absolute_model, remote_model, upload_inputs
+from scheduler.client import StokerClient
+from scheduler.connection import Json
+
+OnUpload = Callable[[str, int, int], None]
+
+
+def bring_training(document: Json, client: StokerClient, *, on_upload: OnUpload | None = None) -> Json:
+    """The document with its paths made good for the API, as `documents.bring` does it for inference.
+
+    Args:
+        document: as the user wrote it; not checked yet.
+        client: of the API that it goes to.
+        on_upload: told the file's name, the bytes sent and the bytes in all.
+
+    Raises:
+        InvalidInput, InvalidModel: something lies where the API cannot get at it.
+    """
+    shares_files = client.shares_files()
+    brought = dict(document)
+    data = document.get("data")
+    if isinstance(data, dict):
+        brought["data"] = _bring_data(data, client, on_upload, shares_files=shares_files)
+    model = document.get("model")
+    if isinstance(model, dict):
+        processor = _bring_model(model.get("processor"), shares_files=shares_files)
+        brought["model"] = model if processor is None else {**model, "processor": processor}
+    elif (moved := _bring_model(model, shares_files=shares_files)) is not None:
+        brought["model"] = moved
+    module = document.get("module")
+    if isinstance(module, str) and module.endswith(".py"):
+        if not shares_files and not Path(module).is_absolute():
+            raise InvalidInput(
+                f"module: '{module}' is a path on this machine, and the API is on another; name an absolute path there",
+                param="module",
+            )
+        brought["module"] = str(Path(module).expanduser().absolute())
+    return brought
+
+
+def _bring_data(data: Json, client: StokerClient, on_upload: OnUpload | None, *, shares_files: bool) -> Json:
+    brought = dict(data)
+    for name in ("train", "eval"):
+        given = data.get(name)
+        paths = [given] if isinstance(given, str) else given
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            continue  # absent, or not valid: the API says what is wrong with it
+        if shares_files:
+            moved = [absolute_input(path) for path in paths]
+        else:
+            uploaded = upload_inputs(brought, paths, client, on_upload)
+            moved, brought = uploaded["path"], {**brought, **_without_path(uploaded)}
+        brought[name] = moved[0] if isinstance(given, str) and len(moved) == 1 else moved
+    return brought
+
+
+def _without_path(uploaded: Json) -> Json:
+    return {name: value for name, value in uploaded.items() if name != "path"}
+
+
+def _bring_model(model: object, *, shares_files: bool) -> str | None:
+    return absolute_model(model) if shares_files else remote_model(model)

@@ -1,0 +1,183 @@
+"""Trainings under the daemon: killed at random steps, they come to the very losses and weights of a calm run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+
+from jobs import training
+from jobs.database import Database
+from jobs.settings import Settings
+from jobs.store import Store
+from tests import tiny
+from tests.acceptance.stack import Stack, stack
+from tests.acceptance.test_faults import QUICK
+from tests.conftest import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+NUM_STEPS = 60
+WORDS = {"animals": ("fox", "dog", "cat", "horse"), "cities": ("London", "Paris", "Rome", "Oslo")}
+
+
+def write_rows(path: Path, num_rows: int) -> Path:
+    """Labelled texts, each its own."""
+    chosen = random.Random(3)
+    with path.open("w", encoding="utf-8") as out:
+        for number in range(num_rows):
+            label = chosen.choice(sorted(WORDS))
+            text = f"{number} {chosen.choice(tiny.SENTENCES)} {chosen.choice(WORDS[label])}"
+            out.write(json.dumps({"text": text, "label": label}) + "\n")
+    return path
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> dict[str, Any]:
+    """A training of a tiny encoder with dropout, a checkpoint each ten steps."""
+    return {
+        "kind": "training",
+        "task": "text-classification",
+        "model": str(tiny.tiny_encoder(tmp_path / "encoder")),
+        "data": {
+            "train": str(write_rows(tmp_path / "train.jsonl", 200)),
+            "eval": str(write_rows(tmp_path / "eval.jsonl", 40)),
+        },
+        "arguments": {
+            "max_steps": NUM_STEPS, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 5,
+            "logging_steps": 1,
+        },
+        "checkpoint": {"every_steps": 10, "keep": 2},
+    }  # fmt: skip
+
+
+def losses(running: Stack, job_id: str) -> list[tuple[int, str]]:
+    """Each step's loss, to the last bit."""
+    with running.client() as client:
+        return [(one["step"], float(one["value"]).hex()) for one in client.metrics(job_id, name="loss")]
+
+
+def weights(running: Stack, job_id: str) -> str:
+    """Digest of the weights that a training made."""
+    with running.client() as client:
+        return next(one["sha256"] for one in client.artifacts(job_id) if one["name"] == "model/model.safetensors")
+
+
+def attempts(running: Stack, job_id: str) -> list[dict[str, Any]]:
+    with running.client() as client:
+        return client.attempts(job_id)
+
+
+def await_step(running: Stack, job_id: str, step: int) -> None:
+    """Wait until a training has come to a step, or has ended."""
+
+    def is_there() -> bool:
+        with contextlib.suppress(Exception), running.client() as client:  # the API may be among the dead
+            job = client.job(job_id)
+            return bool(job["counts"]["done"] >= step or job["ended_at"] is not None)
+        return False
+
+    wait_until(is_there, f"step {step}", 120.0)
+
+
+def test_a_killed_training_comes_to_the_same_losses_and_weights(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: the night's run, or the trust that it is the run that was asked for."""
+    chosen = random.Random(11)
+    with stack(tmp_path / "data", slots=1, **QUICK) as running:
+        calm = running.submit(spec)
+        assert running.await_end(calm, 120.0)["state"] == "completed"
+        shot = running.submit(spec)
+        for number, role in enumerate(("trainer", "runner", "celery", "scheduler")):
+            await_step(running, shot, 12 * number + chosen.randint(1, 9))
+            for victim in running.of_role(role)[:1]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
+            if role == "runner":
+                with redis.Redis(unix_socket_path=str(Settings(data_dir=running.data_dir).redis_socket)) as client:
+                    client.flushall()
+        job = running.await_end(shot, 200.0)
+        assert (job["state"], job["counts"]) == ("completed", {"total": NUM_STEPS, "done": NUM_STEPS, "failed": 0})
+        assert losses(running, shot) == losses(running, calm)
+        assert [step for step, _ in losses(running, shot)] == list(range(1, NUM_STEPS + 1))
+        assert weights(running, shot) == weights(running, calm)
+        tries = attempts(running, shot)
+        assert len(tries) >= 3, tries
+        assert {one["end"] for one in tries[:-1]} <= {"machine", "lost"}
+        assert tries[-1]["end"] == "completed"
+        assert all(one["resumed_step"] % 10 == 0 for one in tries)
+        assert tries[-1]["resumed_step"] > 0
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: every later attempt, to one bad block on a disk."""
+    with stack(tmp_path / "data", slots=1, **QUICK) as running:
+        calm = running.submit(spec)
+        assert running.await_end(calm, 120.0)["state"] == "completed"
+        job_id = running.submit(spec)
+        await_step(running, job_id, 31)
+        settings = Settings(data_dir=running.data_dir)
+        database = Database(settings.resolved_database_url)
+        with database.write() as session:
+            newest = training.checkpoints(session, job_id)[0]
+            newest.files = [{**file, "sha256": "0" * 64} for file in newest.files]
+        database.close()
+        for victim in running.of_role("trainer"):
+            victim.kill()
+        assert running.await_end(job_id, 120.0)["state"] == "completed"
+        assert attempts(running, job_id)[-1]["resumed_step"] < newest.step
+        with running.client() as client:
+            names = [event["name"] for event in client.events(job_id, follow=False)]
+        assert "checkpoint.damaged" in names
+        assert weights(running, job_id) == weights(running, calm)
+
+
+def test_a_daemon_that_is_stopped_goes_on_where_it_was(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: the steps since the last checkpoint at each deployment; or a stopped training that says it is completed."""
+    long = {**spec, "arguments": {**spec["arguments"], "max_steps": 400}}
+    with stack(tmp_path / "data", slots=1, **QUICK) as running:
+        job_id = running.submit(long)
+        await_step(running, job_id, 15)
+        assert running.stop() == 0
+        running.start()
+        job = running.await_end(job_id, 200.0)
+        assert job["state"] == "completed"
+        first, *_, last = attempts(running, job_id)
+        assert first["end"] == "shutdown", first
+        assert first["last_step"] >= 15
+        assert last["resumed_step"] >= first["last_step"], "it was stopped with a checkpoint of its last step"
+
+
+def test_a_cancelled_training_leaves_no_process(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: a GPU, to a run that nobody wants."""
+    endless = {**spec, "arguments": {**spec["arguments"], "max_steps": 100_000}}
+    with stack(tmp_path / "data", slots=1, **QUICK) as running:
+        job_id = running.submit(endless)
+        await_step(running, job_id, 3)
+        running.run("cancel", job_id, "--wait")
+        with running.client() as client:
+            assert client.job(job_id)["state"] == "cancelled"
+        assert running.of_role("trainer") == []
+        assert attempts(running, job_id)[-1]["end"] == "cancelled"
+
+
+def test_an_inference_waits_for_the_training_whose_model_it_names(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: one command file for a chain of jobs."""
+    with stack(tmp_path / "data", slots=1, **QUICK) as running:
+        training = running.submit(spec)
+        rows = {"path": spec["data"]["eval"], "columns": {"text": "text"}}
+        answers = running.submit({"task": "text-classification", "model": f"job:{training}", "input": rows})
+        assert running.await_end(answers, 120.0)["state"] == "completed"
+        labels = {result["output"][0]["label"] for result in running.results(answers)}
+        assert labels <= set(WORDS)
+        with running.client() as client:
+            assert client.job(training)["ended_at"] <= client.job(answers)["started_at"]
+            names = {artifact["name"] for artifact in client.artifacts(training)}
+        assert {"model/config.json", "model/README.md", "summary.json", "metrics.jsonl", "loss.png"} <= names
+        store = Store(Settings(data_dir=running.data_dir).resolved_store_url)
+        assert len({key.split("/")[3] for key in store.list(f"jobs/{training}/checkpoints/")}) <= 2

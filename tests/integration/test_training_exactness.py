@@ -1,0 +1,137 @@
+"""A training's process that is shot and goes on: the very losses and weights of one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from tests.trained import Attempt, attempt, stopped, write_rows
+from worker.training.reports import Progress, Report, Saved
+
+pytestmark = pytest.mark.slow
+
+NUM_STEPS = 18
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> dict[str, Any]:
+    """A tiny encoder with dropout over 60 rows, judged on the way."""
+    chosen = random.Random(5)
+    records = [
+        {"text": f"{number} {chosen.choice(tiny.SENTENCES)}", "label": chosen.choice(("a", "b"))}
+        for number in range(60)
+    ]
+    return {
+        "kind": "training",
+        "task": "text-classification",
+        "model": str(tiny.tiny_encoder(tmp_path / "encoder")),
+        "data": {
+            "train": write_rows(tmp_path / "train.jsonl", records),
+            "eval": write_rows(tmp_path / "eval.jsonl", records[:12]),
+        },
+        "arguments": {
+            "max_steps": NUM_STEPS, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1,
+            "eval_strategy": "steps", "eval_steps": 6,
+        },
+        "checkpoint": {"every_steps": 4, "best": "eval_accuracy"},
+    }  # fmt: skip
+
+
+def shot_at(step: int) -> Callable[[Report], str | None]:
+    """Kill once a step is reported."""
+    return lambda report: "kill" if isinstance(report, Progress) and report.step >= step else None
+
+
+def shot_thrice(folder: Path, spec: dict[str, Any]) -> list[Attempt]:
+    """Attempts that are killed at three steps, and a last one."""
+    resume: Saved | None = None
+    attempts = []
+    for number, step in enumerate((3, 7, 14)):
+        found = attempt(folder / str(number), spec, resume=resume, until=shot_at(step))
+        assert found.status == -9
+        attempts.append(found)
+        resume = found.last(Saved) or resume
+    attempts.append(attempt(folder / "last", spec, resume=resume))
+    return attempts
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"gradient_accumulation_steps": 3}, {"dataloader_num_workers": 2}],
+    ids=["plain", "accumulation", "workers"],
+)
+def test_three_kills_change_nothing(tmp_path: Path, spec: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Lost: the run that was asked for; another one comes out."""
+    spec["arguments"] |= arguments
+    calm = attempt(tmp_path / "calm", spec)
+    assert list(calm.losses) == list(range(1, NUM_STEPS + 1))
+    attempts = shot_thrice(tmp_path / "shot", spec)
+    told: dict[int, str] = {}
+    for each in attempts:
+        told |= each.losses
+    assert told == calm.losses
+    assert attempts[-1].weights == calm.weights
+    assert min(attempts[-1].losses) > 4, "the last attempt began where a checkpoint was"
+
+
+def test_a_half_written_checkpoint_is_not_taken(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: the resumption itself, to a folder that a kill left half written."""
+    calm = attempt(tmp_path / "calm", spec)
+    shot = attempt(tmp_path / "shot", spec, until=shot_at(9))
+    (tmp_path / "shot" / "saving" / "checkpoint-12").mkdir(parents=True, exist_ok=True)
+    saved = shot.last(Saved)
+    assert saved.step == 8
+    assert sorted(path.name for path in (tmp_path / "shot").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+    last = attempt(tmp_path / "last", spec, resume=saved)
+    assert last.weights == calm.weights
+
+
+@pytest.mark.parametrize("reason", ["yield", "shutdown"])
+def test_a_stop_ends_at_a_step_with_a_checkpoint(tmp_path: Path, spec: dict[str, Any], reason: str) -> None:
+    """Lost: the steps since the last checkpoint; or a stopped training that says it is complete."""
+    calm = attempt(tmp_path / "calm", spec)
+    first = attempt(
+        tmp_path / "first",
+        spec,
+        until=lambda report: reason if isinstance(report, Progress) and report.step == 5 else None,
+    )
+    at = stopped(first).step
+    assert 5 <= at < NUM_STEPS
+    assert first.last(Saved).step == at
+    last = attempt(tmp_path / "last", spec, resume=first.last(Saved))
+    assert {**first.losses, **last.losses} == calm.losses
+    assert last.weights == calm.weights
+
+
+def test_a_cancel_saves_nothing(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: time, on a checkpoint that nobody wants."""
+    spec["checkpoint"] = {"every_steps": 500}
+    found = attempt(
+        tmp_path / "first",
+        spec,
+        until=lambda report: "cancel" if isinstance(report, Progress) and report.step == 3 else None,
+    )
+    assert stopped(found).step < NUM_STEPS
+    assert found.last(Saved) is None
+
+
+def test_half_the_micro_batch_is_the_same_step(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: the batch size, where memory was short."""
+    encoder = tmp_path / "calm-encoder"
+    shutil.copytree(spec["model"], encoder)
+    config = json.loads((encoder / "config.json").read_text())
+    calm = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+    (encoder / "config.json").write_text(json.dumps({**config, **calm}))
+    spec |= {"model": str(encoder), "checkpoint": {"every_steps": 500}}
+    spec["arguments"]["max_steps"] = 5
+    whole = attempt(tmp_path / "whole", spec)
+    halved = attempt(tmp_path / "halved", spec, num_halvings=1)
+    for step, loss in whole.losses.items():
+        assert float.fromhex(halved.losses[step]) == pytest.approx(float.fromhex(loss), abs=1e-4)

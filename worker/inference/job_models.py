@@ -1,0 +1,64 @@
+"""Models that training jobs made: fetched from the artifact store to this host once, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from jobs import ledger
+from jobs.database import Database
+from jobs.errors import InvalidModel, ServiceUnavailable
+from jobs.settings import Settings
+from jobs.specs import JOB_PREFIX, JobSpec, source_job
+from jobs.states import JobState
+from jobs.store import Store
+from jobs.tables import Artifact
+
+MODEL_FOLDER = "model/"
+"""What the names of a training's artifacts begin with that are its model."""
+_BLOCK_BYTES = 2**20
+
+
+def fetch_job_model(spec: JobSpec, *, database: Database, store: Store, settings: Settings) -> None:
+    """See to it that the folder that `local_model` names for `model: job:<id>` is there; does nothing for other models.
+
+    Raises:
+        InvalidModel: that job has not completed, or made no model.
+        ServiceUnavailable: the store or the disk cannot be used.
+    """
+    job_id = source_job(spec)
+    if job_id is None or (settings.job_models_path / job_id).is_dir():
+        return
+    with database.read() as session:
+        job = ledger.get(session, job_id)
+        made = [artifact for artifact in ledger.artifacts(session, job_id) if artifact.name.startswith(MODEL_FOLDER)]
+    if job.state != JobState.COMPLETED or not made:
+        raise InvalidModel(f"model '{JOB_PREFIX}{job_id}': that job made no model", param="model")
+    try:
+        settings.job_models_path.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{job_id}-", dir=settings.job_models_path))
+        try:
+            for artifact in made:
+                _fetch(store, artifact, aside / artifact.name.removeprefix(MODEL_FOLDER))
+            try:
+                aside.rename(settings.job_models_path / job_id)
+            except OSError:
+                if not (settings.job_models_path / job_id).is_dir():  # another slot's runner was first
+                    raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise ServiceUnavailable(f"the model of {job_id} cannot be kept here: {error}") from error
+
+
+def _fetch(store: Store, artifact: Artifact, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with store.open(artifact.key) as source, path.open("wb") as target:
+        while block := source.read(_BLOCK_BYTES):
+            digest.update(block)
+            target.write(block)
+    if digest.hexdigest() != artifact.sha256:
+        raise ServiceUnavailable(f"the artifact '{artifact.name}' of {artifact.job_id} arrived damaged")

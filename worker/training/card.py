@@ -1,0 +1,57 @@
+"""A trained model's card: what it was trained on, how it scored, and with which arguments and versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from jobs.specs import TrainingSpec
+from jobs.training_spec import ArchitectureSpec
+
+_UNKNOWN = "-"
+
+
+def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Mapping[str, Any]) -> None:
+    """Write `README.md` in the form that the hub reads.
+
+    Args:
+        path: of the file.
+        spec: of the job.
+        facts: sentences of the task's own.
+        summary: what came of it.
+    """
+    from_scratch = isinstance(spec.model, ArchitectureSpec)
+    start = spec.model.architecture if isinstance(spec.model, ArchitectureSpec) else spec.model
+    assert spec.data is not None
+    header = ["---", "library_name: transformers", f"pipeline_tag: {spec.task}"]
+    if isinstance(start, str) and not from_scratch and not start.startswith(("/", "job:")):
+        header.append(f"base_model: {start.partition('@')[0]}")
+    lines = [
+        *header,
+        "---",
+        "",
+        f"# {spec.name or f'{spec.task} model'}",
+        "",
+        f"A {start}, trained from scratch." if from_scratch else f"Fine-tuned from `{start}`.",
+        *facts,
+        "",
+        "| | |",
+        "|---|---|",
+        f"| trained on | {summary['rows']:,} rows of `{_named(spec.data.train)}` |",
+        f"| judged by | `{_named(spec.data.eval or spec.data.eval_split)}` |",
+        *(f"| {name} | {value:.6g} |" for name, value in summary["scores"].items()),
+        f"| steps, epochs | {summary['steps']:,}, {summary['epochs']:.2f} |",
+        f"| micro-batch, accumulation | {summary['micro_batch']}, {summary['accumulation']} |",
+        *(f"| {name} | {value} |" for name, value in spec.arguments.items()),
+        f"| device | {summary['device']} |",
+        f"| versions | torch {torch.__version__}, transformers {transformers.__version__} |",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _named(paths: str | list[str] | None) -> str:
+    return _UNKNOWN if paths is None else paths if isinstance(paths, str) else ", ".join(paths)

@@ -1,0 +1,137 @@
+"""Checkpoints on their way into the store and back: hashed, copied beside the training, verified before use."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from jobs import training
+from jobs.database import Database
+from jobs.errors import NotFound
+from jobs.leases import WorkingLease
+from jobs.specs import TrainingSpec
+from jobs.store import Store, checkpoint_prefix
+from jobs.tables import Checkpoint
+from jobs.training import KeepRule, NewCheckpoint
+from worker.training.reports import Saved
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A checkpoint that was fetched and found whole."""
+
+    step: int
+    folder: Path
+
+
+class Deposit:
+    """Takes checkpoints over, one after the other, in a thread of its own."""
+
+    def __init__(self, lease: WorkingLease, spec: TrainingSpec, *, database: Database, store: Store) -> None:
+        self._lease, self._database, self._store = lease, database, store
+        self._rule = KeepRule(spec.checkpoint.keep, spec.checkpoint.best)
+        self._waiting: SimpleQueue[Saved | None] = SimpleQueue()
+        self._error: BaseException | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def put(self, saved: Saved) -> None:
+        """Take a checkpoint over.
+
+        Raises:
+            StokerError: an earlier one could not be kept.
+        """
+        self._raise()
+        self._waiting.put(saved)
+
+    def finish(self) -> None:
+        """Wait until all are kept.
+
+        Raises:
+            StokerError: one could not be kept.
+        """
+        self._waiting.put(None)
+        self._thread.join()
+        self._raise()
+
+    def close(self) -> None:
+        """Take nothing over any more; does nothing after `finish`."""
+        self._closing.set()
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            while (saved := self._waiting.get()) is not None and not self._closing.is_set():
+                self._keep(saved)
+        except BaseException as error:  # noqa: BLE001 - a thread's edge: `put` and `finish` raise it
+            self._error = error
+
+    def _keep(self, saved: Saved) -> None:
+        folder = Path(saved.folder)
+        prefix = checkpoint_prefix(self._lease.job_id, saved.step, self._lease.lease_id)
+        files = [
+            self._store.put_file(f"{prefix}{path.relative_to(folder).as_posix()}", path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
+        new = NewCheckpoint(saved.step, prefix, files, saved.metric)
+        for dropped in training.keep_checkpoint(self._database, self._lease.lease_id, new, self._rule):
+            for key in list(self._store.list(dropped)):
+                self._store.delete(key)
+        shutil.rmtree(folder)
+        logger.info("kept the checkpoint of step %d: %d files", saved.step, len(files))
+
+
+def fetch_newest(lease: WorkingLease, folder: Path, *, database: Database, store: Store) -> Resumed | None:
+    """Bring the newest checkpoint of a job that is whole; damaged ones are dropped, and said.
+
+    Returns:
+        None where there is none.
+
+    Raises:
+        LostLease: the lease is not active any more.
+        ServiceUnavailable: the store cannot be reached.
+    """
+    with database.read() as session:
+        found = training.checkpoints(session, lease.job_id)
+    for checkpoint in found:
+        flaw = _fetch(checkpoint, folder, store)
+        if flaw is None:
+            return Resumed(checkpoint.step, folder)
+        logger.warning("the checkpoint of step %d cannot be used: %s", checkpoint.step, flaw)
+        training.forget_checkpoint(database, lease.lease_id, checkpoint.step, flaw)
+    return None
+
+
+def _fetch(checkpoint: Checkpoint, folder: Path, store: Store) -> str | None:
+    """Copy a checkpoint's files; what is wrong with them, or None."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for file in checkpoint.files:
+        path = folder / file["name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        try:
+            with store.open(f"{checkpoint.prefix}{file['name']}") as source, path.open("wb") as target:
+                while block := source.read(_BLOCK_BYTES):
+                    digest.update(block)
+                    target.write(block)
+        except NotFound:
+            return f"{file['name']} is missing"
+        if digest.hexdigest() != file["sha256"]:
+            return f"{file['name']} is damaged"
+    return None

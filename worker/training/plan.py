@@ -1,0 +1,50 @@
+"""What one attempt's training process is told, as a JSON file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from jobs.specs import TrainingSpec, parse_spec
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One attempt."""
+
+    job_id: str
+    spec: dict[str, Any]
+    folder: str
+    """An existing folder of this attempt's own, for everything that it writes."""
+    device: str
+    """`cuda` or `cpu`."""
+    num_threads: int
+    """CPU threads of one operation. Another number changes the last bits of every result."""
+    model: str | None = None
+    """The folder of the model to start from; None where it is made from a configuration, or by a module."""
+    processor: str | None = None
+    """The folder of the tokenizer or processor, where it is not the model's own."""
+    resume: str | None = None
+    """The folder of a verified checkpoint to go on from; the process must not change it."""
+    cache: str | None = None
+    """A folder that outlives the attempt, for data that are prepared once (by their content's hash)."""
+    num_halvings: int = 0
+    """How often the micro-batch is to be halved (and the accumulation doubled) for want of memory."""
+
+    def training_spec(self) -> TrainingSpec:
+        """The spec, parsed."""
+        spec = parse_spec(self.spec)
+        assert isinstance(spec, TrainingSpec)
+        return spec
+
+    def write(self, path: Path) -> None:
+        """Write it as a file."""
+        path.write_bytes(orjson.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read it back."""
+        return cls(**orjson.loads(path.read_bytes()))

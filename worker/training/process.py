@@ -1,0 +1,100 @@
+"""The process of one attempt: it trains what its plan says, reports to its runner, and dies with it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jobs import process
+from jobs.errors import DeviceOutOfMemory, MachineError, StokerError, UserError
+from jobs.settings import Settings
+from worker.log_format import set_up_runner_logging
+from worker.stop import Stop
+from worker.training.plan import Plan
+from worker.training.reports import Broken, Report, parse_stop, report_line
+
+logger = logging.getLogger(__name__)
+
+_ORDERS_FD = 0
+_READ_BYTES = 4096
+
+
+class Reporter:
+    """Writes reports, from any thread, each at once and whole."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+
+    def __call__(self, report: Report) -> None:
+        """Write one."""
+        rest = memoryview(report_line(report))
+        with self._lock:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+
+
+def listen(stop: Stop) -> None:
+    """Read stops from standard input, and end this process at once when its runner is gone."""
+    partial = b""
+    while chunk := os.read(_ORDERS_FD, _READ_BYTES):
+        *lines, partial = (partial + chunk).split(b"\n")
+        for line in lines:
+            stop.ask(parse_stop(line))
+    os._exit(0)  # nobody records what it computes any more
+
+
+def run(plan: Plan, report: Callable[[Report], None], stop: Stop) -> None:
+    """Train; whatever ends it but its own end is reported as `Broken`."""
+    from worker import device as devices
+
+    try:
+        devices.prepare(devices.pick_device(), num_threads=plan.num_threads)
+        _trainer(plan)(plan, settings=Settings(), stop=stop, report=report)
+    except StokerError as error:
+        logger.error("%s: %s", error.code, error.message)
+        report(Broken(error.code, error.message, error.param, is_users=isinstance(error, UserError)))
+    except Exception as error:  # the process's edge: whatever it was, the runner is told
+        if devices.is_out_of_memory(error):
+            message = f"the device has too little memory: {devices.one_line(error)}"
+            report(Broken(DeviceOutOfMemory.code, message))
+            return
+        logger.exception("the training met an error that it does not know")
+        report(Broken(MachineError.code, devices.one_line(error)))
+
+
+def _trainer(plan: Plan) -> Callable[..., None]:
+    if plan.training_spec().trainer == "torch":
+        from worker.training.loop import train as train_loop
+
+        return train_loop
+    from worker.training.trainer import train
+
+    return train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run as the child of a runner."""
+    parser = argparse.ArgumentParser(prog="worker.training.process", description=__doc__)
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--report-fd", type=int, required=True)
+    arguments = parser.parse_args(argv)
+    process.die_with_parent(signal.SIGKILL)
+    os.set_inheritable(arguments.report_fd, False)
+    for name in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal every process at once, but when to
+        signal.signal(name, lambda *_: None)  # stop is the runner's to say
+    set_up_runner_logging()
+    stop = Stop()
+    threading.Thread(target=listen, args=(stop,), name="orders", daemon=True).start()
+    run(Plan.read(arguments.plan), Reporter(arguments.report_fd), stop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

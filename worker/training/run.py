@@ -1,0 +1,233 @@
+"""One lease of a training job: its process is started from the newest good checkpoint, followed, and recorded.
+
+The process computes and knows no database. What it reports is recorded here, in order: its steps' metrics at once, its
+checkpoints by a thread of their own, since copying one must not hold the next steps up. A checkpoint is the job's only
+once all its files are in the store and the lease still stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs import process, training
+from jobs.database import Database
+from jobs.errors import DeviceOutOfMemory, MachineError, ModelTooLarge, RunnerDied, StokerError
+from jobs.leases import WorkingLease
+from jobs.modelcheck import check_folder
+from jobs.settings import Settings
+from jobs.specs import TrainingSpec, parse_spec
+from jobs.store import Store
+from worker.children import python_module
+from worker.inference.job_models import fetch_job_model
+from worker.inference.run import Outcome
+from worker.inference.tasks.loading import fetch_model
+from worker.protocol import Failed, error_from
+from worker.runner_process import status_in_words
+from worker.stop import Stop
+from worker.training.deposit import Deposit, fetch_newest
+from worker.training.outcome import record_outcome
+from worker.training.plan import Plan
+from worker.training.reports import Begun, Broken, Finished, Progress, Report, Saved, Stopped, parse_report, stop_line
+
+logger = logging.getLogger(__name__)
+
+_PROCESS_MODULE = "worker.training.process"
+_READ_BYTES = 65536
+_MOST_HALVINGS = 10
+
+
+def run_training(
+    lease: WorkingLease,
+    *,
+    database: Database,
+    store: Store,
+    settings: Settings,
+    device: str,
+    num_threads: int,
+    stop: Stop,
+    beat: Callable[[int | None], None],
+) -> Outcome:
+    """Work on a training's lease until the training is done or a stop is asked for. Leaves no process behind.
+
+    Args:
+        lease: active, of a training job.
+        device: `cuda` or `cpu`.
+        num_threads: CPU threads of the process.
+        stop: `yield` and `shutdown` end at the next step with a checkpoint, `cancel` without.
+        beat: called with None now and then.
+
+    Raises:
+        UserError: the job is at fault: its model, data, arguments or module, or a loss that is not a number.
+        LostLease: the lease is somebody else's.
+        MachineError: the process, the device or a service failed; the next attempt goes on from the newest checkpoint.
+    """
+    beat(None)
+    if stop.asked:
+        return Outcome.STOPPED
+    spec = parse_spec(lease.spec)
+    assert isinstance(spec, TrainingSpec)
+    fetch_job_model(spec, database=database, store=store, settings=settings)
+    model, processor = _find_folders(spec, settings)
+    with _folder(settings, lease) as folder:
+        resumed = fetch_newest(lease, folder / "resume", database=database, store=store)
+        with database.read() as session:
+            num_halvings = training.num_memory_failures(session, lease.job_id)
+        training.begin(
+            database, lease.lease_id, resumed_step=0 if resumed is None else resumed.step, num_halvings=num_halvings
+        )
+        plan = Plan(
+            job_id=lease.job_id,
+            spec=lease.spec,
+            folder=str(folder),
+            device=device,
+            num_threads=num_threads,
+            model=model,
+            processor=processor,
+            resume=None if resumed is None else str(resumed.folder),
+            cache=str(settings.training_path / "cache"),
+            num_halvings=num_halvings,
+        )
+        deposit = Deposit(lease, spec, database=database, store=store)
+        try:
+            return _follow(lease, plan, deposit, database=database, store=store, stop=stop, beat=beat)
+        except DeviceOutOfMemory as error:
+            raise _out_of_memory(spec, num_halvings, error) from error
+        finally:
+            deposit.close()
+
+
+def _follow(
+    lease: WorkingLease,
+    plan: Plan,
+    deposit: Deposit,
+    *,
+    database: Database,
+    store: Store,
+    stop: Stop,
+    beat: Callable[[int | None], None],
+) -> Outcome:
+    """Start the process and record what it reports until it ends."""
+    total_steps = 0
+    with _Child(plan) as child, stop.telling(lambda: child.ask(stop)):
+        for report in child.reports():
+            beat(None)
+            match report:
+                case Begun(step, total_steps):
+                    logger.info("training from step %d of %d", step, total_steps)
+                    training.advance(database, lease.lease_id, step=step, total_steps=total_steps, points=())
+                case Progress(step, points):
+                    training.advance(database, lease.lease_id, step=step, total_steps=total_steps, points=points)
+                case Saved():
+                    deposit.put(report)
+                case Stopped(step):
+                    deposit.finish()
+                    logger.info("stopped at step %d", step)
+                    return Outcome.STOPPED
+                case Finished():
+                    deposit.finish()
+                    record_outcome(lease, report, database=database, store=store)
+                    return Outcome.DRAINED
+                case Broken(code, message, param, is_users):
+                    deposit.finish()
+                    raise error_from(Failed(code, message, param, is_users, is_poisoned=False))
+        raise RunnerDied(f"the training process {child.status()}")
+
+
+def _find_folders(spec: TrainingSpec, settings: Settings) -> tuple[str | None, str | None]:
+    """The folders of a spec's model and processor, downloaded where they are hub ids; None for none."""
+    if isinstance(spec.model, str):
+        found = fetch_model(spec.model, settings)
+        check_folder(found.path, spec.task or "", name=spec.model, is_start=True)
+        return str(found.path), None
+    if spec.model is None or spec.model.processor is None:
+        return None, None
+    return None, str(fetch_model(spec.model.processor, settings).path)
+
+
+def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemory) -> StokerError:
+    """What an out-of-memory means: another try with half the micro-batch where the spec wants that and it can be."""
+    if spec.on_out_of_memory == "halve":
+        micro_batch = int(spec.arguments.get("per_device_train_batch_size", 8)) >> num_halvings
+        if micro_batch > 1 and num_halvings < _MOST_HALVINGS:
+            return error
+        return ModelTooLarge(f"{error.message}; the micro-batch is {micro_batch} already")
+    return ModelTooLarge(
+        f"{error.message}; make arguments.per_device_train_batch_size smaller, or set on_out_of_memory: halve"
+    )
+
+
+@contextmanager
+def _folder(settings: Settings, lease: WorkingLease) -> Iterator[Path]:
+    """An empty folder of this lease's own; what dead leases of this slot left is deleted first."""
+    of_slot = settings.training_path / lease.slot_id
+    shutil.rmtree(of_slot, ignore_errors=True)
+    folder = of_slot / lease.lease_id
+    try:
+        folder.mkdir(parents=True)
+        (settings.training_path / "cache").mkdir(exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"the training has nowhere to write: {error}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(of_slot, ignore_errors=True)
+
+
+class _Child:
+    """The training process: killed with its group when the block ends, however that is."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def __enter__(self) -> _Child:
+        path = Path(self._plan.folder) / "plan.json"
+        self._plan.write(path)
+        self._report_fd, child_fd = os.pipe()
+        try:
+            self._process = process.spawn(
+                python_module(_PROCESS_MODULE, "--plan", str(path), "--report-fd", str(child_fd)),
+                stdin=subprocess.PIPE,
+                pass_fds=(child_fd,),
+                on_parent_death=signal.SIGKILL,
+            )
+        except OSError as error:
+            os.close(self._report_fd)
+            raise MachineError(f"the training process cannot be started: {error}") from error
+        finally:
+            os.close(child_fd)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        process.kill_group(self._process)
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        os.close(self._report_fd)
+
+    def ask(self, stop: Stop) -> None:
+        """Relay a stop. One that cannot be relayed is dropped: the process is ending, and its reports say so."""
+        assert self._process.stdin is not None
+        if stop.reason is not None:
+            try:
+                os.write(self._process.stdin.fileno(), stop_line(stop.reason))
+            except BrokenPipeError:
+                logger.debug("the training process is gone already")
+
+    def reports(self) -> Iterator[Report]:
+        """Each report as it comes, until the process has ended."""
+        partial = b""
+        while chunk := os.read(self._report_fd, _READ_BYTES):
+            *lines, partial = (partial + chunk).split(b"\n")
+            for line in lines:
+                yield parse_report(line)
+
+    def status(self) -> str:
+        """How it ended, in words."""
+        return status_in_words(self._process.wait())
