@@ -43,7 +43,7 @@ class Queue:
 
 
 def queue_of(session: Session, db: Database, project: str) -> Queue:
-    """A project's queue now; trainings have no rows. A batch is its lines while it is validated, and its jobs' rows from then on."""
+    """A project's queue now. A batch is its lines while it is validated, then its jobs' rows; a training has none."""
     running = col(Job.state) == JobState.RUNNING
     of_jobs = select(
         _sum(Job.num_rows - Job.num_done),
