@@ -63,7 +63,6 @@ def train(plan: Plan, *, settings: Settings, stop: Stop, report: Callable[[Repor
 
 def _learning(plan: Plan, settings: Settings) -> Learning:
     spec = plan.training_spec()
-    assert spec.data is not None
     columns, judged_input = spec.columns(), spec.data.eval_input
     records = read_records(spec.data.train_input, columns, settings, param="data.train")
     judged = None

@@ -29,7 +29,6 @@ def build(origin: Origin, records: Sequence[Record], judged: Sequence[Record] | 
     )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
-    assert origin.spec.data is not None
     longest = longest_row(model, tokenizer)
     max_length = min((limit for limit in (origin.spec.data.max_length, longest) if limit), default=None)
     tokenize = partial(_tokenize, tokenizer=tokenizer, names=names, max_length=max_length)

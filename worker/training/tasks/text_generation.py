@@ -34,7 +34,6 @@ def build(origin: Origin, records: Sequence[Record], judged: Sequence[Record] | 
             eos_token_id=end,
         ),
     )
-    assert origin.spec.data is not None
     limits = (origin.spec.data.max_length, longest_row(model, tokenizer), _BLOCK_TOKENS)
     block_tokens = min(limit for limit in limits if limit)
     if origin.spec.lora is not None:
@@ -62,7 +61,7 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSpec) -> Any:
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
     )

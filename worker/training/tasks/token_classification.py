@@ -35,7 +35,6 @@ def build(origin: Origin, records: Sequence[Record], judged: Sequence[Record] | 
         label2id={name: number for number, name in enumerate(names)},
         **origin.from_scratch(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id),
     )
-    assert origin.spec.data is not None
     longest = longest_row(model, tokenizer)
     max_length = min((limit for limit in (origin.spec.data.max_length, longest) if limit), default=None)
     tokenize = partial(_tokenize, tokenizer=tokenizer, names=names, max_length=max_length)
