@@ -66,6 +66,8 @@ class InferenceSpec(Strict):
     parameters: dict[str, Any] = Field(default_factory=dict)
     """The task's parameters by transformers' own names (`top_k`, `aggregation_strategy`, ...)."""
     output: OutputSpec = OutputSpec()
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """What generates text: `auto` is `transformers`; `vllm` where the workers have it installed."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: float32 on a CPU; on a GPU bfloat16 where it has it, else float32."""
     batching: BatchingSpec = BatchingSpec()
@@ -82,6 +84,12 @@ class InferenceSpec(Strict):
             hint = f"; did you mean '{near[0]}'?" if near else f"; known tasks: {', '.join(TASKS)}"
             raise ValueError(f"unknown task '{value}'{hint}")
         return ALIASES.get(value, value)
+
+    @model_validator(mode="after")
+    def _known_engine(self) -> InferenceSpec:
+        if self.engine == "vllm" and self.task != "text-generation":
+            raise ValueError(f"engine: vllm generates text, and does no {self.task}")
+        return self
 
     @model_validator(mode="after")
     def _known_columns(self) -> InferenceSpec:
@@ -134,7 +142,10 @@ KINDS = tuple(_MODELS)
 
 def model_key(spec: JobSpec) -> str:
     """What a runner holds loaded after this job; equal keys can share one loaded model. A training leaves none."""
-    return f"{spec.task}|{spec.model}|{spec.dtype}" if isinstance(spec, InferenceSpec) else ""
+    if not isinstance(spec, InferenceSpec):
+        return ""
+    engine = "" if spec.engine != "vllm" else f"|{spec.engine}"
+    return f"{spec.task}|{spec.model}|{spec.dtype}{engine}"
 
 
 def source_job(spec: JobSpec) -> str | None:

@@ -62,6 +62,8 @@ def runner_environment(environ: Mapping[str, str], *, num_threads: int) -> dict[
         "TQDM_DISABLE": "1",
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "TOKENIZERS_PARALLELISM": "true" if num_threads > 1 else "false",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its engine lives and dies with the runner
+        "VLLM_NO_USAGE_STATS": "1",
     }
     return _findable(environ) | quiet | dict.fromkeys(_THREAD_VARIABLES, str(num_threads))
 

@@ -36,6 +36,7 @@ FIELDS: dict[str, Any] = {
     "input.config": None,
     "input.delimiter": None,
     "parameters": {},
+    "engine": "auto",
     "output.to": "database",
     "output.path": None,
     "dtype": "auto",
@@ -78,6 +79,7 @@ CHOICES = {
     "input.format": {"auto", "jsonl", "parquet", "csv", "dataset"},
     "output.to": {"database", "jsonl", "parquet"},
     "dtype": {"auto", "float32", "bfloat16", "float16"},
+    "engine": {"auto", "transformers", "vllm"},
 }
 ROW_ERRORS = {
     "empty_input",

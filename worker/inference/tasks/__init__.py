@@ -46,4 +46,6 @@ def load_task_model(spec: InferenceSpec, *, device: torch.device, dtype: torch.d
     task = _TASKS.get(spec.task)
     if task is None:
         return Generic(spec.task, source, spec.parameters, device=device, dtype=dtype, settings=settings)
+    if task is TextGeneration and spec.engine == "vllm":
+        return TextGeneration.on_vllm(source, spec.parameters, device=device, dtype=dtype)
     return task(source, spec.parameters, device=device, dtype=dtype)

@@ -8,6 +8,7 @@ tokens that `generate` gives for the row alone; what is drawn belongs to the row
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import json
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from jobs.errors import InvalidSpec
 from jobs.parameters import check_parameters
@@ -23,10 +24,11 @@ from jobs.rows import Row, RowError
 from worker.inference.tasks.completions import Detokenizer
 from worker.inference.tasks.decoding import Continuation, Decoder, Request
 from worker.inference.tasks.interface import Encoded
-from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes
+from worker.inference.tasks.loading import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
 from worker.inference.tasks.prompts import Prompts
 from worker.inference.tasks.sampling import resolve_sampling
 from worker.inference.tasks.tokens import Tokens, longest_row, position_limit
+from worker.inference.tasks.vllm_decoding import VllmDecoder
 
 TASK = "text-generation"
 _DEFAULT_NEW_TOKENS = 256
@@ -53,27 +55,61 @@ class TextGeneration:
             InvalidModel: it cannot be loaded, or is not a decoder.
             InvalidSpec: a parameter is wrong.
         """
-        tokenizer = load_tokenizer(source)
-        self._model = load_weights(source, AutoModelForCausalLM, task=TASK, device=device, dtype=dtype)
+        self._set_up(source, load_weights(source, AutoModelForCausalLM, task=TASK, device=device, dtype=dtype))
+        self.memory_bytes = memory_bytes(self._model)
+        self._decoder: Decoder | VllmDecoder = Decoder(
+            self._model,
+            end_tokens=self._end_tokens,
+            pad_token=self._pad_token,
+            finds_stop=Detokenizer(copy.deepcopy(self._tokenizer), self._end_tokens).finds_stop,
+        )
+        self._configure(parameters)
+
+    @classmethod
+    def on_vllm(
+        cls, source: ModelFolder, parameters: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+    ) -> Self:
+        """The same task, computed by vLLM's engine: of the model only the outline is made here.
+
+        Raises:
+            InvalidSpec: vLLM is not installed, or does not take the model; or a parameter is wrong.
+        """
+        if device.type != "cuda":
+            raise InvalidSpec("engine: vllm needs a GPU, and this slot has none", param="engine")
+        task = cls.__new__(cls)
+        config = load_config(source)
+        with torch.device("meta"):
+            outline = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code, dtype=dtype)
+        with contextlib.suppress(OSError):  # most models have one, and none needs it
+            outline.generation_config = GenerationConfig.from_pretrained(source.path)
+        task._set_up(source, outline)
+        task.memory_bytes = sum(weight.nbytes for weight in outline.parameters())
+        task._decoder = VllmDecoder(
+            source.path,
+            dtype=str(dtype).removeprefix("torch."),
+            end_tokens=task._end_tokens,
+            longest=task._longest,
+            trust_remote_code=source.trust_remote_code,
+        )
+        task._configure(parameters)
+        return task
+
+    def _set_up(self, source: ModelFolder, model: PreTrainedModel) -> None:
+        """All but the decoder."""
+        self._model = model
+        self._tokenizer = tokenizer = load_tokenizer(source)
         _check_kind(source, self._model)
         tokens = Tokens(tokenizer, self._model, pin=False)
         config = self._model.generation_config
         self._defaults = {name: getattr(config, name, None) for name in _DEFAULTS}
         ends = config.eos_token_id
-        end_tokens = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._end_tokens = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
         self._longest = position_limit(self._model) or longest_row(self._model, tokenizer)
         self._prompts = Prompts(tokens)
         # Three threads use a tokenizer at once, and one of them would change another's settings.
-        self._detokenizer = Detokenizer(copy.deepcopy(tokenizer), end_tokens)
-        self._decoder = Decoder(
-            self._model,
-            end_tokens=end_tokens,
-            pad_token=tokens.pad_token_id,
-            finds_stop=Detokenizer(copy.deepcopy(tokenizer), end_tokens).finds_stop,
-        )
-        self.memory_bytes = memory_bytes(self._model)
+        self._detokenizer = Detokenizer(copy.deepcopy(tokenizer), self._end_tokens)
+        self._pad_token = tokens.pad_token_id
         self.token_bytes = _token_bytes(self._model)
-        self._configure(parameters)
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
         """See `TaskModel`."""

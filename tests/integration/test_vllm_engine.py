@@ -1,0 +1,122 @@
+"""`engine: vllm`: the same rows, parameters and outputs over its engine's calls. Never run against vLLM itself here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.errors import InvalidSpec
+from jobs.rows import Row
+from jobs.settings import Settings
+from jobs.specs import InferenceSpec, model_key, parse_spec
+from tests import scripted_vllm
+from tests.integration.test_task_text_generation import generated, rows_of
+from tests.scripted_vllm import LLMEngine
+from tests.tiny import SENTENCES, tiny_causal_lm
+from worker.inference.tasks import load_task_model
+from worker.inference.tasks.interface import Interrupted
+
+CUDA = torch.device("cuda", 0)  # only its name is looked at: the stand-in computes on the CPU
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama."""
+    return tiny_causal_lm(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that has vLLM."""
+    monkeypatch.setitem(sys.modules, "vllm", scripted_vllm.module())
+
+
+def spec_of(model: Path, parameters: Mapping[str, Any] | None = None, **fields: Any) -> InferenceSpec:
+    document = {"task": "text-generation", "model": str(model), "input": {"path": "rows.jsonl"}, **fields}
+    spec = parse_spec({**document, "parameters": dict(parameters or {})})
+    assert isinstance(spec, InferenceSpec)
+    return spec
+
+
+def load(model: Path, device: torch.device, parameters: Mapping[str, Any] | None = None, **fields: Any) -> Any:
+    settings = Settings(input_roots=[Path("/")])
+    return load_task_model(spec_of(model, parameters, **fields), device=device, dtype=torch.float32, settings=settings)
+
+
+def test_its_outputs_are_those_of_our_own_loop(model: Path, with_vllm: None) -> None:
+    """Lost: the same job, on the day that somebody switches the engine."""
+    parameters = {"max_new_tokens": 12, "logprobs": True, "top_logprobs": 3}
+    rows: list[Row] = rows_of(*((text, None) for text in SENTENCES[:5]), (SENTENCES[0], {"max_new_tokens": 3}))
+    ours = generated(load(model, torch.device("cpu"), parameters), rows)
+    theirs = generated(load(model, CUDA, parameters, engine="vllm"), rows)
+    for one, other in zip(ours, theirs, strict=True):
+        (mine,), (its,) = one, other
+        assert {name: mine[name] for name in ("generated_text", "finish_reason", "num_tokens")} == {
+            name: its[name] for name in ("generated_text", "finish_reason", "num_tokens")
+        }
+        for told, said in zip(mine["logprobs"], its["logprobs"], strict=True):
+            assert said["token"] == told["token"]
+            assert said["logprob"] == pytest.approx(told["logprob"], abs=1e-4)
+            assert [each["token"] for each in said["top_logprobs"]] == [each["token"] for each in told["top_logprobs"]]
+
+
+def test_each_rows_own_parameters_reach_it(model: Path, with_vllm: None) -> None:
+    """Lost: a row's seed, its stop strings, its number of choices."""
+    task = load(model, CUDA, {"max_new_tokens": 4}, engine="vllm")
+    own = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.2, "seed": 11, "stop": ["x"], "n": 2}
+    generated(task, rows_of((SENTENCES[0], own), (SENTENCES[1], None)))
+    (engine,) = LLMEngine.made
+    first, second, third = engine.asked
+    assert (first.temperature, first.top_p, first.top_k, first.repetition_penalty) == (0.7, 0.9, 5, 1.2)
+    assert (first.stop, first.max_tokens, first.n) == (["x"], 4, 1)
+    assert first.seed is not None
+    assert first.seed != second.seed, "each choice draws its own"
+    assert (third.temperature, third.seed, third.stop) == (0.0, None, None)
+    assert engine.arguments.model == str(model)
+
+
+def test_a_stop_ends_between_two_steps(model: Path, with_vllm: None) -> None:
+    """Lost: a cancel, until the longest row is done; or rows that go on in the engine for nobody."""
+    task = load(model, CUDA, {"max_new_tokens": 50}, engine="vllm")
+    encoded = task.encode(rows_of((SENTENCES[0], None), (SENTENCES[1], None)))
+    steps = iter(range(3))
+
+    def between() -> None:
+        if next(steps, None) is None:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        task.forward_in_flight(task.collate(encoded), max_tokens=1000, max_rows=8, between=between)
+    (engine,) = LLMEngine.made
+    assert not engine.has_unfinished_requests()
+    assert len(engine.aborted) == 2
+
+
+def test_a_host_without_it_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost: what to do about it."""
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(InvalidSpec, match="not installed on this worker") as caught:
+        load(model, CUDA, engine="vllm")
+    assert caught.value.param == "engine"
+    with pytest.raises(InvalidSpec, match="needs a GPU"):
+        load(model, torch.device("cpu"), engine="vllm")
+
+
+def test_it_is_for_text_generation_and_warm_apart(model: Path) -> None:
+    """Lost: a clear word at submission; or rows that are computed by the engine of another job."""
+    with pytest.raises(InvalidSpec, match="generates text"):
+        parse_spec({"task": "embeddings", "model": "m", "input": {"path": "r.jsonl"}, "engine": "vllm"})
+    keys = [model_key(spec_of(model, engine=engine)) for engine in ("auto", "transformers", "vllm")]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_its_absence_costs_nothing() -> None:
+    """Lost: seconds at every runner's start."""
+    code = "import sys, worker.inference.tasks; sys.exit('vllm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,142 @@
+"""A stand-in for the package `vllm`, which needs CUDA: its engine's calls, over a real tiny model, one token a step.
+
+It keeps to what vLLM's source says of `EngineArgs`, `SamplingParams`, `LLMEngine` and their outputs, and refuses what
+that does not have; greedy only, so that what comes out can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@dataclass
+class EngineArgs:
+    """Fields of the same names as vLLM's."""
+
+    model: str
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    gpu_memory_utilization: float = 0.9
+    enable_prefix_caching: bool | None = None
+    max_logprobs: int = 20
+    trust_remote_code: bool = False
+    disable_log_stats: bool = False
+    seed: int | None = 0
+
+
+@dataclass
+class SamplingParams:
+    """The same."""
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = 16
+    stop: list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+
+
+@dataclass
+class Logprob:
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+@dataclass
+class CompletionOutput:
+    index: int
+    token_ids: list[int]
+    logprobs: list[dict[int, Logprob]] | None
+    finish_reason: str | None
+
+
+@dataclass
+class RequestOutput:
+    request_id: str
+    outputs: list[CompletionOutput]
+    finished: bool
+
+
+@dataclass
+class _Open:
+    prompt: list[int]
+    params: SamplingParams
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+
+
+class LLMEngine:
+    """Every open request gets one token at each step."""
+
+    made: ClassVar[list[LLMEngine]] = []
+
+    def __init__(self, arguments: EngineArgs) -> None:
+        self.arguments = arguments
+        self.model = AutoModelForCausalLM.from_pretrained(arguments.model)
+        self.tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        self.open: dict[str, _Open] = {}
+        self.asked: list[SamplingParams] = []
+        self.aborted: list[str] = []
+        LLMEngine.made.append(self)
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> LLMEngine:
+        return cls(engine_args)
+
+    def add_request(self, request_id: str, prompt: dict[str, list[int]], params: SamplingParams) -> None:
+        assert request_id not in self.open
+        self.open[request_id] = _Open(prompt["prompt_token_ids"], params)
+        self.asked.append(params)
+
+    def abort_request(self, request_ids: Sequence[str]) -> None:
+        self.aborted += request_ids
+        for request_id in request_ids:
+            self.open.pop(request_id)
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.open)
+
+    def step(self) -> list[RequestOutput]:
+        return [self._advance(request_id, one) for request_id, one in list(self.open.items())]
+
+    def _advance(self, request_id: str, one: _Open) -> RequestOutput:
+        with torch.no_grad():
+            scores = self.model(torch.tensor([one.prompt + one.tokens])).logits[0, -1].float().log_softmax(-1)
+        token = int(scores.argmax())
+        one.tokens.append(token)
+        if one.params.logprobs is not None:
+            best = scores.topk(max(1, one.params.logprobs)).indices.tolist()[: one.params.logprobs]
+            told = {each: Logprob(float(scores[each])) for each in {*best, token}}
+            one.logprobs.append(told)
+        text = self.tokenizer.decode(one.tokens) if one.params.detokenize else ""
+        reason = None
+        if token in (one.params.stop_token_ids or ()) or any(stop in text for stop in one.params.stop or ()):
+            reason = "stop"
+        elif len(one.tokens) >= (one.params.max_tokens or 0):
+            reason = "length"
+        if reason is not None:
+            del self.open[request_id]
+        output = CompletionOutput(0, list(one.tokens), one.logprobs or None, reason)
+        return RequestOutput(request_id, [output], reason is not None)
+
+
+def module() -> ModuleType:
+    """What `import vllm` gives."""
+    LLMEngine.made.clear()
+    made: Any = ModuleType("vllm")
+    made.EngineArgs, made.SamplingParams, made.LLMEngine = EngineArgs, SamplingParams, LLMEngine
+    found: ModuleType = made
+    return found

@@ -1,0 +1,134 @@
+"""vLLM in place of our own loop: the same requests and continuations, computed by its engine, step by step.
+
+Written against vLLM's `LLMEngine`: `add_request`, `step` and `abort_request`, which are the same from 0.10 on. Nothing
+here is loaded unless a job asks for `engine: vllm`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import InvalidSpec, MachineError
+from worker.device import one_line
+from worker.inference.tasks.decoding import LENGTH, STOP, Continuation, Request, TokenLogprobs
+
+_MOST_LOGPROBS = 20
+_MEMORY_SHARE = 0.9
+"""Of the GPU, for weights and cache; the runner's other models must have been dropped before."""
+_SEEDS = 2**63  # what a signed integer of eight bytes holds
+
+
+class VllmDecoder:
+    """vLLM's engine with one model. `generate` is that of `Decoder`."""
+
+    def __init__(
+        self, folder: Path, *, dtype: str, end_tokens: frozenset[int], longest: int | None, trust_remote_code: bool
+    ) -> None:
+        """
+        Args:
+            folder: of the model's files.
+            dtype: torch's name of it.
+            end_tokens: each of them ends a row.
+            longest: tokens that a row may have, prompt included; None: what the model says.
+            trust_remote_code: whether the model may bring its own code.
+
+        Raises:
+            InvalidSpec: vLLM is not installed here, or does not take this model.
+        """
+        self._end_tokens = end_tokens
+        self._vllm = _load()
+        arguments = self._vllm.EngineArgs(
+            model=str(folder),
+            dtype=dtype,
+            max_model_len=longest,
+            gpu_memory_utilization=_MEMORY_SHARE,
+            enable_prefix_caching=True,
+            max_logprobs=_MOST_LOGPROBS,
+            trust_remote_code=trust_remote_code,
+            disable_log_stats=True,
+            seed=0,
+        )
+        try:
+            self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
+        except (ValueError, NotImplementedError) as error:
+            raise InvalidSpec(f"engine: vllm does not take this model: {one_line(error)}", param="engine") from error
+        self._num_requests = 0
+
+    def generate(
+        self, requests: Sequence[Request], *, max_tokens: int, max_rows: int, between: Callable[[], None]
+    ) -> list[list[Continuation]]:
+        """See `Decoder.generate`. How many rows are at work is vLLM's own decision."""
+        del max_tokens, max_rows
+        results = [
+            [Continuation(one, one.sampling.key(one.row_index, choice)) for choice in range(one.num_sequences)]
+            for one in requests
+        ]
+        open_: dict[str, Continuation] = {}
+        try:
+            for continuation in (one for each in results for one in each):
+                self._num_requests += 1
+                request_id = str(self._num_requests)
+                prompt = {"prompt_token_ids": list(continuation.request.prompt)}
+                self._engine.add_request(request_id, prompt, self._sampling(continuation))
+                open_[request_id] = continuation
+            while open_:
+                between()
+                for output in self._engine.step():
+                    if output.finished:
+                        self._take(open_.pop(output.request_id), output.outputs[0])
+        finally:
+            if open_:
+                self._engine.abort_request(list(open_))
+        return results
+
+    def _sampling(self, one: Continuation) -> Any:
+        """The row's own way to choose tokens, in vLLM's words; what it draws follows from the row's own key."""
+        request, sampling = one.request, one.request.sampling
+        return self._vllm.SamplingParams(
+            n=1,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k or 0,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=None if sampling.is_greedy else one.key % _SEEDS,
+            max_tokens=request.max_new_tokens,
+            stop=list(request.stop) or None,
+            stop_token_ids=sorted(self._end_tokens) or None,
+            logprobs=request.top_logprobs,
+            detokenize=bool(request.stop),  # our own detokenizer makes the text; vLLM's only finds stop strings
+            skip_special_tokens=True,
+        )
+
+    def _take(self, one: Continuation, output: Any) -> None:
+        """Write down what vLLM says of a row that is done."""
+        if output.finish_reason not in (STOP, LENGTH):
+            raise MachineError(f"vllm ended a row with '{output.finish_reason}'")
+        one.finish_reason = output.finish_reason
+        one.tokens = [int(token) for token in output.token_ids]
+        if not one.tokens:  # it leaves the token out that ended the row
+            one.tokens = sorted(self._end_tokens)[:1]
+        if one.request.top_logprobs is not None and output.logprobs is not None:
+            one.logprobs = [
+                _logprobs(token, told, one.request.top_logprobs)
+                for token, told in zip(one.tokens, output.logprobs, strict=False)
+            ]
+
+
+def _logprobs(token: int, told: Mapping[int, Any], count: int) -> TokenLogprobs:
+    """vLLM tells the chosen token beside the likeliest ones, each with its rank."""
+    best = sorted(told.items(), key=lambda item: -float(item[1].logprob))[:count]
+    return TokenLogprobs(float(told[token].logprob), tuple((int(each), float(one.logprob)) for each, one in best))
+
+
+def _load() -> Any:
+    """The package, which is large, and loaded by this alone."""
+    try:
+        return importlib.import_module("vllm")
+    except ImportError as error:
+        reason = "is not installed on this worker (pip install 'stoker[vllm]')"
+        if error.name not in (None, "vllm"):
+            reason = f"cannot be loaded on this worker: {one_line(error)}"
+        raise InvalidSpec(f"engine: vllm {reason}", param="engine") from error
