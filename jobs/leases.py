@@ -22,6 +22,7 @@ from jobs.errors import Conflict, DeviceOutOfMemory, LostLease, StokerError
 from jobs.ids import new_id
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
+from jobs.specs import TRAINING
 from jobs.states import LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState, LeaseState, SlotState
 from jobs.tables import Chunk, Job, Lease, Slot
 
@@ -79,7 +80,8 @@ class Renewal:
     """What a heartbeat brings back."""
 
     stop: str | None
-    """None, `yield` (give the lease back at the next chunk boundary) or `cancel` (stop at once)."""
+    """None, `yield` (give the lease back at the next chunk boundary), `cancel` (stop at once) or, of a training,
+    `shutdown` (stop soon, with a checkpoint)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +246,10 @@ def renew(db: Database, lease_id: str, *, lease_seconds: float) -> Renewal:
         row = session.execute(renewed).one_or_none()
         if row is None:
             raise LostLease
-        job_state = session.scalar(select(col(Job.state)).where(col(Job.id) == row.job_id))
-    if job_state not in (JobState.RUNNING, JobState.FINALIZING):
+        job = session.execute(select(col(Job.state), col(Job.kind)).where(col(Job.id) == row.job_id)).one()
+    if job.kind == TRAINING and job.state in (JobState.CANCELLING, JobState.EXPIRED):
+        return Renewal("shutdown")  # with a checkpoint, which a retry goes on from
+    if job.state not in (JobState.RUNNING, JobState.FINALIZING):
         return Renewal("cancel")
     return Renewal("yield" if row.yield_asked else None)
 

@@ -243,7 +243,11 @@ def _superseded(found: Sequence[Checkpoint], rule: KeepRule) -> list[Checkpoint]
 def _count_steps(session: Session, lease: Lease, step: int, total_steps: int) -> None:
     counted = (
         update(Job)
-        .where(col(Job.id) == lease.job_id, col(Job.state).in_((JobState.RUNNING, JobState.CANCELLING)))
+        .where(
+            col(Job.id) == lease.job_id,
+            # One that is being ended comes to its last step yet, and to a checkpoint of it.
+            col(Job.state).in_((JobState.RUNNING, JobState.CANCELLING, JobState.EXPIRED)),
+        )
         .values(num_done=step, num_rows=total_steps)
         .returning(col(Job.id))
     )

@@ -162,8 +162,28 @@ def test_a_cancelled_training_leaves_no_process(tmp_path: Path, spec: dict[str, 
         running.run("cancel", job_id, "--wait")
         with running.client() as client:
             assert client.job(job_id)["state"] == "cancelled"
+            step = client.job(job_id)["counts"]["done"]
         assert running.of_role("trainer") == []
         assert attempts(running, job_id)[-1]["end"] == "cancelled"
+        again = running.run("retry", job_id).stdout.strip()
+        await_step(running, again, step + 1)
+        assert attempts(running, again)[0]["resumed_step"] == step, "what was computed is not lost"
+        running.run("cancel", again, "--wait")
+
+
+def test_a_training_out_of_time_keeps_what_it_learned(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: all of a night, to a limit that was an hour too short."""
+    endless = {**spec, "arguments": {**spec["arguments"], "max_steps": 100_000}, "time_limit": "20s"}
+    with stack(tmp_path / "data", slots=1, **QUICK) as running:
+        job_id = running.submit(endless)
+        assert running.await_end(job_id, 60.0)["state"] == "expired"
+        wait_until(lambda: attempts(running, job_id)[-1]["end"], "the end of its attempt")
+        (only,) = attempts(running, job_id)
+        assert only["end"] == "time_limit"
+        database = Database(Settings(data_dir=running.data_dir).resolved_database_url)
+        with database.read() as session:
+            assert training.checkpoints(session, job_id)[0].step == only["last_step"]
+        database.close()
 
 
 def test_an_inference_waits_for_the_training_whose_model_it_names(tmp_path: Path, spec: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from jobs import training
+from jobs import ledger, training
 from jobs.database import Database
 from jobs.errors import NotFound
 from jobs.leases import WorkingLease
@@ -100,6 +100,8 @@ class Deposit:
 def fetch_newest(lease: WorkingLease, folder: Path, *, database: Database, store: Store) -> Resumed | None:
     """Bring the newest checkpoint of a job that is whole; damaged ones are dropped, and said.
 
+    A retry that has none of its own yet goes on from those of the job that it retries.
+
     Returns:
         None where there is none.
 
@@ -109,12 +111,16 @@ def fetch_newest(lease: WorkingLease, folder: Path, *, database: Database, store
     """
     with database.read() as session:
         found = training.checkpoints(session, lease.job_id)
+        retried = ledger.get(session, lease.job_id).retry_of
+        if not found and retried is not None:
+            found = training.checkpoints(session, retried)
     for checkpoint in found:
         flaw = _fetch(checkpoint, folder, store)
         if flaw is None:
             return Resumed(checkpoint.step, folder)
         logger.warning("the checkpoint of step %d cannot be used: %s", checkpoint.step, flaw)
-        training.forget_checkpoint(database, lease.lease_id, checkpoint.step, flaw)
+        if checkpoint.job_id == lease.job_id:
+            training.forget_checkpoint(database, lease.lease_id, checkpoint.step, flaw)
     return None
 
 

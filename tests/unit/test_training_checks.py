@@ -1,0 +1,188 @@
+"""What is wrong with a training is said in one sentence that names the field, before any slot is taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers.models.auto import modeling_auto as auto
+
+from jobs import ledger
+from jobs.architectures import KNOWN, TRAINABLE
+from jobs.database import Database
+from jobs.errors import InvalidSpec, UserError
+from jobs.settings import Settings
+from jobs.specs import TrainingSpec, parse_spec
+from jobs.states import JobState
+from jobs.store import Store
+from jobs.training_arguments import ARGUMENTS, RESERVED
+from scheduler.planner import check_submission, plan_job
+from tests import tiny
+
+Change = Callable[[dict[str, Any]], None]
+MAPPINGS = {
+    "text-classification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "token-classification": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "text-generation": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "image-classification": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    "automatic-speech-recognition": auto.MODEL_FOR_CTC_MAPPING_NAMES,
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.tiny_encoder(tmp_path_factory.mktemp("models") / "encoder"))
+
+
+@pytest.fixture
+def document(tmp_path: Path, encoder: str) -> dict[str, Any]:
+    """A spec that is right, over two files."""
+    return {
+        "kind": "training",
+        "task": "text-classification",
+        "model": encoder,
+        "data": {"train": write(tmp_path / "train.jsonl", ["a", "b"]), "eval": write(tmp_path / "eval.jsonl", ["a"])},
+    }
+
+
+def write(path: Path, labels: list[Any], **fields: Any) -> str:
+    """Rows with these labels."""
+    rows = [{"text": "some text", "label": label, **fields} for label in labels]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def set_field(name: str, value: Any) -> Change:
+    """Change a field, dotted."""
+
+    def change(document: dict[str, Any]) -> None:
+        *parents, last = name.split(".")
+        for parent in parents:
+            document = document.setdefault(parent, {})
+        document[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        (set_field("task", "image-segmentation"), "task", "text-classification"),
+        (set_field("arguments.learning_rat", 1), "arguments.learning_rat", "did you mean 'learning_rate'?"),
+        (set_field("arguments.output_dir", "/tmp"), "arguments.output_dir", "Stoker names the folders"),
+        (set_field("arguments.push_to_hub", True), "arguments.push_to_hub", "uploads nothing"),
+        (set_field("arguments.max_steps", 0), "arguments.max_steps", "a whole number from 1, not 0"),
+        (set_field("arguments.num_train_epochs", float("inf")), "arguments.num_train_epochs", "a number above 0"),
+        (set_field("slots", 2), None, "one slot"),
+        (set_field("data.columns", {"txt": "a"}), None, "has no 'txt'"),
+        (set_field("lora", {"r": 4}), None, "text-generation only"),
+        (set_field("checkpoint.every_steps", 0), "checkpoint.every_steps", "greater than or equal to 1"),
+        (set_field("data.evl", "x"), "data.evl", "unknown field"),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(
+    document: dict[str, Any], change: Change, param: str | None, words: str
+) -> None:
+    """Lost: the night, to a misspelt argument."""
+    change(document)
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec(document)
+    assert words in caught.value.message
+    if param is not None:
+        assert caught.value.param == param
+
+
+def test_judging_needs_rows(document: dict[str, Any]) -> None:
+    """Lost: the best checkpoint, to nothing that it was judged by."""
+    del document["data"]["eval"]
+    for name, value in (("checkpoint.best", "eval_loss"), ("arguments.eval_strategy", "epoch")):
+        changed = json.loads(json.dumps(document))
+        set_field(name, value)(changed)
+        with pytest.raises(InvalidSpec, match=f"{name}: needs rows to judge by"):
+            parse_spec(changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        (set_field("data.train", "/nowhere/rows.jsonl"), "data.train", "there is no file"),
+        (set_field("data.eval", "/nowhere/rows.jsonl"), "data.eval", "there is no file"),
+        (set_field("data.columns", {"label": "stars"}), "data.columns.label", "no column 'stars', only text, label"),
+        (set_field("model", "/nowhere"), "model", "no such folder"),
+        (set_field("model", {"architecture": "brt"}), "model.architecture", "transformers has no 'brt'"),
+        (set_field("model", {"architecture": "vit"}), "model.architecture", "a vit has no text-classification head"),
+        (set_field("model", "job:job_nothing"), "model", "there is no such job"),
+    ],
+)
+def test_what_does_not_fit_is_said_at_submission(
+    document: dict[str, Any], settings: Settings, sqlite_database: Database, change: Change, param: str, words: str
+) -> None:
+    """Lost: the wait for a slot, to a file that was never there."""
+    change(document)
+    store = Store(settings.resolved_store_url)
+    with pytest.raises(UserError) as caught:
+        check_submission(parse_spec(document), settings=settings, store=store, database=sqlite_database)
+    assert words in caught.value.message
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("labels", "judged", "words"),
+    [
+        (["a", "a"], ["a"], "data.train: all rows have the same label, 'a': there is nothing to learn"),
+        (["a", "b"], ["c"], "data.eval: the label 'c' is in no row of data.train"),
+        (["a", "b", None], ["a"], "data.train: row 2, line 3: column 'label' is null"),
+        (["a", 0.5], ["a"], "data.train: row 1 has no label"),
+    ],
+)
+def test_labels_that_cannot_be_learned_fail_the_job_before_a_slot(
+    document: dict[str, Any], settings: Settings, sqlite_database: Database, tmp_path: Path, labels: list[Any],
+    judged: list[Any], words: str,
+) -> None:  # fmt: skip
+    """Lost: a GPU's hours on rows that teach nothing."""
+    document["data"] = {"train": write(tmp_path / "t.jsonl", labels), "eval": write(tmp_path / "e.jsonl", judged)}
+    job_id = ledger.submit(sqlite_database, parse_spec(document)).id
+    plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
+    with sqlite_database.read() as session:
+        job = ledger.get(session, job_id)
+    assert (job.state, job.error_message) == (JobState.FAILED, words)
+
+
+def test_a_good_one_is_queued(document: dict[str, Any], settings: Settings, sqlite_database: Database) -> None:
+    """Lost: all of them."""
+    job_id = ledger.submit(sqlite_database, parse_spec(document)).id
+    plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
+    with sqlite_database.read() as session:
+        assert ledger.get(session, job_id).state == JobState.QUEUED
+
+
+def test_the_architectures_are_those_of_transformers() -> None:
+    """Lost: a model that could be trained, or the sentence on one that cannot be."""
+    for task, names in MAPPINGS.items():
+        assert TRAINABLE[task] == set(names), f"make jobs/architectures.py anew for {task}"
+    assert set(auto.MODEL_MAPPING_NAMES).union(*MAPPINGS.values()) == KNOWN
+
+
+def test_every_argument_is_one_of_transformers() -> None:
+    """Lost: an argument that is taken and means nothing."""
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+
+    names = {field.name for field in fields(TrainingArguments)}
+    assert set(ARGUMENTS) <= names
+    assert not set(ARGUMENTS) & set(RESERVED)
+
+
+def test_the_usual_recipe_is_a_good_spec() -> None:
+    """Lost: the example that people begin with."""
+    import yaml
+
+    path = Path(__file__).parents[2] / "ops" / "examples" / "training" / "bert-recipe.yaml"
+    spec = parse_spec(yaml.safe_load(path.read_text()))
+    assert isinstance(spec, TrainingSpec)
+    arguments = spec.arguments
+    assert (arguments["num_train_epochs"], arguments["warmup_steps"], arguments["weight_decay"]) == (3, 500, 0.01)
