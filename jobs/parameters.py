@@ -20,6 +20,14 @@ MOST_CHOICES = 128
 """Continuations of one generated row."""
 MOST_TOP_LOGPROBS = 20
 """Likeliest tokens that are told of each generated token."""
+NO_TEMPLATE_VARIABLES = frozenset(
+    {
+        "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages",
+        "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens", "self",
+        "tokenize", "tokenizer_kwargs", "truncation",
+    }
+)  # fmt: skip
+"""What `apply_chat_template` does not hand to the template, or is not to be replaced there."""
 _SEEDS = 2**63  # what a signed integer of eight bytes holds
 
 
@@ -118,6 +126,10 @@ def _is_tokenizer_kwargs(value: object) -> bool:
     return all(name in _TOKENIZER and _TOKENIZER[name][0](inner) for name, inner in value.items())
 
 
+def _is_template_kwargs(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_text(name) and name not in NO_TEMPLATE_VARIABLES for name in value)
+
+
 _TOKENIZER: Mapping[str, tuple[Check, str]] = {
     "truncation": (_is_truncation, f"true, false or one of {', '.join(TRUNCATIONS)}"),
     "max_length": (_or_null(_is_count), "a whole number from 1"),
@@ -187,6 +199,11 @@ PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
             f"a whole number from 0 to {MOST_TOP_LOGPROBS}",
         ),
         "return_full_text": (_or_null(_is_flag), "true or false"),
+        "continue_final_message": (_or_null(_is_flag), "true or false"),
+        "chat_template_kwargs": (
+            _or_null(_is_template_kwargs),
+            "a mapping of the chat template's own variables to their values",
+        ),
     },
     # The pipelines of the following tasks ignore what they do not know.
     "zero-shot-classification": {

@@ -18,7 +18,8 @@ from jobs.states import BatchState, JobState
 from jobs.store import Store
 from jobs.tables import Batch, Job
 from jobs.uploads import find_upload
-from scheduler.api.openai import ENDPOINTS, Answered
+from scheduler.api.openai import ENDPOINTS
+from scheduler.api.openai_answers import Answered
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 _ROW_ERRORS_OF_CLIENTS = frozenset(
@@ -102,7 +103,7 @@ def _writer(batch: Batch) -> Callable[[Mapping[str, Any], Result | None, Job], A
             created_at = int(job.started_at or job.created_at)
             body = endpoint.write(Answered(result.output, result.num_tokens, name, row.get("form"), digest, created_at))
         else:
-            status, body = _refused(row, None if result is None else result.error, job)
+            status, body = _refused(row, None if result is None else result.error, job, endpoint.prompt)
         document["response"] = {"status_code": status, "request_id": f"req_{digest}", "body": body}
         document["error"] = None
         tokens = _tokens(body) if status == 200 else (0, 0)
@@ -111,15 +112,15 @@ def _writer(batch: Batch) -> Callable[[Mapping[str, Any], Result | None, Job], A
     return write
 
 
-def _refused(row: Mapping[str, Any], error: RowError | None, job: Job) -> tuple[int, dict[str, Any]]:
-    """Status and body for a line that has no output."""
+def _refused(row: Mapping[str, Any], error: RowError | None, job: Job, prompt: str) -> tuple[int, dict[str, Any]]:
+    """Status and body for a line that has no output; `prompt` is the key that a row's errors are about."""
     refusal = row.get("refusal")
     if refusal is not None:
         return 400, _error_body(refusal["message"], refusal["code"], refusal["param"])
     if error is None:
         return 400, _error_body(job.error_message or "", job.error_code or "", None)
     if error.code in _ROW_ERRORS_OF_CLIENTS:
-        return 400, _error_body(error.message, error.code, None)
+        return 400, _error_body(error.message, error.code, prompt)
     return 500, _error_body(error.message, error.code, None, kind="server_error")
 
 

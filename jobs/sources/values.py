@@ -64,7 +64,7 @@ class RowMapper:
             return RowError("null_value", f"column '{column}' is null")
         is_list = name in LISTABLE_INPUTS and isinstance(value, list)
         if name in TEXT_INPUTS and not isinstance(value, str) and not is_list:
-            return RowError("wrong_type", f"column '{column}' must be text for input '{name}', not {_kind(value)}")
+            return RowError("wrong_type", f"column '{column}' must be text for input '{name}', not {kind_name(value)}")
         if isinstance(value, (str, bytes)) and _is_longer(value, self._max_row_bytes):
             limit = self._max_row_bytes
             return RowError("row_too_large", f"column '{column}' is longer than {limit} bytes (setting max_row_bytes)")
@@ -111,6 +111,7 @@ def _is_longer(value: str | bytes, max_bytes: int) -> bool:
     return len(value) * 4 > max_bytes and len(value.encode()) > max_bytes
 
 
-def _kind(value: Any) -> str:
+def kind_name(value: Any) -> str:
+    """What a value is, for people."""
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", bytes: "binary"}
     return names.get(type(value), f"a {type(value).__name__}")

@@ -1,18 +1,14 @@
-"""OpenAI's request and response bodies, translated to rows of a job and back. Pure: no database, no files."""
+"""OpenAI's request bodies, translated to rows of a job, and its endpoints. Pure: no database, no files."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from jobs.errors import InvalidSpec
 from jobs.parameters import check_parameters
-
-Body = dict[str, Any]
+from scheduler.api.openai_answers import Answered, Body, write_chat, write_classify, write_completions, write_embeddings
 
 
 class Refusal(Exception):
@@ -42,22 +38,6 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """One line's result, with what its body needs besides."""
-
-    output: Any
-    """As the task gave it."""
-    num_tokens: int
-    model: str
-    """As the line named it."""
-    form: str | None
-    answer_id: str
-    """Random-looking, the same at each rendering."""
-    created_at: int
-    """Seconds since 1970."""
-
-
-@dataclass(frozen=True, slots=True)
 class Endpoint:
     """One of the contract's endpoints."""
 
@@ -65,6 +45,8 @@ class Endpoint:
     read: Callable[[Body], Asked]
     """Raises `Refusal`."""
     write: Callable[[Answered], Body]
+    prompt: str
+    """The key of the body that a row's text is made of."""
     columns: tuple[str, ...] = ("text",)
     """Of the rows."""
 
@@ -107,6 +89,7 @@ _SAMPLING: Mapping[str, str] = {
 }
 """The contract's names, and those of the task."""
 _ROLES: Mapping[str, str] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_MESSAGE_KEYS = ("role", "content", "name")
 _COMPLETION_TOKENS = 16  # the contract's default of `/v1/completions`
 
 
@@ -164,20 +147,23 @@ def _message(message: Any, at: int) -> dict[str, str]:
     place = f"messages[{at}]"
     if not isinstance(message, dict):
         raise Refusal(f"{place}: must be an object with role and content", code="invalid_value", param=place)
-    for name in ("tool_calls", "function_call", "audio"):
-        if message.get(name):
+    for name, value in message.items():  # an answer that an SDK gave back has every key, most of them null
+        if value and name not in _MESSAGE_KEYS:
             param = f"{place}.{name}"
             raise Refusal(f"{param}: is not supported here", code="unsupported_parameter", param=param)
     role = str(message.get("role"))
     if role not in _ROLES:
         raise Refusal(f"{place}.role: must be one of {', '.join(_ROLES)}", code="invalid_value", param=f"{place}.role")
     content = message.get("content")
-    if isinstance(content, list) and all(_is_text_part(part) for part in content):
+    if isinstance(content, list) and content and all(_is_text_part(part) for part in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         param = f"{place}.content"
         raise Refusal(f"{param}: must be a text, or a list of parts of type text", code="invalid_value", param=param)
-    return {"role": _ROLES[role], "content": content}
+    name = message.get("name")
+    if name is not None and not isinstance(name, str):
+        raise Refusal(f"{place}.name: must be a text", code="invalid_value", param=f"{place}.name")
+    return {"role": _ROLES[role], "content": content} | ({} if name is None else {"name": name})
 
 
 def _is_text_part(part: Any) -> bool:
@@ -187,16 +173,21 @@ def _is_text_part(part: Any) -> bool:
 def _read_completions(body: Body) -> Asked:
     _check_names(body, "prompt", "logprobs", *_SAMPLING)
     prompt = _required(body, "prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
         prompt = prompt[0]
-    if isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt):
-        raise Refusal(
-            "prompt: one prompt to a line; send each in a line of its own", code="invalid_value", param="prompt"
-        )
+    if not isinstance(prompt, str) and not _is_ids(prompt):
+        expected = "must be a text, or a list of token ids"
+        if isinstance(prompt, list) and len(prompt) > 1 and all(isinstance(one, str) or _is_ids(one) for one in prompt):
+            expected = "one prompt to a line; send each in a line of its own"
+        raise Refusal(f"prompt: {expected}", code="invalid_value", param="prompt")
     parameters = _generation(body, {"logprobs": "top_logprobs", **_SAMPLING})
     if "top_logprobs" in parameters:
         parameters["logprobs"] = True
     return Asked({"text": prompt, "parameters": {"max_new_tokens": _COMPLETION_TOKENS, **parameters}})
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
 
 
 def _generation(body: Body, names: Mapping[str, str]) -> Body:
@@ -214,96 +205,12 @@ def _generation(body: Body, names: Mapping[str, str]) -> Body:
     return parameters
 
 
-# -- writing -------------------------------------------------------------------------------------------------------
-
-
-def _write_embeddings(answered: Answered) -> Body:
-    vectors = np.asarray(answered.output, dtype="<f4")
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": base64.b64encode(vector.tobytes()).decode() if answered.form == "base64" else vector,
-        }
-        for index, vector in enumerate(vectors)
-    ]
-    return {"object": "list", "data": data, "model": answered.model, "usage": _input_usage(answered)}
-
-
-def _write_classify(answered: Answered) -> Body:
-    data = []
-    for index, output in enumerate(answered.output):
-        scores = output if isinstance(output, list) else [output]
-        data.append({"object": "classification", "index": index, **scores[0], "scores": scores})
-    return {"object": "list", "data": data, "model": answered.model, "usage": _input_usage(answered)}
-
-
-def _input_usage(answered: Answered) -> Body:
-    return {"prompt_tokens": answered.num_tokens, "total_tokens": answered.num_tokens}
-
-
-def _write_chat(answered: Answered) -> Body:
-    choices = [
-        {
-            "index": index,
-            "finish_reason": choice["finish_reason"],
-            "logprobs": _chat_logprobs(choice["logprobs"]),
-            "message": {"role": "assistant", "content": choice["generated_text"], "refusal": None},
-        }
-        for index, choice in enumerate(answered.output)
-    ]
-    return _generated(answered, "chatcmpl", "chat.completion", choices)
-
-
-def _chat_logprobs(tokens: Sequence[Body] | None) -> Body | None:
-    return None if tokens is None else {"content": list(tokens), "refusal": None}
-
-
-def _write_completions(answered: Answered) -> Body:
-    choices = [
-        {
-            "index": index,
-            "finish_reason": choice["finish_reason"],
-            "logprobs": _completion_logprobs(choice["logprobs"]),
-            "text": choice["generated_text"],
-        }
-        for index, choice in enumerate(answered.output)
-    ]
-    return _generated(answered, "cmpl", "text_completion", choices)
-
-
-def _completion_logprobs(tokens: Sequence[Body] | None) -> Body | None:
-    if tokens is None:
-        return None
-    return {
-        "tokens": [token["token"] for token in tokens],
-        "token_logprobs": [token["logprob"] for token in tokens],
-        "top_logprobs": [{top["token"]: top["logprob"] for top in token["top_logprobs"]} for token in tokens],
-        "text_offset": np.cumsum([0, *(len(token["token"]) for token in tokens)])[:-1].tolist(),
-    }
-
-
-def _generated(answered: Answered, prefix: str, kind: str, choices: list[Body]) -> Body:
-    num_generated = sum(choice["num_tokens"] for choice in answered.output)
-    return {
-        "id": f"{prefix}-{answered.answer_id}",
-        "object": kind,
-        "created": answered.created_at,
-        "model": answered.model,
-        "choices": choices,
-        "usage": {
-            "prompt_tokens": answered.num_tokens - num_generated,
-            "completion_tokens": num_generated,
-            "total_tokens": answered.num_tokens,
-        },
-    }
-
-
+_GENERATION = ("text", "parameters")
 ENDPOINTS: Mapping[str, Endpoint] = {
-    "/v1/embeddings": Endpoint("embeddings", _read_embeddings, _write_embeddings),
-    "/v1/chat/completions": Endpoint("text-generation", _read_chat, _write_chat, ("text", "parameters")),
-    "/v1/completions": Endpoint("text-generation", _read_completions, _write_completions, ("text", "parameters")),
-    "/v1/classify": Endpoint("text-classification", _read_classify, _write_classify),
+    "/v1/embeddings": Endpoint("embeddings", _read_embeddings, write_embeddings, "input"),
+    "/v1/chat/completions": Endpoint("text-generation", _read_chat, write_chat, "messages", _GENERATION),
+    "/v1/completions": Endpoint("text-generation", _read_completions, write_completions, "prompt", _GENERATION),
+    "/v1/classify": Endpoint("text-classification", _read_classify, write_classify, "input"),
 }
 """What a batch may be for."""
 
@@ -312,6 +219,7 @@ TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"text-generation": {"do_sample
 TASK_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "embeddings": {"inputs": "any", "truncate": False},
     "text-classification": {"inputs": "any", "truncation": False},
-    "text-generation": {"return_full_text": False},
+    "text-generation": {"return_full_text": False, "continue_final_message": False},
 }
-"""Parameters of every job of a task that a batch makes: any form of input, and no text cut without a word."""
+"""Parameters of every job of a task that a batch makes: any form of input, no text cut without a word, and an answer
+to each chat, whoever spoke last."""

@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openai
 import pytest
-from openai.types import Batch, Completion
+from openai.types import Batch, Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
+from pydantic import BaseModel
 
 from jobs.settings import Settings
 from tests import tiny
@@ -21,6 +22,8 @@ from tests.acceptance.stack import Stack, stack
 from tests.conftest import wait_until
 
 pytestmark = pytest.mark.slow
+
+Answer = TypeVar("Answer", bound=BaseModel)
 
 LIVE = ("validating", "in_progress", "finalizing", "cancelling")
 TEXTS = [f"{number} {tiny.SENTENCES[number % len(tiny.SENTENCES)]}" for number in range(40)]
@@ -102,6 +105,25 @@ def many_lines(desk: Desk, num_lines: int) -> list[dict[str, Any]]:
     ]
 
 
+def read_strictly(kind: type[Answer], body: dict[str, Any]) -> Answer:
+    """A body as the SDK's own type, every field of the type that it should have, and none that it does not know."""
+    answer = kind.model_validate_json(json.dumps(body), strict=True)
+    assert answer.model_dump(mode="json", exclude_unset=True) == body
+    assert not list(unknown_fields(answer))
+    return answer
+
+
+def unknown_fields(value: object) -> Iterator[str]:
+    """The names of all fields that the SDK's types do not have."""
+    if isinstance(value, BaseModel):
+        yield from value.model_extra or {}
+        for name in type(value).model_fields:
+            yield from unknown_fields(getattr(value, name))
+    elif isinstance(value, list):
+        for one in value:
+            yield from unknown_fields(one)
+
+
 # -- the ordinary way ----------------------------------------------------------------------------------------------
 
 
@@ -119,6 +141,7 @@ def test_embeddings_come_back_for_every_line(desk: Desk) -> None:
     assert [answer["custom_id"] for answer in answers] == [f"t{number}" for number in range(40)]
     assert {answer["response"]["status_code"] for answer in answers} == {200}
     bodies = [answer["response"]["body"] for answer in answers]
+    read_strictly(CreateEmbeddingResponse, bodies[0])
     assert all(body["data"][0]["object"] == "embedding" and len(body["data"][0]["embedding"]) == 32 for body in bodies)
     assert bodies[0]["model"] == desk.model("encoder")
     assert batch.usage is not None
@@ -184,18 +207,29 @@ def test_chats_are_answered_each_by_its_own_parameters(desk: Desk) -> None:
         line("drawn again", url, model=model, messages=chat, seed=5, max_tokens=9),
         line("refused", url, model=model, messages=[{"role": "tool", "content": "x"}]),
         line("unsupported", url, model=model, messages=chat, tools=[{"type": "function"}]),
+        line("structured", url, model=model, messages=chat, response_format={"type": "json_object"}),
+        line("streamed", url, model=model, messages=chat, stream=True),
+        line("empty", url, model=model, messages=[]),
+        line("long", url, model=model, messages=[{"role": "user", "content": "word " * 500}]),
+        line("to the end", url, model=model, messages=chat, temperature=0, max_tokens=10_000),
+        line("stopped", url, model=model, messages=chat, seed=5, max_tokens=100, stop=list("aeiou"), logprobs=True),
     ]
     batch = desk.ended(desk.create(desk.upload(lines), url))
     assert batch.status == "completed", batch
     answers = {one["custom_id"]: one["response"]["body"] for one in desk.lines(batch.output_file_id)}
-    found = {name: ChatCompletion.model_validate(body) for name, body in answers.items()}
-    assert list(found) == ["greedy", "same", "drawn", "drawn again"]
+    found = {name: read_strictly(ChatCompletion, body) for name, body in answers.items()}
+    assert list(found) == ["greedy", "same", "drawn", "drawn again", "to the end", "stopped"]
     texts = {name: [choice.message.content for choice in one.choices] for name, one in found.items()}
     assert texts["same"] == texts["greedy"] * 2
     assert texts["drawn"] == texts["drawn again"]
     logprobs = found["drawn"].choices[0].logprobs
     assert logprobs is not None
     assert {len(one.top_logprobs) for one in logprobs.content or []} == {2}
+    reasons = {name: one.choices[0].finish_reason for name, one in found.items()}
+    assert (reasons["greedy"], reasons["to the end"], reasons["stopped"]) == ("length", "length", "stop")
+    assert found["to the end"].usage is not None
+    assert found["to the end"].usage.total_tokens == 256, "the model's context"
+    assert not set(texts["stopped"][0] or "") & set("aeiou")
     usages = {name: one.usage.completion_tokens for name, one in found.items() if one.usage is not None}
     assert usages["same"] == 2 * usages["greedy"] == 12
     assert batch.usage is not None
@@ -204,7 +238,12 @@ def test_chats_are_answered_each_by_its_own_parameters(desk: Desk) -> None:
     assert [(name, error["code"], error["param"]) for name, error in refused] == [
         ("refused", "invalid_value", "messages[0].role"),
         ("unsupported", "unsupported_parameter", "tools"),
+        ("structured", "unsupported_parameter", "response_format"),
+        ("streamed", "unsupported_parameter", "stream"),
+        ("empty", "invalid_value", "messages"),
+        ("long", "row_too_long", "messages"),
     ]
+    assert {one["response"]["status_code"] for one in desk.lines(batch.error_file_id)} == {400}
 
 
 def test_completions_are_answered_and_what_cannot_be_is_told(desk: Desk) -> None:
@@ -215,19 +254,25 @@ def test_completions_are_answered_and_what_cannot_be_is_told(desk: Desk) -> None
         line("tokens", url, model=model, prompt=[5, 6, 7], temperature=0, max_tokens=3, logprobs=1),
         line("long", url, model=model, prompt="word " * 500),
         line("two", url, model=model, prompt=["a", "b"]),
+        line("number", url, model=model, prompt=5),
+        line("unknown", url, model=model, prompt=[10**9]),
     ]
     batch = desk.ended(desk.create(desk.upload(lines), url))
     assert batch.status == "completed", batch
     answers = {one["custom_id"]: one["response"]["body"] for one in desk.lines(batch.output_file_id)}
-    found = {name: Completion.model_validate(body) for name, body in answers.items()}
+    found = {name: read_strictly(Completion, body) for name, body in answers.items()}
     assert {name: one.usage.completion_tokens for name, one in found.items() if one.usage} == {"text": 16, "tokens": 3}
     logprobs = found["tokens"].choices[0].logprobs
     assert logprobs is not None
     assert len(logprobs.tokens or []) == 3
     refused = {one["custom_id"]: one["response"] for one in desk.lines(batch.error_file_id)}
-    assert {name: (one["status_code"], one["body"]["error"]["code"]) for name, one in refused.items()} == {
-        "long": (400, "row_too_long"),
-        "two": (400, "invalid_value"),
+    assert {one["status_code"] for one in refused.values()} == {400}
+    errors = {name: one["body"]["error"] for name, one in refused.items()}
+    assert {name: (error["code"], error["param"]) for name, error in errors.items()} == {
+        "long": ("row_too_long", "prompt"),
+        "two": ("invalid_value", "prompt"),
+        "number": ("invalid_value", "prompt"),
+        "unknown": ("unknown_token", "prompt"),
     }
 
 

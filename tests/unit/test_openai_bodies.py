@@ -9,7 +9,8 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from scheduler.api.openai import ENDPOINTS, Answered, Refusal
+from scheduler.api.openai import ENDPOINTS, Refusal
+from scheduler.api.openai_answers import Answered
 
 EMBEDDINGS, CLASSIFY = ENDPOINTS["/v1/embeddings"], ENDPOINTS["/v1/classify"]
 
@@ -63,6 +64,21 @@ def test_what_an_embeddings_body_asks_for() -> None:
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "x"}]}]},
             ("unsupported_parameter", "messages[0].tool_calls"),
         ),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]},
+            ("unsupported_parameter", "messages[0].tool_call_id"),
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "x", "name": 5}]},
+            ("invalid_value", "messages[0].name"),
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": []}]},
+            ("invalid_value", "messages[0].content"),
+        ),
         ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 0}, ("invalid_value", "max_tokens")),
         ("/v1/chat/completions", {"messages": HELLO, "temperature": "hot"}, ("invalid_value", "temperature")),
         ("/v1/chat/completions", {"messages": HELLO, "logprobs": 2}, ("invalid_value", "logprobs")),
@@ -77,8 +93,19 @@ def test_what_an_embeddings_body_asks_for() -> None:
             {"messages": HELLO, "presence_penalty": 0.5},
             ("unsupported_parameter", "presence_penalty"),
         ),
+        (
+            "/v1/chat/completions",
+            {"messages": HELLO, "response_format": {"type": "json_object"}},
+            ("unsupported_parameter", "response_format"),
+        ),
+        ("/v1/chat/completions", {"messages": HELLO, "stream": True}, ("unsupported_parameter", "stream")),
         ("/v1/completions", {}, ("missing_required_parameter", "prompt")),
         ("/v1/completions", {"prompt": ["a", "b"]}, ("invalid_value", "prompt")),
+        ("/v1/completions", {"prompt": 5}, ("invalid_value", "prompt")),
+        ("/v1/completions", {"prompt": {"text": "a"}}, ("invalid_value", "prompt")),
+        ("/v1/completions", {"prompt": []}, ("invalid_value", "prompt")),
+        ("/v1/completions", {"prompt": [True]}, ("invalid_value", "prompt")),
+        ("/v1/completions", {"prompt": [[[5]]]}, ("invalid_value", "prompt")),
         ("/v1/completions", {"prompt": "a", "echo": True}, ("unsupported_parameter", "echo")),
         ("/v1/completions", {"prompt": "a", "stop": [""]}, ("invalid_value", "stop")),
     ],
@@ -109,11 +136,19 @@ def test_what_a_chat_body_asks_for() -> None:
     asked = CHAT.read({"model": "m", "messages": messages, **body, "logprobs": True, "tools": None, "top_p": None})
     assert asked.values["text"] == [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Who is Ada?"},
+        {"role": "user", "content": "Who is Ada?", "name": "Bob"},
     ]
     expected = {"max_new_tokens": 7, "temperature": 0, "n": 2, "stop": ["\n"], "seed": 3, "logprobs": True}
     assert asked.values["parameters"] == expected
     assert asked.parameters == {}
+
+
+def test_an_answer_can_be_sent_back_as_it_came() -> None:
+    """Lost: a conversation, at its second turn."""
+    answer = {"generated_text": "Ada.", "finish_reason": "stop", "num_tokens": 2, "logprobs": None}
+    chat = ChatCompletion.model_validate(CHAT.write(Answered([answer], 3, "m", None, "id", 0)))
+    asked = CHAT.read({"model": "m", "messages": [*HELLO, chat.choices[0].message.model_dump(), *HELLO]})
+    assert asked.values["text"][1] == {"role": "assistant", "content": "Ada."}
 
 
 def test_what_a_completions_body_asks_for() -> None:
@@ -142,7 +177,7 @@ def test_generated_answers_have_the_contracts_form() -> None:
         {"generated_text": "x", "finish_reason": "length", "num_tokens": 1, "logprobs": None},
     ]
     answered = Answered(output, 10, "m", None, "id", 1700000000)
-    chat = ChatCompletion.model_validate(CHAT.write(answered))
+    chat = ChatCompletion.model_validate(CHAT.write(answered), strict=True)
     assert [choice.message.content for choice in chat.choices] == ["abc", "x"]
     assert [choice.finish_reason for choice in chat.choices] == ["stop", "length"]
     assert chat.choices[0].logprobs is not None
@@ -150,9 +185,25 @@ def test_generated_answers_have_the_contracts_form() -> None:
     assert chat.usage is not None
     assert (chat.usage.prompt_tokens, chat.usage.completion_tokens, chat.usage.total_tokens) == (6, 4, 10)
     assert (chat.id, chat.created, chat.model) == ("chatcmpl-id", 1700000000, "m")
-    completion = Completion.model_validate(COMPLETIONS.write(answered))
+    completion = Completion.model_validate(COMPLETIONS.write(answered), strict=True)
     assert [choice.text for choice in completion.choices] == ["abc", "x"]
     assert completion.choices[0].logprobs is not None
     assert completion.choices[0].logprobs.tokens == ["a", "bc"]
     assert completion.choices[0].logprobs.text_offset == [0, 1]
-    assert completion.choices[0].logprobs.top_logprobs == [{"a": -0.5}, {}]
+    # The chosen token is there besides the likeliest ones that were asked for.
+    assert completion.choices[0].logprobs.top_logprobs == [{"a": -0.5}, {"bc": -1.0}]
+
+
+def test_tokens_that_are_parts_of_characters_are_told_apart() -> None:
+    """Lost: a token's place in the text, and every likely token but one where several are shown as the same sign."""
+    parts = ([0xF0, 0x9F], [0x99, 0x82], [0x20, 0x78])  # the smile in two tokens, then " x"
+    told = [
+        {"token": bytes(part).decode(errors="replace"), "logprob": -float(at), "bytes": part, "top_logprobs": []}
+        for at, part in enumerate(parts, 1)
+    ]
+    told[0]["top_logprobs"] = [{"token": "�", "logprob": -0.5, "bytes": [0xE2]}]
+    choice = {"generated_text": "🙂 x", "finish_reason": "stop", "num_tokens": 3, "logprobs": told}
+    body = COMPLETIONS.write(Answered([choice], 5, "m", None, "id", 0))["choices"][0]["logprobs"]
+    assert body["tokens"] == ["bytes:\\xf0\\x9f", "bytes:\\x99\\x82", " x"]
+    assert body["top_logprobs"][0] == {"bytes:\\xe2": -0.5, "bytes:\\xf0\\x9f": -1.0}
+    assert body["text_offset"] == [0, 0, 1]

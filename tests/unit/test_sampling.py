@@ -61,6 +61,15 @@ def test_a_row_draws_the_same_wherever_it_stands() -> None:
     assert together[1] == int(logits_BV[1].argmax())
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 5e-324])
+def test_the_smallest_temperature_is_nearly_greedy(temperature: float) -> None:
+    """Lost: the likeliest token, where the scores overflow."""
+    logits_BV = logits(4, 50)
+    for sampling in (Sampling(temperature=temperature), Sampling(temperature=temperature, top_p=0.5, top_k=7)):
+        found = choose(logits_BV, [sampling] * 4, [sampling.key(row, 0) for row in range(4)], [0] * 4)
+        assert found.tolist() == logits_BV.argmax(-1).tolist()
+
+
 def test_each_row_choice_step_and_seed_draws_anew() -> None:
     """Lost: the difference between two rows with the same prompt."""
     plain, other, own = Sampling(seed=0), Sampling(seed=1), Sampling(seed=0, own_seed=True)

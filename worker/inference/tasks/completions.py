@@ -12,6 +12,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from jobs.rows import Row, RowError
 from worker.inference.tasks.decoding import NOT_A_NUMBER, STOP, Continuation, Request
 from worker.inference.tasks.interface import NOT_FINITE, Counted
+from worker.inference.tasks.prompts import text_of
 
 _CONTEXT_TOKENS = 6
 """Tokens of the prompt that are decoded with the generated ones: some tokenizers drop the space before the first."""
@@ -26,23 +27,21 @@ _BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
 class Detokenizer:
     """A tokenizer's way back to text. One thread uses it at a time."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_tokens: frozenset[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """
         Args:
             tokenizer: the model's, and nobody else's meanwhile.
-            end_tokens: they end a row, and are not in its text.
         """
         self._tokenizer = tokenizer
-        self._end_tokens = end_tokens
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._is_byte_level = backend is not None and "ByteLevel" in str(backend.decoder)
         self._special = frozenset(tokenizer.all_special_ids)
 
-    def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        """What tokens say after a prompt, the prompt itself and the token that ends the row left out."""
-        if tokens and tokens[-1] in self._end_tokens:
+    def text(self, request: Request, tokens: Sequence[int]) -> str:
+        """What tokens say after a request's prompt, the prompt itself and the token that ends the row left out."""
+        if tokens and tokens[-1] in request.end_tokens:
             tokens = tokens[:-1]
-        context = list(prompt[-_CONTEXT_TOKENS:])
+        context = list(request.prompt[-_CONTEXT_TOKENS:])
         before, whole = self._decode(context), self._decode([*context, *tokens])
         return whole[len(before) :] if whole.startswith(before) else self._decode(tokens)
 
@@ -52,7 +51,7 @@ class Detokenizer:
         tail = self._decode(tokens[-longest - _MARGIN_TOKENS :])
         if not any(stop in tail for stop in request.stop):
             return False
-        text = self.text(request.prompt, tokens)
+        text = self.text(request, tokens)
         return any(stop in text for stop in request.stop)
 
     def output(self, row: Row, request: Request, continuations: Sequence[Continuation]) -> Counted | RowError:
@@ -77,7 +76,7 @@ class Detokenizer:
         return Counted(choices, len(request.prompt) + sum(len(one.tokens) for one in each))
 
     def _choice(self, one: Continuation) -> dict[str, Any]:
-        text = whole = self.text(one.request.prompt, one.tokens)
+        text = whole = self.text(one.request, one.tokens)
         if one.finish_reason == STOP:
             text = cut(whole, one.request.stop)
         logprobs = None
@@ -91,21 +90,23 @@ class Detokenizer:
         }
 
     def _after_prompt(self, row: Row, request: Request, text: str) -> str | list[Any]:
-        """As the pipeline puts it: a text behind its prompt, an answer at the end of its chat."""
+        """As the pipeline puts it: a text behind its prompt or its last message, an answer at the end of its chat."""
         prompt = row.values["text"]
         if isinstance(prompt, str):
             return prompt + text
         if isinstance(prompt[0], int):
             return self._decode(request.prompt) + text
+        if request.continues:
+            return [*prompt[:-1], {**prompt[-1], "content": f"{text_of(prompt[-1])}{text}"}]
         return [*prompt, {"role": "assistant", "content": text}]
 
     def _num_told(self, one: Continuation, text: str, *, is_cut: bool) -> int:
         """How many tokens the text is made of: those of a stop string are not, nor is the one that ends the row."""
         count = len(one.tokens)
         if is_cut:
-            while count and len(self.text(one.request.prompt, one.tokens[: count - 1])) >= len(text):
+            while count and len(self.text(one.request, one.tokens[: count - 1])) >= len(text):
                 count -= 1
-        elif one.tokens[-1] in self._end_tokens:
+        elif one.tokens[-1] in one.request.end_tokens:
             count -= 1
         return count
 

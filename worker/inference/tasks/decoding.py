@@ -43,11 +43,15 @@ class Request:
     """What fits into the model's context, at most."""
     sampling: Sampling
     num_choices: int = 1
+    end_tokens: frozenset[int] = frozenset()
+    """Each of them ends the row, and is not in its text."""
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     """How many of the likeliest tokens are told with each token's log-probability; None: not even that one."""
     full_text: bool = False
     """Whether the result repeats the prompt."""
+    continues: bool = False
+    """Whether the text goes on with the last message of a chat."""
 
     @property
     def num_sequences(self) -> int:
@@ -91,20 +95,17 @@ class Decoder:
         self,
         model: PreTrainedModel,
         *,
-        end_tokens: frozenset[int],
         pad_token: int,
         finds_stop: Callable[[Request, Sequence[int]], bool],
     ) -> None:
         """
         Args:
             model: a decoder. Of one with recurrent layers, rows are computed one at a time.
-            end_tokens: each of them ends a row.
             pad_token: any token that the model has.
             finds_stop: whether a stop string of a request is in the text of its tokens so far, the last of them new.
         """
         self._model = model
         self._device = model.device
-        self._end_tokens = end_tokens
         self._pad_token = pad_token
         self._finds_stop = finds_stop
         self._is_solo = is_recurrent(model)
@@ -210,7 +211,7 @@ class Decoder:
         return [live[row] for row in cache.leave(done)] if done else live
 
     def _finish_reason(self, one: Continuation, token: int) -> str | None:
-        if token in self._end_tokens:
+        if token in one.request.end_tokens:
             return STOP
         if one.request.stop and self._finds_stop(one.request, one.tokens):
             return STOP

@@ -103,6 +103,7 @@ def choose(
     if not drawn:
         return tokens_B
     scores_SV = logits_BV[drawn].double()
+    scores_SV -= scores_SV.amax(dim=-1, keepdim=True)  # the best is 0, which the smallest temperature leaves finite
     chosen = [samplings[place] for place in drawn]
     scores_SV /= scores_SV.new_tensor([sampling.temperature for sampling in chosen])[:, None]
     scores_SV = _keep_top_p(_keep_top_k(scores_SV, chosen), chosen)

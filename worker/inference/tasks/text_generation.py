@@ -21,11 +21,12 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from jobs.errors import InvalidSpec
 from jobs.parameters import check_parameters
 from jobs.rows import Row, RowError
+from jobs.sources.values import kind_name
 from worker.inference.tasks.completions import Detokenizer
 from worker.inference.tasks.decoding import Continuation, Decoder, Request
 from worker.inference.tasks.interface import Encoded
 from worker.inference.tasks.loading import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
-from worker.inference.tasks.prompts import Prompts
+from worker.inference.tasks.prompts import Prompts, continues_final_message, is_chat
 from worker.inference.tasks.sampling import resolve_sampling
 from worker.inference.tasks.tokens import Tokens, longest_row, position_limit
 from worker.inference.tasks.vllm_decoding import VllmDecoder
@@ -59,9 +60,8 @@ class TextGeneration:
         self.memory_bytes = memory_bytes(self._model)
         self._decoder: Decoder | VllmDecoder = Decoder(
             self._model,
-            end_tokens=self._end_tokens,
             pad_token=self._pad_token,
-            finds_stop=Detokenizer(copy.deepcopy(self._tokenizer), self._end_tokens).finds_stop,
+            finds_stop=Detokenizer(copy.deepcopy(self._tokenizer)).finds_stop,
         )
         self._configure(parameters)
 
@@ -87,7 +87,6 @@ class TextGeneration:
         task._decoder = VllmDecoder(
             source.path,
             dtype=str(dtype).removeprefix("torch."),
-            end_tokens=task._end_tokens,
             longest=task._longest,
             trust_remote_code=source.trust_remote_code,
         )
@@ -104,10 +103,12 @@ class TextGeneration:
         self._defaults = {name: getattr(config, name, None) for name in _DEFAULTS}
         ends = config.eos_token_id
         self._end_tokens = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        added = tokenizer.added_tokens_decoder
+        self._special_tokens = {one.content: token for token, one in added.items() if one.special}
         self._longest = position_limit(self._model) or longest_row(self._model, tokenizer)
         self._prompts = Prompts(tokens)
         # Three threads use a tokenizer at once, and one of them would change another's settings.
-        self._detokenizer = Detokenizer(copy.deepcopy(tokenizer), self._end_tokens)
+        self._detokenizer = Detokenizer(copy.deepcopy(tokenizer))
         self._pad_token = tokens.pad_token_id
         self.token_bytes = _token_bytes(self._model)
 
@@ -123,36 +124,53 @@ class TextGeneration:
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """See `TaskModel`."""
-        return [self._encoded(row, prompt) for row, prompt in zip(rows, self._prompts.encode(rows), strict=True)]
+        owns = [row_parameters(row) for row in rows]
+        merged = [self._parameters if isinstance(own, RowError) else self._with_own(own) for own in owns]
+        prompts = self._prompts.encode(rows, merged)
+        return [self._encoded(*each) for each in zip(rows, owns, merged, prompts, strict=True)]
 
-    def _encoded(self, row: Row, prompt: tuple[int, ...] | RowError) -> Encoded:
-        own = row_parameters(row)
-        error = next((one for one in (own, prompt) if isinstance(one, RowError)), None)
-        if isinstance(own, RowError) or isinstance(prompt, RowError):
-            return Encoded(row, 0, None, error)
+    def _with_own(self, own: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**self._parameters, **{name: value for name, value in _in_short(own).items() if value is not None}}
+
+    def _encoded(
+        self,
+        row: Row,
+        own: Mapping[str, Any] | RowError,
+        parameters: Mapping[str, Any],
+        prompt: tuple[int, ...] | RowError,
+    ) -> Encoded:
+        if isinstance(own, RowError):
+            return Encoded(row, 0, None, own)
+        if isinstance(prompt, RowError):
+            return Encoded(row, 0, None, prompt)
         room = _UNLIMITED if self._longest is None else self._longest - len(prompt)
         if room < 1:
             message = f"the prompt has {len(prompt)} tokens; the model takes {self._longest}, at least one of them new"
             return Encoded(row, len(prompt), None, RowError("row_too_long", message))
-        request = self._request(row, prompt, own, room)
+        request = self._request(row, prompt, parameters, room, own_seed=own.get("seed") is not None)
         return Encoded(row, request.num_tokens * request.num_sequences, request)
 
-    def _request(self, row: Row, prompt: tuple[int, ...], own: Mapping[str, Any], room: int) -> Request:
-        said = {name: value for name, value in _in_short(own).items() if value is not None}
-        parameters = {**self._parameters, **said}
+    def _request(
+        self, row: Row, prompt: tuple[int, ...], parameters: Mapping[str, Any], room: int, *, own_seed: bool
+    ) -> Request:
         asked = parameters.get("max_new_tokens") or self._defaults["max_new_tokens"] or _DEFAULT_NEW_TOKENS
         stop = parameters.get("stop") or ()
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        end_tokens = frozenset(self._special_tokens[one] for one in stops if one in self._special_tokens)
+        text = row.values["text"]
         top_logprobs = parameters.get("top_logprobs") or 0
         tells_logprobs = parameters.get("logprobs") or top_logprobs > 0
         return Request(
             row_index=row.row_index,
             prompt=prompt,
             max_new_tokens=min(asked, room),
-            sampling=resolve_sampling(parameters, self._defaults, own_seed=own.get("seed") is not None),
+            sampling=resolve_sampling(parameters, self._defaults, own_seed=own_seed),
             num_choices=parameters.get("n") or 1,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop=tuple(one for one in stops if one not in self._special_tokens),
+            end_tokens=end_tokens | self._end_tokens,
             top_logprobs=top_logprobs if tells_logprobs else None,
             full_text=bool(parameters.get("return_full_text")),
+            continues=is_chat(text) and continues_final_message(text, parameters),
         )
 
     def collate(self, batch: Sequence[Encoded]) -> list[Request]:
@@ -188,7 +206,7 @@ def row_parameters(row: Row) -> Mapping[str, Any] | RowError:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        return RowError("invalid_parameter", f"parameters: must be an object, not a {type(given).__name__}")
+        return RowError("invalid_parameter", f"parameters: must be an object, not {kind_name(given)}")
     try:
         check_parameters(TASK, given)
     except InvalidSpec as error:

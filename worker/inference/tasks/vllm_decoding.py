@@ -24,21 +24,17 @@ _SEEDS = 2**63  # what a signed integer of eight bytes holds
 class VllmDecoder:
     """vLLM's engine with one model. `generate` is that of `Decoder`."""
 
-    def __init__(
-        self, folder: Path, *, dtype: str, end_tokens: frozenset[int], longest: int | None, trust_remote_code: bool
-    ) -> None:
+    def __init__(self, folder: Path, *, dtype: str, longest: int | None, trust_remote_code: bool) -> None:
         """
         Args:
             folder: of the model's files.
             dtype: torch's name of it.
-            end_tokens: each of them ends a row.
             longest: tokens that a row may have, prompt included; None: what the model says.
             trust_remote_code: whether the model may bring its own code.
 
         Raises:
             InvalidSpec: vLLM is not installed here, or does not take this model.
         """
-        self._end_tokens = end_tokens
         self._vllm = _load()
         arguments = self._vllm.EngineArgs(
             model=str(folder),
@@ -96,7 +92,7 @@ class VllmDecoder:
             seed=None if sampling.is_greedy else one.key % _SEEDS,
             max_tokens=request.max_new_tokens,
             stop=list(request.stop) or None,
-            stop_token_ids=sorted(self._end_tokens) or None,
+            stop_token_ids=sorted(request.end_tokens) or None,
             logprobs=request.top_logprobs,
             detokenize=bool(request.stop),  # our own detokenizer makes the text; vLLM's only finds stop strings
             skip_special_tokens=True,
@@ -109,7 +105,7 @@ class VllmDecoder:
         one.finish_reason = output.finish_reason
         one.tokens = [int(token) for token in output.token_ids]
         if not one.tokens:  # it leaves the token out that ended the row
-            one.tokens = sorted(self._end_tokens)[:1]
+            one.tokens = sorted(one.request.end_tokens)[:1]
         if one.request.top_logprobs is not None and output.logprobs is not None:
             one.logprobs = [
                 _logprobs(token, told, one.request.top_logprobs)

@@ -1,0 +1,136 @@
+"""OpenAI's response bodies, written from results. Pure: no database, no files."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One line's result, with what its body needs besides."""
+
+    output: Any
+    """As the task gave it."""
+    num_tokens: int
+    model: str
+    """As the line named it."""
+    form: str | None
+    answer_id: str
+    """Random-looking, the same at each rendering."""
+    created_at: int
+    """Seconds since 1970."""
+
+
+def write_embeddings(answered: Answered) -> Body:
+    """The body of an answer of `/v1/embeddings`."""
+    vectors = np.asarray(answered.output, dtype="<f4")
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(vector.tobytes()).decode() if answered.form == "base64" else vector,
+        }
+        for index, vector in enumerate(vectors)
+    ]
+    return {"object": "list", "data": data, "model": answered.model, "usage": _input_usage(answered)}
+
+
+def write_classify(answered: Answered) -> Body:
+    """The body of an answer of `/v1/classify`."""
+    data = []
+    for index, output in enumerate(answered.output):
+        scores = output if isinstance(output, list) else [output]
+        data.append({"object": "classification", "index": index, **scores[0], "scores": scores})
+    return {"object": "list", "data": data, "model": answered.model, "usage": _input_usage(answered)}
+
+
+def _input_usage(answered: Answered) -> Body:
+    return {"prompt_tokens": answered.num_tokens, "total_tokens": answered.num_tokens}
+
+
+def write_chat(answered: Answered) -> Body:
+    """The body of an answer of `/v1/chat/completions`."""
+    choices = [
+        {
+            "index": index,
+            "finish_reason": choice["finish_reason"],
+            "logprobs": _chat_logprobs(choice["logprobs"]),
+            "message": {"role": "assistant", "content": choice["generated_text"], "refusal": None},
+        }
+        for index, choice in enumerate(answered.output)
+    ]
+    return _generated(answered, "chatcmpl", "chat.completion", choices)
+
+
+def _chat_logprobs(tokens: Sequence[Body] | None) -> Body | None:
+    return None if tokens is None else {"content": list(tokens), "refusal": None}
+
+
+def write_completions(answered: Answered) -> Body:
+    """The body of an answer of `/v1/completions`."""
+    choices = [
+        {
+            "index": index,
+            "finish_reason": choice["finish_reason"],
+            "logprobs": _completion_logprobs(choice["logprobs"]),
+            "text": choice["generated_text"],
+        }
+        for index, choice in enumerate(answered.output)
+    ]
+    return _generated(answered, "cmpl", "text_completion", choices)
+
+
+def _completion_logprobs(tokens: Sequence[Body] | None) -> Body | None:
+    if tokens is None:
+        return None
+    return {
+        "tokens": [_token_name(token) for token in tokens],
+        "token_logprobs": [token["logprob"] for token in tokens],
+        # The chosen token is always told, so that there may be one more than was asked for.
+        "top_logprobs": [
+            {_token_name(one): one["logprob"] for one in (*token["top_logprobs"], token)} for token in tokens
+        ],
+        "text_offset": _offsets(tokens),
+    }
+
+
+def _token_name(token: Body) -> str:
+    """A token's text; of one that is a part of a character its bytes, which alone tell it from the other parts."""
+    said = bytes(token["bytes"])
+    try:
+        return said.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in said)
+
+
+def _offsets(tokens: Sequence[Body]) -> list[int]:
+    """Where in the text each token begins; one that is a part of a character, where that character does."""
+    decoder, offsets, length = codecs.getincrementaldecoder("utf-8")(errors="replace"), [], 0
+    for token in tokens:
+        offsets.append(length)
+        length += len(decoder.decode(bytes(token["bytes"])))
+    return offsets
+
+
+def _generated(answered: Answered, prefix: str, kind: str, choices: list[Body]) -> Body:
+    num_generated = sum(choice["num_tokens"] for choice in answered.output)
+    return {
+        "id": f"{prefix}-{answered.answer_id}",
+        "object": kind,
+        "created": answered.created_at,
+        "model": answered.model,
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": answered.num_tokens - num_generated,
+            "completion_tokens": num_generated,
+            "total_tokens": answered.num_tokens,
+        },
+    }
