@@ -84,7 +84,7 @@ def test_words_are_told_apart(tmp_path: Path) -> None:
     assert {one["entity"] for one in tag("Ada lives in Londonderry")} <= {"B-PER", "B-LOC", "O"}
     records[0]["labels"] = ["O"]
     bad = spec_of("token-classification", str(tmp_path / "m"), write_rows(tmp_path / "bad.jsonl", records))
-    assert "row 0 does not have a label for each" in broken(attempt(tmp_path / "b", bad)).message
+    assert "row 0: it does not have a label for each of its 4 tokens" in broken(attempt(tmp_path / "b", bad)).message
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["all weights", "adapters"])

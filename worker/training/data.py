@@ -1,4 +1,7 @@
-"""The rows of a training: read once, checked, turned into what the model learns from, kept by their content's hash."""
+"""The rows of a training: read and checked, turned into what a model learns from, kept by their content's hash.
+
+Rows are streamed, and what is made of them is a file that is mapped into memory: neither has to fit into it.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
-from datasets import Dataset, load_from_disk
+import pyarrow
+import pyarrow.compute
+from datasets import Dataset
 
 from jobs.database import Database
 from jobs.errors import InvalidInput
@@ -25,97 +32,197 @@ from jobs.uploads import find_upload
 
 logger = logging.getLogger(__name__)
 
-_READ_ROWS = 1000
+_BATCH_ROWS = 1000
+_KEPT_SECONDS = 14 * 86_400
+"""Prepared rows that nobody used for so long are deleted."""
+_FILE = "rows.arrow"
 
-Record = dict[str, Any]
+Record = Mapping[str, Any]
 """A row by the task's own names."""
+Columns = Mapping[str, Any]
+"""Some prepared rows: a list of values for each of the model's inputs."""
+Prepare = Callable[[Iterable[list[tuple[int, Record]]]], Iterator[Columns]]
+"""Makes prepared rows of batches of (row's index, row)."""
 
 
-def read_records(rows: InputSpec, columns: Mapping[str, str], settings: Settings, *, param: str) -> list[Record]:
-    """All rows of an input.
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What one pass over all rows tells."""
 
-    Args:
-        rows: where they are.
-        columns: the task's input name -> the user's column.
-        settings: of this process.
-        param: the field of the spec, for an error.
-
-    Raises:
-        InvalidInput: a row cannot be used; the message names its line.
-    """
-    database = Database(settings.resolved_database_url)
-    try:
-        source = open_source(
-            rows,
-            columns,
-            settings=settings,
-            store=Store(settings.resolved_store_url),
-            find_upload=partial(find_upload, database),
-        )
-        records: list[Record] = []
-        for part in source.index(_READ_ROWS):
-            for row in source.read(part.start_row, part.stop_row, part.locator):
-                if row.error is not None:
-                    line = "" if row.error.line is None else f", line {row.error.line}"
-                    raise InvalidInput(f"{param}: row {row.row_index}{line}: {row.error.message}", param=param)
-                records.append(dict(row.values))
-        return records
-    finally:
-        database.close()
+    digest: str
+    num_rows: int
+    labels: frozenset[str]
 
 
-def label_names(records: Sequence[Record], label: str, known: Mapping[str, int]) -> list[str]:
+class Rows:
+    """The rows of an input, read anew each time."""
+
+    def __init__(self, rows: InputSpec, columns: Mapping[str, str], settings: Settings, *, param: str) -> None:
+        """
+        Args:
+            rows: where they are.
+            columns: the task's input name -> the user's column.
+            settings: of this process.
+            param: the field of the spec, for errors.
+        """
+        self._input, self._columns, self._settings, self.param = rows, dict(columns), settings, param
+
+    def raw(self, name: str) -> Rows:
+        """The same rows with a cell of pictures or sounds as it stands in the table."""
+        columns = {("cell" if each == name else each): column for each, column in self._columns.items()}
+        return Rows(self._input, columns, self._settings, param=self.param)
+
+    def invalid(self, row_index: int, reason: str, *, line: int | None = None) -> InvalidInput:
+        """The error that says what is wrong with a row."""
+        where = f"row {row_index}" if line is None else f"row {row_index}, line {line}"
+        return InvalidInput(f"{self.param}: {where}: {reason}", param=self.param)
+
+    def batches(self) -> Iterator[list[tuple[int, Record]]]:
+        """All rows in order, with their indices.
+
+        Raises:
+            InvalidInput: one of them cannot be read; the message names its line.
+        """
+        database = Database(self._settings.resolved_database_url)  # opened where an upload is looked up
+        try:
+            source = open_source(
+                self._input,
+                self._columns,
+                settings=self._settings,
+                store=Store(self._settings.resolved_store_url),
+                find_upload=partial(find_upload, database),
+            )
+            for part in source.index(_BATCH_ROWS):
+                batch: list[tuple[int, Record]] = []
+                for row in source.read(part.start_row, part.stop_row, part.locator):
+                    if row.error is not None:
+                        raise self.invalid(row.row_index, row.error.message, line=row.error.line)
+                    batch.append((row.row_index, row.values))
+                yield batch
+        finally:
+            database.close()
+
+    def survey(self, label: str | None = None) -> Survey:
+        """Look at every row once.
+
+        Args:
+            label: the input that holds a class, or a list of them.
+        """
+        digest, num_rows = hashlib.sha256(), 0
+        labels: set[str] = set()
+        for batch in self.batches():
+            num_rows += len(batch)
+            for _, record in batch:
+                digest.update(_identity(record))
+                if label is not None:
+                    value = record[label]
+                    labels.update(map(str, value) if isinstance(value, list) else [str(value)])
+        return Survey(digest.hexdigest(), num_rows, frozenset(labels))
+
+
+def label_names(found: frozenset[str], known: Mapping[str, int]) -> list[str]:
     """The classes, by their ids.
 
     Args:
-        records: rows to learn from.
-        label: the input that holds a class, or a list of them.
+        found: in the rows to learn from.
         known: a pretrained model's own `label2id`; taken where it has all classes.
     """
-    found: set[str] = set()
-    for record in records:
-        value = record[label]
-        found.update(map(str, value) if isinstance(value, list) else [str(value)])
     if found <= known.keys():
-        return sorted(known, key=lambda name: known[name])
-    if all(name.lstrip("-").isdigit() for name in found):
+        return sorted(known, key=known.__getitem__)
+    if all(name.removeprefix("-").isdecimal() for name in found):
         return sorted(found, key=int)
     return sorted(found)
 
 
-def prepared(
-    records: Sequence[Record],
-    prepare: Callable[[Sequence[Record]], Dataset],
-    *,
-    recipe: Mapping[str, Any],
-    cache: str | None,
-) -> Dataset:
-    """What `prepare` makes of rows, kept in the cache's folder by the hash of the rows and of the recipe.
+def prepared(rows: Rows, survey: Survey, prepare: Prepare, *, recipe: Mapping[str, Any], folder: Path) -> Dataset:
+    """What `prepare` makes of rows, kept in a folder by the hash of the rows and of the recipe.
 
     Args:
-        records: the rows.
+        rows: to prepare.
+        survey: of the same rows.
         prepare: tokenizes them, say.
         recipe: all else that the result depends on, as JSON values.
-        cache: a folder that outlives the attempt; None: nothing is kept.
+        folder: of all that is kept.
+
+    Raises:
+        InvalidInput: a row cannot be used, or the input is not the one of the survey any more.
     """
-    if cache is None:
-        return prepare(records)
-    digest = hashlib.sha256(orjson.dumps(recipe, option=orjson.OPT_SORT_KEYS))
-    for record in records:
-        digest.update(orjson.dumps(record, default=repr, option=orjson.OPT_SERIALIZE_NUMPY))
-    kept = Path(cache) / digest.hexdigest()
-    if not kept.is_dir():
-        aside = Path(cache) / f".{kept.name}-{secrets.token_hex(6)}"
-        prepare(records).save_to_disk(aside)
-        try:
-            aside.rename(kept)
-        except OSError:
-            shutil.rmtree(aside)  # another training was first with the same rows
-            if not kept.is_dir():
-                raise
-    else:
-        logger.info("%d rows were prepared before", len(records))
+    name = hashlib.sha256(survey.digest.encode() + orjson.dumps(recipe, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    kept = folder / name
+    if kept.is_dir():
+        logger.info("%s: %d rows, prepared before", rows.param, survey.num_rows)
         os.utime(kept)
-    loaded = load_from_disk(str(kept))
-    assert isinstance(loaded, Dataset)
-    return loaded
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        _prune(folder)
+        aside = folder / f".{name}-{secrets.token_hex(6)}"
+        aside.mkdir()
+        try:
+            _write(aside / _FILE, rows, survey, prepare)
+            try:
+                aside.rename(kept)
+            except OSError:
+                if not kept.is_dir():  # else another training was first with the same rows
+                    raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        logger.info("%s: %d rows, now prepared", rows.param, survey.num_rows)
+    dataset = Dataset.from_file(str(kept / _FILE))
+    assert isinstance(dataset, Dataset)
+    return dataset
+
+
+def row_lengths(dataset: Dataset, column: str) -> list[int]:
+    """Of each row, how many values a column of lists holds."""
+    lengths: list[int] = pyarrow.compute.list_value_length(dataset.data.column(column)).to_pylist()
+    return lengths
+
+
+def _write(path: Path, rows: Rows, survey: Survey, prepare: Prepare) -> None:
+    digest = hashlib.sha256()
+
+    def hashed() -> Iterator[list[tuple[int, Record]]]:
+        for batch in rows.batches():
+            for _, record in batch:
+                digest.update(_identity(record))
+            yield batch
+
+    writer: Any = None
+    with path.open("wb") as out:
+        for columns in prepare(hashed()):
+            table = pyarrow.table(dict(columns), schema=None if writer is None else writer.schema)
+            if writer is None:
+                writer = _Writer(pyarrow.ipc.new_stream(out, table.schema), table.schema)
+            writer.stream.write_table(table)
+        if writer is not None:
+            writer.stream.close()
+    if writer is None:
+        raise InvalidInput(f"{rows.param}: there is nothing to learn from in it", param=rows.param)
+    if digest.hexdigest() != survey.digest:
+        raise InvalidInput(f"{rows.param}: changed while it was read", param=rows.param)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    stream: Any
+    schema: Any
+
+
+def _prune(folder: Path) -> None:
+    """Whoever has such a file open still has it."""
+    oldest = time.time() - _KEPT_SECONDS
+    for entry in folder.iterdir():
+        try:
+            if entry.stat().st_mtime < oldest:
+                shutil.rmtree(entry, ignore_errors=True)
+        except FileNotFoundError:
+            continue  # another training prunes as well
+
+
+def _identity(record: Record) -> bytes:
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    return orjson.dumps(dict(record), default=_plain, option=options)
+
+
+def _plain(value: Any) -> str:
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)

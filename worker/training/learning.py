@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,8 +18,14 @@ from jobs.settings import Settings
 from jobs.specs import TrainingSpec
 from jobs.training_spec import ArchitectureSpec
 from worker.device import is_out_of_memory, one_line
-from worker.training.data import Record
+from worker.inference.tasks.tokens import longest_row
+from worker.training.data import Rows
 from worker.training.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+_MAY_BE_NEW = ("*pooler.*", "*masked_spec_embed", "*position_ids", "*inv_freq", "*relative_position_index")
+"""Below the head, what the file of a model without it may lack: poolers, and buffers that follow from the config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,12 @@ class Learning:
     metrics: Callable[[EvalPrediction], dict[str, float]] | None = None
     reduce_logits: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
     """Makes logits small before they are gathered over a whole evaluation."""
+    is_raw: bool = False
+    """Whether `collate` makes the model's inputs of other columns, all of which it needs."""
+    lengths: Callable[[], Sequence[int]] | None = None
+    """Of each row to learn from, where rows have one."""
+    digest: str = ""
+    """Of the rows to learn from: an attempt that goes on must find the same."""
     facts: tuple[str, ...] = ()
     """Sentences for the model's card."""
 
@@ -41,12 +55,12 @@ class Learning:
 class BuildTask(Protocol):
     """Makes a task's `Learning`."""
 
-    def __call__(self, origin: Origin, records: Sequence[Record], judged: Sequence[Record] | None, /) -> Learning:
+    def __call__(self, origin: Origin, rows: Rows, judged: Rows | None, /) -> Learning:
         """
         Args:
             origin: what it starts from.
-            records: rows to learn from.
-            judged: rows to judge by.
+            rows: to learn from.
+            judged: to judge by.
 
         Raises:
             UserError: the model or a row cannot be used.
@@ -81,6 +95,23 @@ class Origin:
         folder = self.plan.model or self.plan.processor
         return None if folder is None else Path(folder)
 
+    @property
+    def data_folder(self) -> Path:
+        """Where prepared rows are kept."""
+        return Path(self.plan.folder) / "data" if self.plan.cache is None else Path(self.plan.cache)
+
+    @property
+    def known_labels(self) -> Mapping[str, int]:
+        """A pretrained model's own ids of its classes; none of a model from scratch."""
+        with self.explaining("its config.json cannot be read"):
+            return {} if self.plan.model is None else dict(self.config().label2id or {})
+
+    def longest(self, model: Any, tokenizer: Any) -> int | None:
+        """The most tokens of a row: what the spec, the model or its tokenizer says, whichever is least."""
+        assert self.spec.data is not None
+        limits = (self.spec.data.max_length, longest_row(model, tokenizer))
+        return min((limit for limit in limits if limit), default=None)
+
     def invalid(self, reason: str, *, param: str = "model") -> InvalidModel:
         """The error that says what is wrong with it."""
         return InvalidModel(f"{param}: '{self.name}' {reason}", param=param)
@@ -110,19 +141,31 @@ class Origin:
             InvalidModel: it cannot be made.
         """
         with self.explaining("cannot be trained for this task"):
-            if self.plan.model is not None:
-                model = auto_class.from_pretrained(
-                    self.plan.model,
-                    trust_remote_code=self.trust_remote_code,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                    ignore_mismatched_sizes=True,  # a head for other classes is replaced
-                    **overrides,
-                )
-            else:
-                model = auto_class.from_config(self.config(**overrides)).float()
-        assert isinstance(model, PreTrainedModel)
-        return model
+            if self.plan.model is None:
+                return cast("PreTrainedModel", auto_class.from_config(self.config(**overrides)).float())
+            model, found = auto_class.from_pretrained(
+                self.plan.model,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # a head for other classes is replaced
+                output_loading_info=True,
+                **overrides,
+            )
+        self._check_new(model, [*found["missing_keys"], *(str(key) for key, *_ in found["mismatched_keys"])])
+        return cast("PreTrainedModel", model)
+
+    def _check_new(self, model: Any, keys: Sequence[str]) -> None:
+        """A new head is what training is for; an encoder of random weights is a damaged model, which nothing says."""
+        body = f"{model.base_model_prefix}."
+        lost = sorted(
+            key for key in keys if key.startswith(body) and not any(fnmatch(key, each) for each in _MAY_BE_NEW)
+        )
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise self.invalid(f"has no weights of the right shape for '{lost[0]}'{more}")
+        if keys:
+            logger.info("new weights, trained from random values: %s", ", ".join(sorted(keys)))
 
     def config(self, **overrides: Any) -> PretrainedConfig:
         """The configuration of a model from scratch; of a pretrained one its own."""
@@ -160,7 +203,7 @@ def tokenizer_identity(tokenizer: Any) -> str:
     return str(backend.to_str()) if backend is not None else repr(tokenizer)
 
 
-def classification_metrics(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> Mapping[str, float]:
+def classification_metrics(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float]:
     """Accuracy, and the mean of the classes' F1 (of those that occur in either)."""
     scores = []
     for each in range(num_classes):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from worker.training.data import Record
+from worker.training.data import Rows
 from worker.training.learning import BuildTask, Learning, Origin
 from worker.training.tasks import (
     image_classification,
@@ -23,6 +23,6 @@ _TASKS: Mapping[str, BuildTask] = {
 }
 
 
-def build(origin: Origin, records: Sequence[Record], judged: Sequence[Record] | None) -> Learning:
+def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
     """What a spec's task brings; see `BuildTask`."""
-    return _TASKS[origin.spec.task or ""](origin, records, judged)
+    return _TASKS[origin.spec.task or ""](origin, rows, judged)

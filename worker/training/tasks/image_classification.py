@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
+from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification, EvalPrediction
 
 from jobs.errors import InvalidInput
 from jobs.rows import RowError
+from jobs.settings import Settings
 from worker.inference.tasks.media import open_media
-from worker.training.data import Record, label_names
+from worker.training.data import Columns, Record, Rows, Survey, label_names, prepared
 from worker.training.learning import Learning, Origin, classification_metrics
 
+_CELL = pyarrow.struct([("path", pyarrow.string()), ("bytes", pyarrow.binary())])
 
-def build(origin: Origin, records: Sequence[Record], judged: Sequence[Record] | None) -> Learning:
+
+def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
     """See `BuildTask`."""
     if origin.processor_folder is None:
         raise origin.invalid("has no image processor from scratch; name one", param="model.processor")
@@ -25,56 +30,74 @@ def build(origin: Origin, records: Sequence[Record], judged: Sequence[Record] | 
         processor = AutoImageProcessor.from_pretrained(
             origin.processor_folder, trust_remote_code=origin.trust_remote_code
         )
-    known = origin.config().label2id if origin.plan.model is not None else {}
-    names = label_names(records, "label", known or {})
+    cells = rows.raw("image")
+    survey = cells.survey("label")
+    names = label_names(survey.labels, origin.known_labels)
     ids = {name: number for number, name in enumerate(names)}
-    model = origin.model(
-        AutoModelForImageClassification, num_labels=len(names), id2label=dict(enumerate(names)), label2id=ids
-    )
+    model = origin.model(AutoModelForImageClassification, id2label=dict(enumerate(names)), label2id=ids)
 
-    def examples(rows: Sequence[Record], param: str) -> list[dict[str, Any]]:
-        return [
-            {"image": _opened(origin, row["image"], place, param), "label": ids[str(row["label"])]}
-            for place, row in enumerate(rows)
-        ]
+    def pictures(source: Rows, survey: Survey) -> Dataset:
+        check = partial(_checked, rows=source, ids=ids, settings=origin.settings)
+        recipe = {"task": "image-classification", "ids": ids}
+        return prepared(source, survey, check, recipe=recipe, folder=origin.data_folder)
 
+    evaluation = None
+    if judged is not None:
+        judged = judged.raw("image")
+        evaluation = pictures(judged, judged.survey())
     return Learning(
         model=model,
         processing=processor,
-        train=Examples(examples(records, "data.train")),
-        evaluation=None if judged is None else Examples(examples(judged, "data.eval")),
-        collate=partial(_collate, processor=processor),
+        train=pictures(cells, survey),
+        evaluation=evaluation,
+        collate=partial(_collate, processor=processor, settings=origin.settings),
         metrics=partial(_metrics, num_classes=len(names)),
-        reduce_logits=lambda logits, _labels: logits.argmax(dim=-1),
+        reduce_logits=lambda logits, _labels: (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1),
+        is_raw=True,
+        digest=survey.digest,
         facts=(f"{len(names)} classes: {', '.join(names[:50])}",),
     )
 
 
-class Examples(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows that are held as they are."""
-
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return self._rows[place]
-
-
-def _opened(origin: Origin, value: Any, place: int, param: str) -> Any:
-    image = open_media("image", value, origin.settings)
-    if isinstance(image, RowError):
-        raise InvalidInput(f"{param}: row {place}: {image.message}", param=param)
-    return image.convert("RGB")
+def _checked(
+    batches: Iterable[list[tuple[int, Record]]], *, rows: Rows, ids: dict[str, int], settings: Settings
+) -> Iterator[Columns]:
+    """The pictures as they came, encoded; each was opened once, so that a bad one is said before the first step."""
+    for batch in batches:
+        cells = []
+        for row_index, record in batch:
+            cell = _cell(record["cell"])
+            image = RowError("wrong_type", "it has no picture") if cell is None else _open(cell, settings)
+            if isinstance(image, RowError):
+                raise rows.invalid(row_index, image.message)
+            cells.append(cell)
+        yield {"image": pyarrow.array(cells, _CELL), "labels": [ids[str(record["label"])] for _, record in batch]}
 
 
-def _collate(rows: list[dict[str, Any]], *, processor: Any) -> dict[str, torch.Tensor]:
-    pixels = processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
-    return {"pixel_values": pixels, "labels": torch.tensor([row["label"] for row in rows])}
+def _cell(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        return {"path": value, "bytes": None}
+    if isinstance(value, bytes):
+        return {"path": None, "bytes": value}
+    if isinstance(value, dict) and value.keys() == {"path", "bytes"}:  # as data sets keep them
+        return value if value["bytes"] is None else {"path": None, "bytes": value["bytes"]}
+    return None
+
+
+def _open(cell: dict[str, Any], settings: Settings) -> Any:
+    return open_media("image", cell["path"] if cell["bytes"] is None else cell["bytes"], settings)
+
+
+def _collate(rows: list[dict[str, Any]], *, processor: Any, settings: Settings) -> dict[str, torch.Tensor]:
+    images = []
+    for row in rows:
+        image = _open(row["image"], settings)
+        if isinstance(image, RowError):  # it could be opened before
+            raise InvalidInput(f"data: {image.message}", param="data.train")
+        images.append(image.convert("RGB"))
+    pixels_BCHW = processor(images, return_tensors="pt")["pixel_values"]
+    return {"pixel_values": pixels_BCHW, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
 def _metrics(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
-    predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    return dict(classification_metrics(predicted, labels, num_classes))
+    return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), num_classes)

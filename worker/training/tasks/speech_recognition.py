@@ -2,82 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import wave
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCTC, AutoProcessor, EvalPrediction
 
-from jobs.errors import InvalidInput
 from jobs.rows import RowError
+from jobs.settings import Settings
+from jobs.sources.media import media_value
 from worker.inference.tasks.media import open_media
-from worker.training.data import Record
-from worker.training.learning import Learning, Origin
-from worker.training.tasks.image_classification import Examples
+from worker.training.data import Columns, Record, Rows, Survey, prepared, row_lengths
+from worker.training.learning import Learning, Origin, tokenizer_identity
 
 _NO_LABEL = -100
+_SAMPLES = pyarrow.list_(pyarrow.float32())
 
 
-def build(origin: Origin, records: Sequence[Record], judged: Sequence[Record] | None) -> Learning:
+def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
     """See `BuildTask`."""
     if origin.processor_folder is None:
         raise origin.invalid("has no processor from scratch; name one", param="model.processor")
     with origin.explaining("its processor cannot be loaded"):
         processor = AutoProcessor.from_pretrained(origin.processor_folder, trust_remote_code=origin.trust_remote_code)
-    tokenizer = processor.tokenizer
+    tokenizer, extractor = getattr(processor, "tokenizer", None), getattr(processor, "feature_extractor", None)
+    if tokenizer is None or extractor is None:
+        raise origin.invalid("has no processor of sounds and texts")
+    # A text that is longer than its sound has no alignment; its infinite loss must not end the training.
+    lenient = {"ctc_zero_infinity": True} if hasattr(origin.config(), "ctc_zero_infinity") else {}
     model = origin.model(
         AutoModelForCTC,
+        **lenient,
         **origin.from_scratch(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id),
     )
+    rate = int(extractor.sampling_rate)
+    recipe = {"task": "automatic-speech-recognition", "rate": rate, "tokenizer": tokenizer_identity(tokenizer)}
 
-    def examples(rows: Sequence[Record], param: str) -> list[dict[str, Any]]:
-        return [_example(origin, processor, row, place, param) for place, row in enumerate(rows)]
+    def recordings(source: Rows, survey: Survey) -> Dataset:
+        prepare = partial(_decoded, rows=source, tokenizer=tokenizer, rate=rate, settings=origin.settings)
+        return prepared(source, survey, prepare, recipe=recipe, folder=origin.data_folder)
 
+    cells = rows.raw("audio")
+    survey = cells.survey()
+    train = recordings(cells, survey)
+    evaluation = None
+    if judged is not None:
+        judged = judged.raw("audio")
+        evaluation = recordings(judged, judged.survey())
     return Learning(
         model=model,
         processing=processor,
-        train=Examples(examples(records, "data.train")),
-        evaluation=None if judged is None else Examples(examples(judged, "data.eval")),
-        collate=partial(_collate, processor=processor),
+        train=train,
+        evaluation=evaluation,
+        collate=partial(_collate, extractor=extractor),
         metrics=partial(_metrics, tokenizer=tokenizer),
         reduce_logits=lambda logits, _labels: (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1),
-        facts=(f"{len(records):,} recordings at {processor.feature_extractor.sampling_rate} Hz",),
+        is_raw=True,
+        lengths=lambda: row_lengths(train, "samples"),
+        digest=survey.digest,
+        facts=(f"{len(train):,} recordings at {rate} Hz",),
     )
 
 
-def _example(origin: Origin, processor: Any, row: Record, place: int, param: str) -> dict[str, Any]:
-    rate = processor.feature_extractor.sampling_rate
-    sound = open_media("audio", row["audio"], origin.settings)
+def _decoded(
+    batches: Iterable[list[tuple[int, Record]]], *, rows: Rows, tokenizer: Any, rate: int, settings: Settings
+) -> Iterator[Columns]:
+    for batch in batches:
+        samples = []
+        for row_index, record in batch:
+            sound = _samples(record["cell"], rate, settings)
+            if isinstance(sound, str):
+                raise rows.invalid(row_index, sound)
+            samples.append(sound)
+        labels = tokenizer([record["text"] for _, record in batch])["input_ids"]
+        for (row_index, _), ids in zip(batch, labels, strict=True):
+            if not ids:
+                raise rows.invalid(row_index, "its text is empty")
+        yield {"samples": pyarrow.array(samples, _SAMPLES), "labels": labels}
+
+
+def _samples(value: Any, rate: int, settings: Settings) -> np.ndarray | str:
+    """A recording's samples, or what is wrong with it."""
+    sound = open_media("audio", media_value("audio", value), settings)
     if isinstance(sound, RowError):
-        raise InvalidInput(f"{param}: row {place}: {sound.message}", param=param)
+        return sound.message
+    found = rate
     if isinstance(sound, dict):
-        if sound["sampling_rate"] != rate:
-            message = f"is sampled at {sound['sampling_rate']} Hz, and the model hears {rate} Hz"
-            raise InvalidInput(f"{param}: row {place} {message}", param=param)
-        sound = sound["raw"]
-    if isinstance(sound, bytes):
-        from transformers.pipelines.audio_utils import ffmpeg_read
-
+        sound, found = sound["raw"], sound["sampling_rate"]
+    elif isinstance(sound, bytes):
         try:
-            sound = ffmpeg_read(sound, rate)
-        except ValueError as error:
-            raise InvalidInput(f"{param}: row {place}: the sound cannot be read: {error}", param=param) from error
-    labels = processor.tokenizer(row["text"])["input_ids"]
-    if not labels:
-        raise InvalidInput(f"{param}: row {place} has an empty text", param=param)
-    return {"samples": np.asarray(sound, dtype=np.float32), "labels": labels}
+            sound, found = _wave(sound)
+        except (wave.Error, EOFError):
+            from transformers.pipelines.audio_utils import ffmpeg_read
+
+            try:
+                sound = ffmpeg_read(sound, rate)
+            except ValueError as error:
+                return f"the sound cannot be read: {error}"
+    if not isinstance(sound, np.ndarray) or sound.ndim != 1 or not sound.size:
+        return "it has no sound, which is one list of samples, or a file"
+    if found != rate:
+        return f"its sound has {found} samples a second, and the model hears {rate}"
+    return sound.astype(np.float32)
 
 
-def _collate(rows: list[dict[str, Any]], *, processor: Any) -> dict[str, torch.Tensor]:
-    extractor = processor.feature_extractor
-    features = extractor(
-        [row["samples"] for row in rows], sampling_rate=extractor.sampling_rate, padding=True, return_tensors="pt"
-    )
+def _wave(data: bytes) -> tuple[np.ndarray, int]:
+    """Samples and their rate of a plain WAV file of 16 bits, its channels averaged.
+
+    Raises:
+        wave.Error: it is another kind of file.
+    """
+    with wave.open(io.BytesIO(data)) as file:
+        if file.getsampwidth() != 2:
+            raise wave.Error("not of 16 bits")
+        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / 2**15
+        return samples.reshape(-1, file.getnchannels()).mean(axis=1), file.getframerate()
+
+
+def _collate(rows: list[dict[str, Any]], *, extractor: Any) -> dict[str, torch.Tensor]:
+    sounds = [np.asarray(row["samples"], dtype=np.float32) for row in rows]
+    features = extractor(sounds, sampling_rate=extractor.sampling_rate, padding=True, return_tensors="pt")
     longest = max(len(row["labels"]) for row in rows)
-    labels = [row["labels"] + [_NO_LABEL] * (longest - len(row["labels"])) for row in rows]
-    return {**features, "labels": torch.tensor(labels)}
+    labels_BL = [row["labels"] + [_NO_LABEL] * (longest - len(row["labels"])) for row in rows]
+    return {**features, "labels": torch.tensor(labels_BL)}
 
 
 def _metrics(prediction: EvalPrediction, *, tokenizer: Any) -> dict[str, float]:

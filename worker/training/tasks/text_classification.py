@@ -2,63 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction
 
-from worker.inference.tasks.tokens import longest_row
-from worker.training.data import Record, label_names, prepared
+from worker.training.data import Columns, Record, Rows, label_names, prepared, row_lengths
 from worker.training.learning import Learning, Origin, classification_metrics, tokenizer_identity
 
 
-def build(origin: Origin, records: Sequence[Record], judged: Sequence[Record] | None) -> Learning:
+def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
     """See `BuildTask`."""
     tokenizer = origin.tokenizer()
-    known = origin.config().label2id if origin.plan.model is not None else {}
-    names = label_names(records, "label", known or {})
+    survey = rows.survey("label")
+    names = label_names(survey.labels, origin.known_labels)
+    ids = {name: number for number, name in enumerate(names)}
     model = origin.model(
         AutoModelForSequenceClassification,
-        num_labels=len(names),
         id2label=dict(enumerate(names)),
-        label2id={name: number for number, name in enumerate(names)},
+        label2id=ids,
+        problem_type="single_label_classification",
         **origin.from_scratch(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id),
     )
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
-    longest = longest_row(model, tokenizer)
-    max_length = min((limit for limit in (origin.spec.data.max_length, longest) if limit), default=None)
-    tokenize = partial(_tokenize, tokenizer=tokenizer, names=names, max_length=max_length)
+    text_config = model.config.get_text_config()
+    if text_config.pad_token_id is None:
+        text_config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
+    longest = origin.longest(model, tokenizer)
     recipe = {
-        "task": "text-classification",
-        "names": names,
-        "max_length": max_length,
-        "tokenizer": tokenizer_identity(tokenizer),
-    }
-    cache = origin.plan.cache
+        "task": "text-classification", "ids": ids, "longest": longest, "tokenizer": tokenizer_identity(tokenizer),
+    }  # fmt: skip
+    prepare = partial(_tokenize, tokenizer=tokenizer, ids=ids, longest=longest)
+    train = prepared(rows, survey, prepare, recipe=recipe, folder=origin.data_folder)
+    evaluation = None
+    if judged is not None:
+        evaluation = prepared(judged, judged.survey(), prepare, recipe=recipe, folder=origin.data_folder)
     return Learning(
         model=model,
         processing=tokenizer,
-        train=prepared(records, tokenize, recipe=recipe, cache=cache),
-        evaluation=None if judged is None else prepared(judged, tokenize, recipe=recipe, cache=cache),
+        train=train,
+        evaluation=evaluation,
         collate=DataCollatorWithPadding(tokenizer),
         metrics=partial(_metrics, num_classes=len(names)),
         reduce_logits=lambda logits, _labels: (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1),
+        lengths=lambda: row_lengths(train, "input_ids"),
+        digest=survey.digest,
         facts=(f"{len(names)} classes: {', '.join(names[:50])}",),
     )
 
 
-def _tokenize(records: Sequence[Record], *, tokenizer: Any, names: Sequence[str], max_length: int | None) -> Dataset:
-    ids = {name: number for number, name in enumerate(names)}
-    texts = [record["text"] for record in records]
-    pairs = [record.get("text_pair") or "" for record in records] if "text_pair" in records[0] else None
-    features = tokenizer(texts, pairs, truncation=max_length is not None, max_length=max_length)
-    return Dataset.from_dict({**features, "label": [ids[str(record["label"])] for record in records]})
+def _tokenize(
+    batches: Iterable[list[tuple[int, Record]]], *, tokenizer: Any, ids: dict[str, int], longest: int | None
+) -> Iterator[Columns]:
+    for batch in batches:
+        texts = [record["text"] for _, record in batch]
+        pairs = [record["text_pair"] for _, record in batch] if "text_pair" in batch[0][1] else None
+        features = tokenizer(texts, pairs, truncation=longest is not None, max_length=longest)
+        yield {**features, "labels": [ids[str(record["label"])] for _, record in batch]}
 
 
 def _metrics(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
-    predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    return dict(classification_metrics(predicted, labels, num_classes))
+    return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), num_classes)

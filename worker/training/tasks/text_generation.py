@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from jobs.errors import InvalidInput
+from jobs.errors import InvalidSpec
 from jobs.training_spec import LoraSpec
-from worker.inference.tasks.tokens import longest_row
-from worker.training.data import Record, prepared
+from worker.device import one_line
+from worker.training.data import Columns, Record, Rows, prepared
 from worker.training.learning import Learning, Origin, tokenizer_identity
 
 _BLOCK_TOKENS = 1024
 """Where neither the spec nor the model says less."""
+_MOST_BLOCK_TOKENS = 2**20
 
 
-def build(origin: Origin, records: Sequence[Record], judged: Sequence[Record] | None) -> Learning:
+def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
     """See `BuildTask`."""
     tokenizer = origin.tokenizer()
     end = tokenizer.eos_token_id
@@ -34,24 +33,26 @@ def build(origin: Origin, records: Sequence[Record], judged: Sequence[Record] | 
             eos_token_id=end,
         ),
     )
-    limits = (origin.spec.data.max_length, longest_row(model, tokenizer), _BLOCK_TOKENS)
-    block_tokens = min(limit for limit in limits if limit)
+    is_said = origin.spec.data.max_length is not None
+    most = _MOST_BLOCK_TOKENS if is_said else _BLOCK_TOKENS
+    block_tokens = min(most, origin.longest(model, tokenizer) or most)
     if origin.spec.lora is not None:
         model = _with_adapters(model, origin.spec.lora)
     recipe = {"task": "text-generation", "block_tokens": block_tokens, "tokenizer": tokenizer_identity(tokenizer)}
-    cache = origin.plan.cache
-
-    def prepare(rows: Sequence[Record], param: str) -> Dataset:
-        cut = partial(_blocks, tokenizer=tokenizer, end=end, block_tokens=block_tokens, param=param)
-        return prepared(rows, cut, recipe=recipe, cache=cache)
-
+    prepare = partial(_blocks, tokenizer=tokenizer, end=end, block_tokens=block_tokens)
+    survey = rows.survey()
+    train = prepared(rows, survey, prepare, recipe=recipe, folder=origin.data_folder)
+    evaluation = None
+    if judged is not None:
+        evaluation = prepared(judged, judged.survey(), prepare, recipe=recipe, folder=origin.data_folder)
     return Learning(
         model=model,
         processing=tokenizer,
-        train=prepare(records, "data.train"),
-        evaluation=None if judged is None else prepare(judged, "data.eval"),
+        train=train,
+        evaluation=evaluation,
         collate=_collate,
-        facts=(f"{len(records):,} texts in blocks of {block_tokens} tokens",),
+        digest=survey.digest,
+        facts=(f"{survey.num_rows:,} texts in blocks of {block_tokens} tokens",),
     )
 
 
@@ -65,19 +66,31 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSpec) -> Any:
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise InvalidSpec(f"lora.target_modules: {one_line(error)}", param="lora.target_modules") from error
 
 
-def _blocks(records: Sequence[Record], *, tokenizer: Any, end: int | None, block_tokens: int, param: str) -> Dataset:
-    """The texts' tokens in blocks; what is left over at the end is a block of its own where it is the only one."""
-    ids = tokenizer([record["text"] for record in records], add_special_tokens=True)["input_ids"]
-    closed = ([*row, end] if end is not None and row[-1:] != [end] else row for row in ids)
-    tokens = list(chain.from_iterable(closed))
-    if len(tokens) < 2:
-        raise InvalidInput(f"{param}: its texts have no tokens to learn from", param=param)
-    block_tokens = min(block_tokens, len(tokens))
-    starts = range(0, len(tokens) - block_tokens + 1, block_tokens)
-    return Dataset.from_dict({"input_ids": [tokens[start : start + block_tokens] for start in starts]})
+def _blocks(
+    batches: Iterable[list[tuple[int, Record]]], *, tokenizer: Any, end: int | None, block_tokens: int
+) -> Iterator[Columns]:
+    """The texts' tokens in blocks. The rest at the end is dropped, unless it is all there is."""
+    tokens: list[int] = []
+    has_block = False
+    for batch in batches:
+        for ids in tokenizer([record["text"] for _, record in batch])["input_ids"]:
+            tokens += ids
+            if end is not None and ids[-1:] != [end]:
+                tokens.append(end)
+        whole = len(tokens) // block_tokens * block_tokens
+        if whole:
+            has_block = True
+            starts = range(0, whole, block_tokens)
+            yield {"input_ids": [tokens[start : start + block_tokens] for start in starts]}
+            tokens = tokens[whole:]
+    if not has_block and len(tokens) > 1:
+        yield {"input_ids": [tokens]}
 
 
 def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

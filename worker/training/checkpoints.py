@@ -1,0 +1,114 @@
+"""Checkpoints on local disk: written aside, made durable, renamed; with them go the best weights so far."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+
+from jobs.atomic import sync_directory
+from jobs.errors import InvalidSpec
+from jobs.training import is_better
+
+_BEST_FOLDER, _BEST_FILE = "best", "best.json"
+
+
+@contextmanager
+def checkpoint_aside(path: Path) -> Iterator[Path]:
+    """A folder to write a checkpoint into; it stands at `path`, whole and on disk, once the block ends."""
+    aside = path.parent / "saving" / path.name
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    folders = {aside}
+    for file in aside.rglob("*"):
+        if file.is_dir():
+            folders.add(file)
+        else:
+            _sync(file)
+    for folder in folders:
+        sync_directory(folder)
+    aside.rename(path)
+    sync_directory(path.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What an evaluation found."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+class Best:
+    """The best weights so far by `checkpoint.best`. Each checkpoint carries them: an attempt sees only the newest."""
+
+    def __init__(self, name: str | None, folder: Path) -> None:
+        """
+        Args:
+            name: of the metric; None: nothing is kept.
+            folder: of the attempt.
+        """
+        self._name = name
+        self.folder = folder / _BEST_FOLDER
+        """Where the weights lie."""
+        self.judged: Judged | None = None
+
+    @property
+    def value(self) -> float | None:
+        """Of the metric."""
+        return None if self.judged is None or self._name is None else self.judged.metrics[self._name]
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on with what a checkpoint carries."""
+        if (checkpoint / _BEST_FILE).is_file():
+            self.judged = Judged(**orjson.loads((checkpoint / _BEST_FILE).read_bytes()))
+            shutil.copytree(checkpoint / _BEST_FOLDER, self.folder)
+
+    def offer(self, judged: Judged, write: Callable[[Path], object]) -> bool:
+        """Keep the present weights if they are better than all before.
+
+        Args:
+            judged: what was found of them.
+            write: writes them into a folder.
+
+        Returns:
+            Whether they were.
+
+        Raises:
+            InvalidSpec: an evaluation has no such metric.
+        """
+        if self._name is None:
+            return False
+        if self._name not in judged.metrics:
+            known = ", ".join(sorted(judged.metrics))
+            raise InvalidSpec(
+                f"checkpoint.best: an evaluation has no '{self._name}', only {known}", param="checkpoint.best"
+            )
+        value = judged.metrics[self._name]
+        if not math.isfinite(value) or (self.value is not None and not is_better(self._name, value, self.value)):
+            return False
+        shutil.rmtree(self.folder, ignore_errors=True)
+        write(self.folder)
+        self.judged = judged
+        return True
+
+    def carry(self, aside: Path) -> None:
+        """Put it into a checkpoint that is being written, without another copy on this disk."""
+        if self.judged is not None:
+            shutil.copytree(self.folder, aside / _BEST_FOLDER, copy_function=os.link)
+            (aside / _BEST_FILE).write_bytes(orjson.dumps(asdict(self.judged)))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

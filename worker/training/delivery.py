@@ -1,0 +1,90 @@
+"""What comes out of a training: the model with its card, and a summary of how it went."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+
+from jobs.specs import TrainingSpec
+from worker.device import device_name
+from worker.training.card import write_card
+from worker.training.checkpoints import Judged
+from worker.training.learning import Learning
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a training went, as its last attempt knows it."""
+
+    step: int
+    resumed_step: int
+    epochs: float
+    seconds: float
+    """Of this attempt."""
+    rows_per_second: float | None
+    last_loss: float
+    micro_batch: int
+    accumulation: int
+    judged: Judged | None
+    """The evaluation of the weights that come out."""
+    has_chosen: bool
+    """Whether `checkpoint.best` chose them."""
+
+
+def deliver(folder: Path, model: Any, learning: Learning, spec: TrainingSpec, course: Course) -> dict[str, Any]:
+    """Write `model/` with its card, and `summary.json`.
+
+    Args:
+        folder: where to; made here.
+        model: trained; adapters become part of its weights.
+        learning: what the task brought.
+        spec: of the job.
+        course: how it went.
+
+    Returns:
+        The summary.
+    """
+    device = next(model.parameters()).device
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    model.save_pretrained(folder / "model")
+    learning.processing.save_pretrained(folder / "model")
+    scores = {} if course.judged is None else dict(course.judged.metrics)
+    best = spec.checkpoint.best if course.has_chosen else None
+    summary = {
+        "task": spec.task,
+        "steps": course.step,
+        "epochs": course.epochs,
+        "rows": len(learning.train),
+        "loss": course.last_loss if math.isfinite(course.last_loss) else None,
+        "scores": scores,
+        "scored_step": None if course.judged is None else course.judged.step,
+        "best_metric": best,
+        "best_value": None if best is None else scores[best],
+        "resumed": course.resumed_step > 0,
+        "resumed_step": course.resumed_step,
+        "seconds": course.seconds,
+        "samples_per_second": course.rows_per_second,
+        "micro_batch": course.micro_batch,
+        "accumulation": course.accumulation,
+        "device": device_name(device),
+        "peak_memory_bytes": peak_memory_bytes(device),
+    }
+    (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+    write_card(folder / "model" / "README.md", spec, learning.facts, summary)
+    return summary
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has had: of the device, or of the host where it computes there."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
