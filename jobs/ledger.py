@@ -309,7 +309,8 @@ def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None) -> Job
     Raises:
         NotFound: there is no such job.
         Conflict: it has not ended, or it completed.
-        QueueFull: as for `submit`, and so is TooManyRows.
+        QueueFull: as for `submit`.
+        TooManyRows: as for `submit`.
     """
     with db.read() as session:
         job = get(session, job_id)

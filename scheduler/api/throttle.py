@@ -18,23 +18,24 @@ from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_REDIS_SECONDS = 0.25  # a request waits no longer for the count
 _RETRY_AFTER_SECONDS = 1  # the window's length
 
 
 class Throttle:
     """Lets so many requests of a project pass in any second, give or take what a sliding counter errs by."""
 
-    def __init__(self, settings: Settings, *, outage_seconds: float = 5.0) -> None:
+    def __init__(self, settings: Settings, *, redis_seconds: float = 0.25, outage_seconds: float = 5.0) -> None:
         """No connection is made before the first request of a project that has a limit.
 
         Args:
             settings: the limits, and where Redis is.
+            redis_seconds: how long a request waits for Redis to answer, twice at most.
             outage_seconds: how long after a failure Redis is not asked.
         """
         self._settings = settings
         self._outage_seconds = outage_seconds
-        self._redis = connect(settings, timeout_seconds=_REDIS_SECONDS)
+        self._redis = connect(settings, timeout_seconds=redis_seconds)
+        # The address is that of the pool; the one that the library wants here is not looked at.
         shared = RedisStorage("redis://", connection_pool=self._redis.connection_pool, key_prefix="stoker:limits")
         self._shared = SlidingWindowCounterRateLimiter(shared)
         self._starting = threading.Lock()
@@ -54,14 +55,14 @@ class Throttle:
         limit = limits_of(project, self._settings).requests_per_second
         if limit is None:
             return
-        if not self._counts(RateLimitItemPerSecond(limit), project):
+        if not self._has_room(RateLimitItemPerSecond(limit), project):
             raise TooManyRequests(
                 f"project '{project}' may send {limit} requests per second (requests_per_second); try again",
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
 
-    def _counts(self, item: RateLimitItemPerSecond, project: str) -> bool:
-        """Whether there was room for one more."""
+    def _has_room(self, item: RateLimitItemPerSecond, project: str) -> bool:
+        """Whether there was room for one more, which is then counted."""
         if time.monotonic() >= self._ask_again_at:
             try:
                 return self._shared.hit(item, project)

@@ -283,7 +283,7 @@ def test_many_uploads_at_once_stay_within_the_limit(api: LiveApi) -> None:
 @contextmanager
 def throttle_of(settings: Settings, *, outage_seconds: float = 3600.0) -> Iterator[Throttle]:
     """One API process's count."""
-    made = Throttle(settings, outage_seconds=outage_seconds)
+    made = Throttle(settings, redis_seconds=30.0, outage_seconds=outage_seconds)
     yield made
     made.close()
 
