@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import schemathesis
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 from schemathesis import Case
 from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
@@ -103,6 +105,17 @@ CONFIG = SchemathesisConfig.from_dict(
 )
 """Twenty drawn examples of each operation, besides those that follow from the schema; the same at every run."""
 schema = schemathesis.openapi.from_dict(document(), config=CONFIG)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_same_examples_everywhere() -> Iterator[None]:
+    """Hypothesis also draws from the constants in whichever of our modules happen to be loaded, derandomized or not:
+    what is sent would depend on the tests that ran before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(providers, "_get_local_constants", Constants)
+        providers.CONSTANTS_CACHE.cache.clear()
+        yield
+    providers.CONSTANTS_CACHE.cache.clear()
 
 
 @dataclass(frozen=True)
