@@ -35,7 +35,7 @@ from jobs.settings import Settings
 from jobs.specs import parse_spec
 from jobs.states import BatchState, JobState, SlotState
 from jobs.store import Store, artifact_key, upload_key
-from jobs.tables import Artifact, Batch, Event, Job, LogLine, ResultRecord, Slot, StoredFile
+from jobs.tables import Artifact, Batch, Event, Job, LogLine, ResultRecord, Slot, StoredFile, Webhook
 from scheduler.api.app import create_app
 from tests.live_api import LiveApi, fresh_api
 
@@ -60,13 +60,16 @@ BATCHES = {
 }
 FILES = {"file_spare": "input", "file_input": "input", "file_batch": "batch", "file_output": "batch_output"}
 GROWING = "file_growing"
+WEBHOOKS = ["webhook_kept", "webhook_spare"]
+"""The second one is named where it is deleted only."""
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}
 VALUES: dict[str, list[str]] = {
     "job_id": list(JOBS),
     "batch_id": list(BATCHES),
     "file_id": [*FILES, GROWING],
+    "webhook_id": WEBHOOKS[:1],
     "name": ["made.bin", "minilm"],
-    "after": [*JOBS, *BATCHES, *FILES],
+    "after": [*JOBS, *BATCHES, *FILES, WEBHOOKS[0]],
     "project": ["search"],
 }
 """Parameters, with values of them that lead somewhere; what the document alone allows leads nowhere."""
@@ -74,6 +77,7 @@ SPEC = {"task": "embeddings", "model": "minilm", "input": {"path": "file:file_in
 BATCH = {"input_file_id": "file_batch", "endpoint": "/v1/embeddings", "completion_window": "24h"}
 BODIES: dict[str, list[dict[str, Any]]] = {
     "InferenceSpec": [SPEC, {**SPEC, "name": "n", "time_limit": 60, "output": {"to": "parquet"}, "slots": {"max": 1}}],
+    "WebhookRequest": [{"url": "https://8.8.8.8/told"}, {"url": "http://8.8.4.4:8080/", "events": ["batch.completed"]}],
     "BatchRequest": [BATCH, {**BATCH, "metadata": {"a": "b"}, "retry_of": "batch_completed"}],
 }
 """Bodies that are taken, likewise."""
@@ -88,9 +92,10 @@ def document() -> dict[str, Any]:
         doorbell.close()
         database.close()
     for path, operations in found["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             for parameter in operation.get("parameters", []):
                 values = VALUES.get(parameter["name"], [])
+                values = WEBHOOKS[1:] if (parameter["name"], method) == ("webhook_id", "delete") else values
                 values = [LIVE_JOB, *values] if path == "/v1/jobs/{job_id}/cancel" else values
                 if values:
                     parameter["schema"] = {"anyOf": [{"enum": values}, parameter["schema"]]}
@@ -149,6 +154,7 @@ def furnish(api: LiveApi) -> None:
     made: list[Any] = [
         Slot(id="s0", host="h", device="cpu", name="CPU", state=SlotState.OFFLINE, registered_at=1.0, heartbeat_at=1.0)
     ]
+    made += [Webhook(id=one, url="https://8.8.8.8/told", secret="whsec_c2VjcmV0", created_at=1.0) for one in WEBHOOKS]
     for file_id, purpose in FILES.items():
         stored = api.store.put(upload_key(file_id), [contents.get(file_id, b'{"text": "a"}\n')])
         kept = {"key": stored.key, "num_bytes": stored.num_bytes, "sha256": stored.sha256, **times}
