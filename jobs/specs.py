@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from jobs.errors import InvalidSpec
 from jobs.parameters import check_parameters
 from jobs.tasks import ALIASES, TASKS, Task, find_task
+from jobs.wording import first_fault
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _UNIT_SECONDS = (86400, 3600, 60, 1)
@@ -211,13 +212,7 @@ def parse_spec(document: object) -> JobSpec:
 
 
 def _invalid_spec(error: ValidationError) -> InvalidSpec:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if str(part) not in {"literal['auto']", "constrained-int"})
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown field"
-    elif first["type"] == "missing":
-        message = "is required"
-    elif message.startswith(("input.", "output.")):
+    field, message = first_fault(error.errors())
+    if message.startswith(("input.", "output.")):
         return InvalidSpec(message, param=message.split(":")[0].split(" ")[0])
     return InvalidSpec(f"{field}: {message}" if field else message, param=field or None)
