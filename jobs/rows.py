@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -35,6 +35,8 @@ class Row:
     values: Mapping[str, Any]
     """The task's inputs by the task's own names (`text`, `text_pair`, ...), already mapped from the user's columns."""
     error: RowError | None = None
+    line: int | None = field(default=None, compare=False)
+    """As in `RowError`: where the row stands, for what is found wrong with it later. Not a part of what it is."""
 
 
 @dataclass(frozen=True, slots=True)

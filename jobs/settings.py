@@ -150,6 +150,13 @@ class Settings(BaseSettings):
         config = Path(os.environ.get("STOKER_CONFIG", "stoker.toml"))
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config)
 
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        if value == "":  # of a variable that is not set; it would mean the working directory
+            raise ValueError("must not be empty")
+        return value
+
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:

@@ -12,6 +12,7 @@ from jobs.parameters import check_parameters
 from jobs.spec_fields import LARGEST_INTEGER, Duration, InputSpec, Priority, Strict, parse_duration
 from jobs.tasks import ALIASES, TASKS, Task, find_task
 from jobs.training_spec import TrainingSpec
+from jobs.wording import first_fault
 
 __all__ = [
     "JOB_PREFIX", "KINDS", "TRAINING", "BatchingSpec", "InferenceSpec", "InputSpec", "JobSpec", "OutputSpec",
@@ -173,13 +174,7 @@ def parse_spec(document: object) -> JobSpec:
 
 
 def _invalid_spec(error: ValidationError) -> InvalidSpec:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if str(part) not in {"literal['auto']", "constrained-int"})
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown field"
-    elif first["type"] == "missing":
-        message = "is required"
-    elif message.startswith(("input.", "output.")):
+    field, message = first_fault(error.errors())
+    if message.startswith(("input.", "output.")):
         return InvalidSpec(message, param=message.split(":")[0].split(" ")[0])
     return InvalidSpec(f"{field}: {message}" if field else message, param=field or None)

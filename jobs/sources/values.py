@@ -53,7 +53,7 @@ class RowMapper:
             if isinstance(value, RowError):
                 return Row(row_index, key, _NO_VALUES, replace(value, line=line))
             values[name] = value
-        return Row(row_index, key, values)
+        return Row(row_index, key, values, line=line)
 
     def _value(self, name: str, column: str, value: Any) -> Any:
         if name in NULLABLE_INPUTS and (value is _ABSENT or value is None):

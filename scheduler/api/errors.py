@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.errors import StokerError, TooManyRequests
+from jobs.wording import first_fault
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +132,9 @@ def _on_stoker_error(_request: Request, error: Exception) -> JSONResponse:
 
 def _on_invalid_request(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place, *field = (str(part) for part in first["loc"])
-    param = ".".join(field) or place
-    message = str(first["msg"]).removeprefix("Value error, ")
+    name, message = first_fault(error.errors())
+    place, _, field = name.partition(".")  # of the request: its query, path or body
+    param = field or place
     return error_response(400, f"{param}: {message}", code="invalid_request", param=param)
 
 

@@ -14,7 +14,7 @@ import typer
 from jobs.errors import StokerError, UserError
 from scheduler.cli import changing, fetching, looking, operating, running, serving, submitting, webhooks
 from scheduler.cli.interrupts import Interrupted
-from scheduler.cli.reaching import Chosen
+from scheduler.cli.reaching import Chosen, folder_named
 from scheduler.cli.terminal import ReaderGone, WarningsHandler, complain, show
 from scheduler.connection import ApiError
 
@@ -49,7 +49,9 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def _everywhere(
     context: typer.Context,
-    data_dir: Annotated[Path | None, typer.Option(help="Data directory [default: ~/.stoker].")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(parser=folder_named, metavar="<path>", help="Data directory [default: ~/.stoker].")
+    ] = None,
     url: Annotated[str | None, typer.Option(help="Where the API is.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and log more.")] = False,
     version: Annotated[  # noqa: ARG001, the callback has dealt with it
@@ -101,7 +103,7 @@ def exit_code_of(error: StokerError) -> int:
 
 
 def _say_usage(error: Exception) -> int:
-    message = str(getattr(error, "format_message", error.__str__)()).strip()
+    message = str(getattr(error, "format_message", error.__str__)()).strip().replace("Value error, ", "")
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         show(context.get_help() if context is not None else message)

@@ -16,13 +16,28 @@ from pydantic_settings import SettingsError
 
 from jobs.errors import InvalidSpec
 from jobs.settings import Settings
+from jobs.wording import first_fault
 from scheduler.client import StokerClient
 from scheduler.data_dir import is_running, running_url
 
 logger = logging.getLogger(__name__)
 
+
+def folder_named(text: str) -> Path:
+    """A folder's path; an empty one, of a shell's variable that is not set, would mean the working directory."""
+    if not text:
+        raise typer.BadParameter("it must not be empty")
+    return Path(text)
+
+
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Data directory [env: STOKER_DATA_DIR; default: ~/.stoker].")
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        parser=folder_named,
+        metavar="<path>",
+        help="Data directory [env: STOKER_DATA_DIR; default: ~/.stoker].",
+    ),
 ]
 Url = Annotated[str | None, typer.Option("--url", help="Where the API is [env: STOKER_URL].")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON for programs.")]
@@ -60,13 +75,12 @@ def load_settings(context: typer.Context, **chosen: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
+        name, message = first_fault(error.errors())
+        if error.errors()[0]["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, Settings.model_fields, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise InvalidSpec(f"stoker.toml: there is no setting '{name}'{hint}", param=name) from error
-        raise InvalidSpec(f"setting {name}: {first['msg'].removeprefix('Value error, ')}", param=name) from error
+        raise InvalidSpec(f"setting {name}: {message}", param=name) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSpec(f"stoker.toml is not valid TOML: {error}") from error
     except SettingsError as error:

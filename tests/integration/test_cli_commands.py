@@ -220,6 +220,8 @@ def test_artifacts_are_listed_and_fetched_whole(api: LiveApi, tmp_path: Path, st
         (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--output", "/none/x.csv"], "no folder"),
         (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--column", "text"], "NAME=VALUE"),
         (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--slots", "0"], "--slots"),
+        (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--priority", "urgent"], "'urgent' is not one of"),
+        (["--data-dir", "", "status"], "it must not be empty"),
         (["run", "fill-mask", "--model", "m"], "--input"),
         (["run", "--model", "m", "--input", "x.jsonl"], "TASK"),
         (["nonsense"], "nonsense"),
@@ -241,7 +243,9 @@ def test_bad_requests_are_one_sentence_and_exit_code_2(
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("STOKER_PORT", "many", "setting port"),
+        ("STOKER_PORT", "many", "setting port: must be a whole number"),
+        ("STOKER_PORT", "99999", "setting port: must be at most 65535"),
+        ("STOKER_DATA_DIR", "", "setting data_dir: must not be empty"),
         ("STOKER_INPUT_ROOTS", "[", "the settings cannot be read"),
         ("STOKER_URL", "http://127.0.0.1:1", "no Stoker answers at http://127.0.0.1:1"),
         ("STOKER_API_KEY", "wrong", "API key"),

@@ -262,13 +262,14 @@ def test_a_stop_reaches_a_lease_that_waits_for_its_input(lab: Lab) -> None:
 
 @pytest.mark.parametrize("step", ["on_collate", "on_forward", "on_decode"])
 def test_a_row_that_fails_alone_is_a_row_error_and_its_neighbours_are_not(lab: Lab, step: str) -> None:
-    """One bad row costs the user that row."""
+    """One bad row costs the user that row, and the error says where to find it."""
     setattr(lab.model, step, refusing(13, lambda: ValueError("cannot do this\nand a traceback")))
     assert lab.run() == Outcome.DRAINED
     lab.expect_all_but({13: "row_failed"})
     error = lab.leased.results()[13].error
     assert error is not None
     assert error.message == "ValueError: cannot do this"
+    assert error.line == 14
 
 
 @pytest.mark.parametrize("step", ["on_collate", "on_forward", "on_decode"])

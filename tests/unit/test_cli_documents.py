@@ -137,13 +137,31 @@ def test_specs_are_read_as_yaml_or_json(folder: Path, monkeypatch: pytest.Monkey
     """Both are what people write by hand and programs pipe."""
     (folder / "s.yaml").write_text("task: fill-mask\ninput: {path: a.jsonl}\n")
     assert read_spec("s.yaml") == {"task": "fill-mask", "input": {"path": "a.jsonl"}}
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"task": "fill-mask"}'))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"task": "fill-mask"}')))
     assert read_spec("-") == {"task": "fill-mask"}
+
+
+@pytest.mark.parametrize("name", ["s.json", "s.yaml", "s"])
+def test_json_may_be_indented_with_tabs(folder: Path, name: str) -> None:
+    """YAML forbids them, and a spec that another program wrote may be full of them."""
+    (folder / name).write_text('\ufeff{\n\t"task": "fill-mask",\n\t"input": {"path": "a.jsonl"}\n}\n', encoding="utf-8")
+    assert read_spec(name) == {"task": "fill-mask", "input": {"path": "a.jsonl"}}
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"a: [1", "in line 1"), (b"- 1\n- 2\n", "does not hold a spec"), (b"\xff\xfe\xfa", "not UTF-8"), (b"", "a spec")],
+    [
+        (b"a: [1", "in line 1"),
+        (b"- 1\n- 2\n", "must be a mapping"),
+        (b"\xff\xfe\xfa", "not UTF-8"),
+        (b"", "must be a mapping"),
+        (b"time_limit: .nan", "time_limit: must be a finite number"),
+        (b"slots: {max: 123456789012345678901234567890}", "slots.max: the number is too large"),
+        (b"parameters: {1: 2}", "parameters: the name of a field must be a text, not 1"),
+        (b"name: 2026-01-01", "name: a date is not a value of a spec; put it in quotes"),
+        (b"a: &a {b: *a}", "aliases are not allowed in line 1"),
+        (b"task: a\ntask: b", "'task' stands twice in line 2"),
+    ],
 )
 def test_a_spec_that_cannot_be_read_is_named(folder: Path, content: bytes, words: str) -> None:
     """The user must learn which file and which line."""
@@ -152,6 +170,8 @@ def test_a_spec_that_cannot_be_read_is_named(folder: Path, content: bytes, words
         read_spec("bad.yaml")
     with pytest.raises(NotFound):
         read_spec("none.yaml")
+    with pytest.raises(InvalidSpec, match="cannot be read"):
+        read_spec("models")
 
 
 @pytest.mark.parametrize(

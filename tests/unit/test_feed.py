@@ -133,7 +133,9 @@ def test_a_chunk_that_was_given_up_is_not_computed(leased: LeasedJob) -> None:
     assert [batch.members for batch in batches] == [()]
     results = batches[0].chunk.results()
     assert [result.key for result in results] == [f"r{number}" for number in range(8, 16)]
-    assert {result.error for result in results} == {RowError("poison_row", "it killed two runners")}
+    assert [result.error for result in results] == [
+        RowError("poison_row", "it killed two runners", line) for line in range(9, 17)
+    ]
 
 
 def test_one_row_that_breaks_the_tokenizer_is_found(leased: LeasedJob) -> None:

@@ -67,6 +67,20 @@ def test_priorities_are_ordered() -> None:
         ({"kind": "baking"}, "kind", "'baking' is not a kind of job"),
         ({"version": 2}, "version", "version"),
         ({"parameters": {"top_kk": 1}}, "parameters.top_kk", "top_k"),
+        ({"batching": {"max_tokens": "many"}}, "batching.max_tokens", "must be 'auto' or a whole number"),
+        ({"batching": {"max_tokens": 10**40}}, "batching.max_tokens", "must be 'auto' or at most 2147483647"),
+        ({"batching": {"chunk_rows": 10**7}}, "batching.chunk_rows", "must be 'auto' or at most 1000000"),
+        ({"slots": 5}, "slots", "must be a mapping of fields to values"),
+        ({"slots": {"max": 1.5}}, "slots.max", "must be a whole number"),
+        ({"input": "rows.jsonl"}, "input", "must be a mapping of fields to values"),
+        ({"input": {"path": 5}}, "input.path", "must be a text or a list"),
+        ({"input": {"path": [5]}}, "input.path", "must be a text"),
+        ({"input": {"path": ""}}, "input.path", "must not be empty"),
+        ({"input": {"path": "x", "columns": {"text": 5}}}, "input.columns.text", "must be a text"),
+        ({"input": {"path": "x", "delimiter": "::"}}, "input.delimiter", "must have at most 1 character"),
+        ({"dtype": "float64"}, "dtype", "must be 'auto', 'float32', 'bfloat16' or 'float16'"),
+        ({"name": "x" * 201}, "name", "must have at most 200 characters"),
+        ({"parameters": []}, "parameters", "must be a mapping of names to values"),
     ],
 )
 def test_a_bad_field_is_refused_by_name(change: dict[str, Any], param: str, words: str) -> None:
@@ -76,6 +90,7 @@ def test_a_bad_field_is_refused_by_name(change: dict[str, Any], param: str, word
     assert caught.value.param == param
     assert words in caught.value.message
     assert "\n" not in caught.value.message
+    assert "Input should" not in caught.value.message, "pydantic's words are for programmers"
 
 
 @pytest.mark.parametrize("document", [None, [], "text", 3])

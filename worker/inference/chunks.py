@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.leases import Claim
@@ -56,6 +56,8 @@ class OpenChunk:
         if output is None:
             output = RowError("no_output", "the model gave no output for this row")
         failed = isinstance(output, RowError)
+        if failed and output.line is None:  # a task knows the row only, its reader the line
+            output = replace(output, line=row.line)
         self._results[row.row_index - self.claim.start_row] = Result(
             row_index=row.row_index,
             key=row.key,

@@ -1,0 +1,79 @@
+"""What pydantic finds wrong with a value, in the words of a person who wrote a spec, a setting or a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+_TYPE_NAMES = frozenset({"str", "int", "float", "bool", "dict", "list", "constrained-int", "constrained-str"})
+"""How pydantic names the branches of a union; they stand in an error's place like the name of a field."""
+
+_WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "extra_forbidden": lambda _: "unknown field",
+    "missing": lambda _: "is required",
+    "string_type": lambda _: "must be a text",
+    "string_too_short": lambda _: "must not be empty",
+    "string_too_long": lambda limits: f"must have at most {_counted(limits['max_length'], 'character')}",
+    "list_type": lambda _: "must be a list",
+    "dict_type": lambda _: "must be a mapping of names to values",
+    "model_type": lambda _: "must be a mapping of fields to values",
+    "model_attributes_type": lambda _: "must be a mapping of fields to values",
+    "bool_type": lambda _: "must be true or false",
+    "bool_parsing": lambda _: "must be true or false",
+    "int_type": lambda _: "must be a whole number",
+    "int_parsing": lambda _: "must be a whole number",
+    "int_from_float": lambda _: "must be a whole number",
+    "int_parsing_size": lambda _: "must be a smaller number",
+    "float_type": lambda _: "must be a number",
+    "float_parsing": lambda _: "must be a number",
+    "finite_number": lambda _: "must be a finite number",
+    "literal_error": lambda limits: f"must be {limits['expected']}",
+    "enum": lambda limits: f"must be {limits['expected']}",
+    "greater_than": lambda limits: f"must be greater than {limits['gt']}",
+    "greater_than_equal": lambda limits: f"must be at least {limits['ge']}",
+    "less_than": lambda limits: f"must be less than {limits['lt']}",
+    "less_than_equal": lambda limits: f"must be at most {limits['le']}",
+    "too_short": lambda limits: "must not be empty" if limits["min_length"] == 1 else _at_least(limits),
+    "too_long": lambda limits: f"must have at most {_counted(limits['max_length'], 'entry', 'entries')}",
+}
+_MUST_BE = "must be "
+
+
+def first_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The first field at fault and what is wrong with it.
+
+    A value that fits no branch of a union has an error for each; they are joined by "or".
+
+    Args:
+        errors: of a pydantic ValidationError, as its `errors()` gives them, at least one.
+
+    Returns:
+        The field's dotted name, empty where the whole is meant, and a phrase to stand behind it.
+    """
+    place = _place(errors[0])
+    phrases = list(dict.fromkeys(_phrase(error) for error in errors if _place(error) == place))
+    is_union = len(_place(errors[0])) < len(errors[0]["loc"])
+    if not is_union or not all(phrase.startswith(_MUST_BE) for phrase in phrases):
+        return ".".join(place), phrases[0]
+    return ".".join(place), _MUST_BE + " or ".join(phrase.removeprefix(_MUST_BE) for phrase in phrases)
+
+
+def _place(error: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(part) for part in error["loc"] if not _is_branch(part))
+
+
+def _is_branch(part: object) -> bool:
+    return isinstance(part, str) and (part in _TYPE_NAMES or part.endswith("]"))
+
+
+def _phrase(error: Mapping[str, Any]) -> str:
+    words = _WORDS.get(error["type"])
+    return str(error["msg"]).removeprefix("Value error, ") if words is None else words(error.get("ctx") or {})
+
+
+def _at_least(limits: Mapping[str, Any]) -> str:
+    return f"must have at least {_counted(limits['min_length'], 'entry', 'entries')}"
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
