@@ -22,6 +22,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ViTConfig,
@@ -138,6 +140,26 @@ def tiny_causal_lm(folder: Path, *, max_tokens: int = 256, seed: int = 0, chat_t
             tie_word_embeddings=False,
         )
         return _save(LlamaForCausalLM(config), tokenizer, folder)
+
+
+def tiny_mistral(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
+    """A Mistral language model, each of whose tokens sees the last eight only, with a byte-level BPE tokenizer."""
+    tokenizer = byte_level_tokenizer(max_tokens)
+    with _seeded(seed):
+        config = MistralConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=max_tokens,
+            sliding_window=8,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return _save(MistralForCausalLM(config), tokenizer, folder)
 
 
 def tiny_image_classifier(folder: Path, *, num_labels: int = 3, seed: int = 0) -> Path:

@@ -1,10 +1,10 @@
 """Measure text generation end to end against transformers' own ways to generate many texts, in one run, side by side.
 
-    python ops/benchmarks/generation.py [--rows 256] [--rounds 3] [--report FILE.json]
+    python ops/benchmarks/generation.py [--rows 256] [--rounds 3] [--shared-prefix 0] [--report FILE.json]
 
 A Llama with weights at random, prompts of 8 to 256 tokens cut from the docstrings of Python's standard library, and 8
-to 160 new tokens for each, greedily: who generates what is wanted, and nothing else, is fast. Each round measures in
-turns on the same cores:
+to 160 new tokens for each, greedily: who generates what is wanted, and nothing else, is fast. `--shared-prefix` puts the
+same tokens before each prompt, as a system prompt is. Each round measures in turns on the same cores:
 
 1. end to end: a job through `stoker up` with one warm slot, from submitted to completed by the database's own clock,
 2. static: `generate` over batches of 16, sorted by the length of their prompts, tensors ready made,
@@ -46,7 +46,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from worker import device as devices
 
 BATCH_ROWS = 16
-CONTEXT_TOKENS = 512
+CONTEXT_TOKENS = 1024
 SIZES = {
     "small": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
     "large": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24, "num_attention_heads": 16},
@@ -86,15 +86,16 @@ def make_model(folder: Path, texts: list[str], size: str) -> None:
     fast.save_pretrained(folder)
 
 
-def make_rows(tokenizer: Any, texts: list[str], count: int) -> list[Wanted]:
+def make_rows(tokenizer: Any, texts: list[str], count: int, *, shared_prefix: int = 0) -> list[Wanted]:
     """Prompts of 8 to 256 tokens and 8 to 160 new ones; short ones are more frequent, as they are in life."""
     chosen = random.Random(0)
+    prefix = tokenizer(" ".join(texts[:100]))["input_ids"][:shared_prefix]
     rows: list[Wanted] = []
     while len(rows) < count:
         ids = tokenizer(chosen.choice(texts))["input_ids"]
         length = round(8 * 32 ** chosen.random())
         if len(ids) >= length:
-            rows.append(Wanted(ids[:length], round(8 * 20 ** chosen.random())))
+            rows.append(Wanted(prefix + ids[:length], round(8 * 20 ** chosen.random())))
     return rows
 
 
@@ -140,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shared-prefix", type=int, default=0, help="tokens that all prompts begin with")
     parser.add_argument("--model", default="small", choices=sorted(SIZES), help="12 or 300 million parameters")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--report", type=Path, help="write all figures to this JSON file")
@@ -151,7 +153,7 @@ def main() -> None:
         folder = Path(name)
         make_model(folder / "model", texts, options.model)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
-        rows = make_rows(tokenizer, texts, options.rows)
+        rows = make_rows(tokenizer, texts, options.rows, shared_prefix=options.shared_prefix)
         document = {
             "task": "text-generation",
             "model": str(folder / "model"),
@@ -193,6 +195,7 @@ def measure_all(daemon: Daemon, rows: list[Wanted], folder: Path, options: argpa
     return {
         "rows": options.rows,
         "model": options.model,
+        "shared_prefix": options.shared_prefix,
         "wanted_tokens": num_wanted,
         "prompt_tokens": sum(len(row.prompt) for row in rows),
         "dtype": str(dtype).removeprefix("torch."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jobs.errors import InvalidModel, InvalidSpec
 from jobs.parameters import NO_TEMPLATE_VARIABLES, check_parameters
 from jobs.rows import Row, RowError
 from tests.task_kit import TEXTS, error_codes, load, outputs, text_rows
-from tests.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_classifier, tiny_gpt2
+from tests.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_classifier, tiny_gpt2, tiny_mistral
 from worker.inference.tasks.interface import Counted
 from worker.inference.tasks.text_generation import TextGeneration
 
@@ -118,6 +118,32 @@ def test_greedy_tokens_are_those_of_generate(
     with torch.inference_mode():
         found = task_model.forward_in_flight(requests, max_tokens=max_tokens, max_rows=max_rows, between=lambda: None)
     assert [one.tokens for (one,) in found] == expected
+
+
+@pytest.mark.parametrize("build", [*BUILDERS, tiny_mistral])
+def test_a_beginning_that_prompts_share_is_computed_once(tmp_path: Path, build: Callable[[Path], Path]) -> None:
+    """Lost: the time of one system prompt for each row; or a word of it, were it not where each row expects it."""
+    folder = build(tmp_path)
+    reference = Reference(folder)
+    system = "You are a helpful assistant, brief and never wrong. "
+    texts = [*(system + text[:60] for text in PROMPTS), *PROMPTS[:3], system + "Where", system + "Where is Ada?"]
+    lengths = [1 + 7 * number % 20 for number in range(len(texts))]
+    rows = rows_of(*((text, {"max_new_tokens": most}) for text, most in zip(texts, lengths, strict=True)))
+    expected = [reference.tokens(reference.ids(text), most) for text, most in zip(texts, lengths, strict=True)]
+    task_model = load(TASK, folder)
+    assert isinstance(task_model, TextGeneration)
+    requests = task_model.collate(task_model.encode(rows))
+    num_computed = [0]
+
+    def count(_: object, __: object, inputs: dict[str, Any]) -> None:
+        num_computed[0] += inputs["input_ids"].numel()
+
+    with torch.inference_mode(), task_model._model.register_forward_pre_hook(count, with_kwargs=True):
+        found = task_model.forward_in_flight(requests, max_tokens=10_000, max_rows=4, between=lambda: None)
+    assert [one.tokens for (one,) in found] == expected
+    beginning = len(reference.ids(system)) - 1
+    assert beginning > 16
+    assert num_computed[0] < sum(len(one.prompt) for one in requests) + sum(lengths) - 8 * beginning
 
 
 def test_the_text_is_what_follows_the_prompt(model: Path) -> None:

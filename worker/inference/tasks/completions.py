@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from jobs.rows import Row, RowError
-from worker.inference.tasks.decoding import NOT_A_NUMBER, STOP, Continuation, Request
+from worker.inference.tasks.continuations import NOT_A_NUMBER, STOP, Continuation, Request
 from worker.inference.tasks.interface import NOT_FINITE, Counted
 from worker.inference.tasks.prompts import text_of
 

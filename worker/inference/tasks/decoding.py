@@ -13,77 +13,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from worker.inference.tasks.admission import admission_order, next_to_join, prefill_groups
+from worker.inference.tasks.continuations import LENGTH, NOT_A_NUMBER, STOP, Continuation, Request, TokenLogprobs
+from worker.inference.tasks.prefixes import Beginnings, Prompt, shared_beginnings, under_rows
 from worker.inference.tasks.rowcache import RowCache, SoloCache
-from worker.inference.tasks.sampling import Sampling, choose, penalize
+from worker.inference.tasks.sampling import choose, penalize
 
 _PREFILL_TOKENS = {"cpu": 3072, "cuda": 16_384}
 """Most padded tokens of a forward pass over prompts; a single longer one has its own."""
-_JOIN_PART = 8
-"""Prompts wait until they are this part of the rows at work: each forward pass over prompts holds all of those up."""
-
+_LEAST_SAVED = {"cpu": 128, "cuda": 4096}
+"""Tokens that a shared beginning must save to be worth a forward pass of its own."""
+_KEPT_PART = 8
+"""So small a part of the cache's tokens may be beginnings that are kept for rows to come."""
 _ATTENTIONS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-
-STOP, LENGTH, NOT_A_NUMBER = "stop", "length", "not_a_number"
-"""Why a continuation ended; the last one has no text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be generated for one row."""
-
-    row_index: int
-    prompt: tuple[int, ...]
-    max_new_tokens: int
-    """What fits into the model's context, at most."""
-    sampling: Sampling
-    num_choices: int = 1
-    end_tokens: frozenset[int] = frozenset()
-    """Each of them ends the row, and is not in its text."""
-    stop: tuple[str, ...] = ()
-    top_logprobs: int | None = None
-    """How many of the likeliest tokens are told with each token's log-probability; None: not even that one."""
-    full_text: bool = False
-    """Whether the result repeats the prompt."""
-    continues: bool = False
-    """Whether the text goes on with the last message of a chat."""
-
-    @property
-    def num_sequences(self) -> int:
-        """Continuations to compute: without a draw, all choices are the same."""
-        return 1 if self.sampling.is_greedy else self.num_choices
-
-    @property
-    def num_tokens(self) -> int:
-        """The most tokens that a continuation may have in the cache, prompt included."""
-        return len(self.prompt) + self.max_new_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Natural logarithms of the probabilities that the model itself gave, before any of the row's parameters."""
-
-    logprob: float
-    """Of the token that was chosen."""
-    top: tuple[tuple[int, float], ...]
-    """The likeliest tokens, best first."""
-
-
-@dataclass(slots=True)
-class Continuation:
-    """What was generated of one choice of a request."""
-
-    request: Request
-    key: int
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: str | None = None
-
 
 Cached = RowCache | SoloCache
 
@@ -134,6 +82,10 @@ class Decoder:
             for one in requests
         ]
         waiting = [one for position in admission_order(requests) for one in results[position]]
+        prompts = [one.request.prompt for one in waiting]
+        least_saved = _LEAST_SAVED[self._device.type]
+        shared = {} if self._is_solo else shared_beginnings(prompts, least_saved=least_saved)
+        beginnings = Beginnings(shared, prompts, most_tokens=max_tokens // _KEPT_PART)
         cache = SoloCache() if self._is_solo else RowCache()
         max_rows = 1 if self._is_solo else max_rows
         live: list[Continuation] = []
@@ -141,9 +93,8 @@ class Decoder:
             joining = next_to_join(waiting, live, max_tokens=max_tokens, max_rows=max_rows)
             if joining:
                 waiting = waiting[len(joining) :]
-                for group in prefill_groups(joining, max_tokens=_PREFILL_TOKENS[self._device.type]):
-                    between()
-                    logits_BV = self._prefill(group, cache)
+                for group in prefill_groups(joining, shared, max_tokens=_PREFILL_TOKENS[self._device.type]):
+                    logits_BV = self._prefill(group, cache, beginnings, between)
                     live += group
                     # The newest rows only: the others wait for their next token.
                     live = self._take_in(logits_BV, live, cache, start=len(live) - len(group))
@@ -154,24 +105,47 @@ class Decoder:
 
     # -- forward passes
 
-    def _prefill(self, group: Sequence[Continuation], cache: Cached) -> torch.Tensor:
-        """Compute prompts, equal ones once, and add a row for each continuation. Returns (B, V) logits."""
+    def _prefill(
+        self, group: Sequence[Continuation], cache: Cached, beginnings: Beginnings, between: Callable[[], None]
+    ) -> torch.Tensor:
+        """Compute prompts with one beginning, equal ones once, and add a row for each. Returns (B, V) logits."""
         prompts = list(dict.fromkeys(one.request.prompt for one in group))
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
-        tokens_BT = torch.tensor([[self._pad_token] * pad + [*p] for pad, p in zip(padding, prompts, strict=True)])
-        mask_BT = torch.tensor([[0] * pad + [1] * len(p) for pad, p in zip(padding, prompts, strict=True)])
-        positions_BT = (mask_BT.cumsum(dim=-1) - 1).clamp(min=0)
-        # Without the model's config all layers keep everything, those with a sliding window too: as the mask keeps to
-        # the window, rows can be cut and moved alike in all of them.
-        prefilled = DynamicCache(config=self._model.config) if self._is_solo else DynamicCache()
-        logits_BV = self._forward(
-            tokens_BT.to(self._device), mask_BT.to(self._device), positions_BT.to(self._device), prefilled
-        )
+        beginning = beginnings.of(prompts[0])
+        if beginning:
+            prefilled = under_rows(beginnings.kept(beginning, partial(self._begin, between)), padding)
+            beginnings.begun(beginning, len(group))
+        else:
+            prefilled = self._empty()
+        between()
+        logits_BV = self._forward_prompts(prompts, padding, prefilled, start=len(beginning))
         place = {prompt: index for index, prompt in enumerate(prompts)}
         rows = [place[one.request.prompt] for one in group]
         cache.join(prefilled, rows, [len(one.request.prompt) for one in group])
         return logits_BV[rows]
+
+    def _begin(self, between: Callable[[], None], beginning: Prompt) -> DynamicCache:
+        """Compute what several prompts begin with."""
+        between()
+        kept = self._empty()
+        self._forward_prompts([beginning], [0], kept, start=0)
+        return kept
+
+    def _empty(self) -> DynamicCache:
+        # Without the model's config all layers keep everything, those with a sliding window too: as the mask keeps to
+        # the window, rows can be cut and moved alike in all of them.
+        return DynamicCache(config=self._model.config) if self._is_solo else DynamicCache()
+
+    def _forward_prompts(
+        self, prompts: Sequence[Prompt], padding: Sequence[int], cache: DynamicCache, *, start: int
+    ) -> torch.Tensor:
+        """Compute prompts, padded on the left, from column `start` on; the cache has what is before it."""
+        tokens_BT = torch.tensor([[self._pad_token] * pad + [*p] for pad, p in zip(padding, prompts, strict=True)])
+        mask_BT = torch.tensor([[0] * pad + [1] * len(p) for pad, p in zip(padding, prompts, strict=True)])
+        positions_BT = (mask_BT.cumsum(dim=-1) - 1).clamp(min=0)
+        tokens, positions = (each[:, start:].to(self._device) for each in (tokens_BT, positions_BT))
+        return self._forward(tokens, mask_BT.to(self._device), positions, cache)
 
     def _step(self, live: Sequence[Continuation], cache: Cached) -> torch.Tensor:
         """Compute the newest token of every row. Returns (B, V) logits."""
@@ -250,53 +224,3 @@ def is_recurrent(model: PreTrainedModel) -> bool:
     """Whether a model keeps a state that is not keys and values."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     return bool(getattr(model, "_is_stateful", False)) or not _ATTENTIONS.issuperset(kinds)
-
-
-# -- pure decisions --------------------------------------------------------------------------------------------------
-
-
-def admission_order(requests: Sequence[Request]) -> list[int]:
-    """The order in which requests are begun: long ones first, and those of similar length by their shared prefix.
-
-    The longest rows set the width of what all of them attend to, and one that is begun last would end alone. Lengths
-    are taken by powers of two, and the order inside each is the prompts' own, so that equal ones stand side by side.
-    """
-
-    def rank(position: int) -> tuple[int, tuple[int, ...], int]:
-        one = requests[position]
-        return -one.num_tokens.bit_length(), one.prompt, position
-
-    return sorted(range(len(requests)), key=rank)
-
-
-def next_to_join(
-    waiting: Sequence[Continuation], live: Sequence[Continuation], *, max_tokens: int, max_rows: int
-) -> list[Continuation]:
-    """How many of those that wait, from the first on, join now.
-
-    As many as fit beside those at work, counted by the most tokens that each may come to; none while they are too few
-    to hold the others up for.
-    """
-    longest = max((one.request.num_tokens for one in live), default=0)
-    num_rows = len(live)
-    joining: list[Continuation] = []
-    for one in waiting:
-        longest, num_rows = max(longest, one.request.num_tokens), num_rows + 1
-        if num_rows > 1 and (num_rows > max_rows or num_rows * longest > max_tokens):
-            break
-        joining.append(one)
-    is_worth_it = not live or len(joining) >= min(len(waiting), max(1, len(live) // _JOIN_PART))
-    return joining if is_worth_it else []
-
-
-def prefill_groups(joining: Sequence[Continuation], *, max_tokens: int) -> list[list[Continuation]]:
-    """Cut those that join into groups whose prompts, padded and equal ones counted once, have at most `max_tokens`."""
-    groups: list[list[Continuation]] = []
-    prompts: set[tuple[int, ...]] = set()
-    for one in joining:
-        prompts.add(one.request.prompt)
-        if not groups or len(prompts) * max(map(len, prompts)) > max_tokens:
-            groups.append([])
-            prompts = {one.request.prompt}
-        groups[-1].append(one)
-    return groups

@@ -23,7 +23,8 @@ from jobs.parameters import check_parameters
 from jobs.rows import Row, RowError
 from jobs.sources.values import kind_name
 from worker.inference.tasks.completions import Detokenizer
-from worker.inference.tasks.decoding import Continuation, Decoder, Request
+from worker.inference.tasks.continuations import Continuation, Request
+from worker.inference.tasks.decoding import Decoder
 from worker.inference.tasks.interface import Encoded
 from worker.inference.tasks.loading import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
 from worker.inference.tasks.prompts import Prompts, continues_final_message, is_chat

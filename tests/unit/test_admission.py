@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from worker.inference.tasks.decoding import Continuation, Request, admission_order, next_to_join, prefill_groups
+from worker.inference.tasks.admission import admission_order, next_to_join, prefill_groups
+from worker.inference.tasks.continuations import Continuation, Request
 from worker.inference.tasks.sampling import Sampling
 
 
@@ -58,8 +59,19 @@ def test_few_rows_wait_until_it_is_worth_it_unless_they_are_the_last() -> None:
 
 def test_prompts_are_computed_in_groups_that_count_equal_ones_once() -> None:
     """Lost: memory for prompts, or time for the same prompt again and again."""
-    groups = prefill_groups(rows(10, 10, 10, 3), max_tokens=20)
+    groups = prefill_groups(rows(10, 10, 10, 3), {}, max_tokens=20)
     assert [len(group) for group in groups] == [2, 2]
     same = [Continuation(request((7,) * 10), key=number) for number in range(50)]
-    assert [len(group) for group in prefill_groups(same, max_tokens=20)] == [50]
-    assert [len(group) for group in prefill_groups(rows(50, 50), max_tokens=20)] == [1, 1]
+    assert [len(group) for group in prefill_groups(same, {}, max_tokens=20)] == [50]
+    assert [len(group) for group in prefill_groups(rows(50, 50), {}, max_tokens=20)] == [1, 1]
+
+
+def test_prompts_with_one_beginning_are_computed_together() -> None:
+    """Lost: a forward pass over one beginning with rows of another; or the memory of all the copies."""
+    prompts = [(beginning,) * 40 + (end,) for end in range(4) for beginning in (1, 2)]
+    joining = [Continuation(request(prompt), key=0) for prompt in [(9,) * 8, *prompts]]
+    shared = dict.fromkeys(prompts, 40)
+    groups = prefill_groups(joining, shared, max_tokens=41)
+    assert [[one.request.prompt[0] for one in group] for group in groups] == [[9], [1] * 4, [2] * 4]
+    groups = prefill_groups(joining, shared, max_tokens=20)
+    assert [len(group) for group in groups] == [1, 2, 2, 2, 2]
