@@ -3,8 +3,8 @@
     python ops/benchmarks/generation.py [--rows 256] [--rounds 3] [--shared-prefix 0] [--report FILE.json]
 
 A Llama with weights at random, prompts of 8 to 256 tokens cut from the docstrings of Python's standard library, and 8
-to 160 new tokens for each, greedily: who generates what is wanted, and nothing else, is fast. `--shared-prefix` puts the
-same tokens before each prompt, as a system prompt is. Each round measures in turns on the same cores:
+to 160 new tokens for each, greedily: who generates what is wanted, and nothing else, is fast. `--shared-prefix` puts
+the same tokens before each prompt, as a system prompt is. Each round measures in turns on the same cores:
 
 1. end to end: a job through `stoker up` with one warm slot, from submitted to completed by the database's own clock,
 2. static: `generate` over batches of 16, sorted by the length of their prompts, tensors ready made,

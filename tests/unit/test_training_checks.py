@@ -79,7 +79,7 @@ def set_field(name: str, value: Any) -> Change:
         (set_field("slots", 2), None, "one slot"),
         (set_field("data.columns", {"txt": "a"}), None, "has no 'txt'"),
         (set_field("lora", {"r": 4}), None, "text-generation only"),
-        (set_field("checkpoint.every_steps", 0), "checkpoint.every_steps", "greater than or equal to 1"),
+        (set_field("checkpoint.every_steps", 0), "checkpoint.every_steps", "must be at least 1"),
         (set_field("data.evl", "x"), "data.evl", "unknown field"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.errors import InvalidSpec, MachineError
 from worker.device import one_line
-from worker.inference.tasks.decoding import LENGTH, STOP, Continuation, Request, TokenLogprobs
+from worker.inference.tasks.continuations import LENGTH, STOP, Continuation, Request, TokenLogprobs
 
 _MOST_LOGPROBS = 20
 _MEMORY_SHARE = 0.9
