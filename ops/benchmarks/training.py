@@ -34,8 +34,9 @@ import transformers
 from chain import training_spec, write_rows
 from daemon import Daemon
 
-from jobs import history, training
-from jobs.tables import Job
+from jobs.settings import Settings
+from jobs.store import Store
+from jobs.tables import Artifact, Job
 from worker import device as devices
 
 BY_HAND = """
@@ -117,13 +118,14 @@ def measure_all(daemon: Daemon, document: dict[str, Any], folder: Path, options:
 
 
 def under_the_daemon(daemon: Daemon, job_id: str) -> tuple[float, float]:
-    """Steps per second between the first and the last step, and the seconds of the whole job."""
+    """Steps per second after the first step, by the training's own summary, and the seconds of the whole job."""
+    settings = Settings(data_dir=daemon.data_dir)
     with daemon.database().read() as session:
-        job = session.get_one(Job, job_id)
-        rate = next(one.value for one in reversed(training.metrics(session, job_id)) if one.name == "steps_per_second")
-        assert [event.name for event in history.events(session, job_id)][-1] == "job.completed"
-    assert rate is not None
-    return rate, (job.ended_at or 0.0) - job.created_at
+        job, made = session.get_one(Job, job_id), session.get_one(Artifact, (job_id, "summary.json"))
+    with Store(settings.resolved_store_url).open(made.key) as file:
+        summary = json.load(file)
+    rows = summary["micro_batch"] * summary["accumulation"]
+    return summary["samples_per_second"] / rows, (job.ended_at or 0.0) - job.created_at
 
 
 def by_hand(daemon: Daemon, document: dict[str, Any], folder: Path) -> float:
