@@ -1,6 +1,6 @@
 """vLLM in place of our own loop: the same requests and continuations, computed by its engine, step by step.
 
-Written against vLLM's `LLMEngine`: `add_request`, `step` and `abort_request`, which are the same from 0.10 on. Nothing
+Written against vLLM's `LLMEngine`: `add_request`, `step` and `abort_request`, which are the same from 0.20 on. Nothing
 here is loaded unless a job asks for `engine: vllm`.
 """
 
