@@ -133,7 +133,7 @@ def add(
     )
     session.add(job)
     session.flush()
-    told = spec.model_dump(mode="json", include={"kind", "task", "model"})
+    told = spec.model_dump(mode="json", include={"kind", "task", "model", "module"}, exclude_none=True)
     history.record(session, db, job.id, "job.submitted", **told)
     return job
 

@@ -61,6 +61,25 @@ def resolve_input_path(path: str | Path, settings: Settings, *, param: str = "in
     return resolved
 
 
+def check_code_path(path: str | Path, settings: Settings, *, param: str) -> Path:
+    """The real path of a user's own Python file, if it may be run.
+
+    Args:
+        path: local path of the file.
+        settings: whose `code_roots` bound it; an empty list allows none.
+        param: the field of the spec that an error names.
+
+    Raises:
+        Forbidden: it lies elsewhere. Whether it exists is not told.
+        InvalidInput: it is not a Python file.
+    """
+    resolved = _resolve(path, error=InvalidInput, param=param)
+    _check_roots(path, resolved, settings.code_roots, setting="code_roots", param=param)
+    if resolved.suffix != ".py" or not resolved.is_file():
+        raise InvalidInput(f"{param}: '{path}' is not a Python file", param=param)
+    return resolved
+
+
 def resolve_output_path(path: str | Path, settings: Settings, *, param: str = "output.path") -> Path:
     """The real path behind `path`, if jobs may write a file there.
 

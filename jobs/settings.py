@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     input_urls: list[str] = []
     """URL prefixes (`s3://bucket/folder`) that job inputs may be read from with this host's credentials; an input root
     `/` allows all of them."""
+    code_roots: list[Path] = []
+    """Directories whose Python files a training's `module` may name, and so run; empty: none. `stoker up` sets the
+    current directory."""
     trusted_remote_code: list[str] = []
     """Models that may bring their own code (`trust_remote_code`)."""
     max_row_bytes: int = Field(default=16 * 2**20, gt=0)
@@ -162,7 +165,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("input_roots", "output_roots")
+    @field_validator("input_roots", "output_roots", "code_roots")
     @classmethod
     def _resolved(cls, value: list[Path]) -> list[Path]:
         return [path.expanduser().resolve() for path in value]

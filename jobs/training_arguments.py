@@ -13,24 +13,26 @@ Check = Callable[[Any], bool]
 _LARGEST = 2**31 - 1
 
 
-def check_arguments(arguments: Mapping[str, Any]) -> None:
+def check_arguments(arguments: Mapping[str, Any], *, trainer: str) -> None:
     """Refuse arguments that are not transformers', that are Stoker's own business, or whose value cannot be.
 
     Args:
         arguments: of a spec.
+        trainer: `transformers` or `torch`; the latter's loop knows fewer.
 
     Raises:
         InvalidSpec: one of them is wrong; the message names it, and `param` is `arguments.<name>`.
     """
+    known = ARGUMENTS if trainer == "transformers" else {name: ARGUMENTS[name] for name in TORCH_ARGUMENTS}
     for name, value in arguments.items():
         param = f"arguments.{name}"
         if name in RESERVED:
             raise InvalidSpec(f"{param}: is not the spec's to set: {RESERVED[name]}", param=param)
-        if name not in ARGUMENTS:
-            near = difflib.get_close_matches(name, ARGUMENTS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known ones: {', '.join(ARGUMENTS)}"
-            raise InvalidSpec(f"{param}: a training has no argument '{name}'{hint}", param=param)
-        check, expected = ARGUMENTS[name]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known ones: {', '.join(known)}"
+            raise InvalidSpec(f"{param}: trainer: {trainer} has no argument '{name}'{hint}", param=param)
+        check, expected = known[name]
         if not check(value):
             raise InvalidSpec(f"{param}: must be {expected}, not {value!r:.80}", param=param)
 
@@ -108,6 +110,13 @@ ARGUMENTS: dict[str, tuple[Check, str]] = {
     "train_sampling_strategy": _one_of("random", "sequential", "group_by_length"),
 }
 """Each argument with its check and what is expected. `warmup_steps` below 1 is a part of all steps, as there."""
+TORCH_ARGUMENTS = (
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps", "max_grad_norm", "logging_steps", "eval_strategy", "eval_steps", "seed",
+    "dataloader_num_workers", "dataloader_drop_last",
+)  # fmt: skip
+"""Those that the plain loop knows; the rest is its module's business (`options`)."""
+
 _OURS = "Stoker names the folders and keeps the checkpoints (see `checkpoint`)"
 _HUB = "a job uploads nothing"
 _DTYPE = "the spec's `dtype` says it"

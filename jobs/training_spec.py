@@ -96,10 +96,18 @@ class TrainingSpec(Strict):
     kind: Literal["training"]
     name: str | None = Field(default=None, max_length=200)
     """A label for people."""
-    task: TaskName
-    model: str | ArchitectureSpec
-    """A folder, a hub id or `job:<id>` to start from, or an architecture to train from scratch."""
-    data: DataSpec
+    trainer: Literal["transformers", "torch"] = "transformers"
+    """`transformers`: its Trainer, by `task` and `model`. `torch`: a plain loop over what `module` builds."""
+    task: TaskName | None = None
+    """With `trainer: transformers`."""
+    model: str | ArchitectureSpec | None = None
+    """With `trainer: transformers`: a folder or hub id to start from, or an architecture to train from scratch."""
+    module: str | None = None
+    """With `trainer: torch`: `recipes.<name>`, or the path of a Python file in a folder that the operator lists."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """With `trainer: torch`: what the module is given."""
+    data: DataSpec | None = None
+    """With `trainer: transformers` required; with `torch` where the module reads rows."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """By the names of transformers' TrainingArguments."""
     lora: LoraSpec | None = None
@@ -115,13 +123,31 @@ class TrainingSpec(Strict):
     """Seconds from submission after which the job is ended as `expired`; also written `2h`."""
 
     @model_validator(mode="after")
+    def _belongs_to_its_trainer(self) -> TrainingSpec:
+        needed: tuple[str, ...] = ("task", "model", "data")
+        foreign: tuple[str, ...] = ("module", "options")
+        if self.trainer == "torch":
+            needed, foreign = ("module",), ("task", "model", "lora")
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: is required with trainer: {self.trainer}")
+        for name in foreign:
+            if getattr(self, name):
+                raise ValueError(f"{name}: does not go with trainer: {self.trainer}")
+        return self
+
+    @model_validator(mode="after")
     def _known_words(self) -> TrainingSpec:
-        check_arguments(self.arguments)
-        known = (*self.task_info.inputs, *self.task_info.optional)
-        for name in self.data.columns:
-            if name not in known:
-                raise ValueError(f"data.columns.{name}: task '{self.task}' has no '{name}', only {', '.join(known)}")
-        if self.data.eval_input is None:
+        check_arguments(self.arguments, trainer=self.trainer)
+        if self.task_info is not None and self.data is not None:
+            known = (*self.task_info.inputs, *self.task_info.optional)
+            for name in self.data.columns:
+                if name not in known:
+                    raise ValueError(
+                        f"data.columns.{name}: task '{self.task}' has no '{name}', only {', '.join(known)}"
+                    )
+        has_eval = self.data is not None and self.data.eval_input is not None
+        if self.trainer == "transformers" and not has_eval:
             if self.checkpoint.best is not None:
                 raise ValueError("checkpoint.best: needs rows to judge by, data.eval or data.eval_split")
             if self.arguments.get("eval_strategy", "no") != "no":
@@ -130,14 +156,18 @@ class TrainingSpec(Strict):
             raise ValueError("lora: goes with task: text-generation only")
         if self.slots != 1:
             raise ValueError("slots: a training computes on one slot in this version")
+        if self.trainer == "torch" and self.data is not None and not self.data.columns:
+            raise ValueError("data.columns: is required with trainer: torch: the columns that the module reads")
         return self
 
     @property
-    def task_info(self) -> TrainingTask:
-        """What the rows of the task hold."""
-        return TRAINING_TASKS[self.task]
+    def task_info(self) -> TrainingTask | None:
+        """What the rows of the task hold; None with `trainer: torch`."""
+        return None if self.task is None else TRAINING_TASKS[self.task]
 
     def columns(self) -> dict[str, str]:
-        """The task's input name -> the user's column."""
-        mapped = self.data.columns
-        return {name: mapped.get(name, name) for name in self.task_info.inputs} | mapped
+        """The task's input name -> the user's column; with `trainer: torch` those that were mapped."""
+        mapped = {} if self.data is None else dict(self.data.columns)
+        if self.task_info is not None:
+            mapped = {name: mapped.get(name, name) for name in self.task_info.inputs} | mapped
+        return mapped

@@ -62,6 +62,7 @@ class Stack:
         open_to_user = {
             "input_roots": [Path("/")],
             "output_roots": [Path("/")],
+            "code_roots": [Path.cwd()],
             "any_model": True,
         }
         unset = {name: value for name, value in open_to_user.items() if name not in settings.model_fields_set}

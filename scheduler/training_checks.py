@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from jobs.architectures import KNOWN, TRAINABLE
 from jobs.database import Database
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec
 from jobs.modelcheck import check_model, local_model, read_json
+from jobs.paths import check_code_path
 from jobs.projects import OPERATOR, sees
 from jobs.settings import Settings
 from jobs.sources import Source, check_columns, open_source
@@ -20,6 +22,7 @@ from jobs.store import Store
 from jobs.tables import Job
 from jobs.uploads import find_upload
 
+_RECIPE = re.compile(r"recipes\.[a-z][a-z0-9_]{0,63}")
 _LOOK_ROWS = 1000  # between two questions whether it is wanted yet
 
 
@@ -32,13 +35,15 @@ def check_training(
         UserError: the model, the module, an input or a column cannot be used; the message names the field.
         ServiceUnavailable: a store or remote file cannot be reached.
     """
-    if isinstance(spec.model, str) and not check_source_job(spec, database, project=project):
+    if spec.module is not None and not _RECIPE.fullmatch(spec.module):
+        check_code_path(spec.module, settings, param="module")
+    if spec.task is not None and isinstance(spec.model, str) and not check_source_job(spec, database, project=project):
         check_model(spec.model, spec.task, settings, is_start=True)
         folder = local_model(spec.model, settings)
         if folder is not None:
             kind = str(read_json(folder / "config.json", name=spec.model).get("model_type", ""))
             _check_kind(kind, spec.task, f"model '{spec.model}'", "model")
-    elif not isinstance(spec.model, str):
+    elif spec.task is not None and spec.model is not None and not isinstance(spec.model, str):
         if spec.model.architecture not in KNOWN:
             raise InvalidModel(
                 f"model.architecture: transformers has no '{spec.model.architecture}'", param="model.architecture"
@@ -69,7 +74,7 @@ def check_labels(
         InterruptedError: it is not wanted any more.
     """
     task = spec.task_info
-    if task.label is None:
+    if task is None or task.label is None:
         return
     column = spec.columns()[task.label]
     learned: set[str] = set()
@@ -138,6 +143,8 @@ def _check_kind(kind: str, task: str, name: str, param: str) -> None:
 
 
 def _inputs(spec: TrainingSpec) -> list[tuple[str, InputSpec]]:
+    if spec.data is None:
+        return []
     judged = spec.data.eval_input
     param = "data.eval" if spec.data.eval is not None else "data.eval_split"
     return [("data.train", spec.data.train_input), *([] if judged is None else [(param, judged)])]

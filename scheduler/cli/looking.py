@@ -197,7 +197,7 @@ def _task(job: connection.Json) -> str:
     spec = job["spec"]
     if job["kind"] != TRAINING:
         return str(spec.get("task", job["kind"]))
-    return f"training: {spec.get('task')}"
+    return f"training: {spec.get('task') or spec.get('module')}"
 
 
 def _model(spec: connection.Json) -> str:

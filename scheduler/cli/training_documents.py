@@ -1,9 +1,11 @@
-"""The spec of a training on its way to the API: its data and model brought to where the API is."""
+"""The spec of a training on its way to the API: its data, model and module brought to where the API is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+from jobs.errors import InvalidInput
 from scheduler.cli.documents import absolute_input, absolute_model, remote_model, upload_inputs
 from scheduler.client import StokerClient
 from scheduler.connection import Json
@@ -33,6 +35,14 @@ def bring_training(document: Json, client: StokerClient, *, on_upload: OnUpload 
         brought["model"] = model if processor is None else {**model, "processor": processor}
     elif (moved := _bring_model(model, shares_files=shares_files)) is not None:
         brought["model"] = moved
+    module = document.get("module")
+    if isinstance(module, str) and module.endswith(".py"):
+        if not shares_files and not Path(module).is_absolute():
+            raise InvalidInput(
+                f"module: '{module}' is a path on this machine, and the API is on another; name an absolute path there",
+                param="module",
+            )
+        brought["module"] = str(Path(module).expanduser().absolute())
     return brought
 
 

@@ -122,14 +122,23 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, spec: dict[str, Any
         assert running.await_end(calm, 120.0)["state"] == "completed"
         job_id = running.submit(spec)
         await_step(running, job_id, 31)
+        held = running.of_role("trainer")
+        for process in held:  # it makes no further checkpoint; the one that it made may still be on its way
+            process.suspend()
         settings = Settings(data_dir=running.data_dir)
         database = Database(settings.resolved_database_url)
+
+        def is_kept() -> bool:
+            with database.read() as session:
+                return training.checkpoints(session, job_id)[0].step >= 30
+
+        wait_until(is_kept, "the checkpoint of step 30", 60.0)
         with database.write() as session:
             newest = training.checkpoints(session, job_id)[0]
             newest.files = [{**file, "sha256": "0" * 64} for file in newest.files]
         database.close()
-        for victim in running.of_role("trainer"):
-            victim.kill()
+        for process in held:
+            process.kill()
         assert running.await_end(job_id, 120.0)["state"] == "completed"
         assert attempts(running, job_id)[-1]["resumed_step"] < newest.step
         with running.client() as client:

@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "projects": {},
     "input_roots": [],
     "output_roots": [],
+    "code_roots": [],
     "input_urls": [],
     "trusted_remote_code": [],
     "max_row_bytes": 16 * 2**20,

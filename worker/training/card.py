@@ -26,6 +26,7 @@ def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Ma
     """
     from_scratch = isinstance(spec.model, ArchitectureSpec)
     start = spec.model.architecture if isinstance(spec.model, ArchitectureSpec) else spec.model
+    assert spec.data is not None
     header = ["---", "library_name: transformers", f"pipeline_tag: {spec.task}"]
     if isinstance(start, str) and not from_scratch and not start.startswith(("/", "job:")):
         header.append(f"base_model: {start.partition('@')[0]}")

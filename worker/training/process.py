@@ -53,11 +53,10 @@ def listen(stop: Stop) -> None:
 def run(plan: Plan, report: Callable[[Report], None], stop: Stop) -> None:
     """Train; whatever ends it but its own end is reported as `Broken`."""
     from worker import device as devices
-    from worker.training.trainer import train
 
     try:
         devices.prepare(devices.pick_device(), num_threads=plan.num_threads)
-        train(plan, settings=Settings(), stop=stop, report=report)
+        _trainer(plan)(plan, settings=Settings(), stop=stop, report=report)
     except StokerError as error:
         logger.error("%s: %s", error.code, error.message)
         report(Broken(error.code, error.message, error.param, is_users=isinstance(error, UserError)))
@@ -68,6 +67,16 @@ def run(plan: Plan, report: Callable[[Report], None], stop: Stop) -> None:
             return
         logger.exception("the training met an error that it does not know")
         report(Broken(MachineError.code, devices.one_line(error)))
+
+
+def _trainer(plan: Plan) -> Callable[..., None]:
+    if plan.training_spec().trainer == "torch":
+        from worker.training.loop import train as train_loop
+
+        return train_loop
+    from worker.training.trainer import train
+
+    return train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,6 +62,7 @@ def train(plan: Plan, *, settings: Settings, stop: Stop, report: Callable[[Repor
 
 def _learning(plan: Plan, settings: Settings) -> Learning:
     spec = plan.training_spec()
+    assert spec.data is not None
     columns, judged = spec.columns(), spec.data.eval_input
     rows = Rows(spec.data.train_input, columns, settings, param="data.train")
     if judged is None:

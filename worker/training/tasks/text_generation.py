@@ -33,6 +33,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
             eos_token_id=end,
         ),
     )
+    assert origin.spec.data is not None
     is_said = origin.spec.data.max_length is not None
     most = _MOST_BLOCK_TOKENS if is_said else _BLOCK_TOKENS
     block_tokens = min(most, origin.longest(model, tokenizer) or most)

@@ -1,0 +1,1 @@
+"""The plain loop of `trainer: torch`: it trains what a module builds."""
