@@ -108,6 +108,12 @@ class LossNotFinite(UserError):
     code = "loss_not_finite"
 
 
+class ModuleFailed(UserError):
+    """The training's module failed."""
+
+    code = "module_failed"
+
+
 class ModelTooLarge(UserError):
     """The training does not fit into the device's memory."""
 

@@ -25,8 +25,8 @@ _POISONED = ("cuda error", "cublas_status_execution_failed", "cudnn_status_execu
 
 
 def pick_device() -> torch.device:
-    """The one GPU this process was given (`CUDA_VISIBLE_DEVICES`), or the CPU where it was given none."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The GPU this process was given (`CUDA_VISIBLE_DEVICES`; of a gang's, its own), or the CPU where there is none."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def prepare(device: torch.device, *, num_threads: int, seed: int = 0) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from jobs.specs import TrainingSpec
 from jobs.training_spec import ArchitectureSpec
+from worker.training.module import Parts
+from worker.training.weights import num_learned
 
 _UNKNOWN = "-"
 
@@ -44,13 +46,55 @@ def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Ma
         f"| trained on | {summary['rows']:,} rows of `{_named(spec.data.train)}` |",
         f"| judged by | `{_named(spec.data.eval or spec.data.eval_split)}` |",
         *(f"| {name} | {value:.6g} |" for name, value in summary["scores"].items()),
-        f"| steps, epochs | {summary['steps']:,}, {summary['epochs']:.2f} |",
-        f"| micro-batch, accumulation | {summary['micro_batch']}, {summary['accumulation']} |",
-        *(f"| {name} | {value} |" for name, value in spec.arguments.items()),
-        f"| device | {summary['device']} |",
-        f"| versions | torch {torch.__version__}, transformers {transformers.__version__} |",
+        *_course(spec, summary),
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_parts_card(path: Path, spec: TrainingSpec, parts: Parts, summary: Mapping[str, Any]) -> None:
+    """Write `README.md` for what a module's training made.
+
+    Args:
+        path: of the file.
+        spec: of the job.
+        parts: what the module built.
+        summary: what came of it.
+    """
+    lines = [
+        "---",
+        "library_name: pytorch",
+        "---",
+        "",
+        f"# {spec.name or spec.module}",
+        "",
+        f"Trained by `{spec.module}`, kept here as `module.py`: its `build` makes the models that these weights fit.",
+        *parts.facts,
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| `{name}.safetensors` | {number:,} learned weights |" for name, number in num_learned(parts).items()),
+        f"| trained on | {summary['rows']:,} rows{_of(None if spec.data is None else spec.data.train)} |",
+        *([] if parts.judged is None else [f"| judged by | {len(parts.judged):,} rows |"]),
+        *(f"| {name} | {value:.6g} |" for name, value in summary["scores"].items()),
+        *(f"| {name} | {value} |" for name, value in spec.options.items()),
+        *_course(spec, summary),
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _course(spec: TrainingSpec, summary: Mapping[str, Any]) -> list[str]:
+    slots = f" on each of {summary['slots']} slots" if summary["slots"] > 1 else ""
+    return [
+        f"| steps, epochs | {summary['steps']:,}, {summary['epochs']:.2f} |",
+        f"| micro-batch, accumulation | {summary['micro_batch']}{slots}, {summary['accumulation']} |",
+        *(f"| {name} | {value} |" for name, value in spec.arguments.items()),
+        f"| device | {summary['device']} |",
+        f"| versions | torch {torch.__version__}, transformers {version('transformers')} |",
+    ]
+
+
+def _of(paths: str | list[str] | None) -> str:
+    return "" if paths is None else f" of `{_named(paths)}`"
 
 
 def _named(paths: str | list[str] | None) -> str:

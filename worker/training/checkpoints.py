@@ -15,17 +15,26 @@ import orjson
 from jobs.atomic import sync_directory
 from jobs.errors import InvalidSpec
 from jobs.training import is_better
+from worker.training.gang import Gang
 
 _BEST_FOLDER, _BEST_FILE = "best", "best.json"
 
 
 @contextmanager
-def checkpoint_aside(path: Path) -> Iterator[Path]:
-    """A folder to write a checkpoint into; it stands at `path`, whole and on disk, once the block ends."""
+def checkpoint_aside(path: Path, gang: Gang) -> Iterator[Path]:
+    """A folder for all ranks to write a checkpoint into; it stands at `path`, whole and on disk, after the block."""
     aside = path.parent / "saving" / path.name
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    if gang.rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    gang.meet()
     yield aside
+    gang.meet()
+    if gang.rank == 0:
+        _place(aside, path)
+
+
+def _place(aside: Path, path: Path) -> None:
     folders = {aside}
     for file in aside.rglob("*"):
         if file.is_dir():
@@ -49,13 +58,14 @@ class Judged:
 class Best:
     """The best weights so far by `checkpoint.best`. Each checkpoint carries them: an attempt sees only the newest."""
 
-    def __init__(self, name: str | None, folder: Path) -> None:
+    def __init__(self, name: str | None, folder: Path, *, writes: bool = True) -> None:
         """
         Args:
             name: of the metric; None: nothing is kept.
             folder: of the attempt.
+            writes: whether this process keeps the files; of the ranks of a gang, the leader does.
         """
-        self._name = name
+        self._name, self._writes = name, writes
         self.folder = folder / _BEST_FOLDER
         """Where the weights lie."""
         self.judged: Judged | None = None
@@ -69,7 +79,8 @@ class Best:
         """Go on with what a checkpoint carries."""
         if (checkpoint / _BEST_FILE).is_file():
             self.judged = Judged(**orjson.loads((checkpoint / _BEST_FILE).read_bytes()))
-            shutil.copytree(checkpoint / _BEST_FOLDER, self.folder)
+            if self._writes:
+                shutil.copytree(checkpoint / _BEST_FOLDER, self.folder)
 
     def offer(self, judged: Judged, write: Callable[[Path], object]) -> bool:
         """Keep the present weights if they are better than all before.
@@ -94,8 +105,9 @@ class Best:
         value = judged.metrics[self._name]
         if not math.isfinite(value) or (self.value is not None and not is_better(self._name, value, self.value)):
             return False
-        shutil.rmtree(self.folder, ignore_errors=True)
-        write(self.folder)
+        if self._writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write(self.folder)
         self.judged = judged
         return True
 

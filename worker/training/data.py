@@ -172,6 +172,32 @@ def prepared(rows: Rows, survey: Survey, prepare: Prepare, *, recipe: Mapping[st
     return dataset
 
 
+def as_they_are(rows: Rows, folder: Path) -> tuple[Dataset, str]:
+    """Rows as mappings by the names of their columns, read from a file that is mapped into memory.
+
+    Args:
+        rows: to read.
+        folder: of all that is kept.
+
+    Returns:
+        The rows, and their digest.
+
+    Raises:
+        InvalidInput: a row cannot be read, or two rows have values of different kinds in one column.
+    """
+
+    def tables(batches: Iterable[list[tuple[int, Record]]]) -> Iterator[Columns]:
+        for batch in batches:
+            yield {name: [record[name] for _, record in batch] for name in batch[0][1]}
+
+    survey = rows.survey()
+    try:
+        return prepared(rows, survey, tables, recipe={"rows": "as they are"}, folder=folder), survey.digest
+    except pyarrow.ArrowException as error:
+        reason = f"{rows.param}: a column does not have one kind of value: {error}"
+        raise InvalidInput(reason, param=rows.param) from error
+
+
 def row_lengths(dataset: Dataset, column: str) -> list[int]:
     """Of each row, how many values a column of lists holds."""
     lengths: list[int] = pyarrow.compute.list_value_length(dataset.data.column(column)).to_pylist()

@@ -1,22 +1,28 @@
-"""What comes out of a training: the model with its card, and a summary of how it went."""
+"""What comes out of a training: the model or models with a card, and a summary of how it went."""
 
 from __future__ import annotations
 
 import math
 import resource
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import torch
 
 from jobs.specs import TrainingSpec
 from worker.device import device_name
-from worker.training.card import write_card
+from worker.training.card import write_card, write_parts_card
 from worker.training.checkpoints import Judged
-from worker.training.learning import Learning
+from worker.training.loading import users_code
+from worker.training.module import Parts
+from worker.training.weights import write_models
+
+if TYPE_CHECKING:  # it loads transformers, which a plain loop has no use for
+    from worker.training.learning import Learning
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,9 @@ class Course:
     rows_per_second: float | None
     last_loss: float
     micro_batch: int
+    """Rows, on each slot."""
     accumulation: int
+    num_slots: int
     judged: Judged | None
     """The evaluation of the weights that come out."""
     has_chosen: bool
@@ -56,13 +64,48 @@ def deliver(folder: Path, model: Any, learning: Learning, spec: TrainingSpec, co
         model = model.merge_and_unload()
     model.save_pretrained(folder / "model")
     learning.processing.save_pretrained(folder / "model")
+    summary = _summarize(folder, {"task": spec.task}, spec, course, num_rows=len(learning.train), device=device)
+    write_card(folder / "model" / "README.md", spec, learning.facts, summary)
+    return summary
+
+
+def deliver_parts(
+    folder: Path, parts: Parts, spec: TrainingSpec, course: Course, *, source: Path, device: torch.device
+) -> dict[str, Any]:
+    """Write the models of a module with a card and the module itself, what it writes further, and `summary.json`.
+
+    Args:
+        folder: where to; made here.
+        parts: what the module built, trained.
+        spec: of the job.
+        course: how it went.
+        source: the module's file.
+        device: on which it was computed.
+
+    Returns:
+        The summary.
+    """
+    write_models(folder / "model", parts)
+    shutil.copyfile(source, folder / "model" / "module.py")
+    if parts.finish is not None:
+        with users_code("Parts.finish"):
+            parts.finish(folder)
+    head = {"module": spec.module, "options": dict(spec.options)}
+    summary = _summarize(folder, head, spec, course, num_rows=len(parts.train), device=device)
+    write_parts_card(folder / "model" / "README.md", spec, parts, summary)
+    return summary
+
+
+def _summarize(
+    folder: Path, head: dict[str, Any], spec: TrainingSpec, course: Course, *, num_rows: int, device: torch.device
+) -> dict[str, Any]:
     scores = {} if course.judged is None else dict(course.judged.metrics)
     best = spec.checkpoint.best if course.has_chosen else None
     summary = {
-        "task": spec.task,
+        **head,
         "steps": course.step,
         "epochs": course.epochs,
-        "rows": len(learning.train),
+        "rows": num_rows,
         "loss": course.last_loss if math.isfinite(course.last_loss) else None,
         "scores": scores,
         "scored_step": None if course.judged is None else course.judged.step,
@@ -74,11 +117,11 @@ def deliver(folder: Path, model: Any, learning: Learning, spec: TrainingSpec, co
         "samples_per_second": course.rows_per_second,
         "micro_batch": course.micro_batch,
         "accumulation": course.accumulation,
+        "slots": course.num_slots,
         "device": device_name(device),
         "peak_memory_bytes": peak_memory_bytes(device),
     }
     (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
-    write_card(folder / "model" / "README.md", spec, learning.facts, summary)
     return summary
 
 

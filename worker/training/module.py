@@ -100,6 +100,6 @@ class Module(Protocol):
         """Make models, optimizers and data.
 
         Raises:
-            ValueError: an option cannot be used; the message names it and becomes the job's error.
+            ValueError: an option cannot be used; a message that begins with `options.` is the job's error as it is.
         """
         ...

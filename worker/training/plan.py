@@ -31,6 +31,8 @@ class Plan:
     """The folder of a verified checkpoint to go on from; the process must not change it."""
     cache: str | None = None
     """A folder that outlives the attempt, for data that are prepared once (by their content's hash)."""
+    num_ranks: int = 1
+    """Processes that compute together, one on each slot of a gang."""
     num_halvings: int = 0
     """How often the micro-batch is to be halved (and the accumulation doubled) for want of memory."""
 

@@ -1,4 +1,4 @@
-"""The process of one attempt: it trains what its plan says, reports to its runner, and dies with it."""
+"""The process of one rank of an attempt: it trains what its plan says, reports to its runner, and dies with it."""
 
 from __future__ import annotations
 
@@ -50,13 +50,20 @@ def listen(stop: Stop) -> None:
     os._exit(0)  # nobody records what it computes any more
 
 
-def run(plan: Plan, report: Callable[[Report], None], stop: Stop) -> None:
-    """Train; whatever ends it but its own end is reported as `Broken`."""
+def run(plan: Plan, rank: int, report: Callable[[Report], None], stop: Stop) -> None:
+    """Train; whatever ends it but its own end is reported as `Broken`, by any rank. All else the leader reports."""
     from worker import device as devices
+    from worker.training.gang import Alone, Ranks
 
     try:
+        gang = (
+            Alone()
+            if plan.num_ranks == 1
+            else Ranks(rank, plan.num_ranks, folder=Path(plan.folder), device=plan.device)
+        )
         devices.prepare(devices.pick_device(), num_threads=plan.num_threads)
-        _trainer(plan)(plan, settings=Settings(), stop=stop, report=report)
+        _trainer(plan)(plan, gang=gang, settings=Settings(), stop=stop, report=report if rank == 0 else lambda _: None)
+        gang.leave()
     except StokerError as error:
         logger.error("%s: %s", error.code, error.message)
         report(Broken(error.code, error.message, error.param, is_users=isinstance(error, UserError)))
@@ -83,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run as the child of a runner."""
     parser = argparse.ArgumentParser(prog="worker.training.process", description=__doc__)
     parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--report-fd", type=int, required=True)
     arguments = parser.parse_args(argv)
     process.die_with_parent(signal.SIGKILL)
@@ -92,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_runner_logging()
     stop = Stop()
     threading.Thread(target=listen, args=(stop,), name="orders", daemon=True).start()
-    run(Plan.read(arguments.plan), Reporter(arguments.report_fd), stop)
+    run(Plan.read(arguments.plan), arguments.rank, Reporter(arguments.report_fd), stop)
     return 0
 
 

@@ -8,38 +8,32 @@ once all its files are in the store and the lease still stands.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs import process, training
+from jobs import training
 from jobs.database import Database
-from jobs.errors import DeviceOutOfMemory, MachineError, ModelTooLarge, RunnerDied, StokerError
+from jobs.errors import DeviceOutOfMemory, MachineError, ModelTooLarge, StokerError
 from jobs.leases import WorkingLease
 from jobs.modelcheck import check_folder
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec, parse_spec
 from jobs.store import Store
-from worker.children import python_module
 from worker.inference.job_models import fetch_job_model
 from worker.inference.run import Outcome
 from worker.inference.tasks.loading import fetch_model
 from worker.protocol import Failed, error_from
-from worker.runner_process import status_in_words
 from worker.stop import Stop
 from worker.training.deposit import Deposit, fetch_newest
 from worker.training.outcome import record_outcome
 from worker.training.plan import Plan
-from worker.training.reports import Begun, Broken, Finished, Progress, Report, Saved, Stopped, parse_report, stop_line
+from worker.training.ranks import RankProcesses
+from worker.training.reports import Begun, Broken, Finished, Progress, Saved, Stopped
 
 logger = logging.getLogger(__name__)
 
-_PROCESS_MODULE = "worker.training.process"
-_READ_BYTES = 65536
 _MOST_HALVINGS = 10
 
 
@@ -113,10 +107,10 @@ def _follow(
     stop: Stop,
     beat: Callable[[int | None], None],
 ) -> Outcome:
-    """Start the process and record what it reports until it ends."""
+    """Start the ranks and record what they report until they end."""
     total_steps = 0
-    with _Child(plan) as child, stop.telling(lambda: child.ask(stop)):
-        for report in child.reports():
+    with RankProcesses(plan) as ranks, stop.telling(lambda: ranks.ask(stop)):
+        for report in ranks.reports():
             beat(None)
             match report:
                 case Begun(step, total_steps):
@@ -137,7 +131,7 @@ def _follow(
                 case Broken(code, message, param, is_users):
                     deposit.finish()
                     raise error_from(Failed(code, message, param, is_users, is_poisoned=False))
-        raise RunnerDied(f"the training process {child.status()}")
+    raise AssertionError("the reports end with a last one")
 
 
 def _find_folders(spec: TrainingSpec, settings: Settings) -> tuple[str | None, str | None]:
@@ -178,56 +172,3 @@ def _folder(settings: Settings, lease: WorkingLease) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(of_slot, ignore_errors=True)
-
-
-class _Child:
-    """The training process: killed with its group when the block ends, however that is."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def __enter__(self) -> _Child:
-        path = Path(self._plan.folder) / "plan.json"
-        self._plan.write(path)
-        self._report_fd, child_fd = os.pipe()
-        try:
-            self._process = process.spawn(
-                python_module(_PROCESS_MODULE, "--plan", str(path), "--report-fd", str(child_fd)),
-                stdin=subprocess.PIPE,
-                pass_fds=(child_fd,),
-                on_parent_death=signal.SIGKILL,
-            )
-        except OSError as error:
-            os.close(self._report_fd)
-            raise MachineError(f"the training process cannot be started: {error}") from error
-        finally:
-            os.close(child_fd)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        process.kill_group(self._process)
-        self._process.wait()
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        os.close(self._report_fd)
-
-    def ask(self, stop: Stop) -> None:
-        """Relay a stop. One that cannot be relayed is dropped: the process is ending, and its reports say so."""
-        assert self._process.stdin is not None
-        if stop.reason is not None:
-            try:
-                os.write(self._process.stdin.fileno(), stop_line(stop.reason))
-            except BrokenPipeError:
-                logger.debug("the training process is gone already")
-
-    def reports(self) -> Iterator[Report]:
-        """Each report as it comes, until the process has ended."""
-        partial = b""
-        while chunk := os.read(self._report_fd, _READ_BYTES):
-            *lines, partial = (partial + chunk).split(b"\n")
-            for line in lines:
-                yield parse_report(line)
-
-    def status(self) -> str:
-        """How it ended, in words."""
-        return status_in_words(self._process.wait())

@@ -1,0 +1,183 @@
+"""The plain loop: a module that is shot and goes on comes to the very losses and weights of one that was left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import Forbidden, UserError
+from jobs.settings import Settings
+from tests.integration.test_training_exactness import shot_thrice
+from tests.trained import Attempt, attempt, write_rows
+from worker.training.loading import load_module
+from worker.training.rehearsal import rehearse
+
+pytestmark = pytest.mark.slow
+
+NUM_STEPS = 18
+CLASSIFIER = '''
+"""Dropout, batch statistics, noise on the rows, a schedule and momentum: all that a resumption can get wrong."""
+import random
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from worker.training.module import Parts, Phase, Setup
+
+class Digits(torch.utils.data.Dataset):
+    def __init__(self, first, last):
+        digits = load_digits()
+        self.images, self.labels = digits.images[first:last] / 16, digits.target[first:last]
+    def __len__(self):
+        return len(self.labels)
+    def __getitem__(self, index):
+        image = torch.tensor(self.images[index], dtype=torch.float32) + 0.1 * torch.randn(8, 8)
+        image = image * float(np.random.uniform(0.9, 1.1)) + random.gauss(0, 0.01)
+        return image.reshape(64), int(self.labels[index])
+
+def build(setup):
+    if setup.options.get("width", 32) < 1:
+        raise ValueError("options.width: must be at least 1")
+    width = setup.options.get("width", 32)
+    model = nn.Sequential(nn.Linear(64, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 10))
+    def loss(batch):
+        images, labels = batch
+        return nn.functional.cross_entropy(model(images + 0.01 * torch.randn_like(images)), labels)
+    def judge(batch):
+        images, labels = batch
+        return {"accuracy": (model(images).argmax(1) == labels).float().mean()}
+    return Parts(
+        models={"net": model},
+        phases=[Phase(
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), loss=loss,
+            scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps),
+        )],
+        train=Digits(0, 60), judged=Digits(60, 100), judge=judge,
+    )
+'''
+
+
+def write_module(folder: Path, source: str) -> str:
+    path = folder / "net.py"
+    path.write_text(source)
+    return str(path)
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A small net on real digits, judged on the way."""
+    monkeypatch.setenv("STOKER_CODE_ROOTS", json.dumps([str(tmp_path)]))
+    return {
+        "kind": "training",
+        "trainer": "torch",
+        "module": write_module(tmp_path, CLASSIFIER),
+        "arguments": {
+            "max_steps": NUM_STEPS, "per_device_train_batch_size": 8, "logging_steps": 1, "eval_strategy": "steps",
+            "eval_steps": 6, "max_grad_norm": 1.0,
+        },
+        "checkpoint": {"every_steps": 4, "best": "eval_accuracy"},
+    }  # fmt: skip
+
+
+def weights(found: Attempt) -> dict[str, str]:
+    """Digest of each model's weights."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found.model.glob("*.safetensors")}
+
+
+def numbers(found: Attempt) -> dict[tuple[int, str], str]:
+    """All metrics but the speed, to the last bit."""
+    return {(step, name): value.hex() for step, name, value in found.points if name != "samples_per_second"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        ({"gradient_accumulation_steps": 3, "dataloader_num_workers": 2}, {}),
+        ({}, {"module": "recipes.gan", "checkpoint": {"every_steps": 4}, "dtype": "bfloat16"}),
+    ],
+    ids=["accumulation and workers", "two optimizers in bfloat16"],
+)
+def test_three_kills_change_nothing(
+    tmp_path: Path, spec: dict[str, Any], arguments: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    """Lost: the run that was asked for; another one comes out."""
+    spec["arguments"] |= arguments
+    spec |= fields
+    calm = attempt(tmp_path / "calm", spec)
+    assert list(calm.losses) == list(range(1, NUM_STEPS + 1))
+    attempts = shot_thrice(tmp_path / "shot", spec)
+    told: dict[tuple[int, str], str] = {}
+    for each in attempts:
+        told |= numbers(each)
+    assert told == numbers(calm)
+    assert weights(attempts[-1]) == weights(calm)
+    assert min(attempts[-1].losses) > 4, "the last attempt began where a checkpoint was"
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "message"),
+    [
+        ("import nowhere_at_all", "module_failed", "module: importing it: ModuleNotFoundError"),
+        ("x = 1", "invalid_spec", "has no function build(setup)"),
+        ("def build(setup):\n    return 3", "module_failed", "module: build returned int, not Parts"),
+        (CLASSIFIER.replace("0, 60", "0, 0"), "module_failed", "module: Parts.train is empty"),
+        (CLASSIFIER.replace("return nn.functional", "return 1 / 0 * nn.functional"), "module_failed",
+         "module: the loss of phase 'loss': ZeroDivisionError: division by zero (net.py, line"),
+        (CLASSIFIER.replace("cross_entropy(", "cross_entropy(float('nan') * "), "loss_not_finite",
+         "the loss of step 1 is not a finite number"),
+        (CLASSIFIER.replace("int(self.labels[index])", "self.labels[index + 10**6]"), "module_failed",
+         "module: loading a batch of Parts.train: IndexError"),
+        (CLASSIFIER.replace('models={"net": model}', 'models={"other": nn.Linear(1, 1)}'), "module_failed",
+         "the optimizer of phase 'loss' has weights of a model that is not in Parts.models"),
+    ],
+    ids=["import", "no build", "no parts", "empty", "loss", "nan", "row", "foreign weights"],
+)  # fmt: skip
+def test_a_faulty_module_is_named_in_one_sentence(tmp_path: Path, source: str, code: str, message: str) -> None:
+    """Lost: where to look, in a traceback of ours; or three more attempts at what can never work."""
+    with pytest.raises(UserError) as caught:
+        rehearse(write_module(tmp_path, source), folder=tmp_path, arguments={"max_steps": 2})
+    assert caught.value.code == code
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_module_outside_the_code_roots_is_not_run(tmp_path: Path) -> None:
+    """Lost: the host, to whoever may submit a job."""
+    mark = tmp_path / "ran"
+    module = write_module(tmp_path, f"open({str(mark)!r}, 'w')\n" + CLASSIFIER)
+    with pytest.raises(Forbidden):
+        load_module(module, Settings(code_roots=[]))
+    assert not mark.exists()
+
+
+def test_a_module_is_tried_out_without_a_daemon(tmp_path: Path) -> None:
+    """Lost: an author's own quick test."""
+    source = CLASSIFIER.replace("train=Digits(0, 60)", "train=[(torch.ones(64) * row['x'], 1) for row in setup.rows]")
+    tried = rehearse(
+        write_module(tmp_path, source), arguments={"max_steps": 3}, rows=[{"x": number} for number in range(20)]
+    )
+    assert len(tried.losses) == 3
+    assert len(tried.metrics["eval_accuracy"]) == 1
+    assert (tried.folder / "model" / "net.safetensors").is_file()
+
+
+def test_a_module_reads_the_rows_of_the_spec(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: users' own tables, in any of the formats."""
+    source = CLASSIFIER.replace(
+        "train=Digits(0, 60)", "train=[(torch.full((64,), row['x']), row['y']) for row in setup.rows]"
+    ).replace("judged=Digits(60, 100)", "judged=[(torch.full((64,), row['x']), row['y']) for row in setup.judged_rows]")
+    records = [{"size": number / 40, "kind": number % 10, "more": "?"} for number in range(40)]
+    spec |= {
+        "module": write_module(tmp_path, source),
+        "data": {
+            "train": write_rows(tmp_path / "train.jsonl", records),
+            "eval": write_rows(tmp_path / "eval.jsonl", records[:10]),
+            "columns": {"x": "size", "y": "kind"},
+        },
+    }
+    found = attempt(tmp_path / "a", spec)
+    assert json.loads((found.model.parent / "summary.json").read_text())["rows"] == 40

@@ -1,0 +1,64 @@
+"""The generators of random numbers that a training may draw from: kept, restored, seeded."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def states() -> dict[str, Any]:
+    """Where all of them stand, as what `torch.load` reads with `weights_only`."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore(found: dict[str, Any]) -> None:
+    """Have them stand where they stood."""
+    random.setstate(found["python"])
+    kind, keys, *rest = found["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(found["torch"])
+    if found["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(found["cuda"])
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """While inside, whatever is drawn is not missed afterwards."""
+    before = states()
+    try:
+        yield
+    finally:
+        restore(before)
+
+
+@contextmanager
+def host_kept() -> Iterator[None]:
+    """As `kept`, of the host's alone: cheap enough for each row."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def seed_host(*place: int) -> None:
+    """Seed those of the host by a place, such as (seed, epoch, row); a GPU's stays as it is."""
+    digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "little") >> 1
+    random.seed(number)
+    np.random.seed(number & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(number)

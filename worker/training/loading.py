@@ -1,0 +1,143 @@
+"""A user's module: loaded from its file, asked to build, and looked over before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from jobs.errors import InvalidSpec, ModuleFailed, StokerError
+from jobs.paths import check_code_path
+from jobs.settings import Settings
+from worker.device import is_out_of_memory, one_line
+from worker.training.module import Module, Parts, Setup
+
+logger = logging.getLogger(__name__)
+
+_RECIPES = "worker.training.recipes"
+_OURS = Path(__file__).parents[1]
+
+
+def load_module(name: str, settings: Settings) -> Module:
+    """Import a module.
+
+    Args:
+        name: `recipes.<name>`, or the path of a Python file.
+        settings: whose `code_roots` the file must lie in.
+
+    Raises:
+        InvalidSpec: there is no such recipe, or the module has no `build`.
+        Forbidden: the file may not be run.
+        InvalidInput: it is not a Python file.
+        ModuleFailed: it cannot be imported.
+    """
+    if name.startswith("recipes."):
+        full = f"{_RECIPES}.{name.removeprefix('recipes.')}"
+        if importlib.util.find_spec(full) is None:
+            raise InvalidSpec(f"module: there is no recipe '{name}'", param="module")
+        module = importlib.import_module(full)
+    else:
+        path = check_code_path(name, settings, param="module")
+        # Under a name of its own, so that a file called `random.py` does not stand in for another module; its
+        # neighbours are found as with `python FILE`, and worker processes of a loader find it again by that name.
+        called = f"stoker_module_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+        found = importlib.util.spec_from_file_location(called, path)
+        assert found is not None
+        assert found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        sys.modules[called] = module
+        sys.path.append(str(path.parent))
+        with users_code("importing it"):
+            found.loader.exec_module(module)
+    if not callable(getattr(module, "build", None)):
+        raise InvalidSpec(f"module: '{name}' has no function build(setup)", param="module")
+    return cast("Module", module)
+
+
+def build_parts(module: Module, setup: Setup) -> Parts:
+    """Have a module build, its models on the device.
+
+    Raises:
+        InvalidSpec: an option cannot be used.
+        ModuleFailed: it failed, or what it built cannot be trained.
+    """
+    with users_code("build"):
+        try:
+            parts = module.build(setup)
+        except ValueError as error:
+            if not str(error).startswith("options."):
+                raise
+            raise InvalidSpec(one_line(error).removeprefix("ValueError: "), param="options") from error
+    if not isinstance(parts, Parts):
+        raise ModuleFailed(f"module: build returned {type(parts).__name__}, not Parts", param="module")
+    _check(parts)
+    for model in parts.models.values():
+        model.to(setup.device)
+    return parts
+
+
+def _check(parts: Parts) -> None:
+    """Raises ModuleFailed where the parts cannot be trained."""
+    names = [phase.name for phase in parts.phases]
+    if not parts.models or not names:
+        raise ModuleFailed("module: build returned no models or no phases", param="module")
+    if len(set(names)) < len(names):
+        raise ModuleFailed(f"module: two phases have the same name: {', '.join(names)}", param="module")
+    known = {id(weight) for model in parts.models.values() for weight in model.parameters()}
+    for phase in parts.phases:
+        if any(id(weight) not in known for group in phase.optimizer.param_groups for weight in group["params"]):
+            raise ModuleFailed(
+                f"module: the optimizer of phase '{phase.name}' has weights of a model that is not in Parts.models, "
+                "so no checkpoint would have them",
+                param="module",
+            )
+    if len(parts.train) == 0:
+        raise ModuleFailed("module: Parts.train is empty", param="module")
+    if (parts.judged is None) != (parts.judge is None):
+        raise ModuleFailed("module: Parts.judged and Parts.judge go together", param="module")
+
+
+@contextmanager
+def users_code(what: str) -> Iterator[None]:
+    """While inside, an exception is the module's fault; its traceback goes into the job's log.
+
+    Args:
+        what: is being called.
+    """
+    try:
+        yield
+    except StokerError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error) or _is_machines(error):
+            raise
+        logger.exception("the module failed in %s", what)
+        where = _last_frame(error)
+        raise ModuleFailed(f"module: {what}: {one_line(error)}{where}", param="module") from error
+
+
+def _is_machines(error: Exception) -> bool:
+    """Whether it is the end of a loader's process, by a signal or out of memory, which no code of a user's raised."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
+def _last_frame(error: BaseException) -> str:
+    """The last place in the user's own files, for people."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not Path(frame.filename).is_relative_to(_OURS) and "site-packages" not in frame.filename
+    ]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def source_of(module: Module) -> Path:
+    """A module's file."""
+    return Path(str(getattr(module, "__file__", "")))
