@@ -32,6 +32,7 @@ from worker.protocol import Failed, error_from
 from worker.runner_process import status_in_words
 from worker.stop import Stop
 from worker.training.deposit import Deposit, fetch_newest
+from worker.training.gathering import gather
 from worker.training.outcome import record_outcome
 from worker.training.plan import Plan
 from worker.training.reports import Begun, Broken, Finished, Progress, Report, Saved, Stopped, parse_report, stop_line
@@ -70,6 +71,9 @@ def run_training(
     """
     beat(None)
     if stop.asked:
+        return Outcome.STOPPED
+    members = gather(lease, database=database, stop=stop, beat=beat)
+    if members is None:
         return Outcome.STOPPED
     spec = parse_spec(lease.spec)
     assert isinstance(spec, TrainingSpec)
