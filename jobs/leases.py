@@ -1,8 +1,8 @@
 """Lease and chunk verbs: grant, activate, claim, renew, commit, give back, release, expire. The fencing lives here.
 
-Every verb is one short transaction. Rows are locked in one order everywhere, lease, then chunks, then job, so that two
-verbs can never wait for each other in a circle. A lease counts as live until a verb ends it in the database: its holder
-may commit a moment late as long as nobody else was given its work.
+Every verb is one short transaction. Rows are locked in one order everywhere, leases by their ids, then chunks, then
+job, so that two verbs can never wait for each other in a circle. A lease counts as live until a verb ends it in the
+database: its holder may commit a moment late as long as nobody else was given its work.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from sqlalchemy import CursorResult, case, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from jobs import history, losses
+from jobs import history, lease_ends, losses
 from jobs.database import Database
 from jobs.errors import Conflict, DeviceOutOfMemory, LostLease, StokerError
 from jobs.ids import new_id
+from jobs.lease_ends import Locked
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
 from jobs.specs import TRAINING
-from jobs.states import LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState, LeaseState, SlotState
-from jobs.tables import Chunk, Job, Lease, Slot
+from jobs.states import AttemptEnd, ChunkState, JobState, LeaseState, SlotState
+from jobs.tables import Attempt, Chunk, Job, Lease, Slot
 
 _WORKABLE = (JobState.QUEUED, JobState.RUNNING)
 
@@ -48,6 +49,8 @@ class WorkingLease:
     spec: dict[str, Any]
     attempt: int
     rank: int
+    gang_id: str | None = None
+    """None where the lease stands alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ def grant(db: Database, grant: Grant, *, lease_seconds: float) -> list[str]:
             online = select(func.count()).where(col(Slot.id).in_(grant.slot_ids), col(Slot.state) == SlotState.ONLINE)
             if session.scalar(online) != len(set(grant.slot_ids)):
                 raise Conflict(f"a slot of {', '.join(grant.slot_ids)} is not online")
-            attempt = session.scalar(select(func.max(Lease.attempt)).where(col(Lease.job_id) == grant.job_id)) or 0
+            attempt = _last_attempt(session, grant.job_id) + 1
             gang_id = new_id("gang") if len(grant.slot_ids) > 1 else None
             lease_ids = [new_id("lease") for _ in grant.slot_ids]
             for rank, (lease_id, slot_id) in enumerate(zip(lease_ids, grant.slot_ids, strict=True)):
@@ -122,7 +125,7 @@ def grant(db: Database, grant: Grant, *, lease_seconds: float) -> list[str]:
                         state=LeaseState.GRANTED,
                         gang_id=gang_id,
                         rank=rank,
-                        attempt=attempt + 1 + rank,
+                        attempt=attempt,
                         rings=1,
                         granted_at=now,
                         rung_at=now,
@@ -145,64 +148,74 @@ def grant(db: Database, grant: Grant, *, lease_seconds: float) -> list[str]:
 
 
 def ask_yield(db: Database, lease_ids: Sequence[str]) -> None:
-    """Ask the holders of live leases to give them back at their next chunk boundary."""
+    """Ask the holders of live leases to give them back: at the next chunk boundary, or a training's next step."""
     with db.write() as session:
-        session.execute(
-            update(Lease)
-            .where(col(Lease.id).in_(lease_ids), col(Lease.state).in_(LIVE_LEASE_STATES))
-            .values(yield_asked=True)
-        )
+        for locked in lease_ends.lock(session, col(Lease.id).in_(lease_ids)):
+            for lease in (locked.lease, *locked.mates):  # a gang yields whole
+                lease.yield_asked = True
 
 
 def unanswered(db: Database, settings: Settings) -> list[Ring]:
     """Granted leases whose doorbell has to ring again; one that was rung too often ends, and its slot goes offline."""
     with db.write() as session:
         now = db.time(session)
-        late = select(Lease).where(
-            col(Lease.state) == LeaseState.GRANTED, col(Lease.rung_at) <= now - settings.doorbell_seconds
-        )
-        rings = []
-        for lease in session.scalars(late.with_for_update(skip_locked=True)):
+        is_late = (col(Lease.state) == LeaseState.GRANTED, col(Lease.rung_at) <= now - settings.doorbell_seconds)
+        rung = []
+        for locked in lease_ends.lock(session, *is_late):
+            lease = locked.lease
+            if not locked.is_live:
+                continue  # its gang has ended just now
             if lease.rings >= settings.doorbell_rings:
                 reason = f"the doorbell was not answered {lease.rings} times"
-                _end(session, db, lease, LeaseState.EXPIRED, reason)
+                _expire_lost(session, db, locked, AttemptEnd.LOST, reason, settings)
                 silent = update(Slot).where(col(Slot.id) == lease.slot_id, col(Slot.state) == SlotState.ONLINE)
                 session.execute(silent.values(state=SlotState.OFFLINE, reason=reason))
             else:
                 lease.rings, lease.rung_at, lease.expires_at = lease.rings + 1, now, now + settings.lease_seconds
-                rings.append(Ring(lease.id, lease.slot_id))
-        return rings
+                rung.append(locked)
+        return [Ring(locked.lease.id, locked.lease.slot_id) for locked in rung if locked.is_live]
 
 
 def expire_dead(db: Database, settings: Settings) -> list[str]:
-    """End active leases that were not renewed in time; their chunks are pending again.
+    """End active leases that were not renewed in time, with their gangs; their chunks are pending again.
 
     Returns:
         The ids of the leases that ended.
     """
     with db.write() as session:
-        now = db.time(session)
-        dead = select(Lease).where(col(Lease.state) == LeaseState.ACTIVE, col(Lease.expires_at) < now)
-        ended = list(session.scalars(dead.with_for_update(skip_locked=True)))
-        for lease in ended:
-            expire(session, db, lease, "it was not renewed in time", settings)
-        return [lease.id for lease in ended]
+        is_dead = (col(Lease.state) == LeaseState.ACTIVE, col(Lease.expires_at) < db.time(session))
+        ended: list[str] = []
+        for locked in lease_ends.lock(session, *is_dead):
+            if locked.is_live:
+                ended += expire(session, db, locked, "it was not renewed in time", settings)
+        return ended
 
 
-def expire(session: Session, db: Database, lease: Lease, reason: str, settings: Settings) -> None:
-    """End one live lease whose holder is gone, in the caller's transaction; its chunks are pending again."""
-    _end(session, db, lease, LeaseState.EXPIRED, reason)
-    losses.end_attempt(session, db, lease, AttemptEnd.LOST, reason)
-    losses.return_lost_chunks(session, db, lease, settings)
-    losses.settle_if_cancelling(session, db, lease.job_id)
+def expire(session: Session, db: Database, locked: Locked, reason: str, settings: Settings) -> list[str]:
+    """End one live lease whose holder is gone, and its gang, in the caller's transaction; its chunks are pending again.
+
+    Returns:
+        The ids of the leases that ended.
+    """
+    ended = _expire_lost(session, db, locked, AttemptEnd.LOST, reason, settings)
+    losses.settle_if_cancelling(session, db, locked.lease.job_id)
+    return [lease.id for lease in ended]
 
 
 def withdraw(session: Session, db: Database, slot_ids: Sequence[str], reason: str) -> None:
     """End the leases that nobody on these slots has taken up yet, in the caller's transaction."""
-    granted = select(Lease).where(col(Lease.slot_id).in_(slot_ids), col(Lease.state) == LeaseState.GRANTED)
-    for lease in session.scalars(granted.with_for_update()).all():
-        _end(session, db, lease, LeaseState.REVOKED, reason)
-        losses.settle_if_cancelling(session, db, lease.job_id)
+    is_new = (col(Lease.slot_id).in_(slot_ids), col(Lease.state) == LeaseState.GRANTED)
+    for locked in lease_ends.lock(session, *is_new):
+        if locked.is_live:
+            revoke(session, db, locked, reason)
+            losses.settle_if_cancelling(session, db, locked.lease.job_id)
+
+
+def revoke(session: Session, db: Database, locked: Locked, reason: str) -> None:
+    """Take one live lease back that nobody has begun to work on, and its gang, in the caller's transaction."""
+    for lease in lease_ends.end(session, db, locked, LeaseState.REVOKED, reason):
+        _return_chunks(session, lease.id, None)
+    losses.end_attempt(session, db, locked.lease, AttemptEnd.LOST, reason)
 
 
 # -- the keeper's verbs --------------------------------------------------------------------------------------------
@@ -216,18 +229,21 @@ def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: fl
     """
     with db.write() as session:
         now = db.time(session)
-        lease = session.scalar(select(Lease).where(col(Lease.id) == lease_id).with_for_update())
-        if lease is None or lease.state != LeaseState.GRANTED:
+        found = lease_ends.lock(session, col(Lease.id) == lease_id, col(Lease.state) == LeaseState.GRANTED)
+        if not found:
             return None
+        lease = found[0].lease
         job = session.get_one(Job, lease.job_id)
         if job.state != JobState.RUNNING:
-            _end(session, db, lease, LeaseState.REVOKED, f"the job was {job.state} already")
+            revoke(session, db, found[0], f"the job was {job.state} already")
             losses.settle_if_cancelling(session, db, job.id)
             return None
         lease.state, lease.incarnation = LeaseState.ACTIVE, incarnation
         lease.activated_at, lease.expires_at = now, now + lease_seconds
         history.record(session, db, job.id, "lease.active", lease=lease.id, slot=lease.slot_id, attempt=lease.attempt)
-        return WorkingLease(lease.id, job.id, lease.slot_id, job.kind, job.spec, lease.attempt, lease.rank)
+        return WorkingLease(
+            lease.id, job.id, lease.slot_id, job.kind, job.spec, lease.attempt, lease.rank, lease.gang_id
+        )
 
 
 def renew(db: Database, lease_id: str, *, lease_seconds: float) -> Renewal:
@@ -241,7 +257,7 @@ def renew(db: Database, lease_id: str, *, lease_seconds: float) -> Renewal:
             update(Lease)
             .where(col(Lease.id) == lease_id, col(Lease.state) == LeaseState.ACTIVE)
             .values(expires_at=db.now() + lease_seconds)
-            .returning(col(Lease.job_id), col(Lease.yield_asked))
+            .returning(col(Lease.job_id), col(Lease.yield_asked), col(Lease.shutdown_asked))
         )
         row = session.execute(renewed).one_or_none()
         if row is None:
@@ -251,11 +267,13 @@ def renew(db: Database, lease_id: str, *, lease_seconds: float) -> Renewal:
         return Renewal("shutdown")  # with a checkpoint, which a retry goes on from
     if job.state not in (JobState.RUNNING, JobState.FINALIZING):
         return Renewal("cancel")
+    if row.shutdown_asked:
+        return Renewal("shutdown")
     return Renewal("yield" if row.yield_asked else None)
 
 
 def release(db: Database, lease_id: str, reason: str, *, error: StokerError | None = None) -> None:
-    """Give a lease back in order; chunks it still holds are pending again, their attempt not counted.
+    """Give a lease back in order, with its gang; chunks it still holds are pending again, their attempt not counted.
 
     Args:
         reason: in words.
@@ -265,10 +283,12 @@ def release(db: Database, lease_id: str, reason: str, *, error: StokerError | No
         LostLease: the lease was not active any more.
     """
     with db.write() as session:
-        lease = hold(session, lease_id)
-        _end(session, db, lease, LeaseState.RELEASED, reason)
+        locked = _lock_active(session, lease_id)
+        lease = locked.lease
+        ended = lease_ends.end(session, db, locked, LeaseState.RELEASED, reason)
         losses.end_attempt(session, db, lease, _attempt_end(session, lease, error), reason)
-        _return_chunks(session, lease.id, None)
+        for one in ended:
+            _return_chunks(session, one.id, None)
         losses.settle_if_cancelling(session, db, lease.job_id)
 
 
@@ -285,14 +305,13 @@ def crash(db: Database, lease_id: str, error: StokerError, *, computing: int | N
         LostLease: the lease was not active any more; somebody else has dealt with its work already.
     """
     with db.write() as session:
-        lease = hold(session, lease_id)
-        _end(session, db, lease, LeaseState.EXPIRED, error.message)
+        locked = _lock_active(session, lease_id)
+        job_id = locked.lease.job_id
         end = AttemptEnd.OUT_OF_MEMORY if error.code == DeviceOutOfMemory.code else AttemptEnd.MACHINE
-        losses.end_attempt(session, db, lease, end, error.message)
-        losses.return_lost_chunks(session, db, lease, settings, computing=computing, error=error)
+        _expire_lost(session, db, locked, end, error.message, settings, computing=computing, error=error)
         if computing is None:
-            losses.count_job_crash(session, db, lease.job_id, error, settings)
-        losses.settle_if_cancelling(session, db, lease.job_id)
+            losses.count_job_crash(session, db, job_id, error, settings)
+        losses.settle_if_cancelling(session, db, job_id)
 
 
 # -- the runner's verbs --------------------------------------------------------------------------------------------
@@ -403,10 +422,38 @@ def hold(session: Session, lease_id: str) -> Lease:
     return lease
 
 
-def _end(session: Session, db: Database, lease: Lease, state: LeaseState, reason: str) -> None:
-    lease.state, lease.ended_at, lease.end_reason = state, db.time(session), reason
-    session.flush()
-    history.record(session, db, lease.job_id, f"lease.{state}", lease=lease.id, slot=lease.slot_id, reason=reason)
+def _lock_active(session: Session, lease_id: str) -> Locked:
+    found = lease_ends.lock(session, col(Lease.id) == lease_id, col(Lease.state) == LeaseState.ACTIVE)
+    if not found:
+        raise LostLease
+    return found[0]
+
+
+def _last_attempt(session: Session, job_id: str) -> int:
+    """The number of a job's latest attempt: of a training those that began, of another kind every grant."""
+    kind = session.scalar(select(col(Job.kind)).where(col(Job.id) == job_id))
+    number, owner = (Attempt.number, Attempt.job_id) if kind == TRAINING else (Lease.attempt, Lease.job_id)
+    return session.scalar(select(func.max(number)).where(col(owner) == job_id)) or 0
+
+
+def _expire_lost(
+    session: Session,
+    db: Database,
+    locked: Locked,
+    end: AttemptEnd,
+    reason: str,
+    settings: Settings,
+    *,
+    computing: int | None = None,
+    error: StokerError | None = None,
+) -> list[Lease]:
+    """End a lease whose holder is lost, and its gang: one end of an attempt, and every chunk pending again."""
+    ended = lease_ends.end(session, db, locked, LeaseState.EXPIRED, reason)
+    losses.end_attempt(session, db, locked.lease, end, reason)
+    for lease in ended:
+        blamed = computing if lease is locked.lease else None
+        losses.return_lost_chunks(session, db, lease, settings, computing=blamed, error=error)
+    return ended
 
 
 def _attempt_end(session: Session, lease: Lease, error: StokerError | None) -> AttemptEnd:

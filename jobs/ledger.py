@@ -10,7 +10,7 @@ from sqlalchemy import delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from jobs import endings, history, losses, usage
+from jobs import endings, history, lease_ends, leases, losses, usage
 from jobs.database import Database
 from jobs.errors import Conflict, DeadlineExceeded, NotFound, StokerError
 from jobs.ids import new_id
@@ -427,11 +427,7 @@ def _chunk_record(job_id: str, chunk: PlannedChunk) -> dict[str, Any]:
 
 def _revoke_granted(session: Session, db: Database, job_id: str, reason: str) -> None:
     """End the leases nobody has taken up yet, before the job row is locked (leases first, always)."""
-    granted = (
-        update(Lease)
-        .where(col(Lease.job_id) == job_id, col(Lease.state) == LeaseState.GRANTED)
-        .values(state=LeaseState.REVOKED, ended_at=db.now(), end_reason=reason)
-        .returning(col(Lease.id), col(Lease.slot_id))
-    )
-    for row in session.execute(granted).all():
-        history.record(session, db, job_id, "lease.revoked", lease=row.id, slot=row.slot_id, reason=reason)
+    is_new = (col(Lease.job_id) == job_id, col(Lease.state) == LeaseState.GRANTED)
+    for locked in lease_ends.lock(session, *is_new):
+        if locked.is_live:
+            leases.revoke(session, db, locked, reason)

@@ -9,10 +9,10 @@ from typing import Any, cast
 from sqlalchemy import CursorResult, select, update
 from sqlmodel import col
 
-from jobs import leases
+from jobs import lease_ends, leases
 from jobs.database import Database
 from jobs.settings import Settings
-from jobs.states import LIVE_LEASE_STATES, LeaseState, SlotState
+from jobs.states import LeaseState, SlotState
 from jobs.tables import Lease, Slot
 
 
@@ -53,13 +53,12 @@ def enter(db: Database, slot_id: str, incarnation: str, settings: Settings) -> N
     """
     with db.write() as session:
         now = db.time(session)
-        live = select(Lease).where(col(Lease.slot_id) == slot_id, col(Lease.state).in_(LIVE_LEASE_STATES))
-        for lease in session.scalars(live.with_for_update()).all():
-            if lease.state == LeaseState.ACTIVE:
-                leases.expire(session, db, lease, "its worker was restarted", settings)
+        for locked in lease_ends.lock(session, col(Lease.slot_id) == slot_id):
+            if locked.lease.state == LeaseState.ACTIVE:
+                leases.expire(session, db, locked, "its worker was restarted", settings)
             else:
                 # Its message may be lost: the next sweep rings, and rings that nobody was there to hear do not count.
-                lease.rings, lease.rung_at = 0, 0.0
+                locked.lease.rings, locked.lease.rung_at = 0, 0.0
         session.execute(
             update(Slot)
             .where(col(Slot.id) == slot_id)
@@ -107,6 +106,7 @@ def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None
         incarnation: only while this process owns them; where absent, whoever does.
     """
     with db.write() as session:
+        lease_ends.lock(session, col(Lease.slot_id).in_(slot_ids), col(Lease.state) == LeaseState.GRANTED)
         ended = update(Slot).where(col(Slot.id).in_(slot_ids), col(Slot.state) != SlotState.OFFLINE)
         if incarnation is not None:
             ended = ended.where(col(Slot.incarnation) == incarnation)

@@ -45,6 +45,7 @@ class Job(SQLModel, table=True):
     priority: int = 1
     """Rank of the class; 0 is served first."""
     max_slots: int | None = None
+    """Most slots it may hold; of a training, how many it needs at once."""
     model_key: str = ""
     """Task, model and dtype; slots that hold it loaded are preferred."""
     num_rows: int = Field(default=0, sa_type=BigInteger)
@@ -169,15 +170,19 @@ class Lease(SQLModel, table=True):
     rank: int = 0
     """Place in its gang; 0 leads."""
     attempt: int = 1
-    """The how-manieth lease of this job on any slot, counted from 1."""
+    """Of a training the how-manieth try this is, else the how-manieth grant of its job; equal in a gang."""
     incarnation: str | None = None
     """Token of the worker process that activated it."""
     yield_asked: bool = False
     """The holder is to give it back at the next chunk boundary."""
+    shutdown_asked: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    """Of a gang's leader: a member's worker is going down, so the training is to stop soon, with a checkpoint."""
     rings: int = 0
     granted_at: float = Field(sa_type=Double)
     rung_at: float = Field(sa_type=Double)
     activated_at: float | None = Field(default=None, sa_type=Double)
+    held_at: float | None = Field(default=None, sa_type=Double)
+    """Of a gang's member: when its device was free for the leader's processes."""
     expires_at: float = Field(sa_type=Double)
     ended_at: float | None = Field(default=None, sa_type=Double)
     end_reason: str | None = Field(default=None, sa_column=_text(nullable=True))

@@ -10,6 +10,9 @@ from jobs.spec_fields import LARGEST_INTEGER, Duration, InputSpec, Priority, Str
 from jobs.training_arguments import check_arguments
 from jobs.training_tasks import TRAINING_TASKS, TrainingTask
 
+MOST_SLOTS = 64
+"""Of one training: more than any one host has."""
+
 TaskName = Literal[
     "text-classification", "token-classification", "text-generation", "image-classification",
     "automatic-speech-recognition",
@@ -113,8 +116,8 @@ class TrainingSpec(Strict):
     lora: LoraSpec | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """In which it computes; weights stay float32. `auto`: float32 on a CPU; on a GPU bfloat16 where it has it."""
-    slots: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] = 1
-    """How many slots compute together."""
+    slots: Annotated[int, Field(ge=1, le=MOST_SLOTS)] = 1
+    """How many slots compute together: all of one host, of one kind of device, all at once or none."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     on_out_of_memory: Literal["fail", "halve"] = "fail"
     """`halve`: try again with half the micro-batch and twice the accumulation."""
@@ -154,8 +157,6 @@ class TrainingSpec(Strict):
                 raise ValueError("arguments.eval_strategy: needs rows to judge by, data.eval or data.eval_split")
         if self.lora is not None and self.task != "text-generation":
             raise ValueError("lora: goes with task: text-generation only")
-        if self.slots != 1:
-            raise ValueError("slots: a training computes on one slot in this version")
         if self.trainer == "torch" and self.data is not None and not self.data.columns:
             raise ValueError("data.columns: is required with trainer: torch: the columns that the module reads")
         return self

@@ -17,9 +17,10 @@ from jobs.errors import Conflict, ServiceUnavailable
 from jobs.leases import Ring
 from jobs.settings import Settings
 from jobs.specs import TRAINING, Priority
-from jobs.states import LIVE_LEASE_STATES, ChunkState, JobState, SlotState
-from jobs.tables import Chunk, Job, Lease, Slot
-from scheduler.policy import AGED_SECONDS, Decisions, JobView, LeaseView, SlotView, decide
+from jobs.states import LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState, SlotState
+from jobs.tables import Attempt, Chunk, Job, Lease, Slot
+from scheduler.policy import decide
+from scheduler.views import AGED_SECONDS, Decisions, JobView, LeaseView, SlotView
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ def read_views(session: Session, db: Database, settings: Settings) -> Views:
     jobs = _candidates(session, now, limit=len(slots) + _QUEUE_HEAD)
     lease_rows = session.execute(_LIVE_LEASES).all()
     waited = _waited_before(session, [job for job in jobs if now - job.created_at > AGED_SECONDS])
+    preemptions = _num_preemptions(session, [job.id for job in jobs if job.kind == TRAINING])
     first_grant: dict[str, float] = {}
     for row in lease_rows:
         first_grant[row.job_id] = min(row.granted_at, first_grant.get(row.job_id, row.granted_at))
@@ -113,10 +115,12 @@ def read_views(session: Session, db: Database, settings: Settings) -> Views:
                 created_at=job.created_at,
                 waited_seconds=first_grant.get(job.id, now) - waited.get(job.id, job.created_at),
                 elastic=job.kind != TRAINING,
-                max_slots=job.max_slots,
+                gang_size=(job.max_slots or 1) if job.kind == TRAINING else 1,
+                max_slots=None if job.kind == TRAINING else job.max_slots,
                 pending_chunks=job.pending,
                 model_key=job.model_key,
                 not_before=job.not_before,
+                num_preemptions=preemptions.get(job.id, 0),
             )
             for job in jobs
         ),
@@ -138,7 +142,7 @@ def read_views(session: Session, db: Database, settings: Settings) -> Views:
 
 def _slot_views(session: Session, *, heard_since: float) -> tuple[SlotView, ...]:
     rows = session.execute(_USABLE_SLOTS, {"heard_since": heard_since})
-    return tuple(SlotView(row.id, row.host, tuple(row.warm_models)) for row in rows)
+    return tuple(SlotView(row.id, row.host, tuple(row.warm_models), f"{row.device} {row.name}") for row in rows)
 
 
 def _candidates(session: Session, now: float, *, limit: int) -> list[Any]:
@@ -160,6 +164,18 @@ def _waited_before(session: Session, old_jobs: Sequence[Any]) -> dict[str, float
         .group_by(col(Lease.job_id))
     )
     return {row.job_id: row.at for row in session.execute(ended)}
+
+
+def _num_preemptions(session: Session, training_ids: Sequence[str]) -> dict[str, int]:
+    """How often each of these trainings has given its slots up to another job."""
+    if not training_ids:
+        return {}
+    counted = (
+        select(col(Attempt.job_id), func.count().label("number"))
+        .where(col(Attempt.job_id).in_(training_ids), col(Attempt.end) == AttemptEnd.PREEMPTED)
+        .group_by(col(Attempt.job_id))
+    )
+    return {row.job_id: row.number for row in session.execute(counted)}
 
 
 def _build_jobs() -> tuple[Select[Any], Select[Any]]:
@@ -197,7 +213,7 @@ def _build_leases() -> Select[Any]:
 # Built once: to put them together would take longer than to run them, on the way of every grant.
 _RUNNING_JOBS, _WAITING_JOBS = _build_jobs()
 _LIVE_LEASES = _build_leases()
-_USABLE_SLOTS = select(col(Slot.id), col(Slot.host), col(Slot.warm_models)).where(
+_USABLE_SLOTS = select(col(Slot.id), col(Slot.host), col(Slot.device), col(Slot.name), col(Slot.warm_models)).where(
     # One that missed heartbeats is probably dead, and work given to it would wait for its rings.
     col(Slot.state) == SlotState.ONLINE,
     col(Slot.heartbeat_at) >= bindparam("heard_since"),

@@ -8,89 +8,29 @@ The rules, in the order in which they bind:
 2. Within a class every job gets its first slots before any job grows: by age, then by id.
 3. What is left is shared: each free slot goes to the elastic job of the class that holds the fewest, up to what its
    pending chunks and its `max_slots` allow. A job that holds nothing may ask a job of its own class to yield what that
-   one holds beyond an equal share, once it has held it for `HOLD_SECONDS`, so that slots do not go to and fro.
-4. A gang gets all of its slots at once or none. While slots are on their way back to it, the free ones are kept for it;
-   a gang that would have to wait for jobs that cannot yield keeps nothing, and others may start (greedy skip).
-5. Among free slots, one that holds the model loaded comes first, then the fullest host (which keeps room for gangs).
+   one holds beyond an equal share, once it has held it for `HOLD_SECONDS`, so that slots do not go to and fro; a
+   training asks younger elastic jobs of its class for all that it needs, since it cannot do with less.
+4. A gang gets all of its slots at once or none, all of one host and one kind of device. While slots are on their way
+   back to it, the free ones beside them are kept for it; a gang that would have to wait for jobs that cannot yield
+   keeps nothing, and others may start (greedy skip).
+5. A job of the class `high` that nothing else lets start preempts trainings of lower classes: only where then all that
+   it needs comes free, elastic leases before trainings, a gang whole. Each training has its minimum of time between two
+   starts and is preempted so many times at most (`victims`), so that it gets done too.
+6. Among free slots, one that holds the model loaded comes first, then the fullest host (which keeps room for gangs).
 
 The full policy grows behind the same signature: reservations from time limits (EASY backfill) are a longer rule 4, fair
-share between projects a further key in `_order`, preemption of running gangs more victims in `_victims`; each needs
-more fields in the views and none in the call.
+share between projects a further key in `views.order`; each needs more fields in the views and none in the call.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from jobs.leases import Grant
-
-AGED_SECONDS = 24 * 3600.0
-"""A job that waited this long counts as one class higher."""
-HOLD_SECONDS = 10.0
-"""A lease is not asked to yield to its own class before it was held for this long."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobView:
-    """A queued or running job."""
-
-    id: str
-    rank: int
-    """Its class; 0 is served first."""
-    created_at: float
-    """Unix seconds."""
-    waited_seconds: float = 0.0
-    """How long it has waited for its first slot; for a job that holds slots, how long it had waited for the oldest."""
-    elastic: bool = True
-    """Whether any number of slots serves it and each can be taken back at a chunk boundary."""
-    gang_size: int = 1
-    """Slots it needs at once; 1 for an elastic job."""
-    max_slots: int | None = None
-    """Most slots an elastic job may hold."""
-    pending_chunks: int = 0
-    """Chunks that could be claimed now; counting on beyond the number of slots changes nothing."""
-    model_key: str = ""
-    """Equal to a slot's warm model where that slot need not load it."""
-    not_before: float = 0.0
-    """Unix seconds before which it gets nothing (backoff)."""
-
-
-@dataclass(frozen=True, slots=True)
-class SlotView:
-    """A slot that is online."""
-
-    id: str
-    host: str
-    warm_models: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseView:
-    """A live lease. Its slot may be missing from the slots (offline) and its job from the jobs (ending)."""
-
-    id: str
-    job_id: str
-    slot_id: str
-    granted_at: float
-    """Unix seconds."""
-    working: bool = True
-    """Whether its holder has claimed a chunk; a fresh lease has not, and will take one of the pending ones."""
-    ending: bool = False
-    """Whether it was asked to yield already, or its job is over: its slot comes back by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decisions:
-    """What to do now."""
-
-    grants: tuple[Grant, ...] = ()
-    """In the order of importance. A gang is one grant; each slot of an elastic job is a grant of its own."""
-    yields: tuple[str, ...] = ()
-    """Leases to ask back."""
-    explanations: Mapping[str, str] = field(default_factory=dict)
-    """Why each job that holds nothing still waits, by job id."""
+from scheduler.victims import Holders, elastic_victims, preempted
+from scheduler.views import Decisions, JobView, LeaseView, SlotView, effective_rank, is_ready, order
 
 
 def decide(jobs: Sequence[JobView], slots: Sequence[SlotView], leases: Sequence[LeaseView], now: float) -> Decisions:
@@ -108,19 +48,31 @@ def decide(jobs: Sequence[JobView], slots: Sequence[SlotView], leases: Sequence[
     table = _Table(jobs, slots, leases, now)
     for _, members in table.classes():
         for job in members:
-            if not table.held[job.id] and table.is_ready(job):
+            if not table.held[job.id] and is_ready(job, now):
                 table.start(job)
         table.share_free(members)
         table.ask_back(members)
     return table.decisions()
 
 
-def _effective_rank(job: JobView) -> int:
-    return max(0, job.rank - 1) if job.waited_seconds > AGED_SECONDS else job.rank
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a job may come to its slots within some of them."""
 
+    place: frozenset[str]
+    """Ids of the slots among which it starts."""
+    num_free: int
+    short: int
+    """Slots that it has to wait for."""
+    coming: tuple[str, ...] = ()
+    """Slots on their way back that it waits for."""
+    yields: tuple[LeaseView, ...] = ()
+    num_preempted: int = 0
+    """Trainings that have to stop for it."""
 
-def _order(job: JobView) -> tuple[int, float, str]:
-    return _effective_rank(job), job.created_at, job.id
+    def cost(self) -> tuple[int, int, int, list[str]]:
+        """The least is the best: few trainings stopped, few leases asked back, the fullest host."""
+        return self.num_preempted, len(self.yields), self.num_free, sorted(self.place)
 
 
 class _Table:
@@ -130,17 +82,22 @@ class _Table:
         self, jobs: Sequence[JobView], slots: Sequence[SlotView], leases: Sequence[LeaseView], now: float
     ) -> None:
         self.now = now
-        self.jobs = {job.id: job for job in sorted(jobs, key=_order)}
-        self.leases = sorted(leases, key=lambda lease: lease.id)
-        online = {slot.id for slot in slots}
+        self.jobs = {job.id: job for job in sorted(jobs, key=order)}
+        leases = sorted(leases, key=lambda lease: lease.id)
         taken = {lease.slot_id for lease in leases}
-        self.num_slots = len(online)
+        self.online = frozenset(slot.id for slot in slots)
+        pools: dict[tuple[str, str], set[str]] = {}
+        for slot in slots:
+            pools.setdefault((slot.host, slot.kind), set()).add(slot.id)
+        self.pools = [frozenset(members) for _, members in sorted(pools.items())]
+        """Slots that a gang may have together."""
         self.free = {slot.id: slot for slot in sorted(slots, key=lambda slot: slot.id) if slot.id not in taken}
         self.held = Counter(lease.job_id for lease in leases)  # live leases, those on their way back included
         self.staying = Counter(lease.job_id for lease in leases if not lease.ending)
         self.working = Counter(lease.job_id for lease in leases if lease.working and not lease.ending)
-        self.victims = [lease for lease in self.leases if not lease.ending and lease.slot_id in online]
-        self.coming = sum(lease.ending and lease.slot_id in online for lease in leases)  # not yet promised to anyone
+        self.victims = [lease for lease in leases if not lease.ending]
+        self.coming = [lease.slot_id for lease in leases if lease.ending and lease.slot_id in self.online]
+        """Slots that come back by themselves and are not yet promised to anyone."""
         self.grants: list[Grant] = []
         self.yields: list[str] = []
         self.promised: dict[str, int] = {}
@@ -149,34 +106,35 @@ class _Table:
         """Effective rank and its jobs in order, the first served class first."""
         by_rank: dict[int, list[JobView]] = {}
         for job in self.jobs.values():
-            by_rank.setdefault(_effective_rank(job), []).append(job)
+            by_rank.setdefault(effective_rank(job), []).append(job)
         return sorted(by_rank.items())
-
-    def is_ready(self, job: JobView) -> bool:
-        """Whether the job could use a slot now."""
-        return job.not_before <= self.now and (job.pending_chunks > 0 or not job.elastic)
 
     def start(self, job: JobView) -> None:
         """Give a job that holds nothing its first slots, or see to it that they come back."""
-        short = job.gang_size - len(self.free)
-        if short <= 0:
-            self._grant(job, self._choose(job))
+        places = [self.online] if job.gang_size == 1 else [pool for pool in self.pools if len(pool) >= job.gang_size]
+        fitting = [place for place in places if len(place & self.free.keys()) >= job.gang_size]
+        if fitting:
+            fullest = min(fitting, key=lambda place: (len(place & self.free.keys()), sorted(place)))
+            self._grant(job, self._choose(job, fullest))
             return
-        on_the_way = min(short, self.coming)
-        victims = self._victims(job, own_class=True)[: short - on_the_way]
-        if on_the_way + len(victims) < short:
+        elastic = elastic_victims(job, self._holders(), own_class=True)
+        ways = [way for place in places if (way := self._way(job, place, elastic)) is not None]
+        if not ways:
             return
-        self.coming -= on_the_way
-        self._ask(victims)
-        self.promised[job.id] = short
-        self.free.clear()  # a gang's; nobody behind it may take them while the others are on their way
+        way = min(ways, key=_Way.cost)
+        for slot_id in way.coming:
+            self.coming.remove(slot_id)
+        self._ask(way.yields)
+        self.promised[job.id] = way.short
+        for slot_id in way.place & self.free.keys():  # a gang's; nobody behind it may take them meanwhile
+            del self.free[slot_id]
 
     def share_free(self, members: Iterable[JobView]) -> None:
         """Give each free slot to the job of the class that holds the fewest and can use one more."""
         hungry = [job for job in members if self._room(job) > 0]
         while self.free and hungry:
             job = min(hungry, key=lambda job: (self.staying[job.id], job.created_at, job.id))
-            self._grant(job, self._choose(job))
+            self._grant(job, self._choose(job, self.online))
             hungry = [job for job in hungry if self._room(job) > 0]
 
     def ask_back(self, members: Iterable[JobView]) -> None:
@@ -185,9 +143,10 @@ class _Table:
             short = self._room(job) - self.promised.get(job.id, 0)
             if short <= 0:
                 continue
-            on_the_way = min(short, self.coming)
-            self.coming -= on_the_way
-            self._ask(self._victims(job, own_class=False)[: short - on_the_way])
+            on_the_way = min(short, len(self.coming))
+            del self.coming[:on_the_way]
+            victims = elastic_victims(job, self._holders(), own_class=False)
+            self._ask(victims[: short - on_the_way])
 
     def decisions(self) -> Decisions:
         """All that was decided, with a reason for each job that holds nothing."""
@@ -200,62 +159,43 @@ class _Table:
 
     # -- steps
 
+    def _way(self, job: JobView, place: frozenset[str], victims: Sequence[LeaseView]) -> _Way | None:
+        """How the slots that a job lacks among these come back; None where it would wait for what cannot yield."""
+        num_free = len(place & self.free.keys())
+        short = job.gang_size - num_free
+        coming = tuple(slot_id for slot_id in self.coming if slot_id in place)[:short]
+        lacking = short - len(coming)
+        elastic = [lease for lease in victims if lease.slot_id in place]
+        if lacking <= len(elastic):
+            return _Way(place, num_free, short, coming, tuple(elastic[:lacking]))
+        trainings = preempted(job, self._holders(), place, lacking - len(elastic))
+        if not trainings:
+            return None
+        stopped = [lease for gang in trainings for lease in gang]
+        lacking -= sum(lease.slot_id in place for lease in stopped)
+        yields = (*elastic[: max(0, lacking)], *stopped)
+        return _Way(place, num_free, short, coming, yields, len(trainings))
+
+    def _holders(self) -> Holders:
+        return Holders(self.jobs, self.online, self.victims, self.held, self.staying, self.now)
+
     def _room(self, job: JobView) -> int:
         """How many more slots an elastic job can use."""
-        if not job.elastic or not self.is_ready(job):
+        if not job.elastic or not is_ready(job, self.now):
             return 0
         by_chunks = self.working[job.id] + job.pending_chunks - self.staying[job.id]
-        by_limit = (self.num_slots if job.max_slots is None else job.max_slots) - self.held[job.id]
-        return min(by_chunks, by_limit, self.num_slots - self.staying[job.id])
+        by_limit = (len(self.online) if job.max_slots is None else job.max_slots) - self.held[job.id]
+        return min(by_chunks, by_limit, len(self.online) - self.staying[job.id])
 
-    def _choose(self, job: JobView) -> list[SlotView]:
-        """The best free slots for a job: one host if it fits, warm ones, then the fullest host."""
+    def _choose(self, job: JobView, place: frozenset[str]) -> list[SlotView]:
+        """The best free slots of a place for a job: warm ones, then the fullest host; a gang leaves warm ones alone."""
         free_on = Counter(slot.host for slot in self.free.values())
 
-        def cost(slot: SlotView) -> tuple[bool, bool, int, int, str]:
-            fits = free_on[slot.host] >= job.gang_size
-            cold = job.model_key not in slot.warm_models
-            return not fits, cold, free_on[slot.host], len(slot.warm_models), slot.id
+        def cost(slot: SlotView) -> tuple[bool, int, int, str]:
+            cold = job.elastic and job.model_key not in slot.warm_models
+            return cold, free_on[slot.host], len(slot.warm_models), slot.id
 
-        best = min(self.free.values(), key=cost)
-        if job.gang_size == 1:
-            return [best]
-        ordered = sorted(self.free.values(), key=lambda slot: (slot.host != best.host, *cost(slot)))
-        return ordered[: job.gang_size]
-
-    def _victims(self, job: JobView, *, own_class: bool) -> list[LeaseView]:
-        """Leases that may be asked to yield to a job, the ones that hurt least first."""
-        rank = _effective_rank(job)
-        lower, equal = [], []
-        for lease in self.victims:
-            holder = self.jobs.get(lease.job_id)
-            if holder is None or not holder.elastic or holder.id == job.id:
-                continue
-            if _effective_rank(holder) > rank:
-                lower.append((lease, holder))
-            elif own_class and _effective_rank(holder) == rank and self.now - lease.granted_at >= HOLD_SECONDS:
-                equal.append((lease, holder))
-        # The lowest class first, in it the youngest job, of a job the youngest lease.
-        lower.sort(key=lambda pair: (*_order(pair[1]), pair[0].granted_at, pair[0].id), reverse=True)
-        return [lease for lease, _ in lower] + self._beyond_share(equal, rank)
-
-    def _beyond_share(self, candidates: list[tuple[LeaseView, JobView]], rank: int) -> list[LeaseView]:
-        """Of one class's leases those beyond an equal share, from the job that holds the most first."""
-        above = sum(self.held[job.id] for job in self.jobs.values() if _effective_rank(job) < rank)
-        members = [job for job in self.jobs.values() if _effective_rank(job) == rank]
-        num_sharing = sum(1 for job in members if self.held[job.id] or self.is_ready(job))
-        share = -(-max(1, self.num_slots - above) // max(1, num_sharing))
-        staying = Counter(self.staying)
-        left = sorted(candidates, key=lambda pair: (pair[0].granted_at, pair[0].id), reverse=True)
-        chosen: list[LeaseView] = []
-        while left:
-            pair = max(left, key=lambda pair: (staying[pair[1].id], pair[1].created_at, pair[1].id))
-            if staying[pair[1].id] <= share:
-                break
-            staying[pair[1].id] -= 1
-            chosen.append(pair[0])
-            left.remove(pair)
-        return chosen
+        return sorted((slot for slot in self.free.values() if slot.id in place), key=cost)[: job.gang_size]
 
     def _grant(self, job: JobView, chosen: Sequence[SlotView]) -> None:
         for slot in chosen:
@@ -272,21 +212,25 @@ class _Table:
             self.working[lease.job_id] -= lease.working
 
     def _explain(self, job: JobView, place: int) -> str:
+        num_slots = len(self.online)
         if job.not_before > self.now:
             return f"backs off for another {job.not_before - self.now:.0f} s after a failure"
         if job.elastic and job.pending_chunks == 0:
             return "its chunks back off after a failure"
-        if self.num_slots == 0:
+        if num_slots == 0:
             return "no slot is online"
         if job.id in self.promised:
             return f"next: {_count(self.promised[job.id], 'slot')} on the way back from other jobs"
-        if job.gang_size > self.num_slots:
-            return f"needs {job.gang_size} slots at once; {self.num_slots} are online"
         if job.gang_size > 1:
-            return f"needs {job.gang_size} slots at once; {len(self.free)} are free"
-        busy = "the only slot is" if self.num_slots == 1 else f"all {self.num_slots} slots are"
+            needs = f"needs {job.gang_size} slots of one host at once"
+            largest = max(len(pool) for pool in self.pools)
+            if job.gang_size > largest:
+                return f"{needs}; {_count(largest, 'is', 'are')} online on the largest"
+            most_free = max(len(pool & self.free.keys()) for pool in self.pools)
+            return f"{needs}; at most {_count(most_free, 'is', 'are')} free together"
+        busy = "the only slot is" if num_slots == 1 else f"all {num_slots} slots are"
         return f"number {place} in the queue; {busy} busy with jobs before it"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _count(number: int, one: str, several: str | None = None) -> str:
+    return f"{number} {one if number == 1 else several or f'{one}s'}"

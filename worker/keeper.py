@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from jobs import leases, ledger
 from jobs.database import Database
@@ -18,10 +18,12 @@ from jobs.retries import RetryAt, RetryPolicy, decide
 from jobs.settings import Settings
 from worker.decisions import Ending, Fate, Give, Happening, Holding, Record, RenewalRefused, Renewed, Rules, StopAsked
 from worker.joblog import JobLog
+from worker.member import hold_place
 from worker.protocol import Run
 from worker.runner_process import RunnerProcess
 from worker.standby import RunnerUp, Standby
 from worker.stop import StopReason
+from worker.watch import watching
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +69,24 @@ class Keeper:
             logger.debug("lease %s: a duplicate or late message is dropped", lease_id)
             return
         inbox: _Inbox = queue.SimpleQueue()
-        self._job_log.open(lease)
-        with self._listening(inbox), self._renewing(lease_id, inbox):
-            ending = self._hold(lease, inbox, asked_at)
+        if lease.rank == 0:
+            self._job_log.open(lease)
+        with ExitStack() as stack:
+            stack.enter_context(self._listening(inbox))
+            stack.enter_context(self._renewing(lease_id, inbox))
+            if lease.gang_id is not None:
+                stack.enter_context(watching(self._database, lease_id, inbox.put))
+            if lease.rank == 0:
+                ending = self._hold(lease, inbox, asked_at)
+            else:
+                ending = hold_place(
+                    lease,
+                    inbox,
+                    asked_at,
+                    database=self._database,
+                    settings=self._settings,
+                    standby=self._standby,
+                )
             if ending.pause:
                 self._sit_out(ending, inbox)
             else:

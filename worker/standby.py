@@ -38,7 +38,10 @@ Listener = Callable[[RunnerUp | RunnerBroken | Report | Exited], None]
 
 
 class Standby:
-    """One slot's runner. At any time one runner lives or is starting, or the time is set at which the next one will."""
+    """One slot's runner. At any time one runner lives or is starting, or the time is set at which the next one will.
+
+    But while the slot is vacant: then there is none until it is occupied again.
+    """
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class Standby:
         self._due = time.monotonic()  # start then; or, while one is starting, kill it then
         self._warm_models: tuple[str, ...] = ()
         self._listener: Listener | None = None
-        self._closed = False
+        self._closed = self._vacant = False
         self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._tender = threading.Thread(target=self._tend, name="standby", daemon=True)
 
@@ -117,6 +120,26 @@ class Standby:
             self._is_ready = False
         self._say_broken(f"runner {runner.pid} does not die: it is stuck inside the kernel or a driver")
 
+    def vacate(self) -> bool:
+        """End the runner and start none until `occupy`, so that the slot's device is free for another's processes.
+
+        Returns:
+            Whether it is; where a runner does not die, the slot is broken until it does.
+        """
+        with self._lock:
+            self._vacant = True
+            runner = self._runner
+        self._changes.put(None)
+        if runner is not None:
+            self.replace(runner)
+        return runner is None or runner.is_gone
+
+    def occupy(self) -> None:
+        """Start a runner again; does not wait for it."""
+        with self._lock:
+            self._vacant = False
+        self._changes.put(None)
+
     @property
     def warm_models(self) -> tuple[str, ...]:
         """Keys of the models that the runner holds loaded."""
@@ -131,7 +154,8 @@ class Standby:
             with self._lock:
                 if self._closed:
                     return
-                runner, waits = self._runner, self._runner is not None and self._is_ready
+                runner = self._runner
+                waits = self._is_ready if runner is not None else self._vacant
                 seconds = self._due - time.monotonic()
             if waits or seconds > 0:
                 with contextlib.suppress(queue.Empty):  # then it is due now
@@ -146,6 +170,8 @@ class Standby:
     def _start_one(self) -> None:
         try:
             with self._lock:  # so that its first words are heard only once it is known here
+                if self._vacant:
+                    return
                 self._runner, self._is_ready = self._start(self._hear), False
                 self._due = time.monotonic() + self._start_seconds
         except OSError as error:
@@ -171,10 +197,10 @@ class Standby:
 
     def _bury(self, runner: RunnerProcess, status: str) -> None:
         with self._lock:
-            was_ready, closed = self._is_ready, self._closed
+            was_ready, is_meant = self._is_ready, self._closed or self._vacant
             self._runner, self._is_ready, self._warm_models = None, False, ()
             self._due = time.monotonic()
-        if closed:
+        if is_meant:
             logger.info("runner %d %s", runner.pid, status)
         elif was_ready:
             logger.warning("runner %d %s; the next one is started", runner.pid, status)

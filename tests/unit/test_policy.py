@@ -8,7 +8,9 @@ import random
 import pytest
 
 from jobs.leases import Grant
-from scheduler.policy import AGED_SECONDS, HOLD_SECONDS, Decisions, JobView, LeaseView, SlotView, decide
+from scheduler.policy import decide
+from scheduler.victims import HOLD_SECONDS, MOST_PREEMPTIONS, PREEMPTABLE_SECONDS
+from scheduler.views import AGED_SECONDS, Decisions, JobView, LeaseView, SlotView
 
 NOW = 1_000_000.0
 HIGH, NORMAL, LOW = 0, 1, 2
@@ -18,8 +20,8 @@ def job(name: str, rank: int = NORMAL, *, age: float = 0.0, pending: int = 100, 
     return JobView(name, rank, NOW - age, pending_chunks=pending, **fields)
 
 
-def gang(name: str, size: int, rank: int = NORMAL, *, age: float = 0.0) -> JobView:
-    return JobView(name, rank, NOW - age, elastic=False, gang_size=size)
+def gang(name: str, size: int, rank: int = NORMAL, *, age: float = 0.0, **fields: object) -> JobView:
+    return JobView(name, rank, NOW - age, elastic=False, gang_size=size, **fields)
 
 
 def slots(count: int, host: str = "a") -> list[SlotView]:
@@ -137,13 +139,15 @@ def test_a_gang_gets_all_of_its_slots_at_once_or_none() -> None:
     assert decide([gang("g", 4)], slots(4), [], NOW).grants == (Grant("g", ("a0", "a1", "a2", "a3")),)
     decisions = decide([gang("g", 4)], slots(3), [], NOW)
     assert decisions.grants == ()
-    assert decisions.explanations == {"g": "needs 4 slots at once; 3 are online"}
+    assert decisions.explanations == {"g": "needs 4 slots of one host at once; 3 are online on the largest"}
 
 
 def test_a_gang_that_waits_for_jobs_that_cannot_yield_lets_others_start() -> None:
     held = [lease("training", "a0")]
-    jobs = [gang("training", 1, age=9), gang("g", 4, HIGH), job("j", LOW)]
-    assert set(holders(decide(jobs, slots(4), held, NOW)).values()) == {"j"}
+    jobs = [gang("training", 1, HIGH, age=9), gang("g", 4, HIGH), job("j", LOW)]
+    decisions = decide(jobs, slots(4), held, NOW)
+    assert set(holders(decisions).values()) == {"j"}
+    assert decisions.explanations == {"g": "needs 4 slots of one host at once; at most 0 are free together"}
 
 
 def test_slots_free_while_a_gang_gathers_are_kept_for_it() -> None:
@@ -153,11 +157,165 @@ def test_slots_free_while_a_gang_gathers_are_kept_for_it() -> None:
     assert set(decisions.yields) == {"lease-low-a0", "lease-low-a1"}
 
 
-def test_a_gang_lies_on_one_host_where_it_fits() -> None:
+def test_a_gang_lies_on_one_host_or_waits() -> None:
     there = [*slots(3, "a"), *slots(2, "b")]
     assert decide([gang("g", 2)], there, [], NOW).grants == (Grant("g", ("b0", "b1")),)
     assert decide([gang("g", 3)], there, [], NOW).grants == (Grant("g", ("a0", "a1", "a2")),)
-    assert len(decide([gang("g", 5)], there, [], NOW).grants[0].slot_ids) == 5
+    decisions = decide([gang("g", 5)], there, [], NOW)
+    assert decisions.grants == ()
+    assert decisions.explanations == {"g": "needs 5 slots of one host at once; 3 are online on the largest"}
+    taken = [lease("other", "a0")]
+    jobs = [gang("other", 1, age=9), gang("g", 3)]
+    assert decide(jobs, there, taken, NOW).explanations == {
+        "g": "needs 3 slots of one host at once; at most 2 are free together"
+    }
+
+
+def test_a_gangs_devices_are_all_of_one_kind() -> None:
+    there = [SlotView(f"a{number}", "a", (), "cuda large" if number < 2 else "cuda small") for number in range(5)]
+    assert decide([gang("g", 3)], there, [], NOW).grants == (Grant("g", ("a2", "a3", "a4")),)
+    assert decide([gang("g", 4)], there, [], NOW).grants == ()
+
+
+def test_a_gang_leaves_warm_slots_to_those_who_profit_from_them() -> None:
+    there = [SlotView("a0", "a", ("x",)), SlotView("a1", "a"), SlotView("a2", "a", ("x", "y")), SlotView("a3", "a")]
+    assert decide([gang("g", 3)], there, [], NOW).grants == (Grant("g", ("a1", "a3", "a0")),)
+
+
+def test_only_the_host_on_which_a_gang_gathers_is_kept_for_it() -> None:
+    held = [lease("low", "a0"), lease("low", "a1")]
+    there = [*slots(3, "a"), *slots(1, "b")]
+    decisions = decide([job("low", LOW, age=50), gang("g", 3, HIGH), job("j")], there, held, NOW)
+    assert holders(decisions) == {"b0": "j"}
+    assert set(decisions.yields) == {"lease-low-a0", "lease-low-a1"}
+    assert decisions.explanations["g"] == "next: 2 slots on the way back from other jobs"
+
+
+def test_a_gang_gathers_on_one_host_alone_and_where_it_asks_least() -> None:
+    held = [lease("low", slot_id) for slot_id in ("a0", "a1", "a2", "b0", "b1")]
+    there = [*slots(3, "a"), *slots(3, "b")]
+    decisions = decide([job("low", LOW, age=50, pending=0), gang("g", 3, HIGH)], there, held, NOW)
+    assert set(decisions.yields) == {"lease-low-b0", "lease-low-b1"}
+
+
+def test_a_training_takes_all_it_needs_from_younger_bulk_jobs_of_its_class_and_their_surplus_from_older_ones() -> None:
+    held = [lease("bulk", f"a{number}") for number in range(4)]
+    assert len(decide([job("bulk", age=5), gang("g", 4, age=9)], slots(4), held, NOW).yields) == 4
+    assert decide([job("bulk", age=9), gang("g", 4, age=5)], slots(4), held, NOW).yields == ()
+    assert len(decide([job("bulk", age=9), gang("g", 2, age=5)], slots(4), held, NOW).yields) == 2
+    fresh = [lease("bulk", f"a{number}", age=HOLD_SECONDS - 1) for number in range(4)]
+    assert decide([job("bulk", age=5), gang("g", 4, age=9)], slots(4), fresh, NOW).yields == ()
+
+
+# -- preemption
+
+
+def running(name: str, rank: int, *slot_ids: str, age: float = 3600.0, **fields: object) -> tuple[JobView, list]:
+    """A training that has held some slots for so long."""
+    view = gang(name, len(slot_ids), rank, age=age + 10, **fields)
+    return view, [lease(name, slot_id, age=age) for slot_id in slot_ids]
+
+
+def test_a_high_job_preempts_a_lower_training_whole() -> None:
+    victim, held = running("victim", NORMAL, "a0", "a1", "a2", "a3")
+    for urgent in (gang("urgent", 1, HIGH), gang("urgent", 4, HIGH), job("urgent", HIGH)):
+        decisions = decide([victim, urgent], slots(4), held, NOW)
+        assert set(decisions.yields) == {one.id for one in held}
+        assert decisions.explanations["urgent"].startswith("next: ")
+
+
+def test_only_high_preempts_and_only_what_is_lower() -> None:
+    victim, held = running("victim", NORMAL, "a0")
+    assert decide([victim, gang("urgent", 1, HIGH)], slots(1), held, NOW).yields == ("lease-victim-a0",)
+    peer, held = running("peer", HIGH, "a0")
+    assert decide([peer, gang("urgent", 1, HIGH)], slots(1), held, NOW).yields == ()
+    low, held = running("low", LOW, "a0")
+    assert decide([low, gang("normal", 1, NORMAL)], slots(1), held, NOW).yields == ()
+    aged = gang("aged", 1, NORMAL, age=100_000, waited_seconds=AGED_SECONDS + 1)
+    assert decide([low, aged], slots(1), held, NOW).yields == (), "one that counts as high is not high"
+    aged_victim, held = running("victim", NORMAL, "a0", waited_seconds=AGED_SECONDS + 1)
+    assert decide([aged_victim, gang("urgent", 1, HIGH)], slots(1), held, NOW).yields == ()
+
+
+def test_nobody_is_preempted_where_the_job_could_not_start_then() -> None:
+    victim, held = running("victim", LOW, "a0", "a1")
+    peer, of_peer = running("peer", HIGH, "a2")
+    decisions = decide([victim, peer, gang("urgent", 4, HIGH)], slots(4), [*held, *of_peer], NOW)
+    assert decisions.yields == ()
+    assert len(decide([victim, peer, gang("urgent", 3, HIGH)], slots(4), [*held, *of_peer], NOW).yields) == 2
+
+
+def test_a_training_has_its_minimum_of_time() -> None:
+    young, held = running("young", LOW, "a0", age=PREEMPTABLE_SECONDS - 1)
+    assert decide([young, gang("urgent", 1, HIGH)], slots(1), held, NOW).yields == ()
+    old, held = running("old", LOW, "a0", age=PREEMPTABLE_SECONDS)
+    assert decide([old, gang("urgent", 1, HIGH)], slots(1), held, NOW).yields == ("lease-old-a0",)
+
+
+def test_a_training_is_preempted_a_few_times_and_then_left_alone() -> None:
+    for number in range(MOST_PREEMPTIONS + 2):
+        victim, held = running("victim", LOW, "a0", num_preemptions=number)
+        yields = decide([victim, gang("urgent", 1, HIGH)], slots(1), held, NOW).yields
+        assert bool(yields) == (number < MOST_PREEMPTIONS)
+
+
+def test_bulk_jobs_yield_before_any_training_stops() -> None:
+    victim, held = running("victim", LOW, "a0", "a1")
+    bulk = [lease("bulk", "a2", age=1), lease("bulk", "a3", age=1)]
+    jobs = [victim, job("bulk", NORMAL, pending=0)]
+    assert set(decide([*jobs, gang("urgent", 2, HIGH)], slots(4), [*held, *bulk], NOW).yields) == {
+        "lease-bulk-a2", "lease-bulk-a3",
+    }  # fmt: skip
+    decisions = decide([*jobs, gang("urgent", 3, HIGH)], slots(4), [*held, *bulk], NOW)
+    assert len(decisions.yields) == 3
+    assert {"lease-victim-a0", "lease-victim-a1"} < set(decisions.yields)
+
+
+def test_the_lowest_class_stops_first_in_it_the_youngest_and_no_more_than_needed() -> None:
+    low, of_low = running("low", LOW, "a0", age=9000)
+    old, of_old = running("old", NORMAL, "a1", age=8000)
+    new, of_new = running("new", NORMAL, "a2", "a3", age=7000)
+    jobs, held = [low, old, new], [*of_low, *of_old, *of_new]
+    assert decide([*jobs, gang("urgent", 1, HIGH)], slots(4), held, NOW).yields == ("lease-low-a0",)
+    two = decide([*jobs, gang("urgent", 2, HIGH)], slots(4), held, NOW)
+    assert set(two.yields) == {"lease-new-a2", "lease-new-a3"}, "low need not stop: new alone is enough"
+    assert len(decide([*jobs, gang("urgent", 4, HIGH)], slots(4), held, NOW).yields) == 4
+
+
+def test_a_gang_preempts_on_the_host_where_fewest_trainings_stop() -> None:
+    one, of_one = running("one", LOW, "a0", "a1")
+    two, of_two = running("two", LOW, "b0")
+    three, of_three = running("three", LOW, "b1")
+    decisions = decide(
+        [one, two, three, gang("urgent", 2, HIGH)], [*slots(2, "a"), *slots(2, "b")], [*of_one, *of_two, *of_three], NOW
+    )
+    assert set(decisions.yields) == {"lease-one-a0", "lease-one-a1"}
+
+
+def test_a_bulk_job_preempts_to_start_and_never_to_grow() -> None:
+    one, of_one = running("one", LOW, "a0", age=2000)
+    two, of_two = running("two", LOW, "a1", age=1000)
+    urgent = job("urgent", HIGH, pending=50)
+    assert decide([one, two, urgent], slots(2), [*of_one, *of_two], NOW).yields == ("lease-two-a1",)
+    held = [*of_one, lease("urgent", "a1")]
+    assert decide([one, urgent], slots(2), held, NOW).yields == ()
+
+
+def test_a_training_that_stops_already_is_waited_for_and_nobody_else_is_stopped() -> None:
+    one, of_one = running("one", LOW, "a0", age=2000)
+    two, of_two = running("two", LOW, "a1", age=1000)
+    stopping = [dataclasses.replace(held, ending=True) for held in of_two]
+    decisions = decide([one, two, gang("urgent", 1, HIGH)], slots(2), [*of_one, *stopping], NOW)
+    assert decisions.yields == ()
+    assert decisions.explanations["urgent"] == "next: 1 slot on the way back from other jobs"
+
+
+def test_a_gang_half_of_which_is_on_a_lost_host_brings_back_only_what_is_online() -> None:
+    victim, held = running("victim", LOW, "a0", "away")
+    peer, of_peer = running("peer", HIGH, "a1")
+    assert decide([victim, peer, gang("urgent", 2, HIGH)], slots(2), [*held, *of_peer], NOW).yields == ()
+    urgent = gang("urgent", 1, HIGH)
+    assert set(decide([victim, urgent], [SlotView("a0", "a")], held, NOW).yields) == {one.id for one in held}
 
 
 def test_a_warm_slot_is_taken_before_a_cold_one_and_an_empty_one_before_anothers() -> None:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.policy import Decisions, JobView, LeaseView, SlotView, decide
+from scheduler.policy import decide
+from scheduler.victims import MOST_PREEMPTIONS, PREEMPTABLE_SECONDS
+from scheduler.views import Decisions, JobView, LeaseView, SlotView, effective_rank
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Work:
     chunk_ticks: int
     done: int = 0
     claimed: int = 0
-    started: bool = False
+    num_preemptions: int = 0
 
     @property
     def finished(self) -> bool:
@@ -40,13 +42,19 @@ class Held:
 
 @dataclass
 class Cluster:
-    """Slots, jobs and leases moving in ticks of one second; every decision is checked as it is made."""
+    """Slots, jobs and leases moving in ticks; every decision is checked as it is made."""
 
     slots: list[SlotView]
     works: list[Work]
     now: int = 0
     held: list[Held] = field(default_factory=list)
     num_leases: int = 0
+    tick_seconds: int = 1
+    num_preempted: int = 0
+
+    @property
+    def clock(self) -> float:
+        return float(self.now * self.tick_seconds)
 
     def run(self, max_ticks: int) -> None:
         while any(not work.finished for work in self.works):
@@ -55,17 +63,17 @@ class Cluster:
 
     def tick(self) -> None:
         jobs, leases = self.views()
-        decisions = decide(jobs, self.slots, leases, float(self.now))
+        decisions = decide(jobs, self.slots, leases, self.clock)
         shuffler = random.Random(self.now)
         again = [list(items) for items in (jobs, self.slots, leases)]
         for items in again:
             shuffler.shuffle(items)
-        assert decide(*again, float(self.now)) == decisions, "the order of what is told changed the decision"
+        assert decide(*again, self.clock) == decisions, "the order of what is told changed the decision"
         self.check(jobs, leases, decisions)
         for grant in decisions.grants:
             for slot_id in grant.slot_ids:
                 self.num_leases += 1
-                view = LeaseView(f"l{self.num_leases:05}", grant.job_id, slot_id, float(self.now), working=False)
+                view = LeaseView(f"l{self.num_leases:05}", grant.job_id, slot_id, self.clock, working=False)
                 self.held.append(Held(view))
         asked = set(decisions.yields)
         for held in self.held:
@@ -78,8 +86,9 @@ class Cluster:
             JobView(
                 **{
                     **{name: getattr(work.view, name) for name in work.view.__slots__},
-                    "created_at": float(work.arrives),
+                    "created_at": float(work.arrives * self.tick_seconds),
                     "pending_chunks": work.chunks - work.done - work.claimed,
+                    "num_preemptions": work.num_preemptions,
                 }
             )
             for work in self.works
@@ -106,12 +115,14 @@ class Cluster:
         for grant in decisions.grants:
             job = by_id[grant.job_id]
             assert len(grant.slot_ids) == job.gang_size, "a gang is granted all or none"
+            where = {(slot.host, slot.kind) for slot in self.slots if slot.id in grant.slot_ids}
+            assert len(where) == 1, "a gang is granted on one host, on devices of one kind"
             gained[job.id] += len(grant.slot_ids)
         live = {lease.id: lease for lease in leases}
         assert len(decisions.yields) == len(set(decisions.yields))
         for lease_id in decisions.yields:
             assert not live[lease_id].ending, "a lease was asked twice"
-            assert by_id[live[lease_id].job_id].elastic, "only an elastic job yields"
+        self.check_preemptions(jobs, leases, decisions)
         holding = Counter(lease.job_id for lease in leases)
         unserved = []
         for job in jobs:
@@ -132,7 +143,34 @@ class Cluster:
         gathering = any(not job.elastic and not holding[job.id] and not gained[job.id] for job in jobs)
         assert not (num_free and unserved) or (gathering and coming), "a slot idles while a chunk is pending"
 
+    def check_preemptions(self, jobs: list[JobView], leases: list[LeaseView], decisions: Decisions) -> None:
+        by_id = {job.id: job for job in jobs}
+        holding = Counter(lease.job_id for lease in leases)
+        waiting = [job for job in jobs if job.rank == 0 and not holding[job.id]]
+        stopped = {lease.job_id for lease in leases if lease.id in decisions.yields and not by_id[lease.job_id].elastic}
+        assert not stopped or waiting, "a training is stopped only for a high job that holds nothing"
+        for job_id in stopped:
+            whole = [lease for lease in leases if lease.job_id == job_id]
+            assert {lease.id for lease in whole} <= set(decisions.yields), "a gang yields whole"
+            assert effective_rank(by_id[job_id]) > 0
+            assert by_id[job_id].num_preemptions < MOST_PREEMPTIONS
+            assert min(self.clock - lease.granted_at for lease in whole) >= PREEMPTABLE_SECONDS
+        self.num_preempted += len(stopped)
+
+    def stop_gangs(self) -> None:
+        """A training that was asked to yield stops at its next step, and goes on another time from a checkpoint."""
+        asked = {held.lease.job_id for held in self.held if held.yield_asked}
+        for work in self.works:
+            if work.view.elastic or work.view.id not in asked or work.finished:
+                continue
+            for held in [held for held in self.held if held.lease.job_id == work.view.id]:
+                assert held.yield_asked, "a gang yields whole"
+                work.claimed -= held.left > 0
+                self.held.remove(held)
+            work.num_preemptions += 1
+
     def work(self) -> None:
+        self.stop_gangs()
         for held in list(self.held):
             work = self.find(held.lease.job_id)
             if held.left > 0:
@@ -155,14 +193,20 @@ class Cluster:
 @st.composite
 def clusters(draw: st.DrawFn, *, gangs: bool = True) -> Cluster:
     slots = [
-        SlotView(f"{host}{number}", host, tuple(draw(st.sets(st.sampled_from("xyz"), max_size=2))))
+        SlotView(
+            f"{host}{number}",
+            host,
+            tuple(draw(st.sets(st.sampled_from("xyz"), max_size=2))),
+            draw(st.sampled_from(("card", "card", "card", "older card"))),
+        )
         for host in "ab"[: draw(st.integers(1, 2))]
         for number in range(draw(st.integers(1, 4)))
     ]
+    largest = max(Counter((slot.host, slot.kind) for slot in slots).values())
     works = []
     for number in range(draw(st.integers(1, 9))):
         is_gang = gangs and draw(st.integers(0, 3)) == 0
-        size = draw(st.integers(1, len(slots))) if is_gang else 1
+        size = draw(st.integers(1, largest)) if is_gang else 1
         view = JobView(
             f"j{number}", draw(st.integers(0, 2)), 0.0, elastic=not is_gang, gang_size=size,
             max_slots=None if is_gang else draw(st.none() | st.integers(1, 4)),
@@ -170,14 +214,38 @@ def clusters(draw: st.DrawFn, *, gangs: bool = True) -> Cluster:
         )  # fmt: skip
         chunks = size * draw(st.integers(1, 3)) if is_gang else draw(st.integers(1, 30))
         works.append(Work(view, draw(st.integers(0, 40)), chunks, draw(st.integers(1, 15))))
-    return Cluster(slots, works)
+    return Cluster(slots, works, tick_seconds=draw(st.sampled_from((1, 60))))
 
 
 @settings(max_examples=150, deadline=None)
 @given(clusters())
 def test_any_mix_of_jobs_is_served_rightly_and_finishes(cluster: Cluster) -> None:
     """Else two jobs would fight over a slot, a gang would start in halves, slots would idle, or a job wait for ever."""
-    cluster.run(max_ticks=60 + sum(work.chunks * work.chunk_ticks + 2 * work.chunk_ticks + 5 for work in cluster.works))
+    tries = 1 + MOST_PREEMPTIONS  # what a try had begun and not done is done again by the next
+    work_ticks = (work.chunks * work.chunk_ticks + tries * (2 * work.chunk_ticks + 5) for work in cluster.works)
+    cluster.run(max_ticks=60 + sum(work_ticks))
+    assert all(work.num_preemptions <= MOST_PREEMPTIONS for work in cluster.works)
+
+
+@settings(max_examples=100, deadline=None)
+@given(clusters(), st.integers(1, 4))
+def test_a_high_training_starts_soon_whatever_lower_ones_run(cluster: Cluster, size: int) -> None:
+    """Else someone who pays for `high` would wait for the night's trainings of everybody else."""
+    cluster.tick_seconds = 60
+    for work in cluster.works:
+        changed = {"rank": 2, "gang_size": min(work.view.gang_size, 2)}
+        work.view = JobView(**{**{name: getattr(work.view, name) for name in work.view.__slots__}, **changed})
+        work.chunks += 500
+        work.arrives = min(work.arrives, 10)
+    largest = max(Counter((slot.host, slot.kind) for slot in cluster.slots).values())
+    urgent = Work(JobView("urgent", 0, 0.0, elastic=False, gang_size=min(size, largest)), 30, 4, 5)
+    cluster.works.append(urgent)
+    longest = max(work.chunk_ticks for work in cluster.works)
+    # A lower training may have started just before, and has its minimum; then a chunk, or a step, until all are back.
+    latest = 30 + int(PREEMPTABLE_SECONDS / cluster.tick_seconds) + longest + 3
+    while cluster.now <= latest and not any(held.lease.job_id == "urgent" for held in cluster.held):
+        cluster.tick()
+    assert any(held.lease.job_id == "urgent" for held in cluster.held)
 
 
 @settings(max_examples=100, deadline=None)

@@ -27,6 +27,7 @@ from worker.inference.tasks.loading import fetch_model
 from worker.protocol import Failed, error_from
 from worker.stop import Stop
 from worker.training.deposit import Deposit, fetch_newest
+from worker.training.gathering import gather
 from worker.training.outcome import record_outcome
 from worker.training.plan import Plan
 from worker.training.ranks import RankProcesses
@@ -64,6 +65,9 @@ def run_training(
     """
     beat(None)
     if stop.asked:
+        return Outcome.STOPPED
+    members = gather(lease, database=database, stop=stop, beat=beat)
+    if members is None:
         return Outcome.STOPPED
     spec = parse_spec(lease.spec)
     assert isinstance(spec, TrainingSpec)

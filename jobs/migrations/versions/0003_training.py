@@ -1,4 +1,4 @@
-"""Training jobs: their attempts, metrics and checkpoints, and jobs that wait for a training's model."""
+"""Training jobs: their attempts, metrics, checkpoints and gangs, and jobs that wait for a training's model."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,6 +11,8 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("waits_for", sa.String(), nullable=True))
+    op.add_column("leases", sa.Column("shutdown_asked", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    op.add_column("leases", sa.Column("held_at", sa.Double(), nullable=True))
     op.create_table(
         "attempts",
         sa.Column("job_id", sa.String(), sa.ForeignKey("jobs.id"), nullable=False),

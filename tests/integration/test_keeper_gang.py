@@ -1,0 +1,254 @@
+"""The keepers of a gang on a real database: a member frees its device and holds it, and none outlives the gang."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from jobs import gangs, leases, ledger, slots
+from jobs.database import Database
+from jobs.errors import LostLease
+from jobs.leases import Grant, WorkingLease
+from jobs.settings import Settings
+from jobs.specs import parse_spec
+from jobs.states import JobState, LeaseState
+from jobs.tables import Lease
+from tests.conftest import wait_until
+from tests.integration.test_keeper import SLOT, Bench
+from worker.stop import Stop
+from worker.training.gathering import Member, gather
+
+OTHER = "here-cpu1"
+
+
+class GangBench(Bench):
+    """One slot's keeper, and beside it a slot of which the test is the worker."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        super().__init__(settings, database, start_seconds=60.0)
+        slots.register(database, [slots.SlotInfo(OTHER, "here", "cpu", None, "CPU", 0, 3)])
+        slots.enter(database, OTHER, "other-1", settings)
+
+    def training(self, model: str = "wait") -> str:
+        document = {
+            "kind": "training", "task": "text-classification", "model": model, "data": {"train": "x.jsonl"}, "slots": 2,
+        }  # fmt: skip
+        job = ledger.submit(self.database, parse_spec(document))
+        ledger.enqueue(self.database, job.id)
+        return job.id
+
+    def gang(self, *, leads: bool, model: str = "wait") -> tuple[str, str]:
+        """A granted gang: the lease that the keeper is to hold, and the other, which the test has taken up."""
+        order = (SLOT, OTHER) if leads else (OTHER, SLOT)
+        grant = Grant(self.training(model), order)
+        by_slot = dict(zip(order, leases.grant(self.database, grant, lease_seconds=30.0), strict=True))
+        self.take_up(by_slot[OTHER])
+        return by_slot[SLOT], by_slot[OTHER]
+
+    def take_up(self, lease_id: str) -> WorkingLease:
+        lease = leases.activate(self.database, lease_id, "other-1", lease_seconds=60.0)
+        assert lease is not None
+        return lease
+
+    @contextmanager
+    def holding(self, lease_id: str) -> Iterator[None]:
+        """Have the keeper hold a lease in a thread of its own, and wait for its end."""
+        thread = threading.Thread(target=self.keeper.run_lease, args=(lease_id,), daemon=True)
+        thread.start()
+        yield
+        thread.join(60.0)
+        assert not thread.is_alive(), "the keeper still holds the lease"
+
+    def is_held(self, lease_id: str) -> bool:
+        return self.lease(lease_id).held_at is not None
+
+    def find(self, lease_id: str) -> tuple[LeaseState, str | None]:
+        lease: Lease = self.lease(lease_id)
+        return lease.state, lease.end_reason
+
+
+@pytest.fixture
+def open_bench(
+    settings: Settings, sqlite_database: Database, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Opens a bench whose leases outlast the test: what is quick here is not so by the heartbeats."""
+
+    @contextmanager
+    def opened(**changes: Any) -> Iterator[GangBench]:
+        values = {"redis_url": redis_url, "lease_seconds": 60.0, "grace_seconds": 5.0, "retry_seconds": 0.05, **changes}
+        changed = settings.model_copy(update=values)
+        for name, value in (("DATA_DIR", changed.data_dir), ("DATABASE_URL", changed.database_url)):
+            monkeypatch.setenv(f"STOKER_{name}", str(value))
+        bench = GangBench(changed, sqlite_database)
+        try:
+            yield bench
+        finally:
+            bench.close()
+            assert all(runner.is_gone for runner in bench.runners), "a runner is left behind"
+
+    return opened
+
+
+def test_a_member_frees_its_device_before_it_says_so_and_has_a_runner_again_afterwards(
+    open_bench: Callable[..., Any],
+) -> None:
+    with open_bench() as bench:
+        assert bench.ready.acquire(timeout=60)
+        mine, leaders = bench.gang(leads=False)
+        with bench.holding(mine):
+            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
+            assert bench.runners[0].is_gone
+            assert len(bench.runners) == 1, "nothing else takes the device"
+            assert all(place.is_held for place in gangs.places(bench.database, leaders))
+            leases.release(bench.database, leaders, "drained")
+        assert bench.find(mine) == (LeaseState.RELEASED, "its gang has ended: drained")
+        assert bench.ready.acquire(timeout=60), "the slot has a runner for its next lease"
+        assert bench.broken == []
+
+
+def test_a_member_that_is_rung_while_its_runner_still_starts_holds_its_slot_all_the_same(
+    open_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_START", "hang")
+    with open_bench() as bench:
+        mine, leaders = bench.gang(leads=False)
+        wait_until(lambda: bench.runners, "a runner is being started")
+        with bench.holding(mine):
+            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
+            monkeypatch.delenv("STANDIN_START")
+            leases.release(bench.database, leaders, "drained")
+        assert bench.ready.acquire(timeout=60)
+        assert bench.broken == [], "a runner that was not wanted is no broken slot"
+
+
+def test_a_members_slot_takes_the_next_lease(open_bench: Callable[..., Any], tmp_path: Any) -> None:
+    with open_bench() as bench:
+        mine, leaders = bench.gang(leads=False)
+        with bench.holding(mine):
+            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
+            leases.release(bench.database, leaders, "drained")
+        assert bench.run(bench.job(tmp_path, "obey")).state == LeaseState.RELEASED
+
+
+def test_a_member_learns_of_a_gang_that_was_torn_apart(open_bench: Callable[..., Any]) -> None:
+    with open_bench() as bench:
+        mine, _ = bench.gang(leads=False)
+        with bench.holding(mine):
+            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
+            slots.enter(bench.database, OTHER, "other-2", bench.settings)
+        assert bench.find(mine) == (LeaseState.REVOKED, "its gang has ended: its worker was restarted")
+
+
+def test_a_member_that_goes_down_has_the_leader_stop_in_order(open_bench: Callable[..., Any]) -> None:
+    """Lost: the steps since the last checkpoint, with every restart of a worker."""
+    with open_bench() as bench:
+        mine, leaders = bench.gang(leads=False)
+        with bench.holding(mine):
+            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
+            bench.keeper.stop()
+            wait_until(lambda: gangs.look(bench.database, leaders).shutdown_asked, "the leader is asked")
+            assert bench.find(mine) == (LeaseState.ACTIVE, None), "the member waits for it"
+            assert leases.renew(bench.database, leaders, lease_seconds=60.0).stop == "shutdown"
+            leases.release(bench.database, leaders, "stopped")
+        assert bench.find(mine) == (LeaseState.RELEASED, "its gang has ended: stopped")
+        assert len(bench.runners) == 1, "a worker that goes down starts no runner"
+
+
+def test_a_member_whose_leader_does_not_stop_leaves_within_the_grace(open_bench: Callable[..., Any]) -> None:
+    with open_bench(grace_seconds=0.2) as bench:
+        mine, leaders = bench.gang(leads=False)
+        with bench.holding(mine):
+            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
+            bench.keeper.stop()
+        assert bench.find(mine)[0] == LeaseState.RELEASED
+        with pytest.raises(LostLease):
+            leases.renew(bench.database, leaders, lease_seconds=60.0)
+
+
+def test_a_member_that_goes_down_before_its_lease_leaves_at_once(open_bench: Callable[..., Any]) -> None:
+    with open_bench() as bench:
+        mine, leaders = bench.gang(leads=False)
+        bench.keeper.stop()
+        with bench.holding(mine):
+            pass
+        assert bench.find(mine) == (LeaseState.RELEASED, "shutdown: before the gang was whole")
+        assert not gangs.look(bench.database, leaders).is_active
+
+
+def test_a_leader_is_killed_as_soon_as_its_gang_is_gone(open_bench: Callable[..., Any]) -> None:
+    """Lost: the memory of a slot that is another job's already."""
+    with open_bench() as bench:
+        mine, members = bench.gang(leads=True, model="deaf")
+        with bench.holding(mine):
+            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            leases.release(bench.database, members, "shutdown")
+        assert bench.runners[0].is_gone
+        assert bench.find(mine) == (LeaseState.RELEASED, "its gang has ended: shutdown")
+
+
+def test_a_leader_stops_for_a_member_that_goes_down(open_bench: Callable[..., Any]) -> None:
+    with open_bench() as bench:
+        mine, members = bench.gang(leads=True)
+        with bench.holding(mine):
+            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            gangs.ask_shutdown(bench.database, members)
+        assert bench.find(mine) == (LeaseState.RELEASED, "stopped")
+        assert not bench.runners[0].is_gone
+        assert bench.find(members)[0] == LeaseState.RELEASED
+
+
+# -- the leader's wait for its members
+
+
+def test_a_leader_waits_until_every_slot_is_held(open_bench: Callable[..., Any]) -> None:
+    with open_bench() as bench:
+        lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
+        leader = bench.take_up(lease_ids[0])
+        beats: list[int | None] = []
+        keeper = threading.Thread(target=bench.keeper.run_lease, args=(lease_ids[1],), daemon=True)
+
+        def members_come(chunk: int | None) -> None:
+            beats.append(chunk)
+            if len(beats) == 2:
+                keeper.start()
+
+        members = gather(leader, database=bench.database, stop=Stop(), beat=members_come)
+        assert members == (Member(0, OTHER, None, 3), Member(1, SLOT, None, 1))
+        assert len(beats) >= 2
+        assert set(beats) == {None}
+        leases.release(bench.database, leader.lease_id, "drained")
+        keeper.join(60.0)
+        assert not keeper.is_alive()
+
+
+def test_a_leader_whose_gang_falls_apart_has_lost_its_lease(open_bench: Callable[..., Any]) -> None:
+    with open_bench() as bench:
+        lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
+        leader = bench.take_up(lease_ids[0])
+
+        def fall_apart(_: int | None) -> None:
+            slots.retire(bench.database, [SLOT])
+
+        with pytest.raises(LostLease):
+            gather(leader, database=bench.database, stop=Stop(), beat=fall_apart)
+
+
+def test_a_leader_that_is_to_stop_does_not_wait_any_longer(open_bench: Callable[..., Any]) -> None:
+    with open_bench() as bench:
+        lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
+        leader = bench.take_up(lease_ids[0])
+        stop = Stop()
+        assert gather(leader, database=bench.database, stop=stop, beat=lambda _: stop.ask("shutdown")) is None
+        with bench.database.read() as session:
+            assert ledger.get(session, leader.job_id).state == JobState.RUNNING
+
+
+def test_a_lease_that_stands_alone_waits_for_nobody(open_bench: Callable[..., Any]) -> None:
+    with open_bench() as bench:
+        (lease_id,) = leases.grant(bench.database, Grant(bench.training(), (OTHER,)), lease_seconds=30.0)
+        alone = bench.take_up(lease_id)
+        assert gather(alone, database=bench.database, stop=Stop(), beat=lambda _: None) == (Member(0, OTHER, None, 3),)

@@ -1,0 +1,70 @@
+"""What a gang's member decides, with the time in the test's hands: it stays as long as the gang does, and no longer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from jobs.errors import ServiceUnavailable
+from worker.decisions import Ending, Fate, Happening, Record, RenewalRefused, Renewed, StopAsked
+from worker.member import Place
+from worker.runner_process import Exited
+from worker.stop import StopReason
+
+FRESH = Place(lease_seconds=16.0, patience_seconds=12.0, held_until=16.0)
+HELD = replace(FRESH, is_held=True)
+
+
+def ending(what: Happening, place: Place = HELD, now: float = 1.0) -> Ending:
+    _, made = place.hear(what, now)
+    assert made is not None
+    return made
+
+
+def test_the_end_of_the_gang_is_the_leaders_to_record() -> None:
+    made = ending(RenewalRefused())
+    assert (made.record, made.fate, made.reason) == (Record.NOTHING, Fate.KEEP, "its gang has ended")
+
+
+@pytest.mark.parametrize("stop", ["yield", "shutdown", "cancel"])
+def test_a_stop_of_the_training_is_the_leaders_to_carry_out(stop: str) -> None:
+    place, made = HELD.hear(Renewed(asked_at=4.0, stop=stop), 5.0)
+    assert made is None
+    assert (place.held_until, place.leave_at) == (20.0, None)
+
+
+def test_a_member_that_goes_down_waits_for_the_leader_and_then_leaves() -> None:
+    place, made = HELD.hear(StopAsked(StopReason.SHUTDOWN), 3.0)
+    assert made is None
+    assert place.leave_at == place.due() == 15.0
+    again, _ = place.hear(StopAsked(StopReason.SHUTDOWN), 9.0)
+    assert again == place, "a second signal must not prolong the wait"
+    assert place.overdue(14.9) is None
+    late = place.overdue(15.0)
+    assert late is not None
+    assert (late.record, late.reason) == (Record.RELEASE, "shutdown: the gang's leader did not stop in time")
+
+
+def test_a_member_that_goes_down_before_the_gang_is_whole_leaves_at_once() -> None:
+    made = ending(StopAsked(StopReason.SHUTDOWN), FRESH)
+    assert (made.record, made.reason) == (Record.RELEASE, "shutdown: before the gang was whole")
+
+
+def test_a_lease_that_is_not_renewed_in_time_is_not_held_on_to() -> None:
+    assert HELD.due() == 16.0
+    assert HELD.overdue(15.9) is None
+    made = HELD.overdue(16.0)
+    assert made is not None
+    assert made.record is Record.RELEASE
+    assert isinstance(made.error, ServiceUnavailable)
+
+
+def test_a_late_answer_never_shortens_a_lease() -> None:
+    place, _ = HELD.hear(Renewed(8.0, None), 9.0)
+    place, _ = place.hear(Renewed(4.0, None), 9.0)
+    assert place.held_until == 24.0
+
+
+def test_the_runner_that_it_ended_itself_is_no_news() -> None:
+    assert HELD.hear(Exited("was killed by its keeper"), 1.0) == (HELD, None)

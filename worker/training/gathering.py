@@ -1,0 +1,53 @@
+"""Waits at the beginning of a training's lease until every slot of its gang is held, and says which slots those are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobs import gangs
+from jobs.database import Database
+from jobs.errors import LostLease
+from jobs.leases import WorkingLease
+from worker.stop import Stop
+
+_LOOK_SECONDS = 0.1  # the members end their runners first, which takes about as long
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One slot of a gang, whose device is free for one process of the training."""
+
+    rank: int
+    slot_id: str
+    device_uuid: str | None
+    """`GPU-...` or `MIG-...`; None for a CPU slot."""
+    num_threads: int
+    """CPU threads that it may use."""
+
+
+def gather(
+    lease: WorkingLease, *, database: Database, stop: Stop, beat: Callable[[int | None], None]
+) -> tuple[Member, ...] | None:
+    """Wait until the other slots of a leader's gang are held; a lease that stands alone need not wait.
+
+    Args:
+        lease: active, of rank 0.
+        beat: called with None at each look.
+
+    Returns:
+        The slots by rank, the leader's own first; None where a stop was asked for before all were there.
+
+    Raises:
+        LostLease: the gang has fallen apart.
+        ServiceUnavailable: the database is away.
+    """
+    while True:
+        places = gangs.places(database, lease.lease_id)
+        if not places or not all(place.is_live for place in places):
+            raise LostLease("the gang has fallen apart")
+        if all(place.is_held for place in places):
+            return tuple(Member(place.rank, place.slot_id, place.device_uuid, place.num_threads) for place in places)
+        beat(None)
+        if stop.wait(_LOOK_SECONDS):
+            return None
