@@ -29,7 +29,7 @@ from worker.training.delivery import Course, deliver_parts
 from worker.training.gang import Gang
 from worker.training.loading import build_parts, load_module, source_of, users_code
 from worker.training.losses import LOSS
-from worker.training.module import Batch, Module, Parts, Phase, Rows, Setup
+from worker.training.module import Batch, Loss, Module, Parts, Phase, Rows, Setup
 from worker.training.plan import Plan
 from worker.training.reports import Finished, Report, Stopped
 from worker.training.schedule import Schedule, halved
@@ -209,12 +209,9 @@ class Loop:
         self._steps.losses.add({LOSS: torch.as_tensor(total), **told})
 
     def _loss(self, turn: _Turn, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        with users_code(f"the loss of phase '{turn.name}'"), self._autocast():
+        with self._autocast():
             found = turn.loss(batch)
-            loss, more = found if isinstance(found, tuple) else (found, {})
-            if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-                raise TypeError("it must be a tensor of one number, or that and a mapping of further ones")
-            return loss.reshape(()), more
+        return found if isinstance(found, tuple) else (found, {})
 
     def _backward(self, turn: _Turn, loss: torch.Tensor) -> None:
         scaled: torch.Tensor = self._scaler.scale(loss)
@@ -361,14 +358,14 @@ class _Turn:
         self.grad_norm: torch.Tensor | None = None
         with users_code(f"the scheduler of phase '{phase.name}'"):
             self.scheduler: LRScheduler | None = phase.scheduler and phase.scheduler(phase.optimizer, total_steps)
-        self.loss: Callable[[Batch], Any] = phase.loss
+        self.loss: Callable[[Batch], Loss] = _explained(phase)
         self._together: DistributedDataParallel | None = None
         if gang.size > 1:
             mine = {id(weight) for weight in self.weights}
             models = [
                 model for model in parts.models.values() if any(id(weight) in mine for weight in model.parameters())
             ]
-            self._together = DistributedDataParallel(_Call(models, phase.loss))
+            self._together = DistributedDataParallel(_Call(models, self.loss))
             self.loss = self._together
 
     def syncing(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
@@ -379,13 +376,27 @@ class _Turn:
 class _Call(nn.Module):
     """A loss as a model, since gradients are exchanged where a model is called. It has those models that learn."""
 
-    def __init__(self, models: list[nn.Module], loss: Callable[[Batch], Any]) -> None:
+    def __init__(self, models: list[nn.Module], loss: Callable[[Batch], Loss]) -> None:
         super().__init__()
         self.models, self._loss = nn.ModuleList(models), loss
 
-    def forward(self, batch: Batch) -> Any:
+    def forward(self, batch: Batch) -> Loss:
         """See `Phase.loss`."""
         return self._loss(batch)
+
+
+def _explained(phase: Phase) -> Callable[[Batch], Loss]:
+    """A phase's loss, whose faults are the module's; those of the exchange around it are not."""
+
+    def loss(batch: Batch) -> Loss:
+        with users_code(f"the loss of phase '{phase.name}'"):
+            found = phase.loss(batch)
+            value = found[0] if isinstance(found, tuple) else found
+            if not isinstance(value, torch.Tensor) or value.dim() != 0:
+                raise TypeError("it must return a scalar tensor, or that and a mapping of further ones")
+        return found
+
+    return loss
 
 
 def _autocast_dtype(spec: TrainingSpec, device: torch.device) -> torch.dtype:

@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal every process at once, but when to
         signal.signal(name, lambda *_: None)  # stop is the runner's to say
     set_up_runner_logging()
+    if arguments.rank != 0:  # it would say all that the leader says once more
+        logging.getLogger().setLevel(logging.WARNING)
     stop = Stop()
     threading.Thread(target=listen, args=(stop,), name="orders", daemon=True).start()
     run(Plan.read(arguments.plan), arguments.rank, Reporter(arguments.report_fd), stop)

@@ -8,8 +8,9 @@ once all its files are in the store and the lease still stands.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from worker.inference.tasks.loading import fetch_model
 from worker.protocol import Failed, error_from
 from worker.stop import Stop
 from worker.training.deposit import Deposit, fetch_newest
-from worker.training.gathering import gather
+from worker.training.gathering import Member, gather
 from worker.training.outcome import record_outcome
 from worker.training.plan import Plan
 from worker.training.ranks import RankProcesses
@@ -90,11 +91,13 @@ def run_training(
             processor=processor,
             resume=None if resumed is None else str(resumed.folder),
             cache=str(settings.training_path / "cache"),
+            num_ranks=len(members),
             num_halvings=num_halvings,
         )
         deposit = Deposit(lease, spec, database=database, store=store)
         try:
-            return _follow(lease, plan, deposit, database=database, store=store, stop=stop, beat=beat)
+            with RankProcesses(plan, _environment(members)) as ranks:
+                return _follow(lease, ranks, deposit, database=database, store=store, stop=stop, beat=beat)
         except DeviceOutOfMemory as error:
             raise _out_of_memory(spec, num_halvings, error) from error
         finally:
@@ -103,7 +106,7 @@ def run_training(
 
 def _follow(
     lease: WorkingLease,
-    plan: Plan,
+    ranks: RankProcesses,
     deposit: Deposit,
     *,
     database: Database,
@@ -111,9 +114,9 @@ def _follow(
     stop: Stop,
     beat: Callable[[int | None], None],
 ) -> Outcome:
-    """Start the ranks and record what they report until they end."""
+    """Record what the ranks report until they end."""
     total_steps = 0
-    with RankProcesses(plan) as ranks, stop.telling(lambda: ranks.ask(stop)):
+    with stop.telling(lambda: ranks.ask(stop)):
         for report in ranks.reports():
             beat(None)
             match report:
@@ -136,6 +139,12 @@ def _follow(
                     deposit.finish()
                     raise error_from(Failed(code, message, param, is_users, is_poisoned=False))
     raise AssertionError("the reports end with a last one")
+
+
+def _environment(members: Sequence[Member]) -> dict[str, str] | None:
+    """That of the ranks: each sees the devices of all, so that they can reach each other's, and picks its own."""
+    uuids = [member.device_uuid for member in members if member.device_uuid is not None]
+    return None if len(members) == 1 or not uuids else {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
 
 
 def _find_folders(spec: TrainingSpec, settings: Settings) -> tuple[str | None, str | None]:

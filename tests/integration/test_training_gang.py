@@ -1,0 +1,191 @@
+"""Ranks that compute together: the same steps as one process with as many rows, and one's death ends them all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from jobs.errors import RunnerDied
+from tests import tiny
+from tests.integration.test_training_loop import CLASSIFIER, write_module
+from tests.trained import Attempt, write_rows
+from worker.stop import Stop
+from worker.training.plan import Plan
+from worker.training.ranks import RankProcesses
+from worker.training.reports import Broken, Finished, Progress, Report, Saved, Stopped
+
+pytestmark = pytest.mark.slow
+
+NUM_STEPS = 10
+
+
+def run_ranks(
+    folder: Path,
+    spec: dict[str, Any],
+    num_ranks: int,
+    *,
+    resume: Saved | None = None,
+    on_report: Callable[[Report, Stop], None] = lambda *_: None,
+) -> Attempt:
+    """Run an attempt's ranks to their end."""
+    folder.mkdir(parents=True)
+    plan = Plan(
+        job_id="job_1",
+        spec=spec,
+        folder=str(folder),
+        device="cpu",
+        num_threads=1,
+        model=spec.get("model"),
+        resume=None if resume is None else resume.folder,
+        num_ranks=num_ranks,
+    )
+    environment = {**os.environ, "STOKER_INPUT_ROOTS": '["/"]', "STOKER_CODE_ROOTS": '["/"]', "OMP_NUM_THREADS": "1"}
+    found, stop = Attempt(), Stop()
+    with RankProcesses(plan, environment) as ranks, stop.telling(lambda: ranks.ask(stop)):
+        for report in ranks.reports():
+            found.reports.append(report)
+            on_report(report, stop)
+            if isinstance(report, Finished | Stopped | Broken):
+                break
+    return found
+
+
+def ranks_of(folder: Path) -> list[psutil.Process]:
+    """The living processes of an attempt, by rank."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if str(folder / "plan.json") in process.cmdline() and "worker.training.process" in process.cmdline():
+                found.append(process)
+    return sorted(found, key=lambda process: process.cmdline()[process.cmdline().index("--rank") + 1])
+
+
+def trainer_spec(folder: Path) -> dict[str, Any]:
+    """A tiny encoder without dropout."""
+    encoder = tiny.tiny_encoder(folder / "encoder")
+    config = json.loads((encoder / "config.json").read_text())
+    calm = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+    (encoder / "config.json").write_text(json.dumps({**config, **calm}))
+    records = [{"text": f"{number} {tiny.SENTENCES[number % 8]}", "label": "ab"[number % 2]} for number in range(40)]
+    return {
+        "kind": "training",
+        "task": "text-classification",
+        "model": str(encoder),
+        "data": {
+            "train": write_rows(folder / "train.jsonl", records),
+            "eval": write_rows(folder / "eval.jsonl", records[:16]),
+        },
+        "arguments": {
+            "max_steps": NUM_STEPS,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+        },
+        "checkpoint": {"every_steps": 4},
+    }
+
+
+def loop_spec(folder: Path) -> dict[str, Any]:
+    """A net without what depends on a rank's own rows or draws."""
+    source = CLASSIFIER.replace("nn.Dropout(0.2)", "nn.Identity()").replace("nn.BatchNorm1d(width)", "nn.Identity()")
+    return {
+        "kind": "training",
+        "trainer": "torch",
+        "module": write_module(folder, source.replace(" + 0.01 * torch.randn_like(images)", "")),
+        "arguments": {
+            "max_steps": NUM_STEPS,
+            "per_device_train_batch_size": 8,
+            "logging_steps": 1,
+            "max_grad_norm": 1.0,
+        },
+        "checkpoint": {"every_steps": 4},
+    }
+
+
+def check_alike(alone: Attempt, together: dict[int, str]) -> None:
+    """Every step's loss is the same to 1e-5."""
+    assert list(together) == list(alone.losses) == list(range(1, NUM_STEPS + 1))
+    for step, loss in alone.losses.items():
+        assert float.fromhex(together[step]) == pytest.approx(float.fromhex(loss), abs=1e-5)
+
+
+def scores(found: Attempt) -> dict[str, float]:
+    """Of the last evaluation."""
+    return {name: value for step, name, value in found.points if step == NUM_STEPS and name.startswith("eval_")}
+
+
+def test_two_ranks_are_one_process_with_the_doubled_batch(tmp_path: Path) -> None:
+    """Lost: the training that was asked for, as soon as it is given more slots."""
+    spec = loop_spec(tmp_path)
+    alone = run_ranks(tmp_path / "alone", spec, 1)
+    spec["arguments"]["per_device_train_batch_size"] = 4
+    together = run_ranks(tmp_path / "together", spec, 2)
+    check_alike(alone, together.losses)
+    assert scores(together) == pytest.approx(scores(alone), abs=1e-5)
+
+
+def test_so_are_two_of_the_trainers_that_stop_and_go_on(tmp_path: Path) -> None:
+    """Lost: the same; or slots for good, to ranks that stop at different steps and wait for each other."""
+    spec = trainer_spec(tmp_path)
+    alone = run_ranks(tmp_path / "alone", spec, 1)
+    spec["arguments"]["per_device_train_batch_size"] = 4
+
+    def stop(report: Report, stop: Stop) -> None:
+        if isinstance(report, Progress) and report.step == 3:
+            stop.ask("yield")
+
+    first = run_ranks(tmp_path / "first", spec, 2, on_report=stop)
+    stopped, saved = first.last(Stopped), first.last(Saved)
+    assert isinstance(stopped, Stopped), first.reports[-1]
+    assert 3 <= stopped.step == saved.step < NUM_STEPS
+    last = run_ranks(tmp_path / "last", spec, 2, resume=saved)
+    check_alike(alone, {**first.losses, **last.losses})
+    assert scores(last) == pytest.approx(scores(alone), abs=1e-5)
+
+
+def test_a_dead_rank_ends_all_and_the_next_attempt_goes_on(tmp_path: Path) -> None:
+    """Lost: the night, to ranks that wait for one that is gone; or the run, to an attempt that begins anew."""
+    spec = loop_spec(tmp_path)
+    spec |= {"module": write_module(tmp_path, CLASSIFIER)}  # with all that a resumption can get wrong
+    calm = run_ranks(tmp_path / "calm", spec, 2)
+    heard: list[Report] = []
+
+    def kill(report: Report, _: Stop) -> None:
+        heard.append(report)
+        if isinstance(report, Progress) and report.step >= 6 and len(ranks_of(tmp_path / "shot")) == 2:
+            ranks_of(tmp_path / "shot")[1].kill()
+
+    with pytest.raises(RunnerDied, match="rank 1 was ended by SIGKILL"):
+        run_ranks(tmp_path / "shot", spec, 2, on_report=kill)
+    assert ranks_of(tmp_path / "shot") == []
+    saved = next(report for report in reversed(heard) if isinstance(report, Saved))
+    last = run_ranks(tmp_path / "last", spec, 2, resume=saved)
+    told = {
+        step: value.hex()
+        for report in heard
+        if isinstance(report, Progress)
+        for step, name, value in report.points
+        if name == "loss"
+    }
+    assert {**told, **last.losses} == calm.losses
+    assert (last.model / "net.safetensors").read_bytes() == (calm.model / "net.safetensors").read_bytes()
+
+
+def test_what_one_rank_knows_is_what_is_told(tmp_path: Path) -> None:
+    """Lost: the cause, behind the other rank's `connection closed`."""
+    spec = loop_spec(tmp_path)
+    source = CLASSIFIER.replace(
+        "def judge(batch):", "import os\n    assert os.environ['RANK'] == '0', 'no such thing'\n    def judge(batch):"
+    )
+    spec["module"] = write_module(tmp_path, source)
+    found = run_ranks(tmp_path / "a", spec, 2)
+    report = found.last(Broken)
+    assert report.is_users
+    assert "AssertionError: no such thing" in report.message
