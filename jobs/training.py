@@ -192,6 +192,15 @@ def attempts(session: Session, job_id: str) -> list[Attempt]:
     return list(session.scalars(select(Attempt).where(col(Attempt.job_id) == job_id).order_by(col(Attempt.number))))
 
 
+def slots_by_leader(session: Session, job_id: str) -> dict[str, list[str]]:
+    """The slots that each of a job's leases worked with, by rank, by the id of the lease that led."""
+    found = session.scalars(select(Lease).where(col(Lease.job_id) == job_id).order_by(col(Lease.rank))).all()
+    by_gang: dict[str, list[str]] = {}
+    for lease in found:
+        by_gang.setdefault(lease.gang_id or lease.id, []).append(lease.slot_id)
+    return {lease.id: by_gang[lease.gang_id or lease.id] for lease in found if lease.rank == 0}
+
+
 def metrics(
     session: Session, job_id: str, *, name: str | None = None, after_step: int = -1, limit: int | None = None
 ) -> list[Metric]:

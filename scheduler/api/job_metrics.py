@@ -44,10 +44,12 @@ def get_job_metrics(
 
 @router.get("/{job_id}/attempts")
 def list_attempts(context: InContext, key: Key, job_id: JobId) -> Page[AttemptView]:
-    """The attempts of a training: what each went on from, how far it came, why it ended."""
+    """The attempts of a training: where each ran, from where and how far it came, why it ended."""
     with context.database.read() as session:
         find_job(session, job_id, key)
-        return page([attempt_view(each) for each in training.attempts(session, job_id)], id_field="number")
+        slots = training.slots_by_leader(session, job_id)
+        found = [attempt_view(each, slots[each.lease_id]) for each in training.attempts(session, job_id)]
+        return page(found, id_field="number")
 
 
 def _numbers(job: Job, now: float) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import func, select
 from sqlmodel import Session, col
@@ -12,18 +12,22 @@ from jobs.database import Database
 from jobs.specs import TRAINING
 from jobs.states import LIVE_LEASE_STATES, JobState, SlotState
 from jobs.tables import Job, Lease, Slot
+from scheduler.api.context import Context
 from scheduler.api.schemas import JobView, job_view
+from scheduler.dispatcher import read_views
 from scheduler.leader import has_leader
+from scheduler.policy import decide
 
 
-def describe_job(database: Database, job_id: str) -> JobView:
+def describe_job(context: Context, job_id: str) -> JobView:
     """A job as JSON, with what it holds and what it waits for."""
-    with database.read() as session:
-        return describe_jobs(session, database, [ledger.get(session, job_id)])[0]
+    with context.database.read() as session:
+        return describe_jobs(session, context, [ledger.get(session, job_id)])[0]
 
 
-def describe_jobs(session: Session, database: Database, jobs: Sequence[Job]) -> list[JobView]:
-    """Jobs as JSON; two or three queries for all of them."""
+def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> list[JobView]:
+    """Jobs as JSON; a few queries for all of them."""
+    database = context.database
     held = (
         select(col(Lease.job_id), func.count())
         .where(col(Lease.job_id).in_([job.id for job in jobs]), col(Lease.state).in_(LIVE_LEASE_STATES))
@@ -33,11 +37,16 @@ def describe_jobs(session: Session, database: Database, jobs: Sequence[Job]) -> 
     waits = any(job.state in (JobState.VALIDATING, JobState.QUEUED) for job in jobs)
     reason = _why_jobs_wait(session, database) if waits else None
     now = database.time(session) if waits else 0.0
+    explained: Mapping[str, str] = {}
+    if any(job.state == JobState.QUEUED and job.kind == TRAINING for job in jobs) and has_leader(session, database):
+        # What a training waits for is more than a free slot: several of one host, or the end of one that cannot yield.
+        views = read_views(session, database, context.settings)
+        explained = decide(views.jobs, views.slots, views.leases, views.now).explanations
     return [
         job_view(
             job,
             slots_held=slots_held.get(job.id, 0),
-            waiting_reason=_waiting_reason(job, now, reason),
+            waiting_reason=_waiting_reason(job, now, explained.get(job.id, reason)),
             metrics=training.latest_metrics(session, job.id) if job.kind == TRAINING else None,
         )
         for job in jobs

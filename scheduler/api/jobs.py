@@ -9,7 +9,6 @@ from starlette.responses import StreamingResponse
 
 from jobs import ledger
 from jobs.catalogue import with_catalogue
-from jobs.database import Database
 from jobs.errors import Conflict, NotFound
 from jobs.specs import InferenceSpec, JobSpec, TrainingSpec, parse_spec
 from jobs.states import JobState
@@ -66,14 +65,14 @@ def submit_job(
             before = ledger.find_submitted(session, key.project, idempotency_key)
         if before is not None:
             response.status_code = 200
-            return _same_job(context.database, before, spec)
+            return _same_job(context, before, spec)
     check_submission(
         spec, settings=context.settings, database=context.database, store=context.store, project=key.project
     )
     wanted = _demand(context, spec, key.project)
     job = ledger.submit(context.database, spec, project=key.project, idempotency_key=idempotency_key, wanted=wanted)
     context.doorbell.wake()
-    return _same_job(context.database, job, spec)
+    return _same_job(context, job, spec)
 
 
 @router.get("", responses=error_responses(404))
@@ -89,14 +88,14 @@ def list_jobs(
         if after is not None:
             find_job(session, after, key)
         jobs, has_more = ledger.list_jobs(session, project=scope_of(key), after=after, limit=limit, state=state)
-        return page(describe_jobs(session, context.database, jobs), has_more=has_more)
+        return page(describe_jobs(session, context, jobs), has_more=has_more)
 
 
 @router.get("/{job_id}", responses=error_responses(404))
 def get_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     """One job."""
     _check_visible(context, key, job_id)
-    return describe_job(context.database, job_id)
+    return describe_job(context, job_id)
 
 
 @router.post("/{job_id}/cancel", responses=error_responses(404, 409))
@@ -105,7 +104,7 @@ def cancel_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     _check_visible(context, key, job_id)
     ledger.cancel(context.database, job_id)
     context.doorbell.wake()
-    return describe_job(context.database, job_id)
+    return describe_job(context, job_id)
 
 
 @router.post("/{job_id}/retry", status_code=201, responses=error_responses(403, 404, 409))
@@ -116,7 +115,7 @@ def retry_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     wanted = _demand(context, parse_spec(ended.spec), ended.project)
     job = ledger.retry(context.database, job_id, wanted=wanted)
     context.doorbell.wake()
-    return describe_job(context.database, job.id)
+    return describe_job(context, job.id)
 
 
 @router.get("/{job_id}/artifacts", responses=error_responses(404))
@@ -161,7 +160,7 @@ def _demand(context: Context, spec: JobSpec, project: str) -> RowsWanted | None:
     )
 
 
-def _same_job(database: Database, job: Job, spec: JobSpec) -> JobView:
+def _same_job(context: Context, job: Job, spec: JobSpec) -> JobView:
     if job.spec != spec.model_dump(mode="json"):
         raise Conflict("this Idempotency-Key was used for another spec before", param="Idempotency-Key")
-    return describe_job(database, job.id)
+    return describe_job(context, job.id)

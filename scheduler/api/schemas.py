@@ -161,7 +161,8 @@ class AttemptView(BaseModel):
 
     number: int
     object: Literal["attempt"] = "attempt"
-    slot_id: str
+    slot_id: str = Field(description="Where it was led from.")
+    slots: list[str] = Field(description="The slots that it computed on, by rank.")
     started_at: float
     ended_at: float | None
     resumed_step: int = Field(description="Step of the checkpoint that it went on from; 0: from the beginning.")
@@ -171,9 +172,9 @@ class AttemptView(BaseModel):
     reason: str | None = Field(description="The end in words.")
 
 
-def attempt_view(attempt: Attempt) -> AttemptView:
+def attempt_view(attempt: Attempt, slots: list[str]) -> AttemptView:
     """An attempt as JSON."""
-    return AttemptView(**attempt.model_dump(include=set(AttemptView.model_fields) - {"object"}))
+    return AttemptView(slots=slots, **attempt.model_dump(include=set(AttemptView.model_fields) - {"object", "slots"}))
 
 
 class ArtifactView(BaseModel):

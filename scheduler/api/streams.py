@@ -163,7 +163,7 @@ class Follower:
         with database.read() as session:
             job = ledger.get(session, self._job_id)
             is_over = job.state.is_terminal and not (self._until_leases_end and _has_live_lease(session, job.id))
-            view = describe_jobs(session, database, [job])[0]
+            view = describe_jobs(session, self._context, [job])[0]
             entries = self._tail.more(session, time.monotonic())
         return _Look(entries, view, is_over)
 

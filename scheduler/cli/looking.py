@@ -183,12 +183,12 @@ def _show_attempts(attempts: list[connection.Json]) -> None:
     if not attempts:
         return
     table = make_table(
-        "attempt", ("slot", _FOLDED), ("from step", _RIGHT), ("to step", _RIGHT), "end", ("why", _FOLDED)
+        "attempt", ("slots", _FOLDED), ("from step", _RIGHT), ("to step", _RIGHT), "end", ("why", _FOLDED)
     )
     for each in attempts:
         steps = (str(each["resumed_step"]), str(each["last_step"]))
         end = each["end"] or "running"
-        table.add_row(str(each["number"]), cell(each["slot_id"]), *steps, end, cell(each["reason"] or ""))
+        table.add_row(str(each["number"]), cell(", ".join(each["slots"])), *steps, end, cell(each["reason"] or ""))
     show_table(table)
 
 
