@@ -17,6 +17,8 @@ SIDE = 8
 NUM_CLASSES = 10
 _BRIGHTEST = 16
 _GRID_COLUMNS = 8
+_FRAME = 0.3
+"""How bright the lines between pictures are."""
 _SCALE = 8
 """Pixels of a written picture for each of a digit's."""
 
@@ -79,8 +81,9 @@ def write_grid(path: Path, images_NCHW: torch.Tensor) -> None:
     """
     from PIL import Image
 
-    _, _, height, width = images_NCHW.shape
-    lines_LKHW = images_NCHW.detach().float().cpu().reshape(-1, _GRID_COLUMNS, height, width)
+    framed_NCHW = functional.pad(images_NCHW.detach().float().cpu(), [1] * 4, value=_FRAME)
+    _, _, height, width = framed_NCHW.shape
+    lines_LKHW = framed_NCHW.reshape(-1, _GRID_COLUMNS, height, width)
     sheet_HW = lines_LKHW.permute(0, 2, 1, 3).reshape(-1, _GRID_COLUMNS * width)
     gray_HW = (sheet_HW.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     size = (gray_HW.shape[1] * _SCALE, gray_HW.shape[0] * _SCALE)

@@ -43,7 +43,9 @@ class Lstm(nn.Module):
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Pictures (B, 1, 8, 8) to logits (B, 10)."""
         lines_BTW = images_BCHW.squeeze(1)
-        states_BTH, _ = self.lstm(lines_BTW)
+        # In float32 whatever the dtype: torch has no LSTM in bfloat16 for CPUs without such instructions.
+        with torch.autocast(images_BCHW.device.type, enabled=False):
+            states_BTH, _ = self.lstm(lines_BTW.float())
         logits_BK: torch.Tensor = self.linear(self.dropout(states_BTH[:, -1]))
         return logits_BK
 
