@@ -93,7 +93,8 @@ def build(setup: Setup) -> Parts:
         log_probs_BUK = model(features_BTF)
         heard = decode(log_probs_BUK, _shortened(num_frames_B))
         right = [row[:length] for row, length in zip(labels_BN.tolist(), num_letters_B.tolist(), strict=True)]
-        errors_B = torch.tensor([edits(one, other) / len(other) for one, other in zip(heard, right, strict=True)])
+        rates = [edits(one, other) / len(other) for one, other in zip(heard, right, strict=True)]
+        errors_B = torch.tensor(rates, device=log_probs_BUK.device)
         return {
             "loss": loss_of(log_probs_BUK, batch),
             "exact": (errors_B == 0).float().mean(),
