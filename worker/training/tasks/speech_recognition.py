@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from jobs.settings import Settings
 from jobs.sources.media import media_value
 from worker.inference.tasks.media import open_media
 from worker.training.data import Columns, Record, Rows, Survey, prepared, row_lengths
+from worker.training.edits import edits
 from worker.training.learning import Learning, Origin, tokenizer_identity
 
 _NO_LABEL = -100
@@ -144,13 +145,3 @@ def _metrics(prediction: EvalPrediction, *, tokenizer: Any) -> dict[str, float]:
         "wer": sum(edits(one, other) for one, other in words) / max(1, sum(len(other) for _, other in words)),
         "cer": sum(edits(one, other) for one, other in zip(heard, right, strict=True)) / max(1, sum(map(len, right))),
     }
-
-
-def edits(one: Sequence[str], other: Sequence[str]) -> int:
-    """The fewest insertions, deletions and replacements between two sequences (Levenshtein 1966)."""
-    row = list(range(len(other) + 1))
-    for place, item in enumerate(one, start=1):
-        diagonal, row[0] = row[0], place
-        for at, wanted in enumerate(other, start=1):
-            diagonal, row[at] = row[at], min(row[at] + 1, row[at - 1] + 1, diagonal + (item != wanted))
-    return row[-1]

@@ -1,0 +1,318 @@
+"""The recipes keep to the contract of modules, read their options strictly, and the examples and pages tell them."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from jobs.specs import TrainingSpec, parse_spec
+from worker.training.module import Loss, Parts, Rows, Setup
+from worker.training.recipes.ctc import decode
+from worker.training.recipes.options import Options
+from worker.training.recipes.tones import BLANK, LETTERS, Tones
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "ops" / "examples" / "training"
+RECIPES = ("cnn", "lstm", "vae", "gan", "ctc")
+DIGITS = ("cnn", "lstm", "vae", "gan")
+_SEED = 3
+
+every_recipe = pytest.mark.parametrize("name", RECIPES)
+
+
+def build(name: str, options: dict[str, Any] | None = None, *, seed: int = _SEED) -> Parts:
+    """A recipe's parts, as the loop has them built."""
+    torch.manual_seed(seed)
+    module = importlib.import_module(f"worker.training.recipes.{name}")
+    parts = module.build(Setup(options=options or {}, seed=seed, device=torch.device("cpu")))
+    assert isinstance(parts, Parts)
+    return parts
+
+
+def batch_of(rows: Rows, parts: Parts, num_rows: int) -> Any:
+    """The first rows as one batch."""
+    return parts.collate([rows[index] for index in range(num_rows)])
+
+
+def scalar(loss: Loss) -> torch.Tensor:
+    """A loss without what is recorded beside it."""
+    return loss[0] if isinstance(loss, tuple) else loss
+
+
+def options_of(name: str) -> type[Options]:
+    """What a recipe's spec may set."""
+    found: type[Options] = getattr(importlib.import_module(f"worker.training.recipes.{name}"), f"{name.title()}Options")
+    return found
+
+
+# -- the contract --------------------------------------------------------------------------------------------------
+
+
+@every_recipe
+@pytest.mark.parametrize("num_rows", [1, 8])
+def test_each_phase_learns_by_its_own_parameters(name: str, num_rows: int) -> None:
+    """Lost: a training whose optimizer moves nothing, or that a last batch of one row ends."""
+    parts = build(name)
+    learned = {id(each) for model in parts.models.values() for each in model.parameters()}
+    for phase in parts.phases:
+        loss = scalar(phase.loss(batch_of(parts.train, parts, num_rows)))
+        assert loss.shape == ()
+        assert torch.isfinite(loss)
+        own = [each for group in phase.optimizer.param_groups for each in group["params"]]
+        assert own
+        assert {id(each) for each in own} <= learned
+        loss.backward()
+        # Some may be zero: those of what batch normalisation takes out again, such as the bias before it.
+        assert all(each.grad is not None and torch.isfinite(each.grad).all() for each in own)
+        assert any(each.grad is not None and each.grad.abs().sum() > 0 for each in own)
+        for model in parts.models.values():
+            model.zero_grad()
+
+
+@every_recipe
+def test_losses_and_judgements_compute_in_bfloat16(name: str) -> None:
+    """Lost: every recipe, on a GPU, whose dtype is bfloat16 unless the spec says otherwise."""
+    parts = build(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for phase in parts.phases:
+            loss = scalar(phase.loss(batch_of(parts.train, parts, 8)))
+            loss.backward()
+            assert torch.isfinite(loss)
+        assert parts.judge is not None
+        with torch.no_grad():
+            found = parts.judge(batch_of(parts.train, parts, 8))
+    assert all(torch.isfinite(value) for value in found.values())
+
+
+@every_recipe
+def test_what_is_judged_is_a_mean_over_rows(name: str) -> None:
+    """Lost: metrics that do not depend on how an evaluation is cut into batches."""
+    parts = build(name)
+    assert parts.judged is not None
+    assert parts.judge is not None
+    for model in parts.models.values():
+        model.eval()
+    whole = batch_of(parts.judged, parts, 12)
+    pieces = [parts.collate([parts.judged[index] for index in piece]) for piece in (range(5), range(5, 12))]
+    with torch.no_grad():
+        found = parts.judge(whole)
+        cut = [parts.judge(piece) for piece in pieces]
+    drawn = {"loss", "reconstruction"} if name == "vae" else set()  # its latents are drawn at random
+    for metric, value in found.items():
+        assert torch.isfinite(value), metric
+        if metric not in drawn:
+            mean = (5 * cut[0][metric] + 7 * cut[1][metric]) / 12
+            torch.testing.assert_close(value, mean, rtol=1e-4, atol=1e-5)
+
+
+@every_recipe
+def test_a_build_makes_the_same_rows_and_weights_again(name: str) -> None:
+    """Lost: exact resumption, since each attempt builds anew."""
+    one, other = build(name), build(name)
+    assert len(one.train) == len(other.train)
+    for index in (0, 1, len(one.train) - 1):
+        drawn = []
+        for parts in (one, other):
+            torch.manual_seed(index)  # as the loop does for each row
+            drawn.append(parts.train[index])
+        torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=0)
+    for key, model in one.models.items():
+        torch.testing.assert_close(model.state_dict(), other.models[key].state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_the_held_out_fifth_is_the_same_whatever_the_seed(name: str) -> None:
+    """Lost: figures of two trainings that can be compared."""
+    one, other = build(name, seed=0), build(name, seed=1)
+    assert one.judged is not None
+    assert other.judged is not None
+    assert (len(one.train), len(one.judged)) == (1438, 359)
+    assert all(torch.equal(one.judged[index][0], other.judged[index][0]) for index in range(359))
+
+
+def test_pictures_are_moved_from_epoch_to_epoch_unless_told_otherwise() -> None:
+    """Lost: the augmentation, or the means to do without it."""
+    moved = build("cnn").train
+    still = build("cnn", {"augment": False}).train
+    pictures = {tuple(moved[0][0].flatten().tolist()) for _ in range(40)}
+    assert 2 <= len(pictures) <= 9
+    assert tuple(still[0][0].flatten().tolist()) in pictures
+    assert len({tuple(still[0][0].flatten().tolist()) for _ in range(40)}) == 1
+
+
+@pytest.mark.parametrize("name", ["vae", "gan"])
+def test_samples_are_drawn_as_one_picture(name: str, tmp_path: Path) -> None:
+    """Lost: what a person looks at."""
+    parts = build(name)
+    assert parts.finish is not None
+    parts.finish(tmp_path)
+    pixels = np.asarray(Image.open(tmp_path / "samples.png"))
+    assert pixels.shape == (640, 640)  # 8 x 8 pictures of 8 x 8 pixels with a frame, 8 times as large
+    assert pixels.std() > 1
+
+
+# -- speech --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_heard_does_not_depend_on_padding() -> None:
+    """Lost: an utterance that is heard otherwise beside a longer one."""
+    parts = build("ctc")
+    model = parts.models["model"]
+    rows = sorted((parts.train[index] for index in range(16)), key=lambda row: len(row[0]))
+    alone, together = parts.collate(rows[:1]), parts.collate(rows)
+    assert together[0].shape[1] > alone[0].shape[1]
+    with torch.no_grad():
+        log_probs_UK = model(alone[0])[0]
+        torch.testing.assert_close(model(together[0])[0, : len(log_probs_UK)], log_probs_UK, rtol=1e-4, atol=1e-5)
+
+
+def test_decoding_leaves_out_repetitions_and_blanks() -> None:
+    """Lost: the letters that were said."""
+    paths = [[0, 1, 1, 0, 1, 2, 2, 3], [3, 3, 0, 0, 2, 2, 2, 2]]
+    log_probs_BUK = torch.nn.functional.one_hot(torch.tensor(paths), 1 + len(LETTERS)).float()
+    assert decode(log_probs_BUK, torch.tensor([8, 4])) == [[1, 1, 2, 3], [3]]
+
+
+def test_an_utterance_has_as_many_letters_as_asked_for_and_its_own_noise() -> None:
+    """Lost: options that say what is learned."""
+    quiet = Tones(40, num_letters=(2, 4), noise=0.0, part=0)
+    noisy = Tones(40, num_letters=(2, 4), noise=0.5, part=0)
+    lengths = {len(quiet[index][1]) for index in range(40)}
+    assert lengths == {2, 3, 4}
+    assert all((quiet[index][1] != BLANK).all() for index in range(40))
+    assert not torch.equal(quiet[0][0], noisy[0][0])
+    assert torch.equal(quiet[0][0], quiet[0][0])
+
+
+# -- options -------------------------------------------------------------------------------------------------------
+
+
+@every_recipe
+def test_an_unknown_option_is_refused_with_the_known_ones(name: str) -> None:
+    """Lost: a misspelt option that is quietly ignored."""
+    with pytest.raises(ValueError) as refused:
+        build(name, {"learning_rat": 0.1})
+    assert (
+        str(refused.value)
+        == f"options.learning_rat: unknown option; there are {', '.join(options_of(name).model_fields)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cnn", {"learning_rate": 0}, "options.learning_rate: must be greater than 0.0"),
+        ("cnn", {"learning_rate": "0.1"}, "options.learning_rate: must be a number"),
+        ("cnn", {"learning_rate": float("nan")}, "options.learning_rate: must be a finite number"),
+        ("cnn", {"augment": 1}, "options.augment: must be true or false"),
+        ("lstm", {"hidden": 2.5}, "options.hidden: must be a whole number"),
+        ("lstm", {"dropout": 1}, "options.dropout: must be less than 1.0"),
+        ("vae", {"latent": 0}, "options.latent: must be at least 1"),
+        ("gan", {"real_label": 2}, "options.real_label: must be at most 1.0"),
+        ("ctc", {"rows": True}, "options.rows: must be a whole number"),
+        ("ctc", {"min_letters": 9}, "options.max_letters: must be at least options.min_letters"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_a_sentence(name: str, options: dict[str, Any], message: str) -> None:
+    """Lost: a user's way to what is wrong."""
+    with pytest.raises(ValueError) as refused:
+        build(name, options)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_a_missing_scikit_learn_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost: the one command that helps."""
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ValueError) as refused:
+        build(name)
+    assert str(refused.value) == f"recipes.{name} needs scikit-learn: pip install 'stoker[recipes]'"
+
+
+@every_recipe
+def test_the_reference_tells_each_option_with_its_default(name: str) -> None:
+    """Lost: an option that nobody can find."""
+    page = (ROOT / "ops" / "docs" / "reference.md").read_text(encoding="utf-8")
+    told = ", ".join(
+        f"`{option}`: {str(field.default).lower()}" for option, field in options_of(name).model_fields.items()
+    )
+    assert f"\n| `recipes.{name}` | {told} |\n" in page
+
+
+# -- examples ------------------------------------------------------------------------------------------------------
+
+
+@every_recipe
+def test_each_example_is_a_spec_whose_options_are_taken(name: str) -> None:
+    """Lost: a first training that is refused."""
+    spec = parse_spec(yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8")))
+    assert isinstance(spec, TrainingSpec)
+    assert (spec.trainer, spec.module) == ("torch", f"recipes.{name}")
+    parts = build(name, spec.options)
+    best = spec.checkpoint.best
+    assert parts.judge is not None
+    assert parts.judged is not None
+    if best is not None:
+        for model in parts.models.values():
+            model.eval()
+        assert best.removeprefix("eval_") in parts.judge(batch_of(parts.judged, parts, 2))
+
+
+def test_the_module_of_ones_own_learns_from_its_rows() -> None:
+    """Lost: the example that newcomers copy."""
+    spec = parse_spec(yaml.safe_load((EXAMPLES / "my-module.yaml").read_text(encoding="utf-8")))
+    assert isinstance(spec, TrainingSpec)
+    assert spec.data is not None
+    assert spec.module == "my_module.py"
+
+    def rows(path: str | list[str] | None) -> list[dict[str, float]]:
+        assert isinstance(path, str)
+        return [json.loads(line) for line in (EXAMPLES / path).read_text(encoding="utf-8").splitlines()]
+
+    code = importlib.util.spec_from_file_location("my_module", EXAMPLES / spec.module)
+    assert code is not None
+    assert code.loader is not None
+    module = importlib.util.module_from_spec(code)
+    code.loader.exec_module(module)
+    setup = Setup(
+        options=spec.options,
+        seed=0,
+        device=torch.device("cpu"),
+        rows=rows(spec.data.train),
+        judged_rows=rows(spec.data.eval),
+    )
+    assert all(set(row) == set(spec.columns().values()) for row in [*setup.rows, *setup.judged_rows])  # type: ignore[misc]
+    torch.manual_seed(0)
+    parts = module.build(setup)
+    (phase,) = parts.phases
+    judged = parts.collate(list(parts.judged))
+    before = parts.judge(judged)["loss"].item()
+    chance = random.Random(0)
+    for _ in range(100):
+        phase.optimizer.zero_grad()
+        phase.loss(parts.collate(chance.sample(parts.train, 32))).backward()
+        phase.optimizer.step()
+    assert parts.judge(judged)["loss"].item() < before / 4
+    with pytest.raises(ValueError, match=r"options\.hidden"):
+        module.build(Setup(options={"hidden": 0}, seed=0, device=torch.device("cpu"), rows=setup.rows))
+    with pytest.raises(ValueError, match=r"^data: "):
+        module.build(Setup(options={}, seed=0, device=torch.device("cpu")))
+
+
+def test_every_recipe_is_here() -> None:
+    """Lost: a recipe that no test looks at."""
+    folder = ROOT / "worker" / "training" / "recipes"
+    modules = (path.stem for path in folder.glob("*.py") if "\ndef build(" in path.read_text(encoding="utf-8"))
+    assert sorted(modules) == sorted(RECIPES)
+    assert all((EXAMPLES / f"{name}.yaml").exists() for name in itertools.chain(RECIPES, ["my-module"]))
