@@ -12,8 +12,6 @@ import transformers
 from jobs.specs import TrainingSpec
 from jobs.training_spec import ArchitectureSpec
 
-_UNKNOWN = "-"
-
 
 def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Mapping[str, Any]) -> None:
     """Write `README.md` in the form that the hub reads.
@@ -36,13 +34,13 @@ def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Ma
         "",
         f"# {spec.name or f'{spec.task} model'}",
         "",
-        f"A {start}, trained from scratch." if from_scratch else f"Fine-tuned from `{start}`.",
+        f"A {start}, trained from scratch." if from_scratch else f"Fine-tuned from `{_tail(str(start), 2)}`.",
         *facts,
         "",
         "| | |",
         "|---|---|",
         f"| trained on | {summary['rows']:,} rows of `{_named(spec.data.train)}` |",
-        f"| judged by | `{_named(spec.data.eval or spec.data.eval_split)}` |",
+        *(f"| judged by | `{_named(judges)}` |" for judges in (spec.data.eval or spec.data.eval_split,) if judges),
         *(f"| {name} | {value:.6g} |" for name, value in summary["scores"].items()),
         f"| steps, epochs | {summary['steps']:,}, {summary['epochs']:.2f} |",
         f"| micro-batch, accumulation | {summary['micro_batch']}, {summary['accumulation']} |",
@@ -53,5 +51,10 @@ def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Ma
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _named(paths: str | list[str] | None) -> str:
-    return _UNKNOWN if paths is None else paths if isinstance(paths, str) else ", ".join(paths)
+def _named(paths: str | list[str]) -> str:
+    return ", ".join(_tail(path, 1) for path in ([paths] if isinstance(paths, str) else paths))
+
+
+def _tail(path: str, num_parts: int) -> str:
+    """The end of an absolute path: where it lies on this host is nobody's business who reads the card."""
+    return "/".join(path.rstrip("/").split("/")[-num_parts:]) if path.startswith("/") else path

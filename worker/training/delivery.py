@@ -77,7 +77,7 @@ def deliver(folder: Path, model: Any, learning: Learning, spec: TrainingSpec, co
         "device": device_name(device),
         "peak_memory_bytes": peak_memory_bytes(device),
     }
-    (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+    (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     write_card(folder / "model" / "README.md", spec, learning.facts, summary)
     return summary
 
