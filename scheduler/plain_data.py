@@ -77,7 +77,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 # The library reads YAML 1.1, where the `5e-5` of a learning rate is a text; in YAML 1.2 it is the number it looks like.
-_PlainLoader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 

@@ -1,6 +1,6 @@
 """A chain of jobs: MiniLM learns which package a docstring is from, then that very model sorts all docstrings.
 
-    python ops/examples/chain.py [--output chain-output] [--steps 100]
+    python ops/examples/chain.py [--output chain-output] [--steps 90]
 
 Both jobs are submitted at once: the second names the first one's model as `job:<id>`, and waits for it.
 """
@@ -26,7 +26,7 @@ ROWS_EACH = 150
 """At most so many of each package to learn from, so that none drowns the others."""
 HELD_OUT = 5
 """Each so many-th docstring is kept to judge by."""
-NUM_STEPS = 100
+NUM_STEPS = 90
 """Of 16 rows: once through the rows to learn from, on two CPU cores in about a minute."""
 LEAST_ACCURACY = 0.6
 """Of ten packages; by chance it were a tenth."""

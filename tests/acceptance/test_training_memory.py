@@ -14,9 +14,9 @@ from tests.acceptance.stack import Stack, stack
 from tests.acceptance.test_faults import QUICK
 from tests.acceptance.tight_model import tight_classifier
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-NUM_STEPS, STEP_ROWS = 8, 8
+NUM_STEPS, STEP_ROWS = 8, 4
 LONG_FROM_STEP = 6
 SHORT, LONG = "film", "film " * 50
 
@@ -69,20 +69,19 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path,
     model = tight_classifier(tmp_path / "tight", most_tokens=tokens(LONG))  # one long row, and not two
     with running(tmp_path, model, STOKER_JOB_CRASHES="2") as daemon:
         job_id = daemon.submit({**spec, "model": str(model), "on_out_of_memory": "halve"})
-        job = daemon.await_end(job_id, 200.0)
+        job = daemon.await_end(job_id, 400.0)
         assert (job["state"], job["counts"]["done"]) == ("completed", NUM_STEPS), job["error"]
         found = tries(daemon, job_id)
         assert [halvings for halvings, _, _ in found] == list(range(len(found))), found
         assert {end for _, end, _ in found[:-1]} == {"out_of_memory"}
-        assert found[-1] == (3, "completed", LONG_FROM_STEP - 2), "8 rows, halved to one; what was computed is kept"
+        assert found[-1] == (2, "completed", LONG_FROM_STEP - 2), "4 rows, halved to one; what was computed is kept"
         told = summary(daemon, job_id, tmp_path / "made")
         assert (told["micro_batch"], told["accumulation"]) == (1, STEP_ROWS), "a step is still of as many rows"
         with daemon.client() as client:
             steps = [one["step"] for one in client.metrics(job_id, name="loss")]
         assert steps == list(range(1, NUM_STEPS + 1))
         shown = daemon.run("status", job_id).stdout
-        assert "out_of_memory" in shown
-        assert "too little memory" in shown
+        assert {"halvings", "out_of_memory"} <= set(shown.split()), shown
 
 
 def test_what_cannot_fit_fails_and_says_what_to_change(tmp_path: Path, spec: dict[str, Any]) -> None:
@@ -99,7 +98,7 @@ def test_what_cannot_fit_fails_and_says_what_to_change(tmp_path: Path, spec: dic
             spec["arguments"]["per_device_train_batch_size"] = 2
             spec["arguments"]["max_steps"] = NUM_STEPS * STEP_ROWS // 2
             job_id = daemon.submit(spec)
-            job = daemon.await_end(job_id, 120.0)
+            job = daemon.await_end(job_id, 250.0)
             assert (job["state"], job["error"]["code"]) == ("failed", "out_of_memory"), job["error"]
             assert words in job["error"]["message"]
             ends = [end for _, end, _ in tries(daemon, job_id)]
