@@ -8,10 +8,11 @@ from sqlmodel import Session, col
 
 from jobs import endings, history
 from jobs.database import Database
-from jobs.errors import StokerError
+from jobs.errors import DeviceOutOfMemory, StokerError
 from jobs.retries import GiveUp, RetryAt, RetryPolicy, decide
 from jobs.rows import RowError
 from jobs.settings import Settings
+from jobs.specs import TRAINING
 from jobs.states import LIVE_JOB_STATES, LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState
 from jobs.tables import Attempt, Chunk, Job, Lease
 
@@ -116,6 +117,8 @@ def count_job_crash(session: Session, db: Database, job_id: str, error: StokerEr
     job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
     if job is None or job.state != JobState.RUNNING:
         return
+    if job.kind == TRAINING and error.code == DeviceOutOfMemory.code:
+        return  # no fault of the machine's, and nothing to wait for: the next try has half the micro-batch
     job.crashes += 1
     session.flush()
     policy = RetryPolicy(settings.job_crashes, settings.retry_seconds, settings.retry_max_seconds)
@@ -123,7 +126,7 @@ def count_job_crash(session: Session, db: Database, job_id: str, error: StokerEr
         case RetryAt(delay_seconds):
             job.not_before = db.time(session) + delay_seconds
         case GiveUp(reason):
-            what = "the training could not go on" if job.kind == "training" else "the runner could not start this job"
+            what = "the training could not go on" if job.kind == TRAINING else "the runner could not start this job"
             fail_job(session, db, job_id, error.code, f"{what}: {reason}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import orjson
@@ -73,6 +74,12 @@ class _PlainLoader(yaml.SafeLoader):
             if name is not None:
                 seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+# The library reads YAML 1.1, where the `5e-5` of a learning rate is a text; in YAML 1.2 it is the number it looks like.
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _check_plain(value: object, document: str, path: str, depth: int) -> None:

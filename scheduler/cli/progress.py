@@ -21,7 +21,7 @@ from scheduler.connection import Json
 _WINDOW_SECONDS = 15.0
 _LINE_SECONDS = 30.0
 _DRAWS_PER_SECOND = 4
-_CURVE_WIDTH = 12
+_CURVE_WIDTH = 20
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -129,7 +129,8 @@ class JobProgress:
         """Show the job as it is now."""
         self._job = job
         counts = job["counts"]
-        if job["state"] in {"running", "finalizing"}:  # waiting is no slowness
+        is_loading = job["kind"] == TRAINING and not counts["total"]
+        if job["state"] in {"running", "finalizing"} and not is_loading:  # waiting is no slowness
             self._rates.add(counts["done"], job["num_tokens"])
         if "loss" in job["metrics"] and self._losses[-1:] != [job["metrics"]["loss"]]:
             self._losses.append(job["metrics"]["loss"])
@@ -146,7 +147,7 @@ class JobProgress:
             self._said_at = now
         elif now - self._said_at >= _LINE_SECONDS and job["state"] not in TERMINAL_STATES:
             self._said_at = now
-            say(f"{job['id']} {job['state']}: {self._describe()}")
+            say(f"{job['id']} {job['state']}: {joined(self._describe().splitlines())}")
 
     def _describe(self) -> str:
         job = self._job
@@ -170,18 +171,24 @@ class JobProgress:
         return joined(parts)
 
     def _describe_training(self, job: Json) -> str:
+        """Two lines, since a terminal of 80 columns has no room for all of it in one."""
         counts, metrics, rate = job["counts"], job["metrics"], self._rates.rows_per_second
+        if not counts["total"]:
+            return "loading the model and the rows"
         left = self._rates.seconds_left(counts["total"] - counts["done"])
         curve = sparkline(self._losses, width=_CURVE_WIDTH)
-        parts = [
+        pace = [
             f"{short_number(counts['done'])}/{short_number(counts['total'])} steps",
             f"{short_number(rate)} steps/s" if rate else None,
-            f"loss {metrics['loss']:.4g} {curve}".rstrip() if "loss" in metrics else None,
-            f"lr {metrics['learning_rate']:.3g}" if "learning_rate" in metrics else None,
             f"{short_number(metrics['samples_per_second'])} samples/s" if "samples_per_second" in metrics else None,
             f"eta {short_duration(left)}" if left is not None and job["state"] == "running" else None,
         ]
-        return joined(parts)
+        learned = [
+            f"loss {metrics['loss']:.4g} {curve}".rstrip() if "loss" in metrics else None,
+            f"lr {metrics['learning_rate']:.3g}" if "learning_rate" in metrics else None,
+            f"eval loss {metrics['eval_loss']:.4g}" if "eval_loss" in metrics else None,
+        ]
+        return "\n".join(line for line in (joined(pace), joined(learned)) if line)
 
 
 def sparkline(values: Sequence[float], *, width: int) -> str:
@@ -207,4 +214,12 @@ def summary(job: Json) -> str:
     if counts["total"] and counts["done"] < counts["total"]:
         done = f"{counts['done']:,} of {plural(counts['total'], noun)}"
     failed = f", {counts['failed']:,} with a row error" if counts["failed"] else ""
-    return f"{job['id']} {job['state']}: {done} in {short_duration(seconds)}{rate}{failed}"
+    return f"{job['id']} {job['state']}: {done} in {short_duration(seconds)}{rate}{failed}{_learned(job)}"
+
+
+def _learned(job: Json) -> str:
+    """The last loss of a training, and what its last evaluation found."""
+    shown = {name: value for name, value in job["metrics"].items() if name == "loss" or name.startswith("eval_")}
+    if job["kind"] != TRAINING or not shown:
+        return ""
+    return f"; {joined([f'{name} {value:.4g}' for name, value in sorted(shown.items())])}"

@@ -195,7 +195,9 @@ def test_artifacts_are_listed_and_fetched_whole(api: LiveApi, tmp_path: Path, st
     assert "merged/out.bin" in out
     out, _ = stoker("artifacts", job.job_id, "--json")
     assert json.loads(out)[0]["sha256"] == hashlib.sha256(b"1234").hexdigest()
-    stoker("artifacts", job.job_id, "--output", str(tmp_path / "got"))
+    _, err = stoker("artifacts", job.job_id, "--output", str(tmp_path / "got"))
+    assert "merged/out.bin (4 B)" in err
+    assert "1 artifact written to" in err
     assert (tmp_path / "got" / "merged" / "out.bin").read_bytes() == b"1234"
     api.store.put(key, [b"12", b"35"])
     _, err = stoker("artifacts", job.job_id, "--output", str(tmp_path / "bad"), code=1)

@@ -57,6 +57,8 @@ def test_texts_are_told_apart(tmp_path: Path) -> None:
     card = (found.model / "README.md").read_text()
     assert "eval_accuracy" in card
     assert "max_steps | 40" in card
+    assert "rows of `texts.jsonl`" in card
+    assert str(tmp_path) not in card, "where things lie on this host is not the world's business"
     again = attempt(tmp_path / "b", spec, cache=str(tmp_path))
     assert again.weights == found.weights, "rows that were prepared before are the same rows"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from scheduler.cli.progress import JobProgress, Rates, summary
 from scheduler.cli.terminal import clean, short_bytes, short_duration, short_number
@@ -79,6 +81,49 @@ def test_off_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.CaptureFi
     assert len(lines) == 3
     assert lines[0] == "job_1 running: 300/1k, 2 failed, 10 rows/s, 100 tok/s, eta 1m10s"
     assert "\x1b" not in shown.err
+
+
+def training(state: str, done: int, *, total: int = 120, **metrics: float) -> dict[str, Any]:
+    """A training as the API shows it."""
+    return job(state, done, total=total, kind="training", num_tokens=0, metrics=metrics)
+
+
+def test_a_training_that_loads_is_not_slow(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else its first step promised an end hours away, and its beginning read as `0/0 steps`."""
+    clock = Clock()
+    with JobProgress(clock=clock) as progress:
+        for second in range(94):
+            if second < 40:
+                progress.update(training("running", 0, total=0))
+            else:
+                metrics = {"loss": 4.0 - second / 50, "learning_rate": 5e-5, "samples_per_second": 16.0}
+                progress.update(training("running", second - 40, **metrics))
+            clock.now += 1.0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "job_1 running: loading the model and the rows"
+    assert lines[1].startswith("job_1 running: 20/120 steps, 1 steps/s, 16 samples/s, eta 1m40s, loss 2.8 █")
+    assert lines[1].endswith("▁, lr 5e-05")
+
+
+def test_a_training_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that is left stood last on the line, and was what a small terminal cut off."""
+    drawn = io.StringIO()
+    console = Console(file=drawn, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr("scheduler.cli.progress.stderr", console)
+    clock = Clock()
+    with JobProgress(clock=clock) as progress:
+        for second in range(60):
+            metrics = {"loss": 2.3051 - second / 50, "learning_rate": 9.18e-05, "samples_per_second": 13.49}
+            progress.update(training("running", 1000 + second, total=12_000, **metrics))
+            clock.now += 1.0
+    assert "1.06k/12k steps, 1 steps/s, 13 samples/s, eta 3h02m" in drawn.getvalue()
+    assert "…" not in drawn.getvalue()
+
+
+def test_the_summary_of_a_training_says_what_it_learned() -> None:
+    """A person who watched a night's training wants to read how good it is, without another command."""
+    done = {**training("completed", 120, loss=1.2049, eval_accuracy=0.67206, grad_norm=3.0), "ended_at": 62.0}
+    assert summary(done) == "job_1 completed: 120 steps in 1m00s (2 steps/s); eval_accuracy 0.6721, loss 1.205"
 
 
 def test_the_summary_says_what_was_lost() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import typer
-import yaml
 
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec, InputSpec, parse_spec
 from scheduler.cli import app as cli
+from scheduler.plain_data import parse_document
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -150,7 +150,7 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
 def test_every_spec_that_is_shown_is_one(page: Path) -> None:
     """Lost: a reader who copies a spec that is refused."""
     for block in blocks(page, "yaml"):
-        document = yaml.safe_load(block)
+        document = parse_document(block.encode(), name=page.name, is_yaml=True)
         if "task" in document or "kind" in document:
             parse_spec(document)
         else:  # a part of one

@@ -14,8 +14,6 @@ from jobs.training_spec import ArchitectureSpec
 from worker.training.module import Parts
 from worker.training.weights import num_learned
 
-_UNKNOWN = "-"
-
 
 def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Mapping[str, Any]) -> None:
     """Write `README.md` in the form that the hub reads.
@@ -38,13 +36,13 @@ def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Ma
         "",
         f"# {spec.name or f'{spec.task} model'}",
         "",
-        f"A {start}, trained from scratch." if from_scratch else f"Fine-tuned from `{start}`.",
+        f"A {start}, trained from scratch." if from_scratch else f"Fine-tuned from `{_tail(str(start), 2)}`.",
         *facts,
         "",
         "| | |",
         "|---|---|",
         f"| trained on | {summary['rows']:,} rows of `{_named(spec.data.train)}` |",
-        f"| judged by | `{_named(spec.data.eval or spec.data.eval_split)}` |",
+        *(f"| judged by | `{_named(judges)}` |" for judges in (spec.data.eval or spec.data.eval_split,) if judges),
         *(f"| {name} | {value:.6g} |" for name, value in summary["scores"].items()),
         *_course(spec, summary),
     ]
@@ -60,14 +58,15 @@ def write_parts_card(path: Path, spec: TrainingSpec, parts: Parts, summary: Mapp
         parts: what the module built.
         summary: what came of it.
     """
+    name = _tail(spec.module or "", 1)
     lines = [
         "---",
         "library_name: pytorch",
         "---",
         "",
-        f"# {spec.name or spec.module}",
+        f"# {spec.name or name}",
         "",
-        f"Trained by `{spec.module}`, kept here as `module.py`: its `build` makes the models that these weights fit.",
+        f"Trained by `{name}`, kept here as `module.py`: its `build` makes the models that these weights fit.",
         *parts.facts,
         "",
         "| | |",
@@ -97,5 +96,10 @@ def _of(paths: str | list[str] | None) -> str:
     return "" if paths is None else f" of `{_named(paths)}`"
 
 
-def _named(paths: str | list[str] | None) -> str:
-    return _UNKNOWN if paths is None else paths if isinstance(paths, str) else ", ".join(paths)
+def _named(paths: str | list[str]) -> str:
+    return ", ".join(_tail(path, 1) for path in ([paths] if isinstance(paths, str) else paths))
+
+
+def _tail(path: str, num_parts: int) -> str:
+    """The end of an absolute path: where it lies on this host is nobody's business who reads the card."""
+    return "/".join(path.rstrip("/").split("/")[-num_parts:]) if path.startswith("/") else path

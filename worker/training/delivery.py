@@ -121,7 +121,7 @@ def _summarize(
         "device": device_name(device),
         "peak_memory_bytes": peak_memory_bytes(device),
     }
-    (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+    (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return summary
 
 

@@ -1,0 +1,105 @@
+"""Trainings whose micro-batch does not fit: tried again with half of it where the spec wants that, else refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from tests.acceptance.odd_model import trusting
+from tests.acceptance.stack import Stack, stack
+from tests.acceptance.test_faults import QUICK
+from tests.acceptance.tight_model import tight_classifier
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+NUM_STEPS, STEP_ROWS = 8, 4
+LONG_FROM_STEP = 6
+SHORT, LONG = "film", "film " * 50
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> dict[str, Any]:
+    """Rows in order, from one step on long ones; whatever the micro-batch, a step is of as many."""
+    rows = [
+        {"text": SHORT if row < (LONG_FROM_STEP - 1) * STEP_ROWS else LONG, "label": "ab"[row % 2]}
+        for row in range(NUM_STEPS * STEP_ROWS)
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "kind": "training",
+        "task": "text-classification",
+        "data": {"train": str(path)},
+        "arguments": {
+            "max_steps": NUM_STEPS, "per_device_train_batch_size": STEP_ROWS, "train_sampling_strategy": "sequential",
+        },
+        "checkpoint": {"every_steps": 2},
+    }  # fmt: skip
+
+
+def tokens(text: str) -> int:
+    """Of one row, with those that the tokenizer adds."""
+    return len(tiny.wordpiece_tokenizer()(text)["input_ids"])
+
+
+def running(tmp_path: Path, model: Path, **more: str) -> Any:
+    """A stack of one slot that runs the tight model."""
+    return stack(tmp_path / "data", slots=1, **QUICK, **trusting(model, tmp_path / "modules"), **more)
+
+
+def tries(daemon: Stack, job_id: str) -> list[tuple[int, str, int]]:
+    """Of each attempt: how often it was halved, why it ended, and the step it went on from."""
+    with daemon.client() as client:
+        return [(each["num_halvings"], each["end"], each["resumed_step"]) for each in client.attempts(job_id)]
+
+
+def summary(daemon: Stack, job_id: str, folder: Path) -> dict[str, Any]:
+    """What the training says of itself."""
+    daemon.run("artifacts", job_id, "--output", str(folder))
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: the night, to one number; or a few tries in, as if the machine had failed as often."""
+    model = tight_classifier(tmp_path / "tight", most_tokens=tokens(LONG))  # one long row, and not two
+    with running(tmp_path, model, STOKER_JOB_CRASHES="2") as daemon:
+        job_id = daemon.submit({**spec, "model": str(model), "on_out_of_memory": "halve"})
+        job = daemon.await_end(job_id, 400.0)
+        assert (job["state"], job["counts"]["done"]) == ("completed", NUM_STEPS), job["error"]
+        found = tries(daemon, job_id)
+        assert [halvings for halvings, _, _ in found] == list(range(len(found))), found
+        assert {end for _, end, _ in found[:-1]} == {"out_of_memory"}
+        assert found[-1] == (2, "completed", LONG_FROM_STEP - 2), "4 rows, halved to one; what was computed is kept"
+        told = summary(daemon, job_id, tmp_path / "made")
+        assert (told["micro_batch"], told["accumulation"]) == (1, STEP_ROWS), "a step is still of as many rows"
+        with daemon.client() as client:
+            steps = [one["step"] for one in client.metrics(job_id, name="loss")]
+        assert steps == list(range(1, NUM_STEPS + 1))
+        shown = daemon.run("status", job_id).stdout
+        assert {"halvings", "out_of_memory"} <= set(shown.split()), shown
+
+
+def test_what_cannot_fit_fails_and_says_what_to_change(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Lost: hours of tries that could not but fail, and the one word that would have helped."""
+    model = tight_classifier(tmp_path / "tight", most_tokens=tokens(LONG) - 1)
+    spec["model"] = str(model)
+    advice = {
+        "fail": "make arguments.per_device_train_batch_size smaller, or set on_out_of_memory: halve",
+        "halve": "the micro-batch is 1 already",
+    }
+    with running(tmp_path, model) as daemon:
+        for wanted, words in advice.items():
+            spec["on_out_of_memory"] = wanted
+            spec["arguments"]["per_device_train_batch_size"] = 2
+            spec["arguments"]["max_steps"] = NUM_STEPS * STEP_ROWS // 2
+            job_id = daemon.submit(spec)
+            job = daemon.await_end(job_id, 250.0)
+            assert (job["state"], job["error"]["code"]) == ("failed", "out_of_memory"), job["error"]
+            assert words in job["error"]["message"]
+            ends = [end for _, end, _ in tries(daemon, job_id)]
+            assert ends == ["out_of_memory"] * (2 if wanted == "halve" else 1)
