@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+from jobs.errors import InvalidSpec
 from jobs.specs import TrainingSpec, parse_spec
 from worker.training.module import Loss, Parts, Rows, Setup
 from worker.training.recipes.ctc import decode
@@ -235,9 +234,9 @@ def test_a_wrong_option_is_refused_in_a_sentence(name: str, options: dict[str, A
 def test_a_missing_scikit_learn_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lost: the one command that helps."""
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(InvalidSpec) as refused:
         build(name)
-    assert str(refused.value) == f"recipes.{name} needs scikit-learn: pip install 'stoker[recipes]'"
+    assert refused.value.message == f"module: recipes.{name} needs scikit-learn: pip install 'stoker[recipes]'"
 
 
 @every_recipe
@@ -267,47 +266,6 @@ def test_each_example_is_a_spec_whose_options_are_taken(name: str) -> None:
         for model in parts.models.values():
             model.eval()
         assert best.removeprefix("eval_") in parts.judge(batch_of(parts.judged, parts, 2))
-
-
-def test_the_module_of_ones_own_learns_from_its_rows() -> None:
-    """Lost: the example that newcomers copy."""
-    spec = parse_spec(yaml.safe_load((EXAMPLES / "my-module.yaml").read_text(encoding="utf-8")))
-    assert isinstance(spec, TrainingSpec)
-    assert spec.data is not None
-    assert spec.module == "my_module.py"
-
-    def rows(path: str | list[str] | None) -> list[dict[str, float]]:
-        assert isinstance(path, str)
-        return [json.loads(line) for line in (EXAMPLES / path).read_text(encoding="utf-8").splitlines()]
-
-    code = importlib.util.spec_from_file_location("my_module", EXAMPLES / spec.module)
-    assert code is not None
-    assert code.loader is not None
-    module = importlib.util.module_from_spec(code)
-    code.loader.exec_module(module)
-    setup = Setup(
-        options=spec.options,
-        seed=0,
-        device=torch.device("cpu"),
-        rows=rows(spec.data.train),
-        judged_rows=rows(spec.data.eval),
-    )
-    assert all(set(row) == set(spec.columns().values()) for row in [*setup.rows, *setup.judged_rows])  # type: ignore[misc]
-    torch.manual_seed(0)
-    parts = module.build(setup)
-    (phase,) = parts.phases
-    judged = parts.collate(list(parts.judged))
-    before = parts.judge(judged)["loss"].item()
-    chance = random.Random(0)
-    for _ in range(100):
-        phase.optimizer.zero_grad()
-        phase.loss(parts.collate(chance.sample(parts.train, 32))).backward()
-        phase.optimizer.step()
-    assert parts.judge(judged)["loss"].item() < before / 4
-    with pytest.raises(ValueError, match=r"options\.hidden"):
-        module.build(Setup(options={"hidden": 0}, seed=0, device=torch.device("cpu"), rows=setup.rows))
-    with pytest.raises(ValueError, match=r"^data: "):
-        module.build(Setup(options={}, seed=0, device=torch.device("cpu")))
 
 
 def test_every_recipe_is_here() -> None:

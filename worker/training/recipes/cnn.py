@@ -59,7 +59,8 @@ def build(setup: Setup) -> Parts:
     """The recipe, see `CnnOptions`.
 
     Raises:
-        ValueError: an option cannot be used, or scikit-learn is missing.
+        ValueError: an option cannot be used.
+        InvalidSpec: scikit-learn is missing.
     """
     options = read_options(CnnOptions, setup.options)
     train, held_out = load_digits("cnn", shift=1 if options.augment else 0)

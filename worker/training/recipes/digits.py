@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from jobs.errors import InvalidSpec
+
 SIDE = 8
 NUM_CLASSES = 10
 _BRIGHTEST = 16
@@ -55,12 +57,14 @@ def load_digits(recipe: str, *, shift: int = 0) -> tuple[Digits, Digits]:
         shift: of the rows to learn from, see `Digits`.
 
     Raises:
-        ValueError: scikit-learn is not installed.
+        InvalidSpec: scikit-learn is not installed.
     """
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise ValueError(f"recipes.{recipe} needs scikit-learn: pip install 'stoker[recipes]'") from error
+        raise InvalidSpec(
+            f"module: recipes.{recipe} needs scikit-learn: pip install 'stoker[recipes]'", param="module"
+        ) from error
     found = datasets.load_digits()
     images_NCHW = torch.from_numpy(found.images.astype(np.float32))[:, None] / _BRIGHTEST
     labels = found.target.tolist()

@@ -89,7 +89,8 @@ def build(setup: Setup) -> Parts:
     """The recipe, see `GanOptions`.
 
     Raises:
-        ValueError: an option cannot be used, or scikit-learn is missing.
+        ValueError: an option cannot be used.
+        InvalidSpec: scikit-learn is missing.
     """
     options = read_options(GanOptions, setup.options)
     train, held_out = load_digits("gan")

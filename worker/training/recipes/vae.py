@@ -55,7 +55,8 @@ def build(setup: Setup) -> Parts:
     """The recipe, see `VaeOptions`.
 
     Raises:
-        ValueError: an option cannot be used, or scikit-learn is missing.
+        ValueError: an option cannot be used.
+        InvalidSpec: scikit-learn is missing.
     """
     options = read_options(VaeOptions, setup.options)
     train, held_out = load_digits("vae")
