@@ -120,6 +120,7 @@ def read_views(session: Session, db: Database, settings: Settings) -> Views:
                 pending_chunks=job.pending,
                 model_key=job.model_key,
                 not_before=job.not_before,
+                preemptable_seconds=settings.preemptable_seconds,
                 num_preemptions=preemptions.get(job.id, 0),
             )
             for job in jobs

@@ -11,8 +11,6 @@ from scheduler.views import JobView, LeaseView, effective_rank, is_ready, order
 
 HOLD_SECONDS = 10.0
 """A lease is not asked to yield to its own class before it was held for this long."""
-PREEMPTABLE_SECONDS = 300.0
-"""A training is not preempted before it had its slots for this long: it has to load, and to come some way."""
 MOST_PREEMPTIONS = 3
 """A training that was preempted this often is left alone."""
 
@@ -78,7 +76,7 @@ def preempted(job: JobView, holders: Holders, place: frozenset[str], num_slots: 
         and effective_rank(holder) > effective_rank(job)
         and holder.num_preemptions < MOST_PREEMPTIONS
         and len(gang) == holders.held[job_id]  # else it is ending
-        and holders.now - max(lease.granted_at for lease in gang) >= PREEMPTABLE_SECONDS
+        and holders.now - max(lease.granted_at for lease in gang) >= holders.jobs[job_id].preemptable_seconds
         and _num_within(gang, place)
     ]
     candidates.sort(

@@ -34,6 +34,8 @@ class JobView:
     """Equal to a slot's warm model where that slot need not load it."""
     not_before: float = 0.0
     """Unix seconds before which it gets nothing (backoff)."""
+    preemptable_seconds: float = 300.0
+    """How long a training must have had its slots before another job may have them."""
     num_preemptions: int = 0
     """How often it has given its slots up to another job."""
 

@@ -17,7 +17,7 @@ from jobs.specs import parse_spec
 from jobs.states import AttemptEnd, JobState
 from jobs.store import Store
 from scheduler.dispatcher import explain
-from scheduler.victims import MOST_PREEMPTIONS, PREEMPTABLE_SECONDS
+from scheduler.victims import MOST_PREEMPTIONS
 from tests.conftest import RedisServer
 from tests.integration.hand import job_state
 from tests.integration.test_duties import House
@@ -108,7 +108,7 @@ def test_a_high_training_preempts_a_lower_one_a_few_times_and_each_goes_on(gang_
         high = gang_house.training(2, priority="high")
         assert gang_house.dispatch() == 0
         assert leases.renew(gang_house.db, low_lease, lease_seconds=1e9).stop is None, "it has its minimum of time"
-        gang_house.time += PREEMPTABLE_SECONDS
+        gang_house.time += Settings().preemptable_seconds
         gang_house.beat("a0", "a1", "a2")
         for _ in range(2):  # asking again changes nothing
             assert gang_house.dispatch() == 0

@@ -9,11 +9,13 @@ import pytest
 
 from jobs.leases import Grant
 from scheduler.policy import decide
-from scheduler.victims import HOLD_SECONDS, MOST_PREEMPTIONS, PREEMPTABLE_SECONDS
+from scheduler.victims import HOLD_SECONDS, MOST_PREEMPTIONS
 from scheduler.views import AGED_SECONDS, Decisions, JobView, LeaseView, SlotView
 
 NOW = 1_000_000.0
 HIGH, NORMAL, LOW = 0, 1, 2
+
+PREEMPTABLE_SECONDS = JobView("", 0, 0.0).preemptable_seconds
 
 
 def job(name: str, rank: int = NORMAL, *, age: float = 0.0, pending: int = 100, **fields: object) -> JobView:

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.policy import decide
-from scheduler.victims import MOST_PREEMPTIONS, PREEMPTABLE_SECONDS
+from scheduler.victims import MOST_PREEMPTIONS
 from scheduler.views import Decisions, JobView, LeaseView, SlotView, effective_rank
+
+PREEMPTABLE_SECONDS = JobView("", 0, 0.0).preemptable_seconds
 
 
 @dataclass

@@ -39,6 +39,7 @@ SETTINGS: dict[str, Any] = {
     "lease_seconds": 15.0,
     "doorbell_seconds": 5.0,
     "doorbell_rings": 3,
+    "preemptable_seconds": 300.0,
     "slot_seconds": 15.0,
     "sweep_seconds": 1.0,
     "leader_seconds": 5.0,
