@@ -24,8 +24,8 @@ def gang_spec(folder: Path) -> dict[str, Any]:
         "task": "text-classification",
         "model": str(tiny.tiny_encoder(folder / "encoder")),
         "data": {"train": str(write_rows(folder / "train.jsonl", 64))},
-        "arguments": {"max_steps": 60, "per_device_train_batch_size": 8, "logging_steps": 1},
-        "checkpoint": {"every_steps": 20},
+        "arguments": {"max_steps": 200, "per_device_train_batch_size": 8, "logging_steps": 1},
+        "checkpoint": {"every_steps": 50},
         "slots": 2,
     }
 
@@ -49,7 +49,7 @@ def test_a_gang_goes_on_after_one_of_its_slots_was_taken_away(tmp_path: Path, se
         wait_until(lambda: len(running.of_role("runner")) == 1, "the member's device is free")
         members_worker(running, job_id).send_signal(sent)
         job = running.await_end(job_id, 200.0)
-        assert (job["state"], job["counts"]["done"]) == ("completed", 60)
+        assert (job["state"], job["counts"]["done"]) == ("completed", 200)
         first, *_, last = attempts(running, job_id)
         assert first["end"] == end
         assert len(first["slots"]) == len(last["slots"]) == 2
