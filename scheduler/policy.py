@@ -15,7 +15,8 @@ The rules, in the order in which they bind:
    keeps nothing, and others may start (greedy skip).
 5. A job of the class `high` that nothing else lets start preempts trainings of lower classes: only where then all that
    it needs comes free, elastic leases before trainings, a gang whole. Each training has its minimum of time between two
-   starts and is preempted so many times at most (`victims`), so that it gets done too.
+   starts and is preempted so many times at most (`victims`), so that it gets done too. While a job waits for that time
+   to pass, no training behind it starts on those slots, so that the time is not begun again and again.
 6. Among free slots, one that holds the model loaded comes first, then the fullest host (which keeps room for gangs).
 
 The full policy grows behind the same signature: reservations from time limits (EASY backfill) are a longer rule 4, fair
@@ -101,6 +102,10 @@ class _Table:
         self.grants: list[Grant] = []
         self.yields: list[str] = []
         self.promised: dict[str, int] = {}
+        self.barred: frozenset[str] = frozenset()
+        """Slots on which no further training starts: a job waits until those there may be stopped for it."""
+        self.bides: set[str] = set()
+        """The jobs that wait so."""
 
     def classes(self) -> list[tuple[int, list[JobView]]]:
         """Effective rank and its jobs in order, the first served class first."""
@@ -112,6 +117,8 @@ class _Table:
     def start(self, job: JobView) -> None:
         """Give a job that holds nothing its first slots, or see to it that they come back."""
         places = [self.online] if job.gang_size == 1 else [pool for pool in self.pools if len(pool) >= job.gang_size]
+        if not job.elastic and self.barred:
+            places = [place - self.barred for place in places]
         fitting = [place for place in places if len(place & self.free.keys()) >= job.gang_size]
         if fitting:
             fullest = min(fitting, key=lambda place: (len(place & self.free.keys()), sorted(place)))
@@ -120,6 +127,10 @@ class _Table:
         elastic = elastic_victims(job, self._holders(), own_class=True)
         ways = [way for place in places if (way := self._way(job, place, elastic)) is not None]
         if not ways:
+            later = [way for place in places if (way := self._way(job, place, elastic, even_fresh=True)) is not None]
+            if later:
+                self.barred |= min(later, key=_Way.cost).place
+                self.bides.add(job.id)
             return
         way = min(ways, key=_Way.cost)
         for slot_id in way.coming:
@@ -159,8 +170,17 @@ class _Table:
 
     # -- steps
 
-    def _way(self, job: JobView, place: frozenset[str], victims: Sequence[LeaseView]) -> _Way | None:
+    def _way(
+        self,
+        job: JobView,
+        place: frozenset[str],
+        victims: Sequence[LeaseView],
+        *,
+        even_fresh: bool = False,
+    ) -> _Way | None:
         """How the slots that a job lacks among these come back; None where it would wait for what cannot yield."""
+        if len(place) < job.gang_size:
+            return None
         num_free = len(place & self.free.keys())
         short = job.gang_size - num_free
         coming = tuple(slot_id for slot_id in self.coming if slot_id in place)[:short]
@@ -168,7 +188,8 @@ class _Table:
         elastic = [lease for lease in victims if lease.slot_id in place]
         if lacking <= len(elastic):
             return _Way(place, num_free, short, coming, tuple(elastic[:lacking]))
-        trainings = preempted(job, self._holders(), place, lacking - len(elastic))
+        num_stopped = lacking - len(elastic)
+        trainings = preempted(job, self._holders(), place, num_stopped, even_fresh=even_fresh)
         if not trainings:
             return None
         stopped = [lease for gang in trainings for lease in gang]
@@ -221,6 +242,8 @@ class _Table:
             return "no slot is online"
         if job.id in self.promised:
             return f"next: {_count(self.promised[job.id], 'slot')} on the way back from other jobs"
+        if job.id in self.bides:
+            return f"next: a training makes room for it once that has had its slots for {job.preemptable_seconds:g} s"
         if job.gang_size > 1:
             needs = f"needs {job.gang_size} slots of one host at once"
             largest = max(len(pool) for pool in self.pools)

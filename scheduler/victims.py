@@ -57,8 +57,18 @@ def elastic_victims(job: JobView, holders: Holders, *, own_class: bool) -> list[
     ]
 
 
-def preempted(job: JobView, holders: Holders, place: frozenset[str], num_slots: int) -> list[list[LeaseView]]:
+def preempted(
+    job: JobView,
+    holders: Holders,
+    place: frozenset[str],
+    num_slots: int,
+    *,
+    even_fresh: bool = False,
+) -> list[list[LeaseView]]:
     """Trainings of lower classes whose end brings so many slots of a place back, each with all of its leases.
+
+    Args:
+        even_fresh: also those that have not had their slots for long enough yet.
 
     Returns:
         The lowest class first, in it the one that was granted last; none where there are not enough of them.
@@ -76,7 +86,7 @@ def preempted(job: JobView, holders: Holders, place: frozenset[str], num_slots: 
         and effective_rank(holder) > effective_rank(job)
         and holder.num_preemptions < MOST_PREEMPTIONS
         and len(gang) == holders.held[job_id]  # else it is ending
-        and holders.now - max(lease.granted_at for lease in gang) >= holders.jobs[job_id].preemptable_seconds
+        and (even_fresh or holders.now - max(lease.granted_at for lease in gang) >= holder.preemptable_seconds)
         and _num_within(gang, place)
     ]
     candidates.sort(

@@ -1,12 +1,14 @@
-"""Gangs under the daemon: killed, cancelled and preempted, a training over two slots loses nothing and leaves nothing."""
+"""Gangs under the daemon: killed, stopped, cancelled and preempted, a training over two slots loses nothing."""
 
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.acceptance.stack import Stack, stack
@@ -15,9 +17,12 @@ from tests.acceptance.test_training import attempts, await_step, losses
 from tests.conftest import wait_until
 from tests.integration.test_training_loop import CLASSIFIER, write_module
 
+# Each step takes its time, so that a training is met while it runs.
+SLOW = CLASSIFIER.replace("    def loss(batch):", "    import time\n    def loss(batch):\n        time.sleep(0.03)")
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-NUM_STEPS = 3000
+NUM_STEPS = 240
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +38,13 @@ def running(folder: Path) -> Iterator[Stack]:
         yield running
 
 
-def spec(folder: Path, *, num_steps: int, **fields: Any) -> dict[str, Any]:
+def spec(folder: Path, **fields: Any) -> dict[str, Any]:
     """A small net over two slots, with all that a resumption can get wrong."""
     return {
         "kind": "training",
         "trainer": "torch",
-        "module": write_module(folder, CLASSIFIER),
-        "arguments": {"max_steps": num_steps, "per_device_train_batch_size": 4, "logging_steps": 1},
+        "module": write_module(folder, SLOW),
+        "arguments": {"max_steps": NUM_STEPS, "per_device_train_batch_size": 4, "logging_steps": 1},
         "checkpoint": {"every_steps": 20},
         "slots": 2,
         **fields,
@@ -51,58 +56,89 @@ def weights(running: Stack, job_id: str) -> str:
         return next(one["sha256"] for one in client.artifacts(job_id) if one["name"] == "model/net.safetensors")
 
 
+def worker_of(running: Stack, job_id: str, rank: int) -> psutil.Process:
+    """The Celery worker of a gang's slot."""
+    slot_id = attempts(running, job_id)[-1]["slots"][rank]
+    return next(worker for worker in running.of_role("celery") if slot_id in worker.cmdline())
+
+
+def rank_of(running: Stack, rank: int) -> psutil.Process:
+    """A rank's process."""
+    return next(process for process in running.of_role("trainer") if ["--rank", str(rank)] == process.cmdline()[-4:-2])
+
+
 def await_no_trainer(running: Stack) -> None:
     wait_until(lambda: not running.of_role("trainer"), "the end of every rank", 30.0)
 
 
-def test_a_killed_gang_comes_to_the_same_losses_and_weights(running: Stack, folder: Path) -> None:
-    """Lost: the night's run; or a slot for good, to a rank that waits for one that is gone."""
-    whole = spec(folder, num_steps=120)
-    calm = running.submit(whole)
-    assert running.await_end(calm, 120.0)["state"] == "completed"
-    (tried,) = attempts(running, calm)
+@pytest.fixture(scope="module")
+def calm(running: Stack, folder: Path) -> str:
+    """Id of a training that was left alone."""
+    job_id = running.submit(spec(folder))
+    assert running.await_end(job_id, 120.0)["state"] == "completed"
+    (tried,) = attempts(running, job_id)
     assert len(tried["slots"]) == 2
+    return job_id
+
+
+def check_same(running: Stack, job_id: str, calm: str) -> None:
+    """It came to the losses and weights of the calm one."""
+    assert losses(running, job_id) == losses(running, calm)
+    assert weights(running, job_id) == weights(running, calm)
     await_no_trainer(running)
-    shot = running.submit(whole)
-    for step, role, number in ((30, "trainer", 1), (60, "celery", 0), (80, "celery", 1)):
-        await_step(running, shot, step)
-        victims = running.of_role(role)
-        if len(victims) == 2:
-            victims[number].kill()
-    assert running.await_end(shot, 200.0)["state"] == "completed"
-    assert losses(running, shot) == losses(running, calm)
-    assert weights(running, shot) == weights(running, calm)
-    tries = attempts(running, shot)
-    assert len(tries) >= 2, tries
-    assert [one["number"] for one in tries] == list(range(1, len(tries) + 1))
-    assert tries[-1]["resumed_step"] > 0
-    await_no_trainer(running)
+
+
+def test_a_gang_that_is_killed_and_stopped_comes_to_the_same_end(running: Stack, folder: Path, calm: str) -> None:
+    """Lost: the night's run; or a slot for good, to a rank that waits for one that is gone."""
+    job_id = running.submit(spec(folder))
+    await_step(running, job_id, 30)
+    with running.client() as client:
+        assert [slot["job_id"] for slot in client.slots()] == [job_id, job_id]
+    assert len(running.of_role("runner")) == 1, "the member's device is free for its rank"
+    rank_of(running, 1).kill()
+    await_attempt(running, job_id, 2)
+    worker_of(running, job_id, 1).send_signal(signal.SIGTERM)  # an orderly restart of the member's slot
+    await_attempt(running, job_id, 3)
+    worker_of(running, job_id, 0).kill()
+    assert running.await_end(job_id, 200.0)["state"] == "completed"
+    check_same(running, job_id, calm)
+    tries = attempts(running, job_id)
+    assert [one["number"] for one in tries] == [1, 2, 3, 4]
+    assert [one["end"] for one in tries] == ["machine", "shutdown", "lost", "completed"]
+    assert tries[2]["resumed_step"] == tries[1]["last_step"], "it was stopped with a checkpoint of its last step"
+    assert tries[3]["resumed_step"] > 0
+    wait_until(lambda: len(running.of_role("runner")) == 2, "each slot has its runner again")
+
+
+def await_attempt(running: Stack, job_id: str, number: int) -> None:
+    """Wait until an attempt has come some steps further."""
+
+    def is_there() -> bool:
+        last = attempts(running, job_id)[-1]
+        return bool(last["number"] == number and last["last_step"] >= last["resumed_step"] + 5)
+
+    wait_until(is_there, f"attempt {number}", 120.0)
 
 
 def test_a_cancelled_gang_leaves_no_process(running: Stack, folder: Path) -> None:
     """Lost: both slots."""
-    job_id = running.submit(spec(folder, num_steps=NUM_STEPS))
+    job_id = running.submit(spec(folder))
     await_step(running, job_id, 5)
     assert len(running.of_role("trainer")) == 2
     running.run("cancel", job_id)
     assert running.await_end(job_id, 60.0)["state"] == "cancelled"
     await_no_trainer(running)
-    again = running.submit(spec(folder, num_steps=5))
-    assert running.await_end(again, 120.0)["state"] == "completed"
 
 
-def test_a_high_job_has_the_slots_and_the_gang_goes_on_later(running: Stack, folder: Path) -> None:
+def test_a_high_job_has_the_slots_and_the_gang_goes_on_later(running: Stack, folder: Path, calm: str) -> None:
     """Lost: what is urgent, to a training of days; or the training, to what was urgent."""
-    whole = spec(folder, num_steps=150)
-    calm = running.submit(whole)
-    assert running.await_end(calm, 120.0)["state"] == "completed"
-    preempted = running.submit(whole | {"priority": "low"})
-    await_step(running, preempted, 30)
-    urgent = running.submit(spec(folder, num_steps=10, slots=1, priority="high"))
-    assert running.await_end(urgent, 120.0)["state"] == "completed"
-    assert running.await_end(preempted, 120.0)["state"] == "completed"
-    tries = attempts(running, preempted)
+    job_id = running.submit(spec(folder, priority="low"))
+    await_step(running, job_id, 10)
+    urgent = spec(folder, slots=1, priority="high")
+    urgent["arguments"] |= {"max_steps": 5}
+    assert running.await_end(running.submit(urgent), 120.0)["state"] == "completed"
+    assert running.await_end(job_id, 120.0)["state"] == "completed"
+    tries = attempts(running, job_id)
     assert [one["end"] for one in tries] == ["preempted", "completed"]
-    assert tries[1]["resumed_step"] == tries[0]["last_step"] >= 30
-    assert losses(running, preempted) == losses(running, calm)
-    assert weights(running, preempted) == weights(running, calm)
+    assert tries[1]["resumed_step"] == tries[0]["last_step"] >= 10
+    check_same(running, job_id, calm)

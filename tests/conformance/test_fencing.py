@@ -205,6 +205,15 @@ class Fencing(RuleBasedStateMachine):
             assert len(live) == len(set(live))
 
     @invariant()
+    def a_gang_lives_and_ends_as_one(self) -> None:
+        with self.db.read() as session:
+            found = session.execute(select(col(Lease.gang_id), col(Lease.state)).where(col(Lease.gang_id).is_not(None)))
+            live: dict[str, set[bool]] = {}
+            for gang_id, state in found:
+                live.setdefault(gang_id, set()).add(state in LIVE_LEASE_STATES)
+            assert all(len(states) == 1 for states in live.values()), "one of a gang's leases outlived the others"
+
+    @invariant()
     def a_job_moves_only_along_its_transitions(self) -> None:
         reachable = {state: _reachable(state) for state in JobState}
         for job_id in self.job_ids:

@@ -254,6 +254,18 @@ def test_a_training_has_its_minimum_of_time() -> None:
     assert decide([old, gang("urgent", 1, HIGH)], slots(1), held, NOW).yields == ("lease-old-a0",)
 
 
+def test_while_a_job_waits_for_that_time_to_pass_no_other_training_begins_it_anew() -> None:
+    """Lost: an urgent gang to an endless stream of short trainings, each of which has only just begun."""
+    young, held = running("young", LOW, "a0", age=PREEMPTABLE_SECONDS - 1)
+    waiting = [young, gang("urgent", 2, HIGH), gang("next", 1, NORMAL), job("bulk", LOW, pending=1)]
+    decisions = decide(waiting, slots(2), held, NOW)
+    assert holders(decisions) == {"a1": "bulk"}, "what gives its slot back within a chunk does no harm"
+    assert decisions.explanations["urgent"].startswith("next: a training makes room for it")
+    there = [*slots(2, "a"), *slots(1, "b")]
+    assert holders(decide(waiting[:3], there, held, NOW)) == {"b0": "next"}
+    assert holders(decide([young, *waiting[2:3]], slots(2), held, NOW)) == {"a1": "next"}
+
+
 def test_a_training_is_preempted_a_few_times_and_then_left_alone() -> None:
     for number in range(MOST_PREEMPTIONS + 2):
         victim, held = running("victim", LOW, "a0", num_preemptions=number)

@@ -238,7 +238,6 @@ def test_a_high_training_starts_soon_whatever_lower_ones_run(cluster: Cluster, s
         changed = {"rank": 2, "gang_size": min(work.view.gang_size, 2)}
         work.view = JobView(**{**{name: getattr(work.view, name) for name in work.view.__slots__}, **changed})
         work.chunks += 500
-        work.arrives = min(work.arrives, 10)
     largest = max(Counter((slot.host, slot.kind) for slot in cluster.slots).values())
     urgent = Work(JobView("urgent", 0, 0.0, elastic=False, gang_size=min(size, largest)), 30, 4, 5)
     cluster.works.append(urgent)
