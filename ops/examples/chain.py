@@ -152,4 +152,7 @@ def sort(data_dir: Path, folder: Path, training: str, sorting: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

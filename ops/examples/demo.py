@@ -121,4 +121,7 @@ def classify(data_dir: Path, folder: Path, held_out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
