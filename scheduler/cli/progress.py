@@ -181,8 +181,11 @@ class JobProgress:
             f"{short_number(counts['done'])}/{short_number(counts['total'])} steps",
             f"{short_number(rate)} steps/s" if rate else None,
             f"{short_number(metrics['samples_per_second'])} samples/s" if "samples_per_second" in metrics else None,
-            f"eta {short_duration(left)}" if left is not None and job["state"] == "running" else None,
         ]
+        if counts["done"] == counts["total"]:  # a last evaluation may take minutes
+            pace.append("judging and saving" if job["state"] == "running" else None)
+        elif left is not None and job["state"] == "running":
+            pace.append(f"eta {short_duration(left)}")
         learned = [
             f"loss {metrics['loss']:.4g} {curve}".rstrip() if "loss" in metrics else None,
             f"lr {metrics['learning_rate']:.3g}" if "learning_rate" in metrics else None,
