@@ -28,8 +28,8 @@ HELD_OUT = 5
 """Each so many-th docstring is kept to judge by."""
 NUM_STEPS = 90
 """Of 16 rows: once through the rows to learn from, on two CPU cores in about a minute."""
-LEAST_ACCURACY = 0.6
-"""Of ten packages; by chance it were a tenth."""
+LEAST_ACCURACY = 0.5
+"""Of ten packages, whichever they are in this Python; seen are two thirds."""
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ from scheduler.connection import Json
 _WINDOW_SECONDS = 15.0
 _LINE_SECONDS = 30.0
 _DRAWS_PER_SECOND = 4
-_CURVE_WIDTH = 20
+_CURVE_WIDTH = 12
 _BARS = "▁▂▃▄▅▆▇█"
 
 

@@ -124,9 +124,11 @@ def test_a_training_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatc
     clock = Clock()
     with JobProgress(clock=clock) as progress:
         for second in range(60):
-            metrics = {"loss": 2.3051 - second / 50, "learning_rate": 9.18e-05, "samples_per_second": 13.49}
+            metrics = {"loss": 2.3051 - second / 50, "learning_rate": 9.18e-05}
+            metrics |= {"samples_per_second": 13.49, "eval_loss": 1.0713}
             progress.update(training("running", 1000 + second, total=12_000, **metrics))
             clock.now += 1.0
+    assert "lr 9.18e-05, eval loss 1.071" in drawn.getvalue()
     assert "1.06k/12k steps, 1 steps/s, 13 samples/s, eta 3h02m" in drawn.getvalue()
     assert "…" not in drawn.getvalue()
 
