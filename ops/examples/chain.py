@@ -28,7 +28,7 @@ ROWS_EACH = 150
 HELD_OUT = 5
 """Each so many-th docstring is kept to judge by."""
 NUM_STEPS = 90
-"""Of 16 rows: once through the rows to learn from, on two CPU cores in about a minute."""
+"""Of 16 rows: nearly once through the rows to learn from."""
 LEAST_ACCURACY = 0.5
 """Of ten packages, whichever they are in this Python; seen are two thirds."""
 
