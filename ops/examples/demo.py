@@ -58,7 +58,7 @@ def main() -> int:
         classify(data_dir, folder, held_out)
 
         say("6. A chain of two jobs: MiniLM learns which package a docstring is from, and another job waits to use it")
-        majority = chain.write_rows(folder)
+        majority = chain.write_rows(folder, limit=arguments.rows)
         training, sorting = chain.submit_both(data_dir, folder, arguments.steps)
         accuracy = chain.train(data_dir, folder, training, majority)
         chain.sort(data_dir, folder, training, sorting)
@@ -121,4 +121,7 @@ def classify(data_dir: Path, folder: Path, held_out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -21,7 +21,7 @@ from scheduler.connection import Json
 _WINDOW_SECONDS = 15.0
 _LINE_SECONDS = 30.0
 _DRAWS_PER_SECOND = 4
-_CURVE_WIDTH = 20
+_CURVE_WIDTH = 12
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -181,8 +181,11 @@ class JobProgress:
             f"{short_number(counts['done'])}/{short_number(counts['total'])} steps",
             f"{short_number(rate)} steps/s" if rate else None,
             f"{short_number(metrics['samples_per_second'])} samples/s" if "samples_per_second" in metrics else None,
-            f"eta {short_duration(left)}" if left is not None and job["state"] == "running" else None,
         ]
+        if counts["done"] == counts["total"]:  # a last evaluation may take minutes
+            pace.append("judging and saving" if job["state"] == "running" else None)
+        elif left is not None and job["state"] == "running":
+            pace.append(f"eta {short_duration(left)}")
         learned = [
             f"loss {metrics['loss']:.4g} {curve}".rstrip() if "loss" in metrics else None,
             f"lr {metrics['learning_rate']:.3g}" if "learning_rate" in metrics else None,

@@ -105,6 +105,17 @@ def test_a_training_that_loads_is_not_slow(capsys: pytest.CaptureFixture[str]) -
     assert lines[1].endswith("▁, lr 5e-05")
 
 
+def test_a_training_that_is_being_judged_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """`eta 0.0s` stood still for minutes while the last evaluation ran."""
+    clock = Clock()
+    with JobProgress(clock=clock) as progress:
+        for second in range(94):
+            progress.update(training("running", min(90, second), total=90, loss=1.0))
+            clock.now += 1.0
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == "job_1 running: 90/90 steps, 1 steps/s, judging and saving, loss 1"
+
+
 def test_a_training_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time that is left stood last on the line, and was what a small terminal cut off."""
     drawn = io.StringIO()
@@ -113,9 +124,11 @@ def test_a_training_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatc
     clock = Clock()
     with JobProgress(clock=clock) as progress:
         for second in range(60):
-            metrics = {"loss": 2.3051 - second / 50, "learning_rate": 9.18e-05, "samples_per_second": 13.49}
+            metrics = {"loss": 2.3051 - second / 50, "learning_rate": 9.18e-05}
+            metrics |= {"samples_per_second": 13.49, "eval_loss": 1.0713}
             progress.update(training("running", 1000 + second, total=12_000, **metrics))
             clock.now += 1.0
+    assert "lr 9.18e-05, eval loss 1.071" in drawn.getvalue()
     assert "1.06k/12k steps, 1 steps/s, 13 samples/s, eta 3h02m" in drawn.getvalue()
     assert "…" not in drawn.getvalue()
 
