@@ -66,11 +66,10 @@ def shot_thrice(folder: Path, spec: dict[str, Any]) -> list[Attempt]:
     "arguments",
     [
         {},
-        {"gradient_accumulation_steps": 3},
-        {"dataloader_num_workers": 2},
+        {"gradient_accumulation_steps": 3, "dataloader_num_workers": 2},
         {"train_sampling_strategy": "group_by_length", "lr_scheduler_type": "cosine"},
     ],
-    ids=["plain", "accumulation", "workers", "by length"],
+    ids=["plain", "accumulation and workers", "by length"],
 )
 def test_three_kills_change_nothing(tmp_path: Path, spec: dict[str, Any], arguments: dict[str, Any]) -> None:
     """Lost: the run that was asked for; another one comes out."""
