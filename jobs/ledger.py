@@ -10,7 +10,7 @@ from sqlalchemy import delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from jobs import endings, history, lease_ends, leases, losses, usage
+from jobs import endings, history, lease_ends, losses, usage
 from jobs.database import Database
 from jobs.errors import Conflict, DeadlineExceeded, NotFound, StokerError
 from jobs.ids import new_id
@@ -430,4 +430,4 @@ def _revoke_granted(session: Session, db: Database, job_id: str, reason: str) ->
     is_new = (col(Lease.job_id) == job_id, col(Lease.state) == LeaseState.GRANTED)
     for locked in lease_ends.lock(session, *is_new):
         if locked.is_live:
-            leases.revoke(session, db, locked, reason)
+            lease_ends.revoke(session, db, locked, reason)

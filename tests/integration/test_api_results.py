@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import leases
+from jobs import chunks
+from jobs.chunks import ChunkResults
 from jobs.database import Database
-from jobs.leases import ChunkResults
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
 from jobs.sinks.export import ExportFormat
@@ -39,13 +39,13 @@ def half_done(api: LiveApi, folder: Path, *, vectors: bool = False, to: str = "d
     records = [{"id": f"r{row}", "text": f"text {row}"} for row in range(_NUM_ROWS)]
     job = LeasedJob(api.database, api.settings, folder, records, chunk_rows=_CHUNK_ROWS, task=task, output={"to": to})
     lease = job.lease()
-    claimed = leases.claim(api.database, lease.lease_id, limit=5)
+    claimed = chunks.claim(api.database, lease.lease_id, limit=5)
     sink = job.sink()
     for claim in claimed[:2] + claimed[3:4]:
         results = [_result(row, vectors) for row in range(claim.start_row, claim.stop_row)]
         part = sink.stage(job.job_id, lease.lease_id, claim.start_row, results)
         chunk = ChunkResults(claim.start_row, claim.stop_row, results, part)
-        leases.commit(
+        chunks.commit(
             api.database, lease.lease_id, [chunk], lambda session, rows=results: sink.record(session, job.job_id, rows)
         )
     return job

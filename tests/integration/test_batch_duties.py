@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from jobs import batches, leases, ledger, slots
+from jobs import batches, chunks, leases, ledger, slots
 from jobs.batches import NewBatch
+from jobs.chunks import ChunkResults
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable
-from jobs.leases import ChunkResults, Grant
+from jobs.leases import Grant
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
 from jobs.sinks import open_sink
@@ -87,10 +88,10 @@ class Hall:
         assert leases.activate(self.db, lease_id, "worker", lease_seconds=60) is not None
         spec = parse_spec(job.spec)
         sink = open_sink(spec.output, vector_output=spec.vector_output, database=self.db, store=self.store)
-        for claim in leases.claim(self.db, lease_id, limit=most_chunks):
+        for claim in chunks.claim(self.db, lease_id, limit=most_chunks):
             results = [self._result(row, answer(row)) for row in range(claim.start_row, claim.stop_row)]
             chunk = ChunkResults(claim.start_row, claim.stop_row, results, None)
-            leases.commit(self.db, lease_id, [chunk], lambda session, r=results: sink.record(session, job.id, r))
+            chunks.commit(self.db, lease_id, [chunk], lambda session, r=results: sink.record(session, job.id, r))
         leases.release(self.db, lease_id, "drained")
         finalize_job(self.db, self.store, self.settings, job.id)
 
