@@ -13,9 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LRScheduler
 
 from jobs.errors import InvalidInput, InvalidSpec
 from jobs.settings import Settings
@@ -28,11 +25,12 @@ from worker.training.delivery import Course, deliver_parts
 from worker.training.gang import Gang
 from worker.training.loading import build_parts, load_module, source_of, users_code
 from worker.training.losses import LOSS
-from worker.training.module import Batch, Loss, Module, Parts, Phase, Rows, Setup
+from worker.training.module import Batch, Module, Rows, Setup
 from worker.training.plan import Plan
 from worker.training.reports import Finished, Report, Stopped
 from worker.training.schedule import Schedule, halved
 from worker.training.steps import Steps
+from worker.training.turns import Turn
 from worker.training.weights import learned_weights, read_models, write_models
 
 logger = logging.getLogger(__name__)
@@ -136,7 +134,7 @@ class Loop:
             num_ranks=gang.size,
         )
         self._schedule = self._make_schedule()
-        self._turns = [_Turn(phase, self._parts, self._schedule.total_steps, gang) for phase in self._parts.phases]
+        self._turns = [Turn(phase, self._parts, self._schedule.total_steps, gang) for phase in self._parts.phases]
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype is torch.float16)
         digest = f"{self._layout.num_rows} rows {given.digest}"
         self._steps = Steps(plan, self, gang, digest=digest, stop=stop, report=report)
@@ -192,43 +190,26 @@ class Loop:
         """One turn of each phase over a step's batches."""
         total: torch.Tensor | float = 0.0
         told: dict[str, torch.Tensor] = {}
+        max_grad_norm = float(self._spec.arguments.get("max_grad_norm", 0.0))
         for turn in self._turns:
             turn.optimizer.zero_grad(set_to_none=True)
             for number, batch in enumerate(batches):
                 with turn.syncing(number == len(batches) - 1):
                     loss, more = self._loss(turn, batch)
-                    self._backward(turn, loss / len(batches))
+                    turn.backward(self._scaler.scale(loss / len(batches)))
                 total = total + loss.detach().float() / len(batches)
                 if len(self._turns) > 1:
                     more = {**more, f"loss_{turn.name}": loss}
                 for name, value in more.items():
                     told[name] = told.get(name, 0.0) + value.detach().float() / len(batches)
-            self._update(turn)
+            turn.update(self._scaler, max_grad_norm=max_grad_norm)
         self._scaler.update()
         self._steps.losses.add({LOSS: torch.as_tensor(total), **told})
 
-    def _loss(self, turn: _Turn, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    def _loss(self, turn: Turn, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         with self._autocast():
             found = turn.loss(batch)
         return found if isinstance(found, tuple) else (found, {})
-
-    def _backward(self, turn: _Turn, loss: torch.Tensor) -> None:
-        scaled: torch.Tensor = self._scaler.scale(loss)
-        # In a gang the other ranks take part, and what fails may be one of them.
-        blamed = (
-            users_code(f"the gradient of phase '{turn.name}'") if self._gang.size == 1 else contextlib.nullcontext()
-        )
-        with blamed:
-            scaled.backward()  # type: ignore[no-untyped-call]
-
-    def _update(self, turn: _Turn) -> None:
-        limit = float(self._spec.arguments.get("max_grad_norm", 0.0))
-        if limit > 0:
-            self._scaler.unscale_(turn.optimizer)
-            turn.grad_norm = nn.utils.clip_grad_norm_(turn.weights, limit)
-        self._scaler.step(turn.optimizer)
-        if turn.scheduler is not None:
-            turn.scheduler.step()
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not torch.float32)
@@ -346,56 +327,6 @@ class Loop:
                 made, self._parts, self._spec, course, source=source_of(self._module), device=self._device
             )
         self._report(Finished(self._step, str(made), summary))
-
-
-class _Turn:
-    """A phase with its schedule, and its loss as all ranks compute it together."""
-
-    def __init__(self, phase: Phase, parts: Parts, total_steps: int, gang: Gang) -> None:
-        self.name, self.optimizer = phase.name, phase.optimizer
-        self.weights = [weight for group in phase.optimizer.param_groups for weight in group["params"]]
-        self.grad_norm: torch.Tensor | None = None
-        with users_code(f"the scheduler of phase '{phase.name}'"):
-            self.scheduler: LRScheduler | None = phase.scheduler and phase.scheduler(phase.optimizer, total_steps)
-        self.loss: Callable[[Batch], Loss] = _explained(phase)
-        self._together: DistributedDataParallel | None = None
-        if gang.size > 1:
-            mine = {id(weight) for weight in self.weights}
-            models = [
-                model for model in parts.models.values() if any(id(weight) in mine for weight in model.parameters())
-            ]
-            self._together = DistributedDataParallel(_Call(models, self.loss))
-            self.loss = self._together
-
-    def syncing(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
-        """Gradients are exchanged with the last batch of a step alone."""
-        return contextlib.nullcontext() if is_last or self._together is None else self._together.no_sync()
-
-
-class _Call(nn.Module):
-    """A loss as a model, since gradients are exchanged where a model is called. It has those models that learn."""
-
-    def __init__(self, models: list[nn.Module], loss: Callable[[Batch], Loss]) -> None:
-        super().__init__()
-        self.models, self._loss = nn.ModuleList(models), loss
-
-    def forward(self, batch: Batch) -> Loss:
-        """See `Phase.loss`."""
-        return self._loss(batch)
-
-
-def _explained(phase: Phase) -> Callable[[Batch], Loss]:
-    """A phase's loss, whose faults are the module's; those of the exchange around it are not."""
-
-    def loss(batch: Batch) -> Loss:
-        with users_code(f"the loss of phase '{phase.name}'"):
-            found = phase.loss(batch)
-            value = found[0] if isinstance(found, tuple) else found
-            if not isinstance(value, torch.Tensor) or value.dim() != 0:
-                raise TypeError("it must return a scalar tensor, or that and a mapping of further ones")
-        return found
-
-    return loss
 
 
 def _autocast_dtype(spec: TrainingSpec, device: torch.device) -> torch.dtype:
