@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,13 +85,20 @@ def revoke(session: Session, db: Database, locked: Locked, reason: str) -> None:
     losses.end_attempt(session, db, locked.lease, AttemptEnd.LOST, reason)
 
 
-def withdraw(session: Session, db: Database, slot_ids: Sequence[str], reason: str) -> None:
-    """End the leases that nobody on these slots has taken up yet, in the caller's transaction."""
-    is_new = (col(Lease.slot_id).in_(slot_ids), col(Lease.state) == LeaseState.GRANTED)
-    for locked in lock(session, *is_new):
+def withdraw(session: Session, db: Database, reason: str, *conditions: Any) -> list[str]:
+    """Revoke the leases that meet the conditions and that nobody has taken up yet, in the caller's transaction.
+
+    Leases are locked before jobs, always, so a caller that changes a job does this first.
+
+    Returns:
+        The ids of their jobs, sorted: the order to lock those in.
+    """
+    withdrawn = set()
+    for locked in lock(session, col(Lease.state) == LeaseState.GRANTED, *conditions):
         if locked.is_live:
             revoke(session, db, locked, reason)
-            losses.settle_if_cancelling(session, db, locked.lease.job_id)
+            withdrawn.add(locked.lease.job_id)
+    return sorted(withdrawn)
 
 
 def lose(

@@ -9,7 +9,7 @@ from typing import Any, cast
 from sqlalchemy import CursorResult, select, update
 from sqlmodel import col
 
-from jobs import lease_ends
+from jobs import lease_ends, losses
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.states import LeaseState, SlotState
@@ -112,7 +112,8 @@ def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None
             ended = ended.where(col(Slot.incarnation) == incarnation)
         values = {"state": SlotState.OFFLINE, "reason": "its worker was stopped", "incarnation": ""}
         retired = session.scalars(ended.values(values).returning(col(Slot.id))).all()
-        lease_ends.withdraw(session, db, retired, "its worker was stopped")
+        for job_id in lease_ends.withdraw(session, db, "its worker was stopped", col(Lease.slot_id).in_(retired)):
+            losses.settle_if_cancelling(session, db, job_id)
 
 
 def sweep_silent(db: Database, slot_seconds: float) -> list[str]:

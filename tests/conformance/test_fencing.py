@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from jobs import chunks, leases, ledger, migrations, slots
+from jobs import chunks, leases, ledger, migrations, planning, slots, sweeps
 from jobs.chunks import Claim
 from jobs.database import Database
 from jobs.errors import Conflict, LostLease, RunnerDied
@@ -56,7 +56,7 @@ class Fencing(RuleBasedStateMachine):
         job = ledger.submit(
             self.db, ledger.parse_spec({"task": "embeddings", "model": "m", "input": {"path": "x.csv"}})
         )
-        ledger.plan(self.db, job.id, [Range(i * CHUNK_ROWS, (i + 1) * CHUNK_ROWS) for i in range(num_chunks)])
+        planning.plan(self.db, job.id, [Range(i * CHUNK_ROWS, (i + 1) * CHUNK_ROWS) for i in range(num_chunks)])
         self.job_ids.append(job.id)
 
     @precondition(lambda self: self.job_ids)
@@ -78,8 +78,8 @@ class Fencing(RuleBasedStateMachine):
     def sweep(self) -> None:
         leases.expire_dead(self.db, self.settings)
         leases.unanswered(self.db, self.settings)
-        ledger.settle_cancelled(self.db)
-        ledger.requeue_idle(self.db)
+        sweeps.settle_cancelled(self.db)
+        sweeps.requeue_idle(self.db)
         for slot_id in SLOTS:
             with self.db.read() as session:
                 incarnation = session.get_one(slots.Slot, slot_id).incarnation

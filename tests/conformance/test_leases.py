@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import insert, select
 from sqlmodel import Session, col
 
-from jobs import chunks, history, leases, ledger, slots
+from jobs import chunks, history, leases, ledger, planning, slots, sweeps
 from jobs.chunks import ChunkResults, Claim
 from jobs.database import Database
 from jobs.errors import Conflict, LostLease, RunnerDied, ServiceUnavailable
@@ -39,7 +39,7 @@ LEASE_SECONDS = 30.0
 def make_job(db: Database, num_chunks: int = 4, chunk_rows: int = 10) -> str:
     """A queued job with equal chunks."""
     job = ledger.submit(db, SPEC)
-    ledger.plan(db, job.id, [Range(i * chunk_rows, (i + 1) * chunk_rows) for i in range(num_chunks)])
+    planning.plan(db, job.id, [Range(i * chunk_rows, (i + 1) * chunk_rows) for i in range(num_chunks)])
     return job.id
 
 
@@ -141,7 +141,7 @@ def test_a_lease_granted_to_a_retiring_slot_goes_back_at_once(database: Database
     (lease_id,) = leases.grant(database, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)
     slots.retire(database, ["s0"], incarnation="s0-1")
     assert lease_of(database, lease_id).state == LeaseState.REVOKED
-    assert ledger.requeue_idle(database) == [job_id]
+    assert sweeps.requeue_idle(database) == [job_id]
 
 
 def test_a_message_delivered_three_times_activates_once(database: Database, settings: Settings) -> None:
@@ -219,7 +219,7 @@ def test_released_and_given_back_chunks_keep_their_attempt(database: Database, s
     assert [chunk.state for chunk in chunks_of(database, job_id)] == ["leased", "pending", "leased", "pending"]
     leases.release(database, lease_id, "stopped")
     assert {(chunk.state, chunk.attempt) for chunk in chunks_of(database, job_id)} == {(ChunkState.PENDING, 1)}
-    assert ledger.requeue_idle(database) == [job_id]
+    assert sweeps.requeue_idle(database) == [job_id]
     assert job_of(database, job_id).state == JobState.QUEUED
 
 

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
-from jobs import chunks, leases, ledger, slots
+from jobs import chunks, leases, ledger, planning, slots
 from jobs.chunks import ChunkResults
 from jobs.database import Database
 from jobs.errors import InvalidOutput, LostLease, NotFound, RunnerDied, ServiceUnavailable, StokerError
@@ -53,7 +53,7 @@ class Bench:
         stops = np.cumsum(sizes).tolist()
         job = ledger.submit(self.database, SPEC)
         chunks = [ChunkRange(stop - size, stop, {}) for stop, size in zip(stops, sizes, strict=True)]
-        ledger.plan(self.database, job.id, chunks)
+        planning.plan(self.database, job.id, chunks)
         return job.id, self.lease(job.id, len(sizes))
 
     def lease(self, job_id: str, limit: int) -> str:

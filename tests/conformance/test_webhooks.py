@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlmodel import Session, col
 
-from jobs import batches, leases, ledger, slots, webhooks
+from jobs import batches, leases, ledger, slots, sweeps, webhooks
 from jobs.batches import BatchCounts, BatchOutcome
 from jobs.database import Database
 from jobs.errors import Conflict, MachineError, NotFound
@@ -236,7 +236,7 @@ def expired(db: Database, settings: Settings) -> str:
     """A job whose time limit has passed."""
     job_id = job(db)
     set_job(db, job_id, deadline_at=1.0)
-    assert ledger.expire_overdue(db) == [job_id]
+    assert sweeps.expire_overdue(db) == [job_id]
     return job_id
 
 

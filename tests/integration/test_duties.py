@@ -12,7 +12,7 @@ from celery import Celery
 from sqlalchemy import event, select, update
 from sqlmodel import col
 
-from jobs import chunks, history, leases, ledger, slots, webhooks
+from jobs import chunks, history, leases, ledger, planning, slots, webhooks
 from jobs.chunks import ChunkResults
 from jobs.database import Database
 from jobs.errors import MachineError
@@ -69,7 +69,7 @@ class House:
         document = {"task": "text-classification", "model": "org/name", "input": {"path": "rows.jsonl"}, **fields}
         job = ledger.submit(self.db, parse_spec(document))
         if num_chunks:
-            ledger.plan(self.db, job.id, [Range(number * 10, number * 10 + 10) for number in range(num_chunks)])
+            planning.plan(self.db, job.id, [Range(number * 10, number * 10 + 10) for number in range(num_chunks)])
         return job.id
 
     def dispatch(self) -> int:

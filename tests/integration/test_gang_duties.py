@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from jobs import leases, ledger, migrations, slots, training
+from jobs import leases, ledger, migrations, planning, slots, training
 from jobs.database import Database
 from jobs.queue import make_app, queue_name
 from jobs.settings import Settings
@@ -38,7 +38,7 @@ class GangHouse(House):
             "slots": num_slots, **fields,
         }  # fmt: skip
         job = ledger.submit(self.db, parse_spec(document))
-        ledger.enqueue(self.db, job.id)
+        planning.enqueue(self.db, job.id)
         return job.id
 
     def begin(self, job_id: str) -> str:

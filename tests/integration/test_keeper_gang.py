@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import gangs, leases, ledger, slots
+from jobs import gangs, leases, ledger, planning, slots
 from jobs.database import Database
 from jobs.errors import LostLease
 from jobs.leases import Grant, WorkingLease
@@ -38,7 +38,7 @@ class GangBench(Bench):
             "kind": "training", "task": "text-classification", "model": model, "data": {"train": "x.jsonl"}, "slots": 2,
         }  # fmt: skip
         job = ledger.submit(self.database, parse_spec(document))
-        ledger.enqueue(self.database, job.id)
+        planning.enqueue(self.database, job.id)
         return job.id
 
     def gang(self, *, leads: bool, model: str = "wait") -> tuple[str, str]:
