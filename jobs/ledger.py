@@ -1,17 +1,18 @@
-"""Job verbs: submit, find, complete, fail, cancel, retry. Those of its planning are in `planning`."""
+"""Job verbs: submit, find, complete, fail, cancel, retry. The planner's are in `planning`, the sweeps in `sweeps`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from jobs import endings, history, lease_ends, losses, usage
+from jobs import endings, history, lease_ends, losses, paging, usage
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound, StokerError
 from jobs.ids import new_id
+from jobs.paging import Order
 from jobs.specs import InferenceSpec, JobSpec, model_key, parse_spec, source_job
 from jobs.states import JobState
 from jobs.tables import Artifact, Job, Lease
@@ -136,7 +137,7 @@ def list_jobs(
     after: str | None = None,
     limit: int = 20,
     state: JobState | None = None,
-    order: str = "desc",
+    order: Order = "desc",
 ) -> tuple[list[Job], bool]:
     """A page of jobs by time of submission.
 
@@ -151,21 +152,13 @@ def list_jobs(
     Raises:
         NotFound: there is no job `after`.
     """
-    query = select(Job)
+    conditions = []
     if project is not None:
-        query = query.where(col(Job.project) == project)
+        conditions.append(col(Job.project) == project)
     if state is not None:
-        query = query.where(col(Job.state) == state)
-    created, job_id = col(Job.created_at), col(Job.id)
-    if after is not None:
-        last = get(session, after)
-        if order == "desc":
-            query = query.where(or_(created < last.created_at, (created == last.created_at) & (job_id < last.id)))
-        else:
-            query = query.where(or_(created > last.created_at, (created == last.created_at) & (job_id > last.id)))
-    ordering = (created.desc(), job_id.desc()) if order == "desc" else (created.asc(), job_id.asc())
-    jobs = list(session.scalars(query.order_by(*ordering).limit(limit + 1)))
-    return jobs[:limit], len(jobs) > limit
+        conditions.append(col(Job.state) == state)
+    last = None if after is None else get(session, after)
+    return paging.page(session, Job, *conditions, last=last, limit=limit, order=order)
 
 
 def artifacts(session: Session, job_id: str) -> list[Artifact]:

@@ -15,7 +15,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
-from jobs import batches, history, ledger, webhooks
+from jobs import batch_ends, batches, history, ledger, webhooks
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable, StokerError
 from jobs.queue import Doorbell
@@ -278,7 +278,7 @@ class Service:
     def _lay_out_batches(self, intake: Workbench, outlet: Workbench) -> None:
         """Lay the batches that are to be read or answered on their benches, the oldest first."""
         with self._db.read() as session:
-            new, ended = batches.to_take_in(session), batches.to_finish(session)
+            new, ended = batches.to_take_in(session), batch_ends.to_finish(session)
         intake.lay(new)
         outlet.lay(ended)
 

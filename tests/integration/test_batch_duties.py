@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs import batches, chunks, leases, ledger, slots
+from jobs import batch_ends, batches, chunks, leases, ledger, slots
 from jobs.batches import NewBatch
 from jobs.chunks import ChunkResults
 from jobs.database import Database
@@ -271,7 +271,7 @@ def test_answers_that_cannot_be_written_end_the_batch(hall: Hall) -> None:
     """Nobody may wait for ever for what a fault of ours keeps back."""
     batch = hall.take_in(hall.create([line(0)]))
     hall.compute(hall.jobs(batch)[0], good)
-    batches.begin_finalizing(hall.db, batch.id)
+    batch_ends.begin_finalizing(hall.db, batch.id)
     break_off(hall.db, batch.id, ServiceUnavailable("a fault"))
     ended = hall.look(batch)
     assert (ended.state, ended.num_completed, ended.output_file_id) == (BatchState.FAILED, 1, None)
