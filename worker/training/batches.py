@@ -14,8 +14,8 @@ from worker.training import generators
 from worker.training.module import Batch, Rows
 from worker.training.sampling import EpochSampler
 
-Place = tuple[int, int]
-"""(epoch, row)."""
+Draw = tuple[int, int]
+"""(epoch, row): what a row draws from the generators follows from it and the seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Layout:
         """Rows of one step, over all ranks."""
         return self.micro_batch * self.accumulation * self.num_ranks
 
-    def steps(self, epoch: int, first_step: int) -> list[list[list[Place]]]:
+    def steps(self, epoch: int, first_step: int) -> list[list[list[Draw]]]:
         """This rank's rows of an epoch's steps.
 
         Args:
@@ -56,7 +56,7 @@ class Layout:
             first_step: of the epoch, from 0; the ones before it are left out.
 
         Returns:
-            For each step its batches, for each batch its places.
+            For each step its batches, for each batch its draws.
         """
         sampler = EpochSampler(self.num_rows, seed=self.seed)
         sampler.set_epoch(epoch)
@@ -75,23 +75,23 @@ class Layout:
 
 
 class _Drawn(Dataset[Any]):
-    """Rows by place, each drawn from generators that are seeded by its place."""
+    """Rows by draw, each made with generators that are seeded by it."""
 
     def __init__(self, rows: Rows, seed: int) -> None:
         self._rows, self._seed = rows, seed
 
-    def __getitem__(self, place: Place) -> Any:
+    def __getitem__(self, draw: Draw) -> Any:
         if get_worker_info() is not None:  # this process draws nothing else
-            generators.seed_host(self._seed, *place)
-            return self._rows[place[1]]
+            generators.seed_host(self._seed, *draw)
+            return self._rows[draw[1]]
         with generators.host_kept():
-            generators.seed_host(self._seed, *place)
-            return self._rows[place[1]]
+            generators.seed_host(self._seed, *draw)
+            return self._rows[draw[1]]
 
 
 def load(
     rows: Rows,
-    batches: Sequence[Sequence[Place]],
+    batches: Sequence[Sequence[Draw]],
     *,
     collate: Callable[[list[Any]], Batch],
     seed: int,
@@ -102,7 +102,7 @@ def load(
 
     Args:
         rows: a data set.
-        batches: the places of each.
+        batches: the draws of each.
         collate: makes a batch of rows.
         seed: of what a row draws.
         num_workers: processes that load ahead; 0: none.

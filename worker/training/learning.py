@@ -19,7 +19,7 @@ from jobs.specs import TrainingSpec
 from jobs.training_spec import ArchitectureSpec
 from worker.device import is_out_of_memory, one_line
 from worker.inference.tasks.tokens import longest_row
-from worker.training.data import Rows
+from worker.training.data import InputRows
 from worker.training.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Learning:
 class BuildTask(Protocol):
     """Makes a task's `Learning`."""
 
-    def __call__(self, origin: Origin, rows: Rows, judged: Rows | None, /) -> Learning:
+    def __call__(self, origin: Origin, rows: InputRows, judged: InputRows | None, /) -> Learning:
         """
         Args:
             origin: what it starts from.

@@ -20,7 +20,7 @@ from jobs.specs import TrainingSpec
 from worker.device import pick_device, resolve_dtype
 from worker.stop import Stop
 from worker.training import generators
-from worker.training.batches import Layout, Place, load
+from worker.training.batches import Draw, Layout, load
 from worker.training.delivery import Course, deliver_parts
 from worker.training.gang import Gang
 from worker.training.loading import build_parts, load_module, source_of, users_code
@@ -69,8 +69,7 @@ class Given:
         """Read them, or find them prepared."""
         if spec.data is None:
             return cls()
-        from worker.training.data import Rows as InputRows  # loads pyarrow and datasets
-        from worker.training.data import as_they_are
+        from worker.training.data import InputRows, as_they_are  # loads pyarrow and datasets
 
         folder = Path(plan.folder) / "data" if plan.cache is None else Path(plan.cache)
         source = InputRows(spec.data.train_input, spec.columns(), settings, param="data.train")
@@ -166,20 +165,20 @@ class Loop:
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
-    def _load_steps(self, steps: list[list[list[Place]]]) -> Iterator[list[Batch]]:
+    def _load_steps(self, steps: list[list[list[Draw]]]) -> Iterator[list[Batch]]:
         """The batches of each step."""
-        places = [batch for step in steps for batch in step]
+        draws = [batch for step in steps for batch in step]
         with users_code("loading a batch of Parts.train"):
-            loaded = self._load(self._parts.train, places)
+            loaded = self._load(self._parts.train, draws)
         for step in steps:
             with users_code("loading a batch of Parts.train"):
                 batches = [next(loaded) for _ in step]
             yield batches
 
-    def _load(self, rows: Rows, places: list[list[Place]]) -> Iterator[Batch]:
+    def _load(self, rows: Rows, draws: list[list[Draw]]) -> Iterator[Batch]:
         return load(
             rows,
-            places,
+            draws,
             collate=self._parts.collate,
             seed=self._layout.seed,
             num_workers=self._spec.arguments.get("dataloader_num_workers", 0),
@@ -236,11 +235,11 @@ class Loop:
         assert judge is not None
         num_rows = self._spec.arguments.get("per_device_eval_batch_size", _EVAL_ROWS)
         starts = range(self._gang.rank * num_rows, len(judged), self._gang.size * num_rows)
-        places = [[(-1, row) for row in range(start, min(start + num_rows, len(judged)))] for start in starts]
+        draws = [[(-1, row) for row in range(start, min(start + num_rows, len(judged)))] for start in starts]
         sums: dict[str, float] = defaultdict(float)
         self._set_learning(learning=False)
         with torch.no_grad(), users_code("judging a batch of Parts.judged"):
-            for batch, rows in zip(self._load(judged, places), places, strict=True):
+            for batch, rows in zip(self._load(judged, draws), draws, strict=True):
                 with self._autocast():
                     found = judge(batch)
                 for name, value in found.items():

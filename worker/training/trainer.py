@@ -18,7 +18,7 @@ from jobs.settings import Settings
 from jobs.specs import TrainingSpec
 from worker.device import one_line, pick_device, resolve_dtype
 from worker.stop import Stop
-from worker.training.data import Rows
+from worker.training.data import InputRows
 from worker.training.delivery import Course, deliver
 from worker.training.gang import Gang
 from worker.training.learning import Learning, Origin
@@ -57,11 +57,11 @@ def _learning(plan: Plan, settings: Settings) -> Learning:
     spec = plan.training_spec()
     assert spec.data is not None
     columns, judged = spec.columns(), spec.data.eval_input
-    rows = Rows(spec.data.train_input, columns, settings, param="data.train")
+    rows = InputRows(spec.data.train_input, columns, settings, param="data.train")
     if judged is None:
         return build(Origin.of(plan, settings), rows, None)
     param = "data.eval" if spec.data.eval is not None else "data.eval_split"
-    return build(Origin.of(plan, settings), rows, Rows(judged, columns, settings, param=param))
+    return build(Origin.of(plan, settings), rows, InputRows(judged, columns, settings, param=param))
 
 
 def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingArguments:

@@ -16,13 +16,13 @@ from jobs.errors import InvalidInput
 from jobs.rows import RowError
 from jobs.settings import Settings
 from worker.inference.tasks.media import open_media
-from worker.training.data import Columns, Record, Rows, Survey, label_names, prepared
+from worker.training.data import Columns, InputRows, Record, Survey, label_names, prepared
 from worker.training.learning import Learning, Origin, classification_metrics
 
 _CELL = pyarrow.struct([("path", pyarrow.string()), ("bytes", pyarrow.binary())])
 
 
-def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
+def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """See `BuildTask`."""
     if origin.processor_folder is None:
         raise origin.invalid("has no image processor from scratch; name one", param="model.processor")
@@ -36,7 +36,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
     ids = {name: number for number, name in enumerate(names)}
     model = origin.model(AutoModelForImageClassification, id2label=dict(enumerate(names)), label2id=ids)
 
-    def pictures(source: Rows, survey: Survey) -> Dataset:
+    def pictures(source: InputRows, survey: Survey) -> Dataset:
         check = partial(_checked, rows=source, ids=ids, settings=origin.settings)
         recipe = {"task": "image-classification", "ids": ids}
         return prepared(source, survey, check, recipe=recipe, folder=origin.data_folder)
@@ -60,7 +60,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
 
 
 def _checked(
-    batches: Iterable[list[tuple[int, Record]]], *, rows: Rows, ids: dict[str, int], settings: Settings
+    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, ids: dict[str, int], settings: Settings
 ) -> Iterator[Columns]:
     """The pictures as they came, encoded; each was opened once, so that a bad one is said before the first step."""
     for batch in batches:

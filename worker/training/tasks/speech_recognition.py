@@ -18,7 +18,7 @@ from jobs.rows import RowError
 from jobs.settings import Settings
 from jobs.sources.media import media_value
 from worker.inference.tasks.media import open_media
-from worker.training.data import Columns, Record, Rows, Survey, prepared, row_lengths
+from worker.training.data import Columns, InputRows, Record, Survey, prepared, row_lengths
 from worker.training.edits import edits
 from worker.training.learning import Learning, Origin, tokenizer_identity
 
@@ -26,7 +26,7 @@ _NO_LABEL = -100
 _SAMPLES = pyarrow.list_(pyarrow.float32())
 
 
-def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
+def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """See `BuildTask`."""
     if origin.processor_folder is None:
         raise origin.invalid("has no processor from scratch; name one", param="model.processor")
@@ -45,7 +45,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
     rate = int(extractor.sampling_rate)
     recipe = {"task": "automatic-speech-recognition", "rate": rate, "tokenizer": tokenizer_identity(tokenizer)}
 
-    def recordings(source: Rows, survey: Survey) -> Dataset:
+    def recordings(source: InputRows, survey: Survey) -> Dataset:
         prepare = partial(_decoded, rows=source, tokenizer=tokenizer, rate=rate, settings=origin.settings)
         return prepared(source, survey, prepare, recipe=recipe, folder=origin.data_folder)
 
@@ -72,7 +72,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
 
 
 def _decoded(
-    batches: Iterable[list[tuple[int, Record]]], *, rows: Rows, tokenizer: Any, rate: int, settings: Settings
+    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, tokenizer: Any, rate: int, settings: Settings
 ) -> Iterator[Columns]:
     for batch in batches:
         samples = []

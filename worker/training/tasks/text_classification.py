@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction
 
-from worker.training.data import Columns, Record, Rows, label_names, prepared, row_lengths
+from worker.training.data import Columns, InputRows, Record, label_names, prepared, row_lengths
 from worker.training.learning import Learning, Origin, classification_metrics, tokenizer_identity
 
 
-def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
+def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """See `BuildTask`."""
     tokenizer = origin.tokenizer()
     survey = rows.survey("label")

@@ -10,14 +10,14 @@ import numpy as np
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, EvalPrediction
 
 from jobs.errors import InvalidInput
-from worker.training.data import Columns, Record, Rows, label_names, prepared, row_lengths
+from worker.training.data import Columns, InputRows, Record, label_names, prepared, row_lengths
 from worker.training.learning import Learning, Origin, classification_metrics, tokenizer_identity
 
 _NO_LABEL = -100
 """What torch's cross entropy passes over."""
 
 
-def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
+def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """See `BuildTask`."""
     tokenizer = origin.tokenizer()
     if not tokenizer.is_fast:
@@ -36,7 +36,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
         "task": "token-classification", "ids": ids, "longest": longest, "tokenizer": tokenizer_identity(tokenizer),
     }  # fmt: skip
 
-    def prepare(source: Rows) -> partial[Iterator[Columns]]:
+    def prepare(source: InputRows) -> partial[Iterator[Columns]]:
         return partial(_tokenize, rows=source, tokenizer=tokenizer, ids=ids, longest=longest)
 
     train = prepared(rows, survey, prepare(rows), recipe=recipe, folder=origin.data_folder)
@@ -60,7 +60,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
 def _tokenize(
     batches: Iterable[list[tuple[int, Record]]],
     *,
-    rows: Rows,
+    rows: InputRows,
     tokenizer: Any,
     ids: dict[str, int],
     longest: int | None,
