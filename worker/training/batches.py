@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,8 +124,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """All tensors in it, however deep, on a device."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, MutableMapping):
+        moved = copy.copy(batch)  # of its own kind, such as transformers' BatchEncoding
+        moved.update({name: to_device(value, device) for name, value in batch.items()})
+        return moved
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, list | tuple):
