@@ -27,6 +27,7 @@ from jobs.errors import InvalidInput
 from jobs.settings import Settings
 from jobs.sources import open_source
 from jobs.spec_fields import InputSpec
+from jobs.specs import TrainingSpec
 from jobs.store import Store
 from jobs.uploads import find_upload
 
@@ -118,6 +119,16 @@ class InputRows:
                     value = record[label]
                     labels.update(map(str, value) if isinstance(value, list) else [str(value)])
         return Survey(digest.hexdigest(), num_rows, frozenset(labels))
+
+
+def rows_of(spec: TrainingSpec, settings: Settings) -> tuple[InputRows, InputRows | None]:
+    """The rows to learn from, and those to judge by, of a spec that has `data`."""
+    assert spec.data is not None
+    train = InputRows(spec.data.train_input, spec.columns(), settings, param="data.train")
+    if spec.data.eval_input is None:
+        return train, None
+    param = "data.eval" if spec.data.eval is not None else "data.eval_split"
+    return train, InputRows(spec.data.eval_input, spec.columns(), settings, param=param)
 
 
 def label_names(found: frozenset[str], known: Mapping[str, int]) -> list[str]:

@@ -17,10 +17,11 @@ import torch
 from jobs.errors import InvalidInput, InvalidSpec
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec
-from worker.device import pick_device, resolve_dtype
+from worker.device import pick_device, training_dtype
 from worker.stop import Stop
 from worker.training import generators
 from worker.training.batches import Draw, Layout, load
+from worker.training.defaults import MICRO_BATCH, NUM_EPOCHS, SEED
 from worker.training.delivery import Course, deliver_parts
 from worker.training.gang import Gang
 from worker.training.loading import build_parts, load_module, source_of, users_code
@@ -37,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 _STATE_FILE = "state.pt"
 _GENERATORS_FILE = "generators-{rank}.pt"
-_EVAL_ROWS = 8
-"""`per_device_eval_batch_size` unless the spec says otherwise, as transformers has it."""
 
 
 def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Callable[[Report], None]) -> None:
@@ -69,15 +68,12 @@ class Given:
         """Read them, or find them prepared."""
         if spec.data is None:
             return cls()
-        from worker.training.data import InputRows, as_they_are  # loads pyarrow and datasets
+        from worker.training.data import as_they_are, rows_of  # loads pyarrow and datasets
 
         folder = Path(plan.folder) / "data" if plan.cache is None else Path(plan.cache)
-        source = InputRows(spec.data.train_input, spec.columns(), settings, param="data.train")
-        rows, digest = as_they_are(source, folder)
-        if spec.data.eval_input is None:
-            return cls(rows, digest=digest)
-        param = "data.eval" if spec.data.eval is not None else "data.eval_split"
-        judged, _ = as_they_are(InputRows(spec.data.eval_input, spec.columns(), settings, param=param), folder)
+        given, given_to_judge = rows_of(spec, settings)
+        rows, digest = as_they_are(given, folder)
+        judged = None if given_to_judge is None else as_they_are(given_to_judge, folder)[0]
         return cls(rows, judged, digest)
 
 
@@ -111,18 +107,14 @@ class Loop:
         self._module = module
         self._folder = Path(plan.folder)
         self._device = pick_device()
-        self._dtype = _autocast_dtype(self._spec, self._device)
+        self._dtype = training_dtype(self._spec.dtype, self._device)
         arguments = self._spec.arguments
-        seed = int(arguments.get("seed", 42))
+        seed = int(arguments.get("seed", SEED))
         _seed_all(seed)
         setup = Setup(dict(self._spec.options), seed, self._device, given.rows, given.judged)
         self._parts = build_parts(module, setup)
         _seed_all(seed + gang.rank)  # what each rank draws is its own
-        micro_batch, accumulation = halved(
-            arguments.get("per_device_train_batch_size", 8),
-            arguments.get("gradient_accumulation_steps", 1),
-            plan.num_halvings,
-        )
+        micro_batch, accumulation = halved(arguments, plan.num_halvings)
         self._layout = Layout(
             num_rows=len(self._parts.train),
             seed=seed,
@@ -233,7 +225,7 @@ class Loop:
         judged, judge = self._parts.judged, self._parts.judge
         assert judged is not None
         assert judge is not None
-        num_rows = self._spec.arguments.get("per_device_eval_batch_size", _EVAL_ROWS)
+        num_rows = self._spec.arguments.get("per_device_eval_batch_size", MICRO_BATCH)
         starts = range(self._gang.rank * num_rows, len(judged), self._gang.size * num_rows)
         draws = [[(-1, row) for row in range(start, min(start + num_rows, len(judged)))] for start in starts]
         sums: dict[str, float] = defaultdict(float)
@@ -285,7 +277,7 @@ class Loop:
         if not has_eval and (self._spec.checkpoint.best is not None or given.get("eval_strategy", "no") != "no"):
             param = "checkpoint.best" if self._spec.checkpoint.best is not None else "arguments.eval_strategy"
             raise InvalidSpec(f"{param}: the module builds no rows to judge by, Parts.judged", param=param)
-        total = given.get("max_steps") or round(float(given.get("num_train_epochs", 3)) * epoch_steps)
+        total = given.get("max_steps") or round(float(given.get("num_train_epochs", NUM_EPOCHS)) * epoch_steps)
         return Schedule.of(self._spec, total_steps=max(1, total), epoch_steps=epoch_steps, has_eval=has_eval)
 
     def _restore(self, checkpoint: Path) -> None:
@@ -326,13 +318,6 @@ class Loop:
                 made, self._parts, self._spec, course, source=source_of(self._module), device=self._device
             )
         self._report(Finished(self._step, str(made), summary))
-
-
-def _autocast_dtype(spec: TrainingSpec, device: torch.device) -> torch.dtype:
-    dtype = resolve_dtype(spec.dtype, device)
-    if dtype is torch.float16 and device.type == "cpu":
-        raise InvalidSpec("dtype: a CPU cannot train in float16; use auto or bfloat16", param="dtype")
-    return dtype
 
 
 def _seed_all(seed: int) -> None:

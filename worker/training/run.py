@@ -34,6 +34,7 @@ from worker.training.outcome import record_outcome
 from worker.training.plan import Plan
 from worker.training.ranks import RankProcesses
 from worker.training.reports import Begun, Broken, Finished, Progress, Saved, Stopped
+from worker.training.schedule import halved
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def _find_folders(spec: TrainingSpec, settings: Settings) -> tuple[str | None, s
 def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemory) -> StokerError:
     """What an out-of-memory means: another try with half the micro-batch where the spec wants that and it can be."""
     if spec.on_out_of_memory == "halve":
-        micro_batch = int(spec.arguments.get("per_device_train_batch_size", 8)) >> num_halvings
+        micro_batch, _ = halved(spec.arguments, num_halvings)
         if micro_batch > 1 and num_halvings < _MOST_HALVINGS:
             return error
         return ModelTooLarge(f"{error.message}; the micro-batch is {micro_batch} already")
