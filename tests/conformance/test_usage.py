@@ -19,6 +19,7 @@ from jobs.states import JobState
 from jobs.store import StoredObject
 from jobs.tables import Batch, Job, StoredFile
 from jobs.usage import RowsWanted
+from tests.conformance.test_batches import set_job
 
 SPEC = parse_spec({"task": "embeddings", "model": "org/model", "input": {"path": "x.jsonl"}})
 LIMIT = 100
@@ -48,13 +49,6 @@ def queued(db: Database, project: str = "p") -> int:
     """Rows in a project's queue."""
     with db.read() as session:
         return usage.queue_of(session, db, project).num_rows
-
-
-def set_job(db: Database, job_id: str, **fields: Any) -> None:
-    """Change a job by hand."""
-    with db.write() as session:
-        for name, value in fields.items():
-            setattr(session.get(Job, job_id), name, value)
 
 
 def at_once(number: int, act: Callable[[], object]) -> tuple[int, int]:

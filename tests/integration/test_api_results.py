@@ -14,23 +14,14 @@ import pytest
 
 from jobs import chunks
 from jobs.chunks import ChunkResults
-from jobs.database import Database
 from jobs.rows import Result, RowError
-from jobs.settings import Settings
 from jobs.sinks.export import ExportFormat
 from scheduler.api.results import write_results
 from tests.leased_job import LeasedJob
-from tests.live_api import LiveApi, live_api
+from tests.live_api import LiveApi
 
 _CHUNK_ROWS = 8
 _NUM_ROWS = 40
-
-
-@pytest.fixture
-def api(settings: Settings, sqlite_database: Database) -> Iterator[LiveApi]:
-    """A running API."""
-    with live_api(settings, sqlite_database) as running:
-        yield running
 
 
 def half_done(api: LiveApi, folder: Path, *, vectors: bool = False, to: str = "database") -> LeasedJob:

@@ -11,10 +11,15 @@ from transformers import AutoModelForTokenClassification, DataCollatorForTokenCl
 
 from jobs.errors import InvalidInput
 from worker.training.data import Columns, InputRows, Record, label_names, prepared, row_lengths
-from worker.training.learning import Learning, Origin, classification_metrics, tokenizer_identity
-
-_NO_LABEL = -100
-"""What torch's cross entropy passes over."""
+from worker.training.learning import (
+    NO_LABEL,
+    Learning,
+    Origin,
+    classes_in_words,
+    classification_metrics,
+    likeliest,
+    tokenizer_identity,
+)
 
 
 def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
@@ -50,10 +55,10 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
         evaluation=evaluation,
         collate=DataCollatorForTokenClassification(tokenizer),
         metrics=partial(_metrics, num_classes=len(names)),
-        reduce_logits=lambda logits, _labels: (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1),
+        reduce_logits=likeliest,
         lengths=lambda: row_lengths(train, "input_ids"),
         digest=survey.digest,
-        facts=(f"{len(names)} classes: {', '.join(names[:50])}",),
+        facts=(classes_in_words(names),),
     )
 
 
@@ -92,14 +97,14 @@ def _labels(words: list[int | None], labels: list[int]) -> list[int]:
     """Of each piece the label of its word, where it is the first of it."""
     before = [None, *words[:-1]]
     return [
-        labels[word] if word is not None and word != last else _NO_LABEL
+        labels[word] if word is not None and word != last else NO_LABEL
         for word, last in zip(words, before, strict=True)
     ]
 
 
 def _metrics(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
     predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    told = labels != _NO_LABEL
+    told = labels != NO_LABEL
     if not told.any():
         raise InvalidInput("data.eval: no word of it has a class", param="data.eval")
     return classification_metrics(predicted[told], labels[told], num_classes)
