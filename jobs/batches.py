@@ -1,4 +1,7 @@
-"""Batch verbs: create, accept, cancel, end. A batch is the lines of one file, carried out by one job for each model."""
+"""Batch verbs: create, find, accept, refuse, cancel; its end is in `batch_ends`.
+
+A batch is the lines of one file, carried out by one job for each model.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, exists, func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from jobs import endings, history, ledger, usage
+from jobs import endings, history, ledger, paging, usage
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.specs import JobSpec
-from jobs.states import LIVE_JOB_STATES, BatchState, JobState
-from jobs.store import StoredObject, batch_prefix
+from jobs.states import BatchState
+from jobs.store import StoredObject
 from jobs.tables import Batch, Job, StoredFile
 from jobs.usage import RowsWanted
 
 ROWS_PURPOSE = "batch_rows"
 """Purpose of the files that a batch's input is split into; no user sees or names them."""
 OUTPUT_PURPOSE = "batch_output"
-_UNTOLD = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING)  # of a job that a cancel would change
 _RETRY_SECONDS = 600.0  # within which a client's retry of a create finds what the first try made
 
 
@@ -73,21 +75,6 @@ class BatchCounts:
     total: int
     completed: int
     failed: int
-
-
-@dataclass(frozen=True, slots=True)
-class BatchOutcome:
-    """How a batch ended, and the files that say it line by line."""
-
-    state: BatchState
-    counts: BatchCounts
-    output: StoredObject | None
-    """None where no line has an answer."""
-    errors_file: StoredObject | None
-    """None where every line has one."""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    errors: Sequence[Mapping[str, Any]] = ()
 
 
 # -- making and finding --------------------------------------------------------------------------------------------
@@ -181,16 +168,9 @@ def list_batches(
     Raises:
         NotFound: there is no batch `after`.
     """
-    query = select(Batch)
-    if project is not None:
-        query = query.where(col(Batch.project) == project)
-    if after is not None:
-        last = get(session, after)
-        earlier = (col(Batch.created_at) == last.created_at) & (col(Batch.id) < last.id)
-        query = query.where(or_(col(Batch.created_at) < last.created_at, earlier))
-    newest_first = query.order_by(col(Batch.created_at).desc(), col(Batch.id).desc()).limit(limit + 1)
-    batches = list(session.scalars(newest_first))
-    return batches[:limit], len(batches) > limit
+    conditions = [] if project is None else [col(Batch.project) == project]
+    last = None if after is None else get(session, after)
+    return paging.page(session, Batch, *conditions, last=last, limit=limit)
 
 
 def counts(session: Session, batch: Batch) -> BatchCounts:
@@ -213,16 +193,6 @@ def to_take_in(session: Session) -> list[str]:
     return list(session.scalars(validating.order_by(col(Batch.created_at))))
 
 
-def to_finish(session: Session) -> list[str]:
-    """The batches of which every job has ended, and cancelled ones whose jobs do not know it yet; oldest first."""
-    of_batch = col(Job.batch_id) == col(Batch.id)
-    live = exists().where(of_batch, col(Job.state).in_(LIVE_JOB_STATES))
-    untold = exists().where(of_batch, col(Job.state).in_(_UNTOLD))
-    at_work = (BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING)
-    ready = or_(col(Batch.state).in_(at_work) & ~live, (col(Batch.state) == BatchState.CANCELLING) & untold)
-    return list(session.scalars(select(col(Batch.id)).where(ready).order_by(col(Batch.created_at))))
-
-
 # -- the way of a batch --------------------------------------------------------------------------------------------
 
 
@@ -233,13 +203,13 @@ def accept(db: Database, batch_id: str, plan: BatchPlan) -> None:
         Conflict: it is not validating any more.
     """
     with db.write() as session:
-        batch = _lock(session, batch_id, BatchState.VALIDATING)
+        batch = lock(session, batch_id, BatchState.VALIDATING)
         now = db.time(session)
         stored = [(part.file_id, part.rows) for part in plan.parts]
         if plan.carried is not None:
             stored.append((new_id("file"), plan.carried))
         for file_id, content in stored:
-            session.add(_file(batch, file_id, ROWS_PURPOSE, content, now, expires_at=None))
+            session.add(stored_file(batch, file_id, ROWS_PURPOSE, content, now, expires_at=None))
         for part in plan.parts:
             ledger.add(
                 session,
@@ -269,7 +239,7 @@ def refuse(db: Database, batch_id: str, errors: Sequence[Mapping[str, Any]]) -> 
         Conflict: it is not validating any more.
     """
     with db.write() as session:
-        batch = _lock(session, batch_id, BatchState.VALIDATING)
+        batch = lock(session, batch_id, BatchState.VALIDATING)
         batch.state, batch.failed_at = BatchState.FAILED, db.time(session)
         batch.errors = [dict(error) for error in errors]
         batch.num_completed = batch.num_failed = 0
@@ -305,59 +275,6 @@ def cancel(db: Database, batch_id: str) -> Batch:
         return batch
 
 
-def begin_finalizing(db: Database, batch_id: str) -> Batch:
-    """Take a batch whose jobs have ended to `finalizing`; one that is there already, or `cancelling`, stays as it is.
-
-    Raises:
-        Conflict: it has ended.
-    """
-    with db.write() as session:
-        batch = _lock(session, batch_id, BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING)
-        if batch.state == BatchState.IN_PROGRESS:
-            batch.state, batch.finalizing_at = BatchState.FINALIZING, db.time(session)
-            session.flush()
-            history.record(session, db, batch_id, "batch.finalizing")
-        return batch
-
-
-def end(db: Database, batch_id: str, outcome: BatchOutcome, *, default_seconds: float) -> None:
-    """End a batch, with its output files.
-
-    Args:
-        default_seconds: life of the output files where the client asked for none.
-
-    Raises:
-        Conflict: another scheduler was first.
-    """
-    is_cancel = outcome.state == BatchState.CANCELLED
-    with db.write() as session:
-        batch = _lock(session, batch_id, BatchState.CANCELLING if is_cancel else BatchState.FINALIZING)
-        now = db.time(session)
-        expires_at = now + (batch.output_seconds or default_seconds)
-        for file_id, content in ((batch.output_file_id, outcome.output), (batch.error_file_id, outcome.errors_file)):
-            if file_id is not None and content is not None:
-                session.add(_file(batch, file_id, OUTPUT_PURPOSE, content, now, expires_at=expires_at))
-        batch.output_file_id = None if outcome.output is None else batch.output_file_id
-        batch.error_file_id = None if outcome.errors_file is None else batch.error_file_id
-        batch.state = outcome.state
-        setattr(batch, f"{outcome.state}_at", now)
-        batch.num_completed, batch.num_failed = outcome.counts.completed, outcome.counts.failed
-        batch.input_tokens, batch.output_tokens = outcome.input_tokens, outcome.output_tokens
-        batch.errors = [dict(error) for error in outcome.errors] or None
-        session.flush()
-        endings.tell_batch(session, db, batch)
-
-
-def forget_rows(db: Database, batch_id: str) -> None:
-    """Delete the records of the files that an ended batch's input was split into; their objects are gone already."""
-    with db.write() as session:
-        rows = (
-            col(StoredFile.purpose) == ROWS_PURPOSE,
-            col(StoredFile.key).startswith(batch_prefix(batch_id), autoescape=True),
-        )
-        session.execute(delete(StoredFile).where(*rows))
-
-
 # -- what they share -----------------------------------------------------------------------------------------------
 
 
@@ -376,7 +293,7 @@ def _made_before(
     return session.scalar(select(Batch).where(*equal, alive).order_by(col(Batch.created_at).desc()).limit(1))
 
 
-def _lock(session: Session, batch_id: str, *expected: BatchState) -> Batch:
+def lock(session: Session, batch_id: str, *expected: BatchState) -> Batch:
     """Hold the batch's row, so that nobody else changes its state meanwhile."""
     batch = session.scalar(select(Batch).where(col(Batch.id) == batch_id).with_for_update())
     if batch is None or batch.state not in expected:
@@ -385,9 +302,10 @@ def _lock(session: Session, batch_id: str, *expected: BatchState) -> Batch:
     return batch
 
 
-def _file(
+def stored_file(
     batch: Batch, file_id: str, purpose: str, content: StoredObject, now: float, *, expires_at: float | None
 ) -> StoredFile:
+    """The record of a file that a batch is split into or that it made."""
     kind = {OUTPUT_PURPOSE: "error" if file_id == batch.error_file_id else "output"}.get(purpose, "rows")
     return StoredFile(
         id=file_id,

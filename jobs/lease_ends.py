@@ -8,9 +8,11 @@ from typing import Any
 from sqlalchemy import and_, or_, select
 from sqlmodel import Session, col
 
-from jobs import history
+from jobs import history, losses
 from jobs.database import Database
-from jobs.states import LIVE_LEASE_STATES, LeaseState
+from jobs.errors import StokerError
+from jobs.settings import Settings
+from jobs.states import LIVE_LEASE_STATES, AttemptEnd, LeaseState
 from jobs.tables import Lease
 
 
@@ -74,3 +76,57 @@ def end(session: Session, db: Database, locked: Locked, state: LeaseState, reaso
             session, db, one.job_id, f"lease.{one.state}", lease=one.id, slot=one.slot_id, reason=one.end_reason
         )
     return ended
+
+
+def revoke(session: Session, db: Database, locked: Locked, reason: str) -> None:
+    """Take one live lease back that nobody has begun to work on, and its gang, in the caller's transaction."""
+    for lease in end(session, db, locked, LeaseState.REVOKED, reason):
+        losses.return_chunks(session, lease.id)
+    losses.end_attempt(session, db, locked.lease, AttemptEnd.LOST, reason)
+
+
+def withdraw(session: Session, db: Database, reason: str, *conditions: Any) -> list[str]:
+    """Revoke the leases that meet the conditions and that nobody has taken up yet, in the caller's transaction.
+
+    Leases are locked before jobs, always, so a caller that changes a job does this first.
+
+    Returns:
+        The ids of their jobs, sorted: the order to lock those in.
+    """
+    withdrawn = set()
+    for locked in lock(session, col(Lease.state) == LeaseState.GRANTED, *conditions):
+        if locked.is_live:
+            revoke(session, db, locked, reason)
+            withdrawn.add(locked.lease.job_id)
+    return sorted(withdrawn)
+
+
+def lose(
+    session: Session,
+    db: Database,
+    locked: Locked,
+    how: AttemptEnd,
+    reason: str,
+    settings: Settings,
+    *,
+    computing: int | None = None,
+    error: StokerError | None = None,
+) -> list[Lease]:
+    """End a lease whose holder is lost, and its gang: one end of an attempt, and every chunk pending again."""
+    ended = end(session, db, locked, LeaseState.EXPIRED, reason)
+    losses.end_attempt(session, db, locked.lease, how, reason)
+    for lease in ended:
+        blamed = computing if lease is locked.lease else None
+        losses.return_lost_chunks(session, db, lease, settings, computing=blamed, error=error)
+    return ended
+
+
+def expire(session: Session, db: Database, locked: Locked, reason: str, settings: Settings) -> list[str]:
+    """End one live lease whose holder is gone, and its gang, in the caller's transaction; its chunks are pending again.
+
+    Returns:
+        The ids of the leases that ended.
+    """
+    ended = lose(session, db, locked, AttemptEnd.LOST, reason, settings)
+    losses.settle_if_cancelling(session, db, locked.lease.job_id)
+    return [lease.id for lease in ended]

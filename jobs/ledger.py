@@ -1,42 +1,22 @@
-"""Job verbs: submit, plan, cancel, complete, fail, retry, and the sweeps that end what is overdue."""
+"""Job verbs: submit, find, complete, fail, cancel, retry. The planner's are in `planning`, the sweeps in `sweeps`."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
-from sqlalchemy import delete, exists, insert, or_, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from jobs import endings, history, lease_ends, leases, losses, usage
+from jobs import endings, history, lease_ends, losses, paging, usage
 from jobs.database import Database
-from jobs.errors import Conflict, DeadlineExceeded, NotFound, StokerError
+from jobs.errors import Conflict, NotFound, StokerError
 from jobs.ids import new_id
+from jobs.paging import Order
 from jobs.specs import InferenceSpec, JobSpec, model_key, parse_spec, source_job
-from jobs.states import EXPIRABLE_JOB_STATES, LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
-from jobs.tables import Artifact, Chunk, Job, Lease
+from jobs.states import JobState
+from jobs.tables import Artifact, Job, Lease
 from jobs.usage import RowsWanted
-
-_PLAN_BATCH = 2000  # chunks written in one transaction, so that planning never holds the write lock for long
-
-
-class PlannedChunk(Protocol):
-    """What a plan says of a chunk."""
-
-    @property
-    def start_row(self) -> int:
-        """First row."""
-
-    @property
-    def stop_row(self) -> int:
-        """The row after the last."""
-
-    @property
-    def locator(self) -> dict[str, Any]:
-        """Where the source may begin to read."""
-
 
 # -- making and finding --------------------------------------------------------------------------------------------
 
@@ -157,7 +137,7 @@ def list_jobs(
     after: str | None = None,
     limit: int = 20,
     state: JobState | None = None,
-    order: str = "desc",
+    order: Order = "desc",
 ) -> tuple[list[Job], bool]:
     """A page of jobs by time of submission.
 
@@ -172,21 +152,13 @@ def list_jobs(
     Raises:
         NotFound: there is no job `after`.
     """
-    query = select(Job)
+    conditions = []
     if project is not None:
-        query = query.where(col(Job.project) == project)
+        conditions.append(col(Job.project) == project)
     if state is not None:
-        query = query.where(col(Job.state) == state)
-    created, job_id = col(Job.created_at), col(Job.id)
-    if after is not None:
-        last = get(session, after)
-        if order == "desc":
-            query = query.where(or_(created < last.created_at, (created == last.created_at) & (job_id < last.id)))
-        else:
-            query = query.where(or_(created > last.created_at, (created == last.created_at) & (job_id > last.id)))
-    ordering = (created.desc(), job_id.desc()) if order == "desc" else (created.asc(), job_id.asc())
-    jobs = list(session.scalars(query.order_by(*ordering).limit(limit + 1)))
-    return jobs[:limit], len(jobs) > limit
+        conditions.append(col(Job.state) == state)
+    last = None if after is None else get(session, after)
+    return paging.page(session, Job, *conditions, last=last, limit=limit, order=order)
 
 
 def artifacts(session: Session, job_id: str) -> list[Artifact]:
@@ -195,62 +167,6 @@ def artifacts(session: Session, job_id: str) -> list[Artifact]:
 
 
 # -- the way of a job ----------------------------------------------------------------------------------------------
-
-
-def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk]) -> int:
-    """Write a validating job's chunks and queue it. Starts over what an interrupted planning left.
-
-    Args:
-        chunks: contiguous ranges from row 0 on, made lazily; written some thousand at a time.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        Conflict: the job is not validating any more (it was cancelled, say).
-    """
-    num_rows = num_chunks = 0
-    token = new_id("plan")
-    remaining = iter(chunks)
-    batch = list(itertools.islice(remaining, _PLAN_BATCH))
-    while True:
-        records = []
-        for chunk in batch:
-            if chunk.start_row != num_rows or chunk.stop_row <= chunk.start_row:
-                raise ValueError(f"chunk [{chunk.start_row}, {chunk.stop_row}) does not follow row {num_rows}")
-            num_rows = chunk.stop_row
-            records.append(_chunk_record(job_id, chunk))
-        following = list(itertools.islice(remaining, _PLAN_BATCH))
-        with db.write() as session:
-            job = _lock_validating(session, job_id)
-            if num_chunks == 0:  # whatever an interrupted planning left is void, and so is its token
-                session.execute(delete(Chunk).where(col(Chunk.job_id) == job_id))
-                job.plan_token = token
-            elif job.plan_token != token:
-                raise Conflict(f"job {job_id} is being planned by another scheduler as well")
-            if records:
-                session.execute(insert(Chunk), records)
-            num_chunks += len(records)
-            if not following:  # a small plan is this one transaction
-                job.state, job.num_rows = JobState.QUEUED, num_rows
-                session.flush()
-                history.record(session, db, job_id, "job.queued", rows=num_rows, chunks=num_chunks)
-        if not following:
-            return num_rows
-        batch = following
-
-
-def enqueue(db: Database, job_id: str) -> None:
-    """Queue a validating job that has no chunks, as a training has none.
-
-    Raises:
-        Conflict: the job is not validating any more.
-    """
-    with db.write() as session:
-        job = _lock_validating(session, job_id)
-        job.state = JobState.QUEUED
-        session.flush()
-        history.record(session, db, job_id, "job.queued")
 
 
 def complete(db: Database, job_id: str, made: Sequence[Artifact]) -> None:
@@ -281,7 +197,7 @@ def fail(db: Database, job_id: str, error: StokerError) -> bool:
         Whether it was live.
     """
     with db.write() as session:
-        _revoke_granted(session, db, job_id, "the job failed")
+        lease_ends.withdraw(session, db, "the job failed", col(Lease.job_id) == job_id)
         return losses.fail_job(session, db, job_id, error.code, error.message)
 
 
@@ -295,7 +211,7 @@ def cancel(db: Database, job_id: str) -> Job:
         Conflict: it has ended.
     """
     with db.write() as session:
-        _revoke_granted(session, db, job_id, "the job was cancelled")
+        lease_ends.withdraw(session, db, "the job was cancelled", col(Lease.job_id) == job_id)
         job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
         if job is None:
             raise NotFound(f"there is no job '{job_id}'")
@@ -334,100 +250,9 @@ def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None) -> Job
     return submit(db, parse_spec(job.spec), project=job.project, retry_of=job.id, wanted=wanted)
 
 
-# -- sweeps --------------------------------------------------------------------------------------------------------
-
-
-def settle_cancelled(db: Database) -> list[str]:
-    """End the jobs whose cancel was asked for and whose last lease is gone.
-
-    Returns:
-        Their ids.
-    """
-    with db.write() as session:
-        cancelling = session.scalars(select(col(Job.id)).where(col(Job.state) == JobState.CANCELLING)).all()
-        return [job_id for job_id in cancelling if losses.settle_if_cancelling(session, db, job_id)]
-
-
-def expire_overdue(db: Database) -> list[str]:
-    """End the jobs whose time limit has passed; what they finished stays readable.
-
-    Returns:
-        Their ids.
-    """
-    with db.write() as session:
-        late = DeadlineExceeded("the job's time limit passed before it was done")
-        can_expire = col(Job.state).in_(EXPIRABLE_JOB_STATES)
-        overdue = select(col(Job.id)).where(can_expire, col(Job.deadline_at) < db.now())
-        expired = []
-        for job_id in session.scalars(overdue).all():
-            _revoke_granted(session, db, job_id, "the job's time limit passed")
-            ended = (
-                update(Job)
-                .where(col(Job.id) == job_id, can_expire)
-                .values(state=JobState.EXPIRED, ended_at=db.now(), error_code=late.code, error_message=late.message)
-                .returning(col(Job.id))
-            )
-            if session.execute(ended).one_or_none() is not None:
-                endings.tell_job(session, db, job_id, JobState.EXPIRED)
-                expired.append(job_id)
-        return expired
-
-
-def requeue_idle(db: Database) -> list[str]:
-    """Set running jobs that hold no live lease back to queued.
-
-    Returns:
-        Their ids.
-    """
-    with db.write() as session:
-        live = exists().where(col(Lease.job_id) == col(Job.id), col(Lease.state).in_(LIVE_LEASE_STATES))
-        idle = select(Job).where(col(Job.state) == JobState.RUNNING, ~live)
-        requeued = []
-        for job in session.scalars(idle.with_for_update(skip_locked=True)).all():
-            # Asked again under the lock: a grant may have come between (PostgreSQL reads committed).
-            held = select(exists().where(col(Lease.job_id) == job.id, col(Lease.state).in_(LIVE_LEASE_STATES)))
-            if session.scalar(held):
-                continue
-            job.state = JobState.QUEUED
-            session.flush()
-            history.record(session, db, job.id, "job.queued")
-            requeued.append(job.id)
-        return requeued
-
-
 # -- what they share -----------------------------------------------------------------------------------------------
 
 
 def _key_of(project: str, idempotency_key: str) -> str:
     """Projects choose their keys by themselves, so equal ones of two projects mean nothing."""
     return f"{project}/{idempotency_key}"
-
-
-def _lock_validating(session: Session, job_id: str) -> Job:
-    """Hold the job's row, so that nobody cancels it or ends its planning meanwhile."""
-    job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
-    if job is None or job.state != JobState.VALIDATING:
-        raise Conflict(f"job {job_id} is not being planned any more")
-    return job
-
-
-def _chunk_record(job_id: str, chunk: PlannedChunk) -> dict[str, Any]:
-    return {
-        "job_id": job_id,
-        "start_row": chunk.start_row,
-        "stop_row": chunk.stop_row,
-        "locator": chunk.locator,
-        "state": ChunkState.PENDING,
-        "attempt": 1,
-        "crashes": 0,
-        "errors": 0,
-        "not_before": 0.0,
-    }
-
-
-def _revoke_granted(session: Session, db: Database, job_id: str, reason: str) -> None:
-    """End the leases nobody has taken up yet, before the job row is locked (leases first, always)."""
-    is_new = (col(Lease.job_id) == job_id, col(Lease.state) == LeaseState.GRANTED)
-    for locked in lease_ends.lock(session, *is_new):
-        if locked.is_live:
-            leases.revoke(session, db, locked, reason)

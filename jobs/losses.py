@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import orjson
 from sqlalchemy import exists, select, update
 from sqlmodel import Session, col
@@ -33,6 +35,14 @@ def end_attempt(session: Session, db: Database, lease: Lease, end: AttemptEnd, r
             session, db, lease.job_id, "attempt.ended", lease=lease.id, attempt=lease.attempt, end=end, reason=reason,
             last_step=row.last_step,
         )  # fmt: skip
+
+
+def return_chunks(session: Session, lease_id: str, start_rows: Sequence[int] | None = None) -> None:
+    """Make the chunks that a lease holds, or those of these first rows, pending again; their attempt does not count."""
+    held = update(Chunk).where(col(Chunk.lease_id) == lease_id, col(Chunk.state) == ChunkState.LEASED)
+    if start_rows is not None:
+        held = held.where(col(Chunk.start_row).in_(start_rows))
+    session.execute(held.values(state=ChunkState.PENDING, lease_id=None))
 
 
 def return_lost_chunks(

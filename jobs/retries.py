@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from jobs.errors import StokerError
 
+ENDLESS = 2**31
+"""Tries of what is never given up."""
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from sqlalchemy import CursorResult, select, update
 from sqlmodel import col
 
-from jobs import lease_ends, leases
+from jobs import lease_ends, losses
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.states import LeaseState, SlotState
@@ -55,7 +55,7 @@ def enter(db: Database, slot_id: str, incarnation: str, settings: Settings) -> N
         now = db.time(session)
         for locked in lease_ends.lock(session, col(Lease.slot_id) == slot_id):
             if locked.lease.state == LeaseState.ACTIVE:
-                leases.expire(session, db, locked, "its worker was restarted", settings)
+                lease_ends.expire(session, db, locked, "its worker was restarted", settings)
             else:
                 # Its message may be lost: the next sweep rings, and rings that nobody was there to hear do not count.
                 locked.lease.rings, locked.lease.rung_at = 0, 0.0
@@ -112,7 +112,8 @@ def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None
             ended = ended.where(col(Slot.incarnation) == incarnation)
         values = {"state": SlotState.OFFLINE, "reason": "its worker was stopped", "incarnation": ""}
         retired = session.scalars(ended.values(values).returning(col(Slot.id))).all()
-        leases.withdraw(session, db, retired, "its worker was stopped")
+        for job_id in lease_ends.withdraw(session, db, "its worker was stopped", col(Lease.slot_id).in_(retired)):
+            losses.settle_if_cancelling(session, db, job_id)
 
 
 def sweep_silent(db: Database, slot_seconds: float) -> list[str]:

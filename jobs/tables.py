@@ -1,4 +1,4 @@
-"""The SQLModel tables. Nouns only: a state is changed by the verbs of `ledger` and `leases`. Times are Unix seconds."""
+"""The SQLModel tables, nouns only: `ledger`, `leases`, `chunks` have the verbs. Times are Unix seconds."""
 
 from __future__ import annotations
 

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import orjson
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import Select, func, select
 from sqlalchemy import delete as sql_delete
 from sqlmodel import Session, col
 
+from jobs import paging
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound, StokerError
 from jobs.ids import new_id
@@ -109,16 +110,9 @@ def list_webhooks(
     Raises:
         NotFound: there is no webhook `after`.
     """
-    query = select(Webhook)
-    if project is not None:
-        query = query.where(col(Webhook.project) == project)
-    if after is not None:
-        last = get(session, after)
-        earlier = (col(Webhook.created_at) == last.created_at) & (col(Webhook.id) < last.id)
-        query = query.where(or_(col(Webhook.created_at) < last.created_at, earlier))
-    newest_first = query.order_by(col(Webhook.created_at).desc(), col(Webhook.id).desc()).limit(limit + 1)
-    webhooks = list(session.scalars(newest_first))
-    return webhooks[:limit], len(webhooks) > limit
+    conditions = [] if project is None else [col(Webhook.project) == project]
+    last = None if after is None else get(session, after)
+    return paging.page(session, Webhook, *conditions, last=last, limit=limit)
 
 
 def deliveries(
@@ -135,16 +129,11 @@ def deliveries(
     Raises:
         NotFound: the webhook has no delivery `after`.
     """
-    created, delivery_id = col(WebhookDelivery.created_at), col(WebhookDelivery.id)
-    query = select(WebhookDelivery).where(col(WebhookDelivery.webhook_id) == webhook_id)
-    if after is not None:
-        last = session.get(WebhookDelivery, after)
-        if last is None or last.webhook_id != webhook_id:
-            raise NotFound(f"webhook {webhook_id} has no delivery '{after}'")
-        earlier = (created == last.created_at) & (delivery_id < last.id)
-        query = query.where(or_(created < last.created_at, earlier))
-    found = list(session.scalars(query.order_by(created.desc(), delivery_id.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    last = None if after is None else session.get(WebhookDelivery, after)
+    if after is not None and (last is None or last.webhook_id != webhook_id):
+        raise NotFound(f"webhook {webhook_id} has no delivery '{after}'")
+    is_its = col(WebhookDelivery.webhook_id) == webhook_id
+    return paging.page(session, WebhookDelivery, is_its, last=last, limit=limit)
 
 
 def delete(db: Database, webhook_id: str) -> None:

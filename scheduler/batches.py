@@ -9,8 +9,9 @@ from typing import Any
 
 import orjson
 
-from jobs import batches, catalogue, ledger
-from jobs.batches import BatchCounts, BatchOutcome
+from jobs import batch_ends, batches, catalogue, ledger
+from jobs.batch_ends import BatchOutcome
+from jobs.batches import BatchCounts
 from jobs.catalogue import CatalogueModel
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound, StokerError, UserError
@@ -103,9 +104,9 @@ def finish(db: Database, store: Store, settings: Settings, batch_id: str) -> Non
     if any(not job.state.is_terminal for job in jobs):
         return
     try:
-        batch = batches.begin_finalizing(db, batch_id)
+        batch = batch_ends.begin_finalizing(db, batch_id)
         outcome = _write_files(db, store, batch, jobs)
-        batches.end(db, batch_id, outcome, default_seconds=settings.upload_days * _DAY_SECONDS)
+        batch_ends.end(db, batch_id, outcome, default_seconds=settings.upload_days * _DAY_SECONDS)
     except Conflict as error:
         logger.info("finishing of %s ended: %s", batch_id, error)
         return
@@ -121,7 +122,7 @@ def break_off(db: Database, batch_id: str, error: StokerError) -> None:
     state = BatchState.CANCELLED if batch.state == BatchState.CANCELLING else BatchState.FAILED
     told = {"code": error.code, "message": error.message, "line": None, "param": None}
     with contextlib.suppress(Conflict):  # another scheduler could write them
-        batches.end(db, batch_id, BatchOutcome(state, done, None, None, errors=[told]), default_seconds=0.0)
+        batch_ends.end(db, batch_id, BatchOutcome(state, done, None, None, errors=[told]), default_seconds=0.0)
 
 
 def give_up(db: Database, batch_id: str, error: StokerError) -> None:
@@ -199,4 +200,4 @@ def _drop_rows(db: Database, store: Store, batch_id: str) -> None:
     """Delete what the input was split into; it is needed no more. What a kill leaves here goes as old uploads do."""
     for key in list(store.list(batch_prefix(batch_id))):
         store.delete(key)
-    batches.forget_rows(db, batch_id)
+    batch_ends.forget_rows(db, batch_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from jobs.specs import TRAINING, Priority
 from jobs.states import LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState, SlotState
 from jobs.tables import Attempt, Chunk, Job, Lease, Slot
 from scheduler.policy import decide
-from scheduler.views import AGED_SECONDS, Decisions, JobView, LeaseView, SlotView
+from scheduler.views import AGED_SECONDS, JobView, LeaseView, SlotView
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +83,10 @@ def ring_all(app: Celery, rings: Sequence[Ring]) -> int:
     return len(rings)
 
 
-def explain(db: Database, settings: Settings) -> Decisions:
-    """What the policy would decide now, with why each job at the head of the queue waits. Changes nothing."""
-    with db.read() as session:
-        views = read_views(session, db, settings)
-    return decide(views.jobs, views.slots, views.leases, views.now)
+def explain(session: Session, db: Database, settings: Settings) -> Mapping[str, str]:
+    """Why each job at the head of the queue waits, by job id: what the policy would say now. Changes nothing."""
+    views = read_views(session, db, settings)
+    return decide(views.jobs, views.slots, views.leases, views.now).explanations
 
 
 # -- what the policy is told ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import ledger
+from jobs import ledger, planning
 from jobs.database import Database
 from jobs.errors import Conflict, InvalidSpec, UserError
 from jobs.limits import limits_of
@@ -110,7 +110,7 @@ def plan_job(
         check_submission(spec, settings=settings, store=store, database=db, project=job.project)
         if isinstance(spec, TrainingSpec):
             check_labels(spec, settings=settings, store=store, database=db, project=job.project, is_wanted=is_wanted)
-            ledger.enqueue(db, job_id)
+            planning.enqueue(db, job_id)
             logger.info("training %s is queued", job_id)
             return
         source = open_input(spec, settings=settings, store=store, database=db, project=job.project)
@@ -120,7 +120,7 @@ def plan_job(
         ranges = _until_unwanted(source.index(SMALLEST_CHUNK_ROWS if asked == "auto" else asked), is_wanted)
         ranges = _within_queue(ranges, job.project, limits_of(job.project, settings).queued_rows)
         chunks = merge_ranges(ranges, num_slots=num_slots, largest=largest) if asked == "auto" else _limited(ranges)
-        num_rows = ledger.plan(db, job_id, _until_unwanted(chunks, is_wanted))
+        num_rows = planning.plan(db, job_id, _until_unwanted(chunks, is_wanted))
     except (Conflict, InterruptedError) as error:
         logger.info("planning of %s ended: %s", job_id, error)
     except UserError as error:

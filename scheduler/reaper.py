@@ -9,7 +9,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.sql.elements import ColumnElement
 from sqlmodel import col
 
-from jobs import leases, ledger, queue, slots
+from jobs import leases, queue, slots, sweeps
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.states import EXPIRABLE_JOB_STATES, LIVE_LEASE_STATES, JobState, LeaseState, SlotState
@@ -38,12 +38,12 @@ def reap(db: Database, app: Celery, settings: Settings) -> None:
             logger.warning("slot %s did not answer for lease %s; ringing again", ring.slot_id, ring.lease_id)
         ring_all(app, rings)
     if "overdue jobs" in due:
-        for job_id in ledger.expire_overdue(db):
+        for job_id in sweeps.expire_overdue(db):
             logger.info("job %s has expired: its time limit passed", job_id)
     if "cancelling jobs" in due:
-        ledger.settle_cancelled(db)
+        sweeps.settle_cancelled(db)
     if "idle jobs" in due:
-        ledger.requeue_idle(db)
+        sweeps.requeue_idle(db)
 
 
 def _what_is_due(db: Database, settings: Settings) -> set[str]:

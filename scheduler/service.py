@@ -15,11 +15,11 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
-from jobs import batches, history, ledger, webhooks
+from jobs import batch_ends, batches, history, ledger, webhooks
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable, StokerError
 from jobs.queue import Doorbell
-from jobs.retries import RetryPolicy
+from jobs.retries import ENDLESS, RetryPolicy
 from jobs.settings import Settings
 from jobs.states import LIVE_JOB_STATES, JobState
 from jobs.store import Store
@@ -192,7 +192,7 @@ class Service:
         clean = partial(retain, *parts, is_wanted=self._is_wanted)
         planning = self._bench("planning", plan, _PLANNERS, max_tries=_MOST_PLANNINGS)
         # Never given up: everything is computed, and only a store, disk or database has to come back.
-        finalizing = self._bench("finalizing", partial(finalize_job, *parts), _FINALIZERS, max_tries=2**31)
+        finalizing = self._bench("finalizing", partial(finalize_job, *parts), _FINALIZERS, max_tries=ENDLESS)
         cleaning = Workbench(
             "retention",
             lambda _: clean(),
@@ -213,7 +213,7 @@ class Service:
         refuse = partial(give_up, self._db)
         intake = self._bench("batch intake", read, _PLANNERS, max_tries=_MOST_PLANNINGS, give_up=refuse)
         write, lament = partial(finish, *parts), partial(break_off, self._db)
-        outlet = self._bench("batch answers", write, _FINALIZERS, max_tries=2**31, give_up=lament)
+        outlet = self._bench("batch answers", write, _FINALIZERS, max_tries=ENDLESS, give_up=lament)
         for bench in (intake, outlet):
             stack.callback(bench.close, self._settings.grace_seconds)
         return intake, outlet
@@ -225,7 +225,7 @@ class Service:
             "webhooks",
             partial(deliver, self._db, settings, is_wanted=self._is_wanted),
             num_threads=_SENDERS,
-            patience=RetryPolicy(2**31, settings.webhook_retry_seconds, settings.retry_max_seconds),
+            patience=RetryPolicy(ENDLESS, settings.webhook_retry_seconds, settings.retry_max_seconds),
             on_trouble=_only_logged,
             give_up=_only_logged,
             on_done=_nothing,
@@ -278,7 +278,7 @@ class Service:
     def _lay_out_batches(self, intake: Workbench, outlet: Workbench) -> None:
         """Lay the batches that are to be read or answered on their benches, the oldest first."""
         with self._db.read() as session:
-            new, ended = batches.to_take_in(session), batches.to_finish(session)
+            new, ended = batches.to_take_in(session), batch_ends.to_finish(session)
         intake.lay(new)
         outlet.lay(ended)
 

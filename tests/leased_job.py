@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlmodel import col
 
-from jobs import leases, ledger, slots
+from jobs import leases, ledger, planning, slots
 from jobs.database import Database
 from jobs.leases import Grant, WorkingLease
 from jobs.rows import Result
@@ -51,7 +51,7 @@ class LeasedJob:
         document = {"task": "fill-mask", "model": "scripted", **spec, "input": {"path": str(self.input), "key": "id"}}
         self.spec: InferenceSpec = parse_spec(document)
         self.job_id = ledger.submit(database, self.spec).id
-        ledger.plan(database, self.job_id, self.source().index(chunk_rows))
+        planning.plan(database, self.job_id, self.source().index(chunk_rows))
 
     @staticmethod
     def spec_of(model: str) -> InferenceSpec:

@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jobs import leases
+from jobs import chunks
+from jobs.chunks import ChunkResults, Claim
 from jobs.database import Database
 from jobs.errors import InvalidModel, ServiceUnavailable
-from jobs.leases import ChunkResults, Claim, WorkingLease
+from jobs.leases import WorkingLease
 from jobs.rows import Result
 from jobs.settings import Settings
 from jobs.sinks import open_sink
@@ -65,7 +66,7 @@ class StandIn:
         if what == "wait":
             stop.wait()
         while not stop.asked:
-            claims = leases.claim(self._database, lease.lease_id, limit=1)
+            claims = chunks.claim(self._database, lease.lease_id, limit=1)
             if not claims:
                 return "drained"
             beat(claims[0].start_row)
@@ -84,7 +85,7 @@ class StandIn:
             for row in range(claim.start_row, claim.stop_row)
         ]
         chunk = ChunkResults(claim.start_row, claim.stop_row, results)
-        leases.commit(
+        chunks.commit(
             self._database, lease.lease_id, [chunk], lambda session: sink.record(session, lease.job_id, results)
         )
 

@@ -21,7 +21,7 @@ from jobs.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.ids import new_id
 from jobs.queue import TASK, Doorbell, make_app, queue_name
-from jobs.retries import RetryAt, RetryPolicy, decide
+from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from jobs.settings import Settings
 from worker.children import DISPLACED_STATUS, RUNNER_MODULE, runner_command, runner_environment
 from worker.joblog import JobLog
@@ -34,7 +34,7 @@ from worker.standby import Standby
 logger = logging.getLogger(__name__)
 
 _START_SECONDS = 600.0  # a cold import of torch from a slow network disk takes minutes
-_ENTER_POLICY = RetryPolicy(max_attempts=2**31, first_seconds=0.25, max_seconds=5.0)
+_ENTER_POLICY = RetryPolicy(max_attempts=ENDLESS, first_seconds=0.25, max_seconds=5.0)
 
 
 class _QuietWorker(Worker):  # type: ignore[misc]

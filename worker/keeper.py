@@ -14,7 +14,7 @@ from jobs.database import Database
 from jobs.errors import LostLease, ServiceUnavailable
 from jobs.leases import WorkingLease
 from jobs.queue import Doorbell
-from jobs.retries import RetryAt, RetryPolicy, decide
+from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from jobs.settings import Settings
 from worker.decisions import Ending, Fate, Give, Happening, Holding, Record, RenewalRefused, Renewed, Rules, StopAsked
 from worker.joblog import JobLog
@@ -28,7 +28,6 @@ from worker.watch import watching
 logger = logging.getLogger(__name__)
 
 _Inbox = queue.SimpleQueue[Happening]  # its `put` may be called from a signal handler
-_ENDLESS = 2**31  # tries; a service that is away is waited for as long as it takes
 
 
 class Keeper:
@@ -46,7 +45,8 @@ class Keeper:
     ) -> None:
         self._database, self._settings, self._incarnation = database, settings, incarnation
         self._standby, self._job_log, self._doorbell = standby, job_log, doorbell
-        self._outage_policy = RetryPolicy(_ENDLESS, settings.retry_seconds, settings.retry_max_seconds)
+        # A service that is away is waited for as long as it takes.
+        self._outage_policy = RetryPolicy(ENDLESS, settings.retry_seconds, settings.retry_max_seconds)
         self._num_outages = 0  # in a row
         self._inbox: _Inbox | None = None
         self._last_word: StopAsked | RenewalRefused | None = None

@@ -23,7 +23,7 @@ from jobs.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.ids import new_id
 from jobs.queue import connect
-from jobs.retries import RetryAt, RetryPolicy, decide
+from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from jobs.settings import Settings
 from jobs.slots import SlotInfo
 from worker.children import DISPLACED_STATUS, RUNNER_MODULE, app_command, app_environment
@@ -33,8 +33,8 @@ from worker.slots import discover
 
 logger = logging.getLogger(__name__)
 
-_RESTART_POLICY = RetryPolicy(max_attempts=2**31, first_seconds=0.25, max_seconds=30.0)
-_WAIT_POLICY = RetryPolicy(max_attempts=2**31, first_seconds=0.25, max_seconds=5.0)
+_RESTART_POLICY = RetryPolicy(max_attempts=ENDLESS, first_seconds=0.25, max_seconds=30.0)
+_WAIT_POLICY = RetryPolicy(max_attempts=ENDLESS, first_seconds=0.25, max_seconds=5.0)
 _SETTLED_SECONDS = 30.0  # a worker that lived for so long has started well; its next death is a new story
 _END_MARGIN_SECONDS = 5.0  # beyond the grace: what a worker needs to record the end and go
 

@@ -22,7 +22,7 @@ _ASK_AGAIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Membership:
     """What a member knows of the lease it holds. Times are on its own monotonic clock, in seconds."""
 
     lease_seconds: float
@@ -48,7 +48,7 @@ class Place:
             return Ending(Record.RELEASE, Fate.KEEP, "shutdown: the gang's leader did not stop in time")
         return None
 
-    def hear(self, what: Happening, now: float) -> tuple[Place, Ending | None]:
+    def hear(self, what: Happening, now: float) -> tuple[Membership, Ending | None]:
         """What is known after `what` happened at `now`, and whether the lease ends.
 
         Whatever else the database wants of the job, its leader hears too, and ends the gang.
@@ -83,9 +83,9 @@ def hold_place(
         asked_at: monotonic seconds from which the lease lasts.
     """
     patience_seconds = settings.grace_seconds + _LEADER_MARGIN_SECONDS
-    place = Place(settings.lease_seconds, patience_seconds, asked_at + settings.lease_seconds)
+    membership = Membership(settings.lease_seconds, patience_seconds, asked_at + settings.lease_seconds)
     while not inbox.empty():  # the worker may be going down already
-        place, ending = place.hear(inbox.get(), time.monotonic())
+        membership, ending = membership.hear(inbox.get(), time.monotonic())
         if ending is not None:
             return ending
     try:
@@ -99,31 +99,31 @@ def hold_place(
         except ServiceUnavailable as error:
             return Ending(Record.RELEASE, Fate.KEEP, error.message, error)
         logger.info("lease %s: this slot is held as number %d of a gang", lease.lease_id, lease.rank)
-        place, ending = _wait(replace(place, is_held=True), lease, inbox, database)
+        membership, ending = _wait(replace(membership, is_held=True), lease, inbox, database)
         return ending
     finally:
-        if place.leave_at is None:  # else the worker is going down, and needs no runner any more
+        if membership.leave_at is None:  # else the worker is going down, and needs no runner any more
             standby.occupy()
 
 
 def _wait(
-    place: Place, lease: WorkingLease, inbox: queue.SimpleQueue[Happening], database: Database
-) -> tuple[Place, Ending]:
-    """Hold the place until the gang has ended, or this member has to leave it."""
+    membership: Membership, lease: WorkingLease, inbox: queue.SimpleQueue[Happening], database: Database
+) -> tuple[Membership, Ending]:
+    """Hold the slot until the gang has ended, or this member has to leave it."""
     is_leader_asked = False
-    while (ending := place.overdue(time.monotonic())) is None:
-        pause_seconds = place.due() - time.monotonic()
-        if place.leave_at is not None and not is_leader_asked:
+    while (ending := membership.overdue(time.monotonic())) is None:
+        pause_seconds = membership.due() - time.monotonic()
+        if membership.leave_at is not None and not is_leader_asked:
             is_leader_asked = _ask_leader(database, lease.lease_id)
             pause_seconds = min(pause_seconds, _ASK_AGAIN_SECONDS)
         try:
             what = inbox.get(timeout=max(0.0, pause_seconds))
         except queue.Empty:
             continue
-        place, ending = place.hear(what, time.monotonic())
+        membership, ending = membership.hear(what, time.monotonic())
         if ending is not None:
             break
-    return place, ending
+    return membership, ending
 
 
 def _ask_leader(database: Database, lease_id: str) -> bool:

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobs.errors import MachineError
-from jobs.retries import RetryAt, RetryPolicy, decide
+from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from worker.protocol import Ready, Report, Warm
 from worker.runner_process import Exited, Heard, RunnerProcess
 
 logger = logging.getLogger(__name__)
-
-_ENDLESS = 2**31  # tries; a slot's runner is started for as long as its worker lives
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class Standby:
             on_warm: called when the models it holds have changed.
         """
         self._start, self._start_seconds = start, start_seconds
-        self._policy = RetryPolicy(_ENDLESS, policy.first_seconds, policy.max_seconds)
+        self._policy = RetryPolicy(ENDLESS, policy.first_seconds, policy.max_seconds)
         self._on_broken, self._on_ready, self._on_warm = on_broken, on_ready, on_warm
         self._lock = threading.Lock()
         self._runner: RunnerProcess | None = None

@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 import anyio.from_thread
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request
-from sqlalchemy import and_, or_, select
 from sqlmodel import Session, col
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
+from jobs import paging
 from jobs.batches import ROWS_PURPOSE
 from jobs.errors import Conflict, NotFound, TooLarge, UserError
 from jobs.ids import new_id
@@ -97,24 +97,15 @@ def list_files(
     purpose: Annotated[str | None, Query(pattern=r"^[a-z_-]{1,50}$", description="Only files of this purpose.")] = None,
 ) -> Page[FileView]:
     """Uploaded files of the key's project, by time of upload."""
-    created, file_id = col(StoredFile.created_at), col(StoredFile.id)
-    query = select(StoredFile).where(col(StoredFile.purpose) != ROWS_PURPOSE)
+    conditions = [col(StoredFile.purpose) != ROWS_PURPOSE]
     if (project := scope_of(key)) is not None:
-        query = query.where(col(StoredFile.project) == project)
+        conditions.append(col(StoredFile.project) == project)
     if purpose is not None:
-        query = query.where(col(StoredFile.purpose) == purpose)
+        conditions.append(col(StoredFile.purpose) == purpose)
     with context.database.read() as session:
-        if after is not None:
-            last = _find(session, after, key)
-            at, last_id = last.created_at, last.id
-            query = query.where(
-                or_(created < at, and_(created == at, file_id < last_id))
-                if order == "desc"
-                else or_(created > at, and_(created == at, file_id > last_id))
-            )
-        ordering = (created.desc(), file_id.desc()) if order == "desc" else (created.asc(), file_id.asc())
-        files = list(session.scalars(query.order_by(*ordering).limit(limit + 1)))
-    return page([file_view(file) for file in files[:limit]], has_more=len(files) > limit)
+        last = None if after is None else _find(session, after, key)
+        files, has_more = paging.page(session, StoredFile, *conditions, last=last, limit=limit, order=order)
+    return page([file_view(file) for file in files], has_more=has_more)
 
 
 @router.get("/{file_id}", responses=error_responses(404))

@@ -14,9 +14,8 @@ from jobs.states import LIVE_LEASE_STATES, JobState, SlotState
 from jobs.tables import Job, Lease, Slot
 from scheduler.api.context import Context
 from scheduler.api.schemas import JobView, job_view
-from scheduler.dispatcher import read_views
+from scheduler.dispatcher import explain
 from scheduler.leader import has_leader
-from scheduler.policy import decide
 
 
 def describe_job(context: Context, job_id: str) -> JobView:
@@ -40,8 +39,7 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> li
     explained: Mapping[str, str] = {}
     if any(job.state == JobState.QUEUED and job.kind == TRAINING for job in jobs) and has_leader(session, database):
         # What a training waits for is more than a free slot: several of one host, or the end of one that cannot yield.
-        views = read_views(session, database, context.settings)
-        explained = decide(views.jobs, views.slots, views.leases, views.now).explanations
+        explained = explain(session, database, context.settings)
     return [
         job_view(
             job,

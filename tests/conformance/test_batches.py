@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from jobs import batches, ledger
-from jobs.batches import BatchCounts, BatchOutcome, BatchPart, BatchPlan, NewBatch
+from jobs import batch_ends, batches, ledger
+from jobs.batch_ends import BatchOutcome
+from jobs.batches import BatchCounts, BatchPart, BatchPlan, NewBatch
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
@@ -116,15 +117,15 @@ def test_a_batch_is_finished_once_its_jobs_have_ended(database: Database) -> Non
     first, second = jobs_of(database, batch.id)
     for job in (first, second):
         with database.read() as session:
-            assert batches.to_finish(session) == []
+            assert batch_ends.to_finish(session) == []
         set_job(database, job.id, state=JobState.COMPLETED)
     with database.read() as session:
-        assert batches.to_finish(session) == [batch.id]
-    assert batches.begin_finalizing(database, batch.id).state == BatchState.FINALIZING
-    assert batches.begin_finalizing(database, batch.id).state == BatchState.FINALIZING
-    batches.end(database, batch.id, outcome(BatchState.COMPLETED, 4, 1), default_seconds=60)
+        assert batch_ends.to_finish(session) == [batch.id]
+    assert batch_ends.begin_finalizing(database, batch.id).state == BatchState.FINALIZING
+    assert batch_ends.begin_finalizing(database, batch.id).state == BatchState.FINALIZING
+    batch_ends.end(database, batch.id, outcome(BatchState.COMPLETED, 4, 1), default_seconds=60)
     with pytest.raises(Conflict):
-        batches.end(database, batch.id, outcome(BatchState.COMPLETED), default_seconds=60)
+        batch_ends.end(database, batch.id, outcome(BatchState.COMPLETED), default_seconds=60)
     ended = look(database, batch.id)
     assert (ended.state, ended.num_completed, ended.num_failed, ended.error_file_id) == ("completed", 4, 1, None)
     assert ended.completed_at is not None
@@ -132,8 +133,8 @@ def test_a_batch_is_finished_once_its_jobs_have_ended(database: Database) -> Non
         output = session.get(StoredFile, ended.output_file_id)
         assert output is not None
         assert (output.purpose, output.project) == (batches.OUTPUT_PURPOSE, "p")
-        assert batches.to_finish(session) == []
-    batches.forget_rows(database, batch.id)
+        assert batch_ends.to_finish(session) == []
+    batch_ends.forget_rows(database, batch.id)
     with database.read() as session:
         assert uploads_in_use(session).keys() <= {job.spec["input"]["path"][5:] for job in (first, second)}
         assert session.get(StoredFile, first.spec["input"]["path"].removeprefix("file:")) is None
@@ -147,15 +148,15 @@ def test_a_cancelled_batch_is_worked_on_until_its_jobs_know(database: Database) 
     assert batches.cancel(database, batch.id).state == BatchState.CANCELLING
     assert batches.cancel(database, batch.id).state == BatchState.CANCELLING
     with database.read() as session:
-        assert batches.to_finish(session) == [batch.id]
+        assert batch_ends.to_finish(session) == [batch.id]
     set_job(database, job.id, state=JobState.CANCELLING)
     with database.read() as session:
-        assert batches.to_finish(session) == []
+        assert batch_ends.to_finish(session) == []
     set_job(database, job.id, state=JobState.CANCELLED)
     with database.read() as session:
-        assert batches.to_finish(session) == [batch.id]
-    assert batches.begin_finalizing(database, batch.id).state == BatchState.CANCELLING
-    batches.end(database, batch.id, outcome(BatchState.CANCELLED), default_seconds=60)
+        assert batch_ends.to_finish(session) == [batch.id]
+    assert batch_ends.begin_finalizing(database, batch.id).state == BatchState.CANCELLING
+    batch_ends.end(database, batch.id, outcome(BatchState.CANCELLED), default_seconds=60)
     with pytest.raises(Conflict):
         batches.cancel(database, batch.id)
 
@@ -210,8 +211,8 @@ def test_every_verb_keeps_to_the_transition_table(database: Database) -> None:
         if BatchState.CANCELLING in path:
             batches.cancel(database, batch.id)
         ledger.cancel(database, job.id)
-        states = [BatchState.VALIDATING, batch.state, batches.begin_finalizing(database, batch.id).state]
-        batches.end(database, batch.id, outcome(path[-1]), default_seconds=1)
+        states = [BatchState.VALIDATING, batch.state, batch_ends.begin_finalizing(database, batch.id).state]
+        batch_ends.end(database, batch.id, outcome(path[-1]), default_seconds=1)
         states.append(look(database, batch.id).state)
         assert tuple(states[1:]) == path
         seen.update(itertools.pairwise(states))

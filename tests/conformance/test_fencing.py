@@ -12,10 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from jobs import leases, ledger, migrations, slots
+from jobs import chunks, leases, ledger, migrations, planning, slots, sweeps
+from jobs.chunks import Claim
 from jobs.database import Database
 from jobs.errors import Conflict, LostLease, RunnerDied
-from jobs.leases import Claim, Grant
+from jobs.leases import Grant
 from jobs.settings import Settings
 from jobs.states import JOB_TRANSITIONS, LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
 from jobs.tables import Chunk, Job, Lease, ResultRecord
@@ -55,7 +56,7 @@ class Fencing(RuleBasedStateMachine):
         job = ledger.submit(
             self.db, ledger.parse_spec({"task": "embeddings", "model": "m", "input": {"path": "x.csv"}})
         )
-        ledger.plan(self.db, job.id, [Range(i * CHUNK_ROWS, (i + 1) * CHUNK_ROWS) for i in range(num_chunks)])
+        planning.plan(self.db, job.id, [Range(i * CHUNK_ROWS, (i + 1) * CHUNK_ROWS) for i in range(num_chunks)])
         self.job_ids.append(job.id)
 
     @precondition(lambda self: self.job_ids)
@@ -77,8 +78,8 @@ class Fencing(RuleBasedStateMachine):
     def sweep(self) -> None:
         leases.expire_dead(self.db, self.settings)
         leases.unanswered(self.db, self.settings)
-        ledger.settle_cancelled(self.db)
-        ledger.requeue_idle(self.db)
+        sweeps.settle_cancelled(self.db)
+        sweeps.requeue_idle(self.db)
         for slot_id in SLOTS:
             with self.db.read() as session:
                 incarnation = session.get_one(slots.Slot, slot_id).incarnation
@@ -114,7 +115,7 @@ class Fencing(RuleBasedStateMachine):
             return
         self.lease_ids.append(lease_id)
         assert leases.activate(self.db, lease_id, "any", lease_seconds=10.0) is not None
-        self.claims[lease_id] = leases.claim(self.db, lease_id, limit=2)
+        self.claims[lease_id] = chunks.claim(self.db, lease_id, limit=2)
 
     @precondition(lambda self: any(self.claims.values()))
     @rule(data=st.data())
@@ -137,7 +138,7 @@ class Fencing(RuleBasedStateMachine):
     def claim(self, data: st.DataObject, limit: int) -> None:
         lease_id = data.draw(st.sampled_from(self.lease_ids))
         try:
-            self.claims.setdefault(lease_id, []).extend(leases.claim(self.db, lease_id, limit=limit))
+            self.claims.setdefault(lease_id, []).extend(chunks.claim(self.db, lease_id, limit=limit))
         except LostLease:
             assert self._lease(lease_id).state != LeaseState.ACTIVE
 
@@ -169,7 +170,7 @@ class Fencing(RuleBasedStateMachine):
                 case "release":
                     leases.release(self.db, lease_id, "done")
                 case "give back":
-                    leases.give_back(self.db, lease_id, [claim.start_row for claim in held[:1]])
+                    chunks.give_back(self.db, lease_id, [claim.start_row for claim in held[:1]])
                 case _:
                     computing = held[0].start_row if held and how == "crash computing" else None
                     leases.crash(self.db, lease_id, RunnerDied(), computing=computing, settings=self.settings)

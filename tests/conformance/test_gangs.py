@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import gangs, history, leases, ledger, migrations, slots, training
+from jobs import gangs, history, leases, ledger, migrations, planning, slots, sweeps, training
 from jobs.database import Database
 from jobs.errors import Conflict, LostLease, RunnerDied
 from jobs.leases import Grant
@@ -39,7 +39,7 @@ def make_slots(db: Database, settings: Settings) -> None:
 def make_job(db: Database) -> str:
     """A queued training of three slots."""
     job = ledger.submit(db, SPEC)
-    ledger.enqueue(db, job.id)
+    planning.enqueue(db, job.id)
     return job.id
 
 
@@ -102,12 +102,12 @@ def test_attempts_are_counted_one_by_one(database: Database, settings: Settings,
     for _ in range(3):
         lease_ids = gathered(database, job_id)
         leases.release(database, lease_ids[0], "stopped")
-        ledger.requeue_idle(database)
+        sweeps.requeue_idle(database)
         never_taken_up = granted(database, job_id)
         slots.retire(database, ["s1"], incarnation="s1-1")
         assert {lease.state for lease in leases_of(database, never_taken_up)} == {LeaseState.REVOKED}
         slots.enter(database, "s1", "s1-1", settings)
-        ledger.requeue_idle(database)
+        sweeps.requeue_idle(database)
         numbers.append({lease.attempt for lease in leases_of(database, lease_ids)})
     assert numbers == [{1}, {2}, {3}]
     assert [attempt.number for attempt in attempts_of(database, job_id)] == [1, 2, 3]
@@ -198,7 +198,7 @@ def test_the_end_of_one_lease_is_the_end_of_its_gang(
         with pytest.raises(LostLease):
             leases.renew(database, lease_id, lease_seconds=LEASE_SECONDS)
         assert not gangs.look(database, lease_id).is_active
-    assert ledger.requeue_idle(database) == [job_id]
+    assert sweeps.requeue_idle(database) == [job_id]
 
 
 def test_a_member_of_an_earlier_gang_cannot_end_the_one_that_replaced_it(
@@ -207,7 +207,7 @@ def test_a_member_of_an_earlier_gang_cannot_end_the_one_that_replaced_it(
     """Lost: a training that is torn down by the zombie of its last attempt."""
     before = gathered(database, job_id)
     slots.enter(database, "s0", "s0-2", settings)
-    ledger.requeue_idle(database)
+    sweeps.requeue_idle(database)
     now = gathered(database, job_id)
     for verb in (
         lambda: leases.release(database, before[1], "late"),
@@ -335,6 +335,6 @@ def test_many_ends_at_once_are_one_end(database: Database, settings: Settings, j
         with database.write() as session:
             job = session.get_one(Job, job_id)
             job.not_before, job.crashes = 0.0, 0
-        ledger.requeue_idle(database)
+        sweeps.requeue_idle(database)
     with database.read() as session:
         assert session.scalars(select(col(Lease.id)).where(col(Lease.state).in_(LIVE_LEASE_STATES))).all() == []

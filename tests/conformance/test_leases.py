@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import insert, select
 from sqlmodel import Session, col
 
-from jobs import history, leases, ledger, slots
+from jobs import chunks, history, leases, ledger, planning, slots, sweeps
+from jobs.chunks import ChunkResults, Claim
 from jobs.database import Database
 from jobs.errors import Conflict, LostLease, RunnerDied, ServiceUnavailable
-from jobs.leases import ChunkResults, Grant
+from jobs.leases import Grant
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
 from jobs.specs import parse_spec
@@ -38,7 +39,7 @@ LEASE_SECONDS = 30.0
 def make_job(db: Database, num_chunks: int = 4, chunk_rows: int = 10) -> str:
     """A queued job with equal chunks."""
     job = ledger.submit(db, SPEC)
-    ledger.plan(db, job.id, [Range(i * chunk_rows, (i + 1) * chunk_rows) for i in range(num_chunks)])
+    planning.plan(db, job.id, [Range(i * chunk_rows, (i + 1) * chunk_rows) for i in range(num_chunks)])
     return job.id
 
 
@@ -61,11 +62,11 @@ def results_of(start: int, stop: int) -> list[Result]:
     return [Result(row, f"k{row}", {"value": row}, num_tokens=2) for row in range(start, stop)]
 
 
-def commit(db: Database, lease_id: str, job_id: str, claims: Sequence[leases.Claim]) -> None:
+def commit(db: Database, lease_id: str, job_id: str, claims: Sequence[Claim]) -> None:
     """Record an output for each row of the claims."""
     computed = [ChunkResults(c.start_row, c.stop_row, results_of(c.start_row, c.stop_row)) for c in claims]
     rows = [{"job_id": job_id, "row_index": r.row_index, "output": "1"} for c in computed for r in c.results]
-    leases.commit(db, lease_id, computed, lambda session: session.execute(insert(ResultRecord), rows))
+    chunks.commit(db, lease_id, computed, lambda session: session.execute(insert(ResultRecord), rows))
 
 
 def job_of(db: Database, job_id: str) -> Job:
@@ -94,14 +95,14 @@ def test_a_job_runs_from_grant_to_finalizing_with_true_counters(database: Databa
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
     assert job_of(database, job_id).state == JobState.RUNNING
-    claims = leases.claim(database, lease_id, limit=3)
+    claims = chunks.claim(database, lease_id, limit=3)
     assert [(c.start_row, c.stop_row) for c in claims] == [(0, 10), (10, 20), (20, 30)]
     commit(database, lease_id, job_id, claims)
     assert job_of(database, job_id).num_done == 30
-    commit(database, lease_id, job_id, leases.claim(database, lease_id, limit=3))
+    commit(database, lease_id, job_id, chunks.claim(database, lease_id, limit=3))
     job = job_of(database, job_id)
     assert (job.state, job.num_done, job.num_failed, job.num_tokens) == (JobState.FINALIZING, 40, 0, 80)
-    assert leases.claim(database, lease_id, limit=1) == []
+    assert chunks.claim(database, lease_id, limit=1) == []
     leases.release(database, lease_id, "drained")
     ledger.complete(database, job_id, [])
     assert job_of(database, job_id).state == JobState.COMPLETED
@@ -140,7 +141,7 @@ def test_a_lease_granted_to_a_retiring_slot_goes_back_at_once(database: Database
     (lease_id,) = leases.grant(database, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)
     slots.retire(database, ["s0"], incarnation="s0-1")
     assert lease_of(database, lease_id).state == LeaseState.REVOKED
-    assert ledger.requeue_idle(database) == [job_id]
+    assert sweeps.requeue_idle(database) == [job_id]
 
 
 def test_a_message_delivered_three_times_activates_once(database: Database, settings: Settings) -> None:
@@ -157,10 +158,10 @@ def test_a_zombies_commit_changes_nothing(database: Database, settings: Settings
     make_slots(database, settings, "s0", "s1")
     job_id = make_job(database, num_chunks=1)
     zombie = hold(database, job_id, "s0")
-    claims = leases.claim(database, zombie, limit=1)
+    claims = chunks.claim(database, zombie, limit=1)
     leases.crash(database, zombie, RunnerDied(), computing=None, settings=settings)
     owner = hold(database, job_id, "s1")
-    again = leases.claim(database, owner, limit=1)
+    again = chunks.claim(database, owner, limit=1)
     assert again[0].attempt == 2
     with pytest.raises(LostLease):
         commit(database, zombie, job_id, claims)
@@ -168,9 +169,9 @@ def test_a_zombies_commit_changes_nothing(database: Database, settings: Settings
     commit(database, owner, job_id, again)
     with pytest.raises(LostLease):
         commit(database, zombie, job_id, claims)
-    for verb in (leases.renew, leases.claim):
+    for verb in (leases.renew, chunks.claim):
         with pytest.raises(LostLease):
-            verb(database, zombie, **({"limit": 1} if verb is leases.claim else {"lease_seconds": 1.0}))  # type: ignore[arg-type]
+            verb(database, zombie, **({"limit": 1} if verb is chunks.claim else {"lease_seconds": 1.0}))  # type: ignore[arg-type]
     with pytest.raises(LostLease):
         leases.release(database, zombie, "drained")
     assert (job_of(database, job_id).num_done, num_results(database, job_id)) == (10, 10)
@@ -181,14 +182,14 @@ def test_a_commit_that_fails_midway_leaves_nothing(database: Database, settings:
     make_slots(database, settings, "s0")
     job_id = make_job(database, num_chunks=1)
     lease_id = hold(database, job_id, "s0")
-    (claim,) = leases.claim(database, lease_id, limit=1)
+    (claim,) = chunks.claim(database, lease_id, limit=1)
 
     def record(session: Session) -> None:
         session.execute(insert(ResultRecord), [{"job_id": job_id, "row_index": 0, "output": "1"}])
         raise ServiceUnavailable("the disk is full")
 
     with pytest.raises(ServiceUnavailable):
-        leases.commit(database, lease_id, [ChunkResults(0, 10, results_of(0, 10))], record)
+        chunks.commit(database, lease_id, [ChunkResults(0, 10, results_of(0, 10))], record)
     assert (num_results(database, job_id), job_of(database, job_id).num_done) == (0, 0)
     commit(database, lease_id, job_id, [claim])
     assert num_results(database, job_id) == 10
@@ -199,9 +200,9 @@ def test_results_must_cover_the_chunk(database: Database, settings: Settings) ->
     make_slots(database, settings, "s0")
     job_id = make_job(database, num_chunks=1)
     lease_id = hold(database, job_id, "s0")
-    leases.claim(database, lease_id, limit=1)
+    chunks.claim(database, lease_id, limit=1)
     with pytest.raises(ValueError, match="one for each row"):
-        leases.commit(database, lease_id, [ChunkResults(0, 10, results_of(0, 9))])
+        chunks.commit(database, lease_id, [ChunkResults(0, 10, results_of(0, 9))])
     with pytest.raises(ValueError, match="an output or an error"):
         Result(0, None)
     with pytest.raises(ValueError, match="an output or an error"):
@@ -213,12 +214,12 @@ def test_released_and_given_back_chunks_keep_their_attempt(database: Database, s
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
-    leases.claim(database, lease_id, limit=3)
-    leases.give_back(database, lease_id, [10])
+    chunks.claim(database, lease_id, limit=3)
+    chunks.give_back(database, lease_id, [10])
     assert [chunk.state for chunk in chunks_of(database, job_id)] == ["leased", "pending", "leased", "pending"]
     leases.release(database, lease_id, "stopped")
     assert {(chunk.state, chunk.attempt) for chunk in chunks_of(database, job_id)} == {(ChunkState.PENDING, 1)}
-    assert ledger.requeue_idle(database) == [job_id]
+    assert sweeps.requeue_idle(database) == [job_id]
     assert job_of(database, job_id).state == JobState.QUEUED
 
 
@@ -232,7 +233,7 @@ def test_a_dead_lease_expires_and_its_chunks_come_back(database_url: str, settin
     make_slots(db, settings, "s0")
     job_id = make_job(db)
     lease_id = hold(db, job_id, "s0")
-    leases.claim(db, lease_id, limit=2)
+    chunks.claim(db, lease_id, limit=2)
     clock[0] += LEASE_SECONDS - 1
     leases.renew(db, lease_id, lease_seconds=LEASE_SECONDS)
     clock[0] += LEASE_SECONDS - 1
@@ -276,7 +277,7 @@ def test_a_restarted_worker_ends_what_its_predecessor_held(database: Database, s
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
-    leases.claim(database, lease_id, limit=1)
+    chunks.claim(database, lease_id, limit=1)
     slots.enter(database, "s0", "s0-2", settings)
     assert lease_of(database, lease_id).state == LeaseState.EXPIRED
     assert chunks_of(database, job_id)[0].state == ChunkState.PENDING
@@ -307,12 +308,12 @@ def test_a_poison_row_ends_alone_and_all_others_are_computed(database: Database,
         with database.write() as session:  # let the backoff pass
             for chunk in session.scalars(select(Chunk)).all():
                 chunk.not_before = 0.0
-        for claim in leases.claim(database, lease_id, limit=100):
+        for claim in chunks.claim(database, lease_id, limit=100):
             if claim.verdict is not None:
                 assert (claim.start_row, claim.stop_row) == (poison, poison + 1)
                 assert claim.verdict.code == "poison_row"
                 failed = [Result(poison, None, error=claim.verdict)]
-                leases.commit(database, lease_id, [ChunkResults(poison, poison + 1, failed)])
+                chunks.commit(database, lease_id, [ChunkResults(poison, poison + 1, failed)])
             elif claim.start_row <= poison < claim.stop_row:
                 leases.crash(database, lease_id, RunnerDied("killed"), computing=claim.start_row, settings=settings)
                 deaths, lost = deaths + 1, True
@@ -332,17 +333,17 @@ def test_a_chunk_that_errors_is_retried_later_then_given_up(database: Database, 
     job_id = make_job(database, num_chunks=1)
     lease_id = hold(database, job_id, "s0")
     for attempt in range(settings.chunk_attempts):
-        (claim,) = leases.claim(database, lease_id, limit=1)
+        (claim,) = chunks.claim(database, lease_id, limit=1)
         assert (claim.verdict, claim.attempt) == (None, attempt + 1)
-        leases.chunk_failed(database, lease_id, 0, ServiceUnavailable("the store is away"), settings)
+        chunks.fail(database, lease_id, 0, ServiceUnavailable("the store is away"), settings)
         if attempt < settings.chunk_attempts - 1:
-            assert leases.claim(database, lease_id, limit=1) == [], "it waits for its backoff"
+            assert chunks.claim(database, lease_id, limit=1) == [], "it waits for its backoff"
         with database.write() as session:
             session.get_one(Chunk, (job_id, 0)).not_before = 0.0
-    (claim,) = leases.claim(database, lease_id, limit=1)
+    (claim,) = chunks.claim(database, lease_id, limit=1)
     assert claim.verdict is not None
     assert claim.verdict.code == "service_unavailable"
-    leases.chunk_failed(database, lease_id, 0, ServiceUnavailable("still away"), settings)
+    chunks.fail(database, lease_id, 0, ServiceUnavailable("still away"), settings)
     assert job_of(database, job_id).state == JobState.FAILED
 
 
@@ -365,12 +366,12 @@ def test_a_cancel_ends_in_cancelled_once_the_last_lease_is_back(database: Databa
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
     (granted,) = leases.grant(database, Grant(job_id, ("s1",)), lease_seconds=LEASE_SECONDS)
-    claims = leases.claim(database, lease_id, limit=2)
+    claims = chunks.claim(database, lease_id, limit=2)
     assert ledger.cancel(database, job_id).state == JobState.CANCELLING
     assert lease_of(database, granted).state == LeaseState.REVOKED
     assert leases.activate(database, granted, "s1-1", lease_seconds=1.0) is None
     assert leases.renew(database, lease_id, lease_seconds=LEASE_SECONDS).stop == "cancel"
-    assert leases.claim(database, lease_id, limit=1) == []
+    assert chunks.claim(database, lease_id, limit=1) == []
     commit(database, lease_id, job_id, claims[:1])
     leases.release(database, lease_id, "cancelled")
     job = job_of(database, job_id)
@@ -385,7 +386,7 @@ def test_a_failed_jobs_holder_learns_it(database: Database, settings: Settings) 
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
-    claims = leases.claim(database, lease_id, limit=1)
+    claims = chunks.claim(database, lease_id, limit=1)
     assert ledger.fail(database, job_id, ServiceUnavailable("gone"))
     assert not ledger.fail(database, job_id, ServiceUnavailable("again"))
     assert leases.renew(database, lease_id, lease_seconds=1.0).stop == "cancel"
@@ -401,7 +402,7 @@ def test_asked_to_yield_the_holder_gets_no_more_chunks(database: Database, setti
     lease_id = hold(database, job_id, "s0")
     leases.ask_yield(database, [lease_id])
     assert leases.renew(database, lease_id, lease_seconds=1.0).stop == "yield"
-    assert leases.claim(database, lease_id, limit=1) == []
+    assert chunks.claim(database, lease_id, limit=1) == []
 
 
 def test_many_workers_claim_every_chunk_once_and_the_last_one_finishes_the_job(
@@ -419,7 +420,7 @@ def test_many_workers_claim_every_chunk_once_and_the_last_one_finishes_the_job(
     def work(lease_id: str) -> None:
         try:
             barrier.wait()
-            while claims := leases.claim(database, lease_id, limit=2):
+            while claims := chunks.claim(database, lease_id, limit=2):
                 claimed.extend(claim.start_row for claim in claims)
                 commit(database, lease_id, job_id, claims)
         except BaseException as error:

@@ -17,11 +17,12 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
-from jobs import leases, ledger, slots
+from jobs import chunks, leases, ledger, planning, slots
+from jobs.chunks import ChunkResults
 from jobs.database import Database
 from jobs.errors import InvalidOutput, LostLease, NotFound, RunnerDied, ServiceUnavailable, StokerError
 from jobs.ids import new_id
-from jobs.leases import ChunkResults, Grant
+from jobs.leases import Grant
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
 from jobs.sinks import Sink, open_sink
@@ -52,7 +53,7 @@ class Bench:
         stops = np.cumsum(sizes).tolist()
         job = ledger.submit(self.database, SPEC)
         chunks = [ChunkRange(stop - size, stop, {}) for stop, size in zip(stops, sizes, strict=True)]
-        ledger.plan(self.database, job.id, chunks)
+        planning.plan(self.database, job.id, chunks)
         return job.id, self.lease(job.id, len(sizes))
 
     def lease(self, job_id: str, limit: int) -> str:
@@ -62,7 +63,7 @@ class Bench:
         slots.enter(self.database, slot_id, "worker-1", self.settings)
         (lease_id,) = leases.grant(self.database, Grant(job_id, (slot_id,)), lease_seconds=60)
         assert leases.activate(self.database, lease_id, "worker-1", lease_seconds=60) is not None
-        assert len(leases.claim(self.database, lease_id, limit=limit)) == limit
+        assert len(chunks.claim(self.database, lease_id, limit=limit)) == limit
         return lease_id
 
     def record(self, sink: Sink, job_id: str, lease_id: str, results: Sequence[Result]) -> str | None:
@@ -70,7 +71,7 @@ class Bench:
         start_row = results[0].row_index
         part = sink.stage(job_id, lease_id, start_row, results)
         chunk = ChunkResults(start_row, start_row + len(results), results, part)
-        leases.commit(self.database, lease_id, [chunk], lambda session: sink.record(session, job_id, results))
+        chunks.commit(self.database, lease_id, [chunk], lambda session: sink.record(session, job_id, results))
         return part
 
     def round_trip(self, results: Sequence[Result], *, vector_output: bool = False) -> list[Result]:
@@ -313,7 +314,7 @@ def test_a_lost_owner_changes_nothing_of_what_the_live_one_recorded(bench: Bench
     sink.stage(job_id, zombie, 0, stale)
     chunk = ChunkResults(0, 5, stale, part)
     with pytest.raises(LostLease):
-        leases.commit(bench.database, zombie, [chunk], lambda session: sink.record(session, job_id, stale))
+        chunks.commit(bench.database, zombie, [chunk], lambda session: sink.record(session, job_id, stale))
     assert_same(list(sink.read(job_id)), outputs(0, 5))
     if bench.to != "database":
         assert_same(bench.merged(sink, job_id), outputs(0, 5))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs import history, leases, ledger, slots, training
+from jobs import history, leases, ledger, planning, slots, sweeps, training
 from jobs.database import Database
 from jobs.errors import DeviceOutOfMemory, LostLease, ModelTooLarge, RunnerDied
 from jobs.leases import Grant
@@ -29,7 +29,7 @@ def job_id(database: Database, settings: Settings) -> Iterator[str]:
     slots.register(database, [slots.SlotInfo("s0", "host", "cpu", None, "CPU", 0, 1)])
     slots.enter(database, "s0", "s0-1", settings)
     job = ledger.submit(database, SPEC)
-    ledger.enqueue(database, job.id)
+    planning.enqueue(database, job.id)
     return job.id
 
 
@@ -71,7 +71,7 @@ def test_steps_that_are_computed_again_replace_the_earlier_ones(database: Databa
     training.begin(database, first, resumed_step=0)
     training.advance(database, first, step=2, total_steps=9, points=[(1, "loss", 3.0), (2, "loss", 2.0)])
     leases.crash(database, first, RunnerDied("gone"), computing=None, settings=Settings(retry_seconds=0.001))
-    ledger.requeue_idle(database)
+    sweeps.requeue_idle(database)
     second = hold(database, job_id)
     training.begin(database, second, resumed_step=1)
     training.advance(database, second, step=3, total_steps=9, points=[(2, "loss", 2.0), (3, "loss", math.nan)])
@@ -124,7 +124,7 @@ def test_a_checkpoint_says_that_the_deaths_before_it_were_no_dead_end(database: 
         training.begin(database, lease_id, resumed_step=0)
         training.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 1), KeepRule(1))
         leases.crash(database, lease_id, RunnerDied("gone"), computing=None, settings=settings)
-        ledger.requeue_idle(database)
+        sweeps.requeue_idle(database)
         assert job_of(database, job_id).state == JobState.QUEUED
     leases.crash(database, hold(database, job_id), RunnerDied("gone"), computing=None, settings=settings)
     job = job_of(database, job_id)
@@ -142,7 +142,7 @@ def test_each_end_of_an_attempt_has_its_word(database: Database, job_id: str) ->
 
     def end() -> tuple[AttemptEnd | None, str | None]:
         last = attempts_of(database, job_id)[-1]
-        ledger.requeue_idle(database)
+        sweeps.requeue_idle(database)
         return last.end, last.reason
 
     settings = Settings(retry_seconds=0.001)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs import batches, ledger, usage
+from jobs import batches, ledger, planning, usage
 from jobs.batches import BatchPart, BatchPlan, NewBatch
 from jobs.database import Database
 from jobs.errors import QueueFull, StokerError, StorageFull, TooManyRows
@@ -19,6 +19,7 @@ from jobs.states import JobState
 from jobs.store import StoredObject
 from jobs.tables import Batch, Job, StoredFile
 from jobs.usage import RowsWanted
+from tests.conformance.test_batches import set_job
 
 SPEC = parse_spec({"task": "embeddings", "model": "org/model", "input": {"path": "x.jsonl"}})
 LIMIT = 100
@@ -50,13 +51,6 @@ def queued(db: Database, project: str = "p") -> int:
         return usage.queue_of(session, db, project).num_rows
 
 
-def set_job(db: Database, job_id: str, **fields: Any) -> None:
-    """Change a job by hand."""
-    with db.write() as session:
-        for name, value in fields.items():
-            setattr(session.get(Job, job_id), name, value)
-
-
 def at_once(number: int, act: Callable[[], object]) -> tuple[int, int]:
     """How many of so many threads succeeded, and how many were told to come later."""
     outcomes: list[bool] = []
@@ -83,7 +77,7 @@ def test_rows_count_from_the_submission_until_they_are_done(database: Database) 
     """Lost: a limit that forgets what is being counted, or never gives room back."""
     job = submit(database, 60)
     assert queued(database) == 60, "before it is planned"
-    ledger.plan(database, job.id, [ChunkRange(0, 60, {})])
+    planning.plan(database, job.id, [ChunkRange(0, 60, {})])
     assert queued(database) == 60
     with pytest.raises(QueueFull, match="60 rows in the queue and these are 41 more; its limit is 100"):
         submit(database, 41)
@@ -134,7 +128,7 @@ def test_what_is_not_counted_yet_is_alone(database: Database) -> None:
     submit(database, 1, project="other")
     with database.read() as session:
         (job,) = ledger.list_jobs(session, project="p")[0]
-    ledger.plan(database, job.id, [ChunkRange(0, 95, {})])
+    planning.plan(database, job.id, [ChunkRange(0, 95, {})])
     assert queued(database) == 95
     with pytest.raises(QueueFull, match="95 rows in the queue"):
         submit(database, 6)
@@ -182,7 +176,7 @@ def test_a_retry_after_a_refusal_does_not_find_a_cancelled_batch(database: Datab
 def test_the_wait_is_guessed_from_what_runs(database: Database) -> None:
     """Lost: clients that ask again long before, or long after, there is room."""
     job = submit(database, 100)
-    ledger.plan(database, job.id, [ChunkRange(0, 100, {})])
+    planning.plan(database, job.id, [ChunkRange(0, 100, {})])
     with database.read() as session:
         now = database.time(session)
     set_job(database, job.id, state=JobState.RUNNING, num_done=10, started_at=now - 5)

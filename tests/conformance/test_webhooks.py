@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlmodel import Session, col
 
-from jobs import batches, leases, ledger, slots, webhooks
-from jobs.batches import BatchCounts, BatchOutcome
+from jobs import batch_ends, batches, leases, ledger, slots, sweeps, webhooks
+from jobs.batch_ends import BatchOutcome
+from jobs.batches import BatchCounts
 from jobs.database import Database
 from jobs.errors import Conflict, MachineError, NotFound
 from jobs.leases import Grant
@@ -168,8 +169,8 @@ def end_batch(db: Database, state: BatchState) -> str:
     with db.read() as session:
         (only,) = batches.jobs_of(session, batch.id)
     ledger.cancel(db, only.id)
-    batches.begin_finalizing(db, batch.id)
-    batches.end(db, batch.id, BatchOutcome(state, BatchCounts(1, 0, 0), None, None), default_seconds=60)
+    batch_ends.begin_finalizing(db, batch.id)
+    batch_ends.end(db, batch.id, BatchOutcome(state, BatchCounts(1, 0, 0), None, None), default_seconds=60)
     return batch.id
 
 
@@ -236,7 +237,7 @@ def expired(db: Database, settings: Settings) -> str:
     """A job whose time limit has passed."""
     job_id = job(db)
     set_job(db, job_id, deadline_at=1.0)
-    assert ledger.expire_overdue(db) == [job_id]
+    assert sweeps.expire_overdue(db) == [job_id]
     return job_id
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import redis
 
-from jobs import leases, ledger, queue, slots
+from jobs import chunks, leases, ledger, queue, slots
+from jobs.chunks import ChunkResults
 from jobs.database import Database
 from jobs.errors import LostLease
-from jobs.leases import ChunkResults, WorkingLease
+from jobs.leases import WorkingLease
 from jobs.rows import Result
 from jobs.settings import Settings
 from jobs.sinks import open_sink
@@ -59,7 +60,7 @@ class Hand:
         sink = open_sink(spec.output, vector_output=spec.vector_output, database=self._db, store=self._store)
         done = 0
         while max_chunks is None or done < max_chunks:
-            claims = leases.claim(self._db, lease.lease_id, limit=1)
+            claims = chunks.claim(self._db, lease.lease_id, limit=1)
             if not claims:
                 break
             for claim in claims:
@@ -69,7 +70,7 @@ class Hand:
                 ]
                 part = sink.stage(lease.job_id, lease.lease_id, claim.start_row, results)
                 chunk = ChunkResults(claim.start_row, claim.stop_row, results, part)
-                leases.commit(
+                chunks.commit(
                     self._db, lease.lease_id, [chunk],
                     lambda session, results=results: sink.record(session, lease.job_id, results),
                 )  # fmt: skip

@@ -14,22 +14,13 @@ import pytest
 from sqlmodel import Session
 
 from jobs import history, leases, ledger
-from jobs.database import Database
-from jobs.settings import Settings
 from jobs.states import JobState
 from scheduler.api.streams import Tail
 from scheduler.client import ApiError
 from scheduler.connection import parse_events
 from tests.conftest import wait_until
 from tests.leased_job import LeasedJob
-from tests.live_api import LiveApi, live_api
-
-
-@pytest.fixture
-def api(settings: Settings, sqlite_database: Database) -> Iterator[LiveApi]:
-    """A running API."""
-    with live_api(settings, sqlite_database) as running:
-        yield running
+from tests.live_api import LiveApi
 
 
 @pytest.fixture

@@ -21,13 +21,6 @@ from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi, fresh_api, live_api
 
 
-@pytest.fixture
-def api(settings: Settings, sqlite_database: Database) -> Iterator[LiveApi]:
-    """A running API."""
-    with live_api(settings, sqlite_database) as running:
-        yield running
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
     """One running API for tests that change nothing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,7 @@ from jobs.store import artifact_key
 from jobs.tables import Artifact
 from scheduler.client import ApiError
 from tests.leased_job import LeasedJob
-from tests.live_api import LiveApi, live_api, spec_document, write_rows
-
-
-@pytest.fixture
-def api(settings: Settings, sqlite_database: Database) -> Iterator[LiveApi]:
-    """A running API."""
-    with live_api(settings, sqlite_database) as running:
-        yield running
+from tests.live_api import LiveApi, spec_document, write_rows
 
 
 @pytest.fixture

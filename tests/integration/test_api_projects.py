@@ -23,7 +23,7 @@ from jobs.store import artifact_key
 from jobs.tables import Artifact
 from scheduler.planner import plan_job
 from tests.leased_job import LeasedJob
-from tests.live_api import LiveApi, live_api, spec_document, write_rows
+from tests.live_api import LiveApi, spec_document, write_rows
 
 _LINE = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}
 
@@ -39,13 +39,6 @@ class Side:
     growing_id: str
     """The output file of its batch, which still runs."""
     webhook_id: str
-
-
-@pytest.fixture
-def api(settings: Settings, sqlite_database: Database) -> Iterator[LiveApi]:
-    """A running API."""
-    with live_api(settings, sqlite_database) as running:
-        yield running
 
 
 def upload(http: httpx.Client, content: bytes, *, purpose: str) -> str:

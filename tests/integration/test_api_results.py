@@ -12,25 +12,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import leases
-from jobs.database import Database
-from jobs.leases import ChunkResults
+from jobs import chunks
+from jobs.chunks import ChunkResults
 from jobs.rows import Result, RowError
-from jobs.settings import Settings
 from jobs.sinks.export import ExportFormat
 from scheduler.api.results import write_results
 from tests.leased_job import LeasedJob
-from tests.live_api import LiveApi, live_api
+from tests.live_api import LiveApi
 
 _CHUNK_ROWS = 8
 _NUM_ROWS = 40
-
-
-@pytest.fixture
-def api(settings: Settings, sqlite_database: Database) -> Iterator[LiveApi]:
-    """A running API."""
-    with live_api(settings, sqlite_database) as running:
-        yield running
 
 
 def half_done(api: LiveApi, folder: Path, *, vectors: bool = False, to: str = "database") -> LeasedJob:
@@ -39,13 +30,13 @@ def half_done(api: LiveApi, folder: Path, *, vectors: bool = False, to: str = "d
     records = [{"id": f"r{row}", "text": f"text {row}"} for row in range(_NUM_ROWS)]
     job = LeasedJob(api.database, api.settings, folder, records, chunk_rows=_CHUNK_ROWS, task=task, output={"to": to})
     lease = job.lease()
-    claimed = leases.claim(api.database, lease.lease_id, limit=5)
+    claimed = chunks.claim(api.database, lease.lease_id, limit=5)
     sink = job.sink()
     for claim in claimed[:2] + claimed[3:4]:
         results = [_result(row, vectors) for row in range(claim.start_row, claim.stop_row)]
         part = sink.stage(job.job_id, lease.lease_id, claim.start_row, results)
         chunk = ChunkResults(claim.start_row, claim.stop_row, results, part)
-        leases.commit(
+        chunks.commit(
             api.database, lease.lease_id, [chunk], lambda session, rows=results: sink.record(session, job.job_id, rows)
         )
     return job

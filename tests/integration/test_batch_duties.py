@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from jobs import batches, leases, ledger, slots
+from jobs import batch_ends, batches, chunks, leases, ledger, slots
 from jobs.batches import NewBatch
+from jobs.chunks import ChunkResults
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable
-from jobs.leases import ChunkResults, Grant
+from jobs.leases import Grant
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
 from jobs.sinks import open_sink
@@ -87,10 +88,10 @@ class Hall:
         assert leases.activate(self.db, lease_id, "worker", lease_seconds=60) is not None
         spec = parse_spec(job.spec)
         sink = open_sink(spec.output, vector_output=spec.vector_output, database=self.db, store=self.store)
-        for claim in leases.claim(self.db, lease_id, limit=most_chunks):
+        for claim in chunks.claim(self.db, lease_id, limit=most_chunks):
             results = [self._result(row, answer(row)) for row in range(claim.start_row, claim.stop_row)]
             chunk = ChunkResults(claim.start_row, claim.stop_row, results, None)
-            leases.commit(self.db, lease_id, [chunk], lambda session, r=results: sink.record(session, job.id, r))
+            chunks.commit(self.db, lease_id, [chunk], lambda session, r=results: sink.record(session, job.id, r))
         leases.release(self.db, lease_id, "drained")
         finalize_job(self.db, self.store, self.settings, job.id)
 
@@ -270,7 +271,7 @@ def test_answers_that_cannot_be_written_end_the_batch(hall: Hall) -> None:
     """Nobody may wait for ever for what a fault of ours keeps back."""
     batch = hall.take_in(hall.create([line(0)]))
     hall.compute(hall.jobs(batch)[0], good)
-    batches.begin_finalizing(hall.db, batch.id)
+    batch_ends.begin_finalizing(hall.db, batch.id)
     break_off(hall.db, batch.id, ServiceUnavailable("a fault"))
     ended = hall.look(batch)
     assert (ended.state, ended.num_completed, ended.output_file_id) == (BatchState.FAILED, 1, None)

@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
-from jobs import history, leases, ledger, webhooks
+from jobs import chunks, history, leases, ledger, webhooks
+from jobs.chunks import ChunkResults
 from jobs.database import Database
-from jobs.leases import ChunkResults
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
 from jobs.tables import Job
@@ -66,7 +66,7 @@ def recorded_job(api: LiveApi, folder: Path) -> LeasedJob:
     records = [{"id": f"r{row}", "text": f"text {row}"} for row in range(8)]
     job = LeasedJob(api.database, api.settings, folder, records, chunk_rows=8)
     lease = job.lease()
-    claim = leases.claim(api.database, lease.lease_id, limit=1)[0]
+    claim = chunks.claim(api.database, lease.lease_id, limit=1)[0]
     results = [
         Result(row, f"r{row}", error=RowError("null_value", "the text is null", 3))
         if row == 2
@@ -75,7 +75,7 @@ def recorded_job(api: LiveApi, folder: Path) -> LeasedJob:
     ]
     chunk = ChunkResults(claim.start_row, claim.stop_row, results, None)
     sink = job.sink()
-    leases.commit(api.database, lease.lease_id, [chunk], lambda session: sink.record(session, job.job_id, results))
+    chunks.commit(api.database, lease.lease_id, [chunk], lambda session: sink.record(session, job.job_id, results))
     lines = [(1_700_000_000.0, "model \x1b[31mloaded"), (1_700_000_001.0, "done")]
     history.append_log(api.database, lease, lines, max_lines=100)
     leases.release(api.database, lease.lease_id, "no chunk is left")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import leases, ledger, slots, training
+from jobs import leases, ledger, planning, slots, sweeps, training
 from jobs.database import Database
 from jobs.leases import Grant
 from jobs.settings import Settings
@@ -47,7 +47,7 @@ def queued(api: LiveApi, num_slots: int) -> str:
         "slots": num_slots,
     }  # fmt: skip
     job = ledger.submit(api.database, parse_spec(document))
-    ledger.enqueue(api.database, job.id)
+    planning.enqueue(api.database, job.id)
     return job.id
 
 
@@ -93,7 +93,7 @@ def test_an_attempt_says_on_which_slots_it_ran(api: LiveApi, capfd: Any) -> None
     """Lost: which of the host's GPUs the failed try was on."""
     job_id = queued(api, 2)
     leases.release(api.database, begun(api, job_id, SLOTS[2], SLOTS[0]), "stopped")
-    ledger.requeue_idle(api.database)
+    sweeps.requeue_idle(api.database)
     begun(api, job_id, SLOTS[1], SLOTS[0])
     tries = api.http.get(f"/v1/jobs/{job_id}/attempts").json()["data"]
     assert [(each["number"], each["slot_id"], each["slots"], each["end"]) for each in tries] == [

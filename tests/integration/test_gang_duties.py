@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from jobs import leases, ledger, migrations, slots, training
+from jobs import leases, ledger, migrations, planning, slots, training
 from jobs.database import Database
 from jobs.queue import make_app, queue_name
 from jobs.settings import Settings
@@ -38,7 +38,7 @@ class GangHouse(House):
             "slots": num_slots, **fields,
         }  # fmt: skip
         job = ledger.submit(self.db, parse_spec(document))
-        ledger.enqueue(self.db, job.id)
+        planning.enqueue(self.db, job.id)
         return job.id
 
     def begin(self, job_id: str) -> str:
@@ -78,7 +78,8 @@ def test_a_gang_that_no_host_can_hold_waits_and_says_why(gang_house: GangHouse) 
     job_id = gang_house.training(4)
     assert gang_house.dispatch() == 0
     assert job_state(gang_house.db, job_id) == JobState.QUEUED
-    reasons = explain(gang_house.db, gang_house.settings).explanations
+    with gang_house.db.read() as session:
+        reasons = explain(session, gang_house.db, gang_house.settings)
     assert reasons == {job_id: "needs 4 slots of one host at once; 3 are online on the largest"}
 
 

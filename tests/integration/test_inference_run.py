@@ -14,10 +14,11 @@ import torch
 import transformers
 from sqlmodel import Session
 
-from jobs import leases
+from jobs import chunks, leases
+from jobs.chunks import ChunkResults
 from jobs.database import Database
 from jobs.errors import InvalidInput, LostLease, MachineError, ServiceUnavailable, UserError
-from jobs.leases import ChunkResults, WorkingLease
+from jobs.leases import WorkingLease
 from jobs.settings import Settings
 from jobs.tables import SafeBudget
 from tests import tiny
@@ -405,22 +406,22 @@ def test_a_lost_lease_records_nothing_more(lab: Lab) -> None:
 @pytest.fixture
 def flaky_commit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[int]]]:
     """Make the database go away at a commit: `before` it is done, or `after`, so that only the answer is lost."""
-    real = leases.commit
+    real = chunks.commit
     calls: list[int] = []
 
     def install(when: str) -> list[int]:
         def commit(
-            db: Database, lease_id: str, chunks: Sequence[ChunkResults], record: Callable[[Session], None]
+            db: Database, lease_id: str, computed: Sequence[ChunkResults], record: Callable[[Session], None]
         ) -> None:
-            calls.append(len(chunks))
+            calls.append(len(computed))
             fails = len(calls) == 1 or when == "always"
             if fails and when != "after":
                 raise ServiceUnavailable("the database cannot be used: connection refused")
-            real(db, lease_id, chunks, record)
+            real(db, lease_id, computed, record)
             if fails:
                 raise ServiceUnavailable("the database cannot be used: server closed the connection unexpectedly")
 
-        monkeypatch.setattr(writer.leases, "commit", commit)
+        monkeypatch.setattr(writer.chunks, "commit", commit)
         return calls
 
     yield install

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import leases, ledger, slots
+from jobs import leases, ledger, slots, sweeps
 from jobs.database import Database
 from jobs.history import log_lines
 from jobs.leases import Grant
@@ -87,7 +87,7 @@ class Bench:
         return LeasedJob(self.database, self.settings, tmp_path, records, chunk_rows=chunk_rows, model=model)
 
     def grant(self, job: LeasedJob) -> str:
-        ledger.requeue_idle(self.database)
+        sweeps.requeue_idle(self.database)
         grant = Grant(job.job_id, (SLOT,))
         return leases.grant(self.database, grant, lease_seconds=self.settings.lease_seconds)[0]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import gangs, leases, ledger, slots
+from jobs import gangs, leases, ledger, planning, slots
 from jobs.database import Database
 from jobs.errors import LostLease
 from jobs.leases import Grant, WorkingLease
@@ -20,7 +20,7 @@ from jobs.tables import Lease
 from tests.conftest import wait_until
 from tests.integration.test_keeper import SLOT, Bench
 from worker.stop import Stop
-from worker.training.gathering import Member, gather
+from worker.training.gathering import gather
 
 OTHER = "here-cpu1"
 
@@ -38,7 +38,7 @@ class GangBench(Bench):
             "kind": "training", "task": "text-classification", "model": model, "data": {"train": "x.jsonl"}, "slots": 2,
         }  # fmt: skip
         job = ledger.submit(self.database, parse_spec(document))
-        ledger.enqueue(self.database, job.id)
+        planning.enqueue(self.database, job.id)
         return job.id
 
     def gang(self, *, leads: bool, model: str = "wait") -> tuple[str, str]:
@@ -204,6 +204,10 @@ def test_a_leader_stops_for_a_member_that_goes_down(open_bench: Callable[..., An
 # -- the leader's wait for its members
 
 
+def held(rank: int, slot_id: str, *, num_threads: int) -> gangs.Place:
+    return gangs.Place(rank, slot_id, None, num_threads, is_live=True, is_held=True)
+
+
 def test_a_leader_waits_until_every_slot_is_held(open_bench: Callable[..., Any]) -> None:
     with open_bench() as bench:
         lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
@@ -216,8 +220,8 @@ def test_a_leader_waits_until_every_slot_is_held(open_bench: Callable[..., Any])
             if len(beats) == 2:
                 keeper.start()
 
-        members = gather(leader, database=bench.database, stop=Stop(), beat=members_come)
-        assert members == (Member(0, OTHER, None, 3), Member(1, SLOT, None, 1))
+        places = gather(leader, database=bench.database, stop=Stop(), beat=members_come)
+        assert places == (held(0, OTHER, num_threads=3), held(1, SLOT, num_threads=1))
         assert len(beats) >= 2
         assert set(beats) == {None}
         leases.release(bench.database, leader.lease_id, "drained")
@@ -251,4 +255,6 @@ def test_a_lease_that_stands_alone_waits_for_nobody(open_bench: Callable[..., An
     with open_bench() as bench:
         (lease_id,) = leases.grant(bench.database, Grant(bench.training(), (OTHER,)), lease_seconds=30.0)
         alone = bench.take_up(lease_id)
-        assert gather(alone, database=bench.database, stop=Stop(), beat=lambda _: None) == (Member(0, OTHER, None, 3),)
+        assert gather(alone, database=bench.database, stop=Stop(), beat=lambda _: None) == (
+            held(0, OTHER, num_threads=3),
+        )

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from sqlmodel import col
 
 import scheduler.service
-from jobs import history, leases, ledger, process
+from jobs import chunks, history, leases, ledger, process
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.queue import Doorbell, make_app
@@ -220,7 +220,7 @@ def test_a_slot_that_dies_gives_its_work_to_another(house: House, tmp_path: Path
     job_id = house.submit(tmp_path / "rows.jsonl", 10)
     lease = dying.take_up(dying.answer() or "")
     assert lease is not None
-    assert len(leases.claim(house.db, lease.lease_id, limit=1)) == 1
+    assert len(chunks.claim(house.db, lease.lease_id, limit=1)) == 1
     house.serve("s1")
     house.wait_for(job_id, JobState.COMPLETED)
     assert "lease.expired" in house.events(job_id)

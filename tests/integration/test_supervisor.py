@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import leases, ledger, migrations, slots
+from jobs import leases, migrations, slots, sweeps
 from jobs.database import Database
 from jobs.errors import Conflict
 from jobs.leases import Grant
@@ -116,7 +116,7 @@ class Host:
         def step() -> bool:
             meanwhile()
             leases.expire_dead(self.database, self.settings)
-            ledger.requeue_idle(self.database)
+            sweeps.requeue_idle(self.database)
             for again in leases.unanswered(self.database, self.settings):
                 ring(self.app, again.slot_id, again.lease_id)
             with self.database.read() as session:

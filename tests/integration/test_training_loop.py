@@ -125,6 +125,7 @@ def test_three_kills_change_nothing(
         ("x = 1", "invalid_spec", "has no function build(setup)"),
         ("def build(setup):\n    return 3", "module_failed", "module: build returned int, not Parts"),
         (CLASSIFIER.replace("0, 60", "0, 0"), "module_failed", "module: Parts.train is empty"),
+        (CLASSIFIER.replace("60, 100", "60, 60"), "module_failed", "module: Parts.judged is empty"),
         (CLASSIFIER.replace("return nn.functional", "return 1 / 0 * nn.functional"), "module_failed",
          "module: the loss of phase 'loss': ZeroDivisionError: division by zero (net.py, line"),
         (CLASSIFIER.replace("cross_entropy(", "cross_entropy(float('nan') * "), "loss_not_finite",
@@ -134,7 +135,7 @@ def test_three_kills_change_nothing(
         (CLASSIFIER.replace('models={"net": model}', 'models={"other": nn.Linear(1, 1)}'), "module_failed",
          "the optimizer of phase 'loss' has weights of a model that is not in Parts.models"),
     ],
-    ids=["import", "no build", "no parts", "empty", "loss", "nan", "row", "foreign weights"],
+    ids=["import", "no build", "no parts", "empty", "nothing to judge by", "loss", "nan", "row", "foreign weights"],
 )  # fmt: skip
 def test_a_faulty_module_is_named_in_one_sentence(tmp_path: Path, source: str, code: str, message: str) -> None:
     """Lost: where to look, in a traceback of ours; or three more attempts at what can never work."""

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from jobs import leases
+from jobs import chunks, leases
+from jobs.chunks import Claim
 from jobs.database import Database
 from jobs.errors import InvalidInput, LostLease, ServiceUnavailable
-from jobs.leases import Claim, WorkingLease
+from jobs.leases import WorkingLease
 from jobs.rows import Row, RowError
 from jobs.settings import Settings
 from jobs.sources import ChunkRange, Source
@@ -274,7 +275,7 @@ def test_at_the_end_of_a_job_the_last_chunks_are_left_to_a_free_slot(leased: Lea
     first, second = leased.lease("slot-0"), leased.lease("slot-1")
     assert fair_share(leased.database, leased.job_id, most=100) == 5
     assert fair_share(leased.database, leased.job_id, most=3) == 3
-    leases.claim(leased.database, first.lease_id, limit=9)
+    chunks.claim(leased.database, first.lease_id, limit=9)
     assert fair_share(leased.database, leased.job_id, most=100) == 0
     leases.release(leased.database, second.lease_id, "drained")
     assert fair_share(leased.database, leased.job_id, most=100) == 1

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import ledger, slots
+from jobs import ledger, planning, slots
 from jobs.database import Database
 from jobs.errors import Conflict, Forbidden, InvalidInput, InvalidModel, InvalidOutput, NotFound, UserError
 from jobs.settings import Settings
@@ -262,10 +262,10 @@ def test_a_planner_that_was_frozen_cannot_spoil_its_successors_plan(database: Da
     job = ledger.submit(database, spec_of("rows.jsonl"))
 
     def succeed() -> None:
-        ledger.plan(database, job.id, [Range(0, 7), Range(7, 20)])
+        planning.plan(database, job.id, [Range(0, 7), Range(7, 20)])
 
     with pytest.raises(Conflict):
-        ledger.plan(database, job.id, interrupted_by(succeed))
+        planning.plan(database, job.id, interrupted_by(succeed))
     assert [chunk.stop_row for chunk in chunks_of(database, job.id)] == [7, 20]
 
 
@@ -285,7 +285,7 @@ def test_two_plannings_of_one_job_never_mix(database: Database, monkeypatch: pyt
 
     def plan_frozen() -> None:
         try:
-            ledger.plan(database, job.id, freeze())
+            planning.plan(database, job.id, freeze())
         except Conflict as error:
             refused.append(error)
 
@@ -300,7 +300,7 @@ def test_two_plannings_of_one_job_never_mix(database: Database, monkeypatch: pyt
         first.join()
         yield Range(8, 20)
 
-    ledger.plan(database, job.id, begin_anew())
+    planning.plan(database, job.id, begin_anew())
     assert refused, "the plan lacked the rows that the second planner had deleted"
     assert [chunk.stop_row for chunk in chunks_of(database, job.id)] == [5, 8, 20]
 

@@ -8,16 +8,16 @@ import pytest
 
 from jobs.errors import ServiceUnavailable
 from worker.decisions import Ending, Fate, Happening, Record, RenewalRefused, Renewed, StopAsked
-from worker.member import Place
+from worker.member import Membership
 from worker.runner_process import Exited
 from worker.stop import StopReason
 
-FRESH = Place(lease_seconds=16.0, patience_seconds=12.0, held_until=16.0)
+FRESH = Membership(lease_seconds=16.0, patience_seconds=12.0, held_until=16.0)
 HELD = replace(FRESH, is_held=True)
 
 
-def ending(what: Happening, place: Place = HELD, now: float = 1.0) -> Ending:
-    _, made = place.hear(what, now)
+def ending(what: Happening, membership: Membership = HELD, now: float = 1.0) -> Ending:
+    _, made = membership.hear(what, now)
     assert made is not None
     return made
 
@@ -29,19 +29,19 @@ def test_the_end_of_the_gang_is_the_leaders_to_record() -> None:
 
 @pytest.mark.parametrize("stop", ["yield", "shutdown", "cancel"])
 def test_a_stop_of_the_training_is_the_leaders_to_carry_out(stop: str) -> None:
-    place, made = HELD.hear(Renewed(asked_at=4.0, stop=stop), 5.0)
+    membership, made = HELD.hear(Renewed(asked_at=4.0, stop=stop), 5.0)
     assert made is None
-    assert (place.held_until, place.leave_at) == (20.0, None)
+    assert (membership.held_until, membership.leave_at) == (20.0, None)
 
 
 def test_a_member_that_goes_down_waits_for_the_leader_and_then_leaves() -> None:
-    place, made = HELD.hear(StopAsked(StopReason.SHUTDOWN), 3.0)
+    membership, made = HELD.hear(StopAsked(StopReason.SHUTDOWN), 3.0)
     assert made is None
-    assert place.leave_at == place.due() == 15.0
-    again, _ = place.hear(StopAsked(StopReason.SHUTDOWN), 9.0)
-    assert again == place, "a second signal must not prolong the wait"
-    assert place.overdue(14.9) is None
-    late = place.overdue(15.0)
+    assert membership.leave_at == membership.due() == 15.0
+    again, _ = membership.hear(StopAsked(StopReason.SHUTDOWN), 9.0)
+    assert again == membership, "a second signal must not prolong the wait"
+    assert membership.overdue(14.9) is None
+    late = membership.overdue(15.0)
     assert late is not None
     assert (late.record, late.reason) == (Record.RELEASE, "shutdown: the gang's leader did not stop in time")
 
@@ -61,9 +61,9 @@ def test_a_lease_that_is_not_renewed_in_time_is_not_held_on_to() -> None:
 
 
 def test_a_late_answer_never_shortens_a_lease() -> None:
-    place, _ = HELD.hear(Renewed(8.0, None), 9.0)
-    place, _ = place.hear(Renewed(4.0, None), 9.0)
-    assert place.held_until == 24.0
+    membership, _ = HELD.hear(Renewed(8.0, None), 9.0)
+    membership, _ = membership.hear(Renewed(4.0, None), 9.0)
+    assert membership.held_until == 24.0
 
 
 def test_the_runner_that_it_ended_itself_is_no_news() -> None:

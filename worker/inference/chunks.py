@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.leases import Claim
+from jobs.chunks import Claim
 from jobs.rows import Result, Row, RowError
 from worker.device import Moment
 from worker.inference.tasks.interface import Counted, Encoded

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from jobs import leases
+from jobs import chunks
+from jobs.chunks import Claim
 from jobs.database import Database
 from jobs.errors import InvalidInput, MachineError
-from jobs.leases import Claim, WorkingLease
+from jobs.leases import WorkingLease
 from jobs.rows import Row
 from jobs.settings import Settings
 from jobs.sources import Source
@@ -132,7 +133,7 @@ class Feed:
         only_when_idle = False
         while (appetite := self._holdings.wait_for_appetite(only_when_idle=only_when_idle)) is not None:
             limit = chunks_to_claim(appetite, self._database, self._lease.job_id)
-            claims = leases.claim(self._database, self._lease.lease_id, limit=limit) if limit else []
+            claims = chunks.claim(self._database, self._lease.lease_id, limit=limit) if limit else []
             self._holdings.claimed(claims)
             if not claims and appetite.idle:
                 return
@@ -147,7 +148,7 @@ class Feed:
         except (OSError, MachineError) as error:
             failure = error if isinstance(error, MachineError) else MachineError(f"reading failed: {one_line(error)}")
             logger.warning("rows %d to %d: %s", claim.start_row, claim.stop_row - 1, failure.message)
-            leases.chunk_failed(self._database, self._lease.lease_id, claim.start_row, failure, self._settings)
+            chunks.fail(self._database, self._lease.lease_id, claim.start_row, failure, self._settings)
             self._holdings.settled([claim.start_row])
             return None
         if [row.row_index for row in rows] != list(range(claim.start_row, claim.stop_row)):

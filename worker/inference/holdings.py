@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlmodel import col
 
+from jobs.chunks import Claim
 from jobs.database import Database
-from jobs.leases import Claim
 from jobs.states import LIVE_LEASE_STATES, ChunkState
 from jobs.tables import Chunk, Lease
 

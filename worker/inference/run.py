@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 
-from jobs import leases
+from jobs import chunks
 from jobs.database import Database
 from jobs.errors import LostLease, ServiceUnavailable
 from jobs.leases import WorkingLease
@@ -179,7 +179,7 @@ def _end(database: Database, lease: WorkingLease, holdings: Holdings, errors: li
     outstanding = holdings.outstanding()
     if outstanding:
         try:
-            leases.give_back(database, lease.lease_id, outstanding)
+            chunks.give_back(database, lease.lease_id, outstanding)
         except ServiceUnavailable as error:
             if not errors:
                 raise

@@ -13,10 +13,11 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
-from jobs import leases
+from jobs import chunks
+from jobs.chunks import ChunkResults
 from jobs.database import Database
 from jobs.errors import LostLease, MachineError, ServiceUnavailable
-from jobs.leases import ChunkResults, WorkingLease
+from jobs.leases import WorkingLease
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
 from jobs.sinks import Sink
@@ -142,13 +143,13 @@ class Writer:
 
     # -- recording
 
-    def _record(self, chunks: Sequence[tuple[OpenChunk, list[Result]]]) -> None:
+    def _record(self, finished: Sequence[tuple[OpenChunk, list[Result]]]) -> None:
         """Stage and commit finished chunks in one transaction."""
         staged = []
-        for chunk, results in chunks:
+        for chunk, results in finished:
             part = self._patiently(partial(self._stage, chunk, results))
             staged.append(ChunkResults(chunk.start_row, chunk.claim.stop_row, results, part))
-        everything = [result for _, results in chunks for result in results]
+        everything = [result for _, results in finished for result in results]
 
         def record(session: Session) -> None:
             self._sink.record(session, self._lease.job_id, everything)
@@ -157,7 +158,7 @@ class Writer:
             start_rows = [chunk.start_row for chunk in staged]
             # A connection lost in COMMIT leaves open whether the chunks are recorded: look before trying again.
             if tries == 0 or not is_recorded(self._database, self._lease, start_rows):
-                leases.commit(self._database, self._lease.lease_id, staged, record)
+                chunks.commit(self._database, self._lease.lease_id, staged, record)
 
         self._patiently(commit)
         self._holdings.settled([chunk.start_row for chunk in staged])

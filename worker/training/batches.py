@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from worker.training import generators
 from worker.training.module import Batch, Rows
 from worker.training.sampling import EpochSampler
 
-Place = tuple[int, int]
-"""(epoch, row)."""
+Draw = tuple[int, int]
+"""(epoch, row): what a row draws from the generators follows from it and the seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Layout:
         """Rows of one step, over all ranks."""
         return self.micro_batch * self.accumulation * self.num_ranks
 
-    def steps(self, epoch: int, first_step: int) -> list[list[list[Place]]]:
+    def steps(self, epoch: int, first_step: int) -> list[list[list[Draw]]]:
         """This rank's rows of an epoch's steps.
 
         Args:
@@ -56,7 +57,7 @@ class Layout:
             first_step: of the epoch, from 0; the ones before it are left out.
 
         Returns:
-            For each step its batches, for each batch its places.
+            For each step its batches, for each batch its draws.
         """
         sampler = EpochSampler(self.num_rows, seed=self.seed)
         sampler.set_epoch(epoch)
@@ -75,23 +76,23 @@ class Layout:
 
 
 class _Drawn(Dataset[Any]):
-    """Rows by place, each drawn from generators that are seeded by its place."""
+    """Rows by draw, each made with generators that are seeded by it."""
 
     def __init__(self, rows: Rows, seed: int) -> None:
         self._rows, self._seed = rows, seed
 
-    def __getitem__(self, place: Place) -> Any:
+    def __getitem__(self, draw: Draw) -> Any:
         if get_worker_info() is not None:  # this process draws nothing else
-            generators.seed_host(self._seed, *place)
-            return self._rows[place[1]]
+            generators.seed_host(self._seed, *draw)
+            return self._rows[draw[1]]
         with generators.host_kept():
-            generators.seed_host(self._seed, *place)
-            return self._rows[place[1]]
+            generators.seed_host(self._seed, *draw)
+            return self._rows[draw[1]]
 
 
 def load(
     rows: Rows,
-    batches: Sequence[Sequence[Place]],
+    batches: Sequence[Sequence[Draw]],
     *,
     collate: Callable[[list[Any]], Batch],
     seed: int,
@@ -102,7 +103,7 @@ def load(
 
     Args:
         rows: a data set.
-        batches: the places of each.
+        batches: the draws of each.
         collate: makes a batch of rows.
         seed: of what a row draws.
         num_workers: processes that load ahead; 0: none.
@@ -123,8 +124,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """All tensors in it, however deep, on a device."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, MutableMapping):
+        moved = copy.copy(batch)  # of its own kind, such as transformers' BatchEncoding
+        moved.update({name: to_device(value, device) for name, value in batch.items()})
+        return moved
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, list | tuple):

@@ -27,6 +27,7 @@ from jobs.errors import InvalidInput
 from jobs.settings import Settings
 from jobs.sources import open_source
 from jobs.spec_fields import InputSpec
+from jobs.specs import TrainingSpec
 from jobs.store import Store
 from jobs.uploads import find_upload
 
@@ -54,7 +55,7 @@ class Survey:
     labels: frozenset[str]
 
 
-class Rows:
+class InputRows:
     """The rows of an input, read anew each time."""
 
     def __init__(self, rows: InputSpec, columns: Mapping[str, str], settings: Settings, *, param: str) -> None:
@@ -67,10 +68,10 @@ class Rows:
         """
         self._input, self._columns, self._settings, self.param = rows, dict(columns), settings, param
 
-    def raw(self, name: str) -> Rows:
+    def raw(self, name: str) -> InputRows:
         """The same rows with a cell of pictures or sounds as it stands in the table."""
         columns = {("cell" if each == name else each): column for each, column in self._columns.items()}
-        return Rows(self._input, columns, self._settings, param=self.param)
+        return InputRows(self._input, columns, self._settings, param=self.param)
 
     def invalid(self, row_index: int, reason: str, *, line: int | None = None) -> InvalidInput:
         """The error that says what is wrong with a row."""
@@ -120,6 +121,16 @@ class Rows:
         return Survey(digest.hexdigest(), num_rows, frozenset(labels))
 
 
+def rows_of(spec: TrainingSpec, settings: Settings) -> tuple[InputRows, InputRows | None]:
+    """The rows to learn from, and those to judge by, of a spec that has `data`."""
+    assert spec.data is not None
+    train = InputRows(spec.data.train_input, spec.columns(), settings, param="data.train")
+    if spec.data.eval_input is None:
+        return train, None
+    param = "data.eval" if spec.data.eval is not None else "data.eval_split"
+    return train, InputRows(spec.data.eval_input, spec.columns(), settings, param=param)
+
+
 def label_names(found: frozenset[str], known: Mapping[str, int]) -> list[str]:
     """The classes, by their ids.
 
@@ -134,7 +145,7 @@ def label_names(found: frozenset[str], known: Mapping[str, int]) -> list[str]:
     return sorted(found)
 
 
-def prepared(rows: Rows, survey: Survey, prepare: Prepare, *, recipe: Mapping[str, Any], folder: Path) -> Dataset:
+def prepared(rows: InputRows, survey: Survey, prepare: Prepare, *, recipe: Mapping[str, Any], folder: Path) -> Dataset:
     """What `prepare` makes of rows, kept in a folder by the hash of the rows and of the recipe.
 
     Args:
@@ -172,7 +183,7 @@ def prepared(rows: Rows, survey: Survey, prepare: Prepare, *, recipe: Mapping[st
     return dataset
 
 
-def as_they_are(rows: Rows, folder: Path) -> tuple[Dataset, str]:
+def as_they_are(rows: InputRows, folder: Path) -> tuple[Dataset, str]:
     """Rows as mappings by the names of their columns, read from a file that is mapped into memory.
 
     Args:
@@ -204,7 +215,7 @@ def row_lengths(dataset: Dataset, column: str) -> list[int]:
     return lengths
 
 
-def _write(path: Path, rows: Rows, survey: Survey, prepare: Prepare) -> None:
+def _write(path: Path, rows: InputRows, survey: Survey, prepare: Prepare) -> None:
     digest = hashlib.sha256()
 
     def hashed() -> Iterator[list[tuple[int, Record]]]:

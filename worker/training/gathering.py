@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from jobs import gangs
 from jobs.database import Database
 from jobs.errors import LostLease
+from jobs.gangs import Place
 from jobs.leases import WorkingLease
 from worker.stop import Stop
 
 _LOOK_SECONDS = 0.1  # the members end their runners first, which takes about as long
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One slot of a gang, whose device is free for one process of the training."""
-
-    rank: int
-    slot_id: str
-    device_uuid: str | None
-    """`GPU-...` or `MIG-...`; None for a CPU slot."""
-    num_threads: int
-    """CPU threads that it may use."""
-
-
 def gather(
     lease: WorkingLease, *, database: Database, stop: Stop, beat: Callable[[int | None], None]
-) -> tuple[Member, ...] | None:
+) -> tuple[Place, ...] | None:
     """Wait until the other slots of a leader's gang are held; a lease that stands alone need not wait.
 
     Args:
@@ -47,7 +35,7 @@ def gather(
         if not places or not all(place.is_live for place in places):
             raise LostLease("the gang has fallen apart")
         if all(place.is_held for place in places):
-            return tuple(Member(place.rank, place.slot_id, place.device_uuid, place.num_threads) for place in places)
+            return places
         beat(None)
         if stop.wait(_LOOK_SECONDS):
             return None

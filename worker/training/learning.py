@@ -19,13 +19,16 @@ from jobs.specs import TrainingSpec
 from jobs.training_spec import ArchitectureSpec
 from worker.device import is_out_of_memory, one_line
 from worker.inference.tasks.tokens import longest_row
-from worker.training.data import Rows
+from worker.training.data import InputRows
 from worker.training.plan import Plan
 
 logger = logging.getLogger(__name__)
 
 _MAY_BE_NEW = ("*pooler.*", "*masked_spec_embed", "*position_ids", "*inv_freq", "*relative_position_index")
 """Below the head, what the file of a model without it may lack: poolers, and buffers that follow from the config."""
+NO_LABEL = -100
+"""The label that torch's cross entropy passes over, and transformers' padding of labels."""
+_MOST_NAMED = 50  # classes in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class Learning:
 class BuildTask(Protocol):
     """Makes a task's `Learning`."""
 
-    def __call__(self, origin: Origin, rows: Rows, judged: Rows | None, /) -> Learning:
+    def __call__(self, origin: Origin, rows: InputRows, judged: InputRows | None, /) -> Learning:
         """
         Args:
             origin: what it starts from.
@@ -212,3 +215,19 @@ def classification_metrics(predicted: np.ndarray, labels: np.ndarray, num_classe
         if total:
             scores.append(2 * hits / total)
     return {"accuracy": float((predicted == labels).mean()), "f1": float(np.mean(scores))}
+
+
+def judge_classes(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
+    """`classification_metrics` of an evaluation whose logits `likeliest` has reduced."""
+    return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), num_classes)
+
+
+def likeliest(logits: Any, _labels: torch.Tensor) -> torch.Tensor:
+    """The class of the largest logit, over the last dimension; see `Learning.reduce_logits`."""
+    found: torch.Tensor = (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
+    return found
+
+
+def classes_in_words(names: Sequence[str]) -> str:
+    """A sentence for the model's card."""
+    return f"{len(names)} classes: {', '.join(names[:_MOST_NAMED])}"

@@ -102,6 +102,8 @@ def _check(parts: Parts) -> None:
         raise ModuleFailed("module: Parts.train is empty", param="module")
     if (parts.judged is None) != (parts.judge is None):
         raise ModuleFailed("module: Parts.judged and Parts.judge go together", param="module")
+    if parts.judged is not None and len(parts.judged) == 0:
+        raise ModuleFailed("module: Parts.judged is empty", param="module")
 
 
 @contextmanager

@@ -13,34 +13,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LRScheduler
 
 from jobs.errors import InvalidInput, InvalidSpec
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec
-from worker.device import pick_device, resolve_dtype
+from worker.device import pick_device, training_dtype
 from worker.stop import Stop
 from worker.training import generators
-from worker.training.batches import Layout, Place, load
+from worker.training.batches import Draw, Layout, load
+from worker.training.defaults import MICRO_BATCH, NUM_EPOCHS, SEED
 from worker.training.delivery import Course, deliver_parts
 from worker.training.gang import Gang
 from worker.training.loading import build_parts, load_module, source_of, users_code
 from worker.training.losses import LOSS
-from worker.training.module import Batch, Loss, Module, Parts, Phase, Rows, Setup
+from worker.training.module import Batch, Module, Rows, Setup
 from worker.training.plan import Plan
 from worker.training.reports import Finished, Report, Stopped
 from worker.training.schedule import Schedule, halved
 from worker.training.steps import Steps
+from worker.training.turns import Turn
 from worker.training.weights import learned_weights, read_models, write_models
 
 logger = logging.getLogger(__name__)
 
 _STATE_FILE = "state.pt"
 _GENERATORS_FILE = "generators-{rank}.pt"
-_EVAL_ROWS = 8
-"""`per_device_eval_batch_size` unless the spec says otherwise, as transformers has it."""
 
 
 def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Callable[[Report], None]) -> None:
@@ -71,16 +68,12 @@ class Given:
         """Read them, or find them prepared."""
         if spec.data is None:
             return cls()
-        from worker.training.data import Rows as InputRows  # loads pyarrow and datasets
-        from worker.training.data import as_they_are
+        from worker.training.data import as_they_are, rows_of  # loads pyarrow and datasets
 
         folder = Path(plan.folder) / "data" if plan.cache is None else Path(plan.cache)
-        source = InputRows(spec.data.train_input, spec.columns(), settings, param="data.train")
-        rows, digest = as_they_are(source, folder)
-        if spec.data.eval_input is None:
-            return cls(rows, digest=digest)
-        param = "data.eval" if spec.data.eval is not None else "data.eval_split"
-        judged, _ = as_they_are(InputRows(spec.data.eval_input, spec.columns(), settings, param=param), folder)
+        given, given_to_judge = rows_of(spec, settings)
+        rows, digest = as_they_are(given, folder)
+        judged = None if given_to_judge is None else as_they_are(given_to_judge, folder)[0]
         return cls(rows, judged, digest)
 
 
@@ -114,18 +107,14 @@ class Loop:
         self._module = module
         self._folder = Path(plan.folder)
         self._device = pick_device()
-        self._dtype = _autocast_dtype(self._spec, self._device)
+        self._dtype = training_dtype(self._spec.dtype, self._device)
         arguments = self._spec.arguments
-        seed = int(arguments.get("seed", 42))
+        seed = int(arguments.get("seed", SEED))
         _seed_all(seed)
         setup = Setup(dict(self._spec.options), seed, self._device, given.rows, given.judged)
         self._parts = build_parts(module, setup)
         _seed_all(seed + gang.rank)  # what each rank draws is its own
-        micro_batch, accumulation = halved(
-            arguments.get("per_device_train_batch_size", 8),
-            arguments.get("gradient_accumulation_steps", 1),
-            plan.num_halvings,
-        )
+        micro_batch, accumulation = halved(arguments, plan.num_halvings)
         self._layout = Layout(
             num_rows=len(self._parts.train),
             seed=seed,
@@ -136,7 +125,7 @@ class Loop:
             num_ranks=gang.size,
         )
         self._schedule = self._make_schedule()
-        self._turns = [_Turn(phase, self._parts, self._schedule.total_steps, gang) for phase in self._parts.phases]
+        self._turns = [Turn(phase, self._parts, self._schedule.total_steps, gang) for phase in self._parts.phases]
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype is torch.float16)
         digest = f"{self._layout.num_rows} rows {given.digest}"
         self._steps = Steps(plan, self, gang, digest=digest, stop=stop, report=report)
@@ -168,20 +157,20 @@ class Loop:
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
-    def _load_steps(self, steps: list[list[list[Place]]]) -> Iterator[list[Batch]]:
+    def _load_steps(self, steps: list[list[list[Draw]]]) -> Iterator[list[Batch]]:
         """The batches of each step."""
-        places = [batch for step in steps for batch in step]
+        draws = [batch for step in steps for batch in step]
         with users_code("loading a batch of Parts.train"):
-            loaded = self._load(self._parts.train, places)
+            loaded = self._load(self._parts.train, draws)
         for step in steps:
             with users_code("loading a batch of Parts.train"):
                 batches = [next(loaded) for _ in step]
             yield batches
 
-    def _load(self, rows: Rows, places: list[list[Place]]) -> Iterator[Batch]:
+    def _load(self, rows: Rows, draws: list[list[Draw]]) -> Iterator[Batch]:
         return load(
             rows,
-            places,
+            draws,
             collate=self._parts.collate,
             seed=self._layout.seed,
             num_workers=self._spec.arguments.get("dataloader_num_workers", 0),
@@ -192,43 +181,26 @@ class Loop:
         """One turn of each phase over a step's batches."""
         total: torch.Tensor | float = 0.0
         told: dict[str, torch.Tensor] = {}
+        max_grad_norm = float(self._spec.arguments.get("max_grad_norm", 0.0))
         for turn in self._turns:
             turn.optimizer.zero_grad(set_to_none=True)
             for number, batch in enumerate(batches):
                 with turn.syncing(number == len(batches) - 1):
                     loss, more = self._loss(turn, batch)
-                    self._backward(turn, loss / len(batches))
+                    turn.backward(self._scaler.scale(loss / len(batches)))
                 total = total + loss.detach().float() / len(batches)
                 if len(self._turns) > 1:
                     more = {**more, f"loss_{turn.name}": loss}
                 for name, value in more.items():
                     told[name] = told.get(name, 0.0) + value.detach().float() / len(batches)
-            self._update(turn)
+            turn.update(self._scaler, max_grad_norm=max_grad_norm)
         self._scaler.update()
         self._steps.losses.add({LOSS: torch.as_tensor(total), **told})
 
-    def _loss(self, turn: _Turn, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    def _loss(self, turn: Turn, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         with self._autocast():
             found = turn.loss(batch)
         return found if isinstance(found, tuple) else (found, {})
-
-    def _backward(self, turn: _Turn, loss: torch.Tensor) -> None:
-        scaled: torch.Tensor = self._scaler.scale(loss)
-        # In a gang the other ranks take part, and what fails may be one of them.
-        blamed = (
-            users_code(f"the gradient of phase '{turn.name}'") if self._gang.size == 1 else contextlib.nullcontext()
-        )
-        with blamed:
-            scaled.backward()  # type: ignore[no-untyped-call]
-
-    def _update(self, turn: _Turn) -> None:
-        limit = float(self._spec.arguments.get("max_grad_norm", 0.0))
-        if limit > 0:
-            self._scaler.unscale_(turn.optimizer)
-            turn.grad_norm = nn.utils.clip_grad_norm_(turn.weights, limit)
-        self._scaler.step(turn.optimizer)
-        if turn.scheduler is not None:
-            turn.scheduler.step()
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not torch.float32)
@@ -253,13 +225,13 @@ class Loop:
         judged, judge = self._parts.judged, self._parts.judge
         assert judged is not None
         assert judge is not None
-        num_rows = self._spec.arguments.get("per_device_eval_batch_size", _EVAL_ROWS)
+        num_rows = self._spec.arguments.get("per_device_eval_batch_size", MICRO_BATCH)
         starts = range(self._gang.rank * num_rows, len(judged), self._gang.size * num_rows)
-        places = [[(-1, row) for row in range(start, min(start + num_rows, len(judged)))] for start in starts]
+        draws = [[(-1, row) for row in range(start, min(start + num_rows, len(judged)))] for start in starts]
         sums: dict[str, float] = defaultdict(float)
         self._set_learning(learning=False)
         with torch.no_grad(), users_code("judging a batch of Parts.judged"):
-            for batch, rows in zip(self._load(judged, places), places, strict=True):
+            for batch, rows in zip(self._load(judged, draws), draws, strict=True):
                 with self._autocast():
                     found = judge(batch)
                 for name, value in found.items():
@@ -305,7 +277,7 @@ class Loop:
         if not has_eval and (self._spec.checkpoint.best is not None or given.get("eval_strategy", "no") != "no"):
             param = "checkpoint.best" if self._spec.checkpoint.best is not None else "arguments.eval_strategy"
             raise InvalidSpec(f"{param}: the module builds no rows to judge by, Parts.judged", param=param)
-        total = given.get("max_steps") or round(float(given.get("num_train_epochs", 3)) * epoch_steps)
+        total = given.get("max_steps") or round(float(given.get("num_train_epochs", NUM_EPOCHS)) * epoch_steps)
         return Schedule.of(self._spec, total_steps=max(1, total), epoch_steps=epoch_steps, has_eval=has_eval)
 
     def _restore(self, checkpoint: Path) -> None:
@@ -346,63 +318,6 @@ class Loop:
                 made, self._parts, self._spec, course, source=source_of(self._module), device=self._device
             )
         self._report(Finished(self._step, str(made), summary))
-
-
-class _Turn:
-    """A phase with its schedule, and its loss as all ranks compute it together."""
-
-    def __init__(self, phase: Phase, parts: Parts, total_steps: int, gang: Gang) -> None:
-        self.name, self.optimizer = phase.name, phase.optimizer
-        self.weights = [weight for group in phase.optimizer.param_groups for weight in group["params"]]
-        self.grad_norm: torch.Tensor | None = None
-        with users_code(f"the scheduler of phase '{phase.name}'"):
-            self.scheduler: LRScheduler | None = phase.scheduler and phase.scheduler(phase.optimizer, total_steps)
-        self.loss: Callable[[Batch], Loss] = _explained(phase)
-        self._together: DistributedDataParallel | None = None
-        if gang.size > 1:
-            mine = {id(weight) for weight in self.weights}
-            models = [
-                model for model in parts.models.values() if any(id(weight) in mine for weight in model.parameters())
-            ]
-            self._together = DistributedDataParallel(_Call(models, self.loss))
-            self.loss = self._together
-
-    def syncing(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
-        """Gradients are exchanged with the last batch of a step alone."""
-        return contextlib.nullcontext() if is_last or self._together is None else self._together.no_sync()
-
-
-class _Call(nn.Module):
-    """A loss as a model, since gradients are exchanged where a model is called. It has those models that learn."""
-
-    def __init__(self, models: list[nn.Module], loss: Callable[[Batch], Loss]) -> None:
-        super().__init__()
-        self.models, self._loss = nn.ModuleList(models), loss
-
-    def forward(self, batch: Batch) -> Loss:
-        """See `Phase.loss`."""
-        return self._loss(batch)
-
-
-def _explained(phase: Phase) -> Callable[[Batch], Loss]:
-    """A phase's loss, whose faults are the module's; those of the exchange around it are not."""
-
-    def loss(batch: Batch) -> Loss:
-        with users_code(f"the loss of phase '{phase.name}'"):
-            found = phase.loss(batch)
-            value = found[0] if isinstance(found, tuple) else found
-            if not isinstance(value, torch.Tensor) or value.dim() != 0:
-                raise TypeError("it must return a scalar tensor, or that and a mapping of further ones")
-        return found
-
-    return loss
-
-
-def _autocast_dtype(spec: TrainingSpec, device: torch.device) -> torch.dtype:
-    dtype = resolve_dtype(spec.dtype, device)
-    if dtype is torch.float16 and device.type == "cpu":
-        raise InvalidSpec("dtype: a CPU cannot train in float16; use auto or bfloat16", param="dtype")
-    return dtype
 
 
 def _seed_all(seed: int) -> None:

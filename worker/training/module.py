@@ -12,7 +12,7 @@ are seeded by the training's seed, the epoch and the row.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,7 +89,7 @@ class Parts:
     Called with all models in evaluation mode and without gradients."""
     finish: Callable[[Path], None] | None = None
     """Writes further files into a folder that becomes artifacts: pictures, vocabularies, ..."""
-    facts: Sequence[str] = field(default=())
+    facts: Sequence[str] = ()
     """Sentences for the model's card."""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from jobs import training
 from jobs.database import Database
 from jobs.errors import DeviceOutOfMemory, MachineError, ModelTooLarge, StokerError
+from jobs.gangs import Place
 from jobs.leases import WorkingLease
 from jobs.modelcheck import check_folder
 from jobs.settings import Settings
@@ -28,11 +29,12 @@ from worker.inference.tasks.loading import fetch_model
 from worker.protocol import Failed, error_from
 from worker.stop import Stop
 from worker.training.deposit import Deposit, fetch_newest
-from worker.training.gathering import Member, gather
+from worker.training.gathering import gather
 from worker.training.outcome import record_outcome
 from worker.training.plan import Plan
 from worker.training.ranks import RankProcesses
 from worker.training.reports import Begun, Broken, Finished, Progress, Saved, Stopped
+from worker.training.schedule import halved
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +69,8 @@ def run_training(
     beat(None)
     if stop.asked:
         return Outcome.STOPPED
-    members = gather(lease, database=database, stop=stop, beat=beat)
-    if members is None:
+    places = gather(lease, database=database, stop=stop, beat=beat)
+    if places is None:
         return Outcome.STOPPED
     spec = parse_spec(lease.spec)
     assert isinstance(spec, TrainingSpec)
@@ -91,12 +93,12 @@ def run_training(
             processor=processor,
             resume=None if resumed is None else str(resumed.folder),
             cache=str(settings.training_path / "cache"),
-            num_ranks=len(members),
+            num_ranks=len(places),
             num_halvings=num_halvings,
         )
         deposit = Deposit(lease, spec, database=database, store=store)
         try:
-            with RankProcesses(plan, _environment(members)) as ranks:
+            with RankProcesses(plan, _environment(places)) as ranks:
                 return _follow(lease, ranks, deposit, database=database, store=store, stop=stop, beat=beat)
         except DeviceOutOfMemory as error:
             raise _out_of_memory(spec, num_halvings, error) from error
@@ -141,10 +143,10 @@ def _follow(
     raise AssertionError("the reports end with a last one")
 
 
-def _environment(members: Sequence[Member]) -> dict[str, str] | None:
+def _environment(places: Sequence[Place]) -> dict[str, str] | None:
     """That of the ranks: each sees the devices of all, so that they can reach each other's, and picks its own."""
-    uuids = [member.device_uuid for member in members if member.device_uuid is not None]
-    return None if len(members) == 1 or not uuids else {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
+    uuids = [place.device_uuid for place in places if place.device_uuid is not None]
+    return None if len(places) == 1 or not uuids else {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
 
 
 def _find_folders(spec: TrainingSpec, settings: Settings) -> tuple[str | None, str | None]:
@@ -161,7 +163,7 @@ def _find_folders(spec: TrainingSpec, settings: Settings) -> tuple[str | None, s
 def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemory) -> StokerError:
     """What an out-of-memory means: another try with half the micro-batch where the spec wants that and it can be."""
     if spec.on_out_of_memory == "halve":
-        micro_batch = int(spec.arguments.get("per_device_train_batch_size", 8)) >> num_halvings
+        micro_batch, _ = halved(spec.arguments, num_halvings)
         if micro_batch > 1 and num_halvings < _MOST_HALVINGS:
             return error
         return ModelTooLarge(f"{error.message}; the micro-batch is {micro_batch} already")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.specs import TrainingSpec
+from worker.training.defaults import ACCUMULATION, MICRO_BATCH
 
 LOGGING_STEPS = 10
 """Unless the spec says otherwise."""
@@ -78,12 +81,18 @@ def epoch_steps(num_rows: int, *, micro_batch: int, accumulation: int, drops_las
     return math.ceil(batches / accumulation)
 
 
-def halved(micro_batch: int, accumulation: int, num_halvings: int) -> tuple[int, int]:
+def halved(arguments: Mapping[str, Any], num_halvings: int) -> tuple[int, int]:
     """A smaller micro-batch with as much more accumulation: a step keeps its rows, and the training its steps.
+
+    Args:
+        arguments: the spec's.
+        num_halvings: how often the micro-batch was too large.
 
     Returns:
         The micro-batch, at most the `num_halvings`-th half and a divisor of it as it was, and the accumulation.
     """
+    micro_batch = int(arguments.get("per_device_train_batch_size", MICRO_BATCH))
+    accumulation = int(arguments.get("gradient_accumulation_steps", ACCUMULATION))
     most = max(1, micro_batch >> num_halvings)
     smaller = next(size for size in range(most, 0, -1) if micro_batch % size == 0)
     return smaller, accumulation * (micro_batch // smaller)

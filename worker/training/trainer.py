@@ -16,9 +16,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from jobs.errors import InvalidInput, InvalidSpec
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec
-from worker.device import one_line, pick_device, resolve_dtype
+from worker.device import one_line, pick_device, training_dtype
 from worker.stop import Stop
-from worker.training.data import Rows
+from worker.training.data import rows_of
+from worker.training.defaults import SEED
 from worker.training.delivery import Course, deliver
 from worker.training.gang import Gang
 from worker.training.learning import Learning, Origin
@@ -47,7 +48,7 @@ def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Cal
     spec = plan.training_spec()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    set_seed(int(spec.arguments.get("seed", 42)))  # a new head's weights
+    set_seed(int(spec.arguments.get("seed", SEED)))  # a new head's weights
     with gang.leader_first():  # who finds the rows prepared need not prepare them
         learning = _learning(plan, settings)
     StepTrainer(plan, learning, gang, stop=stop, report=report).run()
@@ -55,13 +56,7 @@ def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Cal
 
 def _learning(plan: Plan, settings: Settings) -> Learning:
     spec = plan.training_spec()
-    assert spec.data is not None
-    columns, judged = spec.columns(), spec.data.eval_input
-    rows = Rows(spec.data.train_input, columns, settings, param="data.train")
-    if judged is None:
-        return build(Origin.of(plan, settings), rows, None)
-    param = "data.eval" if spec.data.eval is not None else "data.eval_split"
-    return build(Origin.of(plan, settings), rows, Rows(judged, columns, settings, param=param))
+    return build(Origin.of(plan, settings), *rows_of(spec, settings))
 
 
 def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingArguments:
@@ -71,12 +66,8 @@ def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingA
         InvalidSpec: transformers refuses one of them, or the device the dtype.
     """
     given = {name: value for name, value in spec.arguments.items() if name not in _DECIDED_HERE}
-    given["per_device_train_batch_size"], given["gradient_accumulation_steps"] = halved(
-        given.get("per_device_train_batch_size", 8), given.get("gradient_accumulation_steps", 1), plan.num_halvings
-    )
-    dtype = resolve_dtype(spec.dtype, pick_device())
-    if dtype is torch.float16 and plan.device == "cpu":
-        raise InvalidSpec("dtype: a CPU cannot train in float16; use auto or bfloat16", param="dtype")
+    given["per_device_train_batch_size"], given["gradient_accumulation_steps"] = halved(given, plan.num_halvings)
+    dtype = training_dtype(spec.dtype, pick_device())
     try:
         return TrainingArguments(
             output_dir=plan.folder,

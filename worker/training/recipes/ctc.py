@@ -20,7 +20,7 @@ from torch.optim import Adam
 from worker.training.edits import edits
 from worker.training.module import Parts, Phase, Setup
 from worker.training.recipes.options import Options, Rate, Width, read_options
-from worker.training.recipes.tones import BLANK, LETTERS, NUM_FREQUENCIES, Batch, Tones, collate
+from worker.training.recipes.tones import BLANK, LETTERS, NUM_FREQUENCIES, SAMPLE_RATE, Batch, Tones, collate
 
 _STRIDE = 2
 """Frames for each one after the convolution. A letter and its pause stay several frames long, as CTC needs."""
@@ -48,7 +48,7 @@ class CtcOptions(Options):
 
 
 class Recogniser(nn.Module):
-    """A convolution over frames, a GRU and a linear layer; it looks back only, so that padding changes nothing."""
+    """A convolution over frames, a GRU that looks back only, and a linear layer: padding at the end changes nothing."""
 
     def __init__(self, *, channels: int, hidden: int) -> None:
         super().__init__()
@@ -113,7 +113,8 @@ def build(setup: Setup) -> Parts:
         judge=judge,
         finish=finish,
         facts=[
-            f"Hears the letters {LETTERS[0]} to {LETTERS[-1]}, each a tone, in synthetic utterances at 8 kHz.",
+            f"Hears the letters {LETTERS[0]} to {LETTERS[-1]}, each a tone, in synthetic utterances of {SAMPLE_RATE:,} "
+            "samples a second.",
             "Its output 0 is CTC's blank; output n is line n of letters.txt.",
             "`eval_exact` is the share of utterances that are decoded without an error, `eval_cer` the mean over "
             "utterances of edits for each letter.",

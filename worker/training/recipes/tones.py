@@ -19,6 +19,11 @@ BLANK = 0
 _LOWEST_HERTZ, _HIGHEST_HERTZ = 400.0, 2400.0
 _LETTER_SECONDS = (0.06, 0.14)
 _PAUSE_SECONDS = (0.04, 0.10)
+_DETUNING = (0.98, 1.02)
+"""Of a letter's pitch, each time it sounds."""
+_LOUDNESS = (0.7, 1.3)
+_FLOOR = 1e-3
+"""Added to each power, so that silence has a logarithm."""
 _WINDOW, _HOP = 256, 128
 """Samples: 32 and 16 milliseconds."""
 
@@ -55,10 +60,10 @@ def utterance(labels_N: np.ndarray, chance: np.random.Generator, *, noise: float
     pieces = [_pause(chance)]
     for label in labels_N:
         pitch = (label - 1) / (len(LETTERS) - 1)
-        hertz = _LOWEST_HERTZ * (_HIGHEST_HERTZ / _LOWEST_HERTZ) ** pitch * chance.uniform(0.98, 1.02)
+        hertz = _LOWEST_HERTZ * (_HIGHEST_HERTZ / _LOWEST_HERTZ) ** pitch * chance.uniform(*_DETUNING)
         times_S = np.arange(int(chance.uniform(*_LETTER_SECONDS) * SAMPLE_RATE)) / SAMPLE_RATE
         tone_S = np.sin(2 * np.pi * (hertz * times_S + chance.uniform()))
-        pieces += [tone_S * np.hanning(len(tone_S)) ** 0.5 * chance.uniform(0.7, 1.3), _pause(chance)]
+        pieces += [tone_S * np.hanning(len(tone_S)) ** 0.5 * chance.uniform(*_LOUDNESS), _pause(chance)]
     samples_S = np.concatenate(pieces)
     return samples_S + noise * chance.standard_normal(len(samples_S))
 
@@ -66,7 +71,7 @@ def utterance(labels_N: np.ndarray, chance: np.random.Generator, *, noise: float
 def log_spectrogram(samples_S: np.ndarray) -> np.ndarray:
     """Logarithms of a sound's power by frame and frequency, float32 (T, F), with mean 0 and deviation 1 over all."""
     frames_TS = np.lib.stride_tricks.sliding_window_view(samples_S, _WINDOW)[::_HOP] * np.hanning(_WINDOW)
-    power_TF = np.log(np.abs(np.fft.rfft(frames_TS)) ** 2 + 1e-3)
+    power_TF = np.log(np.abs(np.fft.rfft(frames_TS)) ** 2 + _FLOOR)
     scaled_TF: np.ndarray = ((power_TF - power_TF.mean()) / power_TF.std()).astype(np.float32)
     return scaled_TF
 

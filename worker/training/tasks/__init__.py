@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from worker.training.data import Rows
+from worker.training.data import InputRows
 from worker.training.learning import BuildTask, Learning, Origin
 from worker.training.tasks import (
     image_classification,
@@ -23,6 +23,6 @@ _TASKS: Mapping[str, BuildTask] = {
 }
 
 
-def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
+def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """What a spec's task brings; see `BuildTask`."""
     return _TASKS[origin.spec.task or ""](origin, rows, judged)

@@ -6,23 +6,22 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow
 import torch
 from datasets import Dataset
-from transformers import AutoImageProcessor, AutoModelForImageClassification, EvalPrediction
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from jobs.errors import InvalidInput
 from jobs.rows import RowError
 from jobs.settings import Settings
 from worker.inference.tasks.media import open_media
-from worker.training.data import Columns, Record, Rows, Survey, label_names, prepared
-from worker.training.learning import Learning, Origin, classification_metrics
+from worker.training.data import Columns, InputRows, Record, Survey, label_names, prepared
+from worker.training.learning import Learning, Origin, classes_in_words, judge_classes, likeliest
 
 _CELL = pyarrow.struct([("path", pyarrow.string()), ("bytes", pyarrow.binary())])
 
 
-def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
+def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """See `BuildTask`."""
     if origin.processor_folder is None:
         raise origin.invalid("has no image processor from scratch; name one", param="model.processor")
@@ -36,7 +35,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
     ids = {name: number for number, name in enumerate(names)}
     model = origin.model(AutoModelForImageClassification, id2label=dict(enumerate(names)), label2id=ids)
 
-    def pictures(source: Rows, survey: Survey) -> Dataset:
+    def pictures(source: InputRows, survey: Survey) -> Dataset:
         check = partial(_checked, rows=source, ids=ids, settings=origin.settings)
         recipe = {"task": "image-classification", "ids": ids}
         return prepared(source, survey, check, recipe=recipe, folder=origin.data_folder)
@@ -51,16 +50,16 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
         train=pictures(cells, survey),
         evaluation=evaluation,
         collate=partial(_collate, processor=processor, settings=origin.settings),
-        metrics=partial(_metrics, num_classes=len(names)),
-        reduce_logits=lambda logits, _labels: (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1),
+        metrics=partial(judge_classes, num_classes=len(names)),
+        reduce_logits=likeliest,
         is_raw=True,
         digest=survey.digest,
-        facts=(f"{len(names)} classes: {', '.join(names[:50])}",),
+        facts=(classes_in_words(names),),
     )
 
 
 def _checked(
-    batches: Iterable[list[tuple[int, Record]]], *, rows: Rows, ids: dict[str, int], settings: Settings
+    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, ids: dict[str, int], settings: Settings
 ) -> Iterator[Columns]:
     """The pictures as they came, encoded; each was opened once, so that a bad one is said before the first step."""
     for batch in batches:
@@ -97,7 +96,3 @@ def _collate(rows: list[dict[str, Any]], *, processor: Any, settings: Settings) 
         images.append(image.convert("RGB"))
     pixels_BCHW = processor(images, return_tensors="pt")["pixel_values"]
     return {"pixel_values": pixels_BCHW, "labels": torch.tensor([row["labels"] for row in rows])}
-
-
-def _metrics(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
-    return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), num_classes)

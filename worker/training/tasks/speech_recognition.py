@@ -18,15 +18,14 @@ from jobs.rows import RowError
 from jobs.settings import Settings
 from jobs.sources.media import media_value
 from worker.inference.tasks.media import open_media
-from worker.training.data import Columns, Record, Rows, Survey, prepared, row_lengths
+from worker.training.data import Columns, InputRows, Record, Survey, prepared, row_lengths
 from worker.training.edits import edits
-from worker.training.learning import Learning, Origin, tokenizer_identity
+from worker.training.learning import NO_LABEL, Learning, Origin, likeliest, tokenizer_identity
 
-_NO_LABEL = -100
 _SAMPLES = pyarrow.list_(pyarrow.float32())
 
 
-def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
+def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """See `BuildTask`."""
     if origin.processor_folder is None:
         raise origin.invalid("has no processor from scratch; name one", param="model.processor")
@@ -45,7 +44,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
     rate = int(extractor.sampling_rate)
     recipe = {"task": "automatic-speech-recognition", "rate": rate, "tokenizer": tokenizer_identity(tokenizer)}
 
-    def recordings(source: Rows, survey: Survey) -> Dataset:
+    def recordings(source: InputRows, survey: Survey) -> Dataset:
         prepare = partial(_decoded, rows=source, tokenizer=tokenizer, rate=rate, settings=origin.settings)
         return prepared(source, survey, prepare, recipe=recipe, folder=origin.data_folder)
 
@@ -63,7 +62,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
         evaluation=evaluation,
         collate=partial(_collate, extractor=extractor),
         metrics=partial(_metrics, tokenizer=tokenizer),
-        reduce_logits=lambda logits, _labels: (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1),
+        reduce_logits=likeliest,
         is_raw=True,
         lengths=lambda: row_lengths(train, "samples"),
         digest=survey.digest,
@@ -72,7 +71,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
 
 
 def _decoded(
-    batches: Iterable[list[tuple[int, Record]]], *, rows: Rows, tokenizer: Any, rate: int, settings: Settings
+    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, tokenizer: Any, rate: int, settings: Settings
 ) -> Iterator[Columns]:
     for batch in batches:
         samples = []
@@ -130,7 +129,7 @@ def _collate(rows: list[dict[str, Any]], *, extractor: Any) -> dict[str, torch.T
     sounds = [np.asarray(row["samples"], dtype=np.float32) for row in rows]
     features = extractor(sounds, sampling_rate=extractor.sampling_rate, padding=True, return_tensors="pt")
     longest = max(len(row["labels"]) for row in rows)
-    labels_BL = [row["labels"] + [_NO_LABEL] * (longest - len(row["labels"])) for row in rows]
+    labels_BL = [row["labels"] + [NO_LABEL] * (longest - len(row["labels"])) for row in rows]
     return {**features, "labels": torch.tensor(labels_BL)}
 
 
@@ -138,8 +137,8 @@ def _metrics(prediction: EvalPrediction, *, tokenizer: Any) -> dict[str, float]:
     """Word and character error rates: edits over what is right, all rows together."""
     pad = tokenizer.pad_token_id
     predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    heard = tokenizer.batch_decode(np.where(predicted == _NO_LABEL, pad, predicted))
-    right = tokenizer.batch_decode(np.where(labels == _NO_LABEL, pad, labels), group_tokens=False)
+    heard = tokenizer.batch_decode(np.where(predicted == NO_LABEL, pad, predicted))
+    right = tokenizer.batch_decode(np.where(labels == NO_LABEL, pad, labels), group_tokens=False)
     words = [(one.split(), other.split()) for one, other in zip(heard, right, strict=True)]
     return {
         "wer": sum(edits(one, other) for one, other in words) / max(1, sum(len(other) for _, other in words)),

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from worker.training.data import Columns, Record, Rows, label_names, prepared, row_lengths
-from worker.training.learning import Learning, Origin, classification_metrics, tokenizer_identity
+from worker.training.data import Columns, InputRows, Record, label_names, prepared, row_lengths
+from worker.training.learning import Learning, Origin, classes_in_words, judge_classes, likeliest, tokenizer_identity
 
 
-def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
+def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """See `BuildTask`."""
     tokenizer = origin.tokenizer()
     survey = rows.survey("label")
@@ -44,11 +43,11 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
         train=train,
         evaluation=evaluation,
         collate=DataCollatorWithPadding(tokenizer),
-        metrics=partial(_metrics, num_classes=len(names)),
-        reduce_logits=lambda logits, _labels: (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1),
+        metrics=partial(judge_classes, num_classes=len(names)),
+        reduce_logits=likeliest,
         lengths=lambda: row_lengths(train, "input_ids"),
         digest=survey.digest,
-        facts=(f"{len(names)} classes: {', '.join(names[:50])}",),
+        facts=(classes_in_words(names),),
     )
 
 
@@ -60,7 +59,3 @@ def _tokenize(
         pairs = [record["text_pair"] for _, record in batch] if "text_pair" in batch[0][1] else None
         features = tokenizer(texts, pairs, truncation=longest is not None, max_length=longest)
         yield {**features, "labels": [ids[str(record["label"])] for _, record in batch]}
-
-
-def _metrics(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
-    return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), num_classes)

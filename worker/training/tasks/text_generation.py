@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from jobs.errors import InvalidSpec
 from jobs.training_spec import LoraSpec
 from worker.device import one_line
-from worker.training.data import Columns, Record, Rows, prepared
+from worker.training.data import Columns, InputRows, Record, prepared
 from worker.training.learning import Learning, Origin, tokenizer_identity
 
 _BLOCK_TOKENS = 1024
@@ -20,7 +20,7 @@ _BLOCK_TOKENS = 1024
 _MOST_BLOCK_TOKENS = 2**20
 
 
-def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
+def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """See `BuildTask`."""
     tokenizer = origin.tokenizer()
     end = tokenizer.eos_token_id

@@ -10,14 +10,19 @@ import numpy as np
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, EvalPrediction
 
 from jobs.errors import InvalidInput
-from worker.training.data import Columns, Record, Rows, label_names, prepared, row_lengths
-from worker.training.learning import Learning, Origin, classification_metrics, tokenizer_identity
+from worker.training.data import Columns, InputRows, Record, label_names, prepared, row_lengths
+from worker.training.learning import (
+    NO_LABEL,
+    Learning,
+    Origin,
+    classes_in_words,
+    classification_metrics,
+    likeliest,
+    tokenizer_identity,
+)
 
-_NO_LABEL = -100
-"""What torch's cross entropy passes over."""
 
-
-def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
+def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """See `BuildTask`."""
     tokenizer = origin.tokenizer()
     if not tokenizer.is_fast:
@@ -36,7 +41,7 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
         "task": "token-classification", "ids": ids, "longest": longest, "tokenizer": tokenizer_identity(tokenizer),
     }  # fmt: skip
 
-    def prepare(source: Rows) -> partial[Iterator[Columns]]:
+    def prepare(source: InputRows) -> partial[Iterator[Columns]]:
         return partial(_tokenize, rows=source, tokenizer=tokenizer, ids=ids, longest=longest)
 
     train = prepared(rows, survey, prepare(rows), recipe=recipe, folder=origin.data_folder)
@@ -50,17 +55,17 @@ def build(origin: Origin, rows: Rows, judged: Rows | None) -> Learning:
         evaluation=evaluation,
         collate=DataCollatorForTokenClassification(tokenizer),
         metrics=partial(_metrics, num_classes=len(names)),
-        reduce_logits=lambda logits, _labels: (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1),
+        reduce_logits=likeliest,
         lengths=lambda: row_lengths(train, "input_ids"),
         digest=survey.digest,
-        facts=(f"{len(names)} classes: {', '.join(names[:50])}",),
+        facts=(classes_in_words(names),),
     )
 
 
 def _tokenize(
     batches: Iterable[list[tuple[int, Record]]],
     *,
-    rows: Rows,
+    rows: InputRows,
     tokenizer: Any,
     ids: dict[str, int],
     longest: int | None,
@@ -92,14 +97,14 @@ def _labels(words: list[int | None], labels: list[int]) -> list[int]:
     """Of each piece the label of its word, where it is the first of it."""
     before = [None, *words[:-1]]
     return [
-        labels[word] if word is not None and word != last else _NO_LABEL
+        labels[word] if word is not None and word != last else NO_LABEL
         for word, last in zip(words, before, strict=True)
     ]
 
 
 def _metrics(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
     predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    told = labels != _NO_LABEL
+    told = labels != NO_LABEL
     if not told.any():
         raise InvalidInput("data.eval: no word of it has a class", param="data.eval")
     return classification_metrics(predicted[told], labels[told], num_classes)

@@ -1,0 +1,73 @@
+"""How a loop's rows fall into batches, and how batches come to the device."""
+
+from __future__ import annotations
+
+from collections import UserDict, namedtuple
+from typing import Any
+
+import pytest
+import torch
+from transformers import BatchEncoding, TrainingArguments
+
+from worker.training import defaults
+from worker.training.batches import Layout, to_device
+
+Pair = namedtuple("Pair", "left right")
+META = torch.device("meta")
+"""A device that holds nothing: whatever is not on it was left behind."""
+
+
+def tensors(batch: Any) -> list[torch.Tensor]:
+    """All tensors in a batch."""
+    if isinstance(batch, torch.Tensor):
+        return [batch]
+    if isinstance(batch, dict | UserDict):
+        return [tensor for value in batch.values() for tensor in tensors(value)]
+    return [tensor for value in batch for tensor in tensors(value)] if isinstance(batch, list | tuple) else []
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.zeros(2),
+        [torch.zeros(2), "kept"],
+        (torch.zeros(2), {"deep": [torch.zeros(1)]}),
+        Pair(torch.zeros(1), torch.zeros(1)),
+        {"x": torch.zeros(2), "name": "kept"},
+        BatchEncoding({"input_ids": torch.zeros(2)}),
+    ],
+    ids=["tensor", "list", "tuple", "named tuple", "dict", "tokenizer's"],
+)
+def test_every_tensor_of_a_batch_comes_to_the_device(batch: Any) -> None:
+    """Lost: a collate whose batches are mappings of another kind than dict, as tokenizers make them."""
+    moved = to_device(batch, META)
+    assert type(moved) is type(batch)
+    assert len(tensors(moved)) == len(tensors(batch)) > 0
+    assert all(tensor.device == META for tensor in tensors(moved))
+    assert all(tensor.device.type == "cpu" for tensor in tensors(batch)), "what a data set keeps stays where it is"
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_an_epoch_has_each_row_whatever_the_number_of_ranks(num_ranks: int) -> None:
+    """Lost: rows that nobody learns from, or an epoch that goes on from another order."""
+    layouts = [
+        Layout(25, seed=1, micro_batch=2, accumulation=2, drops_last=False, rank=rank, num_ranks=num_ranks)
+        for rank in range(num_ranks)
+    ]
+    seen = [draw for layout in layouts for step in layout.steps(3, 0) for batch in step for draw in batch]
+    assert {row for _, row in seen} == set(range(25))
+    assert len(seen) - 25 < num_ranks, "only as many come twice as the ranks need for equal shares"
+    assert {epoch for epoch, _ in seen} == {3}
+    for layout in layouts:
+        assert len(layout.steps(3, 0)) == layout.epoch_steps
+        assert layout.steps(3, 1) == layout.steps(3, 0)[1:]
+
+
+def test_what_a_spec_does_not_say_is_as_transformers_has_it() -> None:
+    """Lost: a loop that learns otherwise than the Trainer from the same arguments."""
+    fields = TrainingArguments.__dataclass_fields__
+    assert fields["seed"].default == defaults.SEED
+    assert fields["num_train_epochs"].default == defaults.NUM_EPOCHS
+    assert fields["per_device_train_batch_size"].default == defaults.MICRO_BATCH
+    assert fields["per_device_eval_batch_size"].default == defaults.MICRO_BATCH
+    assert fields["gradient_accumulation_steps"].default == defaults.ACCUMULATION

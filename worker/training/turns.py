@@ -1,0 +1,90 @@
+"""A phase's turn in a step: its loss, alone or together with the gang's other ranks, its gradients and its update."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
+
+from worker.training.gang import Gang
+from worker.training.loading import users_code
+from worker.training.module import Batch, Loss, Parts, Phase
+
+
+class Turn:
+    """A phase with its schedule, and its loss as all ranks compute it together."""
+
+    def __init__(self, phase: Phase, parts: Parts, total_steps: int, gang: Gang) -> None:
+        """Make its scheduler, and in a gang have its gradients exchanged.
+
+        Raises:
+            UserError: the phase's scheduler cannot be made.
+        """
+        self._is_alone = gang.size == 1
+        self.name, self.optimizer = phase.name, phase.optimizer
+        self.weights = [weight for group in phase.optimizer.param_groups for weight in group["params"]]
+        self.grad_norm: torch.Tensor | None = None
+        with users_code(f"the scheduler of phase '{phase.name}'"):
+            self.scheduler: LRScheduler | None = phase.scheduler and phase.scheduler(phase.optimizer, total_steps)
+        self.loss: Callable[[Batch], Loss] = _explained(phase)
+        self._together: DistributedDataParallel | None = None
+        if gang.size > 1:
+            mine = {id(weight) for weight in self.weights}
+            models = [
+                model for model in parts.models.values() if any(id(weight) in mine for weight in model.parameters())
+            ]
+            self._together = DistributedDataParallel(_Call(models, self.loss))
+            self.loss = self._together
+
+    def syncing(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
+        """Gradients are exchanged with the last batch of a step alone."""
+        return contextlib.nullcontext() if is_last or self._together is None else self._together.no_sync()
+
+    def backward(self, scaled_loss: torch.Tensor) -> None:
+        """Add a batch's gradients to the step's.
+
+        Raises:
+            UserError: the module's graph failed; of a gang any error, as one of the other ranks may have failed.
+        """
+        blamed = users_code(f"the gradient of phase '{self.name}'") if self._is_alone else contextlib.nullcontext()
+        with blamed:
+            scaled_loss.backward()  # type: ignore[no-untyped-call]
+
+    def update(self, scaler: torch.amp.GradScaler, *, max_grad_norm: float) -> None:
+        """Change the weights by the step's gradients, cut to `max_grad_norm` where that is more than 0."""
+        if max_grad_norm > 0:
+            scaler.unscale_(self.optimizer)
+            self.grad_norm = nn.utils.clip_grad_norm_(self.weights, max_grad_norm)
+        scaler.step(self.optimizer)
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+
+class _Call(nn.Module):
+    """A loss as a model, since gradients are exchanged where a model is called. It has those models that learn."""
+
+    def __init__(self, models: list[nn.Module], loss: Callable[[Batch], Loss]) -> None:
+        super().__init__()
+        self.models, self._loss = nn.ModuleList(models), loss
+
+    def forward(self, batch: Batch) -> Loss:
+        """See `Phase.loss`."""
+        return self._loss(batch)
+
+
+def _explained(phase: Phase) -> Callable[[Batch], Loss]:
+    """A phase's loss, whose faults are the module's; those of the exchange around it are not."""
+
+    def loss(batch: Batch) -> Loss:
+        with users_code(f"the loss of phase '{phase.name}'"):
+            found = phase.loss(batch)
+            value = found[0] if isinstance(found, tuple) else found
+            if not isinstance(value, torch.Tensor) or value.dim() != 0:
+                raise TypeError("it must return a scalar tensor, or that and a mapping of further ones")
+        return found
+
+    return loss
