@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,12 @@ logger = logging.getLogger(__name__)
 
 _STATE_FILE = "state.pt"
 _GENERATORS_FILE = "generators-{rank}.pt"
+_NUMBERS_OF_NUMPY: list[Any] = [
+    np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(name)) for name in ("f8", "f4", "f2", "i8", "i4", "?"))
+]  # fmt: skip
+"""A schedule that computes with numpy leaves such numbers in its state and its optimizer's."""
+_OWN_NAMES = frozenset({LOSS, "epoch", "learning_rate", "grad_norm", "samples_per_second"})
+_LONGEST_NAME = 200
 _EVAL_ROWS = 8
 """`per_device_eval_batch_size` unless the spec says otherwise, as transformers has it."""
 
@@ -226,9 +233,11 @@ class Loop:
         if limit > 0:
             self._scaler.unscale_(turn.optimizer)
             turn.grad_norm = nn.utils.clip_grad_norm_(turn.weights, limit)
-        self._scaler.step(turn.optimizer)
+        with users_code(f"the optimizer of phase '{turn.name}'"):
+            self._scaler.step(turn.optimizer)
         if turn.scheduler is not None:
-            turn.scheduler.step()
+            with users_code(f"the scheduler of phase '{turn.name}'"):
+                turn.scheduler.step()
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not torch.float32)
@@ -263,6 +272,7 @@ class Loop:
                 with self._autocast():
                     found = judge(batch)
                 for name, value in found.items():
+                    _check_name(f"eval_{name}")
                     sums[name] += float(value) * len(rows)
         self._set_learning(learning=True)
         shares = self._gang.gather(dict(sums))
@@ -310,12 +320,14 @@ class Loop:
 
     def _restore(self, checkpoint: Path) -> None:
         self._steps.restore(checkpoint)
-        read_models(checkpoint, self._parts)
-        state = torch.load(checkpoint / _STATE_FILE, map_location="cpu", weights_only=True)
-        for turn, optimizer, scheduler in zip(self._turns, state["optimizers"], state["schedulers"], strict=True):
-            turn.optimizer.load_state_dict(optimizer)
-            if turn.scheduler is not None:
-                turn.scheduler.load_state_dict(scheduler)
+        with torch.serialization.safe_globals(_NUMBERS_OF_NUMPY):
+            state = torch.load(checkpoint / _STATE_FILE, map_location="cpu", weights_only=True)
+        with users_code("what build made does not fit the checkpoint to go on from"):
+            read_models(checkpoint, self._parts)
+            for turn, optimizer, scheduler in zip(self._turns, state["optimizers"], state["schedulers"], strict=True):
+                turn.optimizer.load_state_dict(optimizer)
+                if turn.scheduler is not None:
+                    turn.scheduler.load_state_dict(scheduler)
         self._scaler.load_state_dict(state["scaler"])
         self._step = state["step"]
         name = _GENERATORS_FILE.format(rank=self._gang.rank)
@@ -390,12 +402,28 @@ def _explained(phase: Phase) -> Callable[[Batch], Loss]:
     def loss(batch: Batch) -> Loss:
         with users_code(f"the loss of phase '{phase.name}'"):
             found = phase.loss(batch)
-            value = found[0] if isinstance(found, tuple) else found
-            if not isinstance(value, torch.Tensor) or value.dim() != 0:
+            value, more = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
+            if not _is_scalar(value) or not isinstance(more, Mapping):
                 raise TypeError("it must return a scalar tensor, or that and a mapping of further ones")
+            for name, further in more.items():
+                _check_name(name)
+                if not _is_scalar(further):
+                    raise TypeError(f"its '{name}' is no scalar tensor")
         return found
 
     return loss
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == 0
+
+
+def _check_name(name: object) -> None:
+    """Raises ValueError where a metric cannot be called that."""
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"{name!r:.80} cannot name a metric: it must be a text of 1 to {_LONGEST_NAME} characters")
+    if name in _OWN_NAMES:
+        raise ValueError(f"'{name}' is what the loop calls a metric of its own")
 
 
 def _autocast_dtype(spec: TrainingSpec, device: torch.device) -> torch.dtype:
