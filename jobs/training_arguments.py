@@ -11,6 +11,8 @@ from jobs.errors import InvalidSpec
 
 Check = Callable[[Any], bool]
 _LARGEST = 2**31 - 1
+_MOST_WORKERS = 256
+"""Processes of a loader; far more would only be forked until the host has no more."""
 
 
 def check_arguments(arguments: Mapping[str, Any], *, trainer: str) -> None:
@@ -48,12 +50,20 @@ def _whole(least: int) -> tuple[Check, str]:
     return check, f"a whole number from {least}"
 
 
+def _up_to(most: int) -> tuple[Check, str]:
+    check, _ = _whole(0)
+    return lambda value: check(value) and value <= most, f"a whole number from 0 to {most}"
+
+
 def _at_least(least: float) -> tuple[Check, str]:
     return lambda value: _is_number(value) and value >= least, f"a number from {least:g}"
 
 
-def _above(least: float) -> tuple[Check, str]:
-    return lambda value: _is_number(value) and value > least, f"a number above {least:g}"
+def _above(least: float, *, most: int | None = None) -> tuple[Check, str]:
+    def check(value: object) -> bool:
+        return _is_number(value) and least < value and (most is None or value <= most)  # type: ignore[operator]
+
+    return check, f"a number above {least:g}" + ("" if most is None else f" and up to {most}")
 
 
 def _part() -> tuple[Check, str]:
@@ -76,7 +86,7 @@ _SCHEDULES = (
 _OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
 
 ARGUMENTS: dict[str, tuple[Check, str]] = {
-    "num_train_epochs": _above(0),
+    "num_train_epochs": _above(0, most=1_000_000),
     "max_steps": _whole(1),
     "per_device_train_batch_size": _whole(1),
     "per_device_eval_batch_size": _whole(1),
@@ -105,7 +115,7 @@ ARGUMENTS: dict[str, tuple[Check, str]] = {
     "full_determinism": _FLAG,
     "tf32": _FLAG,
     "torch_compile": _FLAG,
-    "dataloader_num_workers": _whole(0),
+    "dataloader_num_workers": _up_to(_MOST_WORKERS),
     "dataloader_drop_last": _FLAG,
     "train_sampling_strategy": _one_of("random", "sequential", "group_by_length"),
 }

@@ -75,6 +75,8 @@ def set_field(name: str, value: Any) -> Change:
         (set_field("arguments.output_dir", "/tmp"), "arguments.output_dir", "Stoker names the folders"),
         (set_field("arguments.push_to_hub", True), "arguments.push_to_hub", "uploads nothing"),
         (set_field("arguments.max_steps", 0), "arguments.max_steps", "a whole number from 1, not 0"),
+        (set_field("arguments.num_train_epochs", 1e300), "arguments.num_train_epochs", "up to 1000000"),
+        (set_field("arguments.dataloader_num_workers", 10**5), "arguments.dataloader_num_workers", "from 0 to 256"),
         (set_field("arguments.num_train_epochs", float("inf")), "arguments.num_train_epochs", "a number above 0"),
         (set_field("slots", 0), "slots", "must be at least 1"),
         (set_field("slots", 65), "slots", "must be at most 64"),

@@ -84,7 +84,10 @@ class _Drawn(Dataset[Any]):
     def __getitem__(self, draw: Draw) -> Any:
         if get_worker_info() is not None:  # this process draws nothing else
             generators.seed_host(self._seed, *draw)
-            return self._rows[draw[1]]
+            try:
+                return self._rows[draw[1]]
+            except SystemExit as error:  # the loader would see a process that is gone, and no fault of the module's
+                raise RuntimeError(f"a row ends its process: SystemExit: {error}") from error
         with generators.host_kept():
             generators.seed_host(self._seed, *draw)
             return self._rows[draw[1]]

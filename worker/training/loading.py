@@ -6,23 +6,31 @@ import hashlib
 import importlib
 import importlib.util
 import logging
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
+
+from torch import nn
+from torch.optim import Optimizer
 
 from jobs.errors import InvalidSpec, ModuleFailed, StokerError
 from jobs.paths import check_code_path
 from jobs.settings import Settings
 from worker.device import is_out_of_memory, one_line
-from worker.training.module import Module, Parts, Setup
+from worker.training.module import Module, Parts, Phase, Setup
 
 logger = logging.getLogger(__name__)
 
 _RECIPES = "worker.training.recipes"
 _OURS = Path(__file__).parents[1]
+_FROM_LOADER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
+_LONGEST_LINE = 300
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+"""It becomes the name of a file."""
 
 
 def load_module(name: str, settings: Settings) -> Module:
@@ -78,37 +86,74 @@ def build_parts(module: Module, setup: Setup) -> Parts:
     if not isinstance(parts, Parts):
         raise ModuleFailed(f"module: build returned {type(parts).__name__}, not Parts", param="module")
     _check(parts)
-    for model in parts.models.values():
-        model.to(setup.device)
+    for name, model in parts.models.items():
+        with users_code(f"moving the model '{name}' to the device"):
+            model.to(setup.device)
     return parts
 
 
 def _check(parts: Parts) -> None:
     """Raises ModuleFailed where the parts cannot be trained."""
-    names = [phase.name for phase in parts.phases]
-    if not parts.models or not names:
+    if not parts.models or not parts.phases:
         raise ModuleFailed("module: build returned no models or no phases", param="module")
+    _check_models(parts.models)
+    _check_phases(parts)
+    for name, rows in (("train", parts.train), ("judged", parts.judged)):
+        if name == "judged" and rows is None:
+            continue
+        with users_code(f"the length of Parts.{name}"):
+            num_rows = len(rows)  # type: ignore[arg-type]
+        if num_rows == 0:
+            raise ModuleFailed(f"module: Parts.{name} is empty", param="module")
+    if (parts.judged is None) != (parts.judge is None):
+        raise ModuleFailed("module: Parts.judged and Parts.judge go together", param="module")
+    if isinstance(parts.facts, str) or not _are(parts.facts, str):
+        raise ModuleFailed("module: Parts.facts must be a list of sentences", param="module")
+
+
+def _check_models(models: object) -> None:
+    if not isinstance(models, Mapping) or not all(isinstance(model, nn.Module) for model in models.values()):
+        raise ModuleFailed("module: Parts.models must be a mapping of names to nn.Module", param="module")
+    for name, model in models.items():
+        if not isinstance(name, str) or not _MODEL_NAME.fullmatch(name):
+            raise ModuleFailed(
+                f"module: Parts.models: {name!r:.80} cannot name a model: only letters, digits, '_', '-' and '.'",
+                param="module",
+            )
+        with users_code(f"the state of the model '{name}'"):
+            other = next((key for key, value in model.state_dict().items() if not hasattr(value, "dtype")), None)
+        if other is not None:
+            raise ModuleFailed(
+                f"module: the model '{name}' keeps '{other}', which is no tensor, so no checkpoint would have it",
+                param="module",
+            )
+
+
+def _check_phases(parts: Parts) -> None:
+    if not _are(parts.phases, Phase):
+        raise ModuleFailed("module: Parts.phases must be a list of Phase", param="module")
+    names = [phase.name for phase in parts.phases]
     if len(set(names)) < len(names):
         raise ModuleFailed(f"module: two phases have the same name: {', '.join(names)}", param="module")
     known = {id(weight) for model in parts.models.values() for weight in model.parameters()}
     for phase in parts.phases:
+        if not isinstance(phase.optimizer, Optimizer):
+            raise ModuleFailed(f"module: the optimizer of phase '{phase.name}' is none of torch's", param="module")
         if any(id(weight) not in known for group in phase.optimizer.param_groups for weight in group["params"]):
             raise ModuleFailed(
                 f"module: the optimizer of phase '{phase.name}' has weights of a model that is not in Parts.models, "
                 "so no checkpoint would have them",
                 param="module",
             )
-    if len(parts.train) == 0:
-        raise ModuleFailed("module: Parts.train is empty", param="module")
-    if (parts.judged is None) != (parts.judge is None):
-        raise ModuleFailed("module: Parts.judged and Parts.judge go together", param="module")
-    if parts.judged is not None and len(parts.judged) == 0:
-        raise ModuleFailed("module: Parts.judged is empty", param="module")
+
+
+def _are(values: object, kind: type) -> bool:
+    return isinstance(values, Sequence) and all(isinstance(value, kind) for value in values)
 
 
 @contextmanager
 def users_code(what: str) -> Iterator[None]:
-    """While inside, an exception is the module's fault; its traceback goes into the job's log.
+    """While inside, an exception is the module's fault, an exit as well; its traceback goes into the job's log.
 
     Args:
         what: is being called.
@@ -117,17 +162,29 @@ def users_code(what: str) -> Iterator[None]:
         yield
     except StokerError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error) or _is_machines(error):
             raise
         logger.exception("the module failed in %s", what)
         where = _last_frame(error)
-        raise ModuleFailed(f"module: {what}: {one_line(error)}{where}", param="module") from error
+        raise ModuleFailed(f"module: {what}: {_in_words(error)}{where}", param="module") from error
 
 
-def _is_machines(error: Exception) -> bool:
+def _is_machines(error: BaseException) -> bool:
     """Whether it is the end of a loader's process, by a signal or out of memory, which no code of a user's raised."""
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    # Its socket is gone before it is seen that it is. What a row raises comes here from a file of torch's.
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, OSError | EOFError) and Path(frames[-1].filename).parent.name == "multiprocessing"
+
+
+def _in_words(error: BaseException) -> str:
+    """Its kind and message; of one that a loader's process raised, which comes as that process's traceback, too."""
+    lines = str(error).strip().splitlines()
+    if lines and _FROM_LOADER.match(lines[0]):
+        return lines[-1][:_LONGEST_LINE]
+    return one_line(error)
 
 
 def _last_frame(error: BaseException) -> str:

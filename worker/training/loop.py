@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,13 +32,17 @@ from worker.training.plan import Plan
 from worker.training.reports import Finished, Report, Stopped
 from worker.training.schedule import Schedule, halved
 from worker.training.steps import Steps
-from worker.training.turns import Turn
+from worker.training.turns import Turn, check_metric_name
 from worker.training.weights import learned_weights, read_models, write_models
 
 logger = logging.getLogger(__name__)
 
 _STATE_FILE = "state.pt"
 _GENERATORS_FILE = "generators-{rank}.pt"
+_NUMBERS_OF_NUMPY: list[Any] = [
+    np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(name)) for name in ("f8", "f4", "f2", "i8", "i4", "?"))
+]  # fmt: skip
+"""A schedule that computes with numpy leaves such numbers in its state and its optimizer's."""
 
 
 def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Callable[[Report], None]) -> None:
@@ -235,6 +240,7 @@ class Loop:
                 with self._autocast():
                     found = judge(batch)
                 for name, value in found.items():
+                    check_metric_name(f"eval_{name}")
                     sums[name] += float(value) * len(rows)
         self._set_learning(learning=True)
         shares = self._gang.gather(dict(sums))
@@ -282,12 +288,14 @@ class Loop:
 
     def _restore(self, checkpoint: Path) -> None:
         self._steps.restore(checkpoint)
-        read_models(checkpoint, self._parts)
-        state = torch.load(checkpoint / _STATE_FILE, map_location="cpu", weights_only=True)
-        for turn, optimizer, scheduler in zip(self._turns, state["optimizers"], state["schedulers"], strict=True):
-            turn.optimizer.load_state_dict(optimizer)
-            if turn.scheduler is not None:
-                turn.scheduler.load_state_dict(scheduler)
+        with torch.serialization.safe_globals(_NUMBERS_OF_NUMPY):
+            state = torch.load(checkpoint / _STATE_FILE, map_location="cpu", weights_only=True)
+        with users_code("what build made does not fit the checkpoint to go on from"):
+            read_models(checkpoint, self._parts)
+            for turn, optimizer, scheduler in zip(self._turns, state["optimizers"], state["schedulers"], strict=True):
+                turn.optimizer.load_state_dict(optimizer)
+                if turn.scheduler is not None:
+                    turn.scheduler.load_state_dict(scheduler)
         self._scaler.load_state_dict(state["scaler"])
         self._step = state["step"]
         name = _GENERATORS_FILE.format(rank=self._gang.rank)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs import process
-from jobs.errors import DeviceOutOfMemory, MachineError, StokerError, UserError
+from jobs.errors import DeviceOutOfMemory, MachineError, ModuleFailed, StokerError, UserError
 from jobs.settings import Settings
 from worker.log_format import set_up_runner_logging
 from worker.stop import Stop
@@ -74,6 +74,10 @@ def run(plan: Plan, rank: int, report: Callable[[Report], None], stop: Stop) -> 
             return
         logger.exception("the training met an error that it does not know")
         report(Broken(MachineError.code, devices.one_line(error)))
+    except BaseException as error:  # no signal raises one in this process, so it is what the user's code raised
+        logger.exception("the training was ended from within")
+        message = f"module: {devices.one_line(error)} ended the training"
+        report(Broken(ModuleFailed.code, message, "module", is_users=True))
 
 
 def _trainer(plan: Plan) -> Callable[..., None]:

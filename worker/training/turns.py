@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -12,7 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from worker.training.gang import Gang
 from worker.training.loading import users_code
+from worker.training.losses import LOSS
 from worker.training.module import Batch, Loss, Parts, Phase
+
+_OWN_NAMES = frozenset({LOSS, "epoch", "learning_rate", "grad_norm", "samples_per_second"})
+_LONGEST_NAME = 200
 
 
 class Turn:
@@ -59,9 +63,11 @@ class Turn:
         if max_grad_norm > 0:
             scaler.unscale_(self.optimizer)
             self.grad_norm = nn.utils.clip_grad_norm_(self.weights, max_grad_norm)
-        scaler.step(self.optimizer)
+        with users_code(f"the optimizer of phase '{self.name}'"):
+            scaler.step(self.optimizer)
         if self.scheduler is not None:
-            self.scheduler.step()
+            with users_code(f"the scheduler of phase '{self.name}'"):
+                self.scheduler.step()
 
 
 class _Call(nn.Module):
@@ -82,9 +88,25 @@ def _explained(phase: Phase) -> Callable[[Batch], Loss]:
     def loss(batch: Batch) -> Loss:
         with users_code(f"the loss of phase '{phase.name}'"):
             found = phase.loss(batch)
-            value = found[0] if isinstance(found, tuple) else found
-            if not isinstance(value, torch.Tensor) or value.dim() != 0:
+            value, more = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
+            if not _is_scalar(value) or not isinstance(more, Mapping):
                 raise TypeError("it must return a scalar tensor, or that and a mapping of further ones")
+            for name, further in more.items():
+                check_metric_name(name)
+                if not _is_scalar(further):
+                    raise TypeError(f"its '{name}' is no scalar tensor")
         return found
 
     return loss
+
+
+def check_metric_name(name: object) -> None:
+    """Raises ValueError where a metric cannot be called that."""
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"{name!r:.80} cannot name a metric: it must be a text of 1 to {_LONGEST_NAME} characters")
+    if name in _OWN_NAMES:
+        raise ValueError(f"'{name}' is what the loop calls a metric of its own")
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == 0

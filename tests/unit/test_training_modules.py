@@ -1,0 +1,180 @@
+"""What a module may get wrong: each fault is one sentence that says so, and none passes for the machine's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import ModuleFailed, UserError
+from jobs.settings import Settings
+from worker.stop import Stop
+from worker.training import process
+from worker.training.gang import Alone
+from worker.training.loading import load_module
+from worker.training.loop import Given, Loop
+from worker.training.plan import Plan
+from worker.training.rehearsal import rehearse
+from worker.training.reports import Broken, Progress, Report, Saved
+
+MODULE = """
+import sys
+import numpy as np
+import torch
+from torch import nn
+from worker.training.module import Parts, Phase, Setup
+
+class Data:
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        return torch.ones(2) * index / 8
+
+def build(setup):
+    model = nn.Linear(2, 1)
+    def loss(batch):
+        value = model(batch).square().mean()
+        return value
+    def judge(batch):
+        return {"loss": model(batch).square().mean()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scheduler = None
+    models, facts = {"net": model}, ()
+    return Parts(
+        models=models, phases=[Phase(optimizer=optimizer, loss=loss, scheduler=scheduler)],
+        train=Data(), judged=Data(), judge=judge, facts=facts,
+    )
+"""
+OF_LOSS, OF_JUDGE = "module: the loss of phase 'loss': ", "module: judging a batch of Parts.judged: "
+OF_PHASES = "module: Parts.phases must be a list of Phase"
+OF_MODELS = "module: Parts.models must be a mapping of names to nn.Module"
+
+
+def write_module(folder: Path, old: str, new: str) -> str:
+    """The module with one fault."""
+    assert old in MODULE
+    path = folder / "net.py"
+    path.write_text(MODULE.replace(old, new))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("model = nn.Linear(2, 1)", "sys.exit(0)", "module: build: SystemExit: 0 (net.py, line 15)"),
+        ("return value", "sys.exit('enough')", OF_LOSS + "SystemExit: enough (net.py, line 18)"),
+        ("return value", "return value, {'part': 0.5}", OF_LOSS + "TypeError: its 'part' is no scalar tensor"),
+        ("return value", "return value, {'part': torch.ones(3)}", OF_LOSS + "TypeError: its 'part' is no scalar"),
+        ("return value", "return value, [value]", OF_LOSS + "TypeError: it must return a scalar tensor, or that and"),
+        ("return value", "return value, {}, value", OF_LOSS + "TypeError: it must return a scalar tensor, or that"),
+        ("return value", "return value, {3: value}", OF_LOSS + "ValueError: 3 cannot name a metric"),
+        ("return value", "return value, {'n' * 201: value}", OF_LOSS + "ValueError: 'nnn"),
+        ("return value", "return value, {'loss': value}", OF_LOSS + "ValueError: 'loss' is what the loop calls"),
+        ('return {"loss":', "return {'n' * 201:", OF_JUDGE + "ValueError: 'eval_nnn"),
+        ("torch.optim.SGD(", "torch.optim.LBFGS(", "module: the optimizer of phase 'loss': TypeError: LBFGS.step()"),
+        ("optimizer = torch.optim.SGD(model.parameters(), lr=0.01)", "optimizer = None",
+         "module: the optimizer of phase 'loss' is none of torch's"),
+        ("scheduler = None", "scheduler = lambda optimizer, _: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)",
+         "module: the scheduler of phase 'loss': TypeError: ReduceLROnPlateau.step() missing"),
+        ('models, facts = {"net": model}, ()', "models, facts = [model], ()", OF_MODELS),
+        ('{"net": model}', "{'net': 3}", OF_MODELS),
+        ('{"net": model}', "{'../../net': model}", "module: Parts.models: '../../net' cannot name a model"),
+        ('{"net": model}', "{'a/net': model}", "module: Parts.models: 'a/net' cannot name a model"),
+        ("model = nn.Linear(2, 1)",
+         "model = type('M', (nn.Linear,), {'get_extra_state': lambda self: 1, 'set_extra_state': print})(2, 1)",
+         "module: the model 'net' keeps '_extra_state', which is no tensor"),
+        ("model = nn.Linear(2, 1)", "model = nn.Linear(2, 1, device='meta')",
+         "module: moving the model 'net' to the device: NotImplementedError"),
+        ("[Phase(optimizer=optimizer, loss=loss, scheduler=scheduler)]", "Phase(optimizer=optimizer, loss=loss)",
+         OF_PHASES),
+        ("[Phase(optimizer=optimizer, loss=loss, scheduler=scheduler)]", "[(optimizer, loss)]", OF_PHASES),
+        ("train=Data()", "train=iter(Data())", "module: the length of Parts.train: TypeError: object of type"),
+        ("judged=Data()", "judged=[]", "module: Parts.judged is empty"),
+        ("judged=Data()", "judged=7", "module: the length of Parts.judged: TypeError: object of type 'int'"),
+        ('{"net": model}, ()', '{"net": model}, "a fact"', "module: Parts.facts must be a list of sentences"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_modules_is_told_as_one(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """Lost: the cause, and the time of four more attempts at what can never work."""
+    with pytest.raises(UserError) as caught:
+        rehearse(
+            write_module(tmp_path, old, new), folder=tmp_path, arguments={"max_steps": 2, "eval_strategy": "steps"}
+        )
+    assert caught.value.message.startswith(message)
+    assert caught.value.param == "module"
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ("raise KeyError('here')", "module: loading a batch of Parts.train: KeyError: 'here'"),
+        ("sys.exit(1)", "module: loading a batch of Parts.train: RuntimeError: a row ends its process: SystemExit: 1"),
+    ],
+)
+def test_what_a_row_raises_in_a_loaders_process_is_told(tmp_path: Path, new: str, message: str) -> None:
+    """Lost: the error itself, behind the words that a loader's process had one."""
+    with pytest.raises(UserError) as caught:
+        rehearse(
+            write_module(tmp_path, "return torch.ones(2) * index / 8", new),
+            folder=tmp_path,
+            arguments={"max_steps": 2, "dataloader_num_workers": 1},
+        )
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit("mine")])
+def test_whatever_ends_the_process_from_within_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Lost: a training that a module ends passes for one whose machine died, and is tried again and again."""
+
+    def train(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(process, "_trainer", lambda plan: train)
+    plan = Plan(job_id="job_0", spec={}, folder=str(tmp_path), device="cpu", num_threads=1)
+    reports: list[Report] = []
+    process.run(plan, 0, reports.append, Stop())
+    (report,) = reports
+    assert isinstance(report, Broken)
+    assert report.is_users
+    assert report.message.startswith(f"module: {type(error).__name__}")
+
+
+def train(module: str, folder: Path, *, resume: str | None = None) -> list[Report]:
+    """Three steps with a checkpoint after the second, or from there."""
+    spec = {
+        "kind": "training", "trainer": "torch", "module": module, "checkpoint": {"every_steps": 2},
+        "arguments": {"max_steps": 3, "per_device_train_batch_size": 4},
+    }  # fmt: skip
+    folder.mkdir()
+    plan = Plan(job_id="job_0", spec=spec, folder=str(folder), device="cpu", num_threads=1, resume=resume)
+    heard: list[Report] = []
+    loaded = load_module(module, Settings(code_roots=[Path(module).parent]))
+    Loop(plan, loaded, Given(), Alone(), stop=Stop(), report=heard.append).run()
+    return heard
+
+
+def last_loss(heard: list[Report]) -> float:
+    """Of step 3."""
+    points = [point for report in heard if isinstance(report, Progress) for point in report.points]
+    return next(value for step, name, value in points if (step, name) == (3, "loss"))
+
+
+def test_a_schedule_that_computes_with_numpy_goes_on(tmp_path: Path) -> None:
+    """Lost: a training whose checkpoints are all good, and none of which can be read."""
+    schedule = "lambda optimizer, _: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.cos(step / 10))"
+    module = write_module(tmp_path, "scheduler = None", f"scheduler = {schedule}")
+    calm = train(module, tmp_path / "calm")
+    (saved,) = [report for report in calm if isinstance(report, Saved)]
+    assert last_loss(train(module, tmp_path / "again", resume=saved.folder)) == last_loss(calm)
+
+
+def test_a_module_that_was_changed_does_not_go_on(tmp_path: Path) -> None:
+    """Lost: why a training that was changed half way cannot go on; four more attempts say no more."""
+    module = write_module(tmp_path, "nn.Linear(2, 1)", "nn.Linear(2, 1)")
+    (saved,) = [report for report in train(module, tmp_path / "first") if isinstance(report, Saved)]
+    write_module(tmp_path, "nn.Linear(2, 1)", "nn.Linear(2, 3)")
+    with pytest.raises(ModuleFailed, match="what build made does not fit the checkpoint to go on from"):
+        train(module, tmp_path / "again", resume=saved.folder)
