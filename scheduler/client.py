@@ -13,7 +13,8 @@ import orjson
 
 from jobs.errors import NotFound, ServiceUnavailable
 from jobs.states import JobState
-from scheduler.connection import ApiError, Connection, Json, as_json, read_lines, segment
+from scheduler.connection import ApiError, Connection, Json, as_json, segment
+from scheduler.event_stream import read_lines
 from scheduler.machine import host_id
 
 __all__ = ["TERMINAL_STATES", "ApiError", "Json", "ResultFormat", "ServiceUnavailable", "StokerClient"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -15,6 +14,7 @@ import orjson
 
 from jobs.atomic import write_aside
 from jobs.errors import InvalidSpec, ServiceUnavailable, StokerError
+from scheduler.event_stream import Message, parse_events, read_lines, until
 
 Json = dict[str, Any]
 
@@ -61,15 +61,6 @@ class ApiError(StokerError):
     def is_user_error(self) -> bool:
         """Whether the request was at fault (4xx), not the server nor what is in its queue now."""
         return 400 <= self.status < 500 and self.status != _REFUSED_FOR_NOW
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One server-sent event."""
-
-    id: int
-    name: str
-    data: Json
 
 
 class Connection:
@@ -215,7 +206,7 @@ class Connection:
             try:
                 with self.stream(path, query, headers, read_seconds=min(left, _READ_SECONDS)) as response:
                     patience = _Patience(self.retry_seconds)
-                    for message in parse_events(_until(deadline, read_lines(response))):
+                    for message in parse_events(until(deadline, read_lines(response))):
                         if message.name == "end":
                             return
                         last_id = max(last_id, message.id)
@@ -300,36 +291,6 @@ def as_json(response: httpx.Response) -> Json:
     return document
 
 
-def read_lines(response: httpx.Response) -> Iterator[bytes]:
-    r"""Lines without their `\n`. httpx's own would also cut at U+2028 inside a JSON text."""
-    rest: list[bytes] = []
-    for block in response.iter_bytes():
-        first, *lines = block.split(b"\n")
-        rest.append(first)
-        for line in lines:
-            yield b"".join(rest)
-            rest = [line]
-    if any(rest):
-        yield b"".join(rest)
-
-
-def parse_events(lines: Iterator[bytes]) -> Iterator[Message]:
-    """Server-sent events, https://html.spec.whatwg.org/multipage/server-sent-events.html, data being one JSON line."""
-    event_id, name, data = 0, "message", b""
-    for line in lines:
-        field, _, value = line.partition(b": ")
-        if not line:
-            if data:
-                yield Message(event_id, name, orjson.loads(data))
-            event_id, name, data = 0, "message", b""
-        elif field == b"id":
-            event_id = int(value)
-        elif field == b"event":
-            name = value.decode()
-        elif field == b"data":
-            data += value
-
-
 def _check(response: httpx.Response) -> None:
     if response.status_code < 400:
         return
@@ -354,10 +315,3 @@ def _retry_after(response: httpx.Response) -> float:
     """The header's whole seconds; its other form, a date, is not read."""
     value = response.headers.get("retry-after", "")
     return float(value) if value.isdecimal() else 0.0
-
-
-def _until(deadline: float | None, lines: Iterator[bytes]) -> Iterator[bytes]:
-    for line in lines:
-        if deadline is not None and time.monotonic() >= deadline:
-            raise TimeoutError("the end has not come in time")
-        yield line

@@ -17,7 +17,7 @@ from jobs import history, leases, ledger
 from jobs.states import JobState
 from scheduler.api.streams import Tail
 from scheduler.client import ApiError
-from scheduler.connection import parse_events
+from scheduler.event_stream import parse_events
 from tests.conftest import wait_until
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi

@@ -14,7 +14,8 @@ from jobs.errors import InvalidOutput, InvalidSpec, NotFound, ServiceUnavailable
 from scheduler import connection
 from scheduler.cli.app import exit_code_of
 from scheduler.client import ApiError, StokerClient
-from scheduler.connection import parse_events, read_lines, segment
+from scheduler.connection import segment
+from scheduler.event_stream import parse_events, read_lines
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
