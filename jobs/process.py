@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 
 _PR_SET_PDEATHSIG = 1
+_MARKED_PASSES = 5
+_MARKED_SECONDS = 1.0
 # The child sets its own death signal before it becomes the program: a preexec_fn could deadlock in a threaded parent.
 # The signal survives exec. A parent that died before the call is seen by the changed parent id.
 _LAUNCHER = (
@@ -122,6 +124,31 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
     except PermissionError:
         if psutil.pid_exists(process.pid):  # macOS says this of a group of zombies
             raise
+
+
+def kill_marked(name: str, value: str) -> None:
+    """Kill every process of this user's that was started, or forked from one that was, with a variable in its
+    environment: whichever session it has made itself, and whoever became its parent.
+
+    Args:
+        name: of the environment variable.
+        value: nobody else's, so a random one.
+    """
+    for _ in range(_MARKED_PASSES):  # one that is being killed may have forked meanwhile
+        found = [each for each in psutil.process_iter() if _has(each, name, value)]
+        if not found:
+            return
+        for each in found:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
+                each.kill()
+        psutil.wait_procs(found, timeout=_MARKED_SECONDS)
+
+
+def _has(process: psutil.Process, name: str, value: str) -> bool:
+    try:
+        return process.environ().get(name) == value
+    except (psutil.Error, OSError):  # another user's, or gone
+        return False
 
 
 def die_with_parent(death_signal: signal.Signals) -> None:

@@ -99,7 +99,7 @@ def _misbehave(what: str) -> None:
         case "bug":
             raise RuntimeError("a bug that nobody\nthought of")
         case "fork":
-            child = subprocess.Popen(["sleep", "600"], close_fds=False)
+            child = subprocess.Popen(["sleep", "600"], close_fds=False, start_new_session=True)  # as a rank is
             Path(os.environ["STANDIN_TRACE"]).write_text(str(child.pid))
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ _PIPE_BYTES = 1 << 20  # an order must fit even while the runner is stopped, so 
 _LONGEST_LINE = 8192  # bytes of output without a line end that are kept as one line
 _TAIL_LINES = 20
 _KILL_SECONDS = 10.0
+_MARK = "IN_STOKER_RUNNER"
+"""In the environment of all that a runner starts: a training's processes lead groups of their own, and what they start
+in turn would outlive a runner that is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ Heard = Report | Exited
 
 
 class RunnerProcess:
-    """One runner. It is killed with its group when this process ends, whatever way that happens."""
+    """One runner. It is killed with all that it started when this process ends, whatever way that happens."""
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class RunnerProcess:
         Raises:
             OSError: it cannot be started.
         """
-        self._listen, self._log = listen, log
+        self._listen, self._log, self._mark = listen, log, uuid.uuid4().hex
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         """The last lines of its output."""
         self._gone = threading.Event()
@@ -71,7 +75,7 @@ class RunnerProcess:
         try:
             self._process = process.spawn(
                 [*command, "--report-fd", str(child_fd)],
-                env=environment,
+                env={**environment, _MARK: self._mark},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -146,11 +150,12 @@ class RunnerProcess:
         self._bury()
 
     def _bury(self) -> None:
-        """Take the rest of the group down, hear the last words, and tell of the end."""
+        """Take all down that it started, whose own parents may be gone, hear the last words, and tell of the end."""
         with self._kill_lock:
             process.kill_group(self._process)
             status = self._process.wait()
             self._reaped = True
+        process.kill_marked(_MARK, self._mark)
         self._read_output()
         self._read_reports()
         for line in self._output.rest():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -92,3 +93,24 @@ def test_many_threads_may_spawn() -> None:
     for child in children:
         process.kill_group(child)
         child.wait()
+
+
+ESCAPING = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print(child.pid, flush=True)
+"""
+
+
+def test_what_is_marked_is_killed_in_whatever_session_it_hides() -> None:
+    """Lost: a slot's memory, to what a user's module left behind when its own process was gone."""
+    child = process.spawn([sys.executable, "-c", ESCAPING], stdout=subprocess.PIPE, env={**os.environ, "MARK": "mine"})
+    bystander = process.spawn(SLEEP, env={**os.environ, "MARK": "another's"})
+    assert child.stdout is not None
+    orphan = int(child.stdout.readline())
+    assert child.wait(30.0) == 0
+    process.kill_marked("MARK", "mine")
+    wait_until(lambda: gone(orphan), "the orphan is gone")
+    assert bystander.poll() is None
+    process.end(bystander, grace_seconds=0.0)
+    child.stdout.close()

@@ -13,6 +13,7 @@ import selectors
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,12 +29,14 @@ logger = logging.getLogger(__name__)
 
 _PROCESS_MODULE = "worker.training.process"
 _READ_BYTES = 65536
+_MARK = "IN_STOKER_RANKS"
+"""In the environment of all that an attempt starts."""
 _LAST_WORDS_SECONDS = 10.0
 """One rank's end breaks the others: so long they may take to say so, since one of them may know the cause."""
 
 
 class RankProcesses:
-    """All ranks of an attempt: killed with their groups when the block ends, however that is."""
+    """All ranks of an attempt: killed with all that they started when the block ends, however that is."""
 
     def __init__(self, plan: Plan, environment: Mapping[str, str] | None = None) -> None:
         """
@@ -41,7 +44,8 @@ class RankProcesses:
             plan: of the attempt; says how many ranks there are.
             environment: theirs; this process's where absent.
         """
-        self._plan, self._environment = plan, environment
+        self._plan, self._mark = plan, uuid.uuid4().hex
+        self._environment = {**(os.environ if environment is None else environment), _MARK: self._mark}
         self._ranks: list[_Rank] = []
 
     def __enter__(self) -> RankProcesses:
@@ -61,6 +65,7 @@ class RankProcesses:
     def _kill(self) -> None:
         for rank in self._ranks:
             process.kill_group(rank.process)
+        process.kill_marked(_MARK, self._mark)  # what a module started, in whatever session
         for rank in self._ranks:
             rank.close()
 
