@@ -29,6 +29,8 @@ class CatalogueModel(BaseModel):
     task: str | None = None
     """The one task that it is for; any that it can do, where absent."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """What generates text with it, where a job does not say otherwise; other tasks have one engine."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Of the task, where a job does not say otherwise."""
 
@@ -39,6 +41,10 @@ class CatalogueModel(BaseModel):
         if value is not None and task is None:
             raise ValueError(f"unknown task '{value}'; known tasks: {', '.join(TASKS)}")
         return None if task is None else task.name
+
+    def engine_of(self, task: str) -> str:
+        """The engine of a job of this task."""
+        return self.engine if task == "text-generation" else "auto"
 
 
 def _of_short_form(value: object) -> object:
@@ -81,5 +87,7 @@ def with_catalogue(spec: JobSpec, settings: Settings) -> JobSpec:
     if spec.kind == "training":
         return spec.model_copy(update={"model": entry.model})
     dtype = entry.dtype if spec.dtype == "auto" else spec.dtype
-    changed = {"model": entry.model, "dtype": dtype, "parameters": {**entry.parameters, **spec.parameters}}
+    engine = entry.engine_of(spec.task) if spec.engine == "auto" else spec.engine
+    parameters = {**entry.parameters, **spec.parameters}
+    changed = {"model": entry.model, "dtype": dtype, "engine": engine, "parameters": parameters}
     return type(spec).model_validate({**spec.model_dump(), **changed})

@@ -260,6 +260,7 @@ class Intake:
                 **part.parameters,
             },
             "dtype": part.model.dtype,
+            "engine": part.model.engine_of(task),
         }
         return BatchPart(parse_spec(document), part.file_id, part.draft.stored, part.num_rows)
 

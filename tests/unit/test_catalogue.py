@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from jobs.catalogue import resolve, with_catalogue
+from jobs.catalogue import CatalogueModel, resolve, with_catalogue
 from jobs.errors import InvalidModel, UnknownModel
 from jobs.settings import Settings
 from jobs.specs import parse_spec
@@ -60,6 +60,16 @@ def test_a_spec_may_name_a_model_of_the_catalogue(settings: Settings) -> None:
     assert spec.parameters == {"normalize": True, "max_length": 8}
     plain = parse_spec({**document, "model": "/models/minilm"})
     assert with_catalogue(plain, settings) == plain
+
+
+def test_an_engine_goes_with_a_model_of_the_catalogue(settings: Settings) -> None:
+    """Lost: vLLM for batches, whose lines cannot ask for it; or the embeddings of the same model."""
+    entry = CatalogueModel(model="/models/llama", engine="vllm")
+    served = settings.model_copy(update={"models": {"llama": entry}})
+    document = {"task": "text-generation", "model": "llama", "input": {"path": "x"}}
+    assert with_catalogue(parse_spec(document), served).engine == "vllm"
+    assert with_catalogue(parse_spec({**document, "engine": "transformers"}), served).engine == "transformers"
+    assert with_catalogue(parse_spec({**document, "task": "embeddings"}), served).engine == "auto"
 
 
 @pytest.mark.parametrize(
