@@ -200,7 +200,7 @@ def test_files_that_were_half_written_are_written_again(hall: Hall, monkeypatch:
         raise ServiceUnavailable("killed here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(batches, "end", fall)
+        patch.setattr(batch_ends, "end", fall)
         with pytest.raises(ServiceUnavailable):
             finish(hall.db, hall.store, hall.settings, batch.id)
     assert hall.look(batch).state == BatchState.FINALIZING

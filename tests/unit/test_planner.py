@@ -271,7 +271,7 @@ def test_a_planner_that_was_frozen_cannot_spoil_its_successors_plan(database: Da
 
 def test_two_plannings_of_one_job_never_mix(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """One planner is frozen after its first chunk; another begins anew; the first then goes on, and must be refused."""
-    monkeypatch.setattr(ledger, "_PLAN_BATCH", 1)
+    monkeypatch.setattr(planning, "_PLAN_BATCH", 1)
     job = ledger.submit(database, spec_of("rows.jsonl"))
     frozen, thawed = threading.Event(), threading.Event()
     refused = []
