@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
-from jobs import history
+from jobs import logs
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.leases import WorkingLease
@@ -125,10 +125,10 @@ class JobLog:
 
     def _keep(self, book: _Book, lines: Sequence[tuple[float, str]], is_closed: bool) -> None:
         if lines:
-            history.append_log(self._database, book.lease, lines, max_lines=self._max_lines)
+            logs.append(self._database, book.lease, lines, max_lines=self._max_lines)
         if is_closed and book.num_dropped and self._max_lines:
             note = f"[{book.num_dropped} more lines were not kept; log_lines is {self._max_lines}]"
-            history.append_log(self._database, book.lease, [(time.time(), note)], max_lines=self._max_lines + 1)
+            logs.append(self._database, book.lease, [(time.time(), note)], max_lines=self._max_lines + 1)
 
 
 def _secrets(settings: Settings) -> list[str]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from sqlmodel import Session
 from starlette.responses import StreamingResponse
 
-from jobs import history
+from jobs import history, logs
 from jobs.tables import ApiKey
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterNumber, InContext, JobId, LongPageSize
@@ -95,7 +95,7 @@ def get_logs(
     _check_job(context, key, job_id)
 
     def read(session: Session, after_id: int, count: int) -> Sequence[LogView]:
-        return [log_view(line) for line in history.log_lines(session, job_id, after=after_id, limit=count)]
+        return [log_view(line) for line in logs.lines_of(session, job_id, after=after_id, limit=count)]
 
     if follow is None:
         follow = _STREAM in request.headers.get("accept", "")

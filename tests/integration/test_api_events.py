@@ -13,7 +13,7 @@ import httpx
 import pytest
 from sqlmodel import Session
 
-from jobs import history, leases, ledger
+from jobs import leases, ledger, logs
 from jobs.states import JobState
 from scheduler.api.streams import Tail
 from scheduler.client import ApiError
@@ -117,13 +117,13 @@ def test_a_wait_that_is_too_long_ends_and_the_job_goes_on(api: LiveApi, job: Lea
 def test_logs_are_paged_and_followed_to_the_last_line(api: LiveApi, job: LeasedJob) -> None:
     """Lost: the line that says why a job failed, which its runner logs at the very end."""
     lease = job.lease()
-    history.append_log(api.database, lease, [(1.0, "loading"), (2.0, "a\u2028b\x00")], max_lines=100)
+    logs.append(api.database, lease, [(1.0, "loading"), (2.0, "a\u2028b\x00")], max_lines=100)
     thread, seen = in_background(api.client.logs(job.job_id, follow=True))
     wait_until(lambda: len(seen) == 2, "earlier lines come first")
     assert seen[1]["line"] == "a\u2028b\ufffd"
     assert (seen[0]["slot_id"], seen[0]["attempt"], seen[0]["lease_id"]) == ("slot-0", 1, lease.lease_id)
     ledger.fail(api.database, job.job_id, leases.LostLease())
-    history.append_log(api.database, lease, [(3.0, "the last words")], max_lines=100)
+    logs.append(api.database, lease, [(3.0, "the last words")], max_lines=100)
     wait_until(lambda: len(seen) == 3, "a line after the end is seen")
     assert thread.is_alive()
     leases.release(api.database, lease.lease_id, "done")
@@ -184,7 +184,7 @@ def test_a_history_longer_than_a_page_is_given_whole(api: LiveApi, job: LeasedJo
     """Lost: the middle of a long history."""
     lease = job.lease()
     lines = [(float(number), f"line {number}") for number in range(2500)]
-    history.append_log(api.database, lease, lines, max_lines=10_000)
+    logs.append(api.database, lease, lines, max_lines=10_000)
     leases.release(api.database, lease.lease_id, "done")
     ledger.fail(api.database, job.job_id, leases.LostLease())
     assert [line["line"] for line in api.client.logs(job.job_id, follow=True)] == [text for _, text in lines]

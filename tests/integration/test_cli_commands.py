@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
-from jobs import chunks, history, leases, ledger, webhooks
+from jobs import chunks, leases, ledger, logs, webhooks
 from jobs.chunks import ChunkResults
 from jobs.database import Database
 from jobs.rows import Result, RowError
@@ -77,7 +77,7 @@ def recorded_job(api: LiveApi, folder: Path) -> LeasedJob:
     sink = job.sink()
     chunks.commit(api.database, lease.lease_id, [chunk], lambda session: sink.record(session, job.job_id, results))
     lines = [(1_700_000_000.0, "model \x1b[31mloaded"), (1_700_000_001.0, "done")]
-    history.append_log(api.database, lease, lines, max_lines=100)
+    logs.append(api.database, lease, lines, max_lines=100)
     leases.release(api.database, lease.lease_id, "no chunk is left")
     return job
 

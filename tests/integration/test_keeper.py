@@ -17,8 +17,8 @@ from sqlmodel import col
 
 from jobs import leases, ledger, slots, sweeps
 from jobs.database import Database
-from jobs.history import log_lines
 from jobs.leases import Grant
+from jobs.logs import lines_of
 from jobs.queue import Doorbell
 from jobs.retries import RetryPolicy
 from jobs.settings import Settings
@@ -117,7 +117,7 @@ class Bench:
 
     def log(self, job: LeasedJob) -> list[str]:
         with self.database.read() as session:
-            return [line.line for line in log_lines(session, job.job_id, limit=100_000)]
+            return [line.line for line in lines_of(session, job.job_id, limit=100_000)]
 
 
 Opener = Callable[..., AbstractContextManager[Bench]]

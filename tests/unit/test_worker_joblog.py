@@ -8,8 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from jobs.database import Database
-from jobs.history import log_lines
 from jobs.leases import WorkingLease
+from jobs.logs import lines_of
 from jobs.settings import Settings
 from tests.conftest import wait_until
 from tests.leased_job import LeasedJob
@@ -23,7 +23,7 @@ def lease(sqlite_database: Database, settings: Settings, tmp_path: Path) -> Work
 
 def _lines(database: Database, lease: WorkingLease) -> list[str]:
     with database.read() as session:
-        return [line.line for line in log_lines(session, lease.job_id, limit=100_000)]
+        return [line.line for line in lines_of(session, lease.job_id, limit=100_000)]
 
 
 def test_lines_are_kept_in_order_while_the_lease_runs(
