@@ -115,6 +115,11 @@ def check_source_job(spec: JobSpec, database: Database, *, project: str = OPERAT
         raise InvalidModel(f"{name}: there is no such job", param="model")
     if job.kind != TRAINING:
         raise InvalidModel(f"{name}: that job is no training, and makes no model", param="model")
+    if job.spec.get("trainer") == "torch":
+        raise InvalidModel(
+            f"{name}: that training is of trainer: torch: its weights fit its own module alone, kept beside them",
+            param="model",
+        )
     if job.state.is_terminal and job.state != JobState.COMPLETED:
         raise InvalidModel(f"{name}: that training is {job.state}, and made no model", param="model")
     return True

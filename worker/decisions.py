@@ -133,7 +133,7 @@ class Holding:
             away = f"the database did not answer for {self.rules.lease_seconds:g} s"
             return Ending(Record.RELEASE, fate, away, ServiceUnavailable(away))
         if self.kill_at is not None and now >= self.kill_at:
-            late = f"{self.stop}: the runner did not stop within {self.rules.grace_seconds:g} s and was killed"
+            late = f"the runner did not stop within {self.rules.grace_seconds:g} s and was killed"
             return Ending(Record.RELEASE, fate, late)
         if self.computing is not None and now >= self.beat_at + self.rules.stall_seconds:
             stalled = RunnerStalled(f"the runner finished no batch for {self.rules.stall_seconds:g} s and was killed")

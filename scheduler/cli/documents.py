@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import glob
 import sys
 from collections.abc import Callable, Sequence
@@ -87,7 +88,7 @@ def check_local_inputs(document: Json) -> None:
     """
     for path in _paths(document):
         local = local_path(path)
-        if local is not None and _means_file(path) and not _is_glob(path) and not local.expanduser().exists():
+        if local is not None and _means_file(path) and not _is_glob(path) and not _exists(local):
             raise InvalidInput(f"input.path: there is no file '{path}'", param="input.path")
 
 
@@ -137,23 +138,32 @@ def _paths(document: Json) -> list[str]:
 def absolute_input(path: str) -> str:
     """An input's path where the API sees this machine's files."""
     local = local_path(path)
-    if local is None or not (_means_file(path) or _is_glob(path) or local.expanduser().exists()):
+    if local is None or not (_means_file(path) or _is_glob(path) or _exists(local)):
         return path  # a URL, an upload, or the name of a data set on the hub
-    return str(local.expanduser().absolute())
+    return absolute_path(local)
+
+
+def absolute_path(path: Path) -> str:
+    """The path from the root of this machine; as it is where it begins with a user that is not known here."""
+    with contextlib.suppress(RuntimeError):  # which the API says then
+        path = path.expanduser()
+    return str(path) if str(path).startswith("~") else str(path.absolute())
+
+
+def _exists(path: Path) -> bool:
+    return Path(absolute_path(path)).exists()
 
 
 def absolute_model(model: object) -> str | None:
     """A model's folder where the API sees this machine's files; None where it is to stay as it is."""
-    if not isinstance(model, str) or not Path(model).expanduser().exists():
-        return None
-    return str(Path(model).expanduser().absolute())
+    return absolute_path(Path(model)) if isinstance(model, str) and _exists(Path(model)) else None
 
 
 def _absolute_output(output: object) -> Json | None:
     if not isinstance(output, dict) or not isinstance(output.get("path"), str):
         return None
     local = local_path(output["path"])
-    return None if local is None else {**output, "path": str(local.expanduser().absolute())}
+    return None if local is None else {**output, "path": absolute_path(local)}
 
 
 def _is_glob(path: str) -> bool:
@@ -198,7 +208,7 @@ def _local_files(path: str) -> list[Path] | None:
     local = local_path(path)
     if local is None:
         return None
-    local = local.expanduser()
+    local = Path(absolute_path(local)) if path.startswith("~") else local
     if _is_glob(path) and not local.exists():
         names = glob.glob(str(local), recursive=True)  # noqa: PTH207, Path.glob takes no absolute pattern
         files = sorted(found for found in map(Path, names) if found.is_file())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.errors import InvalidInput
-from scheduler.cli.documents import absolute_input, absolute_model, remote_model, upload_inputs
+from scheduler.cli.documents import absolute_input, absolute_model, absolute_path, remote_model, upload_inputs
 from scheduler.client import StokerClient
 from scheduler.connection import Json
 
@@ -42,7 +42,7 @@ def bring_training(document: Json, client: StokerClient, *, on_upload: OnUpload 
                 f"module: '{module}' is a path on this machine, and the API is on another; name an absolute path there",
                 param="module",
             )
-        brought["module"] = str(Path(module).expanduser().absolute())
+        brought["module"] = absolute_path(Path(module))
     return brought
 
 

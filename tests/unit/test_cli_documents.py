@@ -10,7 +10,7 @@ import pytest
 
 from jobs.errors import InvalidInput, InvalidModel, InvalidOutput, InvalidSpec, NotFound
 from jobs.specs import parse_spec
-from scheduler.cli.documents import bring, check_local_inputs, parse_pairs, parse_parameters, read_spec
+from scheduler.cli.documents import absolute_path, bring, check_local_inputs, parse_pairs, parse_parameters, read_spec
 from scheduler.cli.outputs import check_output
 from scheduler.client import StokerClient
 
@@ -73,6 +73,20 @@ def test_relative_paths_start_where_the_user_stands(folder: Path) -> None:
 def test_what_is_no_local_file_is_left_as_it_is(path: str, shares_files: bool) -> None:
     """Uploads, URLs and names on the hub would be lost as paths."""
     assert brought(spec(path), Api(shares_files=shares_files)) == spec(path)
+
+
+@pytest.mark.parametrize("shares_files", [True, False])
+def test_the_home_of_a_user_that_is_not_known_is_left_to_the_api(shares_files: bool) -> None:
+    """A slip of the pen is the user's, and no fault of the command."""
+    path = "~no-such-user/rows.jsonl"
+    document = spec(path, model="~no-such-user/model")
+    if shares_files:
+        document["output"] = {"to": "jsonl", "path": "~no-such-user/out.jsonl"}
+        assert brought(document, Api(shares_files=True)) == document
+        assert absolute_path(Path("~no-such-user/module.py")) == "~no-such-user/module.py"
+    else:
+        with pytest.raises(InvalidInput, match=r"there is no file '~no-such-user/rows\.jsonl'"):
+            brought(document, Api(shares_files=False))
 
 
 def test_local_inputs_are_uploaded_to_another_machine(folder: Path) -> None:

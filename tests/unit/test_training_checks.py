@@ -13,7 +13,7 @@ from transformers.models.auto import modeling_auto as auto
 from jobs import ledger
 from jobs.architectures import KNOWN, TRAINABLE
 from jobs.database import Database
-from jobs.errors import InvalidSpec, UserError
+from jobs.errors import InvalidModel, InvalidSpec, UserError
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec, parse_spec
 from jobs.states import JobState
@@ -152,6 +152,21 @@ def test_labels_that_cannot_be_learned_fail_the_job_before_a_slot(
     with sqlite_database.read() as session:
         job = ledger.get(session, job_id)
     assert (job.state, job.error_message) == (JobState.FAILED, words)
+
+
+@pytest.mark.parametrize("kind", ["training", "inference"])
+def test_what_a_module_trained_is_no_model_to_start_from(
+    document: dict[str, Any], settings: Settings, sqlite_database: Database, kind: str
+) -> None:
+    """Lost: the wait for a training's end, and for a slot, to learn that its weights fit nobody else."""
+    trained = {"kind": "training", "trainer": "torch", "module": "recipes.cnn"}
+    document["model"] = f"job:{ledger.submit(sqlite_database, parse_spec(trained)).id}"
+    if kind == "inference":
+        document = {"task": document["task"], "model": document["model"], "input": {"path": document["data"]["train"]}}
+    store = Store(settings.resolved_store_url)
+    with pytest.raises(InvalidModel, match="that training is of trainer: torch") as caught:
+        check_submission(parse_spec(document), settings=settings, store=store, database=sqlite_database)
+    assert caught.value.param == "model"
 
 
 def test_a_good_one_is_queued(document: dict[str, Any], settings: Settings, sqlite_database: Database) -> None:
