@@ -69,6 +69,18 @@ def lease_artifact_prefix(job_id: str, lease_id: str) -> str:
 # -- the store -----------------------------------------------------------------------------------------------------
 
 
+def is_name(key: str) -> bool:
+    """Whether an artifact can be called that: names without control characters, with `/` between them."""
+    return (
+        key.isprintable()
+        and "\\" not in key
+        and all(
+            name not in {"", ".", ".."} and len(name.encode(errors="replace")) <= _LONGEST_NAME_BYTES
+            for name in key.split("/")
+        )
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class StoredObject:
     """An object that is in the store, as it was when it was put there."""
@@ -263,10 +275,7 @@ class Store:
 
     def _locate(self, key: str, *, temporaries: bool = False) -> str:
         names = key.split("/")
-        good = all(
-            name not in {"", ".", ".."} and len(name.encode(errors="replace")) <= _LONGEST_NAME_BYTES for name in names
-        )
-        if not good or not key.isprintable() or "\\" in key or (names[0] == _ASIDE and not temporaries):
+        if not is_name(key) or (names[0] == _ASIDE and not temporaries):
             raise Forbidden(f"{key!r} is not a name in the artifact store")
         return "/".join([str(self._root) if self._root is not None else self._base.rstrip("/"), *names])
 

@@ -155,8 +155,10 @@ class JobProgress:
             return ""
         counts, rates = job["counts"], self._rates
         if job["state"] in {"validating", "queued"}:
-            rows = plural(counts["total"], "row") if counts["total"] else ""
-            return clean(joined([rows, job.get("waiting_reason")]))
+            size = plural(counts["total"], "row") if counts["total"] else ""
+            if size and job["kind"] == TRAINING:  # it had slots before, and goes on
+                size = f"{short_number(counts['done'])}/{short_number(counts['total'])} steps"
+            return clean(joined([size, job.get("waiting_reason")]))
         if job["kind"] == TRAINING:
             return self._describe_training(job)
         left = rates.seconds_left(counts["total"] - counts["done"])

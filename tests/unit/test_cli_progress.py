@@ -116,6 +116,16 @@ def test_a_training_that_is_being_judged_says_so(capsys: pytest.CaptureFixture[s
     assert last == "job_1 running: 90/90 steps, 1 steps/s, judging and saving, loss 1"
 
 
+def test_a_training_that_waits_for_its_slots_again_has_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lost: how far it was when it was preempted."""
+    clock = Clock()
+    with JobProgress(clock=clock) as progress:
+        progress.update(training("queued", 40))
+        clock.now += 60.0
+        progress.update(training("queued", 40) | {"waiting_reason": "its runner died"})
+    assert "queued: 40/120 steps, its runner died" in capsys.readouterr().err
+
+
 def test_a_training_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time that is left stood last on the line, and was what a small terminal cut off."""
     drawn = io.StringIO()

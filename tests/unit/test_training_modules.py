@@ -91,6 +91,10 @@ def write_module(folder: Path, old: str, new: str) -> str:
         ("train=Data()", "train=iter(Data())", "module: the length of Parts.train: TypeError: object of type"),
         ("judged=Data()", "judged=[]", "module: Parts.judged is empty"),
         ("judged=Data()", "judged=7", "module: the length of Parts.judged: TypeError: object of type 'int'"),
+        ("facts=facts", "finish=lambda folder: (folder / 'a\\nb').write_text('x')",
+         "module: Parts.finish: ValueError: 'a\\nb' cannot be the name of an artifact"),
+        ("facts=facts", "finish=lambda folder: __import__('shutil').rmtree(folder)",
+         "module: Parts.finish: ValueError: model/ and summary.json are not its own"),
         ('{"net": model}, ()', '{"net": model}, "a fact"', "module: Parts.facts must be a list of sentences"),
     ],
 )  # fmt: skip

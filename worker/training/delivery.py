@@ -14,6 +14,7 @@ import orjson
 import torch
 
 from jobs.specs import TrainingSpec
+from jobs.store import is_name
 from worker.device import device_name
 from worker.training.card import write_card, write_parts_card
 from worker.training.checkpoints import Judged
@@ -90,10 +91,21 @@ def deliver_parts(
     if parts.finish is not None:
         with users_code("Parts.finish"):
             parts.finish(folder)
+            _check_written(folder)
     head = {"module": spec.module, "options": dict(spec.options)}
     summary = _summarize(folder, head, spec, course, num_rows=len(parts.train), device=device)
     write_parts_card(folder / "model" / "README.md", spec, parts, summary)
     return summary
+
+
+def _check_written(folder: Path) -> None:
+    """Raises ValueError where what a module wrote last cannot become artifacts."""
+    if not (folder / "model").is_dir() or (folder / "summary.json").is_dir():
+        raise ValueError("model/ and summary.json are not its own to remove or to make")
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not is_name(name):
+            raise ValueError(f"{name!r:.80} cannot be the name of an artifact")
 
 
 def _summarize(
