@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from worker.stop import StopReason
+from worker.training import process as training_process
 from worker.training.plan import Plan
 from worker.training.reports import Broken, Finished, Progress, Report, Saved, Stopped, parse_report, stop_line
+
+# Torch and transformers are loaded once, by a parent of all processes that computes nothing: else most of the time.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["worker.training.trainer", "worker.training.loop"])
 
 
 @dataclass
@@ -83,30 +87,38 @@ def attempt(
         **plan,
     )
     made.write(folder / "plan.json")
-    report_fd, child_fd = os.pipe()
-    argv = [sys.executable, "-m", "worker.training.process", "--plan", str(folder / "plan.json")]
-    environment = {**os.environ, "STOKER_INPUT_ROOTS": '["/"]', "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*argv, "--report-fd", str(child_fd)], stdin=subprocess.PIPE, pass_fds=(child_fd,), env=environment
+    environment = {**os.environ, "STOKER_INPUT_ROOTS": '["/"]'}
+    reports, reports_end = _PROCESSES.Pipe(duplex=False)
+    orders_end, orders = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(
+        target=_train, args=(str(folder / "plan.json"), reports_end, orders_end, environment), daemon=False
     )
-    os.close(child_fd)
+    process.start()
+    reports_end.close()
+    orders_end.close()
     found = Attempt()
-    assert process.stdin is not None
-    for report in _reports(report_fd):
+    for report in _reports(reports.fileno()):
         found.reports.append(report)
         match until(report):
             case None:
                 pass
             case "kill":
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 break
             case reason:
-                process.stdin.write(stop_line(StopReason(reason)))
-                process.stdin.flush()
-    os.close(report_fd)
-    found.status = process.wait(60)
-    process.stdin.close()
+                os.write(orders.fileno(), stop_line(StopReason(reason)))
+    process.join(60)
+    found.status = process.exitcode
+    reports.close()
+    orders.close()
     return found
+
+
+def _train(plan: str, reports: Connection, orders: Connection, environment: dict[str, str]) -> None:
+    """The process itself, as its runner starts it but for the loading of torch, which its parent has done."""
+    os.environ.update(environment)
+    os.dup2(orders.fileno(), 0)
+    os._exit(training_process.main(["--plan", plan, "--report-fd", str(reports.fileno())]))
 
 
 def broken(found: Attempt) -> Broken:
