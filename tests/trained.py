@@ -117,6 +117,7 @@ def attempt(
 def _train(plan: str, reports: Connection, orders: Connection, environment: dict[str, str]) -> None:
     """The process itself, as its runner starts it but for the loading of torch, which its parent has done."""
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # loaders start their processes as they would
     os.dup2(orders.fileno(), 0)
     os._exit(training_process.main(["--plan", plan, "--report-fd", str(reports.fileno())]))
 
