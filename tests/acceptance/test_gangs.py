@@ -20,7 +20,7 @@ from tests.integration.test_training_loop import CLASSIFIER, write_module
 # Each step takes its time, so that a training is met while it runs.
 SLOW = CLASSIFIER.replace("    def loss(batch):", "    import time\n    def loss(batch):\n        time.sleep(0.03)")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 NUM_STEPS = 240
 
@@ -68,14 +68,14 @@ def rank_of(running: Stack, rank: int) -> psutil.Process:
 
 
 def await_no_trainer(running: Stack) -> None:
-    wait_until(lambda: not running.of_role("trainer"), "the end of every rank", 30.0)
+    wait_until(lambda: not running.of_role("trainer"), "the end of every rank", 60.0)
 
 
 @pytest.fixture(scope="module")
 def calm(running: Stack, folder: Path) -> str:
     """Id of a training that was left alone."""
     job_id = running.submit(spec(folder))
-    assert running.await_end(job_id, 120.0)["state"] == "completed"
+    assert running.await_end(job_id, 360.0)["state"] == "completed"
     (tried,) = attempts(running, job_id)
     assert len(tried["slots"]) == 2
     return job_id
@@ -100,7 +100,7 @@ def test_a_gang_that_is_killed_and_stopped_comes_to_the_same_end(running: Stack,
     worker_of(running, job_id, 1).send_signal(signal.SIGTERM)  # an orderly restart of the member's slot
     await_attempt(running, job_id, 3)
     worker_of(running, job_id, 0).kill()
-    assert running.await_end(job_id, 200.0)["state"] == "completed"
+    assert running.await_end(job_id, 600.0)["state"] == "completed"
     check_same(running, job_id, calm)
     tries = attempts(running, job_id)
     assert [one["number"] for one in tries] == [1, 2, 3, 4]
@@ -117,7 +117,7 @@ def await_attempt(running: Stack, job_id: str, number: int) -> None:
         last = attempts(running, job_id)[-1]
         return bool(last["number"] == number and last["last_step"] >= last["resumed_step"] + 5)
 
-    wait_until(is_there, f"attempt {number}", 120.0)
+    wait_until(is_there, f"attempt {number}", 300.0)
 
 
 def test_a_cancelled_gang_leaves_no_process(running: Stack, folder: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_cancelled_gang_leaves_no_process(running: Stack, folder: Path) -> Non
     await_step(running, job_id, 5)
     assert len(running.of_role("trainer")) == 2
     running.run("cancel", job_id)
-    assert running.await_end(job_id, 60.0)["state"] == "cancelled"
+    assert running.await_end(job_id, 180.0)["state"] == "cancelled"
     await_no_trainer(running)
 
 
@@ -136,8 +136,8 @@ def test_a_high_job_has_the_slots_and_the_gang_goes_on_later(running: Stack, fol
     await_step(running, job_id, 10)
     urgent = spec(folder, slots=1, priority="high")
     urgent["arguments"] |= {"max_steps": 5}
-    assert running.await_end(running.submit(urgent), 120.0)["state"] == "completed"
-    assert running.await_end(job_id, 120.0)["state"] == "completed"
+    assert running.await_end(running.submit(urgent), 360.0)["state"] == "completed"
+    assert running.await_end(job_id, 360.0)["state"] == "completed"
     tries = attempts(running, job_id)
     assert [one["end"] for one in tries] == ["preempted", "completed"]
     assert tries[1]["resumed_step"] == tries[0]["last_step"] >= 10

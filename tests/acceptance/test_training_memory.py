@@ -14,7 +14,7 @@ from tests.acceptance.stack import Stack, stack
 from tests.acceptance.test_faults import QUICK
 from tests.acceptance.tight_model import tight_classifier
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 NUM_STEPS, STEP_ROWS = 8, 4
 LONG_FROM_STEP = 6
@@ -69,7 +69,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path,
     model = tight_classifier(tmp_path / "tight", most_tokens=tokens(LONG))  # one long row, and not two
     with running(tmp_path, model, STOKER_JOB_CRASHES="2") as daemon:
         job_id = daemon.submit({**spec, "model": str(model), "on_out_of_memory": "halve"})
-        job = daemon.await_end(job_id, 400.0)
+        job = daemon.await_end(job_id, 800.0)
         assert (job["state"], job["counts"]["done"]) == ("completed", NUM_STEPS), job["error"]
         found = tries(daemon, job_id)
         assert [halvings for halvings, _, _ in found] == list(range(len(found))), found
@@ -98,7 +98,7 @@ def test_what_cannot_fit_fails_and_says_what_to_change(tmp_path: Path, spec: dic
             spec["arguments"]["per_device_train_batch_size"] = 2
             spec["arguments"]["max_steps"] = NUM_STEPS * STEP_ROWS // 2
             job_id = daemon.submit(spec)
-            job = daemon.await_end(job_id, 250.0)
+            job = daemon.await_end(job_id, 500.0)
             assert (job["state"], job["error"]["code"]) == ("failed", "out_of_memory"), job["error"]
             assert words in job["error"]["message"]
             ends = [end for _, end, _ in tries(daemon, job_id)]
