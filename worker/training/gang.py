@@ -16,9 +16,11 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-_MEET_TIMEOUT = timedelta(minutes=5)
-"""For all ranks to come to one point. Their start and one rank's checkpoint or data take time; a dead rank is seen at
-once by its runner, which kills the others."""
+_MEET_TIMEOUT = timedelta(days=1)
+"""For all ranks to come to one point: one may prepare rows or write a checkpoint for hours. It is no way to notice a
+dead rank, which its runner sees at once, and then kills the others."""
+_EXCHANGE_TIMEOUT = timedelta(minutes=30)
+"""For one exchange of gradients; torch's own for gloo."""
 
 
 class Gang(Protocol):
@@ -108,7 +110,7 @@ class Ranks:
             init_method=f"file://{folder / 'ranks'}",
             rank=rank,
             world_size=size,
-            timeout=_MEET_TIMEOUT,
+            timeout=_EXCHANGE_TIMEOUT,
         )
         self._control = dist.new_group(backend="gloo", timeout=_MEET_TIMEOUT)
 
