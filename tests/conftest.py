@@ -14,12 +14,17 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests that run beside each other share the cores: the threads of one operation would wait for each other's turn,
+    # which they do by spinning.
+    os.environ["OMP_THREAD_LIMIT"] = "1"
 for name in [name for name in os.environ if name.startswith("STOKER_")]:
     del os.environ[name]  # a developer's own settings must not reach the tests
 
 import pytest
 import redis
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
 from jobs import migrations, process
 from jobs.database import Database
@@ -68,28 +73,61 @@ def postgres_server() -> Iterator[str]:
     shutil.rmtree(runtime, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite database file, to be copied: quicker than to migrate one for each test."""
+    path = tmp_path_factory.mktemp("template") / "template.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    """URL of a fresh SQLite database file."""
+def sqlite_url(tmp_path: Path, sqlite_template: Path) -> str:
+    """URL of a fresh, migrated SQLite database file."""
+    shutil.copyfile(sqlite_template, tmp_path / "test.db")
     return f"sqlite:///{tmp_path / 'test.db'}"
 
 
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: str) -> str:
+    """Name of a migrated PostgreSQL database, to be copied."""
+    run_sql(postgres_server, "CREATE DATABASE template")
+    migrate(url_of(postgres_server, "template"))
+    return "template"
+
+
 @pytest.fixture
-def postgres_url(postgres_server: str) -> Iterator[str]:
-    """URL of a fresh PostgreSQL database."""
+def postgres_url(postgres_server: str, postgres_template: str) -> Iterator[str]:
+    """URL of a fresh, migrated PostgreSQL database."""
     name = f"test_{secrets.token_hex(6)}"
-    admin = Database(postgres_server)
+    run_sql(postgres_server, f"CREATE DATABASE {name} TEMPLATE {postgres_template}")
+    yield url_of(postgres_server, name)
+    run_sql(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def migrate(url: str) -> None:
+    """Bring a database to the newest schema."""
+    db = Database(url)
+    migrations.upgrade(db)
+    db.close()
+
+
+def run_sql(server: str, statement: str) -> None:
+    """Run a statement that may not be part of a transaction."""
+    admin = Database(server)
     with admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield admin.url.set(database=name).render_as_string(hide_password=False)
-    with admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        connection.execute(text(statement))
     admin.close()
+
+
+def url_of(server: str, database: str) -> str:
+    """URL of a database of a server."""
+    return make_url(server).set(database=database).render_as_string(hide_password=False)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """URL of a fresh database of each kind."""
+    """URL of a fresh, migrated database of each kind."""
     return str(request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url"))
 
 
@@ -97,7 +135,6 @@ def database_url(request: pytest.FixtureRequest) -> str:
 def database(database_url: str) -> Iterator[Database]:
     """A fresh, migrated database of each kind."""
     db = Database(database_url)
-    migrations.upgrade(db)
     yield db
     db.close()
 
@@ -106,7 +143,6 @@ def database(database_url: str) -> Iterator[Database]:
 def sqlite_database(sqlite_url: str) -> Iterator[Database]:
     """A fresh, migrated SQLite database."""
     db = Database(sqlite_url)
-    migrations.upgrade(db)
     yield db
     db.close()
 

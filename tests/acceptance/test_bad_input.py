@@ -133,14 +133,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(running, folder)
 
 
-@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+# The commands take some each, since it is the API that finds the faults: see below.
+@pytest.mark.parametrize("bad", BAD[1::3], ids=lambda bad: bad.name)
 def test_run_refuses(site: Site, bad: Bad) -> None:
     """Lost: an hour, to a job that could never have worked; or a traceback in place of a reason."""
     sentence = site.refused("run", *bad.options(), "--output", "out.jsonl")
     assert all(word in sentence for word in bad.says), sentence
 
 
-@pytest.mark.parametrize("bad", BAD[::3], ids=lambda bad: bad.name)  # it is the API that finds the rest, see below
+@pytest.mark.parametrize("bad", BAD[::3], ids=lambda bad: bad.name)
 def test_submit_refuses(site: Site, bad: Bad) -> None:
     """Lost: the same, from a file."""
     spec = site.stack.data_dir.parent / "spec.yaml"

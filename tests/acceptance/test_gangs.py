@@ -22,7 +22,7 @@ SLOW = CLASSIFIER.replace("    def loss(batch):", "    import time\n    def loss
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-NUM_STEPS = 240
+NUM_STEPS = 150
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def spec(folder: Path, **fields: Any) -> dict[str, Any]:
         "trainer": "torch",
         "module": write_module(folder, SLOW),
         "arguments": {"max_steps": NUM_STEPS, "per_device_train_batch_size": 4, "logging_steps": 1},
-        "checkpoint": {"every_steps": 20},
+        "checkpoint": {"every_steps": 10},
         "slots": 2,
         **fields,
     }
@@ -91,7 +91,7 @@ def check_same(running: Stack, job_id: str, calm: str) -> None:
 def test_a_gang_that_is_killed_and_stopped_comes_to_the_same_end(running: Stack, folder: Path, calm: str) -> None:
     """Lost: the night's run; or a slot for good, to a rank that waits for one that is gone."""
     job_id = running.submit(spec(folder))
-    await_step(running, job_id, 30)
+    await_step(running, job_id, 15)
     with running.client() as client:
         assert [slot["job_id"] for slot in client.slots()] == [job_id, job_id]
     assert len(running.of_role("runner")) == 1, "the member's device is free for its rank"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,21 @@ def write_rows(path: Path, num_rows: int) -> Path:
     return path
 
 
-@pytest.fixture
-def spec(tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def spec(folder: Path) -> dict[str, Any]:
     """A training of a tiny encoder with dropout, a checkpoint each ten steps."""
     return {
         "kind": "training",
         "task": "text-classification",
-        "model": str(tiny.tiny_encoder(tmp_path / "encoder")),
+        "model": str(tiny.tiny_encoder(folder / "encoder")),
         "data": {
-            "train": str(write_rows(tmp_path / "train.jsonl", 200)),
-            "eval": str(write_rows(tmp_path / "eval.jsonl", 40)),
+            "train": str(write_rows(folder / "train.jsonl", 200)),
+            "eval": str(write_rows(folder / "eval.jsonl", 40)),
         },
         "arguments": {
             "max_steps": NUM_STEPS, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 5,
@@ -56,6 +62,43 @@ def spec(tmp_path: Path) -> dict[str, Any]:
         },
         "checkpoint": {"every_steps": 10, "keep": 2},
     }  # fmt: skip
+
+
+def longer(spec: dict[str, Any], num_steps: int) -> dict[str, Any]:
+    """The same training, of more steps."""
+    return {**spec, "arguments": {**spec["arguments"], "max_steps": num_steps}}
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path) -> Iterator[Stack]:
+    """One slot."""
+    with stack(folder / "data", slots=1, **QUICK) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chain(running: Stack, spec: dict[str, Any]) -> tuple[str, str]:
+    """A training that was left alone, and an inference by its model, submitted at once; both have ended."""
+    training = running.submit(spec)
+    rows = {"path": spec["data"]["eval"], "columns": {"text": "text"}}
+    answers = running.submit({"task": "text-classification", "model": f"job:{training}", "input": rows})
+    for job_id in (training, answers):
+        assert running.await_end(job_id, 360.0)["state"] == "completed"
+    return training, answers
+
+
+@pytest.fixture(scope="module")
+def calm(chain: tuple[str, str]) -> str:
+    """Id of the training that was left alone."""
+    return chain[0]
+
+
+@pytest.fixture
+def database(running: Stack) -> Iterator[Database]:
+    """The stack's own."""
+    database = Database(Settings(data_dir=running.data_dir).resolved_database_url)
+    yield database
+    database.close()
 
 
 def losses(running: Stack, job_id: str) -> list[tuple[int, str]]:
@@ -87,130 +130,109 @@ def await_step(running: Stack, job_id: str, step: int) -> None:
     wait_until(is_there, f"step {step}", 300.0)
 
 
-def test_a_killed_training_comes_to_the_same_losses_and_weights(tmp_path: Path, spec: dict[str, Any]) -> None:
+def test_an_inference_waits_for_the_training_whose_model_it_names(running: Stack, chain: tuple[str, str]) -> None:
+    """Lost: one command file for a chain of jobs."""
+    calm, answers = chain
+    labels = {result["output"][0]["label"] for result in running.results(answers)}
+    assert labels <= set(WORDS)
+    with running.client() as client:
+        assert client.job(calm)["ended_at"] <= client.job(answers)["started_at"]
+        names = {artifact["name"] for artifact in client.artifacts(calm)}
+    assert {"model/config.json", "model/README.md", "summary.json", "metrics.jsonl", "loss.png"} <= names
+    store = Store(Settings(data_dir=running.data_dir).resolved_store_url)
+    assert len({key.split("/")[3] for key in store.list(f"jobs/{calm}/checkpoints/")}) <= 2
+
+
+def test_a_killed_training_comes_to_the_same_losses_and_weights(
+    running: Stack, spec: dict[str, Any], calm: str
+) -> None:
     """Lost: the night's run, or the trust that it is the run that was asked for."""
     chosen = random.Random(11)
-    with stack(tmp_path / "data", slots=1, **QUICK) as running:
-        calm = running.submit(spec)
-        assert running.await_end(calm, 360.0)["state"] == "completed"
-        shot = running.submit(spec)
-        for number, role in enumerate(("trainer", "runner", "celery", "scheduler")):
-            await_step(running, shot, 12 * number + chosen.randint(1, 9))
-            for victim in running.of_role(role)[:1]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    victim.kill()
-            if role == "runner":
-                with redis.Redis(unix_socket_path=str(Settings(data_dir=running.data_dir).redis_socket)) as client:
-                    client.flushall()
-        job = running.await_end(shot, 600.0)
-        assert (job["state"], job["counts"]) == ("completed", {"total": NUM_STEPS, "done": NUM_STEPS, "failed": 0})
-        assert losses(running, shot) == losses(running, calm)
-        assert [step for step, _ in losses(running, shot)] == list(range(1, NUM_STEPS + 1))
-        assert weights(running, shot) == weights(running, calm)
-        tries = attempts(running, shot)
-        assert len(tries) >= 3, tries
-        assert {one["end"] for one in tries[:-1]} <= {"machine", "lost"}
-        assert tries[-1]["end"] == "completed"
-        assert all(one["resumed_step"] % 10 == 0 for one in tries)
-        assert tries[-1]["resumed_step"] > 0
+    shot = running.submit(spec)
+    for number, role in enumerate(("trainer", "runner", "celery", "scheduler")):
+        await_step(running, shot, 12 * number + chosen.randint(1, 9))
+        for victim in running.of_role(role)[:1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+        if role == "runner":
+            with redis.Redis(unix_socket_path=str(Settings(data_dir=running.data_dir).redis_socket)) as client:
+                client.flushall()
+    job = running.await_end(shot, 600.0)
+    assert (job["state"], job["counts"]) == ("completed", {"total": NUM_STEPS, "done": NUM_STEPS, "failed": 0})
+    assert losses(running, shot) == losses(running, calm)
+    assert [step for step, _ in losses(running, shot)] == list(range(1, NUM_STEPS + 1))
+    assert weights(running, shot) == weights(running, calm)
+    tries = attempts(running, shot)
+    assert len(tries) >= 3, tries
+    assert {one["end"] for one in tries[:-1]} <= {"machine", "lost"}
+    assert tries[-1]["end"] == "completed"
+    assert all(one["resumed_step"] % 10 == 0 for one in tries)
+    assert tries[-1]["resumed_step"] > 0
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, spec: dict[str, Any]) -> None:
+def test_a_damaged_checkpoint_is_passed_over(
+    running: Stack, spec: dict[str, Any], calm: str, database: Database
+) -> None:
     """Lost: every later attempt, to one bad block on a disk."""
-    with stack(tmp_path / "data", slots=1, **QUICK) as running:
-        calm = running.submit(spec)
-        assert running.await_end(calm, 360.0)["state"] == "completed"
-        job_id = running.submit(spec)
-        await_step(running, job_id, 31)
-        held = running.of_role("trainer")
-        for process in held:  # it makes no further checkpoint; the one that it made may still be on its way
-            process.suspend()
-        settings = Settings(data_dir=running.data_dir)
-        database = Database(settings.resolved_database_url)
+    job_id = running.submit(spec)
+    await_step(running, job_id, 31)
+    held = running.of_role("trainer")
+    for process in held:  # it makes no further checkpoint; the one that it made may still be on its way
+        process.suspend()
 
-        def is_kept() -> bool:
-            with database.read() as session:
-                return training.checkpoints(session, job_id)[0].step >= 30
-
-        wait_until(is_kept, "the checkpoint of step 30", 60.0)
-        with database.write() as session:
-            newest = training.checkpoints(session, job_id)[0]
-            newest.files = [{**file, "sha256": "0" * 64} for file in newest.files]
-        database.close()
-        for process in held:
-            process.kill()
-        assert running.await_end(job_id, 360.0)["state"] == "completed"
-        assert attempts(running, job_id)[-1]["resumed_step"] < newest.step
-        with running.client() as client:
-            names = [event["name"] for event in client.events(job_id, follow=False)]
-        assert "checkpoint.damaged" in names
-        assert weights(running, job_id) == weights(running, calm)
-
-
-def test_a_daemon_that_is_stopped_goes_on_where_it_was(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """Lost: the steps since the last checkpoint at each deployment; or a stopped training that says it is completed."""
-    long = {**spec, "arguments": {**spec["arguments"], "max_steps": 400}}
-    with stack(tmp_path / "data", slots=1, **QUICK) as running:
-        job_id = running.submit(long)
-        await_step(running, job_id, 15)
-        assert running.stop() == 0
-        running.start()
-        job = running.await_end(job_id, 600.0)
-        assert job["state"] == "completed"
-        first, *_, last = attempts(running, job_id)
-        assert first["end"] == "shutdown", first
-        assert first["last_step"] >= 15
-        assert last["resumed_step"] >= first["last_step"], "it was stopped with a checkpoint of its last step"
-
-
-def test_a_cancelled_training_leaves_no_process(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """Lost: a GPU, to a run that nobody wants."""
-    endless = {**spec, "arguments": {**spec["arguments"], "max_steps": 100_000}}
-    with stack(tmp_path / "data", slots=1, **QUICK) as running:
-        job_id = running.submit(endless)
-        await_step(running, job_id, 3)
-        running.run("cancel", job_id, "--wait")
-        with running.client() as client:
-            assert client.job(job_id)["state"] == "cancelled"
-            step = client.job(job_id)["counts"]["done"]
-        assert running.of_role("trainer") == []
-        assert attempts(running, job_id)[-1]["end"] == "cancelled"
-        again = running.run("retry", job_id).stdout.strip()
-        await_step(running, again, step + 1)
-        assert attempts(running, again)[0]["resumed_step"] == step, "what was computed is not lost"
-        running.run("cancel", again, "--wait")
-
-
-def test_a_training_out_of_time_keeps_what_it_learned(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """Lost: all of a night, to a limit that was an hour too short."""
-    endless = {**spec, "arguments": {**spec["arguments"], "max_steps": 100_000}, "time_limit": "1h"}
-    with stack(tmp_path / "data", slots=1, **QUICK) as running:
-        job_id = running.submit(endless)
-        await_step(running, job_id, 3)
-        database = Database(Settings(data_dir=running.data_dir).resolved_database_url)
-        with database.write() as session:  # the hour is over
-            session.get_one(Job, job_id).deadline_at = database.time(session)
-        assert running.await_end(job_id, 180.0)["state"] == "expired"
-        wait_until(lambda: attempts(running, job_id)[-1]["end"], "the end of its attempt")
-        last = attempts(running, job_id)[-1]
-        assert last["end"] == "time_limit"
+    def is_kept() -> bool:
         with database.read() as session:
-            assert training.checkpoints(session, job_id)[0].step == last["last_step"]
-        database.close()
+            return training.checkpoints(session, job_id)[0].step >= 30
+
+    wait_until(is_kept, "the checkpoint of step 30", 60.0)
+    with database.write() as session:
+        newest = training.checkpoints(session, job_id)[0]
+        newest.files = [{**file, "sha256": "0" * 64} for file in newest.files]
+    for process in held:
+        process.kill()
+    assert running.await_end(job_id, 360.0)["state"] == "completed"
+    assert attempts(running, job_id)[-1]["resumed_step"] < newest.step
+    with running.client() as client:
+        names = [event["name"] for event in client.events(job_id, follow=False)]
+    assert "checkpoint.damaged" in names
+    assert weights(running, job_id) == weights(running, calm)
 
 
-def test_an_inference_waits_for_the_training_whose_model_it_names(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """Lost: one command file for a chain of jobs."""
-    with stack(tmp_path / "data", slots=1, **QUICK) as running:
-        training = running.submit(spec)
-        rows = {"path": spec["data"]["eval"], "columns": {"text": "text"}}
-        answers = running.submit({"task": "text-classification", "model": f"job:{training}", "input": rows})
-        assert running.await_end(answers, 360.0)["state"] == "completed"
-        labels = {result["output"][0]["label"] for result in running.results(answers)}
-        assert labels <= set(WORDS)
-        with running.client() as client:
-            assert client.job(training)["ended_at"] <= client.job(answers)["started_at"]
-            names = {artifact["name"] for artifact in client.artifacts(training)}
-        assert {"model/config.json", "model/README.md", "summary.json", "metrics.jsonl", "loss.png"} <= names
-        store = Store(Settings(data_dir=running.data_dir).resolved_store_url)
-        assert len({key.split("/")[3] for key in store.list(f"jobs/{training}/checkpoints/")}) <= 2
+def test_a_daemon_that_is_stopped_goes_on_where_it_was(running: Stack, spec: dict[str, Any]) -> None:
+    """Lost: the steps since the last checkpoint at each deployment; or a stopped training that says it is completed."""
+    job_id = running.submit(longer(spec, 200))
+    await_step(running, job_id, 15)
+    assert running.stop() == 0
+    running.start()
+    job = running.await_end(job_id, 600.0)
+    assert job["state"] == "completed"
+    first, *_, last = attempts(running, job_id)
+    assert first["end"] == "shutdown", first
+    assert first["last_step"] >= 15
+    assert last["resumed_step"] >= first["last_step"], "it was stopped with a checkpoint of its last step"
+
+
+def test_a_cancelled_training_leaves_no_process_and_a_retry_keeps_what_it_learned(
+    running: Stack, spec: dict[str, Any], database: Database
+) -> None:
+    """Lost: a GPU, to a run that nobody wants; or all of a night, to a limit that was an hour too short."""
+    job_id = running.submit({**longer(spec, 100_000), "time_limit": "1h"})
+    await_step(running, job_id, 3)
+    running.run("cancel", job_id, "--wait")
+    with running.client() as client:
+        assert client.job(job_id)["state"] == "cancelled"
+        step = client.job(job_id)["counts"]["done"]
+    assert running.of_role("trainer") == []
+    assert attempts(running, job_id)[-1]["end"] == "cancelled"
+
+    again = running.run("retry", job_id).stdout.strip()
+    await_step(running, again, step + 1)
+    assert attempts(running, again)[0]["resumed_step"] == step, "what was computed is not lost"
+    with database.write() as session:  # the hour is over
+        session.get_one(Job, again).deadline_at = database.time(session)
+    assert running.await_end(again, 180.0)["state"] == "expired"
+    wait_until(lambda: attempts(running, again)[-1]["end"], "the end of its attempt")
+    last = attempts(running, again)[-1]
+    assert last["end"] == "time_limit"
+    with database.read() as session:
+        assert training.checkpoints(session, again)[0].step == last["last_step"]

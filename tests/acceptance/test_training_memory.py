@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import tiny
-from tests.acceptance.odd_model import trusting
 from tests.acceptance.stack import Stack, stack
 from tests.acceptance.test_faults import QUICK
 from tests.acceptance.tight_model import tight_classifier
@@ -46,9 +46,22 @@ def tokens(text: str) -> int:
     return len(tiny.wordpiece_tokenizer()(text)["input_ids"])
 
 
-def running(tmp_path: Path, model: Path, **more: str) -> Any:
-    """A stack of one slot that runs the tight model."""
-    return stack(tmp_path / "data", slots=1, **QUICK, **trusting(model, tmp_path / "modules"), **more)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two models: one long row has room in the one, and none in the other."""
+    folder = tmp_path_factory.mktemp("tight")
+    tight_classifier(folder / "one", most_tokens=tokens(LONG))
+    tight_classifier(folder / "none", most_tokens=tokens(LONG) - 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def daemon(models: Path) -> Iterator[Stack]:
+    """A stack of one slot that runs both; two failures of its machine are as many as it takes."""
+    trusted = json.dumps([str(models / "one"), str(models / "none")])
+    environment = {"STOKER_TRUSTED_REMOTE_CODE": trusted, "HF_MODULES_CACHE": str(models / "modules")}
+    with stack(models / "data", slots=1, **QUICK, **environment, STOKER_JOB_CRASHES="2") as running:
+        yield running
 
 
 def tries(daemon: Stack, job_id: str) -> list[tuple[int, str, int]]:
@@ -64,42 +77,44 @@ def summary(daemon: Stack, job_id: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path, spec: dict[str, Any]) -> None:
+def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
+    daemon: Stack, models: Path, tmp_path: Path, spec: dict[str, Any]
+) -> None:
     """Lost: the night, to one number; or a few tries in, as if the machine had failed as often."""
-    model = tight_classifier(tmp_path / "tight", most_tokens=tokens(LONG))  # one long row, and not two
-    with running(tmp_path, model, STOKER_JOB_CRASHES="2") as daemon:
-        job_id = daemon.submit({**spec, "model": str(model), "on_out_of_memory": "halve"})
-        job = daemon.await_end(job_id, 800.0)
-        assert (job["state"], job["counts"]["done"]) == ("completed", NUM_STEPS), job["error"]
-        found = tries(daemon, job_id)
-        assert [halvings for halvings, _, _ in found] == list(range(len(found))), found
-        assert {end for _, end, _ in found[:-1]} == {"out_of_memory"}
-        assert found[-1] == (2, "completed", LONG_FROM_STEP - 2), "4 rows, halved to one; what was computed is kept"
-        told = summary(daemon, job_id, tmp_path / "made")
-        assert (told["micro_batch"], told["accumulation"]) == (1, STEP_ROWS), "a step is still of as many rows"
-        with daemon.client() as client:
-            steps = [one["step"] for one in client.metrics(job_id, name="loss")]
-        assert steps == list(range(1, NUM_STEPS + 1))
-        shown = daemon.run("status", job_id).stdout
-        assert {"halvings", "out_of_memory"} <= set(shown.split()), shown
+    job_id = daemon.submit({**spec, "model": str(models / "one"), "on_out_of_memory": "halve"})
+    job = daemon.await_end(job_id, 800.0)
+    assert (job["state"], job["counts"]["done"]) == ("completed", NUM_STEPS), job["error"]
+    found = tries(daemon, job_id)
+    assert [halvings for halvings, _, _ in found] == list(range(len(found))), found
+    assert {end for _, end, _ in found[:-1]} == {"out_of_memory"}
+    assert found[-1] == (2, "completed", LONG_FROM_STEP - 2), "4 rows, halved to one; what was computed is kept"
+    told = summary(daemon, job_id, tmp_path / "made")
+    assert (told["micro_batch"], told["accumulation"]) == (1, STEP_ROWS), "a step is still of as many rows"
+    with daemon.client() as client:
+        steps = [one["step"] for one in client.metrics(job_id, name="loss")]
+    assert steps == list(range(1, NUM_STEPS + 1))
+    shown = daemon.run("status", job_id).stdout
+    assert {"halvings", "out_of_memory"} <= set(shown.split()), shown
 
 
-def test_what_cannot_fit_fails_and_says_what_to_change(tmp_path: Path, spec: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "micro_batch", "advice"),
+    [
+        ("fail", 2, "make arguments.per_device_train_batch_size smaller, or set on_out_of_memory: halve"),
+        ("halve", 1, "the micro-batch is 1 already"),
+    ],
+)
+def test_what_cannot_fit_fails_and_says_what_to_change(
+    daemon: Stack, models: Path, spec: dict[str, Any], wanted: str, micro_batch: int, advice: str
+) -> None:
     """Lost: hours of tries that could not but fail, and the one word that would have helped."""
-    model = tight_classifier(tmp_path / "tight", most_tokens=tokens(LONG) - 1)
-    spec["model"] = str(model)
-    advice = {
-        "fail": "make arguments.per_device_train_batch_size smaller, or set on_out_of_memory: halve",
-        "halve": "the micro-batch is 1 already",
+    spec |= {"model": str(models / "none"), "on_out_of_memory": wanted}
+    spec["arguments"] |= {
+        "per_device_train_batch_size": micro_batch,
+        "max_steps": NUM_STEPS * STEP_ROWS // micro_batch,
     }
-    with running(tmp_path, model) as daemon:
-        for wanted, words in advice.items():
-            spec["on_out_of_memory"] = wanted
-            spec["arguments"]["per_device_train_batch_size"] = 2
-            spec["arguments"]["max_steps"] = NUM_STEPS * STEP_ROWS // 2
-            job_id = daemon.submit(spec)
-            job = daemon.await_end(job_id, 500.0)
-            assert (job["state"], job["error"]["code"]) == ("failed", "out_of_memory"), job["error"]
-            assert words in job["error"]["message"]
-            ends = [end for _, end, _ in tries(daemon, job_id)]
-            assert ends == ["out_of_memory"] * (2 if wanted == "halve" else 1)
+    job_id = daemon.submit(spec)
+    job = daemon.await_end(job_id, 500.0)
+    assert (job["state"], job["error"]["code"]) == ("failed", "out_of_memory"), job["error"]
+    assert advice in job["error"]["message"]
+    assert [end for _, end, _ in tries(daemon, job_id)] == ["out_of_memory"]

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import gangs, history, leases, ledger, migrations, planning, slots, sweeps, training
+from jobs import gangs, history, leases, ledger, planning, slots, sweeps, training
 from jobs.database import Database
 from jobs.errors import Conflict, LostLease, RunnerDied
 from jobs.leases import Grant
@@ -224,7 +224,6 @@ def test_a_member_that_falls_silent_ends_the_gang(database_url: str, settings: S
     """Lost: a training that waits for a dead process in its collective."""
     clock = [1000.0]
     db = Database(database_url, clock=lambda: clock[0])
-    migrations.upgrade(db)
     make_slots(db, settings)
     job_id = make_job(db)
     lease_ids = gathered(db, job_id)
@@ -246,7 +245,6 @@ def test_a_slot_that_does_not_answer_ends_the_gang_and_only_it_goes_offline(
     """Lost: a leader that holds its device and waits for ever for a member that never comes."""
     clock = [1000.0]
     db = Database(database_url, clock=lambda: clock[0])
-    migrations.upgrade(db)
     make_slots(db, settings)
     lease_ids = granted(db, make_job(db))
     leases.activate(db, lease_ids[0], "s0-1", lease_seconds=LEASE_SECONDS)

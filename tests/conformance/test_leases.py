@@ -225,11 +225,8 @@ def test_released_and_given_back_chunks_keep_their_attempt(database: Database, s
 
 def test_a_dead_lease_expires_and_its_chunks_come_back(database_url: str, settings: Settings) -> None:
     """Lost: work of a host that lost its power."""
-    from jobs import migrations
-
     clock = [1000.0]
     db = Database(database_url, clock=lambda: clock[0])
-    migrations.upgrade(db)
     make_slots(db, settings, "s0")
     job_id = make_job(db)
     lease_id = hold(db, job_id, "s0")
@@ -248,11 +245,8 @@ def test_a_dead_lease_expires_and_its_chunks_come_back(database_url: str, settin
 
 def test_an_unanswered_doorbell_rings_again_then_gives_the_slot_up(database_url: str, settings: Settings) -> None:
     """Lost: a job stuck for ever behind a message that Redis dropped."""
-    from jobs import migrations
-
     clock = [1000.0]
     db = Database(database_url, clock=lambda: clock[0])
-    migrations.upgrade(db)
     make_slots(db, settings, "s0")
     job_id = make_job(db)
     (lease_id,) = leases.grant(db, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs import migrations
 from jobs.database import Database
 from jobs.settings import Settings
 from tests.live_api import LiveApi, live_api, spec_document, write_rows
@@ -17,7 +16,6 @@ from tests.live_api import LiveApi, live_api, spec_document, write_rows
 def api(settings: Settings, postgres_url: str) -> Iterator[LiveApi]:
     """A running API over PostgreSQL."""
     database = Database(postgres_url)
-    migrations.upgrade(database)
     with live_api(settings, database) as running:
         yield running
     database.close()

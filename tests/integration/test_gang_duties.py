@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from jobs import leases, ledger, migrations, planning, slots, training
+from jobs import leases, ledger, planning, slots, training
 from jobs.database import Database
 from jobs.queue import make_app, queue_name
 from jobs.settings import Settings
@@ -55,7 +55,6 @@ def gang_house(database_url: str, settings: Settings, redis_url: str, tmp_path: 
     changed = settings.model_copy(update={"database_url": database_url, "redis_url": redis_url})
     found: list[GangHouse] = []
     db = Database(database_url, clock=lambda: found[0].clock() if found else 0.0)
-    migrations.upgrade(db)
     found.append(GangHouse(db, changed, Store(str(tmp_path / "store")), make_app(changed)))
     found[0].furnish()
     yield found[0]

@@ -278,7 +278,7 @@ def test_a_hanging_row_is_found_out(open_bench: Opener, tmp_path: Path) -> None:
 
 
 def test_a_cancel_reaches_the_runner(open_bench: Opener, tmp_path: Path) -> None:
-    with open_bench(lease_seconds=1.0) as bench:
+    with open_bench(lease_seconds=3.0) as bench:
         job = bench.job(tmp_path, "wait")
         with bench.running(job) as lease_id:
             wait_until(lambda: bench.standby.warm_models, "the runner works")
@@ -289,7 +289,7 @@ def test_a_cancel_reaches_the_runner(open_bench: Opener, tmp_path: Path) -> None
 
 
 def test_a_runner_deaf_to_a_cancel_is_killed_after_the_grace(open_bench: Opener, tmp_path: Path) -> None:
-    with open_bench(lease_seconds=1.0, grace_seconds=0.5) as bench:
+    with open_bench(lease_seconds=3.0, grace_seconds=0.5) as bench:
         job = bench.job(tmp_path, "deaf")
         with bench.running(job) as lease_id:
             wait_until(lambda: bench.standby.warm_models, "the runner works")
@@ -301,7 +301,7 @@ def test_a_runner_deaf_to_a_cancel_is_killed_after_the_grace(open_bench: Opener,
 
 
 def test_a_yield_gives_the_rest_back(open_bench: Opener, tmp_path: Path) -> None:
-    with open_bench(lease_seconds=1.0) as bench:
+    with open_bench(lease_seconds=3.0) as bench:
         job = bench.job(tmp_path, "wait")
         with bench.running(job) as lease_id:
             wait_until(lambda: bench.standby.warm_models, "the runner works")
@@ -312,7 +312,7 @@ def test_a_yield_gives_the_rest_back(open_bench: Opener, tmp_path: Path) -> None
 
 def test_a_lost_lease_ends_the_runner_at_once(open_bench: Opener, tmp_path: Path) -> None:
     """Somebody else owns the work: nothing of ours may go on with it."""
-    with open_bench(lease_seconds=1.0) as bench:
+    with open_bench(lease_seconds=3.0) as bench:
         job = bench.job(tmp_path, "deaf")
         with bench.running(job) as lease_id:
             wait_until(lambda: bench.standby.warm_models, "the runner works")
@@ -324,7 +324,7 @@ def test_a_lost_lease_ends_the_runner_at_once(open_bench: Opener, tmp_path: Path
 def test_a_database_that_falls_silent_ends_the_runner_when_the_lease_may_be_anothers(
     open_bench: Opener, tmp_path: Path
 ) -> None:
-    with open_bench(lease_seconds=1.0) as bench:
+    with open_bench(lease_seconds=3.0) as bench:
         job = bench.job(tmp_path, "deaf")
         with bench.running(job):
             wait_until(lambda: bench.standby.warm_models, "the runner works")

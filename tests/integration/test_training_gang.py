@@ -15,7 +15,7 @@ import pytest
 from jobs.errors import RunnerDied
 from tests import tiny
 from tests.integration.test_training_loop import CLASSIFIER, write_module
-from tests.trained import Attempt, write_rows
+from tests.trained import Attempt, attempt, write_rows
 from worker.stop import Stop
 from worker.training.plan import Plan
 from worker.training.ranks import RankProcesses
@@ -121,10 +121,11 @@ def scores(found: Attempt) -> dict[str, float]:
     return {name: value for step, name, value in found.points if step == NUM_STEPS and name.startswith("eval_")}
 
 
-def test_two_ranks_are_one_process_with_the_doubled_batch(tmp_path: Path) -> None:
+def test_two_ranks_are_one_process_with_the_doubled_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lost: the training that was asked for, as soon as it is given more slots."""
+    monkeypatch.setenv("STOKER_CODE_ROOTS", json.dumps([str(tmp_path)]))
     spec = loop_spec(tmp_path)
-    alone = run_ranks(tmp_path / "alone", spec, 1)
+    alone = attempt(tmp_path / "alone", spec)
     spec["arguments"]["per_device_train_batch_size"] = 4
     together = run_ranks(tmp_path / "together", spec, 2)
     check_alike(alone, together.losses)
@@ -134,7 +135,7 @@ def test_two_ranks_are_one_process_with_the_doubled_batch(tmp_path: Path) -> Non
 def test_so_are_two_of_the_trainers_that_stop_and_go_on(tmp_path: Path) -> None:
     """Lost: the same; or slots for good, to ranks that stop at different steps and wait for each other."""
     spec = trainer_spec(tmp_path)
-    alone = run_ranks(tmp_path / "alone", spec, 1)
+    alone = attempt(tmp_path / "alone", spec)
     spec["arguments"]["per_device_train_batch_size"] = 4
 
     def stop(report: Report, stop: Stop) -> None:
