@@ -26,6 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InternalError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session, SQLModel
 
 from jobs.errors import InvalidSpec, ServiceUnavailable
@@ -80,13 +81,20 @@ class Database:
                 f"database_url: the driver for '{parsed.drivername}' is not installed (pip install 'stoker[postgres]')",
                 param="database_url",
             ) from error
+        self._is_closed = False
+        event.listen(self.engine, "checkin", self._take_back)
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
 
     def close(self) -> None:
-        """Close every pooled connection."""
+        """Close every connection; one that a thread still uses, as soon as it gives it back."""
+        self._is_closed = True
         self.engine.dispose()
+
+    def _take_back(self, _connection: object, record: ConnectionPoolEntry) -> None:
+        if self._is_closed:
+            record.invalidate()
 
     # -- transactions
 
