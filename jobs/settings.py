@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     # -- slots and runners
     slots: int = Field(default=0, ge=0)
     """CPU slots where there is no GPU (0: one for each two cores, at least one), or the most GPUs to use (0: all)."""
+    slot_threads: int = Field(default=0, ge=0)
+    """CPU threads of one operation on a slot; 0: the host's cores, divided among its slots."""
     host_name: str = ""
     """Name of this host in slot ids; empty: the machine's own."""
     warm_models: int = Field(default=2, ge=1)

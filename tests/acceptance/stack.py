@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -34,15 +36,17 @@ ROLES: Mapping[str, str] = {
 class Stack:
     """One embedded stack on one data directory."""
 
-    def __init__(self, data_dir: Path, *, slots: int = 2, **environment: str) -> None:
+    def __init__(self, data_dir: Path, *, slots: int = 1, **environment: str) -> None:
         self.data_dir, self.num_slots = data_dir, slots
-        self.environment = {**os.environ, "STOKER_DATA_DIR": str(data_dir), "HF_HUB_OFFLINE": "1", **environment}
+        own = {"STOKER_DATA_DIR": str(data_dir), "STOKER_SLOT_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.environment = {**os.environ, **own, **environment}
+        self.port = free_port()
         self.up: subprocess.Popen[str] | None = None
         self.url = ""
 
     def start(self) -> None:
         """`stoker up`, until it says that it is ready."""
-        argv = [sys.executable, "-m", "scheduler.cli", "up", "--port", "0", "--slots", str(self.num_slots)]
+        argv = [sys.executable, "-m", "scheduler.cli", "up", "--port", str(self.port), "--slots", str(self.num_slots)]
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         log = (self.data_dir.parent / "up.err").open("a")
         self.up = subprocess.Popen(argv, env=self.environment, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -137,8 +141,18 @@ class Stack:
         return matching
 
 
+def free_port() -> int:
+    """A port that nothing listens at, and that the kernel gives to nobody while the API there is being restarted."""
+    first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(10_000, first_given)
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+
+
 @contextmanager
-def stack(data_dir: Path, *, slots: int = 2, **environment: str) -> Iterator[Stack]:
+def stack(data_dir: Path, *, slots: int = 1, **environment: str) -> Iterator[Stack]:
     """A running stack; at the end it is stopped and must leave no process behind."""
     running = Stack(data_dir, slots=slots, **environment)
     running.start()

@@ -22,7 +22,7 @@ from tests.tiny import SENTENCES
 
 NUM_ROWS = 64
 CHUNK_ROWS = 8
-NUM_ROUNDS, JOBS_IN_A_ROUND = 8, 3
+NUM_ROUNDS, JOBS_IN_A_ROUND = 5, 3
 """More jobs than slots, so that some are cancelled while they wait."""
 
 pytestmark = pytest.mark.slow

@@ -25,8 +25,6 @@ from tests import tiny
 from tests.acceptance.stack import Stack, stack
 from tests.conftest import wait_until
 
-NUM_ROWS = {"sqlite": 20_000, "postgresql": 6_000}
-"""The whole on the database that a newcomer has, and on the other enough to meet every fault."""
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potent potions behind closed doors".split()
 QUICK = {"STOKER_LEASE_SECONDS": "4", "STOKER_SLOT_SECONDS": "4", "STOKER_DOORBELL_SECONDS": "2"}
 """Short lives, so that what must be waited for is."""
@@ -101,10 +99,18 @@ class Sniper(threading.Thread):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_20000_rows_survive_a_kill_every_two_seconds(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("kind", "num_rows"),
+    [
+        ("sqlite", 5_000),
+        pytest.param("sqlite", 20_000, marks=pytest.mark.soak),
+        pytest.param("postgresql", 20_000, marks=pytest.mark.soak),
+    ],
+)
+def test_every_row_survives_a_kill_every_two_seconds(
+    kind: str, num_rows: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Lost: everything that Stoker is for."""
-    num_rows = NUM_ROWS[kind]
     environment = dict(QUICK)
     if kind == "postgresql":
         environment["STOKER_DATABASE_URL"] = request.getfixturevalue("postgres_url")
@@ -165,6 +171,7 @@ def assert_invariants(database_url: str, job_id: str, num_rows: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_drawn_texts_are_the_same_whatever_is_killed(tmp_path: Path) -> None:
     """Lost: a seed's meaning, at the first machine that fails."""

@@ -13,7 +13,7 @@ import pytest
 
 from tests.acceptance.stack import Stack, stack
 from tests.acceptance.test_faults import QUICK
-from tests.acceptance.test_training import attempts, await_step, losses
+from tests.acceptance.test_training import attempts, await_attempt, await_step, losses
 from tests.conftest import wait_until
 from tests.integration.test_training_loop import CLASSIFIER, write_module
 
@@ -67,10 +67,6 @@ def rank_of(running: Stack, rank: int) -> psutil.Process:
     return next(process for process in running.of_role("trainer") if ["--rank", str(rank)] == process.cmdline()[-4:-2])
 
 
-def await_no_trainer(running: Stack) -> None:
-    wait_until(lambda: not running.of_role("trainer"), "the end of every rank", 60.0)
-
-
 @pytest.fixture(scope="module")
 def calm(running: Stack, folder: Path) -> str:
     """Id of a training that was left alone."""
@@ -81,64 +77,39 @@ def calm(running: Stack, folder: Path) -> str:
     return job_id
 
 
-def check_same(running: Stack, job_id: str, calm: str) -> None:
-    """It came to the losses and weights of the calm one."""
-    assert losses(running, job_id) == losses(running, calm)
-    assert weights(running, job_id) == weights(running, calm)
-    await_no_trainer(running)
-
-
-def test_a_gang_that_is_killed_and_stopped_comes_to_the_same_end(running: Stack, folder: Path, calm: str) -> None:
-    """Lost: the night's run; or a slot for good, to a rank that waits for one that is gone."""
-    job_id = running.submit(spec(folder))
+def test_a_gang_that_is_preempted_killed_and_stopped_comes_to_the_same_end(
+    running: Stack, folder: Path, calm: str
+) -> None:
+    """Lost: the night's run; what is urgent, to it; or a slot for good, to a rank that waits for one that is gone."""
+    job_id = running.submit(spec(folder, priority="low"))
     await_step(running, job_id, 15)
     with running.client() as client:
         assert [slot["job_id"] for slot in client.slots()] == [job_id, job_id]
     assert len(running.of_role("runner")) == 1, "the member's device is free for its rank"
-    rank_of(running, 1).kill()
+
+    urgent = running.submit(spec(folder, priority="high"))
+    await_step(running, urgent, 5)
+    ranks = running.of_role("trainer")
+    assert len(ranks) == 2
+    running.run("cancel", urgent)
+    assert running.await_end(urgent, 180.0)["state"] == "cancelled"
+    wait_until(lambda: not any(rank.is_running() for rank in ranks), "no rank of a cancelled gang is left")
+
     await_attempt(running, job_id, 2)
-    worker_of(running, job_id, 1).send_signal(signal.SIGTERM)  # an orderly restart of the member's slot
+    rank_of(running, 1).kill()
     await_attempt(running, job_id, 3)
+    worker_of(running, job_id, 1).send_signal(signal.SIGTERM)  # an orderly restart of the member's slot
+    await_attempt(running, job_id, 4)
     worker_of(running, job_id, 0).kill()
+
     assert running.await_end(job_id, 600.0)["state"] == "completed"
-    check_same(running, job_id, calm)
+    assert losses(running, job_id) == losses(running, calm)
+    assert weights(running, job_id) == weights(running, calm)
     tries = attempts(running, job_id)
-    assert [one["number"] for one in tries] == [1, 2, 3, 4]
-    assert [one["end"] for one in tries] == ["machine", "shutdown", "lost", "completed"]
-    assert tries[2]["resumed_step"] == tries[1]["last_step"], "it was stopped with a checkpoint of its last step"
-    assert tries[3]["resumed_step"] > 0
+    assert [one["number"] for one in tries] == [1, 2, 3, 4, 5]
+    assert [one["end"] for one in tries] == ["preempted", "machine", "shutdown", "lost", "completed"]
+    assert tries[1]["resumed_step"] == tries[0]["last_step"] >= 15, "it made way with a checkpoint of its last step"
+    assert tries[3]["resumed_step"] == tries[2]["last_step"], "it was stopped with one"
+    assert tries[4]["resumed_step"] > 0
     wait_until(lambda: len(running.of_role("runner")) == 2, "each slot has its runner again")
-
-
-def await_attempt(running: Stack, job_id: str, number: int) -> None:
-    """Wait until an attempt has come some steps further."""
-
-    def is_there() -> bool:
-        last = attempts(running, job_id)[-1]
-        return bool(last["number"] == number and last["last_step"] >= last["resumed_step"] + 5)
-
-    wait_until(is_there, f"attempt {number}", 300.0)
-
-
-def test_a_cancelled_gang_leaves_no_process(running: Stack, folder: Path) -> None:
-    """Lost: both slots."""
-    job_id = running.submit(spec(folder))
-    await_step(running, job_id, 5)
-    assert len(running.of_role("trainer")) == 2
-    running.run("cancel", job_id)
-    assert running.await_end(job_id, 180.0)["state"] == "cancelled"
-    await_no_trainer(running)
-
-
-def test_a_high_job_has_the_slots_and_the_gang_goes_on_later(running: Stack, folder: Path, calm: str) -> None:
-    """Lost: what is urgent, to a training of days; or the training, to what was urgent."""
-    job_id = running.submit(spec(folder, priority="low"))
-    await_step(running, job_id, 10)
-    urgent = spec(folder, slots=1, priority="high")
-    urgent["arguments"] |= {"max_steps": 5}
-    assert running.await_end(running.submit(urgent), 360.0)["state"] == "completed"
-    assert running.await_end(job_id, 360.0)["state"] == "completed"
-    tries = attempts(running, job_id)
-    assert [one["end"] for one in tries] == ["preempted", "completed"]
-    assert tries[1]["resumed_step"] == tries[0]["last_step"] >= 10
-    check_same(running, job_id, calm)
+    wait_until(lambda: not running.of_role("trainer"), "no rank is left")

@@ -78,7 +78,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     tiny.tiny_encoder(folder / "other", seed=1)
     tiny.tiny_classifier(folder / "classifier")
     tiny.tiny_causal_lm(folder / "writer", chat_template=tiny.CHAT_TEMPLATE)
-    with stack(folder / "data", slots=2) as running:
+    with stack(folder / "data", slots=1) as running:
         key = Settings(data_dir=running.data_dir).local_key_path.read_text().strip()
         with openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, _strict_response_validation=True) as client:
             yield Desk(running, client, folder)

@@ -26,7 +26,7 @@ from tests.conftest import wait_until
 @pytest.fixture
 def running(tmp_path: Path) -> Any:
     """A running `stoker up` with two slots; stopped afterwards, with nothing left behind."""
-    with stack(tmp_path / "data") as up:
+    with stack(tmp_path / "data", slots=2) as up:
         yield up
 
 
@@ -71,10 +71,10 @@ def test_parts_that_are_killed_come_back_at_the_same_place(running: Stack) -> No
 @pytest.mark.slow
 def test_nothing_outlives_a_stack_that_was_killed(tmp_path: Path) -> None:
     """Orphans would hold GPUs, and the next start would meet them."""
-    killed = Stack(tmp_path / "data")
+    killed = Stack(tmp_path / "data", slots=2)
     killed.start()
     killed.kill()
-    with stack(tmp_path / "data") as up:  # waits for what is still ending, then works
+    with stack(tmp_path / "data", slots=2) as up:  # waits for what is still ending, then works
         assert is_healthy(up)
     wait_until(lambda: not killed.processes(), "all processes of the killed stack are gone")
 
@@ -119,7 +119,7 @@ def test_damaged_redis_files_do_not_keep_the_stack_down(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "redis"
     folder.mkdir(parents=True)
     (folder / "appendonly.aof").write_bytes(b"this is no append-only file\r\n" * 40)
-    with stack(tmp_path / "data") as up:
+    with stack(tmp_path / "data", slots=2) as up:
         assert is_healthy(up)
         assert (up.data_dir / "redis.damaged" / "appendonly.aof").exists()
 

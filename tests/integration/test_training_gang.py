@@ -151,6 +151,7 @@ def test_so_are_two_of_the_trainers_that_stop_and_go_on(tmp_path: Path) -> None:
     assert scores(last) == pytest.approx(scores(alone), abs=1e-5)
 
 
+@pytest.mark.soak  # under the daemon, it is one of the ends in tests/acceptance/test_gangs.py
 def test_a_dead_rank_ends_all_and_the_next_attempt_goes_on(tmp_path: Path) -> None:
     """Lost: the night, to ranks that wait for one that is gone; or the run, to an attempt that begins anew."""
     spec = loop_spec(tmp_path)

@@ -72,6 +72,7 @@ def test_a_variational_autoencoder_comes_to_its_bound(tmp_path: Path) -> None:
     Image.open(found.folder / "samples.png").verify()
 
 
+@pytest.mark.soak
 def test_adversaries_come_to_the_real_mean_and_spread(tmp_path: Path) -> None:
     """Lost: a recipe with two optimizers that learns to draw, and not always the same."""
     found = rehearsed("gan", tmp_path)
