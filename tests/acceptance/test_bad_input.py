@@ -134,14 +134,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 # The commands take some each, since it is the API that finds the faults: see below.
-@pytest.mark.parametrize("bad", BAD[1::3], ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", BAD[1::6], ids=lambda bad: bad.name)
 def test_run_refuses(site: Site, bad: Bad) -> None:
     """Lost: an hour, to a job that could never have worked; or a traceback in place of a reason."""
     sentence = site.refused("run", *bad.options(), "--output", "out.jsonl")
     assert all(word in sentence for word in bad.says), sentence
 
 
-@pytest.mark.parametrize("bad", BAD[::3], ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", BAD[::6], ids=lambda bad: bad.name)
 def test_submit_refuses(site: Site, bad: Bad) -> None:
     """Lost: the same, from a file."""
     spec = site.stack.data_dir.parent / "spec.yaml"

@@ -200,6 +200,7 @@ def test_drawn_texts_are_the_same_whatever_is_killed(tmp_path: Path) -> None:
         assert running.results(stormy) == running.results(calm)
 
 
+@pytest.mark.soak  # tests/integration/test_embedded.py does it of a stack at work
 def test_the_whole_stack_dies_with_stoker_up(tmp_path: Path) -> None:
     """Lost: a machine full of orphans after kill -9 of the one process a user knows."""
     running = Stack(tmp_path / "data", slots=1, **QUICK)

@@ -151,7 +151,7 @@ def test_redis_loses_everything_while_a_job_is_queued(site: Site) -> None:
         assert site.stack.results(job_id) == expected
 
 
-@pytest.mark.parametrize("first_awake", ["worker", "runner"])
+@pytest.mark.parametrize("first_awake", ["worker", pytest.param("runner", marks=pytest.mark.soak)])
 def test_a_worker_frozen_beyond_its_lease_changes_nothing_when_it_wakes(site: Site, first_awake: str) -> None:
     """Lost: rows recorded twice, by the one that was thought dead; or its slot for good."""
     spec = site.spec(waits_at=20, slots={"max": 1})

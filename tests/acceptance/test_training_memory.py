@@ -77,6 +77,7 @@ def summary(daemon: Stack, job_id: str, folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.soak
 def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     daemon: Stack, models: Path, tmp_path: Path, spec: dict[str, Any]
 ) -> None:

@@ -253,5 +253,5 @@ def _reachable(state: JobState) -> set[JobState]:
 
 TestFencing = Fencing.TestCase
 TestFencing.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

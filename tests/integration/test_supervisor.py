@@ -208,6 +208,7 @@ def test_kill_9_of_a_celery_worker_takes_its_runner_along_and_costs_one_lease(ho
     assert again.job().num_done == 4
 
 
+@pytest.mark.soak
 def test_kill_9_of_workers_and_runners_again_and_again_loses_no_row(host: Host, tmp_path: Path) -> None:
     host.start()
     host.wait_online(2)

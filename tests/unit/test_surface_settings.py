@@ -33,6 +33,7 @@ SETTINGS: dict[str, Any] = {
     "models": {},
     "any_model": False,
     "slots": 0,
+    "slot_threads": 0,
     "host_name": "",
     "warm_models": 2,
     "chunk_seconds": 2.0,

@@ -11,7 +11,9 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import cast
 
 from torch import nn
@@ -56,7 +58,7 @@ def load_module(name: str, settings: Settings) -> Module:
         # Under a name of its own, so that a file called `random.py` does not stand in for another module; its
         # neighbours are found as with `python FILE`, and worker processes of a loader find it again by that name.
         called = f"stoker_module_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-        found = importlib.util.spec_from_file_location(called, path)
+        found = importlib.util.spec_from_file_location(called, path, loader=_AsItStands(called, str(path)))
         assert found is not None
         assert found.loader is not None
         module = importlib.util.module_from_spec(found)
@@ -67,6 +69,14 @@ def load_module(name: str, settings: Settings) -> Module:
     if not callable(getattr(module, "build", None)):
         raise InvalidSpec(f"module: '{name}' has no function build(setup)", param="module")
     return cast("Module", module)
+
+
+class _AsItStands(SourceFileLoader):
+    """Loads a file as it stands, whatever was compiled of it: the cache takes equal size and second for equal text."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
 
 
 def build_parts(module: Module, setup: Setup) -> Parts:
