@@ -12,7 +12,6 @@ import json
 import shutil
 import sys
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -58,13 +57,13 @@ def main() -> int:
     return 0 if accuracy > max(LEAST_ACCURACY, majority) else 1
 
 
-def write_rows(folder: Path, *, limit: int | None = None) -> float:
-    """Rows to learn from, to judge by, and to sort, of the first `limit` docstrings.
+def write_rows(folder: Path) -> float:
+    """Rows to learn from, to judge by, and to sort.
 
     Returns:
         The largest package's share of those to judge by.
     """
-    records = list(islice(standard_library(), limit))
+    records = list(standard_library())
     largest = [name for name, _ in Counter(record["package"] for record in records).most_common(NUM_PACKAGES)]
     print(f"   {', '.join(sorted(largest))}")
     records = [record for record in records if record["package"] in largest]
