@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import psutil
 import pytest
 import redis
 from sqlalchemy import select
+from sqlalchemy.engine import make_url
 
 from jobs import process, queue
 from jobs.settings import Settings
@@ -162,8 +166,7 @@ def test_a_worker_frozen_beyond_its_lease_changes_nothing_when_it_wakes(site: Si
     wait_until(lambda: site.records.num_rows_done(job_id) == 16, "the chunks before the one that waits are done")
     lease = site.records.active_leases(job_id)[0]
     worker, runner = processes_of(site, lease.slot_id)
-    worker.suspend()
-    runner.suspend()
+    freeze(site, worker, runner)
     wait_until(lambda: lease.id not in {live.id for live in site.records.live_leases()}, "the lease runs out")
     site.gate.touch()
     site.assert_completed(job_id)
@@ -192,6 +195,38 @@ def processes_of(site: Site, slot_id: str) -> tuple[psutil.Process, psutil.Proce
     """The Celery worker of a slot and its runner."""
     worker = next(found for found in site.stack.of_role("celery") if slot_id in found.cmdline())
     return worker, next(found for found in site.stack.of_role("runner") if found.ppid() == worker.pid)
+
+
+def freeze(site: Site, *victims: psutil.Process) -> None:
+    """Stop processes, none of them with SQLite's lock in hand: it would keep every other from writing, and so from
+    telling that they are gone.
+    """
+    while True:
+        for victim in victims:
+            victim.suspend()
+        if can_be_written(site, within_seconds=2.0):
+            return
+        for victim in victims:
+            victim.resume()
+
+
+def can_be_written(site: Site, *, within_seconds: float) -> bool:
+    """Whether the database's two locks become free: the one that writers queue for, and SQLite's own."""
+    path = make_url(site.settings.resolved_database_url).database
+    assert path is not None
+    deadline = time.monotonic() + within_seconds
+    with Path(f"{path}-turn").open("a") as turn, closing(sqlite3.connect(path, timeout=0.0)) as connection:
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                connection.execute("BEGIN IMMEDIATE")
+            except (BlockingIOError, sqlite3.OperationalError):
+                fcntl.flock(turn, fcntl.LOCK_UN)
+                time.sleep(0.01)
+                continue
+            connection.rollback()
+            return True
+    return False
 
 
 _spent: dict[int, list[float]] = {}
