@@ -143,9 +143,10 @@ class Stack:
 
 def free_port() -> int:
     """A port that nothing listens at, and that the kernel gives to nobody while the API there is being restarted."""
-    first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    kept = [*range(10_000, first), *range(last + 1, 2**16)] or range(10_000, 2**16)  # a kernel may give them all
     while True:
-        port = random.SystemRandom().randrange(10_000, first_given)
+        port = random.SystemRandom().choice(kept)
         with socket.socket() as tried:
             if tried.connect_ex(("127.0.0.1", port)) != 0:
                 return port

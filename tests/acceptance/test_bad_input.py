@@ -133,7 +133,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(running, folder)
 
 
-# The commands take some each, since it is the API that finds the faults: see below.
+# A few each for the commands, which take seconds: it is the API that finds the faults, and it meets them all below.
 @pytest.mark.parametrize("bad", BAD[1::6], ids=lambda bad: bad.name)
 def test_run_refuses(site: Site, bad: Bad) -> None:
     """Lost: an hour, to a job that could never have worked; or a traceback in place of a reason."""

@@ -222,7 +222,7 @@ def can_be_written(site: Site, *, within_seconds: float) -> bool:
                 connection.execute("BEGIN IMMEDIATE")
             except (BlockingIOError, sqlite3.OperationalError):
                 fcntl.flock(turn, fcntl.LOCK_UN)
-                time.sleep(0.01)
+                time.sleep(0.01)  # flock can wait for ever or not at all, nothing between
                 continue
             connection.rollback()
             return True
