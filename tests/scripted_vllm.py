@@ -1,14 +1,14 @@
-"""A stand-in for the package `vllm`, which needs CUDA: its engine's calls, over a real tiny model, one token a step.
+"""A stand-in for the package `vllm`: the calls of its engine that we make, over a real tiny model, one token a step.
 
-It keeps to what vLLM's source says of `EngineArgs`, `SamplingParams`, `LLMEngine` and their outputs, and refuses what
-that does not have; greedy only, so that what comes out can be compared.
+vLLM is gigabytes, and asks for releases of other packages than the tested ones. `acceptance/test_vllm.py` holds the
+stand-in to the package itself, where that is installed. Greedy only, so that what comes out can be compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -23,11 +23,16 @@ class EngineArgs:
     dtype: str = "auto"
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.9
+    kv_cache_memory_bytes: int | None = None
+    enforce_eager: bool = False
     enable_prefix_caching: bool | None = None
     max_logprobs: int = 20
     trust_remote_code: bool = False
     disable_log_stats: bool = False
     seed: int | None = 0
+
+    def create_engine_config(self) -> EngineArgs:
+        return self
 
 
 @dataclass
@@ -90,11 +95,12 @@ class LLMEngine:
         self.open: dict[str, _Open] = {}
         self.asked: list[SamplingParams] = []
         self.aborted: list[str] = []
+        self.engine_core = SimpleNamespace(shutdown=lambda: None)
         LLMEngine.made.append(self)
 
     @classmethod
-    def from_engine_args(cls, engine_args: EngineArgs) -> LLMEngine:
-        return cls(engine_args)
+    def from_vllm_config(cls, vllm_config: EngineArgs) -> LLMEngine:
+        return cls(vllm_config)
 
     def add_request(self, request_id: str, prompt: dict[str, list[int]], params: SamplingParams) -> None:
         assert request_id not in self.open
@@ -133,10 +139,18 @@ class LLMEngine:
         return RequestOutput(request_id, [output], reason is not None)
 
 
-def module() -> ModuleType:
-    """What `import vllm` gives."""
+def tokens_input(prompt_token_ids: list[int]) -> dict[str, Any]:
+    return {"type": "token", "prompt_token_ids": prompt_token_ids}
+
+
+def modules() -> dict[str, ModuleType]:
+    """What is imported by each name, of a vLLM that is built for CPUs."""
     LLMEngine.made.clear()
-    made: Any = ModuleType("vllm")
-    made.EngineArgs, made.SamplingParams, made.LLMEngine = EngineArgs, SamplingParams, LLMEngine
-    found: ModuleType = made
+    names = ("vllm", "vllm.distributed", "vllm.inputs", "vllm.platforms")
+    found: dict[str, Any] = {name: ModuleType(name) for name in names}
+    vllm, vllm.distributed, vllm.inputs, vllm.platforms = found.values()
+    vllm.EngineArgs, vllm.SamplingParams, vllm.LLMEngine = EngineArgs, SamplingParams, LLMEngine
+    vllm.distributed.cleanup_dist_env_and_memory = lambda: None
+    vllm.inputs.tokens_input = tokens_input
+    vllm.platforms.current_platform = SimpleNamespace(device_type="cpu")
     return found

@@ -121,7 +121,9 @@ def tiny_gpt2(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
         return _save(GPT2LMHeadModel(config), tokenizer, folder)
 
 
-def tiny_causal_lm(folder: Path, *, max_tokens: int = 256, seed: int = 0, chat_template: str | None = None) -> Path:
+def tiny_causal_lm(
+    folder: Path, *, max_tokens: int = 256, seed: int = 0, chat_template: str | None = None, head_dim: int = 8
+) -> Path:
     """A Llama language model with a byte-level BPE tokenizer."""
     tokenizer = byte_level_tokenizer(max_tokens)
     tokenizer.chat_template = chat_template
@@ -133,6 +135,7 @@ def tiny_causal_lm(folder: Path, *, max_tokens: int = 256, seed: int = 0, chat_t
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
+            head_dim=head_dim,
             max_position_embeddings=max_tokens,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

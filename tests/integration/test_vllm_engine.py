@@ -1,4 +1,7 @@
-"""`engine: vllm`: the same rows, parameters and outputs over its engine's calls. Never run against vLLM itself here."""
+"""`engine: vllm`: the same rows, parameters and outputs over its engine's calls, with a stand-in for vLLM.
+
+`acceptance/test_vllm.py` runs the package itself.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.errors import InvalidSpec
+from jobs.errors import InvalidSpec, MachineError
 from jobs.rows import Row
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec, model_key, parse_spec
@@ -19,10 +22,10 @@ from tests import scripted_vllm
 from tests.integration.test_task_text_generation import generated, rows_of
 from tests.scripted_vllm import LLMEngine
 from tests.tiny import SENTENCES, tiny_causal_lm
-from worker.inference.tasks import load_task_model
+from worker.inference.tasks import load_task_model, vllm_decoding
 from worker.inference.tasks.interface import Interrupted
 
-CUDA = torch.device("cuda", 0)  # only its name is looked at: the stand-in computes on the CPU
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that has vLLM."""
-    monkeypatch.setitem(sys.modules, "vllm", scripted_vllm.module())
+    for name, module in scripted_vllm.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 def spec_of(model: Path, parameters: Mapping[str, Any] | None = None, **fields: Any) -> InferenceSpec:
@@ -44,7 +48,7 @@ def spec_of(model: Path, parameters: Mapping[str, Any] | None = None, **fields: 
     return spec
 
 
-def load(model: Path, device: torch.device, parameters: Mapping[str, Any] | None = None, **fields: Any) -> Any:
+def load(model: Path, parameters: Mapping[str, Any] | None = None, *, device: torch.device = CPU, **fields: Any) -> Any:
     settings = Settings(input_roots=[Path("/")])
     return load_task_model(spec_of(model, parameters, **fields), device=device, dtype=torch.float32, settings=settings)
 
@@ -53,8 +57,8 @@ def test_its_outputs_are_those_of_our_own_loop(model: Path, with_vllm: None) -> 
     """Lost: the same job, on the day that somebody switches the engine."""
     parameters = {"max_new_tokens": 12, "logprobs": True, "top_logprobs": 3}
     rows: list[Row] = rows_of(*((text, None) for text in SENTENCES[:5]), (SENTENCES[0], {"max_new_tokens": 3}))
-    ours = generated(load(model, torch.device("cpu"), parameters), rows)
-    theirs = generated(load(model, CUDA, parameters, engine="vllm"), rows)
+    ours = generated(load(model, parameters), rows)
+    theirs = generated(load(model, parameters, engine="vllm"), rows)
     for one, other in zip(ours, theirs, strict=True):
         (mine,), (its,) = one, other
         assert {name: mine[name] for name in ("generated_text", "finish_reason", "num_tokens")} == {
@@ -68,7 +72,7 @@ def test_its_outputs_are_those_of_our_own_loop(model: Path, with_vllm: None) -> 
 
 def test_each_rows_own_parameters_reach_it(model: Path, with_vllm: None) -> None:
     """Lost: a row's seed, its stop strings, its number of choices."""
-    task = load(model, CUDA, {"max_new_tokens": 4}, engine="vllm")
+    task = load(model, {"max_new_tokens": 4}, engine="vllm")
     own = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.2, "seed": 11, "stop": ["x"], "n": 2}
     generated(task, rows_of((SENTENCES[0], own), (SENTENCES[1], None)))
     (engine,) = LLMEngine.made
@@ -83,7 +87,7 @@ def test_each_rows_own_parameters_reach_it(model: Path, with_vllm: None) -> None
 
 def test_a_stop_ends_between_two_steps(model: Path, with_vllm: None) -> None:
     """Lost: a cancel, until the longest row is done; or rows that go on in the engine for nobody."""
-    task = load(model, CUDA, {"max_new_tokens": 50}, engine="vllm")
+    task = load(model, {"max_new_tokens": 50}, engine="vllm")
     encoded = task.encode(rows_of((SENTENCES[0], None), (SENTENCES[1], None)))
     steps = iter(range(3))
 
@@ -102,10 +106,37 @@ def test_a_host_without_it_says_so(model: Path, monkeypatch: pytest.MonkeyPatch)
     """Lost: what to do about it."""
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(InvalidSpec, match="not installed on this worker") as caught:
-        load(model, CUDA, engine="vllm")
+        load(model, engine="vllm")
     assert caught.value.param == "engine"
-    with pytest.raises(InvalidSpec, match="needs a GPU"):
-        load(model, torch.device("cpu"), engine="vllm")
+
+
+def test_one_that_is_built_for_another_device_says_so(model: Path, with_vllm: None) -> None:
+    """Lost: an afternoon; its own error is a missing operation, at the first row."""
+    with pytest.raises(InvalidSpec, match="installed for 'cpu' here, and this slot is 'cuda'"):
+        load(model, device=torch.device("cuda", 0), engine="vllm")
+
+
+@pytest.mark.usefixtures("with_vllm")
+def test_an_engine_that_does_not_start_is_the_machines_fault(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost: a job, for the memory that another program held for a moment."""
+
+    def refuse(_: Any) -> Any:
+        raise ValueError("No available memory for the cache blocks")
+
+    monkeypatch.setattr(LLMEngine, "from_vllm_config", refuse)
+    with pytest.raises(MachineError, match=r"vllm does not start: .*No available memory"):
+        load(model, engine="vllm")
+
+
+def test_its_memory_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost: the start of vLLM, which by itself wants nine tenths of the whole device, taken or not."""
+    free_bytes = 60 * 2**30
+    monkeypatch.setattr(vllm_decoding, "free_memory_bytes", lambda _: free_bytes)
+    monkeypatch.setattr(vllm_decoding, "total_memory_bytes", lambda _: 80 * 2**30)
+    assert vllm_decoding.memory_arguments(torch.device("cuda", 0)) == {"gpu_memory_utilization": pytest.approx(0.675)}
+    assert vllm_decoding.memory_arguments(CPU)["kv_cache_memory_bytes"] == 4 * 2**30
+    free_bytes = 10 * 2**30
+    assert vllm_decoding.memory_arguments(CPU)["kv_cache_memory_bytes"] == 2**30
 
 
 def test_it_is_for_text_generation_and_warm_apart(model: Path) -> None:

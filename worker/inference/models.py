@@ -16,6 +16,7 @@ from jobs.settings import Settings
 from jobs.specs import InferenceSpec, model_key
 from worker.device import device_name, free_memory_bytes, is_out_of_memory, release_memory, resolve_dtype
 from worker.inference.tasks import TaskModel, load_task_model
+from worker.inference.tasks.interface import Closable
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class ModelCache:
             self._drop(key)
             warm = None
         if warm is None:
+            if spec.engine == "vllm":  # it takes, for good, a share of the memory that is free when it starts
+                self.drop_all()
             while len(self._warm) >= self._limit:
                 self._drop(next(iter(self._warm)))
             warm = _Warm(self._load_with_room(spec, settings), version)
@@ -115,7 +118,10 @@ class ModelCache:
         return model
 
     def _drop(self, key: str) -> None:
-        del self._warm[key]
+        warm = self._warm.pop(key)
+        if isinstance(warm.model, Closable):
+            warm.model.close()
+        del warm
         release_memory(self.device)
         logger.info("dropped the warm model %s", key)
 

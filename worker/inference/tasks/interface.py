@@ -111,3 +111,12 @@ class InFlight(Protocol):
             between: called before each forward pass; what it raises (`Interrupted`, say) ends all of them.
         """
         ...
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A `TaskModel` whose memory is not given back by merely dropping it."""
+
+    def close(self) -> None:
+        """Give it back. Nothing is computed with this model any more, nor with another's parameters on its weights."""
+        ...

@@ -75,8 +75,6 @@ class TextGeneration:
         Raises:
             InvalidSpec: vLLM is not installed, or does not take the model; or a parameter is wrong.
         """
-        if device.type != "cuda":
-            raise InvalidSpec("engine: vllm needs a GPU, and this slot has none", param="engine")
         task = cls.__new__(cls)
         config = load_config(source)
         with torch.device("meta"):
@@ -87,6 +85,7 @@ class TextGeneration:
         task.memory_bytes = sum(weight.nbytes for weight in outline.parameters())
         task._decoder = VllmDecoder(
             source.path,
+            device=device,
             dtype=str(dtype).removeprefix("torch."),
             longest=task._longest,
             trust_remote_code=source.trust_remote_code,
@@ -187,6 +186,11 @@ class TextGeneration:
     ) -> list[list[Continuation]]:
         """See `InFlight`."""
         return self._decoder.generate(collated, max_tokens=max_tokens, max_rows=max_rows, between=between)
+
+    def close(self) -> None:
+        """See `Closable`."""
+        if isinstance(self._decoder, VllmDecoder):
+            self._decoder.close()
 
     def decode(self, batch: Sequence[Encoded], outputs: Sequence[Sequence[Continuation]]) -> list[Any]:
         """See `TaskModel`."""

@@ -1,56 +1,77 @@
 """vLLM in place of our own loop: the same requests and continuations, computed by its engine, step by step.
 
-Written against vLLM's `LLMEngine`: `add_request`, `step` and `abort_request`, which are the same from 0.20 on. Nothing
-here is loaded unless a job asks for `engine: vllm`.
+Written against vLLM's `LLMEngine`: `add_request`, `step` and `abort_request`. From 0.24 on it takes the UUID that a
+slot's GPU is named by. Nothing here is loaded unless a job asks for `engine: vllm`.
+
+Its engine runs in the runner's own process. In a process of its own, as vLLM has it by default, it outlives a runner
+that is killed, and holds the GPU's memory for good (seen with 0.32).
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jobs.errors import InvalidSpec, MachineError
-from worker.device import one_line
+from worker.device import free_memory_bytes, one_line, total_memory_bytes
 from worker.inference.tasks.continuations import LENGTH, STOP, Continuation, Request, TokenLogprobs
 
 _MOST_LOGPROBS = 20
 _MEMORY_SHARE = 0.9
-"""Of the GPU, for weights and cache; the runner's other models must have been dropped before."""
+"""Of the GPU's free memory, for weights and cache; the runner's other models must have been dropped before."""
+_CPU_MEMORY_SHARE = 0.1
+_CPU_MEMORY = 4 * 2**30
+"""Bytes of cache at most on a CPU slot, which shares its memory with the others and with the system."""
 _SEEDS = 2**63  # what a signed integer of eight bytes holds
 
 
 class VllmDecoder:
     """vLLM's engine with one model. `generate` is that of `Decoder`."""
 
-    def __init__(self, folder: Path, *, dtype: str, longest: int | None, trust_remote_code: bool) -> None:
+    def __init__(
+        self, folder: Path, *, device: torch.device, dtype: str, longest: int | None, trust_remote_code: bool
+    ) -> None:
         """
         Args:
             folder: of the model's files.
+            device: where it computes.
             dtype: torch's name of it.
             longest: tokens that a row may have, prompt included; None: what the model says.
             trust_remote_code: whether the model may bring its own code.
 
         Raises:
-            InvalidSpec: vLLM is not installed here, or does not take this model.
+            InvalidSpec: vLLM is not installed here, not for this device, or does not take this model.
+            MachineError: its engine does not start.
+            RuntimeError: also where the device has too little memory.
         """
-        self._vllm = _load()
-        arguments = self._vllm.EngineArgs(
-            model=str(folder),
-            dtype=dtype,
-            max_model_len=longest,
-            gpu_memory_utilization=_MEMORY_SHARE,
-            enable_prefix_caching=True,
-            max_logprobs=_MOST_LOGPROBS,
-            trust_remote_code=trust_remote_code,
-            disable_log_stats=True,
-            seed=0,
-        )
+        self._vllm = _load(device)
         try:
-            self._engine = self._vllm.LLMEngine.from_engine_args(arguments)
+            config = self._vllm.EngineArgs(
+                model=str(folder),
+                dtype=dtype,
+                max_model_len=longest,
+                enable_prefix_caching=True,
+                max_logprobs=_MOST_LOGPROBS,
+                trust_remote_code=trust_remote_code,
+                disable_log_stats=True,
+                seed=0,
+                **memory_arguments(device),
+            ).create_engine_config()
         except (ValueError, NotImplementedError) as error:
             raise InvalidSpec(f"engine: vllm does not take this model: {one_line(error)}", param="engine") from error
+        try:
+            self._engine = self._vllm.LLMEngine.from_vllm_config(config)
+        except Exception as error:
+            self._vllm.distributed.cleanup_dist_env_and_memory()  # of what did start; the next one would trip over it
+            if isinstance(error, ValueError):  # too little memory for the cache, say
+                raise MachineError(f"vllm does not start: {one_line(error)}") from error
+            raise
         self._num_requests = 0
 
     def generate(
@@ -67,7 +88,7 @@ class VllmDecoder:
             for continuation in (one for each in results for one in each):
                 self._num_requests += 1
                 request_id = str(self._num_requests)
-                prompt = {"prompt_token_ids": list(continuation.request.prompt)}
+                prompt = self._vllm.inputs.tokens_input(list(continuation.request.prompt))
                 self._engine.add_request(request_id, prompt, self._sampling(continuation))
                 open_[request_id] = continuation
             while open_:
@@ -79,6 +100,11 @@ class VllmDecoder:
             if open_:
                 self._engine.abort_request(list(open_))
         return results
+
+    def close(self) -> None:
+        """End the engine. Left to the garbage collector, it may take down what it shares with the next one."""
+        self._engine.engine_core.shutdown()
+        del self._engine
 
     def _sampling(self, one: Continuation) -> Any:
         """The row's own way to choose tokens, in vLLM's words; what it draws follows from the row's own key."""
@@ -119,12 +145,34 @@ def _logprobs(token: int, told: Mapping[int, Any], count: int) -> TokenLogprobs:
     return TokenLogprobs(float(told[token].logprob), tuple((int(each), float(one.logprob)) for each, one in best))
 
 
-def _load() -> Any:
+def memory_arguments(device: torch.device) -> dict[str, Any]:
+    """How much memory its engine may take, in the words of its arguments."""
+    free_bytes = free_memory_bytes(device)
+    if device.type == "cpu":
+        # Nor does it compile the model, which took it 40 s of a tiny one's start.
+        return {"kv_cache_memory_bytes": min(_CPU_MEMORY, int(free_bytes * _CPU_MEMORY_SHARE)), "enforce_eager": True}
+    return {"gpu_memory_utilization": _MEMORY_SHARE * free_bytes / total_memory_bytes(device)}
+
+
+def _load(device: torch.device) -> Any:
     """The package, which is large, and loaded by this alone."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is told to anybody unless the operator says so
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # what it logs goes into the runner's log
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # all slots would be bound to the same cores
+    logging.getLogger("vllm").setLevel(logging.WARNING)
     try:
-        return importlib.import_module("vllm")
+        vllm = importlib.import_module("vllm")
+        for part in ("distributed", "inputs", "platforms"):
+            importlib.import_module(f"vllm.{part}")
     except ImportError as error:
         reason = "is not installed on this worker (pip install 'stoker[vllm]')"
         if error.name not in (None, "vllm"):
             reason = f"cannot be loaded on this worker: {one_line(error)}"
         raise InvalidSpec(f"engine: vllm {reason}", param="engine") from error
+    built_for = vllm.platforms.current_platform.device_type
+    if built_for != device.type:
+        raise InvalidSpec(
+            f"engine: vllm is installed for '{built_for}' here, and this slot is '{device.type}'", param="engine"
+        )
+    return vllm

