@@ -170,11 +170,12 @@ def parse_spec(document: object) -> JobSpec:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise _invalid_spec(error) from error
+        raise _invalid_spec(error, model) from error
 
 
-def _invalid_spec(error: ValidationError) -> InvalidSpec:
+def _invalid_spec(error: ValidationError, model: type[JobSpec]) -> InvalidSpec:
     field, message = first_fault(error.errors())
-    if message.startswith(("input.", "output.")):
-        return InvalidSpec(message, param=message.split(":")[0].split(" ")[0])
+    begins_with = message.split(":")[0].split(" ")[0]  # what does not go together names its field itself
+    if begins_with.split(".")[0] in ([field.split(".")[0]] if field else model.model_fields):
+        return InvalidSpec(message, param=begins_with)
     return InvalidSpec(f"{field}: {message}" if field else message, param=field or None)

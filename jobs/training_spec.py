@@ -18,6 +18,15 @@ TaskName = Literal[
     "automatic-speech-recognition",
 ]  # fmt: skip
 
+RECIPES = ("cnn", "ctc", "gan", "lstm", "vae")
+"""The modules of our own, `recipes.<name>`."""
+
+
+def recipe_name(module: str) -> str | None:
+    """`cnn` of the module `recipes.cnn`; None of a path."""
+    prefix, _, name = module.partition(".")
+    return name if prefix == "recipes" and name != "py" else None
+
 
 class ArchitectureSpec(Strict):
     """A model from scratch: transformers' configuration class by its `model_type`, and its values."""
@@ -157,6 +166,8 @@ class TrainingSpec(Strict):
                 raise ValueError("arguments.eval_strategy: needs rows to judge by, data.eval or data.eval_split")
         if self.lora is not None and self.task != "text-generation":
             raise ValueError("lora: goes with task: text-generation only")
+        if self.module is not None and recipe_name(self.module) not in (None, *RECIPES):
+            raise ValueError(f"module: there is no '{self.module}'; the recipes are {', '.join(RECIPES)}")
         if self.trainer == "torch" and self.data is not None and not self.data.columns:
             raise ValueError("data.columns: is required with trainer: torch: the columns that the module reads")
         return self

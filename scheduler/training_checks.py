@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -20,9 +19,9 @@ from jobs.specs import JOB_PREFIX, TRAINING, JobSpec, TrainingSpec, source_job
 from jobs.states import JobState
 from jobs.store import Store
 from jobs.tables import Job
+from jobs.training_spec import recipe_name
 from jobs.uploads import find_upload
 
-_RECIPE = re.compile(r"recipes\.[a-z][a-z0-9_]{0,63}")
 _LOOK_ROWS = 1000  # between two questions whether it is wanted yet
 
 
@@ -35,7 +34,7 @@ def check_training(
         UserError: the model, the module, an input or a column cannot be used; the message names the field.
         ServiceUnavailable: a store or remote file cannot be reached.
     """
-    if spec.module is not None and not _RECIPE.fullmatch(spec.module):
+    if spec.module is not None and recipe_name(spec.module) is None:
         check_code_path(spec.module, settings, param="module")
     if spec.task is not None and isinstance(spec.model, str) and not check_source_job(spec, database, project=project):
         check_model(spec.model, spec.task, settings, is_start=True)

@@ -71,7 +71,7 @@ def attempt(
         spec: of the training.
         resume: the checkpoint to go on from.
         until: asked at each report; `kill` shoots the process, a stop's reason stops it.
-        plan: further fields of the plan.
+        plan: further fields of the plan; without a `device` it is the CPU.
     """
     folder.mkdir(parents=True)
     model = spec.get("model")
@@ -79,12 +79,11 @@ def attempt(
         job_id="job_1",
         spec=spec,
         folder=str(folder),
-        device="cpu",
         num_threads=1,
         model=model if isinstance(model, str) else None,
         processor=model.get("processor") if isinstance(model, dict) else None,
         resume=None if resume is None else resume.folder,
-        **plan,
+        **{"device": "cpu", **plan},
     )
     made.write(folder / "plan.json")
     environment = {**os.environ, "STOKER_INPUT_ROOTS": '["/"]'}

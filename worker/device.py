@@ -96,18 +96,6 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def training_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype a training computes in; its weights stay in float32.
-
-    Raises:
-        InvalidSpec: the device cannot train in it.
-    """
-    dtype = resolve_dtype(name, device)
-    if dtype is torch.float16 and device.type == "cpu":
-        raise InvalidSpec("dtype: a CPU cannot train in float16; use auto or bfloat16", param="dtype")
-    return dtype
-
-
 def _cannot(name: str, device: torch.device) -> UserError:
     return InvalidSpec(f"dtype: {device_name(device)} cannot compute in {name}; use auto or float32", param="dtype")
 

@@ -1,18 +1,20 @@
 """Measure a training under the daemon against the same training as a script run by hand, in one run, in turns.
 
-    python ops/benchmarks/training.py [--steps 200] [--rounds 3] [--slots 2] [--report FILE.json]
+    python ops/benchmarks/training.py [--steps 520] [--batch 16] [--rounds 3] [--slots 2] [--report FILE.json]
 
-MiniLM learns which package a docstring of Python's standard library is from: batches of 16, at most 64 tokens a text.
+MiniLM learns which package a docstring of Python's standard library is from: at most 64 tokens a text.
 Each round measures, on the same cores and threads:
 
 1. under the daemon: a job through `stoker up` with one slot, checkpoints at the default interval, every step recorded,
 2. by hand: a script with transformers' Trainer over the same rows and arguments, its own checkpoints at that interval.
 
-Steps per second are those between the first and the last step, by each side's own clock; the seconds of a whole job,
-with its start, are in the report too. The ratio that counts is the median over the rounds.
+Steps per second count from the beginning of the training to the end of its last step, by each side's own clock, with
+whatever comes between, checkpoints too where there are more steps than their interval (500); the seconds of a whole
+job, with its start, are in the report as well. Every second round the sides change places. The ratio that counts is the
+median over the rounds.
 
 With `--slots N` a second daemon of N slots runs the same training on one of them and on all of them together, each slot
-with batches of 16: samples per second of the N over those of the one.
+with batches of that size: samples per second of the N over those of the one.
 """
 
 from __future__ import annotations
@@ -62,6 +64,9 @@ model = AutoModelForSequenceClassification.from_pretrained(plan["model"], num_la
 times = []
 
 class Clock(TrainerCallback):
+    def on_train_begin(self, *_, **__):
+        times.append(time.perf_counter())
+
     def on_step_end(self, *_, **__):
         times.append(time.perf_counter())
 
@@ -75,7 +80,8 @@ print(json.dumps({"steps_per_second": (len(times) - 1) / (times[-1] - times[0])}
 def main() -> None:
     """Measure, print, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=520)
+    parser.add_argument("--batch", type=int, default=16, help="rows of a step on one slot")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slots", type=int, default=1, help="measure so many slots together against one, too")
     parser.add_argument("--report", type=Path, help="write all figures to this JSON file")
@@ -87,7 +93,8 @@ def main() -> None:
         document = training_spec(folder, options.steps)
         data = document["data"]
         assert isinstance(data, dict)
-        document = {**document, "checkpoint": {}, "data": {**data, "eval": None}}
+        arguments = {**document["arguments"], "per_device_train_batch_size": options.batch}
+        document = {**document, "arguments": arguments, "checkpoint": {}, "data": {**data, "eval": None}}
         daemon = start_of(document, folder / "one", num_slots=1)
         with daemon.running():
             report = measure_all(daemon, document, folder, options)
@@ -110,10 +117,13 @@ def measure_all(daemon: Daemon, document: dict[str, Any], folder: Path, options:
     rates: dict[str, list[float]] = {"daemon": [], "by_hand": []}
     seconds: list[float] = []
     for number in range(1, options.rounds + 1):
-        samples_rate, whole = under_the_daemon(daemon, daemon.submit(document))
-        rates["daemon"].append(samples_rate / document["arguments"]["per_device_train_batch_size"])
-        seconds.append(whole)
-        rates["by_hand"].append(by_hand(daemon, document, folder))
+        for side in ("daemon", "by_hand") if number % 2 else ("by_hand", "daemon"):
+            if side == "by_hand":
+                rates[side].append(by_hand(daemon, document, folder))
+                continue
+            summary, whole = under_the_daemon(daemon, daemon.submit(document))
+            rates[side].append(options.steps / summary["seconds"])
+            seconds.append(whole)
         print(
             f"round {number}: steps/s: {', '.join(f'{side} {each[-1]:.2f}' for side, each in rates.items())}",
             flush=True,
@@ -121,6 +131,7 @@ def measure_all(daemon: Daemon, document: dict[str, Any], folder: Path, options:
     ratios = [ours / theirs for ours, theirs in zip(rates["daemon"], rates["by_hand"], strict=True)]
     return {
         "steps": options.steps,
+        "batch": options.batch,
         "device": devices.device_name(devices.pick_device()),
         "threads": daemon.num_threads(),
         "torch": torch.__version__,
@@ -144,7 +155,7 @@ def measure_gang(document: dict[str, Any], folder: Path, options: argparse.Names
         threads = daemon.num_threads()
         for number in range(1, options.rounds + 1):
             for side, each in (("one", document), ("all", together)):
-                rates[side].append(under_the_daemon(daemon, daemon.submit(each))[0])
+                rates[side].append(under_the_daemon(daemon, daemon.submit(each))[0]["samples_per_second"])
             shown = ", ".join(f"{side} {each[-1]:.1f}" for side, each in rates.items())
             print(f"round {number}: samples/s on slots: {shown}", flush=True)
     ratios = [all_slots / one for all_slots, one in zip(rates["all"], rates["one"], strict=True)]
@@ -156,14 +167,14 @@ def measure_gang(document: dict[str, Any], folder: Path, options: argparse.Names
     }
 
 
-def under_the_daemon(daemon: Daemon, job_id: str) -> tuple[float, float]:
-    """Samples per second after the first step, by the training's own summary, and the seconds of the whole job."""
+def under_the_daemon(daemon: Daemon, job_id: str) -> tuple[dict[str, Any], float]:
+    """The training's own summary, and the seconds of the whole job."""
     settings = Settings(data_dir=daemon.data_dir)
     with daemon.database().read() as session:
         job, made = session.get_one(Job, job_id), session.get_one(Artifact, (job_id, "summary.json"))
     with Store(settings.resolved_store_url).open(made.key) as file:
         summary = json.load(file)
-    return summary["samples_per_second"], (job.ended_at or 0.0) - job.created_at
+    return summary, (job.ended_at or 0.0) - job.created_at
 
 
 def by_hand(daemon: Daemon, document: dict[str, Any], folder: Path) -> float:

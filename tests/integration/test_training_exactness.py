@@ -49,31 +49,35 @@ def shot_at(step: int) -> Callable[[Report], str | None]:
     return lambda report: "kill" if isinstance(report, Progress) and report.step >= step else None
 
 
-def shot_thrice(folder: Path, spec: dict[str, Any]) -> list[Attempt]:
-    """Attempts that are killed at three steps, and a last one."""
+def shot_thrice(folder: Path, spec: dict[str, Any], **plan: Any) -> list[Attempt]:
+    """Attempts that are killed at three steps, and a last one; `plan`: see `attempt`."""
     resume: Saved | None = None
     attempts = []
     for number, step in enumerate((3, 7, 14)):
-        found = attempt(folder / str(number), spec, resume=resume, until=shot_at(step))
+        found = attempt(folder / str(number), spec, resume=resume, until=shot_at(step), **plan)
         assert found.status == -9
         attempts.append(found)
         resume = found.last(Saved) or resume
-    attempts.append(attempt(folder / "last", spec, resume=resume))
+    attempts.append(attempt(folder / "last", spec, resume=resume, **plan))
     return attempts
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "dtype"),
     [
-        {},
-        {"gradient_accumulation_steps": 3, "dataloader_num_workers": 2},
-        {"train_sampling_strategy": "group_by_length", "lr_scheduler_type": "cosine"},
+        ({}, "float32"),
+        ({"gradient_accumulation_steps": 3, "dataloader_num_workers": 2}, "float32"),
+        ({"train_sampling_strategy": "group_by_length", "lr_scheduler_type": "cosine"}, "float32"),
+        ({}, "float16"),
     ],
-    ids=["plain", "accumulation and workers", "by length"],
+    ids=["plain", "accumulation and workers", "by length", "a scaler of losses in float16"],
 )
-def test_three_kills_change_nothing(tmp_path: Path, spec: dict[str, Any], arguments: dict[str, Any]) -> None:
+def test_three_kills_change_nothing(
+    tmp_path: Path, spec: dict[str, Any], arguments: dict[str, Any], dtype: str
+) -> None:
     """Lost: the run that was asked for; another one comes out."""
     spec["arguments"] |= arguments
+    spec["dtype"] = dtype
     calm = attempt(tmp_path / "calm", spec)
     assert list(calm.losses) == list(range(1, NUM_STEPS + 1))
     attempts = shot_thrice(tmp_path / "shot", spec)

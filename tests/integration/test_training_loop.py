@@ -98,8 +98,9 @@ def numbers(found: Attempt) -> dict[tuple[int, str], str]:
     [
         ({"gradient_accumulation_steps": 3, "dataloader_num_workers": 2}, {}),
         ({}, {"module": "recipes.gan", "checkpoint": {"every_steps": 4}, "dtype": "bfloat16"}),
+        ({}, {"module": "recipes.gan", "checkpoint": {"every_steps": 4}, "dtype": "float16"}),
     ],
-    ids=["accumulation and workers", "two optimizers in bfloat16"],
+    ids=["accumulation and workers", "two optimizers in bfloat16", "a scaler of losses in float16"],
 )
 def test_three_kills_change_nothing(
     tmp_path: Path, spec: dict[str, Any], arguments: dict[str, Any], fields: dict[str, Any]

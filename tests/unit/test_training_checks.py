@@ -104,8 +104,9 @@ def test_judging_needs_rows(document: dict[str, Any]) -> None:
     for name, value in (("checkpoint.best", "eval_loss"), ("arguments.eval_strategy", "epoch")):
         changed = json.loads(json.dumps(document))
         set_field(name, value)(changed)
-        with pytest.raises(InvalidSpec, match=f"{name}: needs rows to judge by"):
+        with pytest.raises(InvalidSpec, match=f"{name}: needs rows to judge by") as caught:
             parse_spec(changed)
+        assert caught.value.param == name
 
 
 @pytest.mark.parametrize(

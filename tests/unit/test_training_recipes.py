@@ -16,6 +16,7 @@ from PIL import Image
 
 from jobs.errors import InvalidSpec
 from jobs.specs import TrainingSpec, parse_spec
+from jobs.training_spec import RECIPES, recipe_name
 from worker.training.module import Loss, Parts, Rows, Setup
 from worker.training.recipes.ctc import decode
 from worker.training.recipes.options import Options
@@ -23,7 +24,6 @@ from worker.training.recipes.tones import BLANK, LETTERS, Tones
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "ops" / "examples" / "training"
-RECIPES = ("cnn", "lstm", "vae", "gan", "ctc")
 DIGITS = ("cnn", "lstm", "vae", "gan")
 _SEED = 3
 
@@ -274,3 +274,18 @@ def test_every_recipe_is_here() -> None:
     modules = (path.stem for path in folder.glob("*.py") if "\ndef build(" in path.read_text(encoding="utf-8"))
     assert sorted(modules) == sorted(RECIPES)
     assert all((EXAMPLES / f"{name}.yaml").exists() for name in itertools.chain(RECIPES, ["my-module"]))
+
+
+def test_a_recipe_that_is_not_there_is_refused_at_once() -> None:
+    """Lost: the wait for a slot, to a slip of the pen."""
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec({"kind": "training", "trainer": "torch", "module": "recipes.nope"})
+    assert caught.value.message == "module: there is no 'recipes.nope'; the recipes are cnn, ctc, gan, lstm, vae"
+    assert caught.value.param == "module"
+
+
+@pytest.mark.parametrize("module", ["recipes.py", "recipes/cnn.py", "nets.py"])
+def test_a_file_of_that_name_is_a_file(module: str) -> None:
+    """Lost: whoever keeps their modules in a file called recipes."""
+    assert recipe_name(module) is None
+    parse_spec({"kind": "training", "trainer": "torch", "module": module})

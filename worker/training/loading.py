@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from jobs.errors import InvalidSpec, ModuleFailed, StokerError
 from jobs.paths import check_code_path
 from jobs.settings import Settings
+from jobs.training_spec import RECIPES, recipe_name
 from worker.device import is_out_of_memory, one_line
 from worker.training.module import Module, Parts, Phase, Setup
 
@@ -48,11 +49,11 @@ def load_module(name: str, settings: Settings) -> Module:
         InvalidInput: it is not a Python file.
         ModuleFailed: it cannot be imported.
     """
-    if name.startswith("recipes."):
-        full = f"{_RECIPES}.{name.removeprefix('recipes.')}"
-        if importlib.util.find_spec(full) is None:
-            raise InvalidSpec(f"module: there is no recipe '{name}'", param="module")
-        module = importlib.import_module(full)
+    recipe = recipe_name(name)
+    if recipe is not None:
+        if recipe not in RECIPES:
+            raise InvalidSpec(f"module: there is no '{name}'; the recipes are {', '.join(RECIPES)}", param="module")
+        module = importlib.import_module(f"{_RECIPES}.{recipe}")
     else:
         path = check_code_path(name, settings, param="module")
         # Under a name of its own, so that a file called `random.py` does not stand in for another module; its

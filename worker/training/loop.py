@@ -18,7 +18,7 @@ import torch
 from jobs.errors import InvalidInput, InvalidSpec
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec
-from worker.device import pick_device, training_dtype
+from worker.device import pick_device, resolve_dtype
 from worker.stop import Stop
 from worker.training import generators
 from worker.training.batches import Draw, Layout, load
@@ -112,7 +112,7 @@ class Loop:
         self._module = module
         self._folder = Path(plan.folder)
         self._device = pick_device()
-        self._dtype = training_dtype(self._spec.dtype, self._device)
+        self._dtype = resolve_dtype(self._spec.dtype, self._device)
         arguments = self._spec.arguments
         seed = int(arguments.get("seed", SEED))
         _seed_all(seed)

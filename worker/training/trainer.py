@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from jobs.errors import InvalidInput, InvalidSpec
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec
-from worker.device import one_line, pick_device, training_dtype
+from worker.device import one_line, pick_device, resolve_dtype
 from worker.stop import Stop
 from worker.training.data import rows_of
 from worker.training.defaults import SEED
@@ -67,7 +67,7 @@ def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingA
     """
     given = {name: value for name, value in spec.arguments.items() if name not in _DECIDED_HERE}
     given["per_device_train_batch_size"], given["gradient_accumulation_steps"] = halved(given, plan.num_halvings)
-    dtype = training_dtype(spec.dtype, pick_device())
+    dtype = resolve_dtype(spec.dtype, pick_device())
     try:
         return TrainingArguments(
             output_dir=plan.folder,
