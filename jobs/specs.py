@@ -97,8 +97,9 @@ class InferenceSpec(Strict):
         known = (*self.task_info.inputs, *self.task_info.optional)
         for name in self.input.columns:
             if name not in known:
-                raise ValueError(
-                    f"input.columns.{name}: task '{self.task}' has no input '{name}', only {', '.join(known)}"
+                raise InvalidSpec(
+                    f"input.columns.{name}: task '{self.task}' has no input '{name}', only {', '.join(known)}",
+                    param=f"input.columns.{name}",
                 )
         return self
 
@@ -176,6 +177,7 @@ def parse_spec(document: object) -> JobSpec:
 def _invalid_spec(error: ValidationError, model: type[JobSpec]) -> InvalidSpec:
     field, message = first_fault(error.errors())
     begins_with = message.split(":")[0].split(" ")[0]  # what does not go together names its field itself
-    if begins_with.split(".")[0] in ([field.split(".")[0]] if field else model.model_fields):
+    head, dot, _ = begins_with.partition(".")
+    if (dot and head == field) or (not field and head in model.model_fields):
         return InvalidSpec(message, param=begins_with)
     return InvalidSpec(f"{field}: {message}" if field else message, param=field or None)

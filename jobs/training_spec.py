@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from jobs.errors import InvalidSpec
 from jobs.spec_fields import LARGEST_INTEGER, Duration, InputSpec, Priority, Strict
 from jobs.training_arguments import check_arguments
 from jobs.training_tasks import TRAINING_TASKS, TrainingTask
@@ -19,13 +20,14 @@ TaskName = Literal[
 ]  # fmt: skip
 
 RECIPES = ("cnn", "ctc", "gan", "lstm", "vae")
-"""The modules of our own, `recipes.<name>`."""
+"""Names of our own modules, each given as `recipes.<name>`."""
 
 
 def recipe_name(module: str) -> str | None:
-    """`cnn` of the module `recipes.cnn`; None of a path."""
-    prefix, _, name = module.partition(".")
-    return name if prefix == "recipes" and name != "py" else None
+    """The name in `recipes.<name>`; None where `module` is the path of a file."""
+    prefix, dot, name = module.partition(".")
+    is_path = "/" in module or module.endswith(".py")
+    return name if dot and prefix == "recipes" and not is_path else None
 
 
 class ArchitectureSpec(Strict):
@@ -155,8 +157,9 @@ class TrainingSpec(Strict):
             known = (*self.task_info.inputs, *self.task_info.optional)
             for name in self.data.columns:
                 if name not in known:
-                    raise ValueError(
-                        f"data.columns.{name}: task '{self.task}' has no '{name}', only {', '.join(known)}"
+                    raise InvalidSpec(
+                        f"data.columns.{name}: task '{self.task}' has no '{name}', only {', '.join(known)}",
+                        param=f"data.columns.{name}",
                     )
         has_eval = self.data is not None and self.data.eval_input is not None
         if self.trainer == "transformers" and not has_eval:

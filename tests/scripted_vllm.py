@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 
 @dataclass
@@ -28,11 +28,17 @@ class EngineArgs:
     enable_prefix_caching: bool | None = None
     max_logprobs: int = 20
     trust_remote_code: bool = False
-    disable_log_stats: bool = False
     seed: int | None = 0
 
-    def create_engine_config(self) -> EngineArgs:
-        return self
+    def create_engine_config(self) -> Config:
+        longest = AutoConfig.from_pretrained(self.model).max_position_embeddings
+        return Config(self, SimpleNamespace(max_model_len=longest))
+
+
+@dataclass
+class Config:
+    arguments: EngineArgs
+    model_config: SimpleNamespace
 
 
 @dataclass
@@ -88,19 +94,24 @@ class LLMEngine:
 
     made: ClassVar[list[LLMEngine]] = []
 
-    def __init__(self, arguments: EngineArgs) -> None:
-        self.arguments = arguments
+    def __init__(self, config: Config, *, log_stats: bool) -> None:
+        self.arguments, self.model_config, self.log_stats = config.arguments, config.model_config, log_stats
+        arguments = config.arguments
         self.model = AutoModelForCausalLM.from_pretrained(arguments.model)
         self.tokenizer = AutoTokenizer.from_pretrained(arguments.model)
         self.open: dict[str, _Open] = {}
         self.asked: list[SamplingParams] = []
         self.aborted: list[str] = []
-        self.engine_core = SimpleNamespace(shutdown=lambda: None)
+        self.is_shut_down = False
+        self.engine_core = SimpleNamespace(shutdown=self._shut_down)
         LLMEngine.made.append(self)
 
     @classmethod
-    def from_vllm_config(cls, vllm_config: EngineArgs) -> LLMEngine:
-        return cls(vllm_config)
+    def from_vllm_config(cls, vllm_config: Config, *, disable_log_stats: bool = False) -> LLMEngine:
+        return cls(vllm_config, log_stats=not disable_log_stats)
+
+    def _shut_down(self) -> None:
+        self.is_shut_down = True
 
     def add_request(self, request_id: str, prompt: dict[str, list[int]], params: SamplingParams) -> None:
         assert request_id not in self.open

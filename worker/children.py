@@ -63,9 +63,9 @@ def runner_environment(environ: Mapping[str, str], *, num_threads: int) -> dict[
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "TOKENIZERS_PARALLELISM": "true" if num_threads > 1 else "false",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its engine lives and dies with the runner
-        "VLLM_NO_USAGE_STATS": "1",
     }
-    return _findable(environ) | quiet | dict.fromkeys(_THREAD_VARIABLES, str(num_threads))
+    unless_told = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    return unless_told | _findable(environ) | quiet | dict.fromkeys(_THREAD_VARIABLES, str(num_threads))
 
 
 def _findable(environ: Mapping[str, str]) -> dict[str, str]:

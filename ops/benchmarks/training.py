@@ -9,9 +9,9 @@ Each round measures, on the same cores and threads:
 2. by hand: a script with transformers' Trainer over the same rows and arguments, its own checkpoints at that interval.
 
 Steps per second count from the beginning of the training to the end of its last step, by each side's own clock, with
-whatever comes between, checkpoints too where there are more steps than their interval (500); the seconds of a whole
-job, with its start, are in the report as well. Every second round the sides change places. The ratio that counts is the
-median over the rounds.
+whatever comes between, checkpoints too where there are more steps than their interval (500); the daemon's clock also
+counts the Trainer's own setup and a check of the weights. The seconds of a whole job, with its start, are in the report
+as well. Every second round the sides change places. The ratio that counts is the median over the rounds.
 
 With `--slots N` a second daemon of N slots runs the same training on one of them and on all of them together, each slot
 with batches of that size: samples per second of the N over those of the one.

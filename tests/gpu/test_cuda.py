@@ -31,7 +31,7 @@ pytestmark = [
 
 CUDA = torch.device("cuda", 0)
 trainers_spec, loops_spec = test_training_exactness.spec, test_training_loop.spec
-"""Fixtures."""
+"""Fixtures: the same specs as on the CPU."""
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_three_kills_change_nothing(
         told |= each.losses
     assert told == calm.losses
     digests = [sorted(path.read_bytes() for path in each.model.glob("*.safetensors")) for each in (attempts[-1], calm)]
-    assert digests[0] == digests[1]
+    assert digests[0] == digests[1] != []
 
 
 def test_a_job_on_gpus_survives_killed_runners(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.errors import InvalidSpec, MachineError
+from jobs.errors import DeviceOutOfMemory, InvalidSpec
 from jobs.rows import Row
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec, model_key, parse_spec
@@ -22,6 +22,7 @@ from tests import scripted_vllm
 from tests.integration.test_task_text_generation import generated, rows_of
 from tests.scripted_vllm import LLMEngine
 from tests.tiny import SENTENCES, tiny_causal_lm
+from worker.inference.models import ModelCache
 from worker.inference.tasks import load_task_model, vllm_decoding
 from worker.inference.tasks.interface import Interrupted
 
@@ -112,20 +113,45 @@ def test_a_host_without_it_says_so(model: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_one_that_is_built_for_another_device_says_so(model: Path, with_vllm: None) -> None:
     """Lost: an afternoon; its own error is a missing operation, at the first row."""
-    with pytest.raises(InvalidSpec, match="installed for 'cpu' here, and this slot is 'cuda'"):
+    with pytest.raises(InvalidSpec, match="computes on cpu, and this slot is a cuda"):
         load(model, device=torch.device("cuda", 0), engine="vllm")
 
 
 @pytest.mark.usefixtures("with_vllm")
-def test_an_engine_that_does_not_start_is_the_machines_fault(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: a job, for the memory that another program held for a moment."""
+@pytest.mark.parametrize(
+    ("said", "kind", "words"),
+    [
+        (ValueError("No available memory for the cache blocks"), DeviceOutOfMemory, "vllm does not start: .*No avail"),
+        (ValueError("No attention backend has head size 8"), InvalidSpec, "does not take this model: .*head size 8"),
+        (NotImplementedError("no such layer"), InvalidSpec, "does not take this model: .*no such layer"),
+        (RuntimeError("the device is gone"), RuntimeError, "the device is gone"),
+    ],
+)
+def test_what_ends_its_start_is_told_apart(
+    model: Path, monkeypatch: pytest.MonkeyPatch, said: Exception, kind: type[Exception], words: str
+) -> None:
+    """Lost: a job, for the memory that another program held; or five runners, to a model that it never takes."""
 
-    def refuse(_: Any) -> Any:
-        raise ValueError("No available memory for the cache blocks")
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise said
 
     monkeypatch.setattr(LLMEngine, "from_vllm_config", refuse)
-    with pytest.raises(MachineError, match=r"vllm does not start: .*No available memory"):
+    with pytest.raises(kind, match=words):
         load(model, engine="vllm")
+
+
+@pytest.mark.usefixtures("with_vllm")
+def test_it_is_alone_on_the_slot_and_closed_before_it_goes(model: Path) -> None:
+    """Lost: the memory of the device, to an engine that nobody uses any more."""
+    models, settings = ModelCache(2, CPU), Settings(input_roots=[Path("/")])
+    models.get(spec_of(model), settings)
+    models.get(spec_of(model, engine="vllm"), settings)
+    assert models.keys() == [model_key(spec_of(model, engine="vllm"))]
+    (engine,) = LLMEngine.made
+    assert not engine.is_shut_down
+    assert not engine.log_stats
+    models.drop_all()
+    assert engine.is_shut_down
 
 
 def test_its_memory_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

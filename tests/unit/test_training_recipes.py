@@ -284,7 +284,9 @@ def test_a_recipe_that_is_not_there_is_refused_at_once() -> None:
     assert caught.value.param == "module"
 
 
-@pytest.mark.parametrize("module", ["recipes.py", "recipes/cnn.py", "nets.py"])
+@pytest.mark.parametrize(
+    "module", ["recipes.py", "recipes.cnn.py", "recipes.v2/net.py", "recipes/cnn.py", "nets.py", "recipes"]
+)
 def test_a_file_of_that_name_is_a_file(module: str) -> None:
     """Lost: whoever keeps their modules in a file called recipes."""
     assert recipe_name(module) is None

@@ -57,7 +57,7 @@ class ModelCache:
             self._drop(key)
             warm = None
         if warm is None:
-            if spec.engine == "vllm":  # it takes, for good, a share of the memory that is free when it starts
+            if spec.engine == "vllm":  # it takes most of what is free, until it is closed
                 self.drop_all()
             while len(self._warm) >= self._limit:
                 self._drop(next(iter(self._warm)))
@@ -119,10 +119,12 @@ class ModelCache:
 
     def _drop(self, key: str) -> None:
         warm = self._warm.pop(key)
-        if isinstance(warm.model, Closable):
-            warm.model.close()
-        del warm
-        release_memory(self.device)
+        try:
+            if isinstance(warm.model, Closable):
+                warm.model.close()
+        finally:
+            del warm
+            release_memory(self.device)
         logger.info("dropped the warm model %s", key)
 
 

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from jobs.errors import InvalidSpec, ModuleFailed, StokerError
 from jobs.paths import check_code_path
 from jobs.settings import Settings
-from jobs.training_spec import RECIPES, recipe_name
+from jobs.training_spec import recipe_name
 from worker.device import is_out_of_memory, one_line
 from worker.training.module import Module, Parts, Phase, Setup
 
@@ -40,19 +40,17 @@ def load_module(name: str, settings: Settings) -> Module:
     """Import a module.
 
     Args:
-        name: `recipes.<name>`, or the path of a Python file.
+        name: one of our recipes, `recipes.<name>`, or the path of a Python file.
         settings: whose `code_roots` the file must lie in.
 
     Raises:
-        InvalidSpec: there is no such recipe, or the module has no `build`.
+        InvalidSpec: the module has no `build`.
         Forbidden: the file may not be run.
         InvalidInput: it is not a Python file.
         ModuleFailed: it cannot be imported.
     """
     recipe = recipe_name(name)
     if recipe is not None:
-        if recipe not in RECIPES:
-            raise InvalidSpec(f"module: there is no '{name}'; the recipes are {', '.join(RECIPES)}", param="module")
         module = importlib.import_module(f"{_RECIPES}.{recipe}")
     else:
         path = check_code_path(name, settings, param="module")

