@@ -24,10 +24,17 @@ RECIPES = ("cnn", "ctc", "gan", "lstm", "vae")
 
 
 def recipe_name(module: str) -> str | None:
-    """The name in `recipes.<name>`; None where `module` is the path of a file."""
+    """The name in `recipes.<name>`; None where `module` is the path of a file.
+
+    Raises:
+        InvalidSpec: there is no such recipe.
+    """
     prefix, dot, name = module.partition(".")
-    is_path = "/" in module or module.endswith(".py")
-    return name if dot and prefix == "recipes" and not is_path else None
+    if not dot or prefix != "recipes" or "/" in module or module.endswith(".py"):
+        return None
+    if name not in RECIPES:
+        raise InvalidSpec(f"module: there is no '{module}'; the recipes are {', '.join(RECIPES)}", param="module")
+    return name
 
 
 class ArchitectureSpec(Strict):
@@ -169,8 +176,8 @@ class TrainingSpec(Strict):
                 raise ValueError("arguments.eval_strategy: needs rows to judge by, data.eval or data.eval_split")
         if self.lora is not None and self.task != "text-generation":
             raise ValueError("lora: goes with task: text-generation only")
-        if self.module is not None and recipe_name(self.module) not in (None, *RECIPES):
-            raise ValueError(f"module: there is no '{self.module}'; the recipes are {', '.join(RECIPES)}")
+        if self.module is not None:
+            recipe_name(self.module)
         if self.trainer == "torch" and self.data is not None and not self.data.columns:
             raise ValueError("data.columns: is required with trainer: torch: the columns that the module reads")
         return self

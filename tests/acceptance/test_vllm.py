@@ -25,13 +25,12 @@ from tests.acceptance.stack import stack
 from tests.acceptance.test_faults import QUICK
 from tests.conftest import wait_until
 from tests.integration.test_task_text_generation import generated, rows_of
-from tests.integration.test_vllm_engine import spec_of
+from tests.integration.test_vllm_engine import leave_between_two_steps, spec_of
 from tests.tiny import SENTENCES, tiny_causal_lm, tiny_classifier
 from worker.children import runner_environment
 from worker.device import pick_device
 from worker.inference.models import ModelCache
 from worker.inference.tasks import vllm_decoding
-from worker.inference.tasks.interface import Interrupted
 
 pytestmark = [
     pytest.mark.vllm,
@@ -109,15 +108,7 @@ def test_what_a_row_draws_is_its_own(models: ModelCache, model: Path) -> None:
 def test_a_stop_leaves_the_engine_empty_and_of_use(models: ModelCache, model: Path) -> None:
     """Lost: a slot, to rows that go on for nobody."""
     task = get(models, model, {"max_new_tokens": 100}, engine="vllm")
-    encoded = task.encode(rows_of((SENTENCES[0], None), (SENTENCES[1], None)))
-    steps = iter(range(3))
-
-    def between() -> None:
-        if next(steps, None) is None:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        task.forward_in_flight(task.collate(encoded), max_tokens=1000, max_rows=8, between=between)
+    leave_between_two_steps(task)
     assert not task._decoder._engine.has_unfinished_requests()
     assert len(generated(task, rows_of((SENTENCES[0], {"max_new_tokens": 2})))) == 1
 

@@ -54,6 +54,19 @@ def load(model: Path, parameters: Mapping[str, Any] | None = None, *, device: to
     return load_task_model(spec_of(model, parameters, **fields), device=device, dtype=torch.float32, settings=settings)
 
 
+def leave_between_two_steps(task: Any) -> None:
+    """Two rows, of which nobody wants to know any more after three steps."""
+    encoded = task.encode(rows_of((SENTENCES[0], None), (SENTENCES[1], None)))
+    steps = iter(range(3))
+
+    def between() -> None:
+        if next(steps, None) is None:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        task.forward_in_flight(task.collate(encoded), max_tokens=1000, max_rows=8, between=between)
+
+
 def test_its_outputs_are_those_of_our_own_loop(model: Path, with_vllm: None) -> None:
     """Lost: the same job, on the day that somebody switches the engine."""
     parameters = {"max_new_tokens": 12, "logprobs": True, "top_logprobs": 3}
@@ -89,15 +102,7 @@ def test_each_rows_own_parameters_reach_it(model: Path, with_vllm: None) -> None
 def test_a_stop_ends_between_two_steps(model: Path, with_vllm: None) -> None:
     """Lost: a cancel, until the longest row is done; or rows that go on in the engine for nobody."""
     task = load(model, {"max_new_tokens": 50}, engine="vllm")
-    encoded = task.encode(rows_of((SENTENCES[0], None), (SENTENCES[1], None)))
-    steps = iter(range(3))
-
-    def between() -> None:
-        if next(steps, None) is None:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        task.forward_in_flight(task.collate(encoded), max_tokens=1000, max_rows=8, between=between)
+    leave_between_two_steps(task)
     (engine,) = LLMEngine.made
     assert not engine.has_unfinished_requests()
     assert len(engine.aborted) == 2

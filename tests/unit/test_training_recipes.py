@@ -21,6 +21,7 @@ from worker.training.module import Loss, Parts, Rows, Setup
 from worker.training.recipes.ctc import decode
 from worker.training.recipes.options import Options
 from worker.training.recipes.tones import BLANK, LETTERS, Tones
+from worker.training.rehearsal import rehearse
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "ops" / "examples" / "training"
@@ -282,6 +283,8 @@ def test_a_recipe_that_is_not_there_is_refused_at_once() -> None:
         parse_spec({"kind": "training", "trainer": "torch", "module": "recipes.nope"})
     assert caught.value.message == "module: there is no 'recipes.nope'; the recipes are cnn, ctc, gan, lstm, vae"
     assert caught.value.param == "module"
+    with pytest.raises(InvalidSpec, match=r"there is no 'recipes\.nope'"):
+        rehearse("recipes.nope")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def load_module(name: str, settings: Settings) -> Module:
         settings: whose `code_roots` the file must lie in.
 
     Raises:
-        InvalidSpec: the module has no `build`.
+        InvalidSpec: there is no such recipe, or the module has no `build`.
         Forbidden: the file may not be run.
         InvalidInput: it is not a Python file.
         ModuleFailed: it cannot be imported.

@@ -60,18 +60,18 @@ class VllmDecoder:
         self._num_requests = 0
 
     def _start(self, folder: Path, device: torch.device, dtype: str, *, trust_remote_code: bool) -> Any:
-        arguments = self._vllm.EngineArgs(
-            model=str(folder),
-            dtype=dtype,
-            max_model_len=_LONGEST_THAT_FITS,
-            enable_prefix_caching=True,
-            max_logprobs=_MOST_LOGPROBS,
-            trust_remote_code=trust_remote_code,
-            seed=0,
-            **memory_arguments(device),
-        )
         try:
-            return self._vllm.LLMEngine.from_vllm_config(arguments.create_engine_config(), disable_log_stats=True)
+            config = self._vllm.EngineArgs(
+                model=str(folder),
+                dtype=dtype,
+                max_model_len=_LONGEST_THAT_FITS,
+                enable_prefix_caching=True,
+                max_logprobs=_MOST_LOGPROBS,
+                trust_remote_code=trust_remote_code,
+                seed=0,
+                **memory_arguments(device),
+            ).create_engine_config()
+            return self._vllm.LLMEngine.from_vllm_config(config, disable_log_stats=True)
         except BaseException as error:
             # What did start holds groups of the whole process, and the next try may come in this process.
             self._vllm.distributed.cleanup_dist_env_and_memory()
