@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -233,6 +233,12 @@ class Engine:
     # -- what they share
 
     def _pack(self, members: Sequence[Encoded], max_tokens: int) -> list[list[Encoded]]:
+        by_shape: dict[Hashable, list[Encoded]] = {}
+        for one in members:
+            by_shape.setdefault(one.shape, []).append(one)
+        return [batch for alike in by_shape.values() for batch in self._pack_alike(alike, max_tokens)]
+
+    def _pack_alike(self, members: Sequence[Encoded], max_tokens: int) -> list[list[Encoded]]:
         lengths = [one.num_tokens for one in members]
         packed = pack(
             lengths, max_tokens=max_tokens, max_rows=self._budget.max_rows, batch_cost=self._budget.batch_cost

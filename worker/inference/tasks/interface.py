@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -19,6 +19,8 @@ class Encoded:
     features: Any
     """The task's own; None where `error` is set."""
     error: RowError | None = None
+    shape: Hashable = None
+    """Only rows of equal shape are computed in one batch; None where rows of any lengths may be padded together."""
 
 
 @dataclass(frozen=True, slots=True)
