@@ -16,6 +16,7 @@ from jobs.settings import Settings
 from jobs.sources.arrow import table_records
 from jobs.sources.opening import PARAM, check_unchanged, first_line
 from jobs.sources.reader import Cut, InputFile, Record
+from jobs.stamps import file_stamp
 
 _HUB_PREFIX = "hf://datasets/"
 _BATCH_ROWS = 256
@@ -121,7 +122,7 @@ def _stamped(file: InputFile, data: Any) -> InputFile:
         folder = Path(file.url)
         states = [Path(facts["filename"]).stat() for facts in data.cache_files]
         if all(Path(facts["filename"]).is_relative_to(folder) for facts in data.cache_files):
-            stamp = "-".join([stamp, *(f"{state.st_size}.{state.st_mtime_ns}" for state in states)])
+            stamp = "-".join([stamp, *(f"{state.st_size}.{file_stamp(state)}" for state in states)])
     return replace(file, size=len(data), stamp=stamp)
 
 

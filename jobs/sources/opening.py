@@ -17,6 +17,7 @@ import fsspec
 from jobs.errors import InvalidInput, ServiceUnavailable
 from jobs.paths import local_path
 from jobs.sources.reader import InputFile, changed_message
+from jobs.stamps import file_stamp, is_same
 
 PARAM = "input.path"
 _READ_AHEAD_BYTES = 512 * 2**10  # of a remote file; a chunk is often smaller than a megabyte
@@ -110,12 +111,12 @@ def first_line(error: BaseException) -> str:
 
 def local_stamp(status: os.stat_result) -> tuple[int, str]:
     """Size in bytes and stamp of a local file."""
-    return status.st_size, str(status.st_mtime_ns)
+    return status.st_size, file_stamp(status)
 
 
 def check_unchanged(file: InputFile, size: int, stamp: str) -> None:
     """Raises InvalidInput where a planned file is not the one that is there now."""
-    if file.stamp and (size, stamp) != (file.size, file.stamp):
+    if file.stamp and (size != file.size or not is_same(file.stamp, stamp)):
         raise InvalidInput(changed_message(file), param=PARAM)
 
 

@@ -22,7 +22,7 @@ class InputFile:
     size: int = -1
     """Bytes (of a data set: rows) when it was planned; -1 before."""
     stamp: str = ""
-    """Changes with the content: modification time, ETag, or a data set's fingerprint; empty before planning."""
+    """Changes with the content: `stamps.file_stamp`, an ETag, or a data set's fingerprint; empty before planning."""
     is_upload: bool = False
     """Whether it lies in the artifact store, outside the input roots."""
 
