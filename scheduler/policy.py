@@ -11,16 +11,19 @@ The rules, in the order in which they bind:
    one holds beyond an equal share, once it has held it for `HOLD_SECONDS`, so that slots do not go to and fro; a
    training asks younger elastic jobs of its class for all that it needs, since it cannot do with less.
 4. A gang gets all of its slots at once or none, all of one host and one kind of device. While slots are on their way
-   back to it, the free ones beside them are kept for it; a gang that would have to wait for jobs that cannot yield
-   keeps nothing, and others may start (greedy skip).
+   back to it, the free ones beside them are kept for it. The first gang that has to wait for trainings to end has one
+   reservation: on the slots of the place where fewest trainings are in its way no further training starts, of its own
+   class or a lower one, so that no stream of smaller ones keeps it from ever starting. Elastic jobs fill those slots
+   meanwhile, since they give them back in a chunk. Gangs behind the first one keep nothing.
 5. A job of the class `high` that nothing else lets start preempts trainings of lower classes: only where then all that
    it needs comes free, elastic leases before trainings, a gang whole. Each training has its minimum of time between two
    starts and is preempted so many times at most (`victims`), so that it gets done too. While a job waits for that time
    to pass, no training behind it starts on those slots, so that the time is not begun again and again.
 6. Among free slots, one that holds the model loaded comes first, then the fullest host (which keeps room for gangs).
 
-The full policy grows behind the same signature: reservations from time limits (EASY backfill) are a longer rule 4, fair
-share between projects a further key in `views.order`; each needs more fields in the views and none in the call.
+The full policy grows behind the same signature: trainings that fill reserved slots, by an upper bound of the time that
+they need (EASY backfill), are a longer rule 4, fair share between projects a further key in `views.order`; each needs
+more fields in the views and none in the call.
 """
 
 from __future__ import annotations
@@ -106,6 +109,8 @@ class _Table:
         """Slots on which no further training starts: a job waits until those there may be stopped for it."""
         self.bides: set[str] = set()
         """The jobs that wait so."""
+        self.reserved_for: str | None = None
+        """Id of the gang for which slots are kept until enough trainings there have ended."""
 
     def classes(self) -> list[tuple[int, list[JobView]]]:
         """Effective rank and its jobs in order, the first served class first."""
@@ -131,6 +136,10 @@ class _Table:
             if later:
                 self.barred |= min(later, key=_Way.cost).place
                 self.bides.add(job.id)
+            elif job.gang_size > 1 and self.reserved_for is None and places:
+                reserved = min(places, key=lambda place: (self._num_in_the_way(job, place), sorted(place)))
+                self.barred |= reserved
+                self.reserved_for = job.id
             return
         way = min(ways, key=_Way.cost)
         for slot_id in way.coming:
@@ -197,6 +206,15 @@ class _Table:
         yields = (*elastic[: max(0, lacking)], *stopped)
         return _Way(place, num_free, short, coming, yields, len(trainings))
 
+    def _num_in_the_way(self, job: JobView, place: frozenset[str]) -> int:
+        """How many slots held by trainings a gang waits for at a place."""
+        num_elastic = sum(
+            lease.slot_id in place and (holder := self.jobs.get(lease.job_id)) is not None and holder.elastic
+            for lease in self.victims
+        )
+        num_coming = sum(slot_id in place for slot_id in self.coming)
+        return job.gang_size - len(place & self.free.keys()) - num_coming - num_elastic
+
     def _holders(self) -> Holders:
         return Holders(self.jobs, self.online, self.victims, self.held, self.staying, self.now)
 
@@ -249,6 +267,8 @@ class _Table:
             largest = max(len(pool) for pool in self.pools)
             if job.gang_size > largest:
                 return f"{needs}; {_count(largest, 'is', 'are')} online on the largest"
+            if job.id == self.reserved_for:
+                return f"next: {needs}, which are kept for it as the trainings on them end"
             most_free = max(len(pool & self.free.keys()) for pool in self.pools)
             return f"{needs}; at most {_count(most_free, 'is', 'are')} free together"
         busy = "the only slot is" if num_slots == 1 else f"all {num_slots} slots are"

@@ -149,7 +149,33 @@ def test_a_gang_that_waits_for_jobs_that_cannot_yield_lets_others_start() -> Non
     jobs = [gang("training", 1, HIGH, age=9), gang("g", 4, HIGH), job("j", LOW)]
     decisions = decide(jobs, slots(4), held, NOW)
     assert set(holders(decisions).values()) == {"j"}
-    assert decisions.explanations == {"g": "needs 4 slots of one host at once; at most 0 are free together"}
+    kept = "next: needs 4 slots of one host at once, which are kept for it as the trainings on them end"
+    assert decisions.explanations == {"g": kept}
+
+
+def test_no_further_training_starts_on_slots_that_the_first_gang_waits_for() -> None:
+    there = [*slots(2, "a"), *slots(2, "b")]
+    held = [lease("one", "a0"), lease("two", "b0"), lease("three", "b1")]
+    running = [gang(name, 1, age=99) for name in ("one", "two", "three")]
+    younger = [gang("single", 1, age=1), gang("low", 1, LOW, age=500)]
+    decisions = decide([*running, gang("g", 2, age=9), *younger], there, held, NOW)
+    assert decisions.grants == (), "a1 is kept for the gang, which waits for one training on host a and two on host b"
+    elsewhere = decide([*running[:2], gang("g", 2, age=9), *younger], there, held[:2], NOW)
+    assert holders(elsewhere) == {"b1": "single"}, "only one place is kept"
+    older = decide([*running, gang("g", 2, age=9), gang("single", 1, age=10)], there, held, NOW)
+    assert holders(older) == {"a1": "single"}, "what is older or of a higher class comes before the gang"
+    bulk = decide([*running, gang("g", 2, age=9), job("bulk", LOW)], there, held, NOW)
+    assert holders(bulk) == {"a1": "bulk"}, "what yields in a chunk fills the slot meanwhile"
+
+
+def test_a_second_gang_that_waits_keeps_nothing() -> None:
+    there = [*slots(2, "a"), *slots(3, "b")]
+    held = [lease("one", "a0"), lease("two", "b0"), lease("three", "b1")]
+    jobs = [gang(name, 1, age=99) for name in ("one", "two", "three")]
+    jobs += [gang("first", 2, age=9), gang("second", 3, age=8), gang("single", 1)]
+    decisions = decide(jobs, there, held, NOW)
+    assert holders(decisions) == {"b2": "single"}
+    assert decisions.explanations["second"] == "needs 3 slots of one host at once; at most 1 is free together"
 
 
 def test_slots_free_while_a_gang_gathers_are_kept_for_it() -> None:
@@ -169,7 +195,7 @@ def test_a_gang_lies_on_one_host_or_waits() -> None:
     taken = [lease("other", "a0")]
     jobs = [gang("other", 1, age=9), gang("g", 3)]
     assert decide(jobs, there, taken, NOW).explanations == {
-        "g": "needs 3 slots of one host at once; at most 2 are free together"
+        "g": "next: needs 3 slots of one host at once, which are kept for it as the trainings on them end"
     }
 
 

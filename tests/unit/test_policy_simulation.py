@@ -262,3 +262,29 @@ def test_a_high_job_starts_within_one_chunk_of_the_others(cluster: Cluster, chun
     while cluster.now <= 30 + longest + 2:
         cluster.tick()
     assert urgent.finished or any(held.lease.job_id == "urgent" for held in cluster.held)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 4), st.integers(1, 4), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_no_stream_of_single_trainings_keeps_a_gang_waiting(
+    num_slots: int, size: int, longest: int, random: random.Random
+) -> None:
+    """A new training of one slot arrives whenever one starts, as in a queue that is never empty."""
+    size = min(size, num_slots)
+    cluster = Cluster([SlotView(f"a{number}", "a") for number in range(num_slots)], [])
+
+    def single(number: int) -> Work:
+        view = JobView(f"single{number}", 1, 0.0, elastic=False, gang_size=1)
+        return Work(view, cluster.now, 1, random.randint(1, longest))
+
+    cluster.works = [single(number) for number in range(2 * num_slots)]
+    cluster.tick()
+    cluster.works.append(Work(JobView("gang", 1, 0.0, elastic=False, gang_size=size), cluster.now, size, 1))
+    # Those that came before it, two for each slot, have their turn; then it waits for those that run.
+    for _ in range(3 * (longest + 2)):
+        cluster.tick()
+        if any(held.lease.job_id == "gang" for held in cluster.held):
+            return
+        waiting = [work for work in cluster.works if not work.finished and work.view.id != "gang"]
+        cluster.works += [single(len(cluster.works) + extra) for extra in range(2 * num_slots - len(waiting))]
+    raise AssertionError("the gang never started")
