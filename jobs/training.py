@@ -16,6 +16,7 @@ from jobs.leases import hold
 from jobs.states import AttemptEnd, JobState
 from jobs.store import StoredObject
 from jobs.tables import Artifact, Attempt, Checkpoint, Job, Lease, Metric
+from jobs.training_metrics import Mode, is_better
 
 _POINTS_AT_ONCE = 1000  # rows of one statement
 _NEWEST_POINTS = 300  # a look costs the same, however long the training is
@@ -40,7 +41,9 @@ class KeepRule:
 
     newest: int
     best: str | None = None
-    """Name of the metric by which one more stays; the smallest where its name ends in `loss`, else the largest."""
+    """Name of the metric by which one more stays."""
+    mode: Mode = "min"
+    """Whether the least or the largest value of `best` is the best."""
 
 
 def begin(db: Database, lease_id: str, *, resumed_step: int, num_halvings: int = 0) -> Attempt:
@@ -233,18 +236,13 @@ def num_memory_failures(session: Session, job_id: str) -> int:
     return session.scalar(counted) or 0
 
 
-def is_better(name: str, value: float, other: float) -> bool:
-    """Whether a metric's value is better than another: smaller where the name ends in `loss`, else larger."""
-    return value < other if name.endswith("loss") else value > other
-
-
 def _superseded(found: Sequence[Checkpoint], rule: KeepRule) -> list[Checkpoint]:
     """Of a job's checkpoints, newest first, those that are not kept."""
     best: Checkpoint | None = None
     for one in found:
         if rule.best is None or one.metric is None:
             continue
-        if best is None or best.metric is None or is_better(rule.best, one.metric, best.metric):
+        if best is None or best.metric is None or is_better(one.metric, best.metric, rule.mode):
             best = one
     return [one for place, one in enumerate(found) if place >= rule.newest and one is not best]
 

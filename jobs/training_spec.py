@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from jobs.errors import InvalidSpec
 from jobs.spec_fields import LARGEST_INTEGER, Duration, InputSpec, Priority, Strict
 from jobs.training_arguments import check_arguments
+from jobs.training_metrics import PREFIX, RECIPE_METRICS, Mode
+from jobs.training_metrics import best_mode as mode_of_best
 from jobs.training_tasks import TRAINING_TASKS, TrainingTask
 
 MOST_SLOTS = 64
@@ -19,7 +21,7 @@ TaskName = Literal[
     "automatic-speech-recognition",
 ]  # fmt: skip
 
-RECIPES = ("cnn", "ctc", "gan", "lstm", "vae")
+RECIPES = tuple(RECIPE_METRICS)
 """Names of our own modules, each given as `recipes.<name>`."""
 
 
@@ -108,6 +110,13 @@ class CheckpointSpec(Strict):
     """Newest ones kept, beside the best one where there is a `best`."""
     best: str | None = None
     """A metric of the evaluation, such as `eval_loss` or `eval_accuracy`; its best checkpoint is kept and comes out."""
+    mode: Mode | None = None
+    """Whether the least or the largest value of `best` is the best; absent: what the metric's name says."""
+
+    @property
+    def best_mode(self) -> Mode:
+        """The direction of `best`; without a `best` it means nothing."""
+        return "min" if self.best is None else mode_of_best(self.best, self.mode)
 
 
 class TrainingSpec(Strict):
@@ -168,12 +177,14 @@ class TrainingSpec(Strict):
                         f"data.columns.{name}: task '{self.task}' has no '{name}', only {', '.join(known)}",
                         param=f"data.columns.{name}",
                     )
-        has_eval = self.data is not None and self.data.eval_input is not None
-        if self.trainer == "transformers" and not has_eval:
-            if self.checkpoint.best is not None:
-                raise ValueError("checkpoint.best: needs rows to judge by, data.eval or data.eval_split")
-            if self.arguments.get("eval_strategy", "no") != "no":
-                raise ValueError("arguments.eval_strategy: needs rows to judge by, data.eval or data.eval_split")
+        self._check_evaluation()
+        if self.task_info is not None and self.data is not None and self.data.max_length is not None:
+            if not self.task_info.cuts_texts:
+                raise ValueError(f"data.max_length: task {self.task} cuts no texts")
+            if self.task == "text-generation" and self.data.max_length < 2:
+                raise ValueError("data.max_length: must be at least 2: a block of one token has nothing to predict")
+        if self.task == "automatic-speech-recognition" and self.arguments.get("label_smoothing_factor"):
+            raise ValueError("arguments.label_smoothing_factor: does not go with the loss of speech recognition (CTC)")
         if self.lora is not None and self.task != "text-generation":
             raise ValueError("lora: goes with task: text-generation only")
         if self.module is not None:
@@ -181,6 +192,52 @@ class TrainingSpec(Strict):
         if self.trainer == "torch" and self.data is not None and not self.data.columns:
             raise ValueError("data.columns: is required with trainer: torch: the columns that the module reads")
         return self
+
+    def _check_evaluation(self) -> None:
+        """Refuse what is said of evaluations that are not there, or contradicts itself."""
+        has_eval = self.data is not None and self.data.eval_input is not None
+        wanted = self.evaluation_param
+        if self.trainer == "transformers" and not has_eval and wanted is not None:
+            raise InvalidSpec(f"{wanted}: needs rows to judge by, data.eval or data.eval_split", param=wanted)
+        strategy, best = self.arguments.get("eval_strategy"), self.checkpoint.best
+        if strategy in ("no", "epoch") and "eval_steps" in self.arguments:
+            raise ValueError(f"arguments.eval_steps: goes with eval_strategy: steps, not {strategy}")
+        if best is None:
+            if self.checkpoint.mode is not None:
+                raise ValueError("checkpoint.mode: goes with checkpoint.best")
+            return
+        if strategy == "no":
+            raise ValueError("checkpoint.best: needs evaluations, and arguments.eval_strategy is no")
+        if not best.startswith(PREFIX):
+            raise ValueError(f"checkpoint.best: the metrics of an evaluation begin with '{PREFIX}': '{PREFIX}{best}'")
+        known = self.eval_metrics
+        if known is not None and best not in known:
+            raise ValueError(f"checkpoint.best: an evaluation has no '{best}', only {', '.join(known)}")
+        mode_of_best(best, self.checkpoint.mode)
+
+    @property
+    def evaluation_param(self) -> str | None:
+        """The field that asks for evaluations on the way, if one does."""
+        if self.checkpoint.best is not None:
+            return "checkpoint.best"
+        asks = {
+            "eval_strategy": self.arguments.get("eval_strategy", "no") != "no",
+            "eval_steps": "eval_steps" in self.arguments and "eval_strategy" not in self.arguments,
+            "eval_on_start": bool(self.arguments.get("eval_on_start")),
+        }
+        return next((f"arguments.{name}" for name, is_asked in asks.items() if is_asked), None)
+
+    @property
+    def eval_metrics(self) -> tuple[str, ...] | None:
+        """The metrics that an evaluation finds; None where only the user's module knows."""
+        if self.task_info is not None:
+            found: tuple[str, ...] = ("loss", *self.task_info.metrics)
+        else:
+            recipe = None if self.module is None else recipe_name(self.module)
+            if recipe is None:
+                return None
+            found = RECIPE_METRICS[recipe]
+        return tuple(f"{PREFIX}{name}" for name in found)
 
     @property
     def task_info(self) -> TrainingTask | None:

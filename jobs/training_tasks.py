@@ -16,14 +16,20 @@ class TrainingTask:
     """Names a row may bring as well."""
     label: str | None = None
     """The input that holds a class, or a list of one class for each token; its values become the model's labels."""
+    metrics: tuple[str, ...] = ()
+    """What an evaluation finds beside `eval_loss`, without the prefix `eval_`."""
+    cuts_texts: bool = True
+    """Whether `data.max_length` says something of its rows."""
 
 
 _ALL = (
-    TrainingTask("text-classification", ("text", "label"), ("text_pair",), label="label"),
-    TrainingTask("token-classification", ("tokens", "labels"), label="labels"),
-    TrainingTask("text-generation", ("text",)),
-    TrainingTask("image-classification", ("image", "label"), label="label"),
-    TrainingTask("automatic-speech-recognition", ("audio", "text")),
+    TrainingTask("text-classification", ("text", "label"), ("text_pair",), label="label", metrics=("accuracy", "f1")),
+    TrainingTask("token-classification", ("tokens", "labels"), label="labels", metrics=("accuracy", "f1")),
+    TrainingTask("text-generation", ("text",), metrics=("perplexity",)),
+    TrainingTask(
+        "image-classification", ("image", "label"), label="label", metrics=("accuracy", "f1"), cuts_texts=False
+    ),
+    TrainingTask("automatic-speech-recognition", ("audio", "text"), metrics=("wer", "cer"), cuts_texts=False),
 )
 TRAINING_TASKS: dict[str, TrainingTask] = {task.name: task for task in _ALL}
 """Every training task by name."""

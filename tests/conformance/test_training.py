@@ -111,7 +111,7 @@ def test_the_newest_checkpoints_and_the_best_one_are_kept(database: Database, jo
         dropped += training.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, step, metric), rule)
     assert steps_kept(database, job_id) == [5, 4, 2]
     assert dropped == [checkpoint_prefix(job_id, step, lease_id) for step in (1, 3)]
-    higher = KeepRule(newest=1, best="eval_accuracy")
+    higher = KeepRule(newest=1, best="eval_accuracy", mode="max")
     training.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 6, 0.2), higher)
     assert steps_kept(database, job_id) == [6, 5]
 

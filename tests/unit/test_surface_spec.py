@@ -66,6 +66,7 @@ TRAINING_FIELDS: dict[str, Any] = {
     "checkpoint.every_steps": 500,
     "checkpoint.keep": 2,
     "checkpoint.best": None,
+    "checkpoint.mode": None,
     "on_out_of_memory": "fail",
     "priority": "normal",
     "time_limit": None,

@@ -84,12 +84,23 @@ def set_field(name: str, value: Any) -> Change:
         (set_field("lora", {"r": 4}), None, "text-generation only"),
         (set_field("checkpoint.every_steps", 0), "checkpoint.every_steps", "must be at least 1"),
         (set_field("data.evl", "x"), "data.evl", "unknown field"),
+        (set_field("checkpoint.best", "eval_beauty"), "checkpoint.best", "only eval_loss, eval_accuracy, eval_f1"),
+        (set_field("checkpoint.best", "accuracy"), "checkpoint.best", "begin with 'eval_': 'eval_accuracy'"),
+        (set_field("checkpoint.mode", "max"), "checkpoint.mode", "goes with checkpoint.best"),
+        (set_field("arguments", {"eval_strategy": "epoch", "eval_steps": 5}), "arguments.eval_steps", "not epoch"),
+        (set_field("task", "image-classification"), "data.max_length", "cuts no texts"),
+        (set_field("task", "text-generation"), "data.max_length", "must be at least 2"),
+        (set_field("task", "automatic-speech-recognition"), "arguments.label_smoothing_factor", "CTC"),
     ],
 )
 def test_a_bad_field_is_refused_by_name(
     document: dict[str, Any], change: Change, param: str | None, words: str
 ) -> None:
     """Lost: the night, to a misspelt argument."""
+    if param == "data.max_length":
+        document["data"]["max_length"] = 1
+    if param == "arguments.label_smoothing_factor":
+        document["arguments"] = {"label_smoothing_factor": 0.1}
     change(document)
     with pytest.raises(InvalidSpec) as caught:
         parse_spec(document)
@@ -101,7 +112,11 @@ def test_a_bad_field_is_refused_by_name(
 def test_judging_needs_rows(document: dict[str, Any]) -> None:
     """Lost: the best checkpoint, to nothing that it was judged by."""
     del document["data"]["eval"]
-    for name, value in (("checkpoint.best", "eval_loss"), ("arguments.eval_strategy", "epoch")):
+    asks: dict[str, Any] = {
+        "checkpoint.best": "eval_loss", "arguments.eval_strategy": "epoch", "arguments.eval_steps": 5,
+        "arguments.eval_on_start": True,
+    }  # fmt: skip
+    for name, value in asks.items():
         changed = json.loads(json.dumps(document))
         set_field(name, value)(changed)
         with pytest.raises(InvalidSpec, match=f"{name}: needs rows to judge by") as caught:

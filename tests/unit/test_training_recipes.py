@@ -16,6 +16,7 @@ from PIL import Image
 
 from jobs.errors import InvalidSpec
 from jobs.specs import TrainingSpec, parse_spec
+from jobs.training_metrics import RECIPE_METRICS
 from jobs.training_spec import RECIPES, recipe_name
 from worker.training.module import Loss, Parts, Rows, Setup
 from worker.training.recipes.ctc import decode
@@ -93,6 +94,15 @@ def test_losses_and_judgements_compute_in_bfloat16(name: str) -> None:
         with torch.no_grad():
             found = parts.judge(batch_of(parts.train, parts, 8))
     assert all(torch.isfinite(value) for value in found.values())
+
+
+@every_recipe
+def test_the_metrics_that_a_spec_may_name_are_those_of_the_recipe(name: str) -> None:
+    parts = build(name)
+    assert parts.judged is not None
+    assert parts.judge is not None
+    with torch.no_grad():
+        assert set(parts.judge(batch_of(parts.judged, parts, 2))) == set(RECIPE_METRICS[name])
 
 
 @every_recipe

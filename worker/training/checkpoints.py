@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import orjson
 
 from jobs.atomic import sync_directory
 from jobs.errors import InvalidSpec
-from jobs.training import is_better
+from jobs.training_metrics import Mode, is_better
 from worker.training.gang import Gang
 
 _BEST_FOLDER, _BEST_FILE = "best", "best.json"
@@ -58,14 +58,15 @@ class Judged:
 class Best:
     """The best weights so far by `checkpoint.best`. Each checkpoint carries them: an attempt sees only the newest."""
 
-    def __init__(self, name: str | None, folder: Path, *, writes: bool = True) -> None:
+    def __init__(self, name: str | None, mode: Mode, folder: Path, *, writes: bool = True) -> None:
         """
         Args:
             name: of the metric; None: nothing is kept.
+            mode: whether the least or the largest value is the best.
             folder: of the attempt.
             writes: whether this process keeps the files; of the ranks of a gang, the leader does.
         """
-        self._name, self._writes = name, writes
+        self._name, self._mode, self._writes = name, mode, writes
         self.folder = folder / _BEST_FOLDER
         """Where the weights lie."""
         self.judged: Judged | None = None
@@ -97,13 +98,9 @@ class Best:
         """
         if self._name is None:
             return False
-        if self._name not in judged.metrics:
-            known = ", ".join(sorted(judged.metrics))
-            raise InvalidSpec(
-                f"checkpoint.best: an evaluation has no '{self._name}', only {known}", param="checkpoint.best"
-            )
+        check_has_metric(self._name, judged.metrics)
         value = judged.metrics[self._name]
-        if not math.isfinite(value) or (self.value is not None and not is_better(self._name, value, self.value)):
+        if not math.isfinite(value) or (self.value is not None and not is_better(value, self.value, self._mode)):
             return False
         if self._writes:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -116,6 +113,19 @@ class Best:
         if self.judged is not None:
             shutil.copytree(self.folder, aside / _BEST_FOLDER, copy_function=os.link)
             (aside / _BEST_FILE).write_bytes(orjson.dumps(asdict(self.judged)))
+
+
+def check_has_metric(best: str, found: Iterable[str]) -> None:
+    """Refuse a `checkpoint.best` that an evaluation does not find.
+
+    Raises:
+        InvalidSpec: There is no such metric; the message lists those that there are.
+    """
+    found = sorted(found)
+    if best not in found:
+        raise InvalidSpec(
+            f"checkpoint.best: an evaluation has no '{best}', only {', '.join(found)}", param="checkpoint.best"
+        )
 
 
 def _sync(path: Path) -> None:

@@ -38,7 +38,7 @@ class Deposit:
 
     def __init__(self, lease: WorkingLease, spec: TrainingSpec, *, database: Database, store: Store) -> None:
         self._lease, self._database, self._store = lease, database, store
-        self._rule = KeepRule(spec.checkpoint.keep, spec.checkpoint.best)
+        self._rule = KeepRule(spec.checkpoint.keep, spec.checkpoint.best, spec.checkpoint.best_mode)
         self._waiting: SimpleQueue[Saved | None] = SimpleQueue()
         self._error: BaseException | None = None
         self._closing = threading.Event()

@@ -22,6 +22,7 @@ from worker.device import pick_device, resolve_dtype
 from worker.stop import Stop
 from worker.training import generators
 from worker.training.batches import Draw, Layout, load
+from worker.training.checkpoints import check_has_metric
 from worker.training.defaults import MICRO_BATCH, NUM_EPOCHS, SEED
 from worker.training.delivery import Course, deliver_parts
 from worker.training.gang import Gang
@@ -145,6 +146,7 @@ class Loop:
             torch.cuda.reset_peak_memory_stats()
         layout = self._layout
         self._steps.begin(self._step, self._schedule, num_rows=layout.num_rows, step_rows=layout.step_rows)
+        self._check_best()
         self._set_learning(learning=True)
         while self._step < self._schedule.total_steps:
             epoch, first_step = divmod(self._step, layout.epoch_steps)
@@ -227,12 +229,20 @@ class Loop:
 
     def judge(self) -> dict[str, float]:
         """See `Work`. Ranks share the rows."""
-        judged, judge = self._parts.judged, self._parts.judge
+        judged = self._parts.judged
         assert judged is not None
-        assert judge is not None
         num_rows = self._spec.arguments.get("per_device_eval_batch_size", MICRO_BATCH)
         starts = range(self._gang.rank * num_rows, len(judged), self._gang.size * num_rows)
         draws = [[(-1, row) for row in range(start, min(start + num_rows, len(judged)))] for start in starts]
+        shares = self._gang.gather(self._judge_sums(draws))
+        names = [name for share in shares[:1] for name in share]
+        return {f"eval_{name}": sum(share.get(name, 0.0) for share in shares) / len(judged) for name in names}
+
+    def _judge_sums(self, draws: list[list[Draw]]) -> dict[str, float]:
+        """The sums over rows of what an evaluation finds, by the module's own names."""
+        judged, judge = self._parts.judged, self._parts.judge
+        assert judged is not None
+        assert judge is not None
         sums: dict[str, float] = defaultdict(float)
         self._set_learning(learning=False)
         with torch.no_grad(), users_code("judging a batch of Parts.judged"):
@@ -243,9 +253,22 @@ class Loop:
                     check_metric_name(f"eval_{name}")
                     sums[name] += float(value) * len(rows)
         self._set_learning(learning=True)
-        shares = self._gang.gather(dict(sums))
-        names = [name for share in shares[:1] for name in share]
-        return {f"eval_{name}": sum(share.get(name, 0.0) for share in shares) / len(judged) for name in names}
+        return dict(sums)
+
+    def _check_best(self) -> None:
+        """Evaluate one batch before the first step where `checkpoint.best` names a metric that only the module knows.
+
+        Raises:
+            InvalidSpec: The module has no such metric, which else the first evaluation would find, after many steps.
+        """
+        best = self._spec.checkpoint.best
+        if best is None or self._spec.eval_metrics is not None or self._step > 0:
+            return
+        assert self._parts.judged is not None
+        num_rows = self._spec.arguments.get("per_device_eval_batch_size", MICRO_BATCH)
+        with generators.kept():
+            found = self._judge_sums([[(-1, row) for row in range(min(num_rows, len(self._parts.judged)))]])
+        check_has_metric(best, [f"eval_{name}" for name in found])
 
     def write_checkpoint(self, folder: Path) -> None:
         """See `Work`."""
@@ -280,9 +303,9 @@ class Loop:
                 param="module",
             )
         given, has_eval = self._spec.arguments, self._parts.judged is not None
-        if not has_eval and (self._spec.checkpoint.best is not None or given.get("eval_strategy", "no") != "no"):
-            param = "checkpoint.best" if self._spec.checkpoint.best is not None else "arguments.eval_strategy"
-            raise InvalidSpec(f"{param}: the module builds no rows to judge by, Parts.judged", param=param)
+        wanted = self._spec.evaluation_param
+        if not has_eval and wanted is not None:
+            raise InvalidSpec(f"{wanted}: the module builds no rows to judge by, Parts.judged", param=wanted)
         total = given.get("max_steps") or round(float(given.get("num_train_epochs", NUM_EPOCHS)) * epoch_steps)
         return Schedule.of(self._spec, total_steps=max(1, total), epoch_steps=epoch_steps, has_eval=has_eval)
 

@@ -48,12 +48,10 @@ class Schedule:
         given = spec.arguments
         logging_steps = int(given.get("logging_steps", LOGGING_STEPS))
         eval_steps = int(given.get("eval_steps", logging_steps))  # as in transformers
-        if "eval_strategy" not in given and spec.checkpoint.best is not None:
-            eval_steps = int(given.get("eval_steps", spec.checkpoint.every_steps))
-            by_strategy: dict[str, int | None] = {"no": eval_steps}
-        else:
-            by_strategy = {"no": None}
-        by_strategy |= {"steps": eval_steps, "epoch": epoch_steps}
+        by_strategy = {"no": None, "steps": eval_steps, "epoch": epoch_steps}
+        if "eval_strategy" not in given and ("eval_steps" in given or spec.checkpoint.best is not None):
+            # transformers would evaluate at the end alone, whatever `eval_steps` says.
+            by_strategy["no"] = int(given.get("eval_steps", spec.checkpoint.every_steps))
         log_by_strategy = {"no": None, "steps": logging_steps, "epoch": epoch_steps}
         return cls(
             total_steps=total_steps,

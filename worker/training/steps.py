@@ -73,7 +73,9 @@ class Steps:
         self._folder = Path(plan.folder)
         self.losses = Losses(gang)
         """Of the steps, to be added to."""
-        self.best = Best(self._spec.checkpoint.best, self._folder, writes=gang.rank == 0)
+        self.best = Best(
+            self._spec.checkpoint.best, self._spec.checkpoint.best_mode, self._folder, writes=gang.rank == 0
+        )
         """The best weights so far."""
         self.judged: Judged | None = None
         """The latest evaluation."""

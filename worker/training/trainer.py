@@ -30,6 +30,7 @@ from worker.training.sampling import EpochSampler
 from worker.training.schedule import Schedule, epoch_steps, halved
 from worker.training.steps import Steps
 from worker.training.tasks import build
+from worker.training.tasks.text_generation import NLL
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +198,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         """See `Work`."""
         metrics = {name: float(value) for name, value in self.evaluate().items() if _is_told(name)}
         if self._spec.task == "text-generation":
-            metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 700.0))  # the largest that a float holds
+            nll = metrics.pop(f"eval_{NLL}", metrics["eval_loss"])
+            metrics["eval_perplexity"] = math.exp(min(nll, 700.0))  # the largest that a float holds
         return metrics
 
     def write_checkpoint(self, folder: Path) -> None:

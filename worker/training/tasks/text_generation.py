@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, EvalPrediction, PreTrainedModel
 
 from jobs.errors import InvalidSpec
 from jobs.training_spec import LoraSpec
@@ -18,6 +19,8 @@ from worker.training.learning import Learning, Origin, tokenizer_identity
 _BLOCK_TOKENS = 1024
 """Where neither the spec nor the model says less."""
 _MOST_BLOCK_TOKENS = 2**20
+NLL = "nll"
+"""The mean negative log likelihood of a token, where the loss that is learned from is another number."""
 
 
 def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
@@ -52,6 +55,7 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
         train=train,
         evaluation=evaluation,
         collate=_collate,
+        **_told_apart(origin.spec.arguments),
         digest=survey.digest,
         facts=(f"{survey.num_rows:,} texts in blocks of {block_tokens} tokens",),
     )
@@ -92,6 +96,23 @@ def _blocks(
             tokens = tokens[whole:]
     if not has_block and len(tokens) > 1:
         yield {"input_ids": [tokens]}
+
+
+def _told_apart(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What measures the likelihood of texts where the loss is not that, since their labels are smoothed."""
+    return {"reduce_logits": row_nll, "metrics": mean_nll} if arguments.get("label_smoothing_factor") else {}
+
+
+def row_nll(logits: Any, labels_BT: torch.Tensor) -> torch.Tensor:
+    """The mean negative log likelihood of each block's tokens, (B,); see `Learning.reduce_logits`."""
+    logits_BTV = (logits[0] if isinstance(logits, tuple) else logits)[:, :-1].float()
+    nll_BT = torch.nn.functional.cross_entropy(logits_BTV.transpose(1, 2), labels_BT[:, 1:], reduction="none")
+    return nll_BT.mean(dim=1)
+
+
+def mean_nll(prediction: EvalPrediction) -> dict[str, float]:
+    """The mean over all blocks, which have equal length."""
+    return {NLL: float(np.asarray(prediction.predictions, dtype=np.float64).mean())}
 
 
 def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
