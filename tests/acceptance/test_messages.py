@@ -6,12 +6,11 @@ import fcntl
 import json
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from scheduler.client import StokerClient
 from scheduler.environment import module_command
 from tests.acceptance.odd_model import WAITS, odd_encoder, trusting
 from tests.acceptance.records import Records, records_of
-from tests.acceptance.stack import Stack, stack
+from tests.acceptance.stack import Stack, free_port, stack
 from tests.conftest import wait_until
 from tests.tiny import SENTENCES
 
@@ -166,21 +165,23 @@ def test_a_worker_frozen_beyond_its_lease_changes_nothing_when_it_wakes(site: Si
     wait_until(lambda: site.records.num_rows_done(job_id) == 16, "the chunks before the one that waits are done")
     lease = site.records.active_leases(job_id)[0]
     worker, runner = processes_of(site, lease.slot_id)
-    freeze(site, worker, runner)
-    wait_until(lambda: lease.id not in {live.id for live in site.records.live_leases()}, "the lease runs out")
-    site.gate.touch()
-    site.assert_completed(job_id)
-    assert site.records.chunks(job_id)[-1].lease_id != lease.id
-    assert site.stack.results(job_id) == expected
-    events = [event.id for event in site.records.events(job_id)]
+    with frozen(site, worker, runner):
+        wait_until(lambda: lease.id not in {live.id for live in site.records.live_leases()}, "the lease runs out")
+        site.gate.touch()
+        site.assert_completed(job_id)
+        assert site.records.chunks(job_id)[-1].lease_id != lease.id
+        assert site.stack.results(job_id) == expected
+        events = [event.id for event in site.records.events(job_id)]
 
-    if first_awake == "runner":  # it computes its chunk and tries to commit, and nobody is there to stop it
-        runner.resume()
-        wait_until(lambda: is_idle(runner), "the zombie has done what it could")
-        worker.resume()
-    else:
-        worker.resume()
-        wait_until(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE, "the runner is killed")
+        if first_awake == "runner":  # it computes its chunk and tries to commit, and nobody is there to stop it
+            runner.resume()
+            wait_until(lambda: is_idle(runner), "the zombie has done what it could")
+            worker.resume()
+        else:
+            worker.resume()
+            wait_until(
+                lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE, "the runner is killed"
+            )
     site.await_online()
     assert [event.id for event in site.records.events(job_id)] == events
     assert site.stack.results(job_id) == expected
@@ -197,17 +198,24 @@ def processes_of(site: Site, slot_id: str) -> tuple[psutil.Process, psutil.Proce
     return worker, next(found for found in site.stack.of_role("runner") if found.ppid() == worker.pid)
 
 
-def freeze(site: Site, *victims: psutil.Process) -> None:
-    """Stop processes, none of them with SQLite's lock in hand: it would keep every other from writing, and so from
-    telling that they are gone.
+@contextmanager
+def frozen(site: Site, *victims: psutil.Process) -> Iterator[None]:
+    """Stop processes for the block, none of them with SQLite's lock in hand: it would keep every other from writing,
+    and so from telling that they are gone.
     """
-    while True:
+    try:
+        while True:
+            for victim in victims:
+                victim.suspend()
+            if can_be_written(site, within_seconds=2.0):
+                break
+            for victim in victims:
+                victim.resume()
+        yield
+    finally:
         for victim in victims:
-            victim.suspend()
-        if can_be_written(site, within_seconds=2.0):
-            return
-        for victim in victims:
-            victim.resume()
+            with suppress(psutil.NoSuchProcess):  # woken by the test, it may have been killed since
+                victim.resume()
 
 
 def can_be_written(site: Site, *, within_seconds: float) -> bool:
@@ -273,9 +281,7 @@ def test_two_schedulers_have_one_leader_and_one_follows_the_other(site: Site) ->
 @contextmanager
 def second_scheduler(site: Site) -> Iterator[tuple[subprocess.Popen[bytes], StokerClient]]:
     """Another API with scheduler, as `stoker serve` runs it, on the same database, Redis and store."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     settings = site.settings
     environment = {
         **site.stack.environment,

@@ -191,8 +191,8 @@ def test_the_environments_proxies_are_not_used(settings: Settings, monkeypatch: 
 
 
 def silent(handler: BaseHTTPRequestHandler) -> None:
-    """Answers nothing."""
-    time.sleep(5)
+    """Answers nothing until the sender hangs up."""
+    handler.rfile.read(1)
 
 
 def dripping(handler: BaseHTTPRequestHandler) -> None:
@@ -200,7 +200,7 @@ def dripping(handler: BaseHTTPRequestHandler) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
     for _ in range(200):
         handler.wfile.write(b"x")
-        time.sleep(0.05)
+        time.sleep(0.05)  # the pace of the drip is what is tried
 
 
 def going(handler: BaseHTTPRequestHandler) -> None:
