@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jobs.wording import short, short_message
+
 
 class StokerError(Exception):
     """Something went wrong."""
@@ -13,11 +15,11 @@ class StokerError(Exception):
     def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
         """
         Args:
-            message: one clear sentence; the class's docstring when absent.
+            message: one clear sentence; the class's docstring when absent. What it quotes of a client's is cut.
             param: the field of the spec or request that is at fault, dotted (`input.path`), if one is.
         """
-        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
-        self.param = param
+        self.message = short_message(message or (type(self).__doc__ or "").strip().splitlines()[0])
+        self.param = None if param is None else short(param)
         super().__init__(self.message)
 
 

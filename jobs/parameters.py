@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.errors import InvalidSpec
+from jobs.wording import shown
 
 Check = Callable[[Any], bool]
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
@@ -48,7 +49,7 @@ def check_parameters(task: str, parameters: Mapping[str, Any]) -> None:
         check, expected = known[name]
         if not check(value):
             param = f"parameters.{name}"
-            raise InvalidSpec(f"{param}: must be {expected}, not {_shown(value)}", param=param)
+            raise InvalidSpec(f"{param}: must be {expected}, not {shown(value, 80)}", param=param)
 
 
 def unknown_parameter(task: str, name: str, known: tuple[str, ...]) -> InvalidSpec:
@@ -58,11 +59,6 @@ def unknown_parameter(task: str, name: str, known: tuple[str, ...]) -> InvalidSp
     hint = f"; did you mean '{near[0]}'?{has}" if near else has
     param = f"parameters.{name}"
     return InvalidSpec(f"{param}: task '{task}' has no parameter '{name}'{hint}", param=param)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _is_count(value: object) -> bool:

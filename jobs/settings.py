@@ -154,8 +154,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then environment, then `stoker.toml` (`$STOKER_CONFIG`, else the working directory's)."""
-        config = Path(os.environ.get("STOKER_CONFIG", "stoker.toml"))
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_config_path())
 
     @field_validator("data_dir", mode="before")
     @classmethod
@@ -222,6 +221,15 @@ class Settings(BaseSettings):
         return self.data_dir / "local.key"
 
     @property
+    def config_path(self) -> Path:
+        """The file that settings are read from, where there is one; it may hold the passwords of databases."""
+        return _config_path()
+
+    @property
     def url_path(self) -> Path:
         """Where a running API writes the URL it serves at."""
         return self.data_dir / "url"
+
+
+def _config_path() -> Path:
+    return Path(os.environ.get("STOKER_CONFIG", "stoker.toml")).absolute()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from jobs.bounds import MOST_FIELDS, Columns, Name, Paths
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _UNIT_SECONDS = (86400, 3600, 60, 1)
 _LONGEST_SECONDS = 3650 * 86400
+_LONGEST_DURATION_CHARACTERS = 50
 LARGEST_INTEGER = 2**31 - 1
 """What a database column and a tensor's size surely hold."""
 
@@ -19,7 +22,9 @@ def parse_duration(value: object) -> object:
     """Seconds from `90`, `"90s"`, `"2h"`, `"1h30m"` or `"1d"`; anything else is left for pydantic to refuse."""
     if not isinstance(value, str):
         return value
-    if value.isdigit():
+    if len(value) > _LONGEST_DURATION_CHARACTERS:
+        raise ValueError("must be a duration such as 90, '90s', '2h' or '1h30m'")
+    if value.isdecimal():
         return int(value)
     match = _DURATION.fullmatch(value)
     if not value or match is None:
@@ -29,7 +34,12 @@ def parse_duration(value: object) -> object:
 
 _DURATION_FORMS = [
     {"type": "integer", "exclusiveMinimum": 0, "maximum": _LONGEST_SECONDS},
-    {"type": "string", "pattern": r"^([0-9]+|([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?)$", "minLength": 1},
+    {
+        "type": "string",
+        "pattern": r"^([0-9]+|([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?)$",
+        "minLength": 1,
+        "maxLength": _LONGEST_DURATION_CHARACTERS,
+    },
 ]
 
 Duration = Annotated[
@@ -59,21 +69,28 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MOST_FIELDS:  # each unknown one would become an error of its own
+            raise ValueError(f"has {len(value)} fields, more than {MOST_FIELDS}")
+        return value
+
 
 class InputSpec(Strict):
     """Where the rows come from and which columns the task reads."""
 
-    path: str | list[str] = Field(min_length=1)
+    path: Paths = Field(min_length=1)
     """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
     format: Literal["auto", "jsonl", "parquet", "csv", "dataset"] = "auto"
     """`auto` goes by the file name's ending; `dataset` reads a Hugging Face data set (hub name or folder)."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: Columns = Field(default_factory=dict)
     """The task's input name -> the user's column; an input not named here is read from the column of its own name."""
-    key: str | None = None
+    key: Name | None = None
     """The column that identifies a row to the user; copied into each result as text."""
-    split: str = "train"
+    split: Name = "train"
     """Which split of a data set."""
-    config: str | None = None
+    config: Name | None = None
     """Which configuration of a hub data set."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     """Of a CSV file; found out from the header line when absent."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from jobs.bounds import PathText, Values
 from jobs.errors import InvalidSpec
 from jobs.parameters import check_parameters
 from jobs.spec_fields import LARGEST_INTEGER, Duration, InputSpec, Priority, Strict, parse_duration
 from jobs.tasks import ALIASES, TASKS, Task, find_task
 from jobs.training_spec import TrainingSpec
-from jobs.wording import first_fault
+from jobs.wording import first_fault, shown
 
 __all__ = [
     "JOB_PREFIX", "KINDS", "TRAINING", "BatchingSpec", "InferenceSpec", "InputSpec", "JobSpec", "OutputSpec",
@@ -24,7 +25,7 @@ class OutputSpec(Strict):
     """Where the results go."""
 
     to: Literal["database", "jsonl", "parquet"] = "database"
-    path: str | None = None
+    path: PathText | None = None
     """The file that is written when the job completes; absent, a file sink's result is an artifact of the job only."""
 
     @model_validator(mode="after")
@@ -59,12 +60,12 @@ class InferenceSpec(Strict):
     kind: Literal["inference"] = "inference"
     name: str | None = Field(default=None, max_length=200)
     """A label for people."""
-    task: str = Field(json_schema_extra={"enum": [*TASKS, *ALIASES]})
+    task: str = Field(max_length=100, json_schema_extra={"enum": [*TASKS, *ALIASES]})
     """transformers' pipeline name, or `embeddings`."""
-    model: str = Field(min_length=1)
+    model: PathText = Field(min_length=1)
     """A folder, a hub id `org/name[@revision]`, or `job:<id>`: what a training job made, once it has completed."""
     input: InputSpec
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Values = Field(default_factory=dict)
     """The task's parameters by transformers' own names (`top_k`, `aggregation_strategy`, ...)."""
     output: OutputSpec = OutputSpec()
     engine: Literal["auto", "transformers", "vllm"] = "auto"
@@ -167,7 +168,7 @@ def parse_spec(document: object) -> JobSpec:
     kind = document.get("kind", "inference")
     model = _MODELS.get(kind) if isinstance(kind, str) else None
     if model is None:
-        raise InvalidSpec(f"kind: '{kind}' is not a kind of job; there are {', '.join(KINDS)}", param="kind")
+        raise InvalidSpec(f"kind: {shown(kind)} is not a kind of job; there are {', '.join(KINDS)}", param="kind")
     try:
         return model.model_validate(document)
     except ValidationError as error:

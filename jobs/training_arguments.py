@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.errors import InvalidSpec
+from jobs.wording import shown
 
 Check = Callable[[Any], bool]
 _LARGEST = 2**31 - 1
@@ -36,7 +37,7 @@ def check_arguments(arguments: Mapping[str, Any], *, trainer: str) -> None:
             raise InvalidSpec(f"{param}: trainer: {trainer} has no argument '{name}'{hint}", param=param)
         check, expected = known[name]
         if not check(value):
-            raise InvalidSpec(f"{param}: must be {expected}, not {value!r:.80}", param=param)
+            raise InvalidSpec(f"{param}: must be {expected}, not {shown(value, 80)}", param=param)
 
 
 def _is_number(value: object) -> bool:

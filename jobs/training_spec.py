@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from jobs.bounds import MOST_TARGET_MODULES, Columns, Name, Paths, PathText, Values
 from jobs.errors import InvalidSpec
 from jobs.spec_fields import LARGEST_INTEGER, Duration, InputSpec, Priority, Strict
 from jobs.training_arguments import check_arguments
@@ -44,27 +45,27 @@ class ArchitectureSpec(Strict):
 
     architecture: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     """transformers' `model_type`: `bert`, `llama`, `vit`, ..."""
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: Values = Field(default_factory=dict)
     """Values of its configuration class."""
-    processor: str | None = None
+    processor: PathText | None = None
     """A folder or hub id whose tokenizer, image processor or feature extractor is used."""
 
 
 class DataSpec(Strict):
     """The rows to learn from, and those to judge by."""
 
-    train: str | list[str] = Field(min_length=1)
+    train: Paths = Field(min_length=1)
     """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
-    eval: str | list[str] | None = Field(default=None, min_length=1)
+    eval: Paths | None = Field(default=None, min_length=1)
     """As `train`; or absent."""
     format: Literal["auto", "jsonl", "parquet", "csv", "dataset"] = "auto"
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: Columns = Field(default_factory=dict)
     """The task's input name -> the user's column; an input not named here is read from the column of its own name."""
-    split: str = "train"
+    split: Name = "train"
     """Which split of a data set `train` is."""
-    eval_split: str | None = None
+    eval_split: Name | None = None
     """Which split of the same data set to judge by, where `eval` is absent."""
-    config: str | None = None
+    config: Name | None = None
     """Which configuration of a hub data set."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     """Of a CSV file; found out from the header line when absent."""
@@ -99,7 +100,7 @@ class LoraSpec(Strict):
     r: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    target_modules: Annotated[list[Name], Field(max_length=MOST_TARGET_MODULES)] | Literal["all-linear"] = "all-linear"
 
 
 class CheckpointSpec(Strict):
@@ -108,7 +109,7 @@ class CheckpointSpec(Strict):
     every_steps: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] = 500
     keep: Annotated[int, Field(ge=1, le=1000)] = 2
     """Newest ones kept, beside the best one where there is a `best`."""
-    best: str | None = None
+    best: Name | None = None
     """A metric of the evaluation, such as `eval_loss` or `eval_accuracy`; its best checkpoint is kept and comes out."""
     mode: Mode | None = None
     """Whether the least or the largest value of `best` is the best; absent: what the metric's name says."""
@@ -130,15 +131,15 @@ class TrainingSpec(Strict):
     """`transformers`: its Trainer, by `task` and `model`. `torch`: a plain loop over what `module` builds."""
     task: TaskName | None = None
     """With `trainer: transformers`."""
-    model: str | ArchitectureSpec | None = None
+    model: PathText | ArchitectureSpec | None = None
     """With `trainer: transformers`: a folder or hub id to start from, or an architecture to train from scratch."""
-    module: str | None = None
+    module: PathText | None = None
     """With `trainer: torch`: `recipes.<name>`, or the path of a Python file in a folder that the operator lists."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Values = Field(default_factory=dict)
     """With `trainer: torch`: what the module is given."""
     data: DataSpec | None = None
     """With `trainer: transformers` required; with `torch` where the module reads rows."""
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Values = Field(default_factory=dict)
     """By the names of transformers' TrainingArguments."""
     lora: LoraSpec | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

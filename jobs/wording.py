@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+LONGEST_SHOWN_CHARACTERS = 200
+"""Characters of a client's own text that a message repeats."""
+LONGEST_MESSAGE_CHARACTERS = 2000
 
 _TYPE_NAMES = frozenset({"str", "int", "float", "bool", "dict", "list", "constrained-int", "constrained-str"})
 """How pydantic names the branches of a union; they stand in an error's place like the name of a field."""
@@ -37,6 +42,8 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "too_long": lambda limits: f"must have at most {_counted(limits['max_length'], 'entry', 'entries')}",
 }
 _MUST_BE = "must be "
+_LONGEST_PART = 100
+_QUOTED = re.compile(rf"(?<![\w'])'(\S[^']{{{LONGEST_SHOWN_CHARACTERS},}})'(?!\w)", re.DOTALL)
 
 
 def first_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -58,8 +65,27 @@ def first_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     return ".".join(place), _MUST_BE + " or ".join(phrase.removeprefix(_MUST_BE) for phrase in phrases)
 
 
+def short(text: str, most: int = LONGEST_SHOWN_CHARACTERS) -> str:
+    """A text cut to so many characters, with an ellipsis where it was longer."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def shown(value: object, most: int = LONGEST_SHOWN_CHARACTERS) -> str:
+    """A value as a message repeats it: as Python writes it, cut to about so many characters."""
+    if isinstance(value, str):  # what is written of it may be ten times as long, and it may be megabytes
+        return repr(short(value, most))
+    return short(repr(value), most)
+
+
+def short_message(message: str) -> str:
+    """A message whose quoted passages, which are mostly the client's own text, are cut, as is the whole."""
+    if len(message) > LONGEST_SHOWN_CHARACTERS:
+        message = _QUOTED.sub(lambda found: f"'{short(found[1])}'", message)
+    return short(message, LONGEST_MESSAGE_CHARACTERS)
+
+
 def _place(error: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(part) for part in error["loc"] if not _is_branch(part))
+    return tuple(short(str(part), _LONGEST_PART) for part in error["loc"] if not _is_branch(part))
 
 
 def _is_branch(part: object) -> bool:

@@ -16,6 +16,7 @@ from jobs.errors import UserError
 from jobs.ids import new_id
 from jobs.specs import parse_spec
 from jobs.store import Draft, Store, batch_prefix
+from jobs.wording import shown
 from scheduler.api.openai import ENDPOINTS, TASK_DEFAULTS, TASK_PARAMETERS, Asked, Refusal
 
 MOST_ERRORS = 1000
@@ -179,12 +180,12 @@ class Intake:
             raise _WrongLine("missing_required_parameter", "custom_id: must be a text", "custom_id")
         digest = hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
         if digest in self._seen:
-            raise _WrongLine("duplicate_custom_id", f"custom_id: {_shown(custom_id)} is taken", "custom_id")
+            raise _WrongLine("duplicate_custom_id", f"custom_id: {shown(custom_id, 80)} is taken", "custom_id")
         self._seen.add(digest)
         if request.get("method") != "POST":
             raise _WrongLine("invalid_method", "method: must be POST", "method")
         if request.get("url") != self._endpoint:
-            message = f"url: is {_shown(request.get('url'))}, but the batch is for {self._endpoint}"
+            message = f"url: is {shown(request.get('url'), 80)}, but the batch is for {self._endpoint}"
             raise _WrongLine("url_mismatch", message, "url")
         body = request.get("body")
         if not isinstance(body, dict):
@@ -281,8 +282,3 @@ def numbered_lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes 
 
 def _error(code: str, message: str, line: int | None, param: str | None = None) -> dict[str, Any]:
     return {"code": code, "message": message, "line": line, "param": param}
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"

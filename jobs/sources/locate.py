@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+from jobs.bounds import MOST_INPUT_FILES, glob_fault
 from jobs.errors import InvalidInput, NotFound
 from jobs.paths import check_input_url, local_path, resolve_input_path, upload_id
 from jobs.settings import Settings
+from jobs.sources.globs import local_matches
 from jobs.sources.opening import PARAM, directory_message, remote_file_system, translated
 from jobs.sources.reader import InputFile
 from jobs.specs import InputSpec
@@ -62,7 +63,10 @@ class Locator:
         found: list[InputFile] = []
         for path in self._spec.paths:
             with translated(InputFile(path, path, "")):
-                found.extend(self._files_of(path))
+                for file in self._files_of(path):
+                    found.append(file)
+                    if len(found) > MOST_INPUT_FILES:
+                        raise _invalid(f"these are more than {MOST_INPUT_FILES} files; put several into one")
         other = next((file for file in found if file.format != found[0].format), None)
         if other is not None:
             raise _invalid(
@@ -109,6 +113,8 @@ class Locator:
         if not _GLOB.search(url):
             yield InputFile(url, url, self._format(url))
             return
+        if fault := glob_fault(url):
+            raise _invalid(f"'{url}' {fault}")
         with translated(InputFile(url, url, "")):
             system, pattern = remote_file_system(url)
             matches = sorted(
@@ -118,6 +124,7 @@ class Locator:
             raise _invalid(f"no file matches '{url}'")
         for match in matches:
             full = str(system.unstrip_protocol(match))
+            check_input_url(full, self._settings)
             yield InputFile(full, full, self._format(full))
 
     def _local(self, path: str) -> Iterator[InputFile]:
@@ -138,8 +145,7 @@ class Locator:
 
     def _matches(self, pattern: str) -> Iterator[InputFile]:
         local = local_path(pattern)
-        matches = [] if local is None else sorted(glob.glob(str(local.expanduser()), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        files = [match for match in matches if not Path(match).is_dir()]
+        files = [] if local is None else local_matches(str(local.expanduser()))
         if not files:
             raise _invalid(f"no file matches '{pattern}'")
         for match in files:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import Forbidden, InvalidInput, InvalidOutput
-from jobs.paths import check_input_url, is_local, resolve_input_path, resolve_output_path, upload_id
+from jobs.paths import check_code_path, check_input_url, is_local, resolve_input_path, resolve_output_path, upload_id
 from jobs.settings import Settings
 
 
@@ -93,6 +94,86 @@ def test_what_is_no_path_is_refused(path: str, settings: Settings) -> None:
         resolve_input_path(path, settings)
     with pytest.raises(InvalidOutput):
         resolve_output_path(path, settings)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/" + "a/" * 1_000_000, "/" + "a" * 256, "/a" * 129, "/" + "ab/" * 1500, "../" * 100_000 + "x", "ä" * 128],
+)
+def test_a_path_that_is_too_long_is_refused_before_it_is_followed(
+    path: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "lstat", lambda *_, **__: pytest.fail("a file was looked at"))
+    for resolve, error in ((resolve_input_path, InvalidInput), (resolve_output_path, InvalidOutput)):
+        with pytest.raises(error) as refused:
+            resolve(path, settings)
+        assert len(refused.value.message) < 400
+    with pytest.raises(InvalidInput):
+        check_code_path(path, settings, param="module")
+
+
+def test_a_path_that_links_make_too_long_is_refused(root: Path, settings: Settings) -> None:
+    deep = root
+    for _ in range(15):
+        deep = deep / ("d" * 200)
+    deep.mkdir(parents=True)
+    (root / "link").symlink_to(deep)
+    with pytest.raises(InvalidInput, match=r"longer than|not a usable path"):
+        resolve_input_path(root / "link" / "/".join(["e" * 250] * 6), settings)
+
+
+def test_stokers_own_files_are_refused_wherever_the_roots_lie(tmp_path: Path) -> None:
+    """A project's key must not read the local key, the database or what others have uploaded."""
+    own = Settings(
+        data_dir=tmp_path / "data",
+        database_url=f"sqlite:///{tmp_path}/jobs.db",
+        store_url=f"file://{tmp_path}/store",
+        input_roots=[Path("/")],
+        output_roots=[Path("/")],
+        code_roots=[Path("/")],
+    )
+    (tmp_path / "data").mkdir()
+    (tmp_path / "way").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "code.py").touch()
+    for path in (
+        "data/local.key", "way/local.key", "data", "x/../data/store/uploads/a", "jobs.db", "jobs.db-wal",
+        "store/uploads/file_a", "data/code.py", "way/code.py",
+    ):  # fmt: skip
+        for resolve in (resolve_input_path, resolve_output_path):
+            with pytest.raises(Forbidden, match="belongs to Stoker"):
+                resolve(tmp_path / path, own)
+        with pytest.raises(Forbidden):
+            check_code_path(tmp_path / path, own, param="module")
+    for path in ("/proc/self/environ", f"/proc/self/root{tmp_path}/data/local.key", "/sys/kernel/notes"):
+        with pytest.raises(Forbidden, match="belongs to Stoker or the system"):
+            resolve_input_path(path, own)
+    assert resolve_input_path(tmp_path / "data-of-mine.jsonl", own) == tmp_path / "data-of-mine.jsonl"
+
+
+def test_the_file_of_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stoker.toml").write_text('database_url = "postgresql://user:secret@host/db"\n')
+    monkeypatch.setenv("STOKER_CONFIG", str(tmp_path / "stoker.toml"))
+    with pytest.raises(Forbidden):
+        resolve_input_path(tmp_path / "stoker.toml", Settings(input_roots=[Path("/")]))
+
+
+def test_the_store_in_a_bucket_is_refused() -> None:
+    open_machine = Settings(input_roots=[Path("/")], store_url="s3://bucket/stoker/")
+    for url in ("s3://bucket/stoker/uploads/file_a", "s3a://bucket/stoker/uploads/*", "S3://bucket/stoker"):
+        with pytest.raises(Forbidden, match="own store"):
+            check_input_url(url, open_machine)
+    check_input_url("s3://bucket/stoker-data/a.jsonl", open_machine)
+
+
+def test_an_output_behind_a_folder_that_cannot_be_entered_is_refused(
+    root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)  # for root there is no such folder
+    with pytest.raises(InvalidOutput, match="cannot be written: Permission denied"):
+        resolve_output_path(root / "closed" / "out.jsonl", settings)
 
 
 def test_outputs_that_cannot_be_written_are_refused_before_any_work(root: Path, settings: Settings) -> None:

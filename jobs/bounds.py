@@ -1,0 +1,143 @@
+"""How long, how many and how deep the things are that a client may send; checked before any work is done with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+LONGEST_PATH_BYTES = 4096
+"""What Linux takes for a path, its last zero byte included."""
+LONGEST_NAME_BYTES = 255
+"""What file systems take for one name in a path."""
+MOST_PATH_COMPONENTS = 128
+"""Names in one path. Following a path to its end takes a look at each of them."""
+MOST_INPUT_PATHS = 10_000
+"""Entries of a list of paths; a glob may match more."""
+MOST_INPUT_COMPONENTS = 100_000
+"""Names in all paths of one list together."""
+MOST_INPUT_FILES = 50_000
+"""Files of one job, those that globs match included."""
+MOST_GLOB_NAMES = 200_000
+"""Names of files and folders that are looked at to find what a glob matches."""
+MOST_GLOB_STARS = 16
+"""Wildcards of one glob."""
+MOST_DEEP_STARS = 2
+"""`**` in one glob."""
+LONGEST_NAME_CHARACTERS = 500
+"""Names of columns, splits, configurations, metrics."""
+MOST_COLUMNS = 100
+"""Entries of `columns`."""
+MOST_OPTIONS = 1000
+"""Entries of `parameters`, `options`, `arguments` and an architecture's `config`, at their first level."""
+MOST_VALUES = 100_000
+"""Values in one of these mappings, at all its levels together."""
+LONGEST_VALUES_CHARACTERS = 1_000_000
+"""Characters of all texts and names in one of these mappings together."""
+DEEPEST_LEVELS = 64
+"""Levels of nesting of a document."""
+MOST_FIELDS = 200
+"""Entries of a mapping whose field names are known, such as a spec."""
+MOST_DOCUMENT_VALUES = 200_000
+"""Values in one document, at all its levels together."""
+MOST_TARGET_MODULES = 1000
+"""Entries of `lora.target_modules`."""
+
+Name = Annotated[str, StringConstraints(max_length=LONGEST_NAME_CHARACTERS)]
+"""The name of a column, a split and the like."""
+PathText = Annotated[str, StringConstraints(max_length=LONGEST_PATH_BYTES)]
+"""A path, a URL, or the name of a model or data set."""
+
+_DEEP_STAR = re.compile(r"\*\*+")
+_STAR = re.compile(r"\*+|\?|\[")
+
+
+def path_fault(path: str) -> str | None:
+    """What makes a text unusable as a path before anything is looked at; None where nothing does.
+
+    Returns:
+        A phrase to stand behind the field's name.
+    """
+    if "\0" in path:
+        return "holds a zero byte"
+    try:
+        num_bytes = len(path.encode())
+    except UnicodeEncodeError:
+        return "is not UTF-8 text"
+    if num_bytes >= LONGEST_PATH_BYTES:
+        return f"is longer than {LONGEST_PATH_BYTES - 1} bytes"
+    names = path.split("/")
+    if len(names) > MOST_PATH_COMPONENTS:
+        return f"has more than {MOST_PATH_COMPONENTS} names with / between them"
+    if num_bytes > LONGEST_NAME_BYTES and any(len(name.encode()) > LONGEST_NAME_BYTES for name in names):
+        return f"has a name longer than {LONGEST_NAME_BYTES} bytes"
+    return None
+
+
+def glob_fault(pattern: str) -> str | None:
+    """What makes a glob one that takes too long to follow; None where nothing does."""
+    if len(_DEEP_STAR.findall(pattern)) > MOST_DEEP_STARS:
+        return f"has more than {MOST_DEEP_STARS} `**`"
+    if len(_STAR.findall(pattern)) > MOST_GLOB_STARS:
+        return f"has more than {MOST_GLOB_STARS} wildcards"
+    return None
+
+
+def _check_paths(value: str | list[str]) -> str | list[str]:
+    """Refuse a path, or a list of them, that is too much to be looked at."""
+    paths = [value] if isinstance(value, str) else value
+    num_components = 0
+    for number, path in enumerate(paths):
+        fault = path_fault(path) or glob_fault(path)
+        if fault is not None:
+            raise ValueError(fault if isinstance(value, str) else f"entry {number} {fault}")
+        num_components += path.count("/") + 1
+    if num_components > MOST_INPUT_COMPONENTS:
+        raise ValueError(f"the paths have more than {MOST_INPUT_COMPONENTS} names together; name them by a glob")
+    return value
+
+
+Paths = Annotated[
+    PathText | Annotated[list[PathText], Field(max_length=MOST_INPUT_PATHS)],
+    AfterValidator(_check_paths),
+]
+"""A path, or several of them."""
+
+
+def _check_values(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a mapping of free values that is too large or too deep."""
+    if len(value) > MOST_OPTIONS:
+        raise ValueError(f"must have at most {MOST_OPTIONS} entries")
+    if any(len(name) > LONGEST_NAME_CHARACTERS for name in value):
+        raise ValueError(f"has a name longer than {LONGEST_NAME_CHARACTERS} characters")
+    num_values = num_characters = 0
+    level: list[Any] = [value]
+    for _ in range(DEEPEST_LEVELS):
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, Mapping):
+                num_characters += sum(len(name) for name in each if isinstance(name, str))
+                inner.extend(each.values())
+            elif isinstance(each, list | tuple):
+                inner.extend(each)
+            elif isinstance(each, str):
+                num_characters += len(each)
+        num_values += len(inner)
+        if num_values > MOST_VALUES:
+            raise ValueError(f"holds more than {MOST_VALUES} values")
+        if num_characters > LONGEST_VALUES_CHARACTERS:
+            raise ValueError(f"holds more than {LONGEST_VALUES_CHARACTERS} characters")
+        if not inner:
+            return value
+        level = inner
+    raise ValueError(f"is nested deeper than {DEEPEST_LEVELS} levels")
+
+
+Values = Annotated[
+    dict[str, Any], AfterValidator(_check_values), Field(json_schema_extra={"maxProperties": MOST_OPTIONS})
+]
+"""A mapping of names to free values, bounded in number, length and depth."""
+Columns = Annotated[dict[Name, Name], Field(max_length=MOST_COLUMNS)]
+"""The task's input name -> the user's column."""
