@@ -64,10 +64,10 @@ def _check_events(text: str, name: str) -> None:
     """Refuse, before anything is made of it, what is too deep or too much, or has an alias, of which a few lines can
     stand for billions of values."""
     depth = num_values = 0
-    event: Any
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=event.start_mark)
+            mark: Any = event.start_mark
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=mark)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEEPEST_LEVELS + 1:
