@@ -49,6 +49,8 @@ class WorkingLease:
     rank: int
     gang_id: str | None = None
     """None where the lease stands alone."""
+    pins: dict[str, Any] | None = None
+    """What the job computes with, as that was when it was planned; see `jobs.pins`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: fl
         lease.activated_at, lease.expires_at = now, now + lease_seconds
         history.record(session, db, job.id, "lease.active", lease=lease.id, slot=lease.slot_id, attempt=lease.attempt)
         return WorkingLease(
-            lease.id, job.id, lease.slot_id, job.kind, job.spec, lease.attempt, lease.rank, lease.gang_id
+            lease.id, job.id, lease.slot_id, job.kind, job.spec, lease.attempt, lease.rank, lease.gang_id, job.pins
         )
 
 

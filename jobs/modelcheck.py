@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import InvalidModel
+from jobs.model_files import check_regular, invalid, parse_json, read_header, read_json
+from jobs.model_fit import check_numbers, check_templates, check_vocabulary
 from jobs.paths import resolve_input_path
 from jobs.settings import Settings
 from jobs.specs import JOB_PREFIX
@@ -32,10 +32,24 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "tokenizer.model",
     "spiece.model",
+    "spm.model",
+    "source.spm",
     "sentencepiece.bpe.model",
 )
+_PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_WITH_TOKENIZER = frozenset(
+    {
+        "automatic-speech-recognition", "document-question-answering", "table-question-answering",
+        "zero-shot-audio-classification", "zero-shot-image-classification", "zero-shot-object-detection",
+    }
+)  # fmt: skip
+"""Tasks that need a tokenizer, beside those whose rows are texts."""
+_WITH_TEMPLATE = frozenset({"text-generation", "image-text-to-text", "any-to-any"})
+"""Tasks whose rows may be chats."""
+_MEDIA = frozenset({"image", "audio", "video"})
+_WITHOUT_PREPROCESSOR = frozenset({"timm_wrapper"})
+"""Types of models whose configuration says how their input is prepared."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-_LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout", "Normalize")
 """The modules of a sentence-transformers folder that the `embeddings` task runs."""
 
@@ -55,13 +69,25 @@ def check_model(model: str, task: str, settings: Settings, *, is_start: bool = F
     """
     folder = local_model(model, settings)
     if folder is not None:
-        check_folder(folder, task, name=model, is_start=is_start)
+        check_folder(folder, task, name=model, roots=readable_roots(model, settings), is_start=is_start)
 
 
-def local_model(model: str, settings: Settings) -> Path | None:
+def readable_roots(model: str, settings: Settings) -> Sequence[Path] | None:
+    """Under which folders each file of a model must lie; None where it is the operator's word, or was fetched here."""
+    if model.startswith(JOB_PREFIX) or local_model(model, settings) is None or _is_listed(model, settings):
+        return None
+    return settings.input_roots
+
+
+def local_model(model: str, settings: Settings, *, param: str = "model") -> Path | None:
     """The real folder of a local model, or None for a hub id. A name that exists as a path is local.
 
-    Of `job:<id>`, the folder that a worker fetches its files to.
+    For `job:<id>` it is the folder that a worker fetches its files to.
+
+    Args:
+        model: a folder, a hub id or `job:<id>`.
+        settings: whose `input_roots` bound local models.
+        param: the field of the spec that named it.
 
     Raises:
         InvalidModel: it is neither, or of a kind that this version does not take.
@@ -70,44 +96,92 @@ def local_model(model: str, settings: Settings) -> Path | None:
     if model.startswith(JOB_PREFIX):
         job_id = model.removeprefix(JOB_PREFIX)
         if not _JOB_ID.fullmatch(job_id):
-            raise _invalid(model, "is not a job's id behind 'job:'")
+            raise invalid(model, "is not a job's id behind 'job:'", param)
         return settings.job_models_path / job_id
-    if any(model == entry.model for entry in settings.models.values()) and _exists(Path(model).expanduser()):
+    if _is_listed(model, settings):
         return Path(model).expanduser().resolve()  # the operator's own word, wherever it lies
     if model.startswith(("/", ".", "~", "file://")) or _exists(model):
-        return resolve_input_path(model, settings, param="model")
+        return resolve_input_path(model, settings, param=param)
     if not _HUB_ID.fullmatch(model):
-        raise _invalid(model, "is neither a folder that exists nor a hub id such as org/name or org/name@revision")
+        reason = "is neither a folder that exists nor a hub id such as org/name or org/name@revision"
+        raise invalid(model, reason, param)
     return None
 
 
-def check_folder(folder: Path, task: str, *, name: str, is_start: bool = False) -> None:
+def _is_listed(model: str, settings: Settings) -> bool:
+    is_named = any(model == entry.model for entry in settings.models.values())
+    return is_named and _exists(Path(model).expanduser())
+
+
+def check_folder(
+    folder: Path, task: str, *, name: str, roots: Sequence[Path] | None = None, is_start: bool = False
+) -> None:
     """Refuse a folder that does not hold a model for a task.
 
     Args:
         folder: where its files lie.
         task: a name in `jobs.tasks.TASKS`.
         name: what the user called it, for the message.
+        roots: under which each file must lie once links are resolved; None for no such bound.
         is_start: whether a training starts from it, which makes a head where there is none.
 
     Raises:
         InvalidModel: with one sentence that says what is wrong.
+        Forbidden: one of its files leads outside the roots.
     """
     if not folder.exists():
-        raise _invalid(name, "there is no such folder")
+        raise invalid(name, "there is no such folder")
     if not folder.is_dir():
-        raise _invalid(name, "is a file; name the folder that holds config.json and the weights")
+        raise invalid(name, "is a file; name the folder that holds config.json and the weights")
+    check_regular(folder, name=name, roots=roots)
     weights = folder
     if task == "embeddings":
         for kind, path in sentence_modules(folder, name=name):
             if kind == "Transformer":
                 weights = folder / path
     config = read_json(weights / "config.json", name=name)
-    _check_weights(weights, name)
+    header = read_header(_weight_files(weights, name), name=name)
+    check_numbers(config, header, name)
+    read_json(weights / "generation_config.json", name=name, required=False)
     if not is_start:
         _check_head(config, task, name)
-    if "text" in TASKS[task].inputs and not any((weights / file).exists() for file in _TOKENIZER_FILES):
-        raise _invalid(name, f"has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])}, ...), which '{task}' needs")
+    _check_parts(weights, config, task, name, is_start=is_start)
+    check_vocabulary(weights, config, header, name)
+    if task in _WITH_TEMPLATE:
+        check_templates(weights, name)
+
+
+def check_processor(folder: Path, *, name: str, param: str, roots: Sequence[Path] | None) -> None:
+    """Refuse a folder that holds neither a tokenizer nor another processor.
+
+    Args:
+        folder: where its files lie.
+        name: what the user called it, for the message.
+        param: the field of the spec that named it.
+        roots: as for `check_folder`.
+
+    Raises:
+        InvalidModel: with one sentence that says what is wrong.
+        Forbidden: one of its files leads outside the roots.
+    """
+    if not folder.is_dir():
+        raise invalid(name, "there is no such folder", param)
+    check_regular(folder, name=name, roots=roots, param=param)
+    if not _has(folder, (*_TOKENIZER_FILES, *_PREPROCESSOR_FILES)):
+        raise invalid(name, "holds neither a tokenizer nor another processor", param)
+
+
+def _check_parts(folder: Path, config: Mapping[str, Any], task: str, name: str, *, is_start: bool) -> None:
+    inputs = TASKS[task].inputs
+    if ("text" in inputs or task in _WITH_TOKENIZER) and not _has(folder, _TOKENIZER_FILES):
+        raise invalid(name, f"has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])}, ...), which '{task}' needs")
+    takes_media = not _MEDIA.isdisjoint(inputs) and config.get("model_type") not in _WITHOUT_PREPROCESSOR
+    if takes_media and not is_start and not _has(folder, _PREPROCESSOR_FILES):
+        raise invalid(name, f"has no {_PREPROCESSOR_FILES[0]}, which '{task}' needs")
+
+
+def _has(folder: Path, names: Sequence[str]) -> bool:
+    return any((folder / file).exists() for file in names)
 
 
 def sentence_modules(folder: Path, *, name: str) -> list[tuple[str, str]]:
@@ -125,9 +199,9 @@ def sentence_modules(folder: Path, *, name: str) -> list[tuple[str, str]]:
     """
     if not (folder / "modules.json").is_file():
         return []
-    listed = _parse_json(folder / "modules.json", name=name)
+    listed = parse_json(folder / "modules.json", name=name)
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
-        raise _invalid(name, "its modules.json is not a list of modules")
+        raise invalid(name, "its modules.json is not a list of modules")
     modules = []
     for item in listed:
         full, path = str(item.get("type", "")), str(item.get("path", ""))
@@ -135,44 +209,13 @@ def sentence_modules(folder: Path, *, name: str) -> list[tuple[str, str]]:
         # The packages were renamed between versions (`models.Pooling`, `sentence_transformer.modules.pooling.Pooling`).
         if not full.startswith("sentence_transformers.") or kind not in SENTENCE_MODULES:
             known = ", ".join(SENTENCE_MODULES)
-            raise _invalid(name, f"its modules.json has the module '{full}'; supported are {known}")
+            raise invalid(name, f"its modules.json has the module '{full}'; supported are {known}")
         if not (folder / path).resolve().is_relative_to(folder.resolve()):
-            raise _invalid(name, f"its modules.json leads outside the model's folder: '{path}'")
+            raise invalid(name, f"its modules.json leads outside the model's folder: '{path}'")
         modules.append((kind, path))
     if [kind for kind, _ in modules[:2]] != ["Transformer", "Pooling"]:
-        raise _invalid(name, "its modules.json does not begin with a Transformer and a Pooling module")
+        raise invalid(name, "its modules.json does not begin with a Transformer and a Pooling module")
     return modules
-
-
-def read_json(path: Path, *, name: str, required: bool = True) -> dict[str, Any]:
-    """A JSON object in a model's folder.
-
-    Args:
-        path: of the file.
-        name: what the user called the model, for the message.
-        required: False gives an empty object where the file is missing.
-
-    Raises:
-        InvalidModel: the file is missing or does not hold a JSON object.
-    """
-    if not path.is_file():
-        if required:
-            raise _invalid(name, f"is not a model: it has no {path.name}")
-        return {}
-    value = _parse_json(path, name=name)
-    if not isinstance(value, dict):
-        raise _invalid(name, f"its {path.name} does not hold a JSON object")
-    return value
-
-
-def _parse_json(path: Path, *, name: str) -> object:
-    try:
-        value: object = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _invalid(name, f"its {path.name} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise _invalid(name, f"its {path.name} is not valid JSON") from error
-    return value
 
 
 def _exists(model: str | Path) -> bool:
@@ -182,55 +225,28 @@ def _exists(model: str | Path) -> bool:
         return False
 
 
-def _check_weights(folder: Path, name: str) -> None:
+def _weight_files(folder: Path, name: str) -> list[Path]:
     if (folder / "model.safetensors").is_file():
-        files = [folder / "model.safetensors"]
-    elif (folder / "model.safetensors.index.json").is_file():
+        return [folder / "model.safetensors"]
+    if (folder / "model.safetensors.index.json").is_file():
         index = read_json(folder / "model.safetensors.index.json", name=name)
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise _invalid(name, "its model.safetensors.index.json has no weight_map")
-        files = [folder / str(file) for file in sorted(set(map(str, weight_map.values())))]
-    elif (folder / "adapter_config.json").is_file():
-        raise _invalid(name, "is an adapter without its base model; merge the two and save the result")
-    elif pickles := sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern)):
-        raise _invalid(
+            raise invalid(name, "its model.safetensors.index.json has no weight_map")
+        files = sorted(set(map(str, weight_map.values())))
+        for file in files:
+            if Path(file).name != file:
+                raise invalid(name, f"its model.safetensors.index.json leads outside the model's folder: '{file:.200}'")
+        return [folder / file for file in files]
+    if (folder / "adapter_config.json").is_file():
+        raise invalid(name, "is an adapter without its base model; merge the two and save the result")
+    if pickles := sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern)):
+        raise invalid(
             name,
             f"its weights are only in {pickles[0]}, a pickle, which can run code when it is loaded; convert them: load"
             " the model once and call save_pretrained, which writes model.safetensors",
         )
-    else:
-        raise _invalid(name, "has no weights: there is no model.safetensors in it")
-    for file in files:
-        check_safetensors(file, name=name)
-
-
-def check_safetensors(path: Path, *, name: str) -> None:
-    """Refuse a safetensors file that is missing, damaged or cut off.
-
-    Args:
-        path: of the file.
-        name: what the user called the model, for the message.
-
-    Raises:
-        InvalidModel: the header does not describe the bytes that follow it.
-    """
-    if not path.is_file():
-        raise _invalid(name, f"its weights are incomplete: {path.name} is missing")
-    try:
-        with path.open("rb") as stream:
-            num_bytes = path.stat().st_size
-            header_bytes = int.from_bytes(stream.read(8), "little")
-            if num_bytes < 8 or header_bytes > min(num_bytes - 8, _LONGEST_HEADER):
-                raise _invalid(name, f"{path.name} is not a safetensors file, or it is cut off")
-            header = json.loads(stream.read(header_bytes))
-            ends = [int(tensor["data_offsets"][1]) for key, tensor in header.items() if key != "__metadata__"]
-    except OSError as error:
-        raise _invalid(name, f"{path.name} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise _invalid(name, f"{path.name} is not a safetensors file") from error
-    if max(ends, default=0) != num_bytes - 8 - header_bytes:
-        raise _invalid(name, f"{path.name} is cut off or has been added to; copy or download it again")
+    raise invalid(name, "has no weights: there is no model.safetensors in it")
 
 
 def _check_head(config: Mapping[str, Any], task: str, name: str) -> None:
@@ -238,8 +254,4 @@ def _check_head(config: Mapping[str, Any], task: str, name: str) -> None:
     if task not in _HEADS or not isinstance(architectures, list) or not architectures:
         return
     if not any(re.search(_HEADS[task], str(architecture)) for architecture in architectures):
-        raise _invalid(name, f"it is a {architectures[0]}, which has no {task} head")
-
-
-def _invalid(name: str, reason: str) -> InvalidModel:
-    return InvalidModel(f"model '{name}': {reason}", param="model")
+        raise invalid(name, f"it is a {architectures[0]}, which has no {task} head")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from sqlalchemy import delete, insert, select
@@ -35,11 +35,12 @@ class PlannedChunk(Protocol):
         """Where the source may begin to read."""
 
 
-def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk]) -> int:
+def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Mapping[str, Any] | None = None) -> int:
     """Write a validating job's chunks and queue it. Starts over what an interrupted planning left.
 
     Args:
         chunks: contiguous ranges from row 0 on, made lazily; written some thousand at a time.
+        pins: what the job computes with, as `jobs.pins` describes it.
 
     Returns:
         The number of rows.
@@ -71,6 +72,7 @@ def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk]) -> int:
             num_chunks += len(records)
             if not following:  # a small plan is this one transaction
                 job.state, job.num_rows = JobState.QUEUED, num_rows
+                job.pins = None if pins is None else dict(pins)
                 session.flush()
                 history.record(session, db, job_id, "job.queued", rows=num_rows, chunks=num_chunks)
         if not following:
@@ -78,8 +80,11 @@ def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk]) -> int:
         batch = following
 
 
-def enqueue(db: Database, job_id: str) -> None:
+def enqueue(db: Database, job_id: str, *, pins: Mapping[str, Any] | None = None) -> None:
     """Queue a validating job that has no chunks, as a training has none.
+
+    Args:
+        pins: as for `plan`.
 
     Raises:
         Conflict: the job is not validating any more.
@@ -87,6 +92,7 @@ def enqueue(db: Database, job_id: str) -> None:
     with db.write() as session:
         job = _lock_validating(session, job_id)
         job.state = JobState.QUEUED
+        job.pins = None if pins is None else dict(pins)
         session.flush()
         history.record(session, db, job_id, "job.queued")
 

@@ -17,7 +17,8 @@ from jobs.wording import first_fault, shown
 
 __all__ = [
     "JOB_PREFIX", "KINDS", "TRAINING", "BatchingSpec", "InferenceSpec", "InputSpec", "JobSpec", "OutputSpec",
-    "Priority", "SlotsSpec", "TrainingSpec", "model_key", "parse_duration", "parse_spec", "source_job",
+    "Priority", "SlotsSpec", "TrainingSpec", "model_key", "parse_duration", "parse_spec",
+    "processor_job", "source_job",
 ]  # fmt: skip
 
 
@@ -153,8 +154,16 @@ def model_key(spec: JobSpec) -> str:
 
 def source_job(spec: JobSpec) -> str | None:
     """The training job whose model a spec names, as `job:<id>`; or None."""
-    model = spec.model
-    return model.removeprefix(JOB_PREFIX) if isinstance(model, str) and model.startswith(JOB_PREFIX) else None
+    return _job_in(spec.model)
+
+
+def processor_job(spec: JobSpec) -> str | None:
+    """The training job whose tokenizer or processor a spec names, as `job:<id>`; or None."""
+    return None if spec.model is None or isinstance(spec.model, str) else _job_in(spec.model.processor)
+
+
+def _job_in(name: object) -> str | None:
+    return name.removeprefix(JOB_PREFIX) if isinstance(name, str) and name.startswith(JOB_PREFIX) else None
 
 
 def parse_spec(document: object) -> JobSpec:

@@ -35,6 +35,8 @@ class Job(SQLModel, table=True):
     __table_args__ = (
         Index("jobs_by_state", "state", "priority", "created_at"),
         Index("jobs_by_batch", "batch_id"),
+        Index("jobs_by_retried", "retry_of"),
+        Index("jobs_by_model", "project", "model_key"),
     )
 
     id: str = Field(primary_key=True)
@@ -65,6 +67,16 @@ class Job(SQLModel, table=True):
     """The batch that this job carries out, or a part of."""
     waits_for: str | None = None
     """The training job whose model it uses; it is planned once that one has completed."""
+    pins: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    """What it computes with, as that was when it was planned; see `jobs.pins`."""
+    max_row_errors: str | None = None
+    """The spec's limit of row errors, where it sets one: a number of rows, or a share such as `5%`."""
+    num_first: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    """Of `num_done`, those among the job's first rows; see `jobs.row_errors`."""
+    is_mixed: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    """Whether its first rows did not all fail alike."""
+    row_error: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    """The lowest row that failed so far, and why: `{row, code, message}`."""
     project: str = "default"
     idempotency_key: str | None = Field(default=None, unique=True)
     created_at: float = Field(sa_type=Double)

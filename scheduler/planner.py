@@ -16,6 +16,7 @@ from jobs.errors import Conflict, InvalidSpec, UserError
 from jobs.limits import limits_of
 from jobs.modelcheck import check_model
 from jobs.paths import resolve_output_path
+from jobs.pins import pin_spec
 from jobs.projects import OPERATOR
 from jobs.settings import Settings
 from jobs.sources import ChunkRange, Source, check_columns, open_source
@@ -108,9 +109,10 @@ def plan_job(
     try:
         spec = parse_spec(job.spec)
         check_submission(spec, settings=settings, store=store, database=db, project=job.project)
+        pins = pin_spec(spec, settings)
         if isinstance(spec, TrainingSpec):
             check_labels(spec, settings=settings, store=store, database=db, project=job.project, is_wanted=is_wanted)
-            planning.enqueue(db, job_id)
+            planning.enqueue(db, job_id, pins=pins)
             logger.info("training %s is queued", job_id)
             return
         source = open_input(spec, settings=settings, store=store, database=db, project=job.project)
@@ -120,7 +122,7 @@ def plan_job(
         ranges = _until_unwanted(source.index(SMALLEST_CHUNK_ROWS if asked == "auto" else asked), is_wanted)
         ranges = _within_queue(ranges, job.project, limits_of(job.project, settings).queued_rows)
         chunks = merge_ranges(ranges, num_slots=num_slots, largest=largest) if asked == "auto" else _limited(ranges)
-        num_rows = planning.plan(db, job_id, _until_unwanted(chunks, is_wanted))
+        num_rows = planning.plan(db, job_id, _until_unwanted(chunks, is_wanted), pins=pins)
     except (Conflict, InterruptedError) as error:
         logger.info("planning of %s ended: %s", job_id, error)
     except UserError as error:

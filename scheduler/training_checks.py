@@ -9,13 +9,14 @@ from functools import partial
 from jobs.architectures import KNOWN, TRAINABLE
 from jobs.database import Database
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec
-from jobs.modelcheck import check_model, local_model, read_json
+from jobs.model_files import read_json
+from jobs.modelcheck import check_model, check_processor, local_model, readable_roots
 from jobs.paths import check_code_path
 from jobs.projects import OPERATOR, sees
 from jobs.settings import Settings
 from jobs.sources import Source, check_columns, open_source
 from jobs.spec_fields import InputSpec
-from jobs.specs import JOB_PREFIX, TRAINING, JobSpec, TrainingSpec, source_job
+from jobs.specs import JOB_PREFIX, TRAINING, JobSpec, TrainingSpec, processor_job, source_job
 from jobs.states import JobState
 from jobs.store import Store
 from jobs.tables import Job
@@ -48,8 +49,7 @@ def check_training(
                 f"model.architecture: transformers has no '{spec.model.architecture}'", param="model.architecture"
             )
         _check_kind(spec.model.architecture, spec.task, "model.architecture", "model.architecture")
-        if spec.model.processor is not None:
-            local_model(spec.model.processor, settings)
+        _check_processor(spec, spec.model.processor, settings=settings, database=database, project=project)
     for param, rows in _inputs(spec):
         with _naming(param):
             source = _open(rows, spec.columns(), settings, store, database, project)
@@ -107,21 +107,47 @@ def check_source_job(spec: JobSpec, database: Database, *, project: str = OPERAT
     job_id = source_job(spec)
     if job_id is None:
         return False
+    _check_makes_model(job_id, "model", database, project)
+    return True
+
+
+def _check_processor(
+    spec: TrainingSpec, processor: str | None, *, settings: Settings, database: Database, project: str
+) -> None:
+    if processor is None:
+        return
+    param = "model.processor"
+    job_id = processor_job(spec)
+    if job_id is not None:
+        job = _check_makes_model(job_id, param, database, project)
+        if job.state != JobState.COMPLETED:  # a job waits for its model only
+            name = f"{param} '{processor}'"
+            raise InvalidModel(
+                f"{name}: that training is {job.state}; submit this one once it has completed", param=param
+            )
+        return
+    folder = local_model(processor, settings, param=param)
+    if folder is not None:
+        check_processor(folder, name=processor, param=param, roots=readable_roots(processor, settings))
+
+
+def _check_makes_model(job_id: str, param: str, database: Database, project: str) -> Job:
+    """The job of a `job:<id>` that the project may use; raises InvalidModel where it makes no model."""
     with database.read() as session:
         job = session.get(Job, job_id)
-    name = f"model '{JOB_PREFIX}{job_id}'"
+    name = f"{param} '{JOB_PREFIX}{job_id}'"
     if job is None or not sees(project, job.project):
-        raise InvalidModel(f"{name}: there is no such job", param="model")
+        raise InvalidModel(f"{name}: there is no such job", param=param)
     if job.kind != TRAINING:
-        raise InvalidModel(f"{name}: that job is no training, and makes no model", param="model")
+        raise InvalidModel(f"{name}: that job is no training, and makes no model", param=param)
     if job.spec.get("trainer") == "torch":
         raise InvalidModel(
             f"{name}: that training is of trainer: torch: its weights fit its own module alone, kept beside them",
-            param="model",
+            param=param,
         )
     if job.state.is_terminal and job.state != JobState.COMPLETED:
-        raise InvalidModel(f"{name}: that training is {job.state}, and made no model", param="model")
-    return True
+        raise InvalidModel(f"{name}: that training is {job.state}, and made no model", param=param)
+    return job
 
 
 def _classes(source: Source, column: str, param: str, is_wanted: Callable[[], bool]) -> set[str]:

@@ -51,7 +51,8 @@ class LeasedJob:
         document = {"task": "fill-mask", "model": "scripted", **spec, "input": {"path": str(self.input), "key": "id"}}
         self.spec: InferenceSpec = parse_spec(document)
         self.job_id = ledger.submit(database, self.spec).id
-        planning.plan(database, self.job_id, self.source().index(chunk_rows))
+        # A model that is no folder is one of the hub, whose commit would be looked for there.
+        planning.plan(database, self.job_id, self.source().index(chunk_rows), pins={"model": {"revision": "main"}})
 
     @staticmethod
     def spec_of(model: str) -> InferenceSpec:

@@ -38,6 +38,7 @@ def folder(tmp_path: Path) -> Path:
     path.mkdir()
     (path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForSequenceClassification"]}')
     (path / "tokenizer.json").write_text("{}")
+    (path / "preprocessor_config.json").write_text("{}")
     (path / "model.safetensors").write_bytes(_safetensors())
     return path
 

@@ -11,7 +11,7 @@ from jobs import ledger
 from jobs.database import Database
 from jobs.errors import InvalidModel, ServiceUnavailable
 from jobs.settings import Settings
-from jobs.specs import JOB_PREFIX, JobSpec, source_job
+from jobs.specs import JOB_PREFIX, JobSpec, processor_job, source_job
 from jobs.states import JobState
 from jobs.store import Store
 from jobs.tables import Artifact
@@ -22,20 +22,28 @@ _BLOCK_BYTES = 2**20
 
 
 def fetch_job_model(spec: JobSpec, *, database: Database, store: Store, settings: Settings) -> None:
-    """See to it that the folder that `local_model` names for `model: job:<id>` is there; does nothing for other models.
+    """See to it that the folders that `local_model` names for a spec's `job:<id>` are there: its model or processor.
 
     Raises:
         InvalidModel: that job has not completed, or made no model.
         ServiceUnavailable: the store or the disk cannot be used.
     """
     job_id = source_job(spec)
-    if job_id is None or (settings.job_models_path / job_id).is_dir():
+    if job_id is not None:
+        _fetch_job(job_id, "model", database=database, store=store, settings=settings)
+    job_id = processor_job(spec)
+    if job_id is not None:
+        _fetch_job(job_id, "model.processor", database=database, store=store, settings=settings)
+
+
+def _fetch_job(job_id: str, param: str, *, database: Database, store: Store, settings: Settings) -> None:
+    if (settings.job_models_path / job_id).is_dir():
         return
     with database.read() as session:
         job = ledger.get(session, job_id)
         made = [artifact for artifact in ledger.artifacts(session, job_id) if artifact.name.startswith(MODEL_FOLDER)]
     if job.state != JobState.COMPLETED or not made:
-        raise InvalidModel(f"model '{JOB_PREFIX}{job_id}': that job made no model", param="model")
+        raise InvalidModel(f"{param} '{JOB_PREFIX}{job_id}': that job made no model", param=param)
     try:
         settings.job_models_path.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{job_id}-", dir=settings.job_models_path))

@@ -12,6 +12,7 @@ import torch
 
 from jobs.errors import DeviceOutOfMemory
 from jobs.paths import local_path
+from jobs.pins import folder_stamp
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec, model_key
 from worker.device import device_name, free_memory_bytes, is_out_of_memory, release_memory, resolve_dtype
@@ -43,14 +44,20 @@ class ModelCache:
         self._warm: OrderedDict[str, _Warm] = OrderedDict()
         self.device = device
 
-    def get(self, spec: InferenceSpec, settings: Settings) -> TaskModel:
+    def get(self, spec: InferenceSpec, settings: Settings, *, name: str | None = None) -> TaskModel:
         """The spec's model with the spec's parameters, loaded now where it is not warm.
+
+        Args:
+            spec: names the model and the task; a warm model is found by it.
+            settings: input roots, and which models may bring their own code.
+            name: by which the model is loaded, where that says more than the spec does: `org/name@commit`.
 
         Raises:
             UserError: it cannot be used for this task, or not with these parameters.
             DeviceOutOfMemory: the device has too little memory for it, even alone.
         """
-        key, version = model_key(spec), _version(spec.model)
+        wanted = spec if name is None else spec.model_copy(update={"model": name})
+        key, version = model_key(spec), _version(wanted.model)
         warm = self._warm.get(key)
         if warm is not None and warm.version != version:
             logger.info("%s has changed on disk since it was loaded", spec.model)
@@ -61,7 +68,7 @@ class ModelCache:
                 self.drop_all()
             while len(self._warm) >= self._limit:
                 self._drop(next(iter(self._warm)))
-            warm = _Warm(self._load_with_room(spec, settings), version)
+            warm = _Warm(self._load_with_room(spec, wanted, settings), version)
             self._warm[key] = warm
         self._warm.move_to_end(key)
         return warm.model.with_parameters(spec.parameters)
@@ -82,10 +89,10 @@ class ModelCache:
             self._drop(key)
         return bool(others)
 
-    def _load_with_room(self, spec: InferenceSpec, settings: Settings) -> TaskModel:
+    def _load_with_room(self, spec: InferenceSpec, wanted: InferenceSpec, settings: Settings) -> TaskModel:
         dtype = resolve_dtype(spec.dtype, self.device)
         try:
-            return self._load_now(spec, dtype, settings)
+            return self._load_now(wanted, dtype, settings)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -94,7 +101,7 @@ class ModelCache:
         if not self.drop_others(spec):
             release_memory(self.device)
         try:
-            return self._load_now(spec, dtype, settings)
+            return self._load_now(wanted, dtype, settings)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -129,11 +136,9 @@ class ModelCache:
 
 
 def _version(model: str) -> Hashable:
-    """Tells a model folder from what it was: names, sizes and times of its files. A hub id is its own version."""
+    """Tells a model folder from what it was: names, sizes and stamps of its files. A hub id is its own version."""
     path = local_path(model)
     folder = None if path is None else path.expanduser()
     if folder is None or not folder.is_dir():
         return model
-    # Sub-folders too: sentence-transformers keep a module in each.
-    stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    return folder_stamp(folder)

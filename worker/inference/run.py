@@ -31,6 +31,7 @@ from worker.inference.feed import Feed
 from worker.inference.holdings import Holdings
 from worker.inference.job_models import fetch_job_model
 from worker.inference.models import ModelCache
+from worker.inference.pinned import pinned_model
 from worker.inference.stages import Closed
 from worker.inference.tasks.interface import InFlight, Interrupted
 from worker.inference.writer import Tally, Writer
@@ -76,7 +77,9 @@ def run_lease(
     spec = parse_spec(lease.spec)
     assert isinstance(spec, InferenceSpec)
     fetch_job_model(spec, database=database, store=store, settings=settings)
-    model = models.get(spec, settings)
+    pinned = partial(pinned_model, spec.model, lease, database=database, settings=settings)
+    model = models.get(spec, settings, name=pinned())
+    pinned()  # a folder that was replaced while it was being loaded is refused as well
     source = open_source(
         spec.input, spec.columns(), settings=settings, store=store, find_upload=partial(find_upload, database)
     )

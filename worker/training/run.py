@@ -24,6 +24,7 @@ from jobs.settings import Settings
 from jobs.specs import TrainingSpec, parse_spec
 from jobs.store import Store
 from worker.inference.job_models import fetch_job_model
+from worker.inference.pinned import pinned_model
 from worker.inference.run import Outcome
 from worker.inference.tasks.loading import fetch_model
 from worker.protocol import Failed, error_from
@@ -75,7 +76,7 @@ def run_training(
     spec = parse_spec(lease.spec)
     assert isinstance(spec, TrainingSpec)
     fetch_job_model(spec, database=database, store=store, settings=settings)
-    model, processor = _find_folders(spec, settings)
+    model, processor = _find_folders(spec, lease, database, settings)
     with _folder(settings, lease) as folder:
         resumed = fetch_newest(lease, folder / "resume", database=database, store=store)
         with database.read() as session:
@@ -149,15 +150,20 @@ def _environment(places: Sequence[Place]) -> dict[str, str] | None:
     return None if len(places) == 1 or not uuids else {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
 
 
-def _find_folders(spec: TrainingSpec, settings: Settings) -> tuple[str | None, str | None]:
+def _find_folders(
+    spec: TrainingSpec, lease: WorkingLease, database: Database, settings: Settings
+) -> tuple[str | None, str | None]:
     """The folders of a spec's model and processor, downloaded where they are hub ids; None for none."""
     if isinstance(spec.model, str):
-        found = fetch_model(spec.model, settings)
+        found = fetch_model(pinned_model(spec.model, lease, database=database, settings=settings), settings)
         check_folder(found.path, spec.task or "", name=spec.model, is_start=True)
         return str(found.path), None
     if spec.model is None or spec.model.processor is None:
         return None, None
-    return None, str(fetch_model(spec.model.processor, settings).path)
+    pinned = pinned_model(
+        spec.model.processor, lease, database=database, settings=settings, part="processor", param="model.processor"
+    )
+    return None, str(fetch_model(pinned, settings).path)
 
 
 def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemory) -> StokerError:

@@ -1,5 +1,8 @@
 """What the faults found by use needed: each column with the code that reads it."""
 
+import sqlalchemy as sa
+from alembic import op
+
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
@@ -7,4 +10,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    pass
+    op.add_column("jobs", sa.Column("pins", sa.JSON(), nullable=True))
+    op.add_column("jobs", sa.Column("max_row_errors", sa.String(), nullable=True))
+    op.add_column("jobs", sa.Column("num_first", sa.BigInteger(), server_default="0", nullable=False))
+    op.add_column("jobs", sa.Column("is_mixed", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    op.add_column("jobs", sa.Column("row_error", sa.JSON(), nullable=True))
+    op.create_index("jobs_by_retried", "jobs", ["retry_of"])
+    op.create_index("jobs_by_model", "jobs", ["project", "model_key"])

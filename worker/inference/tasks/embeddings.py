@@ -20,7 +20,8 @@ from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 
 from jobs.errors import InvalidSpec
-from jobs.modelcheck import read_json, sentence_modules
+from jobs.model_files import read_json
+from jobs.modelcheck import sentence_modules
 from jobs.parameters import check_parameters
 from jobs.rows import Row, RowError
 from worker.inference.tasks.interface import NOT_FINITE, Encoded

@@ -1,0 +1,218 @@
+"""The files in a model's folder: only regular ones within the allowed folders; JSON and headers are read bounded."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import Forbidden, InvalidModel
+
+MOST_FILES = 10_000
+"""In one folder of a model, whatever their names; looking through more takes too long."""
+LARGEST_JSON_BYTES = 256 * 2**20
+"""Of a JSON file in a model's folder; the largest tokenizers have some 40 MB."""
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+_READ_BY_LOADING = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".safetensors", ".py"})
+_TEMPLATES = "additional_chat_templates"
+
+
+class TooManyFiles(Exception):
+    """A folder has more files than are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a model's safetensors files say of their tensors."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def largest_dimension(self) -> int:
+        """The largest dimension of any tensor."""
+        return max((max(shape, default=1) for shape in self.shapes.values()), default=1)
+
+
+def invalid(name: str, reason: str, param: str = "model") -> InvalidModel:
+    """The error that says what is wrong with a model.
+
+    Args:
+        name: what the user called it.
+        reason: the rest of the sentence.
+        param: the field of the spec that named it.
+    """
+    return InvalidModel(f"{param} '{name}': {reason}", param=param)
+
+
+def model_files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Name and place of each file that loading may read, by name; of a path that is no folder, the file itself.
+
+    Looks into the folder and its sub-folders that belong to the model: the modules of sentence-transformers, and
+    further chat templates.
+
+    Raises:
+        TooManyFiles: a folder has more than `MOST_FILES`.
+        OSError: a folder cannot be read.
+    """
+    if not path.is_dir():
+        yield path.name, path
+        return
+    for folder in sorted({"", *_inner_folders(path)}):
+        for name in _names(path / folder):
+            if Path(name).suffix in _READ_BY_LOADING and not name.startswith("."):
+                yield str(Path(folder) / name), path / folder / name
+
+
+def check_regular(folder: Path, *, name: str, roots: Sequence[Path] | None, param: str = "model") -> None:
+    """Refuse a folder in which loading would wait at a pipe, read a device, or follow a link to where it may not.
+
+    Args:
+        folder: the model's.
+        name: what the user called it, for the message.
+        roots: under which every file must lie once links are resolved; None for a folder that the operator listed, or
+            that was downloaded here.
+        param: the field of the spec that named it.
+
+    Raises:
+        InvalidModel: a file is not a regular one, or there are too many.
+        Forbidden: a file leads outside the roots.
+    """
+    try:
+        for file, path in model_files(folder):
+            try:
+                mode = path.stat().st_mode
+            except FileNotFoundError:
+                continue  # a link to nothing; what misses it says so
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise invalid(name, f"its {file} is not a regular file", param)
+            if roots is not None and not any(path.resolve().is_relative_to(root) for root in roots):
+                message = f"its {file} leads outside the folders allowed here (setting input_roots)"
+                raise Forbidden(f"{param} '{name}': {message}", param=param)
+    except TooManyFiles as error:
+        raise invalid(name, f"has more than {MOST_FILES} files in one folder", param) from error
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError to some versions of Python
+        raise invalid(name, f"cannot be read: {getattr(error, 'strerror', None) or error}", param) from error
+
+
+def read_json(path: Path, *, name: str, required: bool = True) -> dict[str, Any]:
+    """A JSON object in a model's folder.
+
+    Args:
+        path: of the file.
+        name: what the user called the model, for the message.
+        required: False gives an empty object where the file is missing.
+
+    Raises:
+        InvalidModel: the file is missing or does not hold a JSON object.
+    """
+    if not path.is_file():
+        if required:
+            raise invalid(name, f"is not a model: it has no {path.name}")
+        return {}
+    value = parse_json(path, name=name)
+    if not isinstance(value, dict):
+        raise invalid(name, f"its {path.name} does not hold a JSON object")
+    return value
+
+
+def parse_json(path: Path, *, name: str) -> object:
+    """The JSON value of a regular file in a model's folder.
+
+    Raises:
+        InvalidModel: it cannot be read, is too large, or is not valid JSON.
+    """
+    try:
+        if path.stat().st_size > LARGEST_JSON_BYTES:
+            raise invalid(name, f"its {path.name} is larger than {LARGEST_JSON_BYTES // 2**20} MiB")
+        value: object = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise invalid(name, f"its {path.name} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise invalid(name, f"its {path.name} is not valid JSON") from error
+    return value
+
+
+def read_header(paths: Sequence[Path], *, name: str) -> Header:
+    """The headers of a model's safetensors files, each looked over as `check_safetensors` does.
+
+    Raises:
+        InvalidModel: a file is missing, damaged or cut off.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        shapes.update(check_safetensors(path, name=name))
+    return Header(shapes)
+
+
+def check_safetensors(path: Path, *, name: str) -> dict[str, tuple[int, ...]]:
+    """Refuse a safetensors file that is missing, damaged or cut off.
+
+    Args:
+        path: of the file.
+        name: what the user called the model, for the message.
+
+    Returns:
+        The shape of each of its tensors.
+
+    Raises:
+        InvalidModel: the header does not describe the bytes that follow it.
+    """
+    if not path.is_file():
+        raise invalid(name, f"its weights are incomplete: {path.name} is missing")
+    try:
+        with path.open("rb") as stream:
+            num_bytes = path.stat().st_size
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            if num_bytes < 8 or header_bytes > min(num_bytes - 8, _LONGEST_HEADER):
+                raise invalid(name, f"{path.name} is not a safetensors file, or it is cut off")
+            header = json.loads(stream.read(header_bytes))
+            tensors = {key: tensor for key, tensor in header.items() if key != "__metadata__"}
+            ends = [int(tensor["data_offsets"][1]) for tensor in tensors.values()]
+            shapes = {key: tuple(int(size) for size in tensor["shape"]) for key, tensor in tensors.items()}
+    except OSError as error:
+        raise invalid(name, f"{path.name} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+        raise invalid(name, f"{path.name} is not a safetensors file") from error
+    if max(ends, default=0) != num_bytes - 8 - header_bytes:
+        raise invalid(name, f"{path.name} is cut off or has been added to; copy or download it again")
+    return shapes
+
+
+def _names(folder: Path) -> list[str]:
+    names: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            names.append(entry.name)
+            if len(names) > MOST_FILES:
+                raise TooManyFiles
+    return sorted(names)
+
+
+def _inner_folders(folder: Path) -> set[str]:
+    found = {_TEMPLATES} if (folder / _TEMPLATES).is_dir() else set()
+    modules = folder / "modules.json"
+    if not modules.is_file() or modules.stat().st_size > LARGEST_JSON_BYTES:
+        return found
+    try:
+        listed = json.loads(modules.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # the check of the modules says what is wrong with it
+        return found
+    root = folder.resolve()
+    for item in listed if isinstance(listed, list) else ():
+        path = item.get("path") if isinstance(item, dict) else None
+        inner = _inside(root, path) if isinstance(path, str) and path else None
+        if inner is not None:
+            found.add(inner)
+    return found
+
+
+def _inside(root: Path, path: str) -> str | None:
+    try:
+        inner = (root / path).resolve()
+        return str(inner.relative_to(root)) if inner.is_dir() and inner != root else None
+    except (OSError, RuntimeError, ValueError):  # not a path, or one that leads elsewhere
+        return None

@@ -1,0 +1,118 @@
+"""A job computes with what was there when it was planned: any change of a model's files is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs import pins
+from jobs.errors import InvalidModel, InvalidSpec
+from jobs.pins import check_pin, pin_path, pin_spec
+from jobs.settings import Settings
+from jobs.specs import parse_spec
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model's folder, as far as pins look at it."""
+    path = tmp_path / "model"
+    (path / "1_Pooling").mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json"):
+        (path / name).write_text(f'{{"of": "{name}"}}')
+    modules = [{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    (path / "modules.json").write_text(json.dumps(modules))
+    return path
+
+
+def _replaced_by_an_equal_looking_file(folder: Path) -> None:
+    """As `cp -p` and `rsync -a` leave it: size and modification time are the old ones."""
+    weights, aside = folder / "model.safetensors", folder / "aside"
+    before = weights.stat()
+    aside.write_text(weights.read_text().replace("of", "fo"))
+    os.utime(aside, ns=(before.st_atime_ns, before.st_mtime_ns))
+    aside.rename(weights)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "other weights": (lambda folder: (folder / "model.safetensors").write_text("new"), "model.safetensors"),
+    "equal size and time": (_replaced_by_an_equal_looking_file, "model.safetensors"),
+    "a config of other words": (lambda folder: (folder / "config.json").write_text("{}"), "config.json"),
+    "a file more": (lambda folder: (folder / "chat_template.jinja").write_text("x"), "chat_template.jinja"),
+    "a file less": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
+    "a module": (lambda folder: (folder / "1_Pooling/config.json").write_text("{}"), "1_Pooling/config.json"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_change_of_a_model_is_refused_by_name(change: str, folder: Path) -> None:
+    pin = pin_path(folder, name="m")
+    check_pin(pin, folder, name="m")
+    damage, file = CHANGES[change]
+    damage(folder)
+    with pytest.raises(InvalidModel, match=rf"^model 'm': {file} changed after the job was submitted$") as caught:
+        check_pin(pin, folder, name="m")
+    assert caught.value.param == "model"
+
+
+def test_files_that_loading_does_not_read_may_change(folder: Path) -> None:
+    pin = pin_path(folder, name="m")
+    (folder / "README.md").write_text("notes")
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-5/model.safetensors").write_text("of another")
+    check_pin(pin, folder, name="m")
+
+
+def test_a_folder_that_is_gone_is_said_to_be_gone(folder: Path) -> None:
+    pin = pin_path(folder, name="m")
+    shutil.rmtree(folder)
+    with pytest.raises(InvalidModel, match="is gone since the job was submitted"):
+        check_pin(pin, folder, name="m")
+
+
+def test_a_copy_on_another_host_passes_by_its_contents(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin = pin_path(folder, name="m")
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, copy_function=shutil.copyfile)  # with times of its own
+    with pytest.raises(InvalidModel):
+        check_pin(pin, copy, name="m")
+    here = pins.file_stamp
+    monkeypatch.setattr(pins, "file_stamp", lambda status: here(status).rpartition("@")[0] + "@0000abcd")
+    check_pin(pin, copy, name="m")
+    (copy / "model.safetensors").write_text((copy / "model.safetensors").read_text().replace("of", "fo"))
+    with pytest.raises(InvalidModel, match=r"model\.safetensors changed"):
+        check_pin(pin, copy, name="m")
+
+
+def test_a_large_file_is_told_apart_by_blocks_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pins, "_WHOLE_BYTES", 100)
+    monkeypatch.setattr(pins, "_BLOCK_BYTES", 4)
+    paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
+    for path, last in zip(paths, (0, 0, 1), strict=True):
+        path.write_bytes(bytes(999) + bytes([last]))
+    digests = [pin_path(path, name="m")["files"][0]["digest"] for path in paths]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_spec_pins_its_folders_and_its_module(folder: Path, tmp_path: Path) -> None:
+    settings = Settings(input_roots=[tmp_path], code_roots=[tmp_path])
+    rows = {"path": "rows.jsonl"}
+    inference = {"task": "embeddings", "model": str(folder), "input": rows}
+    assert pin_spec(parse_spec(inference), settings) == {"model": pin_path(folder, name=str(folder))}
+    assert pin_spec(parse_spec({**inference, "model": "org/name"}), settings) == {}
+    assert pin_spec(parse_spec({**inference, "model": "job:job_1"}), settings) == {}
+    model = {"architecture": "bert", "processor": str(folder)}
+    training = {"kind": "training", "task": "text-classification", "model": model, "data": {"train": "rows.jsonl"}}
+    assert pin_spec(parse_spec(training), settings).keys() == {"processor"}
+    module = tmp_path / "mine.py"
+    module.write_text("def build(setup): ...")
+    made = pin_spec(parse_spec({"kind": "training", "trainer": "torch", "module": str(module)}), settings)
+    module.write_text("def build(setup): pass")
+    with pytest.raises(InvalidSpec, match=r"^module 'm': mine\.py changed after the job was submitted$"):
+        check_pin(made["module"], module, name="m", param="module", error=InvalidSpec)
