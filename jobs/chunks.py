@@ -13,10 +13,11 @@ import orjson
 from sqlalchemy import CursorResult, case, select, update
 from sqlmodel import Session, col
 
-from jobs import history, losses
+from jobs import history, losses, row_errors
 from jobs.database import Database
 from jobs.errors import LostLease, StokerError
 from jobs.leases import hold
+from jobs.row_errors import RowErrors
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
 from jobs.states import ChunkState, JobState
@@ -90,6 +91,8 @@ def commit(
     db: Database, lease_id: str, chunks: Sequence[ChunkResults], record: Callable[[Session], None] | None = None
 ) -> None:
     """Record computed chunks exactly once: results, chunk states and counters, fenced by the lease, in one transaction.
+
+    The same transaction fails the job where more rows failed than it bears; what is recorded stays readable.
 
     Args:
         chunks: chunks this lease claimed, each with one result for each of its rows.
@@ -168,8 +171,11 @@ def _count(session: Session, db: Database, lease: Lease, results: Sequence[Resul
             num_tokens=Job.num_tokens + sum(result.num_tokens for result in results),
             crashes=0,
         )
-        .returning(col(Job.num_done), col(Job.num_rows), col(Job.state))
-    )
+        .returning(
+            col(Job.num_done), col(Job.num_rows), col(Job.num_failed), col(Job.state), col(Job.batch_id),
+            col(Job.max_row_errors), col(Job.num_first), col(Job.is_mixed), col(Job.row_error),
+        )
+    )  # fmt: skip
     row = session.execute(counted).one_or_none()
     if row is None:
         raise LostLease("the job has ended")
@@ -177,7 +183,19 @@ def _count(session: Session, db: Database, lease: Lease, results: Sequence[Resul
         session, db, lease.job_id, "chunks.done", lease=lease.id, slot=lease.slot_id, chunks=num_chunks,
         rows=len(results), failed=num_failed, done=row.num_done, total=row.num_rows,
     )  # fmt: skip
-    if row.num_done == row.num_rows and row.state == JobState.RUNNING:
+    before = RowErrors(row.num_first, row.is_mixed, row.row_error)
+    noted = row_errors.note(before, results)
+    if noted != before:  # the job's row is locked by now, so nobody notes anything between
+        remembered = {"num_first": noted.num_first, "is_mixed": noted.is_mixed, "row_error": noted.first}
+        session.execute(update(Job).where(col(Job.id) == lease.job_id).values(remembered))
+    if row.state != JobState.RUNNING:
+        return
+    error = None
+    if row.batch_id is None:
+        error = row_errors.verdict(row.max_row_errors, noted, num_rows=row.num_rows, num_failed=row.num_failed)
+    if error is not None:
+        losses.fail_job(session, db, lease.job_id, error.code, error.message)
+    elif row.num_done == row.num_rows:
         session.execute(update(Job).where(col(Job.id) == lease.job_id).values(state=JobState.FINALIZING))
         history.record(session, db, lease.job_id, "job.finalizing")
 

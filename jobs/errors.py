@@ -203,3 +203,10 @@ class DeadlineExceeded(StokerError):
 
     code = "time_limit"
     http_status = 409
+
+
+class TooManyRowErrors(StokerError):
+    """More rows failed than the job bears."""
+
+    code = "too_many_row_errors"
+    http_status = 409

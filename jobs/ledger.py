@@ -108,6 +108,7 @@ def add(
         batch_id=batch_id,
         num_rows=num_rows,
         waits_for=source_job(spec),
+        max_row_errors=_row_error_limit(spec),
         created_at=now,
         deadline_at=deadline_at if spec.time_limit is None else now + spec.time_limit,
     )
@@ -251,6 +252,11 @@ def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None) -> Job
 
 
 # -- what they share -----------------------------------------------------------------------------------------------
+
+
+def _row_error_limit(spec: JobSpec) -> str | None:
+    limit = spec.max_row_errors if isinstance(spec, InferenceSpec) else None
+    return None if limit is None else str(limit)
 
 
 def _key_of(project: str, idempotency_key: str) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from jobs.bounds import MOST_FIELDS, Columns, Name, Paths
+from jobs.row_errors import MOST_ROWS, parse_limit
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _UNIT_SECONDS = (86400, 3600, 60, 1)
@@ -49,6 +50,27 @@ Duration = Annotated[
     WithJsonSchema({"anyOf": _DURATION_FORMS}, mode="validation"),
 ]
 """A positive number of seconds up to ten years, also written `2h` or `1h30m`."""
+
+
+def _row_error_limit(value: object) -> object:
+    parse_limit(value)
+    return value
+
+
+RowErrorLimit = Annotated[
+    int | str,
+    BeforeValidator(_row_error_limit),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": MOST_ROWS},
+                {"type": "string", "pattern": r"^(100(\.0{1,6})?|[0-9]{1,2}(\.[0-9]{1,6})?)%$", "maxLength": 11},
+            ]
+        },
+        mode="validation",
+    ),
+]
+"""A number of rows, or a share of all rows such as `5%`."""
 
 
 class Priority(StrEnum):

@@ -10,7 +10,15 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from jobs.bounds import PathText, Values
 from jobs.errors import InvalidSpec
 from jobs.parameters import check_parameters
-from jobs.spec_fields import LARGEST_INTEGER, Duration, InputSpec, Priority, Strict, parse_duration
+from jobs.spec_fields import (
+    LARGEST_INTEGER,
+    Duration,
+    InputSpec,
+    Priority,
+    RowErrorLimit,
+    Strict,
+    parse_duration,
+)
 from jobs.tasks import ALIASES, TASKS, Task, find_task
 from jobs.training_spec import TrainingSpec
 from jobs.wording import first_fault, shown
@@ -75,6 +83,9 @@ class InferenceSpec(Strict):
     """`auto`: float32 on a CPU; on a GPU bfloat16 where it has it, else float32."""
     batching: BatchingSpec = BatchingSpec()
     slots: SlotsSpec = SlotsSpec()
+    max_row_errors: RowErrorLimit | None = None
+    """How many rows may fail, as a number or a share (`5%`); more fail the job. Absent, it fails when its first 1,000
+    rows, or all of fewer, hold nothing but one and the same error."""
     priority: Priority = Priority.NORMAL
     time_limit: Duration | None = None
     """Seconds from submission after which the job is ended as `expired`; also written `2h`."""

@@ -49,6 +49,9 @@ def run(
     slots: Annotated[int | None, typer.Option(min=1, help="The most slots to use.")] = None,
     priority: Annotated[Priority, typer.Option(help="Class of the job.")] = Priority.NORMAL,
     chunk_rows: Annotated[int | None, typer.Option(min=1, help="Rows committed at once.")] = None,
+    max_row_errors: Annotated[
+        str | None, typer.Option(metavar="N|N%", help="Rows that may fail; more fail the job.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="A label for people.")] = None,
     as_json: Json = False,
     url: Url = None,
@@ -74,6 +77,7 @@ def run(
         "dtype": dtype,
         "slots": {"max": slots},
         "batching": {"chunk_rows": "auto" if chunk_rows is None else chunk_rows},
+        "max_row_errors": _number_or_share(max_row_errors),
         "priority": priority.value,
         "name": name,
     }
@@ -89,6 +93,10 @@ def run(
             write_results(client, job_id, output)
         else:
             show_results(client, job, as_lines=as_json)
+
+
+def _number_or_share(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() and len(text) < 20 else text
 
 
 @contextmanager

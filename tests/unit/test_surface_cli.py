@@ -29,6 +29,7 @@ COMMANDS = {
         "--slots",
         "--priority",
         "--chunk-rows",
+        "--max-row-errors",
         "--name",
         "--json",
         "--url",

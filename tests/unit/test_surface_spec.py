@@ -45,6 +45,7 @@ FIELDS: dict[str, Any] = {
     "batching.max_rows": "auto",
     "batching.chunk_rows": "auto",
     "slots.max": None,
+    "max_row_errors": None,
     "priority": "normal",
     "time_limit": None,
 }

@@ -1,0 +1,112 @@
+"""How many row errors a job bears, and whether its first rows all failed alike. Pure: the commit of chunks asks here.
+
+Without `max_row_errors` a job fails when its first rows, `FIRST_ROWS` of them or all of a smaller job, hold nothing
+but one and the same error: then something about the job is wrong, not its rows. The rows are the first ones of the
+input, not those that happen to be recorded first, so the verdict depends on neither slots nor crashes. A job of one row
+that fails is such a job too. With `max_row_errors` that limit alone decides. Jobs of a batch have no limit: in that
+contract each line has its own answer or error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from jobs.errors import TooManyRowErrors
+from jobs.rows import Result
+from jobs.wording import short
+
+FIRST_ROWS = 1000
+"""Rows that decide about a job without `max_row_errors`; fewer of a smaller job."""
+MOST_ROWS = 2**53
+"""The largest number that a limit may be."""
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_LOOKED_AT = 2000  # characters of a message
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class RowErrors:
+    """What is remembered of a job's row errors while its results are recorded."""
+
+    num_first: int = 0
+    """Recorded rows among the first ones."""
+    is_mixed: bool = False
+    """Whether the first rows did not all fail alike."""
+    first: dict[str, Any] | None = None
+    """The lowest row that failed so far, and why: `{row, code, message, kind}`."""
+
+
+def parse_limit(value: object) -> Fraction | int:
+    """A limit as a number of rows, or as a share of all.
+
+    Args:
+        value: a whole number, or a text such as `5%`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_ROWS:
+        return value
+    match = _SHARE.fullmatch(value) if isinstance(value, str) else None
+    share = None if match is None else Fraction(match[1]) / 100
+    if share is None or share > 1:
+        raise ValueError("must be a whole number of rows from 0, or a share of all rows from '0%' to '100%'")
+    return share
+
+
+def note(before: RowErrors, results: Sequence[Result]) -> RowErrors:
+    """What is remembered once these results are recorded too."""
+    failed = [result for result in results if result.error is not None]
+    after = before
+    if failed:
+        lowest = min(failed, key=lambda result: result.row_index)
+        if before.first is None or lowest.row_index < before.first["row"]:
+            assert lowest.error is not None
+            code, message = lowest.error.code, lowest.error.message
+            first = {"row": lowest.row_index, "code": code, "message": short(message), "kind": _kind(message)}
+            after = replace(after, first=first)
+    ours = [result for result in results if result.row_index < FIRST_ROWS]
+    if not ours:
+        return after
+    kinds = {None if result.error is None else (result.error.code, _kind(result.error.message)) for result in ours}
+    if before.num_first and not before.is_mixed and before.first is not None:
+        kinds.add((before.first["code"], before.first["kind"]))  # of one of the first rows, as none is lower
+    is_mixed = before.is_mixed or None in kinds or len(kinds) > 1
+    return replace(after, num_first=before.num_first + len(ours), is_mixed=is_mixed)
+
+
+def verdict(limit: str | None, noted: RowErrors, *, num_rows: int, num_failed: int) -> TooManyRowErrors | None:
+    """The error that a job fails with, or None where it goes on.
+
+    Args:
+        limit: the job's `max_row_errors` as a text, where it has one.
+        noted: of all results that are recorded.
+        num_rows: of the whole input.
+        num_failed: rows with a row error that are recorded.
+    """
+    if noted.first is None:
+        return None
+    example = f"row {noted.first['row']}: {noted.first['code']}: {noted.first['message']}"
+    if limit is not None:
+        most = parse_limit(int(limit) if limit.isdigit() else limit)
+        if num_failed > (most if isinstance(most, int) else most * num_rows):
+            return TooManyRowErrors(
+                f"{num_failed} of {num_rows} rows failed, more than max_row_errors: {limit} allows; {example}"
+            )
+        return None
+    if noted.is_mixed or noted.num_first < min(FIRST_ROWS, num_rows):
+        return None
+    which = f"all {num_rows} rows" if noted.num_first == num_rows else f"the first {noted.num_first} rows"
+    said = f"{which} failed alike" if num_rows > 1 else "the only row failed"
+    return TooManyRowErrors(f"{said}; {example} (max_row_errors: '100%' lets such a job complete)")
+
+
+def _kind(message: str) -> str:
+    """What is equal in two messages of one cause: the words, without quoted names, paths and numbers."""
+    words = _QUOTED.sub("'", message[:_LOOKED_AT]).split()
+    return short(_NUMBER.sub("#", " ".join("/" if "/" in word else word for word in words)))
