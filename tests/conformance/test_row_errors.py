@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
-from jobs import chunks, history, ledger, leases, sweeps
+from jobs import chunks, history, leases, ledger, sweeps
 from jobs.database import Database
 from jobs.errors import LostLease
 from jobs.rows import Result, RowError

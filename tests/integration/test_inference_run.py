@@ -281,15 +281,18 @@ def test_a_failure_that_does_not_come_back_costs_no_row(lab: Lab, step: str) -> 
     lab.expect_all_good()
 
 
-def test_a_model_that_fails_on_every_row_gives_row_errors(lab: Lab) -> None:
-    """The job ends with its errors in the results instead of failing over and over."""
+def test_a_model_that_fails_on_every_row_fails_the_job_once(lab: Lab) -> None:
+    """One cause is one error of the job, and its rows are recorded all the same."""
 
     def forward(texts: list[str]) -> None:
         raise KeyError("labels")
 
     lab.model.on_forward = forward
     assert lab.run() == Outcome.DRAINED
-    assert lab.leased.job().num_failed == 80
+    job = lab.leased.job()
+    assert (str(job.state), job.num_failed, job.error_code) == ("failed", 80, "too_many_row_errors")
+    assert job.error_message is not None
+    assert "all 80 rows failed alike; row 0: row_failed: KeyError" in job.error_message
     assert {result.error.code for result in lab.leased.results() if result.error} == {"row_failed"}
 
 
