@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.errors import DeviceOutOfMemory
+from jobs.errors import DeviceOutOfMemory, InvalidModel, MachineError, ServiceUnavailable
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec
 from tests.scripted_model import ScriptedModel
@@ -33,6 +33,15 @@ class Loader:
         self.loaded.append(spec.model)
         self.fault()
         return ScriptedModel()
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    """A fault that raises."""
+
+    def fault() -> None:
+        raise error
+
+    return fault
 
 
 @pytest.fixture
@@ -102,13 +111,62 @@ def test_a_model_that_never_fits_is_the_machines_error(cache: ModelCache, loader
     assert cache.keys() == []
 
 
-def test_any_other_error_of_loading_passes(cache: ModelCache, loader: Loader, settings: Settings) -> None:
-    """It is not tried twice nor called a lack of memory."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("v"), KeyError("k"), TypeError("t"), NotImplementedError("n"), AttributeError("a"), IndexError("i"),
+        ImportError("no module named x"), AssertionError(), RuntimeError("shape"), ZeroDivisionError(),
+        RecursionError(), FileNotFoundError(2, "gone"), OSError("does not appear to have a file named x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_fails_again_everywhere_is_the_users_once(
+    error: Exception, cache: ModelCache, loader: Loader, settings: Settings
+) -> None:
+    loader.fault = raising(error)
+    with pytest.raises(InvalidModel, match=r"^model 'one': cannot be loaded: ") as caught:
+        cache.get(spec_of("one"), settings)
+    assert type(error).__name__ in caught.value.message
+    assert "\n" not in caught.value.message
+    assert loader.loaded == ["one"]
 
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "Input/output error"), OSError(28, "No space left on device"), OSError(116, "Stale file handle"),
+        TimeoutError("slow"), RuntimeError("CUDA error: an illegal memory access was encountered"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_machine_did_is_tried_again(
+    error: Exception, cache: ModelCache, loader: Loader, settings: Settings
+) -> None:
+    loader.fault = raising(error)
+    with pytest.raises(MachineError):
+        cache.get(spec_of("one"), settings)
+
+
+def test_a_disks_fault_behind_an_error_of_a_library_is_the_disks(
+    cache: ModelCache, loader: Loader, settings: Settings
+) -> None:
     def fault() -> None:
-        raise RuntimeError("a bug")
+        try:
+            raise OSError(5, "Input/output error")
+        except OSError:
+            raise ValueError("cannot load the weights")  # noqa: B904 - as libraries do
 
     loader.fault = fault
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(ServiceUnavailable, match="Input/output error"):
         cache.get(spec_of("one"), settings)
-    assert loader.loaded == ["one"]
+
+
+def test_parameters_that_a_model_cannot_take_are_the_users(
+    cache: ModelCache, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> ScriptedModel:
+        raise NotImplementedError("top_k")
+
+    monkeypatch.setattr(ScriptedModel, "with_parameters", refuse)
+    with pytest.raises(InvalidModel, match="fill-mask with these parameters: NotImplementedError: top_k"):
+        cache.get(spec_of("one"), settings)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from jobs.errors import DeviceOutOfMemory
+from jobs.errors import DeviceOutOfMemory, StokerError
 from jobs.paths import local_path
 from jobs.pins import folder_stamp
 from jobs.settings import Settings
@@ -18,6 +18,7 @@ from jobs.specs import InferenceSpec, model_key
 from worker.device import device_name, free_memory_bytes, is_out_of_memory, release_memory, resolve_dtype
 from worker.inference.tasks import TaskModel, load_task_model
 from worker.inference.tasks.interface import Closable
+from worker.inference.tasks.loading import load_error
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,12 @@ class ModelCache:
             warm = _Warm(self._load_with_room(spec, wanted, settings), version)
             self._warm[key] = warm
         self._warm.move_to_end(key)
-        return warm.model.with_parameters(spec.parameters)
+        try:
+            return warm.model.with_parameters(spec.parameters)
+        except Exception as error:
+            if isinstance(error, StokerError) or is_out_of_memory(error):
+                raise
+            raise load_error(spec.model, error, what=f"cannot do {spec.task} with these parameters") from error
 
     def keys(self) -> list[str]:
         """Keys of the warm models, most recently used last."""
@@ -111,7 +117,13 @@ class ModelCache:
 
     def _load_now(self, spec: InferenceSpec, dtype: torch.dtype, settings: Settings) -> TaskModel:
         started = time.monotonic()
-        model = self._load(spec, device=self.device, dtype=dtype, settings=settings)
+        try:
+            model = self._load(spec, device=self.device, dtype=dtype, settings=settings)
+        except Exception as error:
+            if isinstance(error, StokerError) or is_out_of_memory(error):
+                raise
+            logger.warning("%s cannot be loaded", spec.model, exc_info=error)  # for those who wrote its code
+            raise load_error(spec.model, error) from error
         logger.info(
             "loaded %s for %s in %.1f s: %s on %s, weights %.0f MiB, %.0f MiB free",
             spec.model,

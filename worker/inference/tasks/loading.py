@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,30 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from jobs.errors import InvalidModel, ServiceUnavailable
-from jobs.modelcheck import check_folder, local_model
+from jobs.errors import InvalidModel, MachineError, ServiceUnavailable, StokerError
+from jobs.model_files import read_json
+from jobs.modelcheck import check_folder, local_model, readable_roots
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec
-from worker.device import is_out_of_memory, one_line
+from worker.device import is_out_of_memory, is_poisoned, one_line
 
 logger = logging.getLogger(__name__)
 
 _WANTED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.safetensors")
 _UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*.safetensors")
+_WITH_CODE = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+"""Files whose `auto_map` names classes that a model brings along."""
 _BENIGN_MISSING = ("*position_ids", "*.rotary_emb.inv_freq", "*relative_position_index")
 """Buffers that follow from the config; older checkpoints have them and newer ones do not, or the other way round."""
-_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
+_MACHINE_ERRNOS = frozenset(
+    {
+        errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO,
+        errno.ENODEV, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EROFS, errno.EBUSY, errno.EAGAIN, errno.EINTR,
+    }
+)  # fmt: skip
+"""What a disk, a network file system or a host that is full says; every other error of a file is the file's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ def find_model(spec: InferenceSpec, settings: Settings) -> ModelFolder:
         ServiceUnavailable: the hub cannot be reached.
     """
     found = fetch_model(spec.model, settings)
-    check_folder(found.path, spec.task, name=spec.model)
+    check_folder(found.path, spec.task, name=spec.model, roots=readable_roots(spec.model, settings))
     return found
 
 
@@ -79,7 +88,21 @@ def fetch_model(model: str, settings: Settings) -> ModelFolder:
     trusted = not names.isdisjoint(settings.trusted_remote_code)
     if folder is None:
         folder = _download(model, with_code=trusted)
+    if trusted:
+        _check_code(model, folder, settings)
     return ModelFolder(name=model, path=folder, trust_remote_code=trusted)
+
+
+def _check_code(model: str, folder: Path, settings: Settings) -> None:
+    """Refuse a model whose configuration takes code from another model that the operator did not list as well."""
+    for file in _WITH_CODE:
+        classes = read_json(folder / file, name=model, required=False).get("auto_map")
+        for value in classes.values() if isinstance(classes, dict) else [classes]:
+            for name in value if isinstance(value, list) else [value]:
+                other, is_elsewhere, _ = name.partition("--") if isinstance(name, str) else ("", "", "")
+                if is_elsewhere and other not in settings.trusted_remote_code:
+                    reason = f"its {file} takes code from '{other}', which is not listed (setting trusted_remote_code)"
+                    raise InvalidModel(f"model '{model}': {reason}", param="model")
 
 
 def _download(model: str, *, with_code: bool) -> Path:
@@ -108,6 +131,7 @@ def _download(model: str, *, with_code: bool) -> Path:
             raise invalid("is not in the local cache, and the hub is switched off (HF_HUB_OFFLINE)") from error
         raise ServiceUnavailable(f"model '{model}': the hub cannot be reached, and the model is not cached") from error
     except (HfHubHTTPError, OSError) as error:
+        # Whatever it is: only the hub, the network or this host's disk takes part.
         raise ServiceUnavailable(f"model '{model}': downloading it failed: {one_line(error)}") from error
     return Path(path)
 
@@ -122,7 +146,7 @@ def load_config(source: ModelFolder, *, subfolder: str = "", **overrides: Any) -
         return AutoConfig.from_pretrained(
             source.path / subfolder, trust_remote_code=source.trust_remote_code, **overrides
         )
-    except _LOAD_ERRORS as error:
+    except Exception as error:
         raise _explained(source, error) from error
 
 
@@ -136,8 +160,8 @@ def load_tokenizer(source: ModelFolder, *, subfolder: str = "", **overrides: Any
         return AutoTokenizer.from_pretrained(
             source.path / subfolder, trust_remote_code=source.trust_remote_code, **overrides
         )
-    except _LOAD_ERRORS as error:
-        raise source.invalid(f"its tokenizer cannot be loaded: {one_line(error)}") from error
+    except Exception as error:
+        raise load_error(source.name, error, what="its tokenizer cannot be loaded") from error
 
 
 def load_weights(
@@ -178,7 +202,7 @@ def load_weights(
             dtype=dtype,
             **overrides,
         )
-    except _LOAD_ERRORS as error:
+    except Exception as error:
         if is_out_of_memory(error):
             raise
         raise _explained(source, error) from error
@@ -212,7 +236,51 @@ def _check_complete(
         )
 
 
-def _explained(source: ModelFolder, error: Exception) -> InvalidModel:
+def load_error(name: str, error: Exception, *, what: str = "cannot be loaded") -> StokerError:
+    """What an error means that came while a model was loaded or set up for a task.
+
+    The same files and the same code give the same error again, on every machine; so it is the user's, told once. Only
+    what memory, a device, a disk or the network did is the machine's, and tried again.
+
+    Args:
+        name: what the user called the model.
+        error: none of our own, which say themselves what they mean.
+        what: cannot be done.
+    """
+    if isinstance(error, StokerError):
+        return error
+    if is_poisoned(error):
+        return MachineError(f"the device failed and needs a new process: {one_line(error)}")
+    for cause in _causes(error):
+        if is_out_of_memory(cause):
+            return ServiceUnavailable(f"model '{name}': there is too little memory to load it: {one_line(cause)}")
+        if _is_machines(cause):
+            return ServiceUnavailable(f"model '{name}': its files cannot be read now: {one_line(cause)}")
+    return InvalidModel(f"model '{name}': {what}: {one_line(error)}", param="model")
+
+
+def _is_machines(error: BaseException) -> bool:
+    if isinstance(error, (HfHubHTTPError, TimeoutError)):
+        return True
+    if isinstance(error, ConnectionError):
+        return not constants.HF_HUB_OFFLINE  # where the hub is switched off, it stays so
+    return isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that it came from: libraries raise an error of their own for one of the disk's."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def _explained(source: ModelFolder, error: Exception) -> StokerError:
+    found = load_error(source.name, error)
+    if not isinstance(found, InvalidModel) or found is error:
+        return found
     message = str(error)
     if "trust_remote_code" in message:
         return source.invalid(
@@ -222,4 +290,4 @@ def _explained(source: ModelFolder, error: Exception) -> InvalidModel:
         return source.invalid("its weights do not have the shapes that its config.json says")
     if isinstance(error, KeyError):
         return source.invalid(f"its config.json has no {error}")
-    return source.invalid(f"cannot be loaded: {one_line(error)}")
+    return found
