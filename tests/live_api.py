@@ -49,7 +49,7 @@ class LiveApi:
         """What comes back for these very bytes, up to the end of the connection."""
         parts = urlsplit(self.url)
         assert parts.hostname is not None
-        with socket.create_connection((parts.hostname, parts.port or 80), timeout=30) as connection:
+        with socket.create_connection((parts.hostname, parts.port or 80), timeout=300) as connection:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused early: the answer is there
                 connection.sendall((head if isinstance(head, bytes) else head.encode("latin-1")) + body)
             answer = b""
@@ -80,7 +80,7 @@ def live_api(settings: Settings, database: Database, *, retry_seconds: float = 0
 
 
 def _client(url: str, key: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False)
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=300, trust_env=False)
 
 
 @contextmanager

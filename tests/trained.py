@@ -106,7 +106,7 @@ def attempt(
                 break
             case reason:
                 os.write(orders.fileno(), stop_line(StopReason(reason)))
-    process.join(60)
+    process.join(300)
     found.status = process.exitcode
     reports.close()
     orders.close()

@@ -62,7 +62,7 @@ class Stack:
         """SIGTERM, wait, and say the exit code."""
         assert self.up is not None
         self.up.send_signal(signal.SIGTERM)
-        code = self.up.wait(60.0)
+        code = self.up.wait(300)
         assert self.up.stdout is not None
         self.up.stdout.close()
         return code
@@ -78,7 +78,7 @@ class Stack:
     def run(self, *arguments: str, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         """A `stoker` command against this stack, which must end with exit code `code`."""
         argv = [sys.executable, "-m", "scheduler.cli", *arguments]
-        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=280, **options)
+        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=1200, **options)
         assert done.returncode == code, f"{arguments} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done

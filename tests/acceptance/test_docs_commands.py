@@ -100,7 +100,7 @@ class Shell:
         assert self._bash.stdin is not None
         assert self._bash.stdout is not None
         self._bash.stdin.close()
-        self._bash.wait(30)
+        self._bash.wait(300)
         self._bash.stdout.close()
 
 

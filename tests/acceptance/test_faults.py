@@ -98,7 +98,6 @@ class Sniper(threading.Thread):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("kind", "num_rows"),
     [
@@ -172,7 +171,6 @@ def assert_invariants(database_url: str, job_id: str, num_rows: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.soak
-@pytest.mark.timeout(600)
 def test_drawn_texts_are_the_same_whatever_is_killed(tmp_path: Path) -> None:
     """Lost: a seed's meaning, at the first machine that fails."""
     rows, model = tmp_path / "rows.jsonl", tiny.tiny_causal_lm(tmp_path / "model")

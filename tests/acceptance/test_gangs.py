@@ -20,7 +20,7 @@ from tests.integration.test_training_loop import CLASSIFIER, write_module
 # Each step takes its time, so that a training is met while it runs.
 SLOW = CLASSIFIER.replace("    def loss(batch):", "    import time\n    def loss(batch):\n        time.sleep(0.03)")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.slow
 
 NUM_STEPS = 150
 

@@ -268,7 +268,7 @@ def test_two_schedulers_have_one_leader_and_one_follows_the_other(site: Site) ->
             assert killed.pid != other.pid
             killed.kill()
             job_id = client.submit(spec)["id"]
-            assert client.wait(job_id, timeout_seconds=60)["state"] == "completed"
+            assert client.wait(job_id, timeout_seconds=300)["state"] == "completed"
             assert site.leader() != leader
         finally:
             site.stack.up.send_signal(signal.SIGCONT)
@@ -301,4 +301,4 @@ def second_scheduler(site: Site) -> Iterator[tuple[subprocess.Popen[bytes], Stok
             assert client.jobs_page(limit=1)["object"] == "list"
             yield started, client
     finally:
-        assert process.end(started, 15.0) == 0
+        assert process.end(started, 60.0) == 0

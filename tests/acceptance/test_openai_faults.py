@@ -30,7 +30,6 @@ def write_lines(path: Path, model: Path, num_lines: int) -> None:
             out.write(json.dumps(line) + "\n")
 
 
-@pytest.mark.timeout(300)
 def test_a_batch_survives_kills_of_workers_and_of_the_api(tmp_path: Path) -> None:
     """Lost: whoever moved batch jobs in-house."""
     model, path = tiny.tiny_encoder(tmp_path / "encoder"), tmp_path / "batch.jsonl"

@@ -122,7 +122,7 @@ def test_interrupting_run_cancels_the_job(tmp_path: Path, classifier: Path) -> N
         job_id = command.stderr.readline().split()[-1]
         wait_until(lambda: client.job(job_id)["counts"]["done"] > 0, "some rows are done", 120.0)
         command.send_signal(signal.SIGINT)
-        _, err = command.communicate(timeout=60)
+        _, err = command.communicate(timeout=300)
         assert command.returncode == 130, err
         assert "Traceback" not in err
         job = client.job(job_id)
@@ -138,7 +138,7 @@ def test_runs_at_once_share_one_stack(nothing_runs: Stack, classifier: Path, row
         commands = [ending.enter_context(begun(nothing_runs, *arguments)) for _ in range(3)]
         outputs = []
         for command in commands:
-            out, err = command.communicate(timeout=200)
+            out, err = command.communicate(timeout=1200)
             assert command.returncode == 0, err
             outputs.append(out)
     check_lines([json.loads(line) for line in outputs[0].splitlines()])
@@ -175,7 +175,7 @@ def test_a_closed_terminal_ends_the_run_and_its_stack(nothing_runs: Stack, class
     with begun(nothing_runs, *classify(classifier, rows)) as command:
         wait_until(lambda: is_running(nothing_runs.data_dir), "the stack is starting")
         command.send_signal(signal.SIGHUP)
-        _, err = command.communicate(timeout=120)
+        _, err = command.communicate(timeout=300)
     assert command.returncode == 128 + signal.SIGHUP, err
     assert "Traceback" not in err
     wait_until(lambda: not nothing_runs.processes(), "nothing is left")
@@ -188,6 +188,6 @@ def test_a_reader_that_goes_away_is_no_error(nothing_runs: Stack, classifier: Pa
         assert command.stderr is not None
         command.stdout.close()
         err = command.stderr.read()
-        assert command.wait(120) == 141, err
+        assert command.wait(300) == 141, err
     assert "Traceback" not in err
     assert "error: " not in err

@@ -23,7 +23,7 @@ from tests.acceptance.stack import Stack, stack
 from tests.acceptance.test_faults import QUICK
 from tests.conftest import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 NUM_STEPS = 100
 WORDS = {"animals": ("fox", "dog", "cat", "horse"), "cities": ("London", "Paris", "Rome", "Oslo")}

@@ -14,7 +14,7 @@ from tests.acceptance.stack import Stack, stack
 from tests.acceptance.test_faults import QUICK
 from tests.acceptance.tight_model import tight_classifier
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.slow
 
 NUM_STEPS, STEP_ROWS = 8, 4
 LONG_FROM_STEP = 6

@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
     pytest.mark.filterwarnings("default"),  # of its own
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(3600),
 ]
 
 ROW_PARAMETERS = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.2, "seed": 11, "n": 2}

@@ -6,7 +6,6 @@ import itertools
 import tempfile
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -22,8 +21,6 @@ from jobs.settings import Settings
 from jobs.states import JOB_TRANSITIONS, LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
 from jobs.tables import Chunk, Job, Lease, ResultRecord
 from tests.conformance.test_leases import Range, commit, make_slots
-
-pytestmark = pytest.mark.timeout(900)  # 1,600 transactions and more, which a busy machine is long about
 
 SLOTS = ("s0", "s1", "s2")
 CHUNK_ROWS = 4

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(3600),
 ]
 
 CUDA = torch.device("cuda", 0)

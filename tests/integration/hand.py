@@ -27,7 +27,7 @@ class Hand:
     def __init__(self, slot_id: str, database: Database, store: Store, settings: Settings) -> None:
         self.slot_id, self.incarnation = slot_id, f"{slot_id}-1"
         self._db, self._store, self._settings = database, store, settings
-        self._redis = queue.connect(settings, timeout_seconds=60.0)
+        self._redis = queue.connect(settings, timeout_seconds=300.0)
         slots.register(database, [slots.SlotInfo(slot_id, "host", "cpu", None, "CPU", 0, 1)])
         slots.enter(database, slot_id, self.incarnation, settings)
 

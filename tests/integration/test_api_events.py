@@ -52,7 +52,7 @@ def test_a_stream_gives_each_event_as_it_happens_and_ends_with_the_job(api: Live
     assert thread.is_alive()
     ledger.cancel(api.database, job.job_id)
     leases.release(api.database, lease.lease_id, "cancelled")
-    thread.join(30)
+    thread.join(300)
     assert not thread.is_alive()
     names = [event["name"] for event in seen]
     assert names[0] == "job.submitted"
@@ -99,7 +99,7 @@ def test_progress_tells_each_change_of_the_counts_and_the_end(api: LiveApi, job:
     job.lease()
     wait_until(lambda: seen[-1]["state"] == "running", "it runs")
     ledger.fail(api.database, job.job_id, leases.LostLease())
-    thread.join(30)
+    thread.join(300)
     assert not thread.is_alive()
     assert (seen[-1]["state"], seen[-1]["error"]["code"]) == ("failed", "lost_lease")
     told: list[dict[str, Any]] = []
@@ -127,7 +127,7 @@ def test_logs_are_paged_and_followed_to_the_last_line(api: LiveApi, job: LeasedJ
     wait_until(lambda: len(seen) == 3, "a line after the end is seen")
     assert thread.is_alive()
     leases.release(api.database, lease.lease_id, "done")
-    thread.join(30)
+    thread.join(300)
     assert not thread.is_alive()
     assert list(api.client.logs(job.job_id)) == seen
     assert list(api.client.logs(job.job_id, after=seen[1]["id"])) == seen[2:]

@@ -60,7 +60,7 @@ def serving(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         assert child.poll() is None, log.read_text()
         yield child
     finally:
-        process.end(child, 10.0)
+        process.end(child, 60.0)
 
 
 def client_of(settings: Settings) -> StokerClient:
@@ -81,7 +81,7 @@ def test_it_serves_leads_and_ends_in_order_while_a_stream_is_open(served: Settin
         assert client.job(job["id"])["counts"]["total"] == 5
         headers = {"Authorization": f"Bearer {served.local_key_path.read_text().strip()}"}
         url = f"{client.url}/v1/jobs/{job['id']}/events"
-        with httpx.stream("GET", url, headers=headers, timeout=30, trust_env=False) as stream:
+        with httpx.stream("GET", url, headers=headers, timeout=300, trust_env=False) as stream:
             blocks = stream.iter_raw()
             next(blocks)
             child.send_signal(signal.SIGTERM)
@@ -169,4 +169,4 @@ def test_a_setting_that_is_wrong_is_named(served: Settings) -> None:
 def run_to_the_end(env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """The process, where it must end by itself."""
     argv = [sys.executable, "-m", "scheduler.api.serve"]
-    return subprocess.run(argv, env=dict(env), capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, env=dict(env), capture_output=True, text=True, timeout=300, check=False)

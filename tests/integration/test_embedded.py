@@ -108,7 +108,7 @@ def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused = Stack(tmp_path / "file" / "data").environment
     argv = [sys.executable, "-m", "scheduler.cli", "up", "--port", "0"]
-    done = subprocess.run(argv, env=refused, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, env=refused, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr == f"error: the data directory {tmp_path / 'file' / 'data'} cannot be made: Not a directory\n"
 

@@ -140,7 +140,7 @@ def test_tokenizing_runs_beside_the_device(lab: Lab) -> None:
     lab.model.on_encode = lambda rows: next_is_tokenized.set() if rows[0].row_index == 8 else None
 
     def forward(texts: list[str]) -> None:
-        assert next_is_tokenized.wait(30), "the second chunk is tokenized while the first is in its forward pass"
+        assert next_is_tokenized.wait(300), "the second chunk is tokenized while the first is in its forward pass"
 
     lab.model.on_forward = forward
     assert lab.run() == Outcome.DRAINED
@@ -462,7 +462,7 @@ def test_a_database_that_stays_away_ends_the_lease_and_not_the_device_alone(
 def test_two_slots_share_one_job_and_every_row_is_recorded_once(lab: Lab) -> None:
     """Work stealing: both take chunks until none is left."""
     other = Lab(lab.leased, "slot-1")
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=300)
     for one in (lab, other):
         first = threading.Event()
 
@@ -477,7 +477,7 @@ def test_two_slots_share_one_job_and_every_row_is_recorded_once(lab: Lab) -> Non
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert outcomes == [Outcome.DRAINED, Outcome.DRAINED]
     lab.expect_all_good()
     assert lab.model.batches
@@ -528,7 +528,7 @@ def test_embeddings_are_the_same_bits_in_every_run(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(300)
         outputs.append([result.output for result in leased.results()])
     assert len(outputs[0]) == 60
     assert all(np.array_equal(one, other) for one, other in zip(*outputs, strict=True))

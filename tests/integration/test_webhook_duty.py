@@ -79,7 +79,7 @@ class Holding:
         self.let_go = threading.Event()
 
     def __call__(self, handler: BaseHTTPRequestHandler) -> None:
-        self.let_go.wait(60)
+        self.let_go.wait(300)
 
 
 @pytest.fixture

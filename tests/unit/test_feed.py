@@ -186,13 +186,13 @@ def test_a_failing_tokenizer_ends_a_reader_that_waits_for_it(leased: LeasedJob) 
 
     def fail(rows: object) -> None:
         reached.set()
-        broken.wait(30)
+        broken.wait(300)
         raise ServiceUnavailable("the tokenizer's server is gone")
 
     harness = Harness(leased, chunk_seconds=1000.0, on_encode=fail)
     harness.holdings.computed(8, 0.001)  # a fast device: it claims many chunks, and the reader fills its channel
     harness.holdings.waiting()
-    assert reached.wait(30)
+    assert reached.wait(300)
     broken.set()
     assert harness.feed.next(lambda: False) is None
     error = harness.feed.close()

@@ -280,7 +280,7 @@ def test_two_plannings_of_one_job_never_mix(database: Database, monkeypatch: pyt
         yield Range(0, 10)
         yield Range(10, 15)
         frozen.set()  # by now the first of these is written
-        thawed.wait(60)
+        thawed.wait(300)
         yield Range(15, 20)
 
     def plan_frozen() -> None:
@@ -291,7 +291,7 @@ def test_two_plannings_of_one_job_never_mix(database: Database, monkeypatch: pyt
 
     first = threading.Thread(target=plan_frozen)
     first.start()
-    assert frozen.wait(60)
+    assert frozen.wait(300)
 
     def begin_anew() -> Iterator[Range]:
         yield Range(0, 5)

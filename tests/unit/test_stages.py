@@ -44,7 +44,7 @@ def test_ending_a_full_channel_frees_its_producer(end: str) -> None:
     thread = threading.Thread(target=produce)
     thread.start()
     getattr(channel, end)()
-    thread.join(30)
+    thread.join(300)
     assert ended.is_set()
 
 
@@ -89,7 +89,7 @@ def test_a_wait_can_be_given_up() -> None:
     thread.start()
     stopped.set()
     channel.wake()
-    thread.join(30)
+    thread.join(300)
     assert seen.is_set()
 
 

@@ -87,7 +87,7 @@ def sweep(bench: Workbench, *job_ids: str) -> Callable[[Callable[[], object]], C
 
 def test_each_job_is_worked_on_once_at_a_time(make: Make, told: Ledger) -> None:
     go_on = threading.Event()
-    bench = make(lambda _: go_on.wait(60))
+    bench = make(lambda _: go_on.wait(300))
     for _ in range(5):
         bench.lay(["a", "b"])
     wait_until(lambda: len(told.tried) == 2, "both are begun")
@@ -156,7 +156,7 @@ def test_a_job_that_could_not_be_given_up_is_laid_again(make: Make, told: Ledger
 
 def test_a_closed_bench_begins_nothing_more(make: Make, told: Ledger) -> None:
     go_on = threading.Event()
-    bench = make(lambda _: go_on.wait(60), num_threads=1)
+    bench = make(lambda _: go_on.wait(300), num_threads=1)
     bench.lay(["a", "b", "c"])
     wait_until(lambda: told.tried, "the first is begun")
     bench.close(0.0)

@@ -29,7 +29,7 @@ def test_a_runner_uses_no_more_threads_than_its_slot_has() -> None:
 def test_children_find_our_package_wherever_they_start() -> None:
     environ = app_environment({"PYTHONPATH": "/elsewhere"}, device_uuid=None)
     asked = subprocess.run(
-        [*python_module("worker.app"), "--help"], cwd="/", env=environ, capture_output=True, text=True, timeout=60
+        [*python_module("worker.app"), "--help"], cwd="/", env=environ, capture_output=True, text=True, timeout=300
     )
     assert asked.returncode == 0, asked.stderr
     assert environ["PYTHONPATH"].endswith(":/elsewhere")
