@@ -54,6 +54,16 @@ class WorkingLease:
 
 
 @dataclass(frozen=True, slots=True)
+class Doing:
+    """What the holder of a lease does, for people."""
+
+    activity: str
+    """In words."""
+    seconds: float
+    """For how long already."""
+
+
+@dataclass(frozen=True, slots=True)
 class Renewal:
     """What a heartbeat brings back."""
 
@@ -194,8 +204,11 @@ def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: fl
         )
 
 
-def renew(db: Database, lease_id: str, *, lease_seconds: float) -> Renewal:
+def renew(db: Database, lease_id: str, *, lease_seconds: float, doing: Doing | None = None) -> Renewal:
     """The heartbeat: prolong an active lease and learn whether its holder is to stop.
+
+    Args:
+        doing: what the runner does, where that is known.
 
     Raises:
         LostLease: the lease is not active any more; whatever its holder runs must end now.
@@ -204,7 +217,11 @@ def renew(db: Database, lease_id: str, *, lease_seconds: float) -> Renewal:
         renewed = (
             update(Lease)
             .where(col(Lease.id) == lease_id, col(Lease.state) == LeaseState.ACTIVE)
-            .values(expires_at=db.now() + lease_seconds)
+            .values(
+                expires_at=db.now() + lease_seconds,
+                activity=None if doing is None else doing.activity,
+                activity_at=None if doing is None else db.now() - doing.seconds,
+            )
             .returning(col(Lease.job_id), col(Lease.yield_asked), col(Lease.shutdown_asked))
         )
         row = session.execute(renewed).one_or_none()
@@ -276,6 +293,16 @@ def hold(session: Session, lease_id: str) -> Lease:
     if lease is None:
         raise LostLease
     return lease
+
+
+def activity(lease: Lease) -> tuple[str, float]:
+    """What becomes of a live lease now, in words, and since when."""
+    if lease.state == LeaseState.GRANTED:
+        rung = f", rung {lease.rings} times" if lease.rings > 1 else ""
+        return f"waiting for the slot's worker to answer{rung}", lease.granted_at
+    if lease.activity is not None and lease.activity_at is not None:
+        return lease.activity, lease.activity_at
+    return "beginning", lease.activated_at or lease.granted_at
 
 
 def _lock_active(session: Session, lease_id: str) -> Locked:

@@ -136,7 +136,7 @@ def count_job_crash(session: Session, db: Database, job_id: str, error: StokerEr
         case RetryAt(delay_seconds):
             job.not_before = db.time(session) + delay_seconds
         case GiveUp(reason):
-            what = "the training could not go on" if job.kind == TRAINING else "the runner could not start this job"
+            what = "the training could not go on" if job.kind == TRAINING else "the runner could not work on this job"
             fail_job(session, db, job_id, error.code, f"{what}: {reason}")
 
 

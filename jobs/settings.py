@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import (
@@ -15,6 +16,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from jobs.activities import Activity
 from jobs.addresses import PrivateHost
 from jobs.catalogue import Catalogue
 from jobs.limits import Limits
@@ -110,7 +112,12 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(default=10.0, gt=0)
     """Time a runner has to finish its chunk after a stop, before it is killed."""
     stall_seconds: float = Field(default=300.0, gt=0)
-    """A runner that finishes no batch for this long is killed and its chunk retried."""
+    """A runner that makes no progress with a chunk for this long (read, encode, forward, decode) is killed and its
+    chunk retried. Other work has a multiple of it: recording results twice, loading a model and a training's steps and
+    evaluations three times, its start, checkpoints and saving six times; each has at least five times what it took."""
+    stall_limits: dict[Activity, Annotated[float, Field(gt=0)]] = {}
+    """Limits of their own in seconds, the table `[stall_limits]` of `stoker.toml`: `load`, `read`, `encode`, `forward`,
+    `decode`, `commit`, and of a training `start`, `step`, `evaluation`, `checkpoint`, `save`."""
 
     # -- retries
     chunk_crashes: int = Field(default=2, ge=1)

@@ -198,6 +198,10 @@ class Lease(SQLModel, table=True):
     expires_at: float = Field(sa_type=Double)
     ended_at: float | None = Field(default=None, sa_type=Double)
     end_reason: str | None = Field(default=None, sa_column=_text(nullable=True))
+    activity: str | None = Field(default=None, sa_column=_text(nullable=True))
+    """What its runner did at the last heartbeat, in words."""
+    activity_at: float | None = Field(default=None, sa_type=Double)
+    """When that began."""
 
 
 class Event(SQLModel, table=True):

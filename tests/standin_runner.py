@@ -1,9 +1,9 @@
 """A runner without torch: the real runner's loop around an engine that does what the job's `model` tells it to.
 
-`obey` computes; `die@N`, `hang@N` and `bug@N` do so at the chunk that holds row N; `fork@N` leaves a child that
-holds all its files; `deaf` never stops; `wait` computes nothing until it is stopped; `bad-model` and
-`store-away` raise; `talk:N` prints N lines. STANDIN_START makes its start `fail`, `fail-once` or `hang`, with the file
-STANDIN_TRACE for notes.
+`obey` computes; `die@N`, `hang@N` and `bug@N` do so at the chunk that holds row N, `hang-encode@N` in a thread of its
+own while this one waits; `fork@N` leaves a child that holds all its files; `deaf` never stops; `load-for-ever` hangs
+before its first claim; `wait` computes nothing until it is stopped; `bad-model` and `store-away` raise; `talk:N` prints
+N lines. STANDIN_START makes its start `fail`, `fail-once` or `hang`, with the file STANDIN_TRACE for notes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs import chunks
+from jobs.activities import Activity
 from jobs.chunks import ChunkResults, Claim
 from jobs.database import Database
 from jobs.errors import InvalidModel, ServiceUnavailable
@@ -28,6 +29,7 @@ from jobs.sinks import open_sink
 from jobs.specs import parse_spec
 from jobs.store import Store
 from worker.log_format import set_up_runner_logging
+from worker.pulse import Pulse
 from worker.runner import parse_arguments, serve
 from worker.stop import Stop
 
@@ -45,12 +47,15 @@ class StandIn:
     def warm_models(self) -> Sequence[str]:
         return self._models
 
-    def run(self, lease: WorkingLease, stop: Stop, beat: Callable[[int | None], None]) -> str:
+    def run(self, lease: WorkingLease, stop: Stop, pulse: Pulse) -> str:
         entered = time.monotonic()
         spec = parse_spec(lease.spec)
         what, _, number = spec.model.replace(":", "@").partition("@")
         self._models = [spec.model]
-        beat(None)
+        pulse.at(Activity.LOAD)
+        if what == "load-for-ever":
+            threading.Event().wait()
+        pulse.at(None)
         if trace := os.environ.get("STANDIN_TRACE"):
             with Path(trace).open("a") as file:
                 file.write(f"{lease.lease_id} {entered}\n")
@@ -69,11 +74,11 @@ class StandIn:
             claims = chunks.claim(self._database, lease.lease_id, limit=1)
             if not claims:
                 return "drained"
-            beat(claims[0].start_row)
+            pulse.at(Activity.FORWARD, chunk=claims[0].start_row)
             if number and claims[0].verdict is None and claims[0].start_row <= int(number) < claims[0].stop_row:
-                _misbehave(what)
+                _misbehave(what, claims[0], pulse)
             self._record(lease, claims[0])
-            beat(None)
+            pulse.at(None)
         return "stopped"
 
     def _record(self, lease: WorkingLease, claim: Claim) -> None:
@@ -90,12 +95,22 @@ class StandIn:
         )
 
 
-def _misbehave(what: str) -> None:
+def _misbehave(what: str, claim: Claim, pulse: Pulse) -> None:
     match what:
         case "die":
             os.kill(os.getpid(), signal.SIGSEGV)
         case "hang":
             threading.Event().wait()
+        case "hang-encode":
+            pulse.at(None)
+
+            def encode() -> None:
+                with pulse.doing(Activity.ENCODE, chunk=claim.start_row):
+                    threading.Event().wait()
+
+            encoder = threading.Thread(target=encode, name="encoder")
+            encoder.start()
+            encoder.join()
         case "bug":
             raise RuntimeError("a bug that nobody\nthought of")
         case "fork":
@@ -120,4 +135,4 @@ if __name__ == "__main__":
     arguments = parse_arguments()
     set_up_runner_logging()
     settings = Settings()
-    serve(arguments.report_fd, lambda: _load(settings), stall_seconds=settings.stall_seconds)
+    serve(arguments.report_fd, lambda: _load(settings), least_stall_seconds=settings.stall_seconds)

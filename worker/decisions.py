@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from jobs.activities import OF_A_CHUNK, Activity, in_words, stall_limits
 from jobs.errors import LostLease, MachineError, RunnerDied, RunnerStalled, ServiceUnavailable, StokerError
 from jobs.settings import Settings
-from worker.protocol import Beat, Done, Failed, Halt, Lost, Order, Report, error_from
+from worker.protocol import Done, Failed, Halt, Lost, Order, Report, error_from
+from worker.pulse import Beat
 from worker.runner_process import Exited
 from worker.standby import RunnerBroken, RunnerUp
 from worker.stop import StopReason
 
 _STRENGTH = list(StopReason)  # weakest first
+_TIMES_THE_SLOWEST = 5.0  # so much longer than the longest progress yet may one take, whatever the limit says
+_SILENCE_SECONDS = 2.0  # a runner tells each second what has gone on; where nothing comes, none of its threads runs
 
 # -- what happens to a lease beside what its runner says -----------------------------------------------------------
 
@@ -92,12 +97,37 @@ class Rules:
 
     lease_seconds: float
     grace_seconds: float
-    stall_seconds: float
+    stall_limits: Mapping[Activity, float]
+    """How long each activity may go without progress."""
 
     @classmethod
     def of(cls, settings: Settings) -> Rules:
         """Those of the settings."""
-        return cls(settings.lease_seconds, settings.grace_seconds, settings.stall_seconds)
+        limits = stall_limits(settings.stall_seconds, settings.stall_limits)
+        # Recording waits for a database or a store that is away as long as a lease lasts, and says nothing meanwhile.
+        limits[Activity.COMMIT] = max(limits[Activity.COMMIT], 2.0 * settings.lease_seconds)
+        return cls(settings.lease_seconds, settings.grace_seconds, limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What one of the runner's threads or processes does, by its last beat."""
+
+    beat: Beat
+    since: float
+    """When it began."""
+    heard_at: float
+    """When it last made progress."""
+
+    def after(self, beat: Beat, now: float) -> Doing:
+        """What it does once it has said this."""
+        return replace(self, heard_at=now) if beat == self.beat else Doing(beat, now, now)
+
+    @property
+    def in_words(self) -> str:
+        """For people; only of one that does not wait."""
+        assert self.beat.activity is not None
+        return in_words(self.beat.activity, start_row=self.beat.chunk, step=self.beat.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +141,12 @@ class Holding:
     """Whether a living runner was given the lease."""
     taken_up: bool = False
     """Whether that runner has begun with it."""
-    computing: int | None = None
-    beat_at: float = 0.0
+    stages: Mapping[str, Doing] = field(default_factory=dict)
+    """What each of its threads does, by its name. Those that wait for others are not among them."""
+    heard_at: float = 0.0
+    """When any of them last said something."""
+    slowest_seconds: Mapping[Activity, float] = field(default_factory=dict)
+    """The longest that each activity took from one progress to the next."""
     stop: StopReason | None = None
     kill_at: float | None = None
     """When the grace after a stop ends."""
@@ -122,9 +156,20 @@ class Holding:
         times = [self.held_until]
         if self.kill_at is not None:
             times.append(self.kill_at)
-        if self.computing is not None:
-            times.append(self.beat_at + self.rules.stall_seconds)
-        return min(times)
+        return min([*times, *(self._stalls_at(one) for one in self.stages.values())])
+
+    @property
+    def foremost(self) -> Doing | None:
+        """What the runner does, in one: what it has been at for the longest."""
+        return min(self.stages.values(), key=lambda one: one.since, default=None)
+
+    @property
+    def suspect(self) -> int | None:
+        """First row of the chunk to blame if the runner dies now: that in the model, else one on its way there or from
+        there; None where no chunk is at work."""
+        at_work = [one.beat for one in self.stages.values() if one.beat.activity in OF_A_CHUNK]
+        in_model = [beat.chunk for beat in at_work if beat.activity is Activity.FORWARD]
+        return next(iter([*in_model, *(beat.chunk for beat in at_work)]), None)
 
     def overdue(self, now: float) -> Ending | None:
         """What to do because of the time alone."""
@@ -135,10 +180,42 @@ class Holding:
         if self.kill_at is not None and now >= self.kill_at:
             late = f"the runner did not stop within {self.rules.grace_seconds:g} s and was killed"
             return Ending(Record.RELEASE, fate, late)
-        if self.computing is not None and now >= self.beat_at + self.rules.stall_seconds:
-            stalled = RunnerStalled(f"the runner finished no batch for {self.rules.stall_seconds:g} s and was killed")
-            return Ending(Record.CRASH, fate, stalled.message, stalled, self.computing)
+        stalled = self._stalled(now)
+        if stalled is not None:
+            silent_seconds = round(now - stalled.heard_at, 1)
+            error = RunnerStalled(
+                f"{stalled.in_words} made no progress for {silent_seconds:g} s; the runner was killed"
+            )
+            blamed = stalled.beat.chunk if stalled.beat.activity in OF_A_CHUNK else None
+            return Ending(Record.CRASH, fate, error.message, error, blamed)
         return None
+
+    def _stalls_at(self, one: Doing) -> float:
+        """When something counts as stalled, if it makes no progress until then."""
+        activity = one.beat.activity
+        assert activity is not None
+        slowest_seconds = self.slowest_seconds.get(activity, 0.0)
+        return one.heard_at + max(self.rules.stall_limits[activity], _TIMES_THE_SLOWEST * slowest_seconds)
+
+    def _stalled(self, now: float) -> Doing | None:
+        """What has made no progress for too long, if anything has."""
+        late = min(self.stages.values(), key=self._stalls_at, default=None)
+        if late is None or now < self._stalls_at(late):
+            return None
+        if self.heard_at > late.heard_at + _SILENCE_SECONDS:
+            return late
+        # Nothing was heard of the others either: one holds them all up (Python lets one thread at a time run, and a
+        # regular expression does not let go). It is the one that was heard last.
+        return max(self.stages.values(), key=lambda one: one.heard_at)
+
+    def _heard(self, beat: Beat, now: float) -> Holding:
+        stages, slowest = dict(self.stages), dict(self.slowest_seconds)
+        before = stages.pop(beat.stage, None)
+        if before is not None and before.beat.activity is not None and before.beat.activity is beat.activity:
+            slowest[beat.activity] = max(slowest.get(beat.activity, 0.0), now - before.heard_at)
+        if beat.activity is not None:
+            stages[beat.stage] = Doing(beat, now, now) if before is None else before.after(beat, now)
+        return replace(self, taken_up=True, stages=stages, heard_at=now, slowest_seconds=slowest)
 
     def hear(self, what: Happening, now: float) -> tuple[Holding, Decision | None]:
         """What is known after `what` happened at `now`, and what to do about it."""
@@ -149,8 +226,8 @@ class Holding:
                 return self, Ending(Record.RELEASE, Fate.KEEP, reason)
             case Exited(status):
                 return self._bereft(status)
-            case Beat(chunk):
-                return replace(self, taken_up=True, computing=chunk, beat_at=now), None
+            case Beat():
+                return self._heard(what, now), None
             case Done(outcome):
                 return self, Ending(Record.RELEASE, Fate.KEEP, outcome)
             case Failed():
@@ -185,7 +262,7 @@ class Holding:
         if not self.taken_up:
             return self, Ending(Record.RELEASE, Fate.KEEP, f"{self.stop}: before it was begun")
         died = RunnerDied(f"the runner {status}")
-        return self, Ending(Record.CRASH, Fate.KEEP, died.message, died, self.computing)
+        return self, Ending(Record.CRASH, Fate.KEEP, died.message, died, self.suspect)
 
     def _failed(self, failure: Failed) -> Ending:
         error = error_from(failure)
@@ -195,4 +272,4 @@ class Holding:
         if isinstance(error, ServiceUnavailable):
             return Ending(Record.RELEASE, fate, error.message, error, pause=True)
         assert isinstance(error, MachineError)
-        return Ending(Record.CRASH, fate, error.message, error, self.computing)
+        return Ending(Record.CRASH, fate, error.message, error, self.suspect)

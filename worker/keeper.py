@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from jobs import leases, ledger
 from jobs.database import Database
 from jobs.errors import LostLease, ServiceUnavailable
-from jobs.leases import WorkingLease
+from jobs.leases import Doing, WorkingLease
 from jobs.queue import Doorbell
 from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from jobs.settings import Settings
@@ -27,6 +27,7 @@ from worker.watch import watching
 
 logger = logging.getLogger(__name__)
 
+_HELD = "keeping the device free for its gang"
 _Inbox = queue.SimpleQueue[Happening]  # its `put` may be called from a signal handler
 
 
@@ -50,6 +51,8 @@ class Keeper:
         self._num_outages = 0  # in a row
         self._inbox: _Inbox | None = None
         self._last_word: StopAsked | RenewalRefused | None = None
+        self._doing: tuple[str, float] | None = None
+        """What the runner does, in words, and since when (monotonic seconds)."""
 
     def run_lease(self, lease_id: str) -> None:
         """Hold a lease from its message to its end. A duplicate or late message does nothing.
@@ -69,6 +72,7 @@ class Keeper:
             logger.debug("lease %s: a duplicate or late message is dropped", lease_id)
             return
         inbox: _Inbox = queue.SimpleQueue()
+        self._doing = ("starting a runner" if lease.rank == 0 else _HELD, asked_at)
         if lease.rank == 0:
             self._job_log.open(lease)
         with ExitStack() as stack:
@@ -121,6 +125,8 @@ class Keeper:
                 except queue.Empty:
                     continue
                 holding, decision = holding.hear(what, time.monotonic())
+                if holding.handed_over:
+                    self._doing = _in_words(holding)
                 if isinstance(what, RunnerUp) and decision is not None:
                     runner = what.runner
                 if isinstance(decision, Ending):
@@ -159,7 +165,9 @@ class Keeper:
             while not ended.wait(lease_seconds / 4):
                 asked_at = time.monotonic()
                 try:
-                    renewal = leases.renew(self._database, lease_id, lease_seconds=lease_seconds)
+                    doing = self._doing
+                    told = None if doing is None else Doing(doing[0], asked_at - doing[1])
+                    renewal = leases.renew(self._database, lease_id, lease_seconds=lease_seconds, doing=told)
                 except LostLease:
                     inbox.put(RenewalRefused())
                     return
@@ -219,3 +227,9 @@ class Keeper:
             logger.info("lease %s was over already", lease.lease_id)
         except ServiceUnavailable as error:
             logger.warning("the end of lease %s could not be recorded, it will expire: %s", lease.lease_id, error)
+
+
+def _in_words(holding: Holding) -> tuple[str, float] | None:
+    """What the runner does, and since when; None where it waits."""
+    foremost = holding.foremost
+    return None if foremost is None else (foremost.in_words, foremost.since)

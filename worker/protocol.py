@@ -8,8 +8,10 @@ from typing import Any
 import orjson
 
 from jobs import errors
+from jobs.activities import Activity
 from jobs.errors import MachineError, StokerError, UserError
 from jobs.leases import WorkingLease
+from worker.pulse import Beat
 from worker.stop import StopReason
 
 
@@ -53,14 +55,6 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """Progress: a batch of a chunk is about to be computed, or nothing is."""
-
-    chunk: int | None
-    """First row of the chunk under computation; None while claiming, loading or waiting."""
-
-
-@dataclass(frozen=True, slots=True)
 class Warm:
     """The models the runner holds loaded now."""
 
@@ -93,6 +87,7 @@ class Lost:
     """The database refused the runner: the lease is somebody else's or over. The runner has dropped its work."""
 
 
+_ACTIVITIES = frozenset(Activity)
 Report = Ready | Beat | Warm | Done | Failed | Lost
 
 # -- lines ---------------------------------------------------------------------------------------------------------
@@ -130,8 +125,8 @@ def report_line(report: Report) -> bytes:
     match report:
         case Ready(device, start_seconds):
             message = {"ready": {"device": device, "start_seconds": round(start_seconds, 3)}}
-        case Beat(chunk):
-            message = {"beat": {"chunk": chunk}}
+        case Beat(stage, activity, chunk, step):
+            message = {"beat": {"stage": stage, "activity": activity, "chunk": chunk, "step": step}}
         case Warm(model_keys):
             message = {"warm": model_keys}
         case Done(outcome):
@@ -154,8 +149,13 @@ def parse_report(line: bytes) -> Report:
     match _parse(line):
         case "ready", {"device": str(device), "start_seconds": float(start_seconds)}:
             return Ready(device, start_seconds)
-        case "beat", {"chunk": int() | None as chunk}:
-            return Beat(chunk)
+        case "beat", {
+            "stage": str(stage),
+            "activity": str() | None as activity,
+            "chunk": int() | None as chunk,
+            "step": int() | None as step,
+        } if activity is None or activity in _ACTIVITIES:
+            return Beat(stage, None if activity is None else Activity(activity), chunk, step)
         case "warm", list(model_keys):
             return Warm(tuple(model_keys))
         case "done", {"outcome": str(outcome)}:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from jobs import process
+from jobs.activities import stall_limits
 from jobs.database import Database
 from jobs.errors import LostLease, MachineError, StokerError
 from jobs.leases import WorkingLease
@@ -23,7 +24,6 @@ from jobs.specs import TRAINING
 from jobs.store import Store
 from worker.log_format import set_up_runner_logging
 from worker.protocol import (
-    Beat,
     Done,
     Halt,
     Lost,
@@ -35,6 +35,7 @@ from worker.protocol import (
     parse_order,
     report_line,
 )
+from worker.pulse import Beat, Pulse
 from worker.stop import Stop
 
 logger = logging.getLogger(__name__)
@@ -50,12 +51,12 @@ class Engine(Protocol):
     device: str
     """What it computes on, for people."""
 
-    def run(self, lease: WorkingLease, stop: Stop, beat: Callable[[int | None], None]) -> str:
+    def run(self, lease: WorkingLease, stop: Stop, pulse: Pulse) -> str:
         """Work on a lease to its end.
 
         Args:
             stop: asked when the lease is to be given back.
-            beat: called with a chunk's first row before each batch of it, and with None outside any chunk.
+            pulse: is told what each thread does; what makes no progress for too long is ended from outside.
 
         Returns:
             The outcome, `drained` or `stopped`.
@@ -73,11 +74,9 @@ class Engine(Protocol):
 class _Reporter:
     """Writes reports, from any thread, each at once: the last one before a crash tells which chunk was at fault."""
 
-    def __init__(self, fd: int, *, beat_seconds: float) -> None:
-        self._fd, self._beat_seconds = fd, beat_seconds
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
         self._lock = threading.Lock()
-        self._chunk: int | None = None
-        self._beaten_at = 0.0
         self._model_keys: tuple[str, ...] = ()
 
     def send(self, report: Report) -> None:
@@ -85,18 +84,6 @@ class _Reporter:
         with self._lock:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
-
-    def begin(self) -> None:
-        """Say that a lease is taken up: from here on a death is its job's doing."""
-        self._chunk, self._beaten_at = None, time.monotonic()
-        self.send(Beat(None))
-
-    def beat(self, chunk: int | None) -> None:
-        """A beat for each batch is more than the keeper needs: a new chunk is told at once, the rest now and then."""
-        now = time.monotonic()
-        if chunk != self._chunk or now - self._beaten_at >= self._beat_seconds:
-            self._chunk, self._beaten_at = chunk, now
-            self.send(Beat(chunk))
 
     def warm(self, model_keys: Sequence[str]) -> None:
         """Say which models are loaded, where that has changed."""
@@ -131,13 +118,13 @@ class _Orders:
         os._exit(0)  # nobody watches any more; not a moment longer on the device
 
 
-def serve(report_fd: int, load: Callable[[], Engine], *, stall_seconds: float) -> None:
+def serve(report_fd: int, load: Callable[[], Engine], *, least_stall_seconds: float) -> None:
     """Load the engine, then work on leases until the keeper closes the orders. Does not return.
 
     Args:
         report_fd: where the reports go.
         load: makes the engine; an exception from it ends this process, and its last line says why.
-        stall_seconds: without a beat for this long the keeper takes a chunk's computation for stuck.
+        least_stall_seconds: the shortest time without a beat that the keeper takes for a stall.
     """
     started = time.monotonic()
     process.die_with_parent(signal.SIGKILL)
@@ -146,28 +133,30 @@ def serve(report_fd: int, load: Callable[[], Engine], *, stall_seconds: float) -
     for name in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal every process of the service at once,
         signal.signal(name, lambda *_: None)  # but when to stop is the keeper's to say: it knows about the lease
     orders = _Orders()
-    reporter = _Reporter(report_fd, beat_seconds=min(_BEAT_SECONDS, stall_seconds / 4))
+    reporter = _Reporter(report_fd)
     gc.disable()  # a quarter of the libraries' loading time is looking for garbage among objects that stay
     engine = load()
     gc.freeze()  # and no later collection shall look at them
     gc.enable()
     reporter.send(Ready(engine.device, time.monotonic() - started))
 
-    def beat(chunk: int | None) -> None:
-        reporter.beat(chunk)
+    def tell(beat: Beat) -> None:
+        reporter.send(beat)
         reporter.warm(engine.warm_models())
 
+    pulse = Pulse(tell, beat_seconds=min(_BEAT_SECONDS, least_stall_seconds / 4))
     while True:
         lease, stop = orders.next()
-        reporter.begin()
-        report = _work(engine, lease, stop, beat)
+        reporter.send(Beat())  # the lease is taken up: from here on a death is its job's doing
+        with pulse.ticking():
+            report = _work(engine, lease, stop, pulse)
         reporter.warm(engine.warm_models())
         reporter.send(report)
 
 
-def _work(engine: Engine, lease: WorkingLease, stop: Stop, beat: Callable[[int | None], None]) -> Report:
+def _work(engine: Engine, lease: WorkingLease, stop: Stop, pulse: Pulse) -> Report:
     try:
-        return Done(engine.run(lease, stop, beat))
+        return Done(engine.run(lease, stop, pulse))
     except LostLease:
         logger.info("the lease was lost; its work is dropped")
         return Lost()
@@ -213,10 +202,10 @@ def load_engines(settings: Settings, *, device: str, num_threads: int) -> Engine
     class Engines:
         device = devices.device_name(chosen)
 
-        def run(self, lease: WorkingLease, stop: Stop, beat: Callable[[int | None], None]) -> str:
+        def run(self, lease: WorkingLease, stop: Stop, pulse: Pulse) -> str:
             if lease.kind != TRAINING:
                 return run_lease(
-                    lease, database=database, store=store, settings=settings, models=models, stop=stop, beat=beat
+                    lease, database=database, store=store, settings=settings, models=models, stop=stop, pulse=pulse
                 )
             models.drop_all()  # the device's memory is the training's
             return run_training(
@@ -227,7 +216,7 @@ def load_engines(settings: Settings, *, device: str, num_threads: int) -> Engine
                 device=chosen.type,
                 num_threads=num_threads,
                 stop=stop,
-                beat=beat,
+                pulse=pulse,
             )
 
         def warm_models(self) -> Sequence[str]:
@@ -253,7 +242,7 @@ def main() -> None:
     serve(
         arguments.report_fd,
         lambda: load_engines(settings, device=arguments.device, num_threads=arguments.threads),
-        stall_seconds=settings.stall_seconds,
+        least_stall_seconds=min(stall_limits(settings.stall_seconds, settings.stall_limits).values()),
     )
 
 

@@ -27,12 +27,10 @@ def describe_job(context: Context, job_id: str) -> JobView:
 def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> list[JobView]:
     """Jobs as JSON; a few queries for all of them."""
     database = context.database
-    held = (
-        select(col(Lease.job_id), func.count())
-        .where(col(Lease.job_id).in_([job.id for job in jobs]), col(Lease.state).in_(LIVE_LEASE_STATES))
-        .group_by(col(Lease.job_id))
-    )
-    slots_held: dict[str, int] = {row[0]: row[1] for row in session.execute(held)}
+    live = select(Lease).where(col(Lease.job_id).in_([job.id for job in jobs]), col(Lease.state).in_(LIVE_LEASE_STATES))
+    held: dict[str, list[Lease]] = {}
+    for lease in session.scalars(live.order_by(col(Lease.rank), col(Lease.slot_id))):
+        held.setdefault(lease.job_id, []).append(lease)
     waits = any(job.state in (JobState.VALIDATING, JobState.QUEUED) for job in jobs)
     reason = _why_jobs_wait(session, database) if waits else None
     now = database.time(session) if waits else 0.0
@@ -43,7 +41,7 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> li
     return [
         job_view(
             job,
-            slots_held=slots_held.get(job.id, 0),
+            held=held.get(job.id, ()),
             waiting_reason=_waiting_reason(job, now, explained.get(job.id, reason)),
             metrics=training.latest_metrics(session, job.id) if job.kind == TRAINING else None,
         )

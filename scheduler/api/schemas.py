@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.leases import activity
 from jobs.specs import Priority
 from jobs.states import AttemptEnd, JobState, SlotState
 from jobs.tables import Artifact, Attempt, Event, Job, Lease, LogLine, Slot, StoredFile
@@ -50,6 +51,14 @@ class JobError(BaseModel):
     message: str
 
 
+class Doing(BaseModel):
+    """What one of a job's slots does now, by its last heartbeat."""
+
+    slot_id: str
+    activity: str = Field(description="In words: `loading the model`, `computing rows from 512`, `training step 6`.")
+    since: float = Field(description="When that began, Unix seconds.")
+
+
 class JobView(BaseModel):
     """A job. Times are Unix seconds."""
 
@@ -69,12 +78,13 @@ class JobView(BaseModel):
     retry_of: str | None = Field(description="The job that this one is a retry of.")
     attempt: int
     slots_held: int = Field(description="Slots that work on it now.")
+    doing: list[Doing] = Field(description="What each of these slots does; the leader of a gang first.")
     waiting_reason: str | None = Field(description="Why it does not run yet, where it waits.")
     metrics: dict[str, float] = Field(description="Of a training: the latest value of each of its metrics.")
 
 
 def job_view(
-    job: Job, *, slots_held: int, waiting_reason: str | None, metrics: Mapping[str, float] | None = None
+    job: Job, *, held: Sequence[Lease], waiting_reason: str | None, metrics: Mapping[str, float] | None = None
 ) -> JobView:
     """A job as JSON."""
     error = None if job.error_code is None else JobError(code=job.error_code, message=job.error_message or "")
@@ -93,7 +103,8 @@ def job_view(
         num_tokens=job.num_tokens,
         retry_of=job.retry_of,
         attempt=job.attempt,
-        slots_held=slots_held,
+        slots_held=len(held),
+        doing=[_doing(lease) for lease in held],
         waiting_reason=waiting_reason,
         metrics=dict(metrics or {}),
     )
@@ -208,14 +219,22 @@ class SlotView(BaseModel):
     state: SlotState
     reason: str | None = Field(description="Why it is not online.")
     warm_models: list[str] = Field(description="What its runner holds loaded, most recent last.")
+    activity: str | None = Field(description="What it does for that job, by its last heartbeat.")
+    activity_at: float | None = Field(description="When that began.")
     job_id: str | None = Field(description="The job it works on, where that is one that the key sees.")
     lease_id: str | None = Field(description="Null while it does nothing.")
     registered_at: float
     heartbeat_at: float
 
 
+def _doing(lease: Lease) -> Doing:
+    words, since = activity(lease)
+    return Doing(slot_id=lease.slot_id, activity=words, since=since)
+
+
 def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None) -> SlotView:
     """A slot as JSON, with the live lease it holds and, where that may be shown, its job."""
+    shown = None if lease is None or job_id is None else activity(lease)
     return SlotView(
         id=slot.id,
         host=slot.host,
@@ -227,6 +246,8 @@ def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None) -> SlotVie
         state=slot.state,
         reason=slot.reason,
         warm_models=slot.warm_models,
+        activity=None if shown is None else shown[0],
+        activity_at=None if shown is None else shown[1],
         job_id=job_id,
         lease_id=None if lease is None else lease.id,
         registered_at=slot.registered_at,

@@ -119,6 +119,8 @@ def slots(context: typer.Context, as_json: Json = False, url: Url = None, data_d
     for slot in found:
         unseen = "another project's job" if slot["lease_id"] else "idle" if slot["state"] == "online" else ""
         doing = slot["job_id"] or slot["reason"] or unseen
+        if slot["activity"]:
+            doing = f"{doing}: {slot['activity']} for {age(slot['activity_at'])}"
         table.add_row(cell(slot["id"]), state_cell(slot["state"]), cell(slot["name"]), cell(doing))
     _show_list(table, len(found), "no slots yet: `stoker up` or `stoker worker` brings them")
 
@@ -163,6 +165,7 @@ def _show_job(job: connection.Json) -> None:
         ("row errors", f"{counts['failed']:,}" if counts["failed"] else ""),
         ("priority", job["priority"] if job["priority"] != "normal" else ""),
         ("slots", str(job["slots_held"]) if job["slots_held"] else ""),
+        ("doing", cell(_doing(job))),
         ("waits for", cell(job["waiting_reason"] or "")),
         ("submitted", f"{age(job['created_at'])} ago"),
         ("took", _took(job)),
@@ -193,6 +196,17 @@ def _show_attempts(attempts: list[connection.Json]) -> None:
         end = each["end"] or "running"
         table.add_row(str(each["number"]), cell(", ".join(each["slots"])), *numbers, end, cell(each["reason"] or ""))
     show_table(table)
+
+
+def _doing(job: connection.Json) -> str:
+    """What a job's slots do and for how long, those that do the same together."""
+    longest: dict[str, list[float]] = {}
+    for each in job["doing"]:
+        longest.setdefault(each["activity"], []).append(each["since"])
+    return ", ".join(
+        f"{what} for {age(min(since))}" + (f" ({len(since)} slots)" if len(since) > 1 else "")
+        for what, since in longest.items()
+    )
 
 
 def _task(job: connection.Json) -> str:

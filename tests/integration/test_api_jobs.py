@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import ledger, slots
+from jobs import leases, ledger, slots
 from jobs.database import Database
 from jobs.errors import StokerError
 from jobs.settings import Settings
@@ -34,7 +34,7 @@ def test_a_submitted_job_answers_with_the_form_that_programs_read(api: LiveApi, 
     job = answer.json()
     assert set(job) == {
         "id", "object", "kind", "name", "state", "spec", "priority", "counts", "created_at", "started_at", "ended_at",
-        "error", "metrics", "num_tokens", "retry_of", "attempt", "slots_held", "waiting_reason",
+        "error", "metrics", "num_tokens", "retry_of", "attempt", "slots_held", "doing", "waiting_reason",
     }  # fmt: skip
     assert (job["object"], job["kind"], job["state"], job["name"]) == ("job", "inference", "validating", "mine")
     assert job["counts"] == {"total": 0, "done": 0, "failed": 0}
@@ -168,6 +168,13 @@ def test_slots_say_what_they_do(api: LiveApi, settings: Settings, sqlite_databas
     )  # fmt: skip
     assert (idle["id"], idle["state"], idle["device_uuid"], idle["job_id"]) == ("slot-1", "offline", "GPU-1", None)
     assert idle["memory_bytes"] == 2**37
+    assert (busy["activity"], idle["activity"]) == ("beginning", None)
+    doing = leases.Doing("loading the model", seconds=12.0)
+    leases.renew(sqlite_database, lease.lease_id, lease_seconds=60.0, doing=doing)
+    (busy, _), told = api.client.slots(), api.client.job(job.job_id)["doing"]
+    assert (busy["activity"], busy["activity_at"]) == ("loading the model", told[0]["since"])
+    assert told == [{"slot_id": "slot-0", "activity": "loading the model", "since": busy["activity_at"]}]
+    assert busy["heartbeat_at"] - busy["activity_at"] < 3600.0
 
 
 def test_metrics_are_numbers_by_name(api: LiveApi, rows: Path) -> None:

@@ -15,6 +15,7 @@ import transformers
 from sqlmodel import Session
 
 from jobs import chunks, leases
+from jobs.activities import Activity
 from jobs.chunks import ChunkResults
 from jobs.database import Database
 from jobs.errors import InvalidInput, LostLease, MachineError, ServiceUnavailable, UserError
@@ -27,6 +28,7 @@ from tests.scripted_model import ScriptedModel
 from worker.inference import writer
 from worker.inference.models import ModelCache
 from worker.inference.run import Outcome, run_lease
+from worker.pulse import Beat, Pulse
 from worker.stop import Stop
 
 CPU = torch.device("cpu")
@@ -43,6 +45,7 @@ class Lab:
         self.model = ScriptedModel()
         self.stop = Stop()
         self.beats: list[int | None] = []
+        """First rows of the chunks that were said to be in the model, and None each time that none was."""
         self.models = ModelCache(1, CPU, load=lambda *_, **__: self.model)
         self.lease: WorkingLease = leased.lease(slot_id)
 
@@ -55,8 +58,12 @@ class Lab:
             settings=self.leased.settings,
             models=self.models,
             stop=self.stop,
-            beat=self.beats.append,
+            pulse=Pulse(self._hear),
         )
+
+    def _hear(self, beat: Beat) -> None:
+        if not beat.stage.startswith(("feed-", "writer-")):
+            self.beats.append(beat.chunk if beat.activity is Activity.FORWARD else None)
 
     def expect_all_good(self) -> None:
         """Every row has its own output, once, in order."""

@@ -10,12 +10,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psutil
 import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
 from jobs import leases, ledger, slots, sweeps
+from jobs.activities import Activity
 from jobs.database import Database
 from jobs.leases import Grant
 from jobs.logs import lines_of
@@ -25,6 +27,7 @@ from jobs.settings import Settings
 from jobs.states import JobState, LeaseState
 from jobs.tables import Lease
 from tests.conftest import wait_until
+from tests.frozen import frozen
 from tests.leased_job import LeasedJob
 from worker.children import runner_command, runner_environment
 from worker.joblog import JobLog
@@ -145,6 +148,7 @@ def open_bench(
             ("DATABASE_URL", changed.database_url),
             ("INPUT_ROOTS", '["/"]'),
             ("STALL_SECONDS", changed.stall_seconds),
+            ("STALL_LIMITS", orjson.dumps(dict(changed.stall_limits), option=orjson.OPT_NON_STR_KEYS).decode()),
         ):
             monkeypatch.setenv(f"STOKER_{name}", str(value))
         bench = Bench(changed, sqlite_database, start_seconds=start_seconds)
@@ -272,9 +276,49 @@ def test_a_hanging_row_is_found_out(open_bench: Opener, tmp_path: Path) -> None:
         job = bench.job(tmp_path, "hang@2")
         lease = bench.run(job)
         assert lease.state == LeaseState.EXPIRED
-        assert lease.end_reason == "the runner finished no batch for 0.5 s and was killed"
+        assert lease.end_reason is not None
+        assert lease.end_reason.startswith("computing rows from 2 made no progress for ")
         assert job.chunks()[1].crashes == 1
         assert bench.runners[0].is_gone
+
+
+def test_a_row_that_hangs_in_encode_is_isolated(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench(stall_limits={Activity.ENCODE: 0.3}, chunk_crashes=1) as bench:
+        job = bench.job(tmp_path, "hang-encode@3")
+        for _ in range(4):  # the chunk, cut in two, the row alone, and its row error
+            if job.job().state != JobState.FINALIZING:
+                bench.run(job)
+        assert job.job().state == JobState.FINALIZING
+        errors = [result.error for result in job.results()]
+        assert errors[:3] == [None] * 3
+        assert errors[3] is not None
+        assert errors[3].code == "poison_row"
+        assert "encoding rows from 3 made no progress for " in errors[3].message
+
+
+def test_a_load_that_hangs_fails_the_job_after_the_usual_tries(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench(stall_limits={Activity.LOAD: 0.3}, job_crashes=2) as bench:
+        job = bench.job(tmp_path, "load-for-ever")
+        assert bench.run(job).state == LeaseState.EXPIRED
+        assert job.job().crashes == 1
+        bench.run(job)
+        failed = job.job()
+        assert (failed.state, failed.error_code) == (JobState.FAILED, "runner_stalled")
+        assert failed.error_message is not None
+        assert "loading the model made no progress for " in failed.error_message
+        assert all(chunk.crashes == 0 for chunk in job.chunks()), "no row is to blame"
+
+
+def test_a_heartbeat_tells_what_the_runner_does(open_bench: Opener, tmp_path: Path) -> None:
+    with open_bench(lease_seconds=2.0) as bench:
+        job = bench.job(tmp_path, "hang@2")
+        with bench.running(job) as lease_id:
+            wait_until(lambda: bench.lease(lease_id).activity == "computing rows from 2", "it is told")
+            lease = bench.lease(lease_id)
+            assert lease.activity_at is not None
+            assert lease.activated_at is not None
+            assert lease.activity_at >= lease.activated_at - 1.0
+            ledger.cancel(bench.database, job.job_id)
 
 
 def test_a_cancel_reaches_the_runner(open_bench: Opener, tmp_path: Path) -> None:
@@ -386,13 +430,13 @@ def test_what_a_runner_prints_is_the_jobs_log_up_to_the_limit(open_bench: Opener
 
 
 def test_a_stopped_world_loses_its_lease_and_its_runner(open_bench: Opener, tmp_path: Path) -> None:
-    """SIGSTOP of a runner beyond its stall limit, then SIGCONT: it must not come back to life."""
+    """SIGSTOP of a runner beyond its stall limit: a SIGCONT that comes later finds nobody."""
     with open_bench(stall_seconds=0.5) as bench:
         job = bench.job(tmp_path, "hang@0")
         with bench.running(job):
             wait_until(lambda: bench.standby.warm_models, "the runner works")
-            os.kill(bench.runners[0].pid, signal.SIGSTOP)
-            wait_until(lambda: bench.runners[0].is_gone, "a stopped runner is killed all the same")
+            with frozen(bench.runners[0].pid):
+                wait_until(lambda: bench.runners[0].is_gone, "a stopped runner is killed all the same")
 
 
 def _lives(pid: int) -> bool:

@@ -208,22 +208,34 @@ def held(rank: int, slot_id: str, *, num_threads: int) -> gangs.Place:
     return gangs.Place(rank, slot_id, None, num_threads, is_live=True, is_held=True)
 
 
+class Looks(Stop):
+    """A stop that tells of each wait for it: the leader looked at its gang, and it was not whole."""
+
+    def __init__(self, on_look: Callable[[int], None]) -> None:
+        super().__init__()
+        self.number = 0
+        self._on_look = on_look
+
+    def wait(self, timeout_seconds: float | None = None) -> bool:
+        self.number += 1
+        self._on_look(self.number)
+        return super().wait(timeout_seconds)
+
+
 def test_a_leader_waits_until_every_slot_is_held(open_bench: Callable[..., Any]) -> None:
     with open_bench() as bench:
         lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
         leader = bench.take_up(lease_ids[0])
-        beats: list[int | None] = []
         keeper = threading.Thread(target=bench.keeper.run_lease, args=(lease_ids[1],), daemon=True)
 
-        def members_come(chunk: int | None) -> None:
-            beats.append(chunk)
-            if len(beats) == 2:
+        def members_come(number: int) -> None:
+            if number == 2:
                 keeper.start()
 
-        places = gather(leader, database=bench.database, stop=Stop(), beat=members_come)
+        looks = Looks(members_come)
+        places = gather(leader, database=bench.database, stop=looks)
         assert places == (held(0, OTHER, num_threads=3), held(1, SLOT, num_threads=1))
-        assert len(beats) >= 2
-        assert set(beats) == {None}
+        assert looks.number >= 2
         leases.release(bench.database, leader.lease_id, "drained")
         keeper.join(300)
         assert not keeper.is_alive()
@@ -234,19 +246,17 @@ def test_a_leader_whose_gang_falls_apart_has_lost_its_lease(open_bench: Callable
         lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
         leader = bench.take_up(lease_ids[0])
 
-        def fall_apart(_: int | None) -> None:
-            slots.retire(bench.database, [SLOT])
-
+        looks = Looks(lambda _: slots.retire(bench.database, [SLOT]))
         with pytest.raises(LostLease):
-            gather(leader, database=bench.database, stop=Stop(), beat=fall_apart)
+            gather(leader, database=bench.database, stop=looks)
 
 
 def test_a_leader_that_is_to_stop_does_not_wait_any_longer(open_bench: Callable[..., Any]) -> None:
     with open_bench() as bench:
         lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
         leader = bench.take_up(lease_ids[0])
-        stop = Stop()
-        assert gather(leader, database=bench.database, stop=stop, beat=lambda _: stop.ask("shutdown")) is None
+        stop = Looks(lambda _: stop.ask("shutdown"))
+        assert gather(leader, database=bench.database, stop=stop) is None
         with bench.database.read() as session:
             assert ledger.get(session, leader.job_id).state == JobState.RUNNING
 
@@ -255,6 +265,4 @@ def test_a_lease_that_stands_alone_waits_for_nobody(open_bench: Callable[..., An
     with open_bench() as bench:
         (lease_id,) = leases.grant(bench.database, Grant(bench.training(), (OTHER,)), lease_seconds=30.0)
         alone = bench.take_up(lease_id)
-        assert gather(alone, database=bench.database, stop=Stop(), beat=lambda _: None) == (
-            held(0, OTHER, num_threads=3),
-        )
+        assert gather(alone, database=bench.database, stop=Stop()) == (held(0, OTHER, num_threads=3),)

@@ -46,6 +46,7 @@ SETTINGS: dict[str, Any] = {
     "leader_seconds": 5.0,
     "grace_seconds": 10.0,
     "stall_seconds": 300.0,
+    "stall_limits": {},
     "chunk_crashes": 2,
     "chunk_attempts": 5,
     "job_crashes": 5,

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.activities import Activity, stall_limits
 from jobs.errors import InvalidModel, RunnerDied, RunnerStalled, ServiceUnavailable
+from jobs.settings import Settings
 from worker.decisions import (
     Decision,
     Ending,
@@ -20,12 +22,13 @@ from worker.decisions import (
     Rules,
     StopAsked,
 )
-from worker.protocol import Beat, Done, Failed, Halt, Lost
+from worker.protocol import Done, Failed, Halt, Lost
+from worker.pulse import Beat
 from worker.runner_process import Exited
 from worker.standby import RunnerBroken, RunnerUp
 from worker.stop import StopReason
 
-RULES = Rules(lease_seconds=16.0, grace_seconds=10.0, stall_seconds=300.0)
+RULES = Rules(lease_seconds=16.0, grace_seconds=10.0, stall_limits=stall_limits(300.0, {}))
 FRESH = Holding(RULES, held_until=16.0)
 UP = RunnerUp(None)  # type: ignore[arg-type]  # decisions never look at the runner itself
 
@@ -37,7 +40,8 @@ def after(*what: Happening, now: float = 1.0, start: Holding = FRESH) -> tuple[H
     return holding, decision
 
 
-WORKING, _ = after(UP, Beat(None), Beat(64))
+FORWARD = Beat("main", Activity.FORWARD, chunk=64)
+WORKING, _ = after(UP, Beat(), FORWARD)
 
 
 def ending(*what: Happening, start: Holding = WORKING) -> Ending:
@@ -77,7 +81,7 @@ def test_an_error_keeps_its_class_over_the_pipe() -> None:
 
 
 def test_a_death_outside_any_chunk_is_the_jobs() -> None:
-    made = ending(Beat(None), Exited("was ended by SIGSEGV"))
+    made = ending(Beat(), Exited("was ended by SIGSEGV"))
     assert isinstance(made.error, RunnerDied)
     assert made.computing is None
 
@@ -108,15 +112,108 @@ def test_a_late_answer_never_shortens_a_lease() -> None:
     assert holding.held_until == 24.0
 
 
-def test_a_runner_without_a_beat_is_stalled_only_while_it_computes() -> None:
-    forever = replace(WORKING, held_until=1e9)
-    assert forever.overdue(300.9) is None
-    made = forever.overdue(301.0)
+FOREVER = replace(WORKING, held_until=1e9)
+READ, ENCODE = Beat("feed-read", Activity.READ, chunk=96), Beat("feed-encode", Activity.ENCODE, chunk=80)
+
+
+def test_a_chunk_without_progress_is_blamed_as_for_a_crash() -> None:
+    assert FOREVER.overdue(300.9) is None
+    made = FOREVER.overdue(301.0)
     assert made is not None
     assert (made.record, made.fate, made.computing) == (Record.CRASH, Fate.KILL, 64)
     assert isinstance(made.error, RunnerStalled)
-    loading, _ = after(Beat(None), start=forever)
-    assert loading.overdue(1e6) is None, "a model may take long to load"
+    assert made.reason == "computing rows from 64 made no progress for 300 s; the runner was killed"
+    beating, _ = after(FORWARD, now=300.0, start=FOREVER)
+    assert beating.overdue(599.9) is None
+
+
+def test_a_runner_that_waits_is_never_stalled() -> None:
+    waiting, _ = after(Beat(), start=FOREVER)
+    assert waiting.overdue(1e6) is None
+    assert waiting.due() == 1e9
+
+
+@pytest.mark.parametrize("activity", Activity)
+def test_every_activity_has_its_limit(activity: Activity) -> None:
+    limits = {**stall_limits(300.0, {}), activity: 7.0}
+    start = replace(FRESH, rules=replace(RULES, stall_limits=limits), held_until=1e9)
+    busy, _ = after(UP, Beat("s", activity), start=start)
+    assert busy.overdue(7.9) is None
+    made = busy.overdue(8.0)
+    assert made is not None
+    assert isinstance(made.error, RunnerStalled)
+
+
+def test_a_stalled_load_is_the_jobs_and_says_so() -> None:
+    loading, _ = after(UP, Beat("main", Activity.LOAD), start=replace(FRESH, held_until=1e9))
+    assert loading.overdue(900.9) is None
+    made = loading.overdue(901.0)
+    assert made is not None
+    assert (made.record, made.fate, made.computing) == (Record.CRASH, Fate.KILL, None)
+    assert made.reason == "loading the model made no progress for 900 s; the runner was killed"
+
+
+def test_a_store_that_hangs_is_no_rows_fault() -> None:
+    committing, _ = after(Beat("main"), Beat("writer", Activity.COMMIT, chunk=64), start=FOREVER)
+    made = committing.overdue(601.0)
+    assert made is not None
+    assert made.computing is None
+
+
+def test_a_hung_reader_is_found_however_busy_the_others_are() -> None:
+    holding, _ = after(READ, start=FOREVER)
+    for now in range(1, 301):
+        holding, _ = after(FORWARD, replace(ENCODE, chunk=now), now=float(now), start=holding)
+    made = holding.overdue(301.0)
+    assert made is not None
+    assert made.computing == READ.chunk
+    assert made.reason.startswith("reading rows from 96 ")
+
+
+def test_a_thread_that_holds_up_all_others_is_blamed_and_not_they() -> None:
+    """A regular expression lets no other thread run: the one that spoke last is at fault, not the one that is due."""
+    holding, _ = after(ENCODE, now=1.5, start=FOREVER)
+    made = holding.overdue(301.0)
+    assert made is not None
+    assert made.computing == ENCODE.chunk
+
+
+def test_a_limit_grows_with_the_speed_that_was_seen() -> None:
+    holding, _ = after(FORWARD, now=201.0, start=FOREVER)
+    assert holding.overdue(1200.9) is None, "a pass took 200 s, so the next may take five times that"
+    assert holding.overdue(1201.0) is not None
+
+
+def test_what_a_thread_waited_does_not_count_as_slowness() -> None:
+    holding, _ = after(Beat("main"), now=2.0, start=FOREVER)
+    holding, _ = after(FORWARD, now=290.0, start=holding)
+    assert holding.overdue(590.0) is not None
+
+
+@pytest.mark.parametrize(
+    ("beats", "blamed"),
+    [((READ,), 64), ((Beat("main"), READ), 96), ((Beat("main"), Beat("main", Activity.LOAD)), None)],
+    ids=["in the model", "on its way there", "no chunk"],
+)
+def test_a_death_is_blamed_on_the_chunk_nearest_to_the_model(beats: tuple[Beat, ...], blamed: int | None) -> None:
+    holding, _ = after(*beats, start=WORKING)
+    assert ending(Exited("was ended by SIGSEGV"), start=holding).computing == blamed
+
+
+def test_what_a_runner_does_is_told_with_its_begin() -> None:
+    step = Beat("ranks", Activity.STEP, step=6)
+    holding, _ = after(UP, Beat(), step, now=2.0)
+    holding, _ = after(step, now=30.0, start=holding)
+    assert holding.foremost is not None
+    assert (holding.foremost.in_words, holding.foremost.since) == ("training step 6", 2.0)
+    assert after(Beat("ranks"), start=holding)[0].foremost is None
+
+
+def test_recording_is_given_as_long_as_it_waits_for_the_database() -> None:
+    rules = Rules.of(Settings(stall_seconds=1.0, lease_seconds=30.0, stall_limits={"load": 5.0}))
+    assert rules.stall_limits[Activity.COMMIT] == 60.0
+    assert rules.stall_limits[Activity.LOAD] == 5.0
+    assert rules.stall_limits[Activity.STEP] == 3.0
 
 
 def test_a_cancel_is_relayed_once_and_the_grace_then_ends() -> None:

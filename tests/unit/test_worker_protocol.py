@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.activities import Activity
 from jobs.errors import DeviceOutOfMemory, InvalidInput, MachineError, UserError
 from jobs.leases import WorkingLease
 from worker.protocol import (
-    Beat,
     Done,
     Failed,
     Halt,
@@ -25,6 +25,7 @@ from worker.protocol import (
     parse_report,
     report_line,
 )
+from worker.pulse import Beat
 from worker.stop import StopReason
 
 _LEASE = WorkingLease("lease_1", "job_1", "here-cpu0", "inference", {"model": "m\n\u2028", "parameters": {}}, 3, 0)
@@ -41,8 +42,8 @@ def test_an_order_is_one_line_and_comes_back_equal(order: Order) -> None:
     "report",
     [
         Ready("NVIDIA H200", 3.25),
-        Beat(None),
-        Beat(0),
+        Beat(),
+        *(Beat("feed-read", activity, 0, 7) for activity in Activity),
         Warm(()),
         Warm(("a|b|c", "d|e|f")),
         Done("drained"),

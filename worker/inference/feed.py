@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from jobs import chunks
+from jobs.activities import Activity
 from jobs.chunks import Claim
 from jobs.database import Database
 from jobs.errors import InvalidInput, MachineError
@@ -18,6 +19,7 @@ from worker.inference.chunks import Batch, OpenChunk
 from worker.inference.engine import Engine
 from worker.inference.holdings import Holdings, chunks_to_claim
 from worker.inference.stages import Channel, Closed, Stages
+from worker.pulse import Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class Feed:
         source: Source,
         engine: Engine,
         holdings: Holdings,
+        pulse: Pulse,
     ) -> None:
         self._lease = lease
         self._database = database
@@ -45,6 +48,7 @@ class Feed:
         self._source = source
         self._engine = engine
         self._holdings = holdings
+        self._pulse = pulse
         self._read_chunks: Channel[OpenChunk] = Channel(_CHUNKS_READ)
         self._tokenized_chunks: Channel[OpenChunk] = Channel(_CHUNKS_TOKENIZED)
         self._batches: Channel[Batch] = Channel(_BATCHES_AHEAD)
@@ -96,7 +100,8 @@ class Feed:
     def _read(self) -> None:
         try:
             for claim in self._claims():
-                chunk = self._read_chunk(claim)
+                with self._pulse.doing(Activity.READ, chunk=claim.start_row):
+                    chunk = self._read_chunk(claim)
                 if chunk is not None:
                     self._read_chunks.put(chunk)
         finally:
@@ -105,7 +110,8 @@ class Feed:
     def _tokenize(self) -> None:
         try:
             for chunk in self._read_chunks:
-                encoded = self._engine.encode(chunk.rows)
+                with self._pulse.doing(Activity.ENCODE, chunk=chunk.start_row):
+                    encoded = self._engine.encode(chunk.rows)
                 for one in encoded:
                     if one.error is not None:
                         chunk.settle(one.row, one.error)
@@ -117,11 +123,13 @@ class Feed:
     def _collate(self) -> None:
         try:
             for chunk in self._tokenized_chunks:
-                batches = self._engine.batches(chunk.encoded)
+                with self._pulse.doing(Activity.ENCODE, chunk=chunk.start_row):
+                    batches = self._engine.batches(chunk.encoded)
                 if not batches:
                     self._batches.put(Batch(chunk, (), None, is_last=True))
                 for number, members in enumerate(batches, start=1):
-                    collated = self._engine.collate(members)
+                    with self._pulse.doing(Activity.ENCODE, chunk=chunk.start_row):
+                        collated = self._engine.collate(members)
                     self._batches.put(Batch(chunk, members, collated, is_last=number == len(batches)))
         finally:
             self._batches.finish()

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 
 from jobs import chunks
+from jobs.activities import Activity
 from jobs.database import Database
 from jobs.errors import LostLease, ServiceUnavailable
 from jobs.leases import WorkingLease
@@ -35,6 +35,7 @@ from worker.inference.pinned import pinned_model
 from worker.inference.stages import Closed
 from worker.inference.tasks.interface import InFlight, Interrupted
 from worker.inference.writer import Tally, Writer
+from worker.pulse import Pulse
 from worker.stop import Stop, StopReason
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def run_lease(
     settings: Settings,
     models: ModelCache,
     stop: Stop,
-    beat: Callable[[int | None], None],
+    pulse: Pulse,
 ) -> Outcome:
     """Work on a lease until its job has nothing left to claim or a stop is asked for. Leaves no thread behind.
 
@@ -63,15 +64,15 @@ def run_lease(
         lease: active, of an inference job.
         stop: `yield` and `shutdown` finish the chunk that is being computed, `cancel` ends at the next batch. A chunk
             that takes many forward passes (`InFlight`) is left by each of them at the next one, and pending again.
-        beat: called with a chunk's first row before each forward pass on it, and with None when no chunk is computed.
-            Where this raises, the last call names the chunk that is to blame, if one is.
+        pulse: is told what each thread does. Where this raises, the chunk that this thread said last is to blame, if
+            it said one.
 
     Raises:
         UserError: the job cannot be done: its model, input, parameters or output.
         LostLease: the lease is somebody else's; nothing more was recorded.
         MachineError: the device or a service failed; the rest is pending again where the database could be reached.
     """
-    beat(None)
+    pulse.at(Activity.LOAD)
     if stop.asked:
         return Outcome.STOPPED
     spec = parse_spec(lease.spec)
@@ -93,7 +94,9 @@ def run_lease(
     )
     engine = Engine(model, models.device, budget, make_room=lambda: models.drop_others(spec))
     holdings = Holdings(settings.chunk_seconds)
-    feed = Feed(lease, database=database, settings=settings, source=source, engine=engine, holdings=holdings)
+    feed = Feed(
+        lease, database=database, settings=settings, source=source, engine=engine, holdings=holdings, pulse=pulse
+    )
     writer = Writer(
         lease,
         database=database,
@@ -101,6 +104,7 @@ def run_lease(
         sink=sink,
         engine=engine,
         holdings=holdings,
+        pulse=pulse,
         on_failure=feed.wake,
     )
     logger.info(
@@ -113,20 +117,20 @@ def run_lease(
         feed.start()
         writer.start()
         with stop.telling(feed.wake):
-            _forward(feed, engine, writer, holdings, stop, beat)
+            _forward(feed, engine, writer, holdings, stop, pulse)
     except BaseException as error:  # noqa: BLE001 - raised below, once both sides have ended
         failure = error
-    errors = [failure, feed.close(), writer.finish()]
     if failure is None:
-        beat(writer.failed_on)
+        pulse.at(None)
+    errors = [failure, feed.close(), writer.finish()]
+    if failure is None and writer.failed_on is not None:
+        pulse.at(Activity.FORWARD, chunk=writer.failed_on)
     _log_summary(writer.tally, time.monotonic() - started)
     _end(database, lease, holdings, [error for error in errors if error is not None])
     return Outcome.STOPPED if stop.asked else Outcome.DRAINED
 
 
-def _forward(
-    feed: Feed, engine: Engine, writer: Writer, holdings: Holdings, stop: Stop, beat: Callable[[int | None], None]
-) -> None:
+def _forward(feed: Feed, engine: Engine, writer: Writer, holdings: Holdings, stop: Stop, pulse: Pulse) -> None:
     """Take the device through batch after batch.
 
     A CUDA device is told of batches ahead and fails later, at whatever call comes next. So that the chunk named by the
@@ -140,14 +144,14 @@ def _forward(
         return writer.has_failed or (stop.reason == StopReason.CANCEL if inside_chunk else stop.asked)
 
     def beat_or_leave(start_row: int) -> None:
-        beat(start_row)
+        pulse.at(Activity.FORWARD, chunk=start_row)
         if engine.is_in_flight and (writer.has_failed or stop.asked):
             raise Interrupted
 
     while True:
         if not inside_chunk and feed.is_behind:
             engine.synchronize()
-            beat(None)
+            pulse.at(None)
             holdings.waiting()
         batch = feed.next(is_over)
         if batch is None:
@@ -159,13 +163,15 @@ def _forward(
             holdings.begun(start_row)
             begun = time.monotonic()
         try:
-            pulse = partial(beat_or_leave, start_row)
-            pieces = engine.compute(batch.members, batch.collated, pulse) if batch.members else []
+            between = partial(beat_or_leave, start_row)
+            pieces = engine.compute(batch.members, batch.collated, between) if batch.members else []
         except Interrupted:
             return
         if is_suspect:
             engine.synchronize()
         try:
+            if writer.is_full:
+                pulse.at(None)  # it waits for others, and they may be what hangs
             writer.put(batch, pieces)
         except Closed:
             return

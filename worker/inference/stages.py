@@ -87,6 +87,12 @@ class Channel(Generic[T]):
         with self._changed:
             return not self._items
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a `put` would have to wait now."""
+        with self._changed:
+            return len(self._items) >= self._capacity
+
     def wake(self) -> None:
         """Make waiting `get`s look at their `give_up` again."""
         with self._changed:

@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from sqlmodel import Session, col
 
 from jobs import chunks
+from jobs.activities import Activity
 from jobs.chunks import ChunkResults
 from jobs.database import Database
 from jobs.errors import LostLease, MachineError, ServiceUnavailable
@@ -28,6 +29,7 @@ from worker.inference.chunks import Batch, OpenChunk, Piece
 from worker.inference.engine import Engine
 from worker.inference.holdings import Holdings
 from worker.inference.stages import Channel, Stages
+from worker.pulse import Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Writer:
         sink: Sink,
         engine: Engine,
         holdings: Holdings,
+        pulse: Pulse,
         on_failure: Callable[[], None],
     ) -> None:
         """
@@ -74,6 +77,7 @@ class Writer:
         self._sink = sink
         self._engine = engine
         self._holdings = holdings
+        self._pulse = pulse
         self._on_failure = on_failure
         self._computed: Channel[tuple[Batch, Sequence[Piece]]] = Channel(_BATCHES_COMPUTED)
         self._finished_chunks: Channel[OpenChunk] = Channel(_CHUNKS_DECODED)
@@ -94,6 +98,11 @@ class Writer:
             Closed: a stage failed; `finish` says how.
         """
         self._computed.put((batch, pieces))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `put` would have to wait now."""
+        return self._computed.is_full
 
     @property
     def has_failed(self) -> bool:
@@ -121,7 +130,8 @@ class Writer:
         try:
             for batch, pieces in self._computed:
                 for piece in pieces:
-                    outputs = self._decode_piece(batch, piece)
+                    with self._pulse.doing(Activity.DECODE, chunk=batch.chunk.start_row):
+                        outputs = self._decode_piece(batch, piece)
                     for one, output in zip(piece.members, outputs, strict=True):
                         batch.chunk.settle(one.row, output, one.num_tokens)
                 if batch.is_last:
@@ -139,7 +149,8 @@ class Writer:
     def _commit(self) -> None:
         while True:
             for group in in_groups(self._finished_chunks.get_all()):
-                self._record([(chunk, chunk.results()) for chunk in group])
+                with self._pulse.doing(Activity.COMMIT, chunk=group[0].start_row):
+                    self._record([(chunk, chunk.results()) for chunk in group])
 
     # -- recording
 
@@ -147,7 +158,7 @@ class Writer:
         """Stage and commit finished chunks in one transaction."""
         staged = []
         for chunk, results in finished:
-            part = self._patiently(partial(self._stage, chunk, results))
+            part = self._patiently(partial(self._stage, chunk, results), finished[0][0].start_row)
             staged.append(ChunkResults(chunk.start_row, chunk.claim.stop_row, results, part))
         everything = [result for _, results in finished for result in results]
 
@@ -160,7 +171,7 @@ class Writer:
             if tries == 0 or not is_recorded(self._database, self._lease, start_rows):
                 chunks.commit(self._database, self._lease.lease_id, staged, record)
 
-        self._patiently(commit)
+        self._patiently(commit, staged[0].start_row)
         self._holdings.settled([chunk.start_row for chunk in staged])
         self.tally.num_chunks += len(staged)
         self.tally.num_rows += len(everything)
@@ -173,17 +184,19 @@ class Writer:
         except OSError as error:
             raise ServiceUnavailable(f"the results cannot be stored: {one_line(error)}") from error
 
-    def _patiently(self, action: Callable[[int], str | None]) -> str | None:
+    def _patiently(self, action: Callable[[int], str | None], first_row: int) -> str | None:
         """Do something that needs the database or the store, again and again while they are away.
 
         For one life of a lease only: after that it may have expired, and the work be somebody else's.
 
         Args:
             action: gets the number of tries that failed before.
+            first_row: of what is being recorded.
         """
         until = time.monotonic() + self._settings.lease_seconds
         delay_seconds, tries = _FIRST_RETRY_SECONDS, 0
         while True:
+            self._pulse.at(Activity.COMMIT, chunk=first_row)
             try:
                 return action(tries)
             except ServiceUnavailable as error:

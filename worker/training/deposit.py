@@ -11,6 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from jobs import ledger, training
+from jobs.activities import Activity
 from jobs.database import Database
 from jobs.errors import NotFound
 from jobs.leases import WorkingLease
@@ -18,6 +19,7 @@ from jobs.specs import TrainingSpec
 from jobs.store import Store, checkpoint_prefix
 from jobs.tables import Checkpoint
 from jobs.training import KeepRule, NewCheckpoint
+from worker.pulse import Pulse
 from worker.training.reports import Saved
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,10 @@ class Resumed:
 class Deposit:
     """Takes checkpoints over, one after the other, in a thread of its own."""
 
-    def __init__(self, lease: WorkingLease, spec: TrainingSpec, *, database: Database, store: Store) -> None:
+    def __init__(
+        self, lease: WorkingLease, spec: TrainingSpec, *, database: Database, store: Store, pulse: Pulse
+    ) -> None:
+        self._pulse = pulse
         self._lease, self._database, self._store = lease, database, store
         self._rule = KeepRule(spec.checkpoint.keep, spec.checkpoint.best, spec.checkpoint.best_mode)
         self._waiting: SimpleQueue[Saved | None] = SimpleQueue()
@@ -77,7 +82,8 @@ class Deposit:
     def _work(self) -> None:
         try:
             while (saved := self._waiting.get()) is not None and not self._closing.is_set():
-                self._keep(saved)
+                with self._pulse.doing(Activity.CHECKPOINT, step=saved.step):
+                    self._keep(saved)
         except BaseException as error:  # noqa: BLE001 - a thread's edge: `put` and `finish` raise it
             self._error = error
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from jobs import gangs
 from jobs.database import Database
 from jobs.errors import LostLease
@@ -14,14 +12,11 @@ from worker.stop import Stop
 _LOOK_SECONDS = 0.1  # the members end their runners first, which takes about as long
 
 
-def gather(
-    lease: WorkingLease, *, database: Database, stop: Stop, beat: Callable[[int | None], None]
-) -> tuple[Place, ...] | None:
+def gather(lease: WorkingLease, *, database: Database, stop: Stop) -> tuple[Place, ...] | None:
     """Wait until the other slots of a leader's gang are held; a lease that stands alone need not wait.
 
     Args:
         lease: active, of rank 0.
-        beat: called with None at each look.
 
     Returns:
         The slots by rank, the leader's own first; None where a stop was asked for before all were there.
@@ -36,6 +31,5 @@ def gather(
             raise LostLease("the gang has fallen apart")
         if all(place.is_held for place in places):
             return places
-        beat(None)
         if stop.wait(_LOOK_SECONDS):
             return None

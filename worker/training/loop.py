@@ -195,6 +195,7 @@ class Loop:
                 with turn.syncing(number == len(batches) - 1):
                     loss, more = self._loss(turn, batch)
                     turn.backward(self._scaler.scale(loss / len(batches)))
+                self._steps.mark()
                 total = total + loss.detach().float() / len(batches)
                 if len(self._turns) > 1:
                     more = {**more, f"loss_{turn.name}": loss}
@@ -247,6 +248,7 @@ class Loop:
         self._set_learning(learning=False)
         with torch.no_grad(), users_code("judging a batch of Parts.judged"):
             for batch, rows in zip(self._load(judged, draws), draws, strict=True):
+                self._steps.mark()
                 with self._autocast():
                     found = judge(batch)
                 for name, value in found.items():

@@ -9,31 +9,50 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from jobs import process
+from jobs.activities import Activity, stall_limits
 from jobs.errors import DeviceOutOfMemory, MachineError, ModuleFailed, StokerError, UserError
 from jobs.settings import Settings
 from worker.log_format import set_up_runner_logging
+from worker.pulse import Beat, Pulse
 from worker.stop import Stop
 from worker.training.plan import Plan
-from worker.training.reports import Broken, Report, parse_stop, report_line
+from worker.training.reports import Broken, Doing, Report, parse_stop, report_line
 
 logger = logging.getLogger(__name__)
 
 _ORDERS_FD = 0
 _READ_BYTES = 4096
+_BEAT_SECONDS = 1.0
 
 
 class Reporter:
     """Writes reports, from any thread, each at once and whole."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, beat_seconds: float = _BEAT_SECONDS) -> None:
         self._fd = fd
+        self._pulse = Pulse(self._tell, beat_seconds=beat_seconds, is_eager=False)  # steps may be short
         self._lock = threading.Lock()
 
     def __call__(self, report: Report) -> None:
-        """Write one."""
+        """Write one; of what the training does, only what is news."""
+        if isinstance(report, Doing):
+            self._pulse.at(report.activity, step=report.step)
+            return
+        self._write(report)
+
+    def ticking(self) -> AbstractContextManager[None]:
+        """While inside, progress is told that the training itself has no time to tell."""
+        return self._pulse.ticking()
+
+    def _tell(self, beat: Beat) -> None:
+        if beat.activity is not None:
+            self._write(Doing(beat.activity, beat.step))
+
+    def _write(self, report: Report) -> None:
         rest = memoryview(report_line(report))
         with self._lock:
             while rest:
@@ -55,6 +74,8 @@ def run(plan: Plan, rank: int, report: Callable[[Report], None], stop: Stop) -> 
     from worker import device as devices
     from worker.training.gang import Alone, Ranks
 
+    if rank == 0:
+        report(Doing(Activity.START))
     try:
         gang = (
             Alone()
@@ -106,7 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger().setLevel(logging.WARNING)
     stop = Stop()
     threading.Thread(target=listen, args=(stop,), name="orders", daemon=True).start()
-    run(Plan.read(arguments.plan), arguments.rank, Reporter(arguments.report_fd), stop)
+    settings = Settings()
+    least_seconds = min(stall_limits(settings.stall_seconds, settings.stall_limits).values())
+    reporter = Reporter(arguments.report_fd, beat_seconds=min(_BEAT_SECONDS, least_seconds / 4))
+    with reporter.ticking():
+        run(Plan.read(arguments.plan), arguments.rank, reporter, stop)
     return 0
 
 

@@ -8,8 +8,17 @@ from typing import Any
 
 import orjson
 
+from jobs.activities import Activity
 from worker.protocol import ProtocolError
 from worker.stop import StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What the training does now; the same again is progress."""
+
+    activity: Activity
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +78,10 @@ class Broken:
     """Whether the job is at fault and must fail, rather than the machine."""
 
 
-Report = Begun | Progress | Saved | Stopped | Finished | Broken
+Report = Doing | Begun | Progress | Saved | Stopped | Finished | Broken
 _KINDS: dict[str, type[Report]] = {
-    "begun": Begun, "progress": Progress, "saved": Saved, "stopped": Stopped, "finished": Finished, "broken": Broken,
+    "doing": Doing, "begun": Begun, "progress": Progress, "saved": Saved, "stopped": Stopped, "finished": Finished,
+    "broken": Broken,
 }  # fmt: skip
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _NUMBERS = orjson.OPT_SERIALIZE_NUMPY
@@ -95,6 +105,8 @@ def parse_report(line: bytes) -> Report:
                 (step, key, float("nan") if value is None else value) for step, key, value in fields["points"]
             )
             return Progress(fields["step"], points)
+        if name == "doing":
+            return Doing(Activity(fields["activity"]), fields["step"])
         return _KINDS[name](**fields)
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ProtocolError(f"not a report of a training process: {line[:200]!r}") from error

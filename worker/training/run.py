@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from jobs import training
+from jobs.activities import Activity
 from jobs.database import Database
 from jobs.errors import DeviceOutOfMemory, MachineError, ModelTooLarge, StokerError
 from jobs.gangs import Place
@@ -28,18 +29,21 @@ from worker.inference.pinned import pinned_model
 from worker.inference.run import Outcome
 from worker.inference.tasks.loading import fetch_model
 from worker.protocol import Failed, error_from
+from worker.pulse import Beat, Pulse
 from worker.stop import Stop
 from worker.training.deposit import Deposit, fetch_newest
 from worker.training.gathering import gather
 from worker.training.outcome import record_outcome
 from worker.training.plan import Plan
 from worker.training.ranks import RankProcesses
-from worker.training.reports import Begun, Broken, Finished, Progress, Saved, Stopped
+from worker.training.reports import Begun, Broken, Doing, Finished, Progress, Saved, Stopped
 from worker.training.schedule import halved
 
 logger = logging.getLogger(__name__)
 
 _MOST_HALVINGS = 10
+_RANKS = "ranks"
+"""The stage under which the training's processes are reported, by their leader."""
 
 
 def run_training(
@@ -51,7 +55,7 @@ def run_training(
     device: str,
     num_threads: int,
     stop: Stop,
-    beat: Callable[[int | None], None],
+    pulse: Pulse,
 ) -> Outcome:
     """Work on a training's lease until the training is done or a stop is asked for. Leaves no process behind.
 
@@ -60,19 +64,19 @@ def run_training(
         device: `cuda` or `cpu`.
         num_threads: CPU threads of the process.
         stop: `yield` and `shutdown` end at the next step with a checkpoint, `cancel` without.
-        beat: called with None now and then.
+        pulse: is told what this process and the training's do.
 
     Raises:
         UserError: the job is at fault: its model, data, arguments or module, or a loss that is not a number.
         LostLease: the lease is somebody else's.
         MachineError: the process, the device or a service failed; the next attempt goes on from the newest checkpoint.
     """
-    beat(None)
     if stop.asked:
         return Outcome.STOPPED
-    places = gather(lease, database=database, stop=stop, beat=beat)
+    places = gather(lease, database=database, stop=stop)
     if places is None:
         return Outcome.STOPPED
+    pulse.at(Activity.START)
     spec = parse_spec(lease.spec)
     assert isinstance(spec, TrainingSpec)
     fetch_job_model(spec, database=database, store=store, settings=settings)
@@ -97,10 +101,12 @@ def run_training(
             num_ranks=len(places),
             num_halvings=num_halvings,
         )
-        deposit = Deposit(lease, spec, database=database, store=store)
+        pulse.at(None)
+        pulse.say(Beat(_RANKS, Activity.START))
+        deposit = Deposit(lease, spec, database=database, store=store, pulse=pulse)
         try:
             with RankProcesses(plan, _environment(places)) as ranks:
-                return _follow(lease, ranks, deposit, database=database, store=store, stop=stop, beat=beat)
+                return _follow(lease, ranks, deposit, database=database, store=store, stop=stop, pulse=pulse)
         except DeviceOutOfMemory as error:
             raise _out_of_memory(spec, num_halvings, error) from error
         finally:
@@ -115,14 +121,15 @@ def _follow(
     database: Database,
     store: Store,
     stop: Stop,
-    beat: Callable[[int | None], None],
+    pulse: Pulse,
 ) -> Outcome:
     """Record what the ranks report until they end."""
     total_steps = 0
     with stop.telling(lambda: ranks.ask(stop)):
         for report in ranks.reports():
-            beat(None)
             match report:
+                case Doing(activity, step):
+                    pulse.say(Beat(_RANKS, activity, step=step))
                 case Begun(step, total_steps):
                     logger.info("training from step %d of %d", step, total_steps)
                     training.advance(database, lease.lease_id, step=step, total_steps=total_steps, points=())
@@ -131,14 +138,18 @@ def _follow(
                 case Saved():
                     deposit.put(report)
                 case Stopped(step):
+                    pulse.say(Beat(_RANKS))
                     deposit.finish()
                     logger.info("stopped at step %d", step)
                     return Outcome.STOPPED
                 case Finished():
+                    pulse.say(Beat(_RANKS))
                     deposit.finish()
+                    pulse.at(Activity.SAVE)
                     record_outcome(lease, report, database=database, store=store)
                     return Outcome.DRAINED
                 case Broken(code, message, param, is_users):
+                    pulse.say(Beat(_RANKS))
                     deposit.finish()
                     raise error_from(Failed(code, message, param, is_users, is_poisoned=False))
     raise AssertionError("the reports end with a last one")

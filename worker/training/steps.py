@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from jobs.activities import Activity
 from jobs.errors import InvalidInput, LossNotFinite
 from worker.stop import Stop, StopReason
 from worker.training import generators
@@ -22,7 +23,7 @@ from worker.training.checkpoints import Best, Judged, checkpoint_aside
 from worker.training.gang import Gang
 from worker.training.losses import LOSS, Losses, Point
 from worker.training.plan import Plan
-from worker.training.reports import Begun, Progress, Report, Saved
+from worker.training.reports import Begun, Doing, Progress, Report, Saved
 from worker.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Steps:
         self.resumed_step = 0
         self._reported_at = time.monotonic()
         self._good_step = 0
+        self._doing = Doing(Activity.START)
 
     def restore(self, checkpoint: Path) -> None:
         """Go on with what a checkpoint carries.
@@ -111,6 +113,11 @@ class Steps:
         logger.info("%d rows, %d steps, %d of them in an epoch", num_rows, schedule.total_steps, schedule.epoch_steps)
         if step == 0 and self._spec.arguments.get("eval_on_start") and schedule.has_eval:
             self._judge(step)
+        self._at(Activity.STEP, step + 1)
+
+    def mark(self) -> None:
+        """A part of what is being done is done: a micro-batch of a step, a batch of an evaluation."""
+        self._tell_runner(self._doing)
 
     def after(self, step: int, named: Callable[[], Mapping[str, float | None]]) -> bool:
         """Do what is due after a step whose losses were added.
@@ -143,6 +150,8 @@ class Steps:
             self._tell(step)
         if due.evaluate or due.save:
             self.losses.skip_time()
+        if reason is None:
+            self._at(Activity.STEP, step + 1)
         return reason is not None
 
     def conclude(self, step: int) -> None:
@@ -151,10 +160,15 @@ class Steps:
         Raises:
             LossNotFinite: a weight is not a finite number.
         """
+        self._at(Activity.SAVE, step)
         self._check_weights(step)
         self._gang.meet()
 
     # -- steps of the above
+
+    def _at(self, activity: Activity, step: int) -> None:
+        self._doing = Doing(activity, step)
+        self.mark()
 
     def _check_weights(self, step: int) -> None:
         if not bool(torch.stack([weight.detach().isfinite().all() for weight in self._work.learned()]).all()):
@@ -201,6 +215,7 @@ class Steps:
         Returns:
             Whether these are the best weights so far, where `checkpoint.best` wants to know.
         """
+        self._at(Activity.EVALUATION, step)
         self._tell(step)  # weights of no number are not worth judging
         with generators.kept():
             metrics = dict(self._work.judge())
@@ -216,6 +231,7 @@ class Steps:
         Raises:
             LossNotFinite: a weight is not a finite number.
         """
+        self._at(Activity.CHECKPOINT, step)
         self._check_weights(step)
         path = self._folder / f"checkpoint-{step}"
         with checkpoint_aside(path, self._gang) as aside:

@@ -147,7 +147,13 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         """A micro-batch: its part of the step's loss is kept as it was computed."""
         loss: torch.Tensor = super().training_step(*arguments, **options)
         self._steps.losses.add({LOSS: loss})
+        self._steps.mark()
         return loss
+
+    def prediction_step(self, *arguments: Any, **options: Any) -> Any:
+        """A batch of an evaluation."""
+        self._steps.mark()
+        return super().prediction_step(*arguments, **options)
 
     def create_scheduler(self, *arguments: Any, **options: Any) -> Any:
         """The schedule of learning rates, whose further arguments only it can judge."""

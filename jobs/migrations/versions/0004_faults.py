@@ -17,3 +17,5 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("row_error", sa.JSON(), nullable=True))
     op.create_index("jobs_by_retried", "jobs", ["retry_of"])
     op.create_index("jobs_by_model", "jobs", ["project", "model_key"])
+    op.add_column("leases", sa.Column("activity", sa.Text(), nullable=True))
+    op.add_column("leases", sa.Column("activity_at", sa.Double(), nullable=True))
