@@ -99,13 +99,33 @@ class Strict(BaseModel):
         return value
 
 
-class InputSpec(Strict):
+InputFormat = Literal["auto", "jsonl", "json", "csv", "text", "parquet", "dataset"]
+"""How rows are written down."""
+
+
+class TextFields(Strict):
+    """How text files are to be read; by the names that pandas has for it."""
+
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Character between the cells of a CSV file; found out from the header line when absent."""
+    quoting: Literal["auto", "minimal", "none"] = "auto"
+    """Whether quotes enclose cells of a CSV file (`minimal`) or are text (`none`); `auto`: text in `.tsv` files."""
+    quotechar: str = Field(default='"', min_length=1, max_length=1)
+    """Character that encloses cells of a CSV file."""
+    escapechar: str | None = Field(default=None, min_length=1, max_length=1)
+    """Character that makes the next one of a CSV file text, such as a backslash; none when absent."""
+    encoding: str = Field(default="utf-8", min_length=1, max_length=40)
+    """Encoding of CSV, JSON and text files, by Python's name."""
+
+
+class InputSpec(TextFields):
     """Where the rows come from and which columns the task reads."""
 
     path: Paths = Field(min_length=1)
     """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
-    format: Literal["auto", "jsonl", "parquet", "csv", "dataset"] = "auto"
-    """`auto` goes by the file name's ending; `dataset` reads a Hugging Face data set (hub name or folder)."""
+    format: InputFormat = "auto"
+    """`auto` goes by the file name's ending; `json` is one array of objects or JSON lines, `text` a row in each line,
+    `dataset` a Hugging Face data set (hub name or folder)."""
     columns: Columns = Field(default_factory=dict)
     """The task's input name -> the user's column; an input not named here is read from the column of its own name."""
     key: Name | None = None
@@ -114,8 +134,6 @@ class InputSpec(Strict):
     """Which split of a data set."""
     config: Name | None = None
     """Which configuration of a hub data set."""
-    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
-    """Of a CSV file; found out from the header line when absent."""
 
     @property
     def paths(self) -> list[str]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from jobs.bounds import MOST_TARGET_MODULES, Columns, Name, Paths, PathText, Values
 from jobs.errors import InvalidSpec
-from jobs.spec_fields import LARGEST_INTEGER, Duration, InputSpec, Priority, Strict
+from jobs.spec_fields import LARGEST_INTEGER, Duration, InputFormat, InputSpec, Priority, Strict, TextFields
 from jobs.training_arguments import check_arguments
 from jobs.training_metrics import PREFIX, RECIPE_METRICS, Mode
 from jobs.training_metrics import best_mode as mode_of_best
@@ -51,14 +51,14 @@ class ArchitectureSpec(Strict):
     """A folder or hub id whose tokenizer, image processor or feature extractor is used."""
 
 
-class DataSpec(Strict):
+class DataSpec(TextFields):
     """The rows to learn from, and those to judge by."""
 
     train: Paths = Field(min_length=1)
     """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
     eval: Paths | None = Field(default=None, min_length=1)
     """As `train`; or absent."""
-    format: Literal["auto", "jsonl", "parquet", "csv", "dataset"] = "auto"
+    format: InputFormat = "auto"
     columns: Columns = Field(default_factory=dict)
     """The task's input name -> the user's column; an input not named here is read from the column of its own name."""
     split: Name = "train"
@@ -67,8 +67,6 @@ class DataSpec(Strict):
     """Which split of the same data set to judge by, where `eval` is absent."""
     config: Name | None = None
     """Which configuration of a hub data set."""
-    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
-    """Of a CSV file; found out from the header line when absent."""
     max_length: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] | None = None
     """Tokens that a text is cut to; what the model takes when absent. For `text-generation`, the length of a block."""
 
@@ -91,7 +89,8 @@ class DataSpec(Strict):
         return None if self.eval_split is None else self._input(self.train, self.eval_split)
 
     def _input(self, path: str | list[str], split: str) -> InputSpec:
-        return InputSpec(path=path, format=self.format, split=split, config=self.config, delimiter=self.delimiter)
+        text_fields = {name: getattr(self, name) for name in TextFields.model_fields}
+        return InputSpec(path=path, format=self.format, split=split, config=self.config, **text_fields)
 
 
 class LoraSpec(Strict):

@@ -48,7 +48,7 @@ MOST_CHUNKS = 100_000
 MOST_CHUNKS_ASKED = 1_000_000
 """Most chunks that `batching.chunk_rows` may ask for."""
 
-_FILE_FACTS = frozenset({"file", "format", "size", "stamp", "upload"})
+_FILE_FACTS = frozenset({"file", "format", "size", "stamp", "upload", "name"})
 
 
 def check_submission(

@@ -1,4 +1,4 @@
-"""Where the rows of a job come from: JSON lines, CSV, Parquet and Hugging Face data sets, behind one protocol."""
+"""Where the rows of a job come from: JSON, CSV, text and Parquet files and data sets, behind one protocol."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from jobs.errors import InvalidInput
 from jobs.settings import Settings
 from jobs.sources.delimited import DelimitedReader
 from jobs.sources.inputs import InputSource
-from jobs.sources.jsonl import JsonLinesReader
+from jobs.sources.jsonl import JsonReader
 from jobs.sources.locate import Locator
+from jobs.sources.plain_text import PlainTextReader
 from jobs.sources.reader import Reader
 from jobs.sources.source import ChunkRange, Source
 from jobs.sources.values import RowMapper
 from jobs.specs import InputSpec
 from jobs.store import Store
 from jobs.tables import StoredFile
+from jobs.text_encodings import text_encoding
 
 __all__ = ["ChunkRange", "Source", "check_columns", "open_source"]
 
 _SHOWN_COLUMNS = 20
 _SHOWN_CHARACTERS = 60
+_TEXT_FORMATS = frozenset({"jsonl", "json", "text"})
+_CSV_FIELDS = ("quoting", "quotechar", "escapechar")
 
 
 def open_source(
@@ -34,23 +38,27 @@ def open_source(
     """The source that a spec names. Nothing is looked at yet: files are found when they are named or indexed.
 
     Args:
-        spec_input: paths, format, key, split and delimiter.
+        spec_input: paths, format, key, split, and how text files are to be read.
         columns: the task's input name -> the user's column.
         settings: `input_roots` and `max_row_bytes` bound what is read.
         store: where uploads lie.
         find_upload: finds an upload by its id; raises NotFound. Not used to read.
 
     Raises:
-        InvalidInput: `input.delimiter` cannot be one.
+        InvalidInput: one of the fields for text files cannot be used.
     """
     needed = sorted({*columns.values(), *([] if spec_input.key is None else [spec_input.key])})
     max_row_bytes = settings.max_row_bytes
 
     def open_reader(form: str) -> Reader:
-        if form == "jsonl":
-            return JsonLinesReader(max_row_bytes=max_row_bytes)
+        _check_fields(spec_input, form)
+        encoding = text_encoding(spec_input.encoding)
+        if form in {"jsonl", "json"}:
+            return JsonReader(max_row_bytes=max_row_bytes, encoding=encoding, may_be_array=form == "json")
         if form == "csv":
-            return DelimitedReader(max_row_bytes=max_row_bytes, delimiter=spec_input.delimiter)
+            return DelimitedReader(spec_input, max_row_bytes=max_row_bytes)
+        if form == "text":
+            return PlainTextReader(max_row_bytes=max_row_bytes, encoding=encoding)
         if form == "parquet":
             from jobs.sources.parquet import ParquetReader  # pyarrow is heavy
 
@@ -84,6 +92,14 @@ def check_columns(source: Source, spec_input: InputSpec, columns: Mapping[str, s
             raise InvalidInput(f"{param}: the input has no column '{column}', only {_listed(names)}", param=param)
         if names.count(column) > 1:
             raise InvalidInput(f"{param}: the input has several columns '{column}'", param=param)
+
+
+def _check_fields(spec_input: InputSpec, form: str) -> None:
+    """Refuse a field that would be passed over in silence, for it does not go with the format."""
+    for name in () if form == "csv" else _CSV_FIELDS if form in _TEXT_FORMATS else (*_CSV_FIELDS, "encoding"):
+        if getattr(spec_input, name) != InputSpec.model_fields[name].default:
+            kinds = "text files" if name == "encoding" else "CSV files"
+            raise InvalidInput(f"input.{name}: goes with {kinds}, and the input is {form}", param=f"input.{name}")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -103,14 +103,16 @@ class InputSource:
 
 def _locator(file: InputFile) -> dict[str, Any]:
     facts: dict[str, Any] = {"file": file.url, "format": file.format, "size": file.size, "stamp": file.stamp}
-    return {**facts, "upload": file.name} if file.is_upload else facts
+    if file.is_upload:
+        return {**facts, "upload": file.name}
+    return facts if file.name == file.url else {**facts, "name": file.name}
 
 
 def _file(locator: Mapping[str, Any]) -> InputFile:
     upload = locator.get("upload")
     return InputFile(
         url=locator["file"],
-        name=upload if upload is not None else locator["file"],
+        name=upload if upload is not None else locator.get("name", locator["file"]),
         format=locator["format"],
         size=locator["size"],
         stamp=locator["stamp"],

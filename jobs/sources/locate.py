@@ -20,6 +20,8 @@ from jobs.tables import StoredFile
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
+    ".txt": "text",
     ".csv": "csv",
     ".tsv": "csv",
     ".tab": "csv",
@@ -163,7 +165,7 @@ class Locator:
             known = ", ".join(SUFFIXES)
             raise _invalid(
                 f"the format of '{name}' is not known by its name ({known} are); "
-                "set input.format to jsonl, csv, parquet or dataset"
+                "set input.format to jsonl, json, csv, text, parquet or dataset"
             )
         return SUFFIXES[suffix]
 

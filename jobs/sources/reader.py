@@ -18,7 +18,7 @@ class InputFile:
     name: str
     """What the user called it; for messages."""
     format: str
-    """`jsonl`, `csv`, `parquet` or `dataset`."""
+    """`jsonl`, `json`, `csv`, `text`, `parquet` or `dataset`."""
     size: int = -1
     """Bytes (of a data set: rows) when it was planned; -1 before."""
     stamp: str = ""
@@ -31,6 +31,7 @@ class Record(NamedTuple):
     """What the format found at one row: the user's columns, or why there are none."""
 
     values: Mapping[str, Any] | RowError
+    """A RowError in the place of one column's value is the error of rows that use that column."""
     line: int | None
     """1-based physical line, where the format has lines."""
 

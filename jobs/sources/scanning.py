@@ -21,23 +21,71 @@ Positions = NDArray[np.int64]
 
 
 class Splitter(Protocol):
-    """Says which newlines end a record. One is made for each scan, for it may remember the blocks before."""
+    """Says where records end. One is made for each scan, for it may remember the blocks before."""
 
-    blank: bytes
-    """A record of these bytes alone, newline included, is not a row."""
+    @property
+    def blank(self) -> bytes | None:
+        """A record of these bytes alone, its ending included, is not a row; None: every record is one."""
+        ...
 
     def endings(self, block: NDArray[np.uint8], newlines: Positions) -> Positions | None:
-        """Indices into `newlines` of those that end a record; None when all of them do."""
+        """Indices into `block` of the bytes that end a record; None when they are all the newlines."""
+        ...
+
+    def fault(self, line: int) -> str | None:
+        """What is wrong with the file as a whole, in words, known once its end was reached.
+
+        Args:
+            line: 1-based physical line that the scan began on.
+        """
         ...
 
 
 class Lines:
-    """Each newline ends a record; lines of white space are no rows."""
+    """Each newline ends a record; lines of white space are no rows, unless every line is to be one."""
 
-    blank = b" \t\r\n\v\f"
+    def __init__(self, *, keep_blank: bool = False) -> None:
+        """
+        Args:
+            keep_blank: whether blank lines are rows as well.
+        """
+        self.blank = None if keep_blank else b" \t\r\n\v\f"
 
     def endings(self, block: NDArray[np.uint8], newlines: Positions) -> None:
-        """All of them."""
+        """All newlines."""
+
+    def fault(self, line: int) -> None:
+        """Nothing is ever wrong with lines."""
+
+
+class Escapes:
+    """Says which bytes are escaped by the one before them. One is made for each scan."""
+
+    def __init__(self, mark: str | None) -> None:
+        """
+        Args:
+            mark: the escape character, an ASCII one; None: nothing is escaped.
+        """
+        self._mark = None if mark is None else ord(mark)
+        self._is_open = False  # the byte before this block escapes the first one of it
+
+    def mask(self, block: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
+        """Whether each byte is escaped; None where none is. The next block goes on behind this one."""
+        if self._mark is None:
+            return None
+        escapes = np.flatnonzero(block == self._mark)
+        if not escapes.size and not self._is_open:
+            return None
+        is_escaped = np.zeros(block.size + 1, dtype=bool)
+        if self._is_open:
+            is_escaped[0] = True
+            escapes = escapes[1:] if escapes.size and escapes[0] == 0 else escapes
+        if escapes.size:
+            begins = np.flatnonzero(np.diff(escapes, prepend=-2) != 1)  # of each run of escape characters
+            first = np.repeat(escapes[begins], np.diff(begins, append=escapes.size))
+            is_escaped[escapes[(escapes - first) % 2 == 0] + 1] = True  # the first, third, ... of a run escape
+        self._is_open = bool(is_escaped[-1])
+        return is_escaped[:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +98,7 @@ class Block:
     starts: Positions
     """Offset in the file of each record's first byte; that of the first may lie in an earlier block."""
     ends: Positions
-    """Offset in the file of each record's end, its newline not included."""
+    """Offset in the file of each record's end, the byte that ends it not included."""
     lines: Positions
     """1-based physical line on which each record starts."""
     is_row: NDArray[np.bool_]
@@ -63,28 +111,32 @@ def scan(handle: BinaryIO, splitter: Splitter, *, offset: int, line: int, block_
     """Read from `offset`, where a record starts on physical line `line`, to the end of the file, block by block."""
     handle.seek(offset)
     is_blank_byte = np.zeros(256, dtype=bool)
-    is_blank_byte[np.frombuffer(splitter.blank, np.uint8)] = True
+    blank = splitter.blank
+    is_blank_byte[np.frombuffer(blank or b"", np.uint8)] = True
     base, base_line = offset, line
-    open_start, open_line, open_blank = offset, line, True
+    open_start, open_line, open_blank = offset, line, blank is not None
     while data := handle.read(block_bytes):
         block = np.frombuffer(data, np.uint8)
         newlines = np.flatnonzero(block == _NEWLINE)
         endings = splitter.endings(block, newlines)
-        ends = newlines if endings is None else newlines[endings]
+        ends = newlines if endings is None else endings
         starts, lines = np.empty_like(ends), np.empty_like(ends)
         is_row = np.empty(0, dtype=bool)
         tail = 0
         if ends.size:
             starts[0], starts[1:] = 0, ends[:-1] + 1
-            is_row = ~_are_blank(block, starts, ends, is_blank_byte)
-            is_row[0] |= not open_blank
-            number = np.arange(ends.size) if endings is None else endings
-            lines[0], lines[1:] = open_line, base_line + number[:-1] + 1
+            if blank is None:
+                is_row = np.ones(ends.size, dtype=bool)
+            else:
+                is_row = ~_are_blank(block, starts, ends, is_blank_byte)
+                is_row[0] |= not open_blank
+            passed = np.arange(1, ends.size + 1) if endings is None else np.searchsorted(newlines, ends, side="right")
+            lines[0], lines[1:] = open_line, base_line + passed[:-1]
             starts += base
             starts[0] = open_start
             tail = int(ends[-1]) + 1
-            open_start, open_line, open_blank = base + tail, base_line + int(number[-1]) + 1, True
-        open_blank = open_blank and not data[tail:].strip(splitter.blank)
+            open_start, open_line, open_blank = base + tail, base_line + int(passed[-1]), blank is not None
+        open_blank = open_blank and not data[tail:].strip(blank)
         yield Block(data, base, starts, ends + base, lines, is_row, open_start)
         base += len(data)
         base_line += newlines.size
@@ -99,7 +151,7 @@ def cut_rows(
     """Count the rows from `offset` on and note the place of each `chunk_rows`-th one.
 
     Raises:
-        InvalidInput: the file does not end where it did when it was looked at.
+        InvalidInput: the file does not end where it did when it was looked at, or is at fault as a whole.
     """
     num_rows = 0
     begun: Cut | None = None
@@ -117,6 +169,9 @@ def cut_rows(
         num_rows += starts.size
     if file.size >= 0 and end != max(file.size, offset):
         raise InvalidInput(changed_message(file), param=PARAM)
+    fault = splitter.fault(line)
+    if fault is not None:
+        raise InvalidInput(f"{PARAM}: '{file.name}': {fault}", param=PARAM)
     if begun is not None:
         yield begun._replace(stop=num_rows)
 

@@ -44,7 +44,8 @@ class RowMapper:
         found, line = record
         if isinstance(found, RowError):
             return Row(row_index, None, _NO_VALUES, found)
-        key = None if self._key is None else key_text(found.get(self._key))
+        cell = None if self._key is None else found.get(self._key)
+        key = cell if isinstance(cell, RowError) else key_text(cell)
         if isinstance(key, RowError):
             return Row(row_index, None, _NO_VALUES, replace(key, line=line))
         values: dict[str, Any] = {}
@@ -56,6 +57,8 @@ class RowMapper:
         return Row(row_index, key, values, line=line)
 
     def _value(self, name: str, column: str, value: Any) -> Any:
+        if isinstance(value, RowError):
+            return value
         if name in NULLABLE_INPUTS and (value is _ABSENT or value is None):
             return None
         if value is _ABSENT:

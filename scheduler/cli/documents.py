@@ -235,7 +235,8 @@ def _upload_format(spec_input: Json, file: Path) -> str:
     found = _format_of(file.name)
     if found is None:
         raise InvalidInput(
-            f"input.format: the ending of '{file.name}' does not tell its format; name it (jsonl, csv or parquet)",
+            f"input.format: the ending of '{file.name}' does not tell its format; "
+            "name it (jsonl, json, csv, text or parquet)",
             param="input.format",
         )
     return found

@@ -44,7 +44,9 @@ def run(
     param: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="A parameter of the task; V may be JSON.")
     ] = None,
-    input_format: Annotated[str, typer.Option("--format", help="auto, jsonl, csv, parquet or dataset.")] = "auto",
+    input_format: Annotated[
+        str, typer.Option("--format", help="auto, jsonl, json, csv, text, parquet or dataset.")
+    ] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     slots: Annotated[int | None, typer.Option(min=1, help="The most slots to use.")] = None,
     priority: Annotated[Priority, typer.Option(help="Class of the job.")] = Priority.NORMAL,

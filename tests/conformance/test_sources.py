@@ -86,6 +86,12 @@ class JsonLines(Kind):
         return {"path": str(_jsonl(self.folder / "in.jsonl", records))}
 
 
+class JsonArray(Kind):
+    def write(self, records: Records) -> dict[str, Any]:
+        (self.folder / "in.json").write_text(json.dumps(records, indent=1))
+        return {"path": str(self.folder / "in.json")}
+
+
 class Delimited(Kind):
     def write(self, records: Records) -> dict[str, Any]:
         return {"path": str(_csv(self.folder / "in.csv", records))}
@@ -175,6 +181,7 @@ class DatasetFolder(Kind):
 
 KINDS = [
     JsonLines,
+    JsonArray,
     Delimited,
     Parquet,
     ManyJsonLines,

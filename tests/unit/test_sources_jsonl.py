@@ -58,10 +58,6 @@ def test_each_bad_line_is_an_error_with_its_physical_line(path: Path) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "NaN",
-        "Infinity",
-        "-Infinity",
-        "1e400",
         '"\\ud800"',
         '"\\udc00x"',
         "'a'",
@@ -73,6 +69,24 @@ def test_each_bad_line_is_an_error_with_its_physical_line(path: Path) -> None:
 def test_what_is_not_json_is_never_guessed_at(path: Path, value: str) -> None:
     path.write_text(f'{{"text":"a"}}\n{{"text":{value}}}\n{{"text":"b"}}\n')
     assert outcomes(read_all(open_at(path))) == ["a", ("invalid_json_line", 2), "b"]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e400", "9" * 500, '{"a": [0, NaN]}'])
+def test_numbers_that_json_lacks_cost_only_the_rows_that_use_them(path: Path, value: str) -> None:
+    """`json.dumps` of a data frame's row writes NaN, mostly into columns that no task reads."""
+    path.write_text(f'{{"text":"a","score":{value}}}\n{{"text":{value},"score":1}}\n{{"text":"b"}}\n')
+    rows = read_all(open_at(path))
+    assert outcomes(rows) == ["a", ("invalid_value", 2), "b"]
+    assert rows[1].error is not None
+    assert "column 'text' holds" in rows[1].error.message
+    keyed = read_all(open_at(path, key="score"))
+    assert outcomes(keyed) == [("invalid_value", 1), ("invalid_value", 2), "b"]
+
+
+@pytest.mark.parametrize("rest", ['"\\ud800"', '"a\x01"', "[" * 1100 + "]" * 1100, "'a'", "01", "{"])
+def test_a_nan_excuses_nothing_else_in_its_line(path: Path, rest: str) -> None:
+    path.write_text(f'{{"text":"a","n":NaN,"x":{rest}}}\n{{"text":"b"}}\n')
+    assert outcomes(read_all(open_at(path))) == [("invalid_json_line", 1), "b"]
 
 
 def test_two_equal_names_in_one_object_the_last_counts(path: Path) -> None:
@@ -259,6 +273,8 @@ def test_any_file_in_any_chunks_equals_reading_it_whole(
         b"PK\x03\x04",
         b"PAR1",
     }:
+        return
+    if content.count(0) > 1:  # may be taken for UTF-16
         return
     path = tmp_path_factory.mktemp("in") / "in.jsonl"
     path.write_bytes(content)

@@ -34,7 +34,7 @@ def _refusal(path: str | Path | list[str], **fields: object) -> InvalidInput:
 
 def test_each_wrong_path_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.md").write_text("hello")
     (tmp_path / "a.jsonl").write_text(LINE % "a")
     (tmp_path / "b.csv").write_text("text\nb\n")
     (tmp_path / "c.jsonl.gz").write_bytes(b"\x1f\x8b")
@@ -46,7 +46,7 @@ def test_each_wrong_path_is_one_sentence(tmp_path: Path) -> None:
         (str(tmp_path / "*.parquet"), "no file matches"),
         (str(tmp_path / "folder"), "is a directory where a file should be"),
         (str(tmp_path / "folder.jsonl"), "is a directory where a file should be"),
-        (str(tmp_path / "notes.txt"), "set input.format to jsonl, csv, parquet or dataset"),
+        (str(tmp_path / "notes.md"), "set input.format to jsonl, json, csv, text, parquet or dataset"),
         (str(tmp_path / "c.jsonl.gz"), "is compressed"),
         ([str(tmp_path / "a.jsonl"), str(tmp_path / "b.csv")], "one format"),
         (str(tmp_path / "[ab].*"), "one format"),

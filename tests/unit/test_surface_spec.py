@@ -36,6 +36,10 @@ FIELDS: dict[str, Any] = {
     "input.split": "train",
     "input.config": None,
     "input.delimiter": None,
+    "input.quoting": "auto",
+    "input.quotechar": '"',
+    "input.escapechar": None,
+    "input.encoding": "utf-8",
     "parameters": {},
     "engine": "auto",
     "output.to": "database",
@@ -74,7 +78,8 @@ TRAINING_FIELDS: dict[str, Any] = {
 }
 """The same of a training's."""
 CHOICES = {
-    "input.format": {"auto", "jsonl", "parquet", "csv", "dataset"},
+    "input.format": {"auto", "jsonl", "json", "csv", "text", "parquet", "dataset"},
+    "input.quoting": {"auto", "minimal", "none"},
     "output.to": {"database", "jsonl", "parquet"},
     "dtype": {"auto", "float32", "bfloat16", "float16"},
     "engine": {"auto", "transformers", "vllm"},
@@ -84,6 +89,7 @@ ROW_ERRORS = {
     "empty_row",
     "forbidden_path",
     "invalid_csv_row",
+    "invalid_encoding",
     "invalid_image",
     "invalid_json_line",
     "invalid_key",
