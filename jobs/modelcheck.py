@@ -47,8 +47,8 @@ _WITH_TOKENIZER = frozenset(
 _WITH_TEMPLATE = frozenset({"text-generation", "image-text-to-text", "any-to-any"})
 """Tasks whose rows may be chats."""
 _MEDIA = frozenset({"image", "audio", "video"})
-_WITHOUT_PREPROCESSOR = frozenset({"timm_wrapper"})
-"""Types of models whose configuration says how their input is prepared."""
+_WITHOUT_PREPROCESSOR = frozenset({"layoutlm", "timm_wrapper"})
+"""Types of models that see no pixels, or whose configuration says how their input is prepared."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout", "Normalize")
 """The modules of a sentence-transformers folder that the `embeddings` task runs."""

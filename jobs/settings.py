@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     """Models that may bring their own code (`trust_remote_code`)."""
     max_row_bytes: int = Field(default=16 * 2**20, gt=0)
     """Longest line or row of an input; a longer one becomes a row error."""
+    max_image_pixels: int = Field(default=64_000_000, gt=0)
+    """Most pixels of an image of a row, looked at before it is decoded; a larger one becomes a row error."""
+    max_audio_seconds: float = Field(default=4 * 3600, gt=0)
+    """Longest sound of a row; a longer one becomes a row error."""
     batch_lines: int = Field(default=1_000_000, ge=1)
     """Most requests of one batch file."""
     webhook_private_hosts: list[PrivateHost] = []

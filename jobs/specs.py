@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -19,7 +18,7 @@ from jobs.spec_fields import (
     Strict,
     parse_duration,
 )
-from jobs.tasks import ALIASES, TASKS, Task, find_task
+from jobs.tasks import ALIASES, TASKS, Task, find_task, unknown_task
 from jobs.training_spec import TrainingSpec
 from jobs.wording import first_fault, shown
 
@@ -94,9 +93,7 @@ class InferenceSpec(Strict):
     @classmethod
     def _known_task(cls, value: str) -> str:
         if find_task(value) is None:
-            near = difflib.get_close_matches(value, [*TASKS, *ALIASES], n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known tasks: {', '.join(TASKS)}"
-            raise ValueError(f"unknown task '{value}'{hint}")
+            raise ValueError(unknown_task(value))
         return ALIASES.get(value, value)
 
     @model_validator(mode="after")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
+
+from jobs.wording import short
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ _ALL = (
     Task("mask-generation", ("image",)),
     Task("keypoint-matching", ("image", "image_pair")),
     Task("any-to-any", ("text",), ("image", "audio", "video")),
+    Task("decision", ("state", "questions")),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 """Every task by name."""
@@ -57,7 +61,29 @@ ALIASES: dict[str, str] = {
 }
 """Other names people use, as transformers accepts them."""
 
+REMOVED_TASKS: dict[str, str] = {
+    "text2text-generation": "Use the `text-generation` pipeline with a chat model instead.",
+    "summarization": "Use the `text-generation` pipeline with a chat model instead.",
+    "translation": "Use the `text-generation` pipeline with a chat model instead.",
+    "question-answering": "Use the `text-generation` pipeline with a chat model instead.",
+    "visual-question-answering": "Use the `image-text-to-text` pipeline with a vision-language chat model instead.",
+    "vqa": "Use the `image-text-to-text` pipeline with a vision-language chat model instead.",
+    "image-to-image": "For image generation tasks, please use 🤗 Diffusers instead.",
+    "image-to-text": "Use the `image-text-to-text` pipeline instead.",
+}
+"""Tasks that transformers no longer has, and what it says to use instead."""
+
 
 def find_task(name: str) -> Task | None:
     """The task called `name` or an alias of it, or None."""
     return TASKS.get(ALIASES.get(name, name))
+
+
+def unknown_task(name: str) -> str:
+    """What is said of a task that there is none of, with what may have been meant."""
+    removed = REMOVED_TASKS.get("translation" if name.startswith("translation_") else name)
+    if removed is not None:
+        return f"task '{name}' has been removed from transformers. {removed}"
+    near = difflib.get_close_matches(name[:100], [*TASKS, *ALIASES], n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else f"; known tasks: {', '.join(TASKS)}"
+    return f"unknown task '{short(name)}'{hint}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,15 @@ def minilm_path() -> str:
 
 
 def tiny_classifier(
-    folder: Path, *, num_labels: int = 3, problem_type: str | None = None, max_tokens: int = 128, seed: int = 0
+    folder: Path,
+    *,
+    num_labels: int = 3,
+    problem_type: str | None = None,
+    max_tokens: int = 128,
+    seed: int = 0,
+    labels: Sequence[str] = (),
 ) -> Path:
-    """A BERT text classifier with labels `label-0`, `label-1`, ...
+    """A BERT text classifier with labels `label-0`, `label-1`, ... or those given.
 
     Args:
         folder: made if it is not there.
@@ -68,24 +74,25 @@ def tiny_classifier(
         problem_type: `single_label_classification`, `multi_label_classification`, `regression` or not said.
         max_tokens: the longest row it can take.
         seed: of its weights.
+        labels: names in place of the numbered ones.
     """
-    with _seeded(seed):
-        labels = {index: f"label-{index}" for index in range(num_labels)}
-        config = _bert_config(max_tokens, id2label=labels, label2id={name: index for index, name in labels.items()})
+    with seeded(seed):
+        names = dict(enumerate(labels or [f"label-{index}" for index in range(num_labels)]))
+        config = _bert_config(max_tokens, id2label=names, label2id={name: index for index, name in names.items()})
         config.problem_type = problem_type
         return _save(BertForSequenceClassification(config), wordpiece_tokenizer(max_tokens), folder)
 
 
 def tiny_tagger(folder: Path, *, max_tokens: int = 128, seed: int = 0) -> Path:
     """A BERT token classifier with the tags of `TAGS`."""
-    with _seeded(seed):
+    with seeded(seed):
         config = _bert_config(max_tokens, id2label=dict(enumerate(TAGS)), label2id={t: i for i, t in enumerate(TAGS)})
         return _save(BertForTokenClassification(config), wordpiece_tokenizer(max_tokens), folder)
 
 
 def tiny_masked_lm(folder: Path, *, max_tokens: int = 128, seed: int = 0) -> Path:
     """A BERT masked language model."""
-    with _seeded(seed):
+    with seeded(seed):
         return _save(BertForMaskedLM(_bert_config(max_tokens)), wordpiece_tokenizer(max_tokens), folder)
 
 
@@ -94,7 +101,7 @@ def tiny_encoder(
 ) -> Path:
     """A plain BERT encoder of 32 dimensions without any head, with its own tokenizer or another."""
     tokenizer = tokenizer or wordpiece_tokenizer(max_tokens)
-    with _seeded(seed):
+    with seeded(seed):
         return _save(BertModel(_bert_config(max_tokens, num_ids=len(tokenizer))), tokenizer, folder)
 
 
@@ -108,7 +115,7 @@ CHAT_TEMPLATE = (
 def tiny_gpt2(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
     """A GPT-2 language model, whose positions are learnt, with a byte-level BPE tokenizer."""
     tokenizer = byte_level_tokenizer(max_tokens)
-    with _seeded(seed):
+    with seeded(seed):
         config = GPT2Config(
             vocab_size=len(tokenizer),
             n_embd=32,
@@ -127,7 +134,7 @@ def tiny_causal_lm(
     """A Llama language model with a byte-level BPE tokenizer."""
     tokenizer = byte_level_tokenizer(max_tokens)
     tokenizer.chat_template = chat_template
-    with _seeded(seed):
+    with seeded(seed):
         config = LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=32,
@@ -148,7 +155,7 @@ def tiny_causal_lm(
 def tiny_mistral(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
     """A Mistral language model, each of whose tokens sees the last eight only, with a byte-level BPE tokenizer."""
     tokenizer = byte_level_tokenizer(max_tokens)
-    with _seeded(seed):
+    with seeded(seed):
         config = MistralConfig(
             vocab_size=len(tokenizer),
             hidden_size=32,
@@ -167,7 +174,7 @@ def tiny_mistral(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
 
 def tiny_image_classifier(folder: Path, *, num_labels: int = 3, seed: int = 0) -> Path:
     """A ViT for images of 32 x 32. Its processor is written as its JSON file: making one would need Pillow here."""
-    with _seeded(seed):
+    with seeded(seed):
         labels = {index: f"thing-{index}" for index in range(num_labels)}
         config = ViTConfig(
             hidden_size=32,
@@ -203,7 +210,7 @@ def tiny_ctc(folder: Path, *, seed: int = 0) -> Path:
     vocabulary.write_text(json.dumps({symbol: index for index, symbol in enumerate(symbols)}))
     extractor = Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=16_000, return_attention_mask=False)
     Wav2Vec2Processor(extractor, Wav2Vec2CTCTokenizer(str(vocabulary))).save_pretrained(folder)
-    with _seeded(seed):
+    with seeded(seed):
         config = Wav2Vec2Config(
             vocab_size=len(symbols),
             hidden_size=32,
@@ -291,7 +298,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Fixed random weights inside, and the caller's generator as it was afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

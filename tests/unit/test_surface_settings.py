@@ -28,6 +28,8 @@ SETTINGS: dict[str, Any] = {
     "input_urls": [],
     "trusted_remote_code": [],
     "max_row_bytes": 16 * 2**20,
+    "max_image_pixels": 64_000_000,
+    "max_audio_seconds": 4 * 3600,
     "batch_lines": 1_000_000,
     "webhook_private_hosts": [],
     "models": {},

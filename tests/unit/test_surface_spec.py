@@ -88,6 +88,7 @@ ROW_ERRORS = {
     "empty_input",
     "empty_row",
     "forbidden_path",
+    "invalid_audio",
     "invalid_csv_row",
     "invalid_encoding",
     "invalid_image",

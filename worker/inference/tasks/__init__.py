@@ -8,22 +8,23 @@ from jobs.settings import Settings
 from jobs.specs import InferenceSpec
 from worker.inference.tasks.embeddings import Embeddings
 from worker.inference.tasks.fill_mask import FillMask
-from worker.inference.tasks.generic import Generic
 from worker.inference.tasks.interface import Encoded, TaskModel
 from worker.inference.tasks.loading import find_model
+from worker.inference.tasks.staged import Staged
 from worker.inference.tasks.text_classification import TextClassification
 from worker.inference.tasks.text_generation import TextGeneration
 from worker.inference.tasks.token_classification import TokenClassification
 
 __all__ = ["Encoded", "TaskModel", "load_task_model"]
 
-_TASKS: dict[str, type[Embeddings | TextClassification | TokenClassification | FillMask | TextGeneration]] = {
+OWN_TASKS: dict[str, type[Embeddings | TextClassification | TokenClassification | FillMask | TextGeneration]] = {
     "embeddings": Embeddings,
     "text-classification": TextClassification,
     "token-classification": TokenClassification,
     "fill-mask": FillMask,
     "text-generation": TextGeneration,
 }
+"""The tasks that do not run through transformers' pipeline."""
 
 
 def load_task_model(spec: InferenceSpec, *, device: torch.device, dtype: torch.dtype, settings: Settings) -> TaskModel:
@@ -43,9 +44,9 @@ def load_task_model(spec: InferenceSpec, *, device: torch.device, dtype: torch.d
         RuntimeError: the device has too little memory for it.
     """
     source = find_model(spec, settings)
-    task = _TASKS.get(spec.task)
+    task = OWN_TASKS.get(spec.task)
     if task is None:
-        return Generic(spec.task, source, spec.parameters, device=device, dtype=dtype, settings=settings)
+        return Staged(spec.task, source, spec.parameters, device=device, dtype=dtype, settings=settings)
     if task is TextGeneration and spec.engine == "vllm":
         return TextGeneration.on_vllm(source, spec.parameters, device=device, dtype=dtype)
     return task(source, spec.parameters, device=device, dtype=dtype)

@@ -1,94 +1,204 @@
-"""Images, sounds and films between rows and pipelines: opened under the input roots only, and back into JSON."""
+"""Images, sounds and films of rows, opened for pipelines: from the data itself, or from files under the input roots.
+
+A pipeline would open any path there is, fetch any URL and take any other text for base64, so none is handed to it.
+"""
 
 from __future__ import annotations
 
 import base64
+import binascii
 import importlib
 import io
-from collections.abc import Mapping
+import tempfile
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from jobs.errors import UserError
+from jobs.errors import InvalidInput, UserError
 from jobs.paths import resolve_input_path
 from jobs.rows import RowError
 from jobs.settings import Settings
-from worker.device import one_line
+from jobs.sources.media import MEDIA_INPUTS
+from worker.inference.tasks.failures import plain_sentence
+from worker.inference.tasks.sound import decode_sound, resample, too_long
 
-MEDIA_TOKENS = {"image": 256, "image_pair": 256, "audio": 1024, "video": 4096}
-"""What one of them is counted as when rows are packed into batches; text models' activations are a fair measure."""
+_LONGEST_PATH = 4096  # characters
+_LONGEST_NAME = 255  # of a file; what is longer and all base64 is data
+_BEGINNINGS = (
+    b"\x89PNG",
+    b"\xff\xd8",
+    b"GIF8",
+    b"RIFF",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"ID3",
+    b"fLaC",
+    b"OggS",
+    b"\x1aE\xdf\xa3",
+)
+_SHOWN = 100  # characters of the user's own text in a message
+_NEEDS: Mapping[str, tuple[str, str]] = {
+    "mask-generation": ("torchvision", "the build of torchvision that belongs to its torch"),
+    "video-classification": ("av", "the package av: pip install 'stoker[audio]'"),
+}
+"""Task -> the package without which its pipeline does not run, and how to get it."""
 
 
-def open_media(name: str, value: Any, settings: Settings) -> Any:
+def check_packages(task: str) -> None:
+    """Make sure that this host has the packages that a task needs.
+
+    Raises:
+        InvalidInput: one is missing, or does not work here.
+    """
+    if task not in _NEEDS:
+        return
+    package, advice = _NEEDS[task]
+    try:
+        importlib.import_module(package)  # a build for another torch is found, and fails here
+    except (ImportError, RuntimeError, OSError) as error:
+        raise InvalidInput(f"task: '{task}' needs {advice}; install it on the workers' hosts", param="task") from error
+
+
+def open_media(name: str, value: Any, settings: Settings, *, rate: int | None = None) -> Any:
     """What a pipeline gets for a row's value.
-
-    A path is opened here: a pipeline would open any path there is, and fetch any URL.
 
     Args:
         name: the task's name of the input.
         value: as the source gave it.
-        settings: whose `input_roots` bound paths.
+        settings: whose `input_roots` bound paths, and which limit the size of an image and the length of a sound.
+        rate: samples a second that the model hears; for sounds only.
 
     Returns:
-        An image, the bytes or samples of a sound, the path of a film; any other input as it is; or a RowError.
+        An image in RGB, samples at `rate`, the bytes or the path of a film; any other input as it is; or a RowError.
+
+    Raises:
+        InvalidInput: this host lacks the package that decodes a sound.
     """
-    if name not in MEDIA_TOKENS:
+    if name not in MEDIA_INPUTS or value is None:
         return value
-    if isinstance(value, str) and not value.startswith("data:"):
-        if "://" in value and not value.startswith("file://"):
-            return RowError("url_not_allowed", f"input '{name}' is a URL; give a path, or the data itself")
-        try:
-            path = resolve_input_path(value, settings, param=name)
-        except UserError as error:
-            return RowError("forbidden_path", error.message)
-        if not path.is_file():
-            return RowError("missing_file", f"input '{name}': there is no file '{value}'")
-        value = str(path)
-        if name != "video":
-            try:
-                value = path.read_bytes()
-            except OSError as error:
-                return RowError("missing_file", f"input '{name}': '{path}' cannot be read: {error.strerror}")
-    if name == "video" and not isinstance(value, str | bytes):
-        return RowError("wrong_type", "input 'video' must be a path or a film's bytes")  # a list may hold URLs
-    if name.startswith("image"):
-        return _open_image(name, value)
-    return _sound(value) if name == "audio" else value
+    if isinstance(value, str):
+        value = _from_text(name, value, settings, as_path=name == "video")
+    if isinstance(value, RowError):
+        return value
+    if name == "audio":
+        return _open_sound(value, settings, rate)
+    if name == "video":
+        return (
+            value if isinstance(value, str | bytes) else RowError("wrong_type", "input 'video' must be a path or data")
+        )
+    return _open_image(name, value, settings)
 
 
-def _open_image(name: str, value: Any) -> Any:
-    # Pillow is optional: only tasks with images need it. By name, as type checkers miss it where it is not installed.
-    pillow = importlib.import_module("PIL.Image")
-    from transformers.image_utils import load_image
+@contextmanager
+def as_files(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The same values, those films that are bytes in files: pipelines read films from files only."""
+    with (
+        tempfile.TemporaryDirectory(prefix="stoker-")
+        if isinstance(values.get("video"), bytes)
+        else _nowhere() as folder
+    ):
+        found = dict(values)
+        if folder:
+            found["video"] = str(Path(folder) / "video")
+            Path(found["video"]).write_bytes(values["video"])
+        yield found
 
+
+@contextmanager
+def _nowhere() -> Iterator[str]:
+    yield ""
+
+
+def _from_text(name: str, value: str, settings: Settings, *, as_path: bool) -> str | bytes | RowError:
+    """The bytes that a text stands for: a data URL, base64 or a path."""
+    if value.startswith("data:"):
+        return _from_data_url(name, value)
+    if "://" in value[:_SHOWN] and not value.startswith("file://"):
+        return RowError("url_not_allowed", f"input '{name}' is a URL; give a path, or the data itself")
+    data = _from_base64(value)
+    if data is not None:
+        return data
+    shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
+    if len(value) > _LONGEST_PATH or "\0" in value:
+        return RowError("missing_file", f"input '{name}': there is no file '{shown}', nor is it base64")
     try:
-        image = load_image(pillow.open(io.BytesIO(value)) if isinstance(value, bytes) else value)
-        image.load()
+        path = resolve_input_path(value, settings, param=name)
+        if not path.is_file():
+            return RowError("missing_file", f"input '{name}': there is no file '{shown}'")
+        return str(path) if as_path else path.read_bytes()
+    except UserError as error:
+        return RowError("forbidden_path", error.message)
+    except OSError as error:
+        return RowError("missing_file", f"input '{name}': '{shown}' cannot be read: {error.strerror}")
+
+
+def _from_data_url(name: str, value: str) -> bytes | RowError:
+    kind, comma, data = value.partition(",")
+    wrong = RowError("invalid_value", f"input '{name}': its data: URL is not valid")
+    if not comma:
+        return wrong
+    if not kind.endswith(";base64"):
+        return urllib.parse.unquote_to_bytes(data)
+    try:
+        return base64.b64decode(urllib.parse.unquote(data), validate=False)
+    except (binascii.Error, ValueError):
+        return wrong
+
+
+def _from_base64(value: str) -> bytes | None:
+    """The data of base64 without a `data:` before it; None for what may as well be the name of a file."""
+    try:
+        data = base64.b64decode("".join(value.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return data if len(value) > _LONGEST_NAME or data.startswith(_BEGINNINGS) else None
+
+
+def _open_image(name: str, value: Any, settings: Settings) -> Any:
+    # By name, as type checkers miss it where it is not installed.
+    pillow, operations = importlib.import_module("PIL.Image"), importlib.import_module("PIL.ImageOps")
+    if not isinstance(value, bytes | pillow.Image):
+        return RowError("wrong_type", f"input '{name}' must be a path, base64 or the bytes of an image")
+    limit = settings.max_image_pixels
+    large = RowError("row_too_large", f"input '{name}' has more than {limit} pixels (setting max_image_pixels)")
+    try:
+        image = pillow.open(io.BytesIO(value)) if isinstance(value, bytes) else value
+        if image.width * image.height > limit:  # before the pixels are decoded: a small file may hold gigabytes
+            return large
+        if image.mode in ("I", "F"):
+            reason = "it has numbers of 32 bits instead of shades; save it with 8 or 16 bits"
+            return RowError("invalid_image", f"input '{name}' cannot be taken: {reason}")
+        image = operations.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # converting would cut it off at 255, and so leave it white
+            image = pillow.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+        return image.convert("RGB")
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
+        return large
     except Exception as error:  # noqa: BLE001 - decoders of damaged images raise whatever they like
-        return RowError("invalid_image", f"input '{name}' is not an image: {one_line(error)}")
-    return image
+        return RowError("invalid_image", f"input '{name}' is not an image: {plain_sentence(error)}")
 
 
-def _sound(value: Any) -> Any:
-    if isinstance(value, Mapping) and "array" in value:
-        return {"raw": np.asarray(value["array"], dtype=np.float32), "sampling_rate": int(value["sampling_rate"])}
-    return np.asarray(value, dtype=np.float32) if isinstance(value, (list, np.ndarray)) else value
-
-
-def jsonable(value: Any) -> Any:
-    """A pipeline's output as a JSON value: arrays become lists, images PNG data URLs."""
+def _open_sound(value: Any, settings: Settings, rate: int | None) -> Any:
+    if rate is None:
+        return RowError("wrong_type", "input 'audio': the model does not hear sounds")
+    if isinstance(value, bytes):
+        return decode_sound(value, rate, max_seconds=settings.max_audio_seconds)
+    found = rate
     if isinstance(value, Mapping):
-        return {str(name): jsonable(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(inner) for inner in value]
-    if isinstance(value, torch.Tensor):
-        return value.float().tolist() if value.dtype is torch.bfloat16 else value.tolist()
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if hasattr(value, "save") and hasattr(value, "getbbox"):
-        stream = io.BytesIO()
-        value.save(stream, format="PNG")
-        return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return value
+        array, said = value.get("array", value.get("raw")), value.get("sampling_rate")
+        if array is None or not isinstance(said, int) or isinstance(said, bool):
+            message = "input 'audio' must be a path, bytes, samples, or an object with 'array' and 'sampling_rate'"
+            return RowError("wrong_type", message)
+        value, found = array, said
+    try:
+        samples = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):
+        return RowError("wrong_type", "input 'audio': its samples are not numbers")
+    if not samples.size or samples.ndim not in (1, 2):
+        return RowError("wrong_type", "input 'audio' must be one list of samples, or one for each channel")
+    return too_long(samples, found, settings.max_audio_seconds) or resample(samples, found, rate)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import wave
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -89,40 +87,13 @@ def _decoded(
 
 def _samples(value: Any, rate: int, settings: Settings) -> np.ndarray | str:
     """A recording's samples, or what is wrong with it."""
-    sound = open_media("audio", media_value("audio", value), settings)
+    cell = media_value("audio", value)
+    sound = cell if isinstance(cell, RowError) else open_media("audio", cell, settings, rate=rate)
     if isinstance(sound, RowError):
         return sound.message
-    found = rate
-    if isinstance(sound, dict):
-        sound, found = sound["raw"], sound["sampling_rate"]
-    elif isinstance(sound, bytes):
-        try:
-            sound, found = _wave(sound)
-        except (wave.Error, EOFError):
-            from transformers.pipelines.audio_utils import ffmpeg_read
-
-            try:
-                sound = ffmpeg_read(sound, rate)
-            except ValueError as error:
-                return f"the sound cannot be read: {error}"
     if not isinstance(sound, np.ndarray) or sound.ndim != 1 or not sound.size:
         return "it has no sound, which is one list of samples, or a file"
-    if found != rate:
-        return f"its sound has {found} samples a second, and the model hears {rate}"
-    return sound.astype(np.float32)
-
-
-def _wave(data: bytes) -> tuple[np.ndarray, int]:
-    """Samples and their rate of a plain WAV file of 16 bits, its channels averaged.
-
-    Raises:
-        wave.Error: it is another kind of file.
-    """
-    with wave.open(io.BytesIO(data)) as file:
-        if file.getsampwidth() != 2:
-            raise wave.Error("not of 16 bits")
-        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / 2**15
-        return samples.reshape(-1, file.getnchannels()).mean(axis=1), file.getframerate()
+    return sound
 
 
 def _collate(rows: list[dict[str, Any]], *, extractor: Any) -> dict[str, torch.Tensor]:

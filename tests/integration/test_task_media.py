@@ -1,0 +1,163 @@
+"""Images, sounds and films come from files, data URLs, base64, bytes and arrays; whatever else is a row's own error."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from transformers import pipeline
+
+from jobs.rows import Row, RowError
+from jobs.settings import Settings
+from jobs.sources.media import media_value
+from tests.task_kit import error_codes, load, outputs, same
+from tests.tiny import tiny_ctc, tiny_image_classifier
+from tests.tiny_media import tiny_film_classifier, tiny_sound_classifier, write_film, write_wav
+from worker.inference.tasks.media import open_media
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_image_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    """Files of three images of different sizes and kinds."""
+    random = np.random.default_rng(0)
+    paths = []
+    for index, (shape, kind) in enumerate((((40, 30, 3), "png"), ((64, 80), "png"), ((33, 32, 4), "webp"))):
+        path = tmp_path / f"image-{index}.{kind}"
+        Image.fromarray(random.integers(0, 255, shape, dtype=np.uint8)).save(path)
+        paths.append(path)
+    return paths
+
+
+def _rows(name: str, values: list[Any]) -> list[Row]:
+    return [Row(index, None, {name: value}) for index, value in enumerate(values)]
+
+
+def _everywhere(**settings: Any) -> Settings:
+    return Settings(input_roots=["/"], **settings)
+
+
+def test_images_from_files_equal_the_pipelines(classifier: Path, tmp_path: Path, images: list[Path]) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(images[0].read_bytes()[:100])
+    values = [*map(str, images), str(broken), str(tmp_path / "absent.png"), "https://example.com/a.png", ["a"], 7]
+    reference = pipeline("image-classification", model=str(classifier), device="cpu", dtype=torch.float32)
+    results = outputs(load("image-classification", classifier, {"top_k": 2}), _rows("image", values))
+    assert all(map(same, results[:3], [reference(str(path), top_k=2) for path in images]))
+    assert error_codes(results[3:]) == [
+        "invalid_image", "missing_file", "url_not_allowed", "wrong_type", "wrong_type",
+    ]  # fmt: skip
+    assert orjson.loads(orjson.dumps(results[:3])) == results[:3]
+
+
+def test_an_image_is_the_same_in_every_form(classifier: Path, images: list[Path]) -> None:
+    data = images[0].read_bytes()
+    text = base64.b64encode(data).decode()
+    small = io.BytesIO()
+    Image.open(images[0]).resize((4, 4)).save(small, "PNG")
+    values = [str(images[0]), f"file://{images[0]}", f"data:image/png;base64,{text}", text, data, Image.open(images[0])]
+    values += [media_value("image", {"bytes": text}), media_value("image", {"bytes": data, "path": None})]
+    results = outputs(load("image-classification", classifier), _rows("image", values))
+    assert all(same(result, results[0]) for result in results)
+    short = base64.b64encode(small.getvalue()).decode()
+    assert open_media("image", short, _everywhere()).size == (4, 4)
+
+
+def test_files_outside_the_roots_are_not_opened(classifier: Path, tmp_path: Path, images: list[Path]) -> None:
+    (tmp_path / "roots").mkdir()
+    (tmp_path / "roots" / "link.png").symlink_to(images[0])
+    settings = Settings(input_roots=[tmp_path / "roots", classifier])
+    values = [str(images[0]), str(tmp_path / "roots" / "link.png"), f"file://{images[0]}"]
+    results = outputs(load("image-classification", classifier, settings=settings), _rows("image", values))
+    assert error_codes(results) == ["forbidden_path"] * 3
+
+
+def test_messages_hold_neither_data_nor_addresses() -> None:
+    data = base64.b64encode(bytes(range(256)) * 5000).decode()
+    for value in (
+        data,
+        f"data:image/png;base64,{data}",
+        b"no image",
+        "x" * 100_000,
+        "/" * 100_000,
+        "a\0b",
+        {"bytes": 1},
+    ):
+        found = open_media("image", value, _everywhere())
+        assert isinstance(found, RowError)
+        assert len(found.message) < 300
+        assert "0x" not in found.message
+        assert "Errno" not in found.message
+
+
+def test_large_and_deep_images_are_not_taken_as_they_are() -> None:
+    def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+        stream = io.BytesIO()
+        image.save(stream, kind)
+        return stream.getvalue()
+
+    large = encoded(Image.new("L", (300, 300)))
+    assert open_media("image", large, _everywhere(max_image_pixels=89_999)).code == "row_too_large"
+    assert open_media("image", large, _everywhere(max_image_pixels=90_000)).size == (300, 300)
+    assert open_media("image", encoded(Image.new("L", (20_000, 20_000))), _everywhere()).code == "row_too_large"
+    ramp = np.arange(0, 65_536, 257, dtype=np.uint16).reshape(16, 16)
+    deep = open_media("image", encoded(Image.fromarray(ramp)), _everywhere())
+    assert np.array_equal(np.asarray(deep)[..., 0].reshape(-1), np.arange(256))
+    floats = open_media("image", encoded(Image.new("F", (4, 4)), "TIFF"), _everywhere())
+    assert floats.code == "invalid_image"
+    turned = Image.new("RGB", (8, 4))
+    ImageDraw.Draw(turned).rectangle((0, 0, 3, 3), fill="white")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    turned.save(stream, "JPEG", exif=exif)
+    assert open_media("image", stream.getvalue(), _everywhere()).size == (4, 8)
+
+
+def test_sounds_from_files_data_and_arrays(tmp_path: Path) -> None:
+    model = tiny_ctc(tmp_path / "model")
+    samples = (np.random.default_rng(0).integers(-3000, 3000, 4000) / 2**15).astype(np.float32)
+    path = write_wav(tmp_path / "sound.wav", samples, 16_000)
+    data = path.read_bytes()
+    text = base64.b64encode(data).decode()
+    values = [str(path), data, f"data:audio/wav;base64,{text}", text, samples.tolist()]
+    values += [{"array": samples.tolist(), "sampling_rate": 16_000}, {"raw": samples, "sampling_rate": 16_000}]
+    broken = ["https://example.com/a.wav", b"RIFF", str(tmp_path / "no.wav"), {"array": ["a"], "sampling_rate": 1}, []]
+    reference = pipeline("automatic-speech-recognition", model=str(model), device="cpu", dtype=torch.float32)
+    results = outputs(load("automatic-speech-recognition", model), _rows("audio", [*values, *broken]))
+    assert all(same(result, reference(samples)) for result in results[: len(values)])
+    assert error_codes(results[len(values) :]) == [
+        "url_not_allowed", "invalid_audio", "missing_file", "wrong_type", "wrong_type",
+    ]  # fmt: skip
+
+
+def test_sounds_of_other_rates_are_resampled(tmp_path: Path) -> None:
+    model = tiny_sound_classifier(tmp_path / "model")
+    time = np.arange(8000) / 8000
+    values = [{"array": np.sin(2 * np.pi * 440 * time).tolist(), "sampling_rate": 8000}]
+    values.append({"array": np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).tolist(), "sampling_rate": 16_000})
+    one, other = outputs(load("audio-classification", model), _rows("audio", values))
+    assert same(one, other, tolerance=0.05)
+
+
+def test_films_from_files_and_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="the extra audio, which has PyAV, is not installed")
+    model = tiny_film_classifier(tmp_path / "model")
+    films = [write_film(tmp_path / f"{seed}.mp4", seed) for seed in (0, 1, 2)]
+    reference = pipeline("video-classification", model=str(model), device="cpu", dtype=torch.float32)
+    values = [*map(str, films), films[0].read_bytes(), str(tmp_path / "no.mp4"), b"no film"]
+    results = outputs(load("video-classification", model), _rows("video", values))
+    expected = [reference(str(film)) for film in (*films, films[0])]
+    assert all(map(same, results[:4], expected))
+    assert error_codes(results[4:]) == ["missing_file", "row_failed"]

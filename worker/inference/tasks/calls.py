@@ -1,0 +1,86 @@
+"""How a row of each task becomes the call that a user would make of its pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Values = Mapping[str, Any]
+Arguments = tuple[Any, ...]
+Options = dict[str, Any]
+_ROW_OPTIONS = ("candidate_labels",)
+"""Inputs of a row that stand in for the job's parameter of the same name."""
+
+_TAKE_LISTS_OF_LABELS = ("zero-shot-audio-classification", "zero-shot-image-classification")
+"""Tasks whose pipelines take each letter of a text for a label."""
+
+
+def _only(name: str) -> Callable[[Values, Options], tuple[Arguments, Options]]:
+    return lambda values, options: ((values[name],), options)
+
+
+def _table(values: Values, options: Options) -> tuple[Arguments, Options]:
+    return ({"table": values["table"], "query": values["query"]},), options
+
+
+def _document(values: Values, options: Options) -> tuple[Arguments, Options]:
+    row = {name: values[name] for name in ("question", "image", "word_boxes") if values.get(name) is not None}
+    return (row,), options
+
+
+def _image_and_text(values: Values, options: Options) -> tuple[Arguments, Options]:
+    return (), {**options, "images": values["image"], "text": values["text"]}
+
+
+def _any(values: Values, options: Options) -> tuple[Arguments, Options]:
+    names = {"text": "text", "image": "images", "audio": "audio", "video": "videos"}
+    return (), {**options, **{names[name]: value for name, value in values.items() if value is not None}}
+
+
+def _pair(values: Values, options: Options) -> tuple[Arguments, Options]:
+    return ([values["image"], values["image_pair"]],), options
+
+
+def _decision(values: Values, options: Options) -> tuple[Arguments, Options]:
+    return ({"state": values["state"], "questions": values["questions"]},), options
+
+
+CALLS: Mapping[str, Callable[[Values, Options], tuple[Arguments, Options]]] = {
+    "any-to-any": _any,
+    "audio-classification": _only("audio"),
+    "automatic-speech-recognition": _only("audio"),
+    "decision": _decision,
+    "depth-estimation": _only("image"),
+    "document-question-answering": _document,
+    "feature-extraction": _only("text"),
+    "image-classification": _only("image"),
+    "image-feature-extraction": _only("image"),
+    "image-segmentation": _only("image"),
+    "image-text-to-text": _image_and_text,
+    "keypoint-matching": _pair,
+    "mask-generation": _only("image"),
+    "object-detection": _only("image"),
+    "table-question-answering": _table,
+    "text-to-audio": _only("text"),
+    "video-classification": _only("video"),
+    "zero-shot-audio-classification": _only("audio"),
+    "zero-shot-classification": _only("text"),
+    "zero-shot-image-classification": _only("image"),
+    "zero-shot-object-detection": _only("image"),
+}
+"""Every task that runs through its pipeline -> the arguments and options of its call for a row."""
+
+
+def call_of(task: str, values: Values, parameters: Options) -> tuple[Arguments, Options]:
+    """The arguments of a pipeline's call for one row.
+
+    Args:
+        task: a name in `CALLS`.
+        values: of the row, its media opened.
+        parameters: of the job; they become part of the call, so they are the caller's last use of them.
+    """
+    options = {**parameters, **{name: values[name] for name in _ROW_OPTIONS if values.get(name) is not None}}
+    labels = options.get("candidate_labels")
+    if isinstance(labels, str) and task in _TAKE_LISTS_OF_LABELS:
+        options["candidate_labels"] = [label.strip() for label in labels.split(",") if label.strip()]
+    return CALLS[task](values, options)

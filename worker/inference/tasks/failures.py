@@ -1,0 +1,17 @@
+"""What a library's exception says, in a sentence that is fit for a result: without addresses and without data."""
+
+from __future__ import annotations
+
+import re
+
+from worker.device import one_line
+
+_ADDRESS = re.compile(r"<[\w.]*?(\w+)(?: object| image)?[^<>]*? at 0x[0-9a-fA-F]+>")
+_LONG_WORD = re.compile(r"\S{101,}")
+
+
+def plain_sentence(error: BaseException) -> str:
+    """The kind of an error and the first line of its message, without addresses of objects and without data that the
+    message repeats."""
+    text = _LONG_WORD.sub(lambda word: f"{word[0][:40]}…", _ADDRESS.sub(r"a \1", one_line(error, longest=10_000)))
+    return text if len(text) <= 300 else f"{text[:299]}…"

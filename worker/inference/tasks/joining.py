@@ -1,0 +1,142 @@
+"""Prepared items of several rows as one batch, and the outputs of a batch as those of its rows.
+
+Items are joined only where every tensor has an equal shape: nothing is padded, so no model can see a neighbour. An item
+is what a pipeline's `preprocess` returns: tensors whose first axis is the batch, beside whatever else the row needs.
+"""
+
+from __future__ import annotations
+
+from collections import UserDict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+from transformers.utils import ModelOutput
+
+_READ_OF_THE_FIRST = ("candidate_labels",)
+"""Values of a batch that a pipeline takes from its first row for all of them, so that rows must have them in common."""
+_NEVER_READ = ("past_key_values",)
+_KEPT_AS_A_LIST = ("token_timestamps",)
+"""Lists with an entry for each row of which a row keeps a list of one."""
+_NOTHING = object()
+_PATCH = 16  # pixels; of most vision models
+_SAMPLES = 320  # of a raw wave at 16 kHz, for one vector
+_NUMBERS = 160  # of a spectrogram, for one vector
+
+
+def shape_of(item: Mapping[str, Any]) -> Hashable:
+    """What items must have in common to be joined."""
+    return tuple(sorted((str(name), _kind(name, value)) for name, value in item.items()))
+
+
+def _kind(name: str, value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}{tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return str(shape_of(value))
+    return f"={value!r}" if name in _READ_OF_THE_FIRST else ""
+
+
+def join(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Items of equal shapes as one: tensors along their first axis, everything else as a list."""
+    joined: dict[str, Any] = {}
+    for name, first in items[0].items():
+        values = [item[name] for item in items]
+        if isinstance(first, torch.Tensor) and first.ndim:
+            joined[name] = torch.cat(values)
+        elif isinstance(first, Mapping):
+            joined[name] = join(values)
+        else:
+            joined[name] = values
+    return joined
+
+
+def cut(outputs: Any, position: int, num_rows: int) -> Any:
+    """One row's part of a batch's outputs, in the form that a batch of that row alone has.
+
+    Args:
+        outputs: what a pipeline's `_forward` returned, on the CPU.
+        position: of the row in the batch.
+        num_rows: rows in the batch.
+
+    Raises:
+        ValueError: the outputs do not have an entry for each row.
+    """
+    found = _cut("", outputs, position, num_rows)
+    if found is _NOTHING:
+        raise ValueError("the outputs of a batch cannot be cut into those of its rows")
+    return found
+
+
+def _cut(name: str, value: Any, position: int, num_rows: int) -> Any:
+    """`_NOTHING` where the value does not have an entry for each row."""
+    if isinstance(value, torch.Tensor):
+        return value[position : position + 1] if value.ndim and value.shape[0] == num_rows else _NOTHING
+    if isinstance(value, Mapping):
+        return _cut_fields(value, position, num_rows)
+    if isinstance(value, list):
+        if name == "target_sizes" and len(value) == 1:  # keypoint matching wraps the sizes of all rows in one list
+            return [value[0][position]]
+        if len(value) != num_rows:
+            return _NOTHING
+        return value[position : position + 1] if name in _KEPT_AS_A_LIST else value[position]
+    if isinstance(value, tuple):
+        parts = [_cut("", inner, position, num_rows) for inner in value]
+        return _NOTHING if any(part is _NOTHING for part in parts) else tuple(parts)
+    return _NOTHING
+
+
+def _cut_fields(value: Mapping[str, Any], position: int, num_rows: int) -> Any:
+    """Fields without an entry for each row (a loss, a bank of prompts) are left out: a `postprocess` that needed one
+    would fail, and its row is then computed alone."""
+    parts = {name: _cut(name, inner, position, num_rows) for name, inner in value.items()}
+    found = {name: part for name, part in parts.items() if part is not _NOTHING}
+    if not isinstance(value, ModelOutput):
+        return found
+    if next(iter(parts), None) not in found:  # some pipelines read the first field by its place
+        return _NOTHING
+    return ModelOutput(found)  # a model's own class refuses names that its pipeline adds
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """The same structure with its tensors on a device; its containers are new, as pipelines take them apart."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, ModelOutput):
+        return ModelOutput({name: moved(inner, device) for name, inner in value.items() if name not in _NEVER_READ})
+    if isinstance(value, dict):
+        return {name: moved(inner, device) for name, inner in value.items() if name not in _NEVER_READ}
+    if isinstance(value, Mapping):  # transformers' own; a pipeline may ask for its class
+        return UserDict({name: moved(inner, device) for name, inner in value.items()})
+    if type(value) in (list, tuple):
+        return type(value)(moved(inner, device) for inner in value)
+    return value
+
+
+def token_ids(item: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    """The token ids anywhere in an item."""
+    for name, value in item.items():
+        if name == "input_ids" and isinstance(value, torch.Tensor):
+            yield value
+        for inner in value if isinstance(value, list) else (value,):
+            if isinstance(inner, Mapping):
+                yield from token_ids(inner)
+
+
+def num_tokens(item: Mapping[str, Any], config: PretrainedConfig) -> int:
+    """About how many vectors a model computes for an item: token ids, patches of pixels, steps of a sound."""
+    found = sum(ids.numel() for ids in token_ids(item))
+    vision = getattr(config, "vision_config", config)
+    patch = getattr(vision, "patch_size", None)
+    patch = patch if isinstance(patch, int) and patch > 0 else _PATCH
+    for name, value in item.items():
+        if isinstance(value, Mapping):
+            found += num_tokens(value, config) - sum(ids.numel() for ids in token_ids(value))
+        elif isinstance(value, torch.Tensor) and value.is_floating_point():
+            if name.startswith("pixel_values"):
+                found += value.numel() // (3 * patch * patch)
+            else:
+                is_wave = name == "input_values" and value.ndim == 2
+                found += value.numel() // (_SAMPLES if is_wave else _NUMBERS)
+    return max(1, found)
