@@ -14,7 +14,7 @@ from jobs.errors import Conflict, NotFound, StokerError
 from jobs.ids import new_id
 from jobs.paging import Order
 from jobs.specs import InferenceSpec, JobSpec, model_key, parse_spec, source_job
-from jobs.states import JobState
+from jobs.states import LIVE_JOB_STATES, JobState
 from jobs.tables import Artifact, Job, Lease
 from jobs.usage import RowsWanted
 
@@ -32,7 +32,6 @@ def submit(
     *,
     project: str = "default",
     idempotency_key: str | None = None,
-    retry_of: str | None = None,
     wanted: RowsWanted | None = None,
 ) -> Job:
     """Write a job down as `validating`; the planner takes it from there.
@@ -57,7 +56,6 @@ def submit(
                 spec,
                 project=project,
                 idempotency_key=idempotency_key,
-                retry_of=retry_of,
                 num_rows=num_rows,
             )
     except IntegrityError:
@@ -235,6 +233,9 @@ def cancel(db: Database, job_id: str) -> Job:
 def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None) -> Job:
     """Submit an ended job's spec again, as a new job that says what it is a retry of.
 
+    Asked again while that retry is live, this gives the same one, so that a command repeated by mistake or after a lost
+    answer does the work once.
+
     Args:
         wanted: as for `submit`.
 
@@ -244,11 +245,26 @@ def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None) -> Job
         QueueFull: as for `submit`.
         TooManyRows: as for `submit`.
     """
-    with db.read() as session:
-        job = get(session, job_id)
-    if job.state not in (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
-        raise Conflict(f"job {job_id} is {job.state}; only a failed, cancelled or expired job is retried")
-    return submit(db, parse_spec(job.spec), project=job.project, retry_of=job.id, wanted=wanted)
+    with db.write() as session:
+        job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())  # two retries wait here
+        if job is None:
+            raise NotFound(f"there is no job '{job_id}'")
+        if job.state not in (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
+            raise Conflict(f"job {job_id} is {job.state}; only a failed, cancelled or expired job is retried")
+        live = live_retry(session, job_id)
+        if live is not None:
+            return live
+        num_rows = 0
+        if wanted is not None:
+            usage.take_rows(session, db, job.project, wanted)
+            num_rows = wanted.num_rows or 0
+        return add(session, db, parse_spec(job.spec), project=job.project, retry_of=job.id, num_rows=num_rows)
+
+
+def live_retry(session: Session, job_id: str) -> Job | None:
+    """The retry of a job that has not ended yet, or None."""
+    retries = select(Job).where(col(Job.retry_of) == job_id, col(Job.state).in_(LIVE_JOB_STATES))
+    return session.scalar(retries.order_by(col(Job.created_at)).limit(1))
 
 
 # -- what they share -----------------------------------------------------------------------------------------------

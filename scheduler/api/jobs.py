@@ -107,12 +107,29 @@ def cancel_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     return describe_job(context, job_id)
 
 
-@router.post("/{job_id}/retry", status_code=201, responses=error_responses(403, 404, 409))
-def retry_job(context: InContext, key: Key, job_id: JobId) -> JobView:
-    """Submit a failed, cancelled or expired job again, as a new job. 409 for any other."""
+@router.post(
+    "/{job_id}/retry",
+    status_code=201,
+    response_model=JobView,
+    responses={
+        200: {"model": JobView, "description": "The retry of this job that was asked for before and has not ended."},
+        **error_responses(403, 404, 409),
+    },
+)
+def retry_job(context: InContext, key: Key, job_id: JobId, response: Response) -> JobView:
+    """Submit a failed, cancelled or expired job again, as a new job; once, until that one has ended. 409 for others."""
     with context.database.read() as session:
         ended = find_job(session, job_id, key)
-    wanted = _demand(context, parse_spec(ended.spec), ended.project)
+        live = ledger.live_retry(session, job_id)
+    if live is not None:
+        response.status_code = 200
+        return describe_job(context, live.id)
+    spec = parse_spec(ended.spec)
+    if ended.state.is_terminal and ended.state != JobState.COMPLETED:  # others are refused for that, below
+        check_submission(
+            spec, settings=context.settings, database=context.database, store=context.store, project=ended.project
+        )
+    wanted = _demand(context, spec, ended.project)
     job = ledger.retry(context.database, job_id, wanted=wanted)
     context.doorbell.wake()
     return describe_job(context, job.id)

@@ -218,7 +218,9 @@ class SlotView(BaseModel):
     num_threads: int
     state: SlotState
     reason: str | None = Field(description="Why it is not online.")
-    warm_models: list[str] = Field(description="What its runner holds loaded, most recent last.")
+    warm_models: list[str] = Field(
+        description="What its runner holds loaded, most recent last, as far as jobs that the key sees use it."
+    )
     activity: str | None = Field(description="What it does for that job, by its last heartbeat.")
     activity_at: float | None = Field(description="When that began.")
     job_id: str | None = Field(description="The job it works on, where that is one that the key sees.")
@@ -232,8 +234,8 @@ def _doing(lease: Lease) -> Doing:
     return Doing(slot_id=lease.slot_id, activity=words, since=since)
 
 
-def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None) -> SlotView:
-    """A slot as JSON, with the live lease it holds and, where that may be shown, its job."""
+def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None, warm_models: list[str]) -> SlotView:
+    """A slot as JSON, with the live lease it holds and what may be shown of its job and its warm models."""
     shown = None if lease is None or job_id is None else activity(lease)
     return SlotView(
         id=slot.id,
@@ -245,7 +247,7 @@ def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None) -> SlotVie
         num_threads=slot.num_threads,
         state=slot.state,
         reason=slot.reason,
-        warm_models=slot.warm_models,
+        warm_models=warm_models,
         activity=None if shown is None else shown[0],
         activity_at=None if shown is None else shown[1],
         job_id=job_id,

@@ -47,7 +47,7 @@ def retry(
 ) -> None:
     """Submit an ended job again; print the new one's id.
 
-    A job that has completed is not retried.
+    A job that has completed is not retried. While the new job has not ended, the same command prints its id again.
     """
     with interruptible(), reach(context, url, data_dir, waits=wait) as client:
         new_id = str(client.retry(job)["id"])

@@ -13,6 +13,7 @@ from jobs import leases, ledger, slots
 from jobs.database import Database
 from jobs.errors import StokerError
 from jobs.settings import Settings
+from jobs.specs import parse_spec
 from jobs.states import JobState
 from jobs.store import artifact_key
 from jobs.tables import Artifact
@@ -136,6 +137,39 @@ def test_a_failed_job_says_why_and_is_retried_as_a_new_one(api: LiveApi, rows: P
     assert again["retry_of"] == job["id"]
     assert again["id"] != job["id"]
     assert again["spec"] == job["spec"]
+
+
+def test_a_retry_asked_for_twice_is_one_job_until_it_ends(api: LiveApi, rows: Path) -> None:
+    job = api.client.submit(spec_document(rows))
+    api.client.cancel(job["id"])
+    first, second = (api.http.post(f"/v1/jobs/{job['id']}/retry") for _ in range(2))
+    assert (first.status_code, second.status_code) == (201, 200)
+    assert first.json()["id"] == second.json()["id"]
+    assert ledger.retry(api.database, job["id"]).id == first.json()["id"], "also of two requests at once"
+    api.client.cancel(first.json()["id"])
+    third = api.http.post(f"/v1/jobs/{job['id']}/retry")
+    assert third.status_code == 201
+    assert third.json()["id"] != first.json()["id"]
+
+
+def test_what_waited_for_a_cancelled_training_is_not_retried(api: LiveApi, rows: Path) -> None:
+    training = parse_spec(
+        {
+            "kind": "training", "task": "text-classification", "model": {"architecture": "bert"},
+            "data": {"train": str(rows), "columns": {"label": "id"}},
+        }
+    )  # fmt: skip
+    trained = ledger.submit(api.database, training)
+    waiting = api.client.submit(spec_document(rows, model=f"job:{trained.id}"))
+    for job_id in (trained.id, waiting["id"]):
+        ledger.cancel(api.database, job_id)
+    refused = api.http.post(f"/v1/jobs/{waiting['id']}/retry")
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert error["param"] == "model"
+    assert error["message"] == f"model 'job:{trained.id}': that training is cancelled, and made no model"
+    with api.database.read() as session:
+        assert ledger.live_retry(session, waiting["id"]) is None, "nothing was kept"
 
 
 def test_a_waiting_job_says_what_it_waits_for(

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs import batches, ledger, webhooks
+from jobs import batches, ledger, slots, webhooks
 from jobs.batches import BatchPlan
 from jobs.database import Database
 from jobs.errors import StokerError
@@ -20,7 +20,7 @@ from jobs.settings import Settings
 from jobs.specs import parse_spec
 from jobs.states import JobState
 from jobs.store import artifact_key
-from jobs.tables import Artifact
+from jobs.tables import Artifact, Job
 from scheduler.planner import plan_job
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi, spec_document, write_rows
@@ -191,6 +191,46 @@ def test_a_slot_does_not_tell_whose_job_it_works_on(
     (operators,) = api.client.slots()
     assert (mine["job_id"], mine["lease_id"]) == (None, lease.lease_id)
     assert operators["job_id"] == job.job_id
+
+
+def test_a_slot_tells_only_of_models_that_ones_own_jobs_use(
+    api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path
+) -> None:
+    job = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
+    job.lease("slot-0")
+    mine = api.client_of("mine")
+    own = mine.post("/v1/jobs", json=spec_document(job.input)).json()["id"]
+    with sqlite_database.read() as session:
+        shared = ledger.get(session, own).model_key
+    secret = "embeddings|/home/theirs/model|auto"
+    slots.beat(sqlite_database, "slot-0", "slot-0-1", [secret, "fill-mask|job:job_theirs|auto", shared])
+    assert [slot["warm_models"] for slot in mine.get("/v1/slots").json()["data"]] == [[shared]]
+    assert api.client_of("third").get("/v1/slots").json()["data"][0]["warm_models"] == []
+    assert secret in api.client.slots()[0]["warm_models"], "the operator sees all"
+
+
+def test_a_model_or_processor_of_another_project_is_not_there(api: LiveApi, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 2)
+    training = {
+        "kind": "training",
+        "task": "text-classification",
+        "model": {"architecture": "bert"},
+        "data": {"train": str(rows), "columns": {"label": "id"}},
+    }
+    theirs = ledger.submit(api.database, parse_spec(training), project="theirs")
+    with api.database.write() as session:
+        session.get_one(Job, theirs.id).state = JobState.COMPLETED
+    name = f"job:{theirs.id}"
+    with_processor = {**training, "model": {"architecture": "bert", "processor": name}}
+    for document, param in (
+        (spec_document(rows, model=name), "model"),
+        ({**training, "model": name}, "model"),
+        (with_processor, "model.processor"),
+    ):
+        refused = api.client_of("mine").post("/v1/jobs", json=document)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+        assert refused.json()["error"]["message"] == f"{param} '{name}': there is no such job"
+        assert api.client_of("theirs").post("/v1/jobs", json=document).status_code == 201
 
 
 def test_a_failed_jobs_error_stays_in_its_project(api: LiveApi) -> None:
