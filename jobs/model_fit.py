@@ -14,6 +14,7 @@ import jinja2.sandbox
 from jinja2.parser import Parser
 
 from jobs.model_files import Header, invalid, parse_json, read_json
+from jobs.wording import short
 
 _DEPTHS = frozenset(
     {
@@ -44,6 +45,7 @@ _TABLES = (
     "token_embedding.weight", "word_embedding.weight",
 )  # fmt: skip
 """What the name of the table of token vectors ends in, for most architectures."""
+_LONGEST_TEMPLATE = 1_000_000  # characters of a chat template
 _MOST_REMEMBERED = 64
 
 
@@ -105,11 +107,16 @@ def check_templates(folder: Path, name: str) -> None:
 
 
 def template_fault(text: str) -> str | None:
-    """Why a text is no chat template, or None where it is one. Nothing of it is run."""
+    """Why a text is no chat template, or None where it is one.
+
+    It is parsed only: already compiling it computes its constants, such as `'a' | center(10 ** 12)`.
+    """
+    if len(text) > _LONGEST_TEMPLATE:
+        return f"it has more than {_LONGEST_TEMPLATE} characters"
     try:
-        _environment().compile(text, raw=True)
-    except jinja2.TemplateSyntaxError as error:  # an unknown filter is one too
-        return f"line {error.lineno}: {error.message}"
+        _environment().parse(text)
+    except jinja2.TemplateSyntaxError as error:
+        return f"line {error.lineno}: {short(str(error.message))}"
     except RecursionError:
         return "it is nested too deeply"
     return None

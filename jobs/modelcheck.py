@@ -235,7 +235,7 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
             raise invalid(name, "its model.safetensors.index.json has no weight_map")
         files = sorted(set(map(str, weight_map.values())))
         for file in files:
-            if Path(file).name != file:
+            if Path(file).name != file or file == "..":
                 raise invalid(name, f"its model.safetensors.index.json leads outside the model's folder: '{file:.200}'")
         return [folder / file for file in files]
     if (folder / "adapter_config.json").is_file():
