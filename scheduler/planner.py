@@ -26,7 +26,7 @@ from jobs.store import Store
 from jobs.tables import Slot
 from jobs.uploads import find_upload
 from jobs.usage import too_many_rows
-from scheduler.training_checks import check_labels, check_source_job, check_training
+from scheduler.training_checks import check_rows, check_source_job, check_training
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def plan_job(
         check_submission(spec, settings=settings, store=store, database=db, project=job.project)
         pins = pin_spec(spec, settings)
         if isinstance(spec, TrainingSpec):
-            check_labels(spec, settings=settings, store=store, database=db, project=job.project, is_wanted=is_wanted)
+            check_rows(spec, settings=settings, store=store, database=db, project=job.project, is_wanted=is_wanted)
             planning.enqueue(db, job_id, pins=pins)
             logger.info("training %s is queued", job_id)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,16 +14,19 @@ from jobs.modelcheck import check_model, check_processor, local_model, readable_
 from jobs.paths import check_code_path
 from jobs.projects import OPERATOR, sees
 from jobs.settings import Settings
-from jobs.sources import Source, check_columns, open_source
+from jobs.sources import ChunkRange, Source, check_columns, open_source
 from jobs.spec_fields import InputSpec
 from jobs.specs import JOB_PREFIX, TRAINING, JobSpec, TrainingSpec, processor_job, source_job
 from jobs.states import JobState
 from jobs.store import Store
 from jobs.tables import Job
+from jobs.training_rows import CHECKED_INPUTS, RowCheck, RowFlaw
 from jobs.training_spec import recipe_name
 from jobs.uploads import find_upload
 
 _LOOK_ROWS = 1000  # between two questions whether it is wanted yet
+_HEAD_ROWS = 20
+"""Rows of each input that are looked at while the client waits; the others follow before a slot is taken."""
 
 
 def check_training(
@@ -50,14 +53,20 @@ def check_training(
             )
         _check_kind(spec.model.architecture, spec.task, "model.architecture", "model.architecture")
         _check_processor(spec, spec.model.processor, settings=settings, database=database, project=project)
+    names: Sequence[str] | None = None
     for param, rows in _inputs(spec):
         with _naming(param):
             source = _open(rows, spec.columns(), settings, store, database, project)
             check_columns(source, rows, spec.columns())
             next(source.index(1))
+            opened = _open_checked(spec, rows, settings, store, database, project, names)
+            if opened is not None:
+                checked, check = opened
+                _classes(checked, next(checked.index(_HEAD_ROWS)), check, param)
+                names = check.names
 
 
-def check_labels(
+def check_rows(
     spec: TrainingSpec,
     *,
     settings: Settings,
@@ -66,30 +75,37 @@ def check_labels(
     project: str = OPERATOR,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Read the classes of all rows, so that labels that cannot be learned are said before any slot is taken.
+    """Look at the texts, words and classes of all rows, so that what cannot be learned is said before a slot is taken.
 
     Raises:
-        InvalidInput: a row has no label, all have the same, or one to judge by has a label that is not learned.
+        InvalidInput: a row cannot be learned from, all have the same class, or a class to judge by is not learned.
         InterruptedError: it is not wanted any more.
     """
-    task = spec.task_info
-    if task is None or task.label is None:
-        return
-    column = spec.columns()[task.label]
     learned: set[str] = set()
+    names: Sequence[str] | None = None
     for param, rows in _inputs(spec):
         with _naming(param):
-            found = _classes(
-                _open(rows, {task.label: column}, settings, store, database, project), column, param, is_wanted
-            )
+            opened = _open_checked(spec, rows, settings, store, database, project, names)
+        if opened is None:
+            return
+        source, check = opened
+        with _naming(param):
+            found: set[str] = set()
+            for part in source.index(_LOOK_ROWS):
+                if not is_wanted():
+                    raise InterruptedError("this scheduler does not lead any more")
+                found |= _classes(source, part, check, param)
+        if check.task.label is None:
+            continue
+        column = check.columns[check.task.label]
         if param == "data.train":
-            learned = found
+            learned, names = found, check.names
             if len(found) < 2:
-                raise InvalidInput(
-                    f"data.train: all rows have the same {column}, {min(found)!r}: there is nothing to learn",
-                    param="data.train",
-                )
-        elif not found <= learned:
+                only = f"all rows have the same {column}, {min(found)!r}" if found else f"no row has a {column}"
+                raise InvalidInput(f"data.train: {only}: there is nothing to learn", param="data.train")
+        elif names is not None and check.names != names:
+            raise InvalidInput(f"{param}: the names of its classes are not those of data.train", param=param)
+        elif names is None and not found <= learned:
             raise InvalidInput(
                 f"{param}: the {column} {min(found - learned)!r} is in no row of data.train", param=param
             )
@@ -150,20 +166,48 @@ def _check_makes_model(job_id: str, param: str, database: Database, project: str
     return job
 
 
-def _classes(source: Source, column: str, param: str, is_wanted: Callable[[], bool]) -> set[str]:
+def _open_checked(
+    spec: TrainingSpec,
+    rows: InputSpec,
+    settings: Settings,
+    store: Store,
+    database: Database,
+    project: str,
+    names: Sequence[str] | None = None,
+) -> tuple[Source, RowCheck] | None:
+    """The columns of an input whose values are checked, and what checks them; None where there are none.
+
+    Args:
+        names: those of the classes of `data.train`, for an input that has none of its own.
+    """
+    task = spec.task_info
+    columns = {name: column for name, column in spec.columns().items() if name in CHECKED_INPUTS}
+    if task is None or not columns:
+        return None
+    source = _open(rows, columns, settings, store, database, project)
+    found = None if task.label is None else source.class_names(columns[task.label])
+    return source, RowCheck(task, columns, names if found is None else found)
+
+
+def _classes(source: Source, part: ChunkRange, check: RowCheck, param: str) -> set[str]:
+    """The classes of some rows.
+
+    Raises:
+        InvalidInput: One of them cannot be learned from.
+    """
     found: set[str] = set()
-    for part in source.index(_LOOK_ROWS):
-        if not is_wanted():
-            raise InterruptedError("this scheduler does not lead any more")
-        for row in source.read(part.start_row, part.stop_row, part.locator):
-            if row.error is not None:
-                line = "" if row.error.line is None else f", line {row.error.line}"
-                raise InvalidInput(f"{param}: row {row.row_index}{line}: {row.error.message}", param=param)
-            (value,) = row.values.values()
-            for label in value if isinstance(value, list) else [value]:
-                if label is None or isinstance(label, list | dict | float) or label == "":
-                    raise InvalidInput(f"{param}: row {row.row_index} has no {column}", param=param)
-                found.add(str(label))
+    for row in source.read(part.start_row, part.stop_row, part.locator):
+        flaw, line = None, row.line
+        if row.error is not None:
+            flaw, line = row.error.message, row.error.line
+        else:
+            try:
+                found.update(one for one in check.classes(row.values) if one is not None)
+            except RowFlaw as error:
+                flaw = str(error)
+        if flaw is not None:
+            where = f"row {row.row_index}" if line is None else f"row {row.row_index}, line {line}"
+            raise InvalidInput(f"{param}: {where}: {flaw}", param=param)
     return found
 
 

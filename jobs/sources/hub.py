@@ -14,6 +14,7 @@ from jobs.errors import Forbidden, InvalidInput, ServiceUnavailable
 from jobs.paths import resolve_input_path
 from jobs.settings import Settings
 from jobs.sources.arrow import table_records
+from jobs.sources.class_names import names_of_feature
 from jobs.sources.opening import PARAM, check_unchanged, first_line
 from jobs.sources.reader import Cut, InputFile, Record
 from jobs.stamps import file_stamp
@@ -53,6 +54,10 @@ class DatasetReader:
         """The names of its features."""
         data = self._data(file)
         return list(data.column_names) if len(data) else None
+
+    def class_names(self, file: InputFile, column: str) -> list[str] | None:
+        """The names of a `ClassLabel`, or of a list of them."""
+        return names_of_feature(self._data(file).features.get(column))
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
         """Cut by the number of rows alone."""

@@ -9,6 +9,7 @@ from jobs.errors import InvalidInput
 from jobs.paths import check_input_url, is_local, resolve_input_path
 from jobs.rows import Row
 from jobs.settings import Settings
+from jobs.sources.class_names import NamesClasses
 from jobs.sources.opening import PARAM
 from jobs.sources.reader import InputFile, Reader, changed_message
 from jobs.sources.source import ChunkRange
@@ -46,6 +47,12 @@ class InputSource:
             if names is not None:
                 return names
         raise self._empty()
+
+    def class_names(self, column: str) -> list[str] | None:
+        """The names that the first file keeps; see `Source`."""
+        file = next(iter(self._find_files()))
+        reader = self._reader(file)
+        return reader.class_names(file, column) if isinstance(reader, NamesClasses) else None
 
     def index(self, chunk_rows: int) -> Iterator[ChunkRange]:
         """Cut file after file; see `Source`."""

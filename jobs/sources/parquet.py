@@ -16,6 +16,7 @@ from jobs.errors import InvalidInput
 from jobs.paths import is_local
 from jobs.sources import opening
 from jobs.sources.arrow import table_records
+from jobs.sources.class_names import names_in_metadata
 from jobs.sources.reader import Cut, InputFile, Record
 
 _BATCH_BYTES = 8 * 2**20
@@ -60,6 +61,11 @@ class ParquetReader:
         """The top-level columns of the schema."""
         with _decoding(file), opening.opened(file) as handle, pq.ParquetFile(handle) as parquet:
             return list(parquet.schema_arrow.names)
+
+    def class_names(self, file: InputFile, column: str) -> list[str] | None:
+        """The names that the `datasets` library wrote beside the schema."""
+        with _decoding(file), opening.opened(file) as handle, pq.ParquetFile(handle) as parquet:
+            return names_in_metadata(parquet.schema_arrow.metadata, column)
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
         """Cut by the row counts in the file's footer; no data is read."""

@@ -32,6 +32,15 @@ class Source(Protocol):
         """
         ...
 
+    def class_names(self, column: str) -> list[str] | None:
+        """The names of a column's classes by their ids, where the rows hold ids and the first file the names.
+
+        Raises:
+            InvalidInput: as in `column_names`.
+            Forbidden: as in `column_names`.
+        """
+        ...
+
     def index(self, chunk_rows: int) -> Iterator[ChunkRange]:
         """Count the rows and cut them into chunks, lazily and in bounded memory.
 

@@ -13,7 +13,7 @@ from transformers.models.auto import modeling_auto as auto
 from jobs import ledger
 from jobs.architectures import KNOWN, TRAINABLE
 from jobs.database import Database
-from jobs.errors import InvalidModel, InvalidSpec, UserError
+from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, UserError
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec, parse_spec
 from jobs.states import JobState
@@ -154,7 +154,14 @@ def test_what_does_not_fit_is_said_at_submission(
         (["a", "a"], ["a"], "data.train: all rows have the same label, 'a': there is nothing to learn"),
         (["a", "b"], ["c"], "data.eval: the label 'c' is in no row of data.train"),
         (["a", "b", None], ["a"], "data.train: row 2, line 3: column 'label' is null"),
-        (["a", 0.5], ["a"], "data.train: row 1 has no label"),
+        (["a", ""], ["a"], "data.train: row 1, line 2: column 'label' has no label"),
+        (
+            ["a", "b", ["a"]],
+            ["a"],
+            "data.train: row 2, line 3: column 'label' holds a list of labels, and task "
+            "text-classification learns one class for each row",
+        ),
+        ([-100, -100], [-100], "data.train: no row has a label: there is nothing to learn"),
     ],
 )
 def test_labels_that_cannot_be_learned_fail_the_job_before_a_slot(
@@ -168,6 +175,63 @@ def test_labels_that_cannot_be_learned_fail_the_job_before_a_slot(
     with sqlite_database.read() as session:
         job = ledger.get(session, job_id)
     assert (job.state, job.error_message) == (JobState.FAILED, words)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fields", "words"),
+    [
+        (["a", 0.5], {}, "data.train: row 1, line 2: column 'label' holds 0.5, a number with a decimal point"),
+        ([[1, 0], [0, 1]], {}, "data.train: row 0, line 1: column 'label' holds a list of labels"),
+        ([-1, 1], {}, "data.train: row 0, line 1: column 'label' holds -1"),
+        (["a", "b"], {"text": ["some", "text"]}, "data.train: row 0, line 1: column 'text' must be text for input"),
+        (["a", "b"], {"text": [{"role": "user", "content": "hi"}]}, "data.train: row 0, line 1: column 'text' "),
+    ],
+)
+def test_the_first_rows_are_looked_at_while_the_client_waits(
+    document: dict[str, Any], settings: Settings, sqlite_database: Database, tmp_path: Path, labels: list[Any],
+    fields: dict[str, Any], words: str,
+) -> None:  # fmt: skip
+    document["data"] = {"train": write(tmp_path / "t.jsonl", labels, **fields)}
+    store = Store(settings.resolved_store_url)
+    with pytest.raises(InvalidInput) as caught:
+        check_submission(parse_spec(document), settings=settings, store=store, database=sqlite_database)
+    assert caught.value.message.startswith(words)
+    assert caught.value.param == "data.train"
+
+
+def test_texts_of_every_row_are_looked_at_before_a_slot(
+    document: dict[str, Any], settings: Settings, sqlite_database: Database, tmp_path: Path
+) -> None:
+    rows = [{"text": "some text"}] * 100 + [{"text": ["some", "text"]}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document |= {"task": "text-generation", "data": {"train": str(tmp_path / "t.jsonl")}}
+    job_id = ledger.submit(sqlite_database, parse_spec(document)).id
+    plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
+    with sqlite_database.read() as session:
+        message = ledger.get(session, job_id).error_message
+    assert message is not None
+    assert message.startswith("data.train: row 100, line 101: column 'text' must be text")
+
+
+@pytest.mark.parametrize("judged", [[1, 2], ["neutral", "pos"]])
+def test_names_of_a_data_set_are_the_classes(
+    document: dict[str, Any], settings: Settings, sqlite_database: Database, tmp_path: Path, judged: list[Any]
+) -> None:
+    import datasets
+
+    features = datasets.Features(
+        text=datasets.Value("string"), label=datasets.ClassLabel(names=["pos", "neg", "neutral"])
+    )
+    rows = [{"text": "some text", "label": label} for label in (0, 1, -1)]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "t.parquet"))
+    document["data"] = {"train": str(tmp_path / "t.parquet"), "format": "parquet"}
+    datasets.Dataset.from_list([{"text": "b", "label": label} for label in judged]).to_parquet(tmp_path / "e.parquet")
+    document["data"]["eval"] = str(tmp_path / "e.parquet")
+    job_id = ledger.submit(sqlite_database, parse_spec(document)).id
+    plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
+    with sqlite_database.read() as session:
+        job = ledger.get(session, job_id)
+    assert (job.state, job.error_message) == (JobState.QUEUED, None)
 
 
 @pytest.mark.parametrize("kind", ["training", "inference"])

@@ -11,7 +11,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,12 @@ from datasets import Dataset
 from jobs.database import Database
 from jobs.errors import InvalidInput
 from jobs.settings import Settings
-from jobs.sources import open_source
+from jobs.sources import Source, open_source
 from jobs.spec_fields import InputSpec
 from jobs.specs import TrainingSpec
 from jobs.store import Store
+from jobs.training_rows import RowCheck, RowFlaw
+from jobs.training_tasks import TrainingTask
 from jobs.uploads import find_upload
 
 logger = logging.getLogger(__name__)
@@ -53,25 +56,61 @@ class Survey:
     digest: str
     num_rows: int
     labels: frozenset[str]
+    """The classes of the rows."""
 
 
 class InputRows:
     """The rows of an input, read anew each time."""
 
-    def __init__(self, rows: InputSpec, columns: Mapping[str, str], settings: Settings, *, param: str) -> None:
+    def __init__(
+        self,
+        rows: InputSpec,
+        columns: Mapping[str, str],
+        settings: Settings,
+        *,
+        param: str,
+        task: TrainingTask | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         """
         Args:
             rows: where they are.
             columns: the task's input name -> the user's column.
             settings: of this process.
             param: the field of the spec, for errors.
+            task: The task whose inputs the columns are; None where a module reads them as it likes.
+            names: The names of the classes by their ids, where the rows hold ids.
         """
         self._input, self._columns, self._settings, self.param = rows, dict(columns), settings, param
+        self._task, self.names = task, names
+        self._check = None if task is None else RowCheck(task, columns, names)
+
+    def with_names(self, names: Sequence[str] | None) -> InputRows:
+        """The same rows, whose classes have the names that their data set keeps, else these."""
+        assert self._task is not None
+        assert self._task.label is not None
+        with self._opened() as source:
+            found = source.class_names(self._columns[self._task.label])
+        named = names if found is None else found
+        return InputRows(self._input, self._columns, self._settings, param=self.param, task=self._task, names=named)
 
     def raw(self, name: str) -> InputRows:
         """The same rows with a cell of pictures or sounds as it stands in the table."""
         columns = {("cell" if each == name else each): column for each, column in self._columns.items()}
-        return InputRows(self._input, columns, self._settings, param=self.param)
+        return InputRows(self._input, columns, self._settings, param=self.param, task=self._task, names=self.names)
+
+    def classes(self, row_index: int, record: Record) -> list[str | None]:
+        """The classes that a row teaches; see `RowCheck`.
+
+        Raises:
+            InvalidInput: The row cannot be learned from.
+        """
+        if self._check is None:
+            return []
+        try:
+            return self._check.classes(record)
+        except RowFlaw as flaw:
+            raise self.invalid(row_index, str(flaw)) from flaw
 
     def invalid(self, row_index: int, reason: str, *, line: int | None = None) -> InvalidInput:
         """The error that says what is wrong with a row."""
@@ -84,15 +123,7 @@ class InputRows:
         Raises:
             InvalidInput: one of them cannot be read; the message names its line.
         """
-        database = Database(self._settings.resolved_database_url)  # opened where an upload is looked up
-        try:
-            source = open_source(
-                self._input,
-                self._columns,
-                settings=self._settings,
-                store=Store(self._settings.resolved_store_url),
-                find_upload=partial(find_upload, database),
-            )
+        with self._opened() as source:
             for part in source.index(_BATCH_ROWS):
                 batch: list[tuple[int, Record]] = []
                 for row in source.read(part.start_row, part.stop_row, part.locator):
@@ -100,49 +131,50 @@ class InputRows:
                         raise self.invalid(row.row_index, row.error.message, line=row.error.line)
                     batch.append((row.row_index, row.values))
                 yield batch
+
+    @contextmanager
+    def _opened(self) -> Iterator[Source]:
+        database = Database(self._settings.resolved_database_url)  # opened where an upload is looked up
+        try:
+            yield open_source(
+                self._input,
+                self._columns,
+                settings=self._settings,
+                store=Store(self._settings.resolved_store_url),
+                find_upload=partial(find_upload, database),
+            )
         finally:
             database.close()
 
-    def survey(self, label: str | None = None) -> Survey:
+    def survey(self) -> Survey:
         """Look at every row once.
 
-        Args:
-            label: the input that holds a class, or a list of them.
+        Raises:
+            InvalidInput: One of them cannot be read or learned from.
         """
         digest, num_rows = hashlib.sha256(), 0
         labels: set[str] = set()
         for batch in self.batches():
             num_rows += len(batch)
-            for _, record in batch:
+            for row_index, record in batch:
                 digest.update(_identity(record))
-                if label is not None:
-                    value = record[label]
-                    labels.update(map(str, value) if isinstance(value, list) else [str(value)])
+                labels.update(one for one in self.classes(row_index, record) if one is not None)
         return Survey(digest.hexdigest(), num_rows, frozenset(labels))
 
 
 def rows_of(spec: TrainingSpec, settings: Settings) -> tuple[InputRows, InputRows | None]:
     """The rows to learn from, and those to judge by, of a spec that has `data`."""
     assert spec.data is not None
-    train = InputRows(spec.data.train_input, spec.columns(), settings, param="data.train")
+    task, columns = spec.task_info, spec.columns()
+    train = InputRows(spec.data.train_input, columns, settings, param="data.train", task=task)
+    has_classes = task is not None and task.label is not None
+    if has_classes:
+        train = train.with_names(None)
     if spec.data.eval_input is None:
         return train, None
     param = "data.eval" if spec.data.eval is not None else "data.eval_split"
-    return train, InputRows(spec.data.eval_input, spec.columns(), settings, param=param)
-
-
-def label_names(found: frozenset[str], known: Mapping[str, int]) -> list[str]:
-    """The classes, by their ids.
-
-    Args:
-        found: in the rows to learn from.
-        known: a pretrained model's own `label2id`; taken where it has all classes.
-    """
-    if found <= known.keys():
-        return sorted(known, key=known.__getitem__)
-    if all(name.removeprefix("-").isdecimal() for name in found):
-        return sorted(found, key=int)
-    return sorted(found)
+    judged = InputRows(spec.data.eval_input, columns, settings, param=param, task=task)
+    return train, judged.with_names(train.names) if has_classes else judged
 
 
 def prepared(rows: InputRows, survey: Survey, prepare: Prepare, *, recipe: Mapping[str, Any], folder: Path) -> Dataset:
@@ -207,6 +239,15 @@ def as_they_are(rows: InputRows, folder: Path) -> tuple[Dataset, str]:
     except pyarrow.ArrowException as error:
         reason = f"{rows.param}: a column does not have one kind of value: {error}"
         raise InvalidInput(reason, param=rows.param) from error
+
+
+def left_out(rows: InputRows, survey: Survey, dataset: Dataset, *, lacking: str) -> tuple[str, ...]:
+    """Say in the job's log how many rows taught nothing and were left out; a sentence for the model's card, if any."""
+    missing = survey.num_rows - len(dataset)
+    if not missing:
+        return ()
+    logger.warning("%s: %d of %d rows are left out: they have no %s", rows.param, missing, survey.num_rows, lacking)
+    return (f"{missing:,} of {survey.num_rows:,} rows have no {lacking} and were left out",)
 
 
 def row_lengths(dataset: Dataset, column: str) -> list[int]:

@@ -109,6 +109,13 @@ class Origin:
         with self.explaining("its config.json cannot be read"):
             return {} if self.plan.model is None else dict(self.config().label2id or {})
 
+    def has_head(self, suffix: str) -> bool:
+        """Whether it is a pretrained model of a class whose name ends so, such as `ForCTC`."""
+        if self.plan.model is None:
+            return False
+        with self.explaining("its config.json cannot be read"):
+            return any(str(name).endswith(suffix) for name in self.config().architectures or ())
+
     def longest(self, model: Any, tokenizer: Any) -> int | None:
         """The most tokens of a row: what the spec, the model or its tokenizer says, whichever is least."""
         assert self.spec.data is not None

@@ -201,6 +201,11 @@ class Steps:
         good = [point for point in (*points, *more) if broken is None or point[0] < broken]
         if good:
             self._tell_runner(Progress(step if broken is None else broken - 1, tuple(good)))
+        if broken == 1 and self._spec.trainer == "transformers":
+            raise LossNotFinite(
+                "the loss of step 1 is not a finite number, and nothing had been learned yet, so no learning rate is "
+                "the cause: look at the rows, and at the weights that the training began with"
+            )
         if broken is not None:
             raise self._not_finite(f"the loss of step {broken} is not a finite number")
 

@@ -15,7 +15,8 @@ from jobs.errors import InvalidInput
 from jobs.rows import RowError
 from jobs.settings import Settings
 from worker.inference.tasks.media import open_media
-from worker.training.data import Columns, InputRows, Record, Survey, label_names, prepared
+from worker.training.classes import Classes
+from worker.training.data import Columns, InputRows, Record, Survey, left_out, prepared
 from worker.training.learning import Learning, Origin, classes_in_words, judge_classes, likeliest
 
 _CELL = pyarrow.struct([("path", pyarrow.string()), ("bytes", pyarrow.binary())])
@@ -30,47 +31,56 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
             origin.processor_folder, trust_remote_code=origin.trust_remote_code
         )
     cells = rows.raw("image")
-    survey = cells.survey("label")
-    names = label_names(survey.labels, origin.known_labels)
-    ids = {name: number for number, name in enumerate(names)}
-    model = origin.model(AutoModelForImageClassification, id2label=dict(enumerate(names)), label2id=ids)
+    survey = cells.survey()
+    classes = Classes.of(
+        survey.labels, origin.known_labels, data_names=cells.names, has_head=origin.has_head("ForImageClassification")
+    )
+    model = origin.model(AutoModelForImageClassification, **classes.config())
 
     def pictures(source: InputRows, survey: Survey) -> Dataset:
-        check = partial(_checked, rows=source, ids=ids, settings=origin.settings)
-        recipe = {"task": "image-classification", "ids": ids}
+        check = partial(_checked, rows=source, classes=classes, settings=origin.settings)
+        recipe = {"task": "image-classification", "ids": classes.ids}
         return prepared(source, survey, check, recipe=recipe, folder=origin.data_folder)
 
     evaluation = None
     if judged is not None:
         judged = judged.raw("image")
-        evaluation = pictures(judged, judged.survey())
+        judged_survey = judged.survey()
+        evaluation = pictures(judged, judged_survey)
+        left_out(judged, judged_survey, evaluation, lacking="label")
+    train = pictures(cells, survey)
     return Learning(
         model=model,
         processing=processor,
-        train=pictures(cells, survey),
+        train=train,
         evaluation=evaluation,
         collate=partial(_collate, processor=processor, settings=origin.settings),
-        metrics=partial(judge_classes, num_classes=len(names)),
+        metrics=partial(judge_classes, num_classes=len(classes.names)),
         reduce_logits=likeliest,
         is_raw=True,
         digest=survey.digest,
-        facts=(classes_in_words(names),),
+        facts=(classes_in_words(classes.names), *left_out(cells, survey, train, lacking="label")),
     )
 
 
 def _checked(
-    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, ids: dict[str, int], settings: Settings
+    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, classes: Classes, settings: Settings
 ) -> Iterator[Columns]:
     """The pictures as they came, encoded; each was opened once, so that a bad one is said before the first step."""
     for batch in batches:
-        cells = []
+        cells, labels = [], []
         for row_index, record in batch:
+            (label,) = classes.ids_of(rows, row_index, record)
+            if label is None:
+                continue
             cell = _cell(record["cell"])
             image = RowError("wrong_type", "it has no picture") if cell is None else _open(cell, settings)
             if isinstance(image, RowError):
                 raise rows.invalid(row_index, image.message)
             cells.append(cell)
-        yield {"image": pyarrow.array(cells, _CELL), "labels": [ids[str(record["label"])] for _, record in batch]}
+            labels.append(label)
+        if cells:
+            yield {"image": pyarrow.array(cells, _CELL), "labels": labels}
 
 
 def _cell(value: Any) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from jobs.rows import RowError
 from jobs.settings import Settings
 from jobs.sources.media import media_value
 from worker.inference.tasks.media import open_media
+from worker.training.alphabet import Alphabet
 from worker.training.data import Columns, InputRows, Record, Survey, prepared, row_lengths
 from worker.training.edits import edits
 from worker.training.learning import NO_LABEL, Learning, Origin, likeliest, tokenizer_identity
@@ -34,17 +35,24 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
         raise origin.invalid("has no processor of sounds and texts")
     # A text that is longer than its sound has no alignment; its infinite loss must not end the training.
     lenient = {"ctc_zero_infinity": True} if hasattr(origin.config(), "ctc_zero_infinity") else {}
-    model = origin.model(
-        AutoModelForCTC,
-        **lenient,
-        **origin.from_scratch(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id),
-    )
+    # An encoder without a head gets one of the tokenizer's size, whatever size its configuration says by default.
+    head = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if head["pad_token_id"] is None:
+        raise origin.invalid("has a tokenizer without a pad_token, which is the blank between two letters")
+    model = origin.model(AutoModelForCTC, **lenient, **({} if origin.has_head("ForCTC") else head))
+    alphabet = Alphabet.of(origin, model, tokenizer)
     rate = int(extractor.sampling_rate)
-    recipe = {"task": "automatic-speech-recognition", "rate": rate, "tokenizer": tokenizer_identity(tokenizer)}
+    recipe = {
+        "task": "automatic-speech-recognition", "rate": rate, "letters": alphabet.num_letters,
+        "layers": alphabet.layers, "tokenizer": tokenizer_identity(tokenizer),
+    }  # fmt: skip
 
     def recordings(source: InputRows, survey: Survey) -> Dataset:
-        prepare = partial(_decoded, rows=source, tokenizer=tokenizer, rate=rate, settings=origin.settings)
-        return prepared(source, survey, prepare, recipe=recipe, folder=origin.data_folder)
+        prepare = partial(_decoded, rows=source, alphabet=alphabet, rate=rate, settings=origin.settings)
+        dataset = prepared(source, survey, prepare, recipe=recipe, folder=origin.data_folder)
+        alphabet.check_letters(source, dataset)
+        alphabet.warn_of_long_texts(source, dataset)
+        return dataset
 
     cells = rows.raw("audio")
     survey = cells.survey()
@@ -69,7 +77,7 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
 
 
 def _decoded(
-    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, tokenizer: Any, rate: int, settings: Settings
+    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, alphabet: Alphabet, rate: int, settings: Settings
 ) -> Iterator[Columns]:
     for batch in batches:
         samples = []
@@ -78,10 +86,9 @@ def _decoded(
             if isinstance(sound, str):
                 raise rows.invalid(row_index, sound)
             samples.append(sound)
-        labels = tokenizer([record["text"] for _, record in batch])["input_ids"]
-        for (row_index, _), ids in zip(batch, labels, strict=True):
-            if not ids:
-                raise rows.invalid(row_index, "its text is empty")
+        labels = alphabet.tokenizer([record["text"] for _, record in batch])["input_ids"]
+        for (row_index, _), sound, ids in zip(batch, samples, labels, strict=True):
+            alphabet.check_row(rows, row_index, len(sound), ids)
         yield {"samples": pyarrow.array(samples, _SAMPLES), "labels": labels}
 
 

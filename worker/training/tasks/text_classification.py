@@ -8,20 +8,25 @@ from typing import Any
 
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from worker.training.data import Columns, InputRows, Record, label_names, prepared, row_lengths
+from worker.training.classes import Classes
+from worker.training.data import Columns, InputRows, Record, left_out, prepared, row_lengths
 from worker.training.learning import Learning, Origin, classes_in_words, judge_classes, likeliest, tokenizer_identity
+from worker.training.vocabulary import Vocabulary
 
 
 def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """See `BuildTask`."""
     tokenizer = origin.tokenizer()
-    survey = rows.survey("label")
-    names = label_names(survey.labels, origin.known_labels)
-    ids = {name: number for number, name in enumerate(names)}
+    survey = rows.survey()
+    classes = Classes.of(
+        survey.labels,
+        origin.known_labels,
+        data_names=rows.names,
+        has_head=origin.has_head("ForSequenceClassification"),
+    )
     model = origin.model(
         AutoModelForSequenceClassification,
-        id2label=dict(enumerate(names)),
-        label2id=ids,
+        **classes.config(),
         problem_type="single_label_classification",
         **origin.from_scratch(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id),
     )
@@ -29,33 +34,60 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
     if text_config.pad_token_id is None:
         text_config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
     longest = origin.longest(model, tokenizer)
+    vocabulary = Vocabulary.of(origin, model, tokenizer)
+    vocabulary.check_padding()
+    vocabulary.check_room(longest)
     recipe = {
-        "task": "text-classification", "ids": ids, "longest": longest, "tokenizer": tokenizer_identity(tokenizer),
+        "task": "text-classification", "ids": classes.ids, "longest": longest, "known": vocabulary.num_ids,
+        "tokenizer": tokenizer_identity(tokenizer),
     }  # fmt: skip
-    prepare = partial(_tokenize, tokenizer=tokenizer, ids=ids, longest=longest)
-    train = prepared(rows, survey, prepare, recipe=recipe, folder=origin.data_folder)
+
+    def prepare(source: InputRows) -> partial[Iterator[Columns]]:
+        return partial(_tokenize, rows=source, vocabulary=vocabulary, classes=classes, longest=longest)
+
+    train = prepared(rows, survey, prepare(rows), recipe=recipe, folder=origin.data_folder)
+    vocabulary.warn_of_unknown(rows, train)
     evaluation = None
     if judged is not None:
-        evaluation = prepared(judged, judged.survey(), prepare, recipe=recipe, folder=origin.data_folder)
+        judged_survey = judged.survey()
+        evaluation = prepared(judged, judged_survey, prepare(judged), recipe=recipe, folder=origin.data_folder)
+        left_out(judged, judged_survey, evaluation, lacking="label")
     return Learning(
         model=model,
         processing=tokenizer,
         train=train,
         evaluation=evaluation,
         collate=DataCollatorWithPadding(tokenizer),
-        metrics=partial(judge_classes, num_classes=len(names)),
+        metrics=partial(judge_classes, num_classes=len(classes.names)),
         reduce_logits=likeliest,
         lengths=lambda: row_lengths(train, "input_ids"),
         digest=survey.digest,
-        facts=(classes_in_words(names),),
+        facts=(classes_in_words(classes.names), *left_out(rows, survey, train, lacking="label")),
     )
 
 
 def _tokenize(
-    batches: Iterable[list[tuple[int, Record]]], *, tokenizer: Any, ids: dict[str, int], longest: int | None
+    batches: Iterable[list[tuple[int, Record]]],
+    *,
+    rows: InputRows,
+    vocabulary: Vocabulary,
+    classes: Classes,
+    longest: int | None,
 ) -> Iterator[Columns]:
+    """Rows with a class, as the model takes them."""
     for batch in batches:
-        texts = [record["text"] for _, record in batch]
-        pairs = [record["text_pair"] for _, record in batch] if "text_pair" in batch[0][1] else None
-        features = tokenizer(texts, pairs, truncation=longest is not None, max_length=longest)
-        yield {**features, "labels": [ids[str(record["label"])] for _, record in batch]}
+        kept: list[tuple[int, Record]] = []
+        labels: list[int] = []
+        for row_index, record in batch:
+            (label,) = classes.ids_of(rows, row_index, record)
+            if label is not None:
+                kept.append((row_index, record))
+                labels.append(label)
+        if not kept:
+            continue
+        texts = [record["text"] for _, record in kept]
+        pairs = [record["text_pair"] for _, record in kept] if "text_pair" in batch[0][1] else None
+        features: Any = vocabulary.tokenizer(texts, pairs, truncation=longest is not None, max_length=longest)
+        for (row_index, _), ids in zip(kept, features["input_ids"], strict=True):
+            vocabulary.check_row(rows, row_index, ids)
+        yield {**features, "labels": labels}

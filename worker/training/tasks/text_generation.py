@@ -15,6 +15,7 @@ from jobs.training_spec import LoraSpec
 from worker.device import one_line
 from worker.training.data import Columns, InputRows, Record, prepared
 from worker.training.learning import Learning, Origin, tokenizer_identity
+from worker.training.vocabulary import Vocabulary
 
 _BLOCK_TOKENS = 1024
 """Where neither the spec nor the model says less."""
@@ -40,15 +41,23 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
     is_said = origin.spec.data.max_length is not None
     most = _MOST_BLOCK_TOKENS if is_said else _BLOCK_TOKENS
     block_tokens = min(most, origin.longest(model, tokenizer) or most)
+    vocabulary = Vocabulary.of(origin, model, tokenizer)
     if origin.spec.lora is not None:
         model = _with_adapters(model, origin.spec.lora)
-    recipe = {"task": "text-generation", "block_tokens": block_tokens, "tokenizer": tokenizer_identity(tokenizer)}
-    prepare = partial(_blocks, tokenizer=tokenizer, end=end, block_tokens=block_tokens)
+    recipe = {
+        "task": "text-generation", "block_tokens": block_tokens, "known": vocabulary.num_ids,
+        "tokenizer": tokenizer_identity(tokenizer),
+    }  # fmt: skip
+
+    def prepare(source: InputRows) -> partial[Iterator[Columns]]:
+        return partial(_blocks, rows=source, vocabulary=vocabulary, end=end, block_tokens=block_tokens)
+
     survey = rows.survey()
-    train = prepared(rows, survey, prepare, recipe=recipe, folder=origin.data_folder)
+    train = prepared(rows, survey, prepare(rows), recipe=recipe, folder=origin.data_folder)
+    vocabulary.warn_of_unknown(rows, train)
     evaluation = None
     if judged is not None:
-        evaluation = prepared(judged, judged.survey(), prepare, recipe=recipe, folder=origin.data_folder)
+        evaluation = prepared(judged, judged.survey(), prepare(judged), recipe=recipe, folder=origin.data_folder)
     return Learning(
         model=model,
         processing=tokenizer,
@@ -78,16 +87,24 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSpec) -> Any:
 
 
 def _blocks(
-    batches: Iterable[list[tuple[int, Record]]], *, tokenizer: Any, end: int | None, block_tokens: int
+    batches: Iterable[list[tuple[int, Record]]],
+    *,
+    rows: InputRows,
+    vocabulary: Vocabulary,
+    end: int | None,
+    block_tokens: int,
 ) -> Iterator[Columns]:
     """The texts' tokens in blocks. The rest at the end is dropped, unless it is all there is."""
     tokens: list[int] = []
     has_block = False
     for batch in batches:
-        for ids in tokenizer([record["text"] for _, record in batch])["input_ids"]:
-            tokens += ids
+        found = vocabulary.tokenizer([record["text"] for _, record in batch])["input_ids"]
+        for (row_index, _), ids in zip(batch, found, strict=True):
             if end is not None and ids[-1:] != [end]:
-                tokens.append(end)
+                ids.append(end)
+            if ids:  # an empty text is none
+                vocabulary.check_row(rows, row_index, ids)
+            tokens += ids
         whole = len(tokens) // block_tokens * block_tokens
         if whole:
             has_block = True

@@ -1,8 +1,12 @@
-"""Token classification: lists of words, each word with a class; the first piece of a word carries it."""
+"""Token classification: lists of words, each word with a class; the first piece of a word carries it.
+
+The words are joined by a space and tokenized as running text, as they are in inference: a tokenizer that keeps the
+space before a word in the word's first piece (byte-level BPE) would else cut other pieces for a word alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +14,8 @@ import numpy as np
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, EvalPrediction
 
 from jobs.errors import InvalidInput
-from worker.training.data import Columns, InputRows, Record, label_names, prepared, row_lengths
+from worker.training.classes import Classes
+from worker.training.data import Columns, InputRows, Record, left_out, prepared, row_lengths
 from worker.training.learning import (
     NO_LABEL,
     Learning,
@@ -20,6 +25,9 @@ from worker.training.learning import (
     likeliest,
     tokenizer_identity,
 )
+from worker.training.vocabulary import Vocabulary
+
+_LACKING = "word with a label"
 
 
 def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
@@ -27,38 +35,45 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
     tokenizer = origin.tokenizer()
     if not tokenizer.is_fast:
         raise origin.invalid("has a slow tokenizer, which does not tell which word a piece is of")
-    survey = rows.survey("labels")
-    names = label_names(survey.labels, origin.known_labels)
-    ids = {name: number for number, name in enumerate(names)}
+    survey = rows.survey()
+    classes = Classes.of(
+        survey.labels, origin.known_labels, data_names=rows.names, has_head=origin.has_head("ForTokenClassification")
+    )
     model = origin.model(
         AutoModelForTokenClassification,
-        id2label=dict(enumerate(names)),
-        label2id=ids,
+        **classes.config(),
         **origin.from_scratch(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id),
     )
     longest = origin.longest(model, tokenizer)
+    vocabulary = Vocabulary.of(origin, model, tokenizer)
+    vocabulary.check_padding()
+    vocabulary.check_room(longest)
     recipe = {
-        "task": "token-classification", "ids": ids, "longest": longest, "tokenizer": tokenizer_identity(tokenizer),
+        "task": "token-classification", "words": "joined", "ids": classes.ids, "longest": longest,
+        "known": vocabulary.num_ids, "tokenizer": tokenizer_identity(tokenizer),
     }  # fmt: skip
 
     def prepare(source: InputRows) -> partial[Iterator[Columns]]:
-        return partial(_tokenize, rows=source, tokenizer=tokenizer, ids=ids, longest=longest)
+        return partial(_tokenize, rows=source, vocabulary=vocabulary, classes=classes, longest=longest)
 
     train = prepared(rows, survey, prepare(rows), recipe=recipe, folder=origin.data_folder)
+    vocabulary.warn_of_unknown(rows, train)
     evaluation = None
     if judged is not None:
-        evaluation = prepared(judged, judged.survey(), prepare(judged), recipe=recipe, folder=origin.data_folder)
+        judged_survey = judged.survey()
+        evaluation = prepared(judged, judged_survey, prepare(judged), recipe=recipe, folder=origin.data_folder)
+        left_out(judged, judged_survey, evaluation, lacking=_LACKING)
     return Learning(
         model=model,
         processing=tokenizer,
         train=train,
         evaluation=evaluation,
         collate=DataCollatorForTokenClassification(tokenizer),
-        metrics=partial(_metrics, num_classes=len(names)),
+        metrics=partial(_metrics, num_classes=len(classes.names)),
         reduce_logits=likeliest,
         lengths=lambda: row_lengths(train, "input_ids"),
         digest=survey.digest,
-        facts=(classes_in_words(names),),
+        facts=(classes_in_words(classes.names), *left_out(rows, survey, train, lacking=_LACKING)),
     )
 
 
@@ -66,40 +81,65 @@ def _tokenize(
     batches: Iterable[list[tuple[int, Record]]],
     *,
     rows: InputRows,
-    tokenizer: Any,
-    ids: dict[str, int],
+    vocabulary: Vocabulary,
+    classes: Classes,
     longest: int | None,
 ) -> Iterator[Columns]:
+    """Rows with at least one piece that has a label: another would teach nothing, and its loss would be no number."""
     for batch in batches:
-        for row_index, record in batch:
-            flaw = _flaw(record)
-            if flaw is not None:
-                raise rows.invalid(row_index, flaw)
+        labels = [classes.ids_of(rows, row_index, record) for row_index, record in batch]
         words = [record["tokens"] for _, record in batch]
-        features = tokenizer(words, is_split_into_words=True, truncation=longest is not None, max_length=longest)
-        labels = [
-            _labels(features.word_ids(place), [ids[str(label)] for label in record["labels"]])
-            for place, (_, record) in enumerate(batch)
+        features: Any = vocabulary.tokenizer(
+            [" ".join(_written(each)) for each in words],
+            truncation=longest is not None,
+            max_length=longest,
+            return_offsets_mapping=True,
+        )
+        offsets = features.pop("offset_mapping")
+        told = [
+            _labels(words_of_pieces(words[place], offsets[place], features.sequence_ids(place)), labels[place])
+            for place in range(len(batch))
         ]
-        yield {**features, "labels": labels}
+        kept = [place for place, each in enumerate(told) if any(label != NO_LABEL for label in each)]
+        for place in kept:
+            vocabulary.check_row(rows, batch[place][0], features["input_ids"][place])
+        if kept:
+            columns = {name: [column[place] for place in kept] for name, column in features.items()}
+            yield {**columns, "labels": [told[place] for place in kept]}
 
 
-def _flaw(record: Record) -> str | None:
-    tokens, labels = record["tokens"], record["labels"]
-    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-        return "its tokens are not a list of words"
-    if not isinstance(labels, list) or len(labels) != len(tokens):
-        return f"it does not have a label for each of its {len(tokens)} tokens"
-    return None
+def _written(words: Sequence[str]) -> list[str]:
+    """The words that leave something in the text."""
+    return [word for word in words if word.strip()]
 
 
-def _labels(words: list[int | None], labels: list[int]) -> list[int]:
+def words_of_pieces(
+    words: Sequence[str], offsets: Sequence[tuple[int, int]], sequences: Sequence[int | None]
+) -> list[int | None]:
+    """Which word each piece of the joined text is of; None for special tokens.
+
+    Args:
+        words: The words of a row.
+        offsets: Of each piece, where it begins and ends in the text.
+        sequences: Of each piece, the text that it is of; None for special tokens.
+    """
+    # To each letter of the text its word. The space before a word is the word's: it is often part of its first piece.
+    owners: list[int] = []
+    for number, word in enumerate(words):
+        if word.strip():
+            owners += [number] * (len(word) + (1 if owners else 0))
+    return [
+        None if sequence is None or not owners else owners[min(start, len(owners) - 1)]
+        for (start, _), sequence in zip(offsets, sequences, strict=True)
+    ]
+
+
+def _labels(words: list[int | None], labels: Sequence[int | None]) -> list[int]:
     """Of each piece the label of its word, where it is the first of it."""
     before = [None, *words[:-1]]
-    return [
-        labels[word] if word is not None and word != last else NO_LABEL
-        for word, last in zip(words, before, strict=True)
-    ]
+    firsts = [None if word == last else word for word, last in zip(words, before, strict=True)]
+    found = [None if word is None else labels[word] for word in firsts]
+    return [NO_LABEL if label is None else label for label in found]
 
 
 def _metrics(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
