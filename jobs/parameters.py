@@ -169,6 +169,8 @@ PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
         ),
         "ignore_labels": (_or_null(_is_texts), "a list of labels"),
         "stride": (_or_null(_is_size), "a whole number from 0"),
+        "is_split_into_words": (_is_flag, "true or false"),
+        "delimiter": (_or_null(_is_text), "a text"),
         **_TOKENIZER,
     },
     "fill-mask": {

@@ -439,3 +439,30 @@ class SafeBudget(SQLModel, table=True):
     device_name: str = Field(primary_key=True)
     max_tokens: int
     recorded_at: float = Field(sa_type=Double)
+
+
+class PaddingVerdict(SQLModel, table=True):
+    """Which rows of a model may share a batch, as a runner found out by trying."""
+
+    __tablename__ = "padding_verdicts"
+
+    task: str = Field(primary_key=True)
+    fingerprint: str = Field(primary_key=True)
+    """Digest of the model's config and weights, its dtype, its tokenizer's padding and the libraries' versions."""
+    device_name: str = Field(primary_key=True)
+    padding: str
+    """`right`, `left`, `equal_lengths` or `one_by_one`."""
+    model_key: str
+    """Task, model and dtype of the job that found it, for people."""
+    recorded_at: float = Field(sa_type=Double)
+
+
+class Notice(SQLModel, table=True):
+    """What a job's user should know about how it runs, although nothing is wrong."""
+
+    __tablename__ = "notices"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    code: str = Field(primary_key=True)
+    message: str = Field(sa_column=_text())
+    at: float = Field(sa_type=Double)

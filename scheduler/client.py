@@ -105,8 +105,8 @@ class StokerClient:
 
     def job(self, job_id: str) -> Json:
         """One job: `id, object, kind, name, state, spec, priority, counts{total,done,failed}, created_at, started_at,
-        ended_at, error{code,message}|None, num_tokens, retry_of, attempt, slots_held, doing,
-        waiting_reason`."""
+        ended_at, error{code,message}|None, num_tokens, retry_of, attempt, slots_held, doing, waiting_reason,
+        notices[{code,message,at}]`."""
         return self._connection.get(_job_path(job_id))
 
     def jobs(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Json]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from jobs.settings import Settings
 from jobs.specs import InferenceSpec
 from tests.tiny import SENTENCES
 from worker.inference.tasks import TaskModel, load_task_model
-from worker.inference.tasks.interface import Counted
+from worker.inference.tasks.interface import Counted, PadsRows
 
 CPU = torch.device("cpu")
 LONG_TEXT = " ".join(SENTENCES) * 20
@@ -38,7 +38,7 @@ def load(
     device: torch.device = CPU,
     settings: Settings | None = None,
 ) -> TaskModel:
-    """A task's model, with every local path allowed unless `settings` say otherwise."""
+    """A task's model, as a lease has it, with every local path allowed unless `settings` say otherwise."""
     document = {
         "task": task,
         "model": str(model),
@@ -46,7 +46,10 @@ def load(
         "parameters": dict(parameters or {}),
     }
     settings = settings or Settings(input_roots=["/"])
-    return load_task_model(InferenceSpec.model_validate(document), device=device, dtype=dtype, settings=settings)
+    model = load_task_model(InferenceSpec.model_validate(document), device=device, dtype=dtype, settings=settings)
+    if isinstance(model, PadsRows):
+        model.tokens.padding = model.probe_padding()
+    return model
 
 
 def text_rows(texts: Sequence[Any]) -> list[Row]:
@@ -59,9 +62,15 @@ def outputs(task_model: TaskModel, rows: Sequence[Row], *, batch_rows: int = 5) 
     encoded = task_model.encode(rows)
     assert [one.row for one in encoded] == list(rows)
     results: list[Any] = [one.error for one in encoded]
-    order = sorted((i for i, one in enumerate(encoded) if one.error is None), key=lambda i: -encoded[i].num_tokens)
-    for start in range(0, len(order), batch_rows):
-        places = order[start : start + batch_rows]
+    by_shape: dict[Hashable, list[int]] = {}
+    for place in sorted(
+        (i for i, one in enumerate(encoded) if one.error is None), key=lambda i: -encoded[i].num_tokens
+    ):
+        by_shape.setdefault(encoded[place].shape, []).append(place)
+    cuts = [
+        alike[start : start + batch_rows] for alike in by_shape.values() for start in range(0, len(alike), batch_rows)
+    ]
+    for places in cuts:
         batch = [encoded[place] for place in places]
         with torch.inference_mode():
             computed = task_model.forward(task_model.collate(batch))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
-from jobs import ledger, training
+from jobs import ledger, notices, training
 from jobs.database import Database
 from jobs.specs import TRAINING
 from jobs.states import LIVE_LEASE_STATES, JobState, SlotState
@@ -31,6 +31,7 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> li
     held: dict[str, list[Lease]] = {}
     for lease in session.scalars(live.order_by(col(Lease.rank), col(Lease.slot_id))):
         held.setdefault(lease.job_id, []).append(lease)
+    told = notices.of_jobs(session, [job.id for job in jobs])
     waits = any(job.state in (JobState.VALIDATING, JobState.QUEUED) for job in jobs)
     reason = _why_jobs_wait(session, database) if waits else None
     now = database.time(session) if waits else 0.0
@@ -43,6 +44,7 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> li
             job,
             held=held.get(job.id, ()),
             waiting_reason=_waiting_reason(job, now, explained.get(job.id, reason)),
+            notices=told.get(job.id, ()),
             metrics=training.latest_metrics(session, job.id) if job.kind == TRAINING else None,
         )
         for job in jobs

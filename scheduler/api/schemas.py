@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.leases import activity
 from jobs.specs import Priority
 from jobs.states import AttemptEnd, JobState, SlotState
-from jobs.tables import Artifact, Attempt, Event, Job, Lease, LogLine, Slot, StoredFile
+from jobs.tables import Artifact, Attempt, Event, Job, Lease, LogLine, Notice, Slot, StoredFile
 
 Entry = TypeVar("Entry", bound=BaseModel)
 
@@ -59,6 +59,14 @@ class Doing(BaseModel):
     since: float = Field(description="When that began, Unix seconds.")
 
 
+class NoticeView(BaseModel):
+    """What a job's user should know about how it runs, although nothing is wrong."""
+
+    code: str
+    message: str
+    at: float
+
+
 class JobView(BaseModel):
     """A job. Times are Unix seconds."""
 
@@ -80,11 +88,17 @@ class JobView(BaseModel):
     slots_held: int = Field(description="Slots that work on it now.")
     doing: list[Doing] = Field(description="What each of these slots does; the leader of a gang first.")
     waiting_reason: str | None = Field(description="Why it does not run yet, where it waits.")
+    notices: list[NoticeView] = Field(description="What is to be known about how it runs, such as smaller batches.")
     metrics: dict[str, float] = Field(description="Of a training: the latest value of each of its metrics.")
 
 
 def job_view(
-    job: Job, *, held: Sequence[Lease], waiting_reason: str | None, metrics: Mapping[str, float] | None = None
+    job: Job,
+    *,
+    held: Sequence[Lease],
+    waiting_reason: str | None,
+    notices: Sequence[Notice] = (),
+    metrics: Mapping[str, float] | None = None,
 ) -> JobView:
     """A job as JSON."""
     error = None if job.error_code is None else JobError(code=job.error_code, message=job.error_message or "")
@@ -106,6 +120,7 @@ def job_view(
         slots_held=len(held),
         doing=[_doing(lease) for lease in held],
         waiting_reason=waiting_reason,
+        notices=[NoticeView(code=one.code, message=one.message, at=one.at) for one in notices],
         metrics=dict(metrics or {}),
     )
 

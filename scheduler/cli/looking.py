@@ -167,6 +167,7 @@ def _show_job(job: connection.Json) -> None:
         ("slots", str(job["slots_held"]) if job["slots_held"] else ""),
         ("doing", cell(_doing(job))),
         ("waits for", cell(job["waiting_reason"] or "")),
+        ("notice", cell("; ".join(notice["message"] for notice in job["notices"]))),
         ("submitted", f"{age(job['created_at'])} ago"),
         ("took", _took(job)),
         ("retry of", cell(job["retry_of"] or "")),

@@ -35,7 +35,7 @@ def test_a_submitted_job_answers_with_the_form_that_programs_read(api: LiveApi, 
     job = answer.json()
     assert set(job) == {
         "id", "object", "kind", "name", "state", "spec", "priority", "counts", "created_at", "started_at", "ended_at",
-        "error", "metrics", "num_tokens", "retry_of", "attempt", "slots_held", "doing", "waiting_reason",
+        "error", "metrics", "notices", "num_tokens", "retry_of", "attempt", "slots_held", "doing", "waiting_reason",
     }  # fmt: skip
     assert (job["object"], job["kind"], job["state"], job["name"]) == ("job", "inference", "validating", "mine")
     assert job["counts"] == {"total": 0, "done": 0, "failed": 0}

@@ -211,6 +211,40 @@ def test_a_causal_language_model_is_pooled_over_its_last_token(tmp_path: Path) -
     _equal(_vectors(folder), _encode(folder))
 
 
+TEMPLATES = {
+    "flat": "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }} [end]{% endfor %}",
+    "structured": (
+        "{% for m in messages %}[{{ m.role }}] {% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+        "{% endif %}{% endfor %} [end]{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", TEMPLATES)
+@pytest.mark.parametrize("is_bare", [False, True], ids=["LlamaForCausalLM", "LlamaModel"])
+def test_texts_of_a_plain_chat_model_are_rendered_as_messages(tmp_path: Path, form: str, is_bare: bool) -> None:
+    folder = tiny_causal_lm(tmp_path / "causal", chat_template=TEMPLATES[form])
+    if is_bare:
+        AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "bare")
+        AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "bare")
+        folder = tmp_path / "bare"
+    expected = _encode(folder)
+    _equal(_vectors(folder), expected)
+    last = _vectors(folder, {"pooling": "last_token"})
+    assert np.allclose(last, expected, atol=1e-5) != is_bare, "without a head its last token is not what is pooled"
+    _equal(_vectors(folder, {"prompt": "be brief"}), _encode(folder, prompt="be brief"))
+    SentenceTransformer(str(folder), device="cpu").save(str(tmp_path / "saved"))
+    _equal(_vectors(tmp_path / "saved"), expected)
+
+
+def test_a_text_that_a_chat_template_refuses_fails_alone(tmp_path: Path) -> None:
+    template = "{% if 'x' in messages[0].content %}{{ raise_exception('no x') }}{% endif %}{{ messages[0].content }}"
+    task_model = load(TASK, tiny_causal_lm(tmp_path, chat_template=template), {"inputs": "any"})
+    assert error_codes(outputs(task_model, text_rows(["good", "x", ["good", "x"], [5, 6]]))) == [
+        None, "invalid_messages", "invalid_messages", None,
+    ]  # fmt: skip
+
+
 def test_the_encoder_of_an_encoder_decoder(tmp_path: Path) -> None:
     """Sentence-T5 and its kin could not be used."""
     tokenizer = wordpiece_tokenizer()
@@ -275,7 +309,7 @@ def test_a_slow_tokenizer(tmp_path: Path) -> None:
     (folder / "vocab.txt").write_text("\n".join(token for token, _ in vocabulary), encoding="utf-8")
     fast = load(TASK, folder)
     expected = np.stack(outputs(fast, text_rows(TEXTS)))
-    fast._tokens.tokenizer = BertTokenizerLegacy(str(folder / "vocab.txt"), do_lower_case=True, model_max_length=128)
+    fast.tokens.tokenizer = BertTokenizerLegacy(str(folder / "vocab.txt"), do_lower_case=True, model_max_length=128)
     _equal(np.stack(outputs(fast, text_rows(TEXTS))), expected)
 
 

@@ -86,6 +86,46 @@ def test_a_long_text_in_overlapping_windows(tagger: Path, strategy: str, stride:
     assert all(map(same, results, [reference(text, **parameters) for text in texts]))
 
 
+WORDS = (
+    ["My", "name", "is", "Ada", "Lovelace"],
+    ["Ada"],
+    ["supercalifragilistic", "", "O'Brien,", "你好", "a  b"],
+    LONG_TEXT.split()[:30],
+)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"aggregation_strategy": "first"},
+        {"aggregation_strategy": "max", "delimiter": ""},
+        {"aggregation_strategy": "simple", "stride": 3, "max_length": 16},
+    ],
+    ids=str,
+)
+def test_lists_of_words_are_taken_as_the_pipeline_takes_them(tagger: Path, parameters: dict[str, Any]) -> None:
+    reference = _pipeline(tagger)
+    own = {name: value for name, value in parameters.items() if name != "max_length"}
+    if "max_length" in parameters:
+        reference.tokenizer.model_max_length = parameters["max_length"]
+    results = outputs(load(TASK, tagger, {**parameters, "is_split_into_words": True}), text_rows(WORDS))
+    expected = [reference(words, **own, is_split_into_words=True)[0] for words in WORDS]
+    assert all(map(same, results, expected))
+    assert any(results), "without an entity this would show nothing"
+
+
+def test_words_and_texts_are_not_confused(tagger: Path) -> None:
+    task_model = load(TASK, tagger)
+    results = outputs(task_model, text_rows(["Ada", ["Ada"], "Lovelace"]))
+    assert error_codes(results) == [None, "wrong_type", None]
+    assert "is_split_into_words" in results[1].message
+    results = outputs(task_model.with_parameters({"is_split_into_words": True}), text_rows(["Ada", ["Ada"], ["a", 1]]))
+    assert error_codes(results) == ["wrong_type", None, "wrong_type"]
+    with pytest.raises(InvalidSpec, match="is_split_into_words"):
+        task_model.with_parameters({"delimiter": "-"})
+
+
 def test_a_row_that_is_too_long_fails_alone(tagger: Path) -> None:
     """The pipeline drops the end of a long text and says nothing; here the row says so, unless the cut is asked for."""
     task_model = load(TASK, tagger)

@@ -31,6 +31,7 @@ from worker.inference.feed import Feed
 from worker.inference.holdings import Holdings
 from worker.inference.job_models import fetch_job_model
 from worker.inference.models import ModelCache
+from worker.inference.padding_verdicts import settle_padding
 from worker.inference.pinned import pinned_model
 from worker.inference.stages import Closed
 from worker.inference.tasks.interface import InFlight, Interrupted
@@ -81,6 +82,7 @@ def run_lease(
     pinned = partial(pinned_model, spec.model, lease, database=database, settings=settings)
     model = models.get(spec, settings, name=pinned())
     pinned()  # a folder that was replaced while it was being loaded is refused as well
+    settle_padding(model, spec, lease.job_id, database=database, device=models.device)
     source = open_source(
         spec.input, spec.columns(), settings=settings, store=store, find_upload=partial(find_upload, database)
     )

@@ -19,3 +19,21 @@ def upgrade() -> None:
     op.create_index("jobs_by_model", "jobs", ["project", "model_key"])
     op.add_column("leases", sa.Column("activity", sa.Text(), nullable=True))
     op.add_column("leases", sa.Column("activity_at", sa.Double(), nullable=True))
+    op.create_table(
+        "padding_verdicts",
+        sa.Column("task", sa.String(), nullable=False),
+        sa.Column("fingerprint", sa.String(), nullable=False),
+        sa.Column("device_name", sa.String(), nullable=False),
+        sa.Column("padding", sa.String(), nullable=False),
+        sa.Column("model_key", sa.String(), nullable=False),
+        sa.Column("recorded_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("task", "fingerprint", "device_name"),
+    )
+    op.create_table(
+        "notices",
+        sa.Column("job_id", sa.String(), sa.ForeignKey("jobs.id"), nullable=False),
+        sa.Column("code", sa.String(), nullable=False),
+        sa.Column("message", sa.Text(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "code"),
+    )

@@ -1,7 +1,8 @@
-"""Embeddings: one float32 vector for each text, as sentence-transformers' `encode` gives it.
+"""Embeddings: one float32 vector for each text, as the `encode` of sentence-transformers 6 gives it.
 
-A sentence-transformers folder's own modules, prompts and length are honoured. Any other encoder is pooled over the mean
-of its tokens, a causal language model over its last token, without normalising.
+A sentence-transformers folder's own modules, prompts and length are honoured. Any other folder is pooled over its last
+token where the first architecture in its config.json ends in `ForCausalLM`, else over the mean of its tokens, without
+normalising; where it has a chat template, each text is rendered as a user's message.
 
 Shapes: B rows, T tokens, D dimensions of a token's vector, E dimensions of a row's.
 """
@@ -9,6 +10,7 @@ Shapes: B rows, T tokens, D dimensions of a token's vector, E dimensions of a ro
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,13 +26,20 @@ from jobs.model_files import read_json
 from jobs.modelcheck import sentence_modules
 from jobs.parameters import check_parameters
 from jobs.rows import Row, RowError
+from worker.device import is_out_of_memory, is_poisoned, one_line
+from worker.inference.tasks.chat_form import ChatForm, message_format
 from worker.inference.tasks.interface import NOT_FINITE, Encoded
 from worker.inference.tasks.loading import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
-from worker.inference.tasks.many import by_row, encode_many, forward_in_parts
+from worker.inference.tasks.many import Parts, by_row, collate_inputs, encode_many, forward_inputs
+from worker.inference.tasks.padding import Padding
+from worker.inference.tasks.padding_probe import probe_padding
 from worker.inference.tasks.pooling import Normalize, pool, read_head, read_pooling
-from worker.inference.tasks.tokens import Limits, Tokens, longest_row, position_limit, to_device
+from worker.inference.tasks.tokens import Limits, Tokens, behind_tokens, longest_row, position_limit, to_device
+
+logger = logging.getLogger(__name__)
 
 TASK = "embeddings"
+_AUTO = "auto"
 _MODES = {"mean": "mean", "cls": "cls", "last_token": "lasttoken", "max": "max"}
 _UNUSED_WEIGHTS = ("pooler.*", "*.pooler.*")
 _TRANSFORMER_CONFIGS = tuple(
@@ -52,6 +61,8 @@ class _Recipe:
     head: tuple[nn.Module, ...]
     settings: Mapping[str, Any]
     """`max_seq_length`, `do_lower_case` and arguments for loading."""
+    message_format: str | None
+    """How texts are made messages of a chat; None where they are taken as they are, `auto` where the template says."""
     prompts: Mapping[str, str]
     default_prompt: str | None
     dimensions: int | None
@@ -77,7 +88,7 @@ class Embeddings:
         self._recipe = _read_recipe(source)
         said, subfolder = self._recipe.settings, self._recipe.transformer
         config = load_config(source, subfolder=subfolder, **_arguments(said, "config"))
-        self._model = load_weights(
+        self.model = load_weights(
             source,
             _encoder_class(source, config),
             task=TASK,
@@ -91,14 +102,19 @@ class Embeddings:
         tokenizer = load_tokenizer(source, subfolder=subfolder, **_arguments(said, "processor"))
         if said.get("do_lower_case"):
             _lower_case(tokenizer)
-        self._tokens = Tokens(tokenizer, self._model, pin=device.type == "cuda")
+        self.tokens = Tokens(tokenizer, self.model, pin=device.type == "cuda")
+        form = self._recipe.message_format
+        if form == _AUTO:
+            form = message_format(tokenizer, config.model_type)
+        self._form = None if form is None else ChatForm(tokenizer, form)
         self._device = device
         self._head = [module.eval().requires_grad_(False).to(device) for module in self._recipe.head]
-        self._positions = position_limit(self._model)
-        longest = longest_row(self._model, tokenizer)
+        self._positions = position_limit(self.model)
+        self._num_hidden = self._count_hidden()
+        longest = longest_row(self.model, tokenizer)
         max_seq_length = said.get("max_seq_length")
         self._longest = min((limit for limit in (longest, max_seq_length) if limit), default=None)
-        self.memory_bytes = memory_bytes(self._model) + sum(memory_bytes(module) for module in self._head)
+        self.memory_bytes = memory_bytes(self.model) + sum(memory_bytes(module) for module in self._head)
         self._configure(parameters)
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
@@ -113,7 +129,7 @@ class Embeddings:
         self._limits = self._chosen_limits(parameters)
         self._prompt = self._chosen_prompt(parameters)
         self._num_prompt_tokens = 0
-        if self._prompt and not self._recipe.include_prompt:
+        if self._prompt and not self._recipe.include_prompt and self._form is None:
             self._num_prompt_tokens = self._count_prompt_tokens(self._prompt)
         pooling = parameters.get("pooling")
         self._modes = self._recipe.modes if pooling is None else (_MODES[pooling],)
@@ -131,7 +147,7 @@ class Embeddings:
         if max_length is not None and self._positions is not None and max_length > self._positions:
             param = "parameters.max_length"
             raise InvalidSpec(f"{param}: the model takes at most {self._positions} tokens", param=param)
-        least = self._tokens.tokenizer.num_special_tokens_to_add() + 1
+        least = self.tokens.tokenizer.num_special_tokens_to_add() + 1
         if max_length is not None and max_length < least:
             param = "parameters.max_length"
             raise InvalidSpec(f"{param}: must be at least {least}, as the model's own tokens count too", param=param)
@@ -152,15 +168,29 @@ class Embeddings:
 
     def _count_prompt_tokens(self, prompt: str) -> int:
         """Tokens of a prompt as they stand before a text, so without the special ones that end a row."""
-        tokenizer = self._tokens.tokenizer
+        tokenizer = self.tokens.tokenizer
         ids = tokenizer(prompt, truncation=self._limits.max_tokens is not None, max_length=self._limits.max_tokens)[
             "input_ids"
         ]
         return len(ids) - 1 if ids and ids[-1] in tokenizer.all_special_ids else len(ids)
 
+    def _count_hidden(self) -> int:
+        """Dimensions of a token's vector: the config's word for it is another one in some models, or of another size
+        than what they give (OPT projects, Reformer joins two)."""
+        one = self.tokens.encode([Row(0, None, {"text": "a"})], Limits(None, None))[0]
+        try:
+            with torch.inference_mode():
+                inputs = to_device(self.tokens.padded(one.features or [], self.tokens.side), self._device)
+                return self._hidden(inputs).shape[-1]
+        except Exception as error:
+            if is_out_of_memory(error) or is_poisoned(error):
+                raise
+            logger.warning("the model fails at a row of one letter: %s", one_line(error))
+            return int(self.model.config.get_text_config().hidden_size)
+
     def _num_dimensions(self) -> int:
         """Dimensions of a row's vector, found by sending one through what follows pooling."""
-        vectors_BE = torch.zeros(1, self._model.config.get_text_config().hidden_size * len(self._modes))
+        vectors_BE = torch.zeros(1, self._num_hidden * len(self._modes))
         with torch.inference_mode():
             try:
                 for module in self._before_normalize:
@@ -176,25 +206,34 @@ class Embeddings:
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """See `TaskModel`."""
         if self._is_many:
-            return encode_many(self._tokens, rows, self._limits, prefix=self._prompt)
-        return self._tokens.encode(rows, self._limits, prefix=self._prompt)
+            return encode_many(self.tokens, rows, self._limits, prefix=self._prompt, form=self._form)
+        return self.tokens.encode(rows, self._limits, prefix=self._prompt, form=self._form)
 
-    def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    def collate(self, batch: Sequence[Encoded]) -> Mapping[str, torch.Tensor] | Parts:
         """See `TaskModel`."""
-        return self._tokens.collate(batch)
+        return collate_inputs(self.tokens, batch) if self._is_many else self.tokens.collate(batch)
 
-    def forward(self, collated: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, collated: Any) -> torch.Tensor:
         """See `TaskModel`.
 
         Returns:
             Vectors, (B, E) float32; of windows where a row may have several.
         """
-        return forward_in_parts(collated, self._vectors) if self._is_many else self._vectors(collated)
+        return forward_inputs(collated, self._vectors) if self._is_many else self._vectors(collated)
+
+    def probe_padding(self) -> Padding:
+        """See `PadsRows`."""
+        return probe_padding(self.tokens, self.model, self._hidden, longest=self._longest)
+
+    def _hidden(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        hidden_BTD: torch.Tensor = self.model(**inputs).last_hidden_state
+        return hidden_BTD
 
     def _vectors(self, collated: Mapping[str, torch.Tensor]) -> torch.Tensor:
         inputs = to_device(collated, self._device)
-        hidden_BTD = self._model(**inputs).last_hidden_state
         mask_BT = inputs["attention_mask"]
+        hidden_BTD = behind_tokens(self._hidden(inputs), mask_BT, self.tokens.side)
+        mask_BT = behind_tokens(mask_BT.unsqueeze(-1), mask_BT, self.tokens.side).squeeze(-1)
         vectors_BE = pool(hidden_BTD, mask_BT, self._modes, num_prompt_tokens=self._num_prompt_tokens)
         for module in self._before_normalize:
             vectors_BE = module(vectors_BE)
@@ -226,12 +265,12 @@ def _read_recipe(source: ModelFolder) -> _Recipe:
         config = read_json(source.path / "config.json", name=source.name)
         architectures = config.get("architectures") or [""]
         is_causal = str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal", True)
-        return _Recipe("", ("lasttoken" if is_causal else "mean",), True, (), {}, {}, None, None)
+        return _Recipe("", ("lasttoken" if is_causal else "mean",), True, (), {}, _AUTO, {}, None, None)
     transformer = modules[0][1]
     said: dict[str, Any] = {}
     for file in _TRANSFORMER_CONFIGS:
         said = said or read_json(source.path / transformer / file, name=source.name, required=False)
-    _check_transformer(source, said)
+    form = _check_transformer(source, said)
     modes, include_prompt = read_pooling(source, modules[1][1])
     overall = read_json(source.path / "config_sentence_transformers.json", name=source.name, required=False)
     return _Recipe(
@@ -240,25 +279,30 @@ def _read_recipe(source: ModelFolder) -> _Recipe:
         include_prompt=include_prompt,
         head=tuple(read_head(source, modules[2:])),
         settings=said,
+        message_format=form,
         prompts={name: prompt or "" for name, prompt in (overall.get("prompts") or {}).items()},
         default_prompt=overall.get("default_prompt_name"),
         dimensions=overall.get("truncate_dim"),
     )
 
 
-def _check_transformer(source: ModelFolder, said: Mapping[str, Any]) -> None:
+def _check_transformer(source: ModelFolder, said: Mapping[str, Any]) -> str | None:
+    """How a folder's Transformer module takes texts as messages of a chat; None where it takes them as they are."""
     if said.get("transformer_task", "feature-extraction") != "feature-extraction":
         raise source.invalid(f"its Transformer module is for '{said['transformer_task']}', not for vectors of texts")
-    modalities = said.get("modality_config") or {}
-    text = modalities.get("text", {"method": "forward", "method_output_name": "last_hidden_state"})
-    if (
-        text.get("method") != "forward"
-        or text.get("method_output_name") != "last_hidden_state"
-        or "message" in modalities
-    ):
+    usual = {"method": "forward", "method_output_name": "last_hidden_state"}
+    modalities = said.get("modality_config") or {"text": usual}
+    taken = modalities.get("message") or modalities.get("text") or {}
+    if any(taken.get(name) != value for name, value in usual.items()):
         raise source.invalid(
             "its Transformer module does not take plain texts in the usual way, which is not supported"
         )
+    asked = sorted(name for name, value in (said.get("processing_kwargs") or {}).items() if value)
+    if asked:
+        raise source.invalid(
+            f"its Transformer module has processing_kwargs for {', '.join(asked)}, which are not supported"
+        )
+    return (taken.get("format") or _AUTO) if "message" in modalities else None
 
 
 def _arguments(said: Mapping[str, Any], of: str) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from jobs.parameters import check_parameters
 from jobs.rows import Row, RowError
 from worker.inference.tasks.interface import NOT_FINITE, Encoded
 from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes
+from worker.inference.tasks.padding import Padding
+from worker.inference.tasks.padding_probe import probe_padding
 from worker.inference.tasks.tokens import Tokens, longest_row, resolve_limits, to_device
 
 TASK = "fill-mask"
@@ -45,14 +47,14 @@ class FillMask:
         tokenizer = load_tokenizer(source)
         if tokenizer.mask_token_id is None:
             raise source.invalid("its tokenizer has no mask token, which fill-mask needs")
-        self._model = load_weights(source, AutoModelForMaskedLM, task=TASK, device=device, dtype=dtype)
-        self._tokens = Tokens(tokenizer, self._model, pin=device.type == "cuda")
+        self.model = load_weights(source, AutoModelForMaskedLM, task=TASK, device=device, dtype=dtype)
+        self.tokens = Tokens(tokenizer, self.model, pin=device.type == "cuda")
         self._device = device
-        self._longest = longest_row(self._model, tokenizer)
+        self._longest = longest_row(self.model, tokenizer)
         # A tokenizer of its own: `decode` runs while `encode` uses the other one, and one cannot do both at once.
         self._tokenizer = copy.deepcopy(tokenizer)
-        self._pipeline = FillMaskPipeline(model=self._model, tokenizer=self._tokenizer, device=device, task=TASK)
-        self.memory_bytes = memory_bytes(self._model)
+        self._pipeline = FillMaskPipeline(model=self.model, tokenizer=self._tokenizer, device=device, task=TASK)
+        self.memory_bytes = memory_bytes(self.model)
         self._configure(parameters)
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
@@ -76,10 +78,10 @@ class FillMask:
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """See `TaskModel`."""
-        return [self._with_mask(one) for one in self._tokens.encode(rows, self._limits)]
+        return [self._with_mask(one) for one in self.tokens.encode(rows, self._limits)]
 
     def _with_mask(self, one: Encoded) -> Encoded:
-        mask = self._tokens.tokenizer
+        mask = self.tokens.tokenizer
         if one.error is not None or (one.features[0]["input_ids"] == mask.mask_token_id).any():
             return one
         error = RowError("no_mask", f"the text has no mask token ({mask.mask_token}) within the length the model takes")
@@ -87,8 +89,8 @@ class FillMask:
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """See `TaskModel`. `masks` are the places of the masks in the flattened batch, (M,)."""
-        inputs = self._tokens.collate(batch)
-        masks_M = (inputs["input_ids"].flatten() == self._tokens.tokenizer.mask_token_id).nonzero().squeeze(1)
+        inputs = self.tokens.collate(batch)
+        masks_M = (inputs["input_ids"].flatten() == self.tokens.tokenizer.mask_token_id).nonzero().squeeze(1)
         return {**inputs, "masks": masks_M.pin_memory() if self._device.type == "cuda" else masks_M}
 
     def forward(self, collated: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,12 +101,20 @@ class FillMask:
         """
         inputs = to_device(collated, self._device)
         masks_M = inputs.pop("masks")
-        logits_BTV = self._model(**inputs).logits
+        logits_BTV = self._logits(inputs)
         scores_MV = logits_BTV.flatten(0, 1)[masks_M].float().softmax(dim=-1)
         if self._targets is not None:
             scores_MV = scores_MV[:, self._targets]
         scores_MK, ids_MK = scores_MV.topk(min(self._top_k, scores_MV.shape[1]))
         return scores_MK, ids_MK if self._targets is None else self._targets[ids_MK]
+
+    def probe_padding(self) -> Padding:
+        """See `PadsRows`."""
+        return probe_padding(self.tokens, self.model, self._logits, longest=self._longest)
+
+    def _logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits_BTV: torch.Tensor = self.model(**inputs).logits
+        return logits_BTV
 
     def decode(self, batch: Sequence[Encoded], outputs: tuple[torch.Tensor, torch.Tensor]) -> list[Any]:
         """See `TaskModel`."""

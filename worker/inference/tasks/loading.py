@@ -29,6 +29,7 @@ from jobs.modelcheck import check_folder, local_model, readable_roots
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec
 from worker.device import is_out_of_memory, is_poisoned, one_line
+from worker.inference.tasks.attention_types import keep_attention_type
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +210,7 @@ def load_weights(
     finally:
         transformers.logging.set_verbosity(before)
     _check_complete(source, info, task, may_miss, encoder=f"{model.base_model_prefix}.")
+    keep_attention_type(model)
     return model.eval().requires_grad_(False).to(device)
 
 

@@ -6,13 +6,16 @@ Each input is one window of its row's features, so that all of them go through t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 
 from jobs.rows import Row, RowError
+from worker.inference.tasks.chat_form import ChatForm
 from worker.inference.tasks.interface import Encoded
+from worker.inference.tasks.padding import Padding
 from worker.inference.tasks.tokens import Features, Limits, Tokens
 
 MOST_INPUTS = 2048
@@ -20,7 +23,9 @@ MOST_INPUTS = 2048
 _MOST_TOKENS = 32_768  # padded, computed at once: a single row may be longer than any budget of a batch
 
 
-def encode_many(tokens: Tokens, rows: Sequence[Row], limits: Limits, *, prefix: str = "") -> list[Encoded]:
+def encode_many(
+    tokens: Tokens, rows: Sequence[Row], limits: Limits, *, prefix: str = "", form: ChatForm | None = None
+) -> list[Encoded]:
     """Tokenize all inputs of all rows in one call.
 
     Args:
@@ -28,6 +33,7 @@ def encode_many(tokens: Tokens, rows: Sequence[Row], limits: Limits, *, prefix: 
         rows: whose `text` is one of the four forms. Token ids are taken as they are, without special tokens.
         limits: of each input.
         prefix: put before each text.
+        form: makes each text a chat.
 
     Returns:
         One for each row: a window for each of its inputs, in order; or a row error with one of the codes of
@@ -41,7 +47,7 @@ def encode_many(tokens: Tokens, rows: Sequence[Row], limits: Limits, *, prefix: 
         for one in found
         if isinstance(one, str)
     ]
-    tokenized = iter(tokens.encode(texts, limits, prefix=prefix))
+    tokenized = iter(tokens.encode(texts, limits, prefix=prefix, form=form))
 
     def windows(row: Row, one: str | list[int]) -> Encoded:
         return next(tokenized) if isinstance(one, str) else tokens.take(row, one, limits)
@@ -59,16 +65,43 @@ def by_row(batch: Sequence[Encoded], outputs: Sequence[Any]) -> list[Any]:
     return [next((one for one in row if isinstance(one, RowError)), row) for row in found]
 
 
-def forward_in_parts(
-    collated: Mapping[str, torch.Tensor], forward: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
-) -> torch.Tensor:
-    """Compute windows, (B, T) each, at most `_MOST_TOKENS` at once; equal to computing all at once."""
-    num_windows, longest = collated["input_ids"].shape
-    at_once = max(1, _MOST_TOKENS // longest)
-    if num_windows <= at_once:
-        return forward(collated)
-    starts = range(0, num_windows, at_once)
-    return torch.cat([forward({name: t[start : start + at_once] for name, t in collated.items()}) for start in starts])
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Windows of a batch, cut into what may be computed together."""
+
+    batches: Sequence[Mapping[str, torch.Tensor]]
+    """Each (B, T), at most `_MOST_TOKENS` tokens unless it is a single window."""
+    places: Sequence[int]
+    """For each window of `batches`, in their order: its place among the windows of all rows."""
+
+
+def collate_inputs(tokens: Tokens, batch: Sequence[Encoded]) -> Parts:
+    """Pad the inputs of a batch's rows as if each input were a row: what is beside it does not change it."""
+    windows: list[Features] = [window for one in batch for window in one.features]
+    lengths = [len(window["input_ids"]) for window in windows]
+    if tokens.padding in (Padding.LEFT, Padding.RIGHT):
+        groups = [list(range(len(windows)))]
+    elif tokens.padding == Padding.ONE_BY_ONE:
+        groups = [[place] for place in range(len(windows))]
+    else:
+        groups = [[p for p, length in enumerate(lengths) if length == one] for one in sorted(set(lengths))]
+    parts: list[list[int]] = []
+    for group in groups:
+        at_once = max(1, _MOST_TOKENS // max(lengths[place] for place in group))
+        parts += [group[start : start + at_once] for start in range(0, len(group), at_once)]
+    return Parts(
+        [tokens.padded([windows[place] for place in part], tokens.side) for part in parts],
+        [place for part in parts for place in part],
+    )
+
+
+def forward_inputs(parts: Parts, forward: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]) -> torch.Tensor:
+    """The vectors of all windows, in the rows' order."""
+    found = torch.cat([forward(batch) for batch in parts.batches])
+    if list(parts.places) == list(range(len(parts.places))):
+        return found
+    order = sorted(range(len(parts.places)), key=lambda at: parts.places[at])
+    return found[torch.tensor(order).to(found.device, non_blocking=True)]
 
 
 def _inputs(row: Row, *, has_prefix: bool) -> list[str | list[int]] | RowError:

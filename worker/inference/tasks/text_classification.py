@@ -21,10 +21,13 @@ from jobs.parameters import check_parameters
 from jobs.rows import Row
 from worker.inference.tasks.interface import NOT_FINITE, Encoded
 from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes
-from worker.inference.tasks.many import by_row, encode_many, forward_in_parts
+from worker.inference.tasks.many import Parts, by_row, collate_inputs, encode_many, forward_inputs
+from worker.inference.tasks.padding import Padding
+from worker.inference.tasks.padding_probe import probe_padding
 from worker.inference.tasks.tokens import Tokens, longest_row, resolve_limits, to_device
 
 TASK = "text-classification"
+_NO_TOKEN = -1
 
 
 class TextClassification:
@@ -45,18 +48,20 @@ class TextClassification:
             InvalidSpec: a parameter is wrong.
         """
         tokenizer = load_tokenizer(source)
-        self._model = load_weights(source, AutoModelForSequenceClassification, task=TASK, device=device, dtype=dtype)
-        self._tokens = Tokens(tokenizer, self._model, pin=device.type == "cuda")
+        self.model = load_weights(source, AutoModelForSequenceClassification, task=TASK, device=device, dtype=dtype)
+        self.tokens = Tokens(tokenizer, self.model, pin=device.type == "cuda")
         self._device = device
-        self._longest = longest_row(self._model, tokenizer)
-        config = self._model.config
+        self._longest = longest_row(self.model, tokenizer)
+        config = self.model.config
         self._labels = [config.id2label[index] for index in range(config.num_labels)]
         text_config = config.get_text_config()
         if text_config.pad_token_id is None:
-            text_config.pad_token_id = self._tokens.pad_token_id  # decoders find a row's last token by it
-        takes_cache = "use_cache" in inspect.signature(self._model.forward).parameters
+            # Decoders look for a row's last token that is not this one. Without one they take the last column, and
+            # refuse batches; an id that no token has means the same, without the refusal.
+            text_config.pad_token_id = _NO_TOKEN
+        takes_cache = "use_cache" in inspect.signature(self.model.forward).parameters
         self._options = {"use_cache": False} if takes_cache else {}
-        self.memory_bytes = memory_bytes(self._model)
+        self.memory_bytes = memory_bytes(self.model)
         self._configure(parameters)
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
@@ -73,7 +78,7 @@ class TextClassification:
         self._function = parameters.get("function_to_apply") or self._default_function()
 
     def _default_function(self) -> str:
-        problem, num_labels = self._model.config.problem_type, self._model.config.num_labels
+        problem, num_labels = self.model.config.problem_type, self.model.config.num_labels
         if problem == "regression":
             return "none"
         if problem == "multi_label_classification" or num_labels == 1:
@@ -82,24 +87,30 @@ class TextClassification:
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """See `TaskModel`."""
-        return (
-            encode_many(self._tokens, rows, self._limits) if self._is_many else self._tokens.encode(rows, self._limits)
-        )
+        return encode_many(self.tokens, rows, self._limits) if self._is_many else self.tokens.encode(rows, self._limits)
 
-    def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    def collate(self, batch: Sequence[Encoded]) -> Mapping[str, torch.Tensor] | Parts:
         """See `TaskModel`."""
-        return self._tokens.collate(batch)
+        return collate_inputs(self.tokens, batch) if self._is_many else self.tokens.collate(batch)
 
-    def forward(self, collated: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, collated: Any) -> torch.Tensor:
         """See `TaskModel`.
 
         Returns:
             Scores, (B, L) float32; of windows where a row may have several.
         """
-        return forward_in_parts(collated, self._scores) if self._is_many else self._scores(collated)
+        return forward_inputs(collated, self._scores) if self._is_many else self._scores(collated)
+
+    def probe_padding(self) -> Padding:
+        """See `PadsRows`."""
+        return probe_padding(self.tokens, self.model, self._logits, longest=self._longest, looks_for_ends=True)
+
+    def _logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits_BL: torch.Tensor = self.model(**inputs, **self._options).logits
+        return logits_BL
 
     def _scores(self, collated: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        logits_BL: torch.Tensor = self._model(**to_device(collated, self._device), **self._options).logits.float()
+        logits_BL = self._logits(to_device(collated, self._device)).float()
         if self._function == "softmax":
             return logits_BL.softmax(dim=-1)
         return logits_BL.sigmoid() if self._function == "sigmoid" else logits_BL

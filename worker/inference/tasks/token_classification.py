@@ -1,7 +1,8 @@
 """Token classification: entities with every aggregation strategy of the pipeline, whose own methods form them.
 
 An output is the pipeline's list of entities. The pipeline cuts a text that is too long for the model and says nothing;
-here such a row is an error, unless `truncation` asks for the cut or `stride` for overlapping windows.
+here such a row is an error, unless `truncation` asks for the cut or `stride` for overlapping windows. With
+`is_split_into_words` a row's text is a list of words, and entities have their places in these words joined together.
 
 Shapes: W windows of a batch, one for each row unless `stride` is set; T tokens; L labels.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -17,12 +19,24 @@ from transformers import AutoModelForTokenClassification, TokenClassificationPip
 
 from jobs.errors import InvalidSpec
 from jobs.parameters import check_parameters
-from jobs.rows import Row
+from jobs.rows import Row, RowError
 from worker.inference.tasks.interface import NOT_FINITE, Encoded
 from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes
-from worker.inference.tasks.tokens import Features, Tokens, longest_row, resolve_limits, to_device
+from worker.inference.tasks.padding import Padding
+from worker.inference.tasks.padding_probe import probe_padding
+from worker.inference.tasks.tokens import (
+    Features,
+    Tokens,
+    behind_tokens,
+    longest_row,
+    resolve_limits,
+    to_device,
+)
 
 TASK = "token-classification"
+_WORDS_NOT_ASKED = RowError(
+    "wrong_type", "text must be a text, not a list; set the parameter is_split_into_words where it is a list of words"
+)
 _ENTITIES = ("aggregation_strategy", "ignore_labels", "stride")
 
 
@@ -44,16 +58,15 @@ class TokenClassification:
             InvalidSpec: a parameter is wrong.
         """
         tokenizer = load_tokenizer(source)
-        self._model = load_weights(source, AutoModelForTokenClassification, task=TASK, device=device, dtype=dtype)
-        self._tokens = Tokens(tokenizer, self._model, pin=device.type == "cuda")
+        self.model = load_weights(source, AutoModelForTokenClassification, task=TASK, device=device, dtype=dtype)
+        self.tokens = Tokens(tokenizer, self.model, pin=device.type == "cuda")
         self._device = device
-        self._longest = longest_row(self._model, tokenizer)
+        self._longest = longest_row(self.model, tokenizer)
         # A tokenizer of its own: `decode` runs while `encode` uses the other one, and one cannot do both at once.
         self._pipeline = TokenClassificationPipeline(
-            model=self._model, tokenizer=copy.deepcopy(tokenizer), device=device, task=TASK
+            model=self.model, tokenizer=copy.deepcopy(tokenizer), device=device, task=TASK
         )
-        self._options = {"return_special_tokens_mask": True, "return_offsets_mapping": tokenizer.is_fast}
-        self.memory_bytes = memory_bytes(self._model)
+        self.memory_bytes = memory_bytes(self.model)
         self._configure(parameters)
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
@@ -67,6 +80,20 @@ class TokenClassification:
         self._limits = resolve_limits(parameters, self._longest)
         self._stride: int | None = parameters.get("stride")
         chosen = {name: parameters[name] for name in _ENTITIES if parameters.get(name) is not None}
+        self._delimiter: str | None = None
+        if parameters.get("is_split_into_words"):
+            self._check_words()
+            said = parameters.get("delimiter")
+            self._delimiter = " " if said is None else said
+        elif parameters.get("delimiter") is not None:
+            param = "parameters.delimiter"
+            raise InvalidSpec(f"{param}: stands between words, so it goes with is_split_into_words", param=param)
+        self._options: dict[str, Any] = {
+            "return_special_tokens_mask": True,
+            "return_offsets_mapping": self.tokens.tokenizer.is_fast,
+        }
+        if self._delimiter is not None:
+            self._options["is_split_into_words"] = True
         if self._stride is not None:
             self._check_stride(self._stride, parameters)
         try:
@@ -75,25 +102,38 @@ class TokenClassification:
             param = "parameters.aggregation_strategy"
             raise InvalidSpec(f"{param}: this model's tokenizer is slow: {error}", param=param) from error
 
+    def _check_words(self) -> None:
+        param = "parameters.is_split_into_words"
+        if not self.tokens.tokenizer.is_fast:
+            raise InvalidSpec(f"{param}: this model's tokenizer is slow and takes no words", param=param)
+
     def _check_stride(self, stride: int, parameters: Mapping[str, Any]) -> None:
         param = "parameters.stride"
         if parameters.get("aggregation_strategy") in (None, "none"):
             raise InvalidSpec(f"{param}: goes with an aggregation_strategy other than none", param=param)
-        if not self._tokens.tokenizer.is_fast:
+        if not self.tokens.tokenizer.is_fast:
             raise InvalidSpec(f"{param}: this model's tokenizer is slow and cannot cut windows", param=param)
-        room = (self._limits.max_tokens or stride + 1) - self._tokens.tokenizer.num_special_tokens_to_add()
+        room = (self._limits.max_tokens or stride + 1) - self.tokens.tokenizer.num_special_tokens_to_add()
         if stride >= room:
             raise InvalidSpec(f"{param}: must be less than the {room} tokens of text in a window", param=param)
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """See `TaskModel`."""
+        if self._delimiter is None:
+            lists = {index for index, row in enumerate(rows) if isinstance(row.values.get("text"), list)}
+            if lists:
+                rest = iter(self.encode([row for index, row in enumerate(rows) if index not in lists]))
+                return [
+                    Encoded(row, 0, None, _WORDS_NOT_ASKED) if index in lists else next(rest)
+                    for index, row in enumerate(rows)
+                ]
         if self._stride is not None and self._limits.max_tokens is not None:
-            return self._tokens.encode_windows(rows, self._limits.max_tokens, self._stride, **self._options)
-        return self._tokens.encode(rows, self._limits, **self._options)
+            return self.tokens.encode_windows(rows, self._limits.max_tokens, self._stride, **self._options)
+        return self.tokens.encode(rows, self._limits, **self._options)
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """See `TaskModel`."""
-        return self._tokens.collate(batch)
+        return self.tokens.collate(batch)
 
     def forward(self, collated: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `TaskModel`.
@@ -101,8 +141,22 @@ class TokenClassification:
         Returns:
             Logits, (W, T, L) float32.
         """
-        logits_WTL: torch.Tensor = self._model(**to_device(collated, self._device)).logits
-        return logits_WTL.float()
+        inputs = to_device(collated, self._device)
+        if self.tokens.padding == Padding.ONE_BY_ONE:  # the windows of one row, each of which is to be by itself
+            num_windows = len(inputs["input_ids"])
+            alone = [{name: one[at : at + 1] for name, one in inputs.items()} for at in range(num_windows)]
+            logits_WTL = torch.cat([self._logits(one) for one in alone])
+        else:
+            logits_WTL = self._logits(inputs)
+        return behind_tokens(logits_WTL, inputs["attention_mask"], self.tokens.side).float()
+
+    def probe_padding(self) -> Padding:
+        """See `PadsRows`."""
+        return probe_padding(self.tokens, self.model, self._logits, longest=self._longest)
+
+    def _logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits_WTL: torch.Tensor = self.model(**inputs).logits
+        return logits_WTL
 
     def decode(self, batch: Sequence[Encoded], outputs: torch.Tensor) -> list[Any]:
         """See `TaskModel`."""
@@ -119,13 +173,23 @@ class TokenClassification:
         entities = self._pipeline.postprocess(windows, **self._postprocess)
         return [{**entity, "score": float(entity["score"])} for entity in entities]
 
-    @staticmethod
-    def _window(row: Row, window: Features, logits_TL: torch.Tensor, *, is_first: bool) -> dict[str, Any]:
+    def _window(self, row: Row, window: Features, logits_TL: torch.Tensor, *, is_first: bool) -> dict[str, Any]:
         """What the pipeline's own forward hands to its `postprocess`."""
         offsets = window.get("offset_mapping")
+        text = row.values["text"]
+        words: dict[str, Any] = {}
+        if self._delimiter is not None:
+            ends = list(accumulate(len(word) + len(self._delimiter) for word in text))
+            words["word_to_chars_map"] = [
+                (end - len(word) - len(self._delimiter), end - len(self._delimiter))
+                for end, word in zip(ends, text, strict=True)
+            ]
+            words["word_ids"] = [None if word < 0 else word for word in window["word_ids"].tolist()]
+            text = self._delimiter.join(text)
         return {
+            **words,
             "logits": logits_TL.unsqueeze(0),
-            "sentence": row.values["text"] if is_first else None,
+            "sentence": text if is_first else None,
             "input_ids": torch.from_numpy(window["input_ids"]).unsqueeze(0),
             "special_tokens_mask": torch.from_numpy(window["special_tokens_mask"]).unsqueeze(0),
             "offset_mapping": None if offsets is None else torch.from_numpy(offsets).unsqueeze(0),

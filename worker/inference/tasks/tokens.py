@@ -2,14 +2,14 @@
 
 A row is one window of tokens, or several where a text is longer than the model takes and is to be seen whole.
 
-Shapes: B windows of a batch, T tokens of its longest window.
+Shapes: B windows of a batch, T tokens of its longest window, X whatever a model gives for each token.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from jobs.rows import Row, RowError
 from worker.device import one_line
+from worker.inference.tasks.chat_form import ChatForm
 from worker.inference.tasks.interface import Encoded
+from worker.inference.tasks.padding import Padding
 
 logger = logging.getLogger(__name__)
 
@@ -96,36 +98,61 @@ class Tokens:
         if "token_type_ids" in (self._accepted or ()):
             self._padding["token_type_ids"] = tokenizer.pad_token_type_id
         self._pin = pin
-        embeddings = model.get_input_embeddings()
-        self._num_ids = embeddings.num_embeddings if isinstance(embeddings, torch.nn.Embedding) else None
+        self._takes_positions = "position_ids" in parameters
+        self._own_side = Padding.LEFT if tokenizer.padding_side == "left" else Padding.RIGHT
+        embeddings = input_embeddings(model)
+        self.num_ids = None if embeddings is None else embeddings.num_embeddings
+        """The number of token ids that the model has a vector for, where that is known."""
+        self.padding: Padding | None = None
+        """Which rows may share a batch. None until the model was probed: until then, only rows of equal length."""
 
     @property
     def pad_token_id(self) -> int:
         """What `collate` fills rows up with."""
         return self._padding["input_ids"]
 
-    def encode(self, rows: Sequence[Row], limits: Limits, *, prefix: str = "", **options: Any) -> list[Encoded]:
+    @property
+    def sides(self) -> tuple[Padding, Padding]:
+        """The sides on which rows can be filled up, the tokenizer's own first."""
+        return self._own_side, Padding.RIGHT if self._own_side == Padding.LEFT else Padding.LEFT
+
+    @property
+    def side(self) -> Padding:
+        """The side on which `collate` fills windows up."""
+        return self.padding if self.padding in (Padding.LEFT, Padding.RIGHT) else self._own_side
+
+    def encode(
+        self,
+        rows: Sequence[Row],
+        limits: Limits,
+        *,
+        prefix: str = "",
+        form: ChatForm | None = None,
+        **options: Any,
+    ) -> list[Encoded]:
         """Tokenize rows in one call.
 
         Args:
-            rows: with a `text`, and perhaps a `text_pair`.
+            rows: with a `text`, and perhaps a `text_pair`. With the option `is_split_into_words`, a text is a list of
+                words, and `word_ids` among a window's features tells whose token each is, or -1.
             limits: how long a row may be.
             prefix: put before each text.
+            form: makes each text a chat, with the prefix as its system prompt.
             options: further ones of the tokenizer's call; what they add to its result is in the features too.
 
         Returns:
             One for each row: a list of one window, or a row error with the code `null_value`, `wrong_type`,
-            `invalid_text`, `unknown_token`, `empty_row` or `row_too_long`.
+            `invalid_text`, `invalid_messages`, `unknown_token`, `empty_row` or `row_too_long`.
         """
         return [
             self._checked(row, windows, limits)
-            for row, windows in zip(rows, self._tokenize(rows, limits, prefix, options), strict=True)
+            for row, windows in zip(rows, self._tokenize(rows, limits, prefix, options, form), strict=True)
         ]
 
     def take(self, row: Row, ids: Sequence[int], limits: Limits) -> Encoded:
         """Token ids as one window of a row, as they are, or a row error as `encode` gives it."""
-        if min(ids) < 0 or (self._num_ids is not None and max(ids) >= self._num_ids):
-            message = f"the row has a token id outside 0 to {(self._num_ids or 0) - 1}, which the model does not know"
+        if min(ids) < 0 or (self.num_ids is not None and max(ids) >= self.num_ids):
+            message = f"the row has a token id outside 0 to {(self.num_ids or 0) - 1}, which the model does not know"
             return Encoded(row, 0, None, RowError("unknown_token", message))
         if limits.truncation is not None:
             ids = ids[: limits.max_tokens]
@@ -154,24 +181,35 @@ class Tokens:
         ]
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """Pad the windows of a batch on the right to the longest of them.
+        """Pad the windows of a batch to the longest of them, on the side that the model was found to bear.
 
-        The right is right for every model: an encoder masks padding out, and a decoder never looks ahead. So a row's
-        positions, and with them its output, do not depend on the rows it is batched with.
+        Rows that no padding suits come in batches of equal length (`Encoded.shape`). Only the windows of one row may
+        then be filled up, on the tokenizer's own side, as its pipeline does for the row alone.
 
         Returns:
             `input_ids`, `attention_mask` and what else the model takes, each (B, T) int64 on the CPU.
         """
-        windows: list[Features] = [window for one in batch for window in one.features]
+        return self.padded([window for one in batch for window in one.features], self.side)
+
+    def padded(self, windows: Sequence[Features], side: Padding) -> dict[str, torch.Tensor]:
+        """Windows as one batch, each filled up on this side; see `collate`.
+
+        On the left, models that take positions are given each token's place in its own row: counted from the first
+        column, it would depend on the longest row of the batch.
+        """
         names = [name for name in windows[0] if self._takes(name)]
         lengths = [len(window["input_ids"]) for window in windows]
-        shape = (len(windows), max(lengths))
+        longest = max(lengths)
+        shape = (len(windows), longest)
         padded = {name: np.full(shape, self._padding.get(name, 0), dtype=np.int64) for name in names}
         padded["attention_mask"] = np.zeros(shape, dtype=np.int64)
         for index, (window, length) in enumerate(zip(windows, lengths, strict=True)):
-            padded["attention_mask"][index, :length] = 1
+            columns = slice(longest - length, None) if side == Padding.LEFT else slice(length)
+            padded["attention_mask"][index, columns] = 1
             for name in names:
-                padded[name][index, :length] = window[name]
+                padded[name][index, columns] = window[name]
+        if side == Padding.LEFT and self._takes_positions and min(lengths) < longest:
+            padded["position_ids"] = np.maximum(padded["attention_mask"].cumsum(axis=1) - 1, 0)
         tensors = {name: torch.from_numpy(values) for name, values in padded.items()}
         return {name: tensor.pin_memory() for name, tensor in tensors.items()} if self._pin else tensors
 
@@ -179,25 +217,45 @@ class Tokens:
         return name in self.tokenizer.model_input_names if self._accepted is None else name in self._accepted
 
     def _tokenize(
-        self, rows: Sequence[Row], limits: Limits, prefix: str, options: Mapping[str, Any]
+        self,
+        rows: Sequence[Row],
+        limits: Limits,
+        prefix: str,
+        options: Mapping[str, Any],
+        form: ChatForm | None = None,
     ) -> list[list[Features] | RowError]:
         """The windows of each row, which are several only where `options` ask for what was cut off."""
         results: dict[int, list[Features] | RowError] = {}
+        unusable = _unusable_words if options.get("is_split_into_words") else _unusable
+        texts: dict[int, Any] = {}
+        for index, row in enumerate(rows):
+            error = unusable(row)
+            text = row.values.get("text")
+            if error is None and form is not None:
+                text = form.render(row.values["text"], prefix)
+                error = text if isinstance(text, RowError) else None
+            elif error is None and isinstance(text, str):
+                text = prefix + text
+            if error is not None:
+                results[index] = error
+            else:
+                texts[index] = text
+        if form is not None:
+            options = {**options, "add_special_tokens": False}
         # Rows with and without a second text need a call each. An empty one counts as none, as in a call for one row.
         for has_pair in (False, True):
-            indices = [i for i, row in enumerate(rows) if bool(row.values.get("text_pair")) is has_pair]
-            for index in indices:
-                error = _unusable(rows[index])
-                if error is not None:
-                    results[index] = error
-            good = [index for index in indices if index not in results]
-            texts = [prefix + rows[index].values["text"] for index in good]
+            good = [index for index in texts if bool(rows[index].values.get("text_pair")) is has_pair]
             pairs = [rows[index].values["text_pair"] for index in good] if has_pair else None
-            results.update(zip(good, self._call(texts, pairs, limits, options), strict=True))
+            found = self._call([texts[index] for index in good], pairs, limits, options)
+            results.update(zip(good, found, strict=True))
+        if form is not None and limits.truncation is not None:
+            for windows in results.values():
+                if not isinstance(windows, RowError) and len(windows[0]["input_ids"]) == limits.max_tokens:
+                    form.restore_end(windows[0]["input_ids"], prefix)
         return [results[index] for index in range(len(rows))]
 
     def _call(
-        self, texts: list[str], pairs: list[str] | None, limits: Limits, options: Mapping[str, Any]
+        self, texts: list[Any], pairs: list[str] | None, limits: Limits, options: Mapping[str, Any]
     ) -> list[list[Features] | RowError]:
         if not texts:
             return []
@@ -223,7 +281,12 @@ class Tokens:
                 for part in (slice(None, middle), slice(middle, None))
                 for one in self._call(texts[part], pairs[part] if pairs else None, limits, options)
             ]
-        columns = dict(encoding)
+        columns: dict[str, Any] = dict(encoding)
+        if options.get("is_split_into_words"):
+            columns["word_ids"] = [
+                [-1 if word is None else word for word in encoding.word_ids(index)]
+                for index in range(len(columns["input_ids"]))
+            ]
         owners = columns.pop("overflow_to_sample_mapping", range(len(texts)))
         windows: list[list[Features]] = [[] for _ in texts]
         for index, owner in enumerate(owners):
@@ -241,10 +304,35 @@ class Tokens:
             message = f"the row has {longest} tokens, more than the {limits.max_tokens} that the model takes"
             return Encoded(row, num_tokens, None, RowError("row_too_long", message))
         # On a GPU an id beyond the table of vectors loses the whole process, not only the row.
-        if self._num_ids is not None and any(int(window["input_ids"].max()) >= self._num_ids for window in windows):
+        if self.num_ids is not None and any(int(window["input_ids"].max()) >= self.num_ids for window in windows):
             message = "the tokenizer has a token for this text that the model does not know; they are not of one model"
             return Encoded(row, num_tokens, None, RowError("unknown_token", message))
-        return Encoded(row, num_tokens, windows)
+        return Encoded(row, num_tokens, windows, shape=self._shape(row, longest))
+
+    def _shape(self, row: Row, longest: int) -> Hashable:
+        """What rows must have in common to share a batch; None where any may."""
+        if self.padding in (Padding.LEFT, Padding.RIGHT):
+            return None
+        return ("row", row.row_index) if self.padding == Padding.ONE_BY_ONE else longest
+
+
+def input_embeddings(model: PreTrainedModel) -> torch.nn.Embedding | None:
+    """The table of a model's token vectors, or None where it has none: CANINE hashes characters instead."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):  # also what models with code of their own have forgotten
+        return None
+    return embeddings if isinstance(embeddings, torch.nn.Embedding) else None
+
+
+def behind_tokens(outputs_BTX: torch.Tensor, mask_BT: torch.Tensor, side: Padding) -> torch.Tensor:
+    """Outputs for each token, (B, T, X), moved so that what belongs to padding comes last in each row."""
+    if side != Padding.LEFT:
+        return outputs_BTX
+    num_columns = mask_BT.shape[1]
+    padding_B1 = num_columns - mask_BT.sum(dim=1, keepdim=True)
+    columns_BT = (torch.arange(num_columns, device=mask_BT.device) + padding_B1) % num_columns
+    return outputs_BTX.gather(1, columns_BT.unsqueeze(-1).expand(-1, -1, outputs_BTX.shape[-1]))
 
 
 def _unusable(row: Row) -> RowError | None:
@@ -254,6 +342,19 @@ def _unusable(row: Row) -> RowError | None:
             return RowError("null_value", "the row has no text")
         if value is not None and not isinstance(value, str):
             return RowError("wrong_type", f"{name} must be a text, not a {type(value).__name__}")
+    return None
+
+
+def _unusable_words(row: Row) -> RowError | None:
+    words = row.values.get("text")
+    if words is None:
+        return RowError("null_value", "the row has no text")
+    if not isinstance(words, list):
+        kind = "a text" if isinstance(words, str) else f"a {type(words).__name__}"
+        return RowError("wrong_type", f"text must be a list of words, as is_split_into_words is set, not {kind}")
+    for number, word in enumerate(words):
+        if not isinstance(word, str):
+            return RowError("wrong_type", f"text[{number}] must be a word, not a {type(word).__name__}")
     return None
 
 

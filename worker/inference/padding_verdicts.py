@@ -1,0 +1,121 @@
+"""Which rows of a model may share a batch: remembered for all runners, and told to the job where it costs speed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+import tokenizers
+import torch
+import transformers
+from sqlalchemy import select
+from sqlmodel import col
+from transformers import PreTrainedModel
+
+from jobs import notices
+from jobs.database import Database
+from jobs.errors import ServiceUnavailable
+from jobs.specs import InferenceSpec, model_key
+from jobs.tables import PaddingVerdict
+from worker.device import device_name, is_out_of_memory, one_line, release_memory
+from worker.inference.tasks.interface import PadsRows, TaskModel
+from worker.inference.tasks.padding import NOTICES, Padding
+from worker.inference.tasks.tokens import Tokens
+
+logger = logging.getLogger(__name__)
+
+_SAMPLES = 16
+"""Values that are read of each weight, to tell other weights of the same shapes."""
+
+
+def settle_padding(
+    model: TaskModel, spec: InferenceSpec, job_id: str, *, database: Database, device: torch.device
+) -> None:
+    """Find out which rows of a model may share a batch, unless that is known, and tell the job where few may.
+
+    Args:
+        model: just loaded or warm; nothing is computed with it now.
+        spec: what it was loaded for.
+        job_id: who is told.
+        device: where the model is.
+    """
+    if not isinstance(model, PadsRows):
+        return
+    if model.tokens.padding is None:
+        model.tokens.padding = _found(model, spec, database, device)
+    message = NOTICES.get(model.tokens.padding)
+    if message is None:
+        return
+    logger.warning("%s", message)
+    try:
+        notices.add(database, job_id, notices.PADDING, message)
+    except ServiceUnavailable as error:  # the job itself does not hang on it
+        logger.warning("this could not be noted at the job: %s", error)
+
+
+def _found(model: PadsRows, spec: InferenceSpec, database: Database, device: torch.device) -> Padding:
+    name = device_name(device)
+    fingerprint = fingerprint_of(model.model, model.tokens)
+    with database.read() as session:
+        known = session.scalar(
+            select(col(PaddingVerdict.padding)).where(
+                col(PaddingVerdict.task) == spec.task,
+                col(PaddingVerdict.fingerprint) == fingerprint,
+                col(PaddingVerdict.device_name) == name,
+            )
+        )
+    if known is not None and known in list(Padding):
+        return Padding(known)
+    try:
+        found = model.probe_padding()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning("too little memory to find out whether the model bears padding: %s", one_line(error))
+        found = None
+    if found is None:  # out of the except block, whose frames hold the tensors
+        release_memory(device)
+        return Padding.EQUAL_LENGTHS
+    logger.info("rows that may share a batch: %s", found.value)
+    try:
+        with database.write() as session:
+            fresh = database.insert(PaddingVerdict).values(
+                task=spec.task,
+                fingerprint=fingerprint,
+                device_name=name,
+                padding=found.value,
+                model_key=model_key(spec),
+                recorded_at=database.time(session),
+            )
+            session.execute(fresh.on_conflict_do_nothing())
+    except ServiceUnavailable as error:  # only a hint for later: this lease goes on without it
+        logger.warning("the finding about padding could not be recorded: %s", error)
+    return found
+
+
+def fingerprint_of(model: PreTrainedModel, tokens: Tokens) -> str:
+    """Equal for two loaded models if they compute alike: config, weights, dtype, the tokenizer's padding, libraries.
+
+    Of each weight a few values are read, all in one copy from the device, so that this costs less than a probe does.
+    """
+    digest = hashlib.sha256()
+    tokenizer = tokens.tokenizer
+    said = [
+        type(model).__qualname__,
+        model.config.to_json_string(use_diff=False),
+        str(model.dtype),
+        str(model.config._attn_implementation),
+        repr((tokenizer.padding_side, tokens.pad_token_id, tokenizer.eos_token_id, len(tokenizer))),
+        torch.__version__,
+        transformers.__version__,
+        tokenizers.__version__,
+    ]
+    digest.update("\n".join(said).encode())
+    samples = []
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        flat = weight.detach().reshape(-1)
+        samples.append(flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].float())
+    if samples:
+        digest.update(torch.cat(samples).cpu().numpy().tobytes())
+    return digest.hexdigest()
