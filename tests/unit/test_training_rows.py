@@ -133,6 +133,12 @@ def test_given_ids_keep_the_names_of_the_model(
     assert [classes.ids[name] for name in sorted(found)] == list(range(len(found)))
 
 
+def test_a_model_keeps_its_head_where_rows_lack_some_of_its_classes() -> None:
+    classes = Classes.of(frozenset({"positive", "negative"}), NAMED)
+    assert classes.names == ["negative", "neutral", "positive"]
+    assert classes.ids == NAMED
+
+
 def test_names_of_a_data_set_survive_whatever_the_model_says() -> None:
     classes = Classes.of(frozenset({"pos", "neg"}), UNNAMED, data_names=["pos", "neg", "neutral"], has_head=True)
     assert classes.names == ["pos", "neg", "neutral"], "its ids, also of a class that no row has"

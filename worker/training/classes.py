@@ -41,7 +41,7 @@ class Classes:
         """
         all_names = found if data_names is None else frozenset(data_names)
         if all_names <= known.keys():
-            names = sorted(all_names, key=known.__getitem__)
+            names = sorted(known, key=known.__getitem__)  # all of them, so that its head stays as it is
         elif data_names is not None:
             names = list(data_names)
         elif all(_is_number(name) for name in found):
