@@ -139,5 +139,5 @@ Values = Annotated[
     dict[str, Any], AfterValidator(_check_values), Field(json_schema_extra={"maxProperties": MOST_OPTIONS})
 ]
 """A mapping of names to free values, bounded in number, length and depth."""
-Columns = Annotated[dict[Name, Name], Field(max_length=MOST_COLUMNS)]
-"""The task's input name -> the user's column."""
+Columns = Annotated[dict[Name, Name | None], Field(max_length=MOST_COLUMNS)]
+"""The task's input name -> the user's column; None: the task's optional input is not read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -127,7 +128,8 @@ class InputSpec(TextFields):
     """`auto` goes by the file name's ending; `json` is one array of objects or JSON lines, `text` a row in each line,
     `dataset` a Hugging Face data set (hub name or folder)."""
     columns: Columns = Field(default_factory=dict)
-    """The task's input name -> the user's column; an input not named here is read from the column of its own name."""
+    """The task's input name -> the user's column; an input not named here is read from the column of its own name, and
+    an optional one that is null here is not read."""
     key: Name | None = None
     """The column that identifies a row to the user; copied into each result as text."""
     split: Name = "train"
@@ -139,3 +141,19 @@ class InputSpec(TextFields):
     def paths(self) -> list[str]:
         """`path` as a list."""
         return [self.path] if isinstance(self.path, str) else list(self.path)
+
+
+def read_columns(names: Iterable[str], mapped: Mapping[str, str | None]) -> dict[str, str]:
+    """The task's input name -> the user's column, for all of a task's inputs that are read.
+
+    Args:
+        names: of the task's inputs, required and optional ones.
+        mapped: what the spec says; an input that it does not name is read from the column of its own name.
+    """
+    columns = {name: mapped.get(name, name) for name in names}
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+def unread_input(names: Iterable[str], mapped: Mapping[str, str | None]) -> str | None:
+    """The first required input that a spec says not to read; None where there is none."""
+    return next((name for name in names if name in mapped and mapped[name] is None), None)

@@ -17,6 +17,8 @@ from jobs.spec_fields import (
     RowErrorLimit,
     Strict,
     parse_duration,
+    read_columns,
+    unread_input,
 )
 from jobs.tasks import ALIASES, TASKS, Task, find_task, unknown_task
 from jobs.training_spec import TrainingSpec
@@ -111,18 +113,19 @@ class InferenceSpec(Strict):
                     f"input.columns.{name}: task '{self.task}' has no input '{name}', only {', '.join(known)}",
                     param=f"input.columns.{name}",
                 )
+        unread = unread_input(self.task_info.inputs, self.input.columns)
+        if unread is not None:
+            raise InvalidSpec(
+                f"input.columns.{unread}: must name a column; task '{self.task}' needs it",
+                param=f"input.columns.{unread}",
+            )
         return self
 
     @model_validator(mode="after")
     def _known_parameters(self) -> InferenceSpec:
         check_parameters(self.task, self.parameters)
-        labels = "candidate_labels"
-        has_labels = labels in self.input.columns or self.parameters.get(labels) is not None
-        if labels in self.task_info.optional and not has_labels:
-            raise InvalidSpec(
-                f"parameters.{labels}: task '{self.task}' needs labels, here or in a column that input.columns names",
-                param=f"parameters.{labels}",
-            )
+        if _LABELS in self.task_info.optional and not self.has_labels and self.input.columns.get(_LABELS, "") is None:
+            raise self.no_labels()
         return self
 
     @property
@@ -135,12 +138,30 @@ class InferenceSpec(Strict):
         """Whether each output is one float32 vector; rows of several inputs (`inputs: any`) have several."""
         return self.task_info.vector_output and self.parameters.get("inputs") != "any"
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the job itself says the labels that rows may leave out."""
+        return self.parameters.get(_LABELS) is not None
+
+    @property
+    def optional_inputs(self) -> frozenset[str]:
+        """Inputs that a row may leave out."""
+        return frozenset(name for name in self.task_info.optional if name != _LABELS or self.has_labels)
+
     def columns(self) -> dict[str, str]:
-        """The task's input name -> the user's column, for each required input and each optional one that was mapped."""
-        mapped = {name: self.input.columns.get(name, name) for name in self.task_info.inputs}
-        return {**mapped, **{name: column for name, column in self.input.columns.items() if name not in mapped}}
+        """The task's input name -> the user's column, for each required input and each optional one."""
+        return read_columns((*self.task_info.inputs, *self.task_info.optional), self.input.columns)
+
+    def no_labels(self) -> InvalidSpec:
+        """The error of a job whose labels stand nowhere."""
+        return InvalidSpec(
+            f"parameters.{_LABELS}: task '{self.task}' needs labels, here, in a column {_LABELS}, "
+            "or in one that input.columns names",
+            param=f"parameters.{_LABELS}",
+        )
 
 
+_LABELS = "candidate_labels"
 JobSpec = InferenceSpec | TrainingSpec
 """What can be submitted, told apart by `kind`."""
 TRAINING = "training"

@@ -8,7 +8,17 @@ from pydantic import Field, model_validator
 
 from jobs.bounds import MOST_TARGET_MODULES, Columns, Name, Paths, PathText, Values
 from jobs.errors import InvalidSpec
-from jobs.spec_fields import LARGEST_INTEGER, Duration, InputFormat, InputSpec, Priority, Strict, TextFields
+from jobs.spec_fields import (
+    LARGEST_INTEGER,
+    Duration,
+    InputFormat,
+    InputSpec,
+    Priority,
+    Strict,
+    TextFields,
+    read_columns,
+    unread_input,
+)
 from jobs.training_arguments import check_arguments
 from jobs.training_metrics import PREFIX, RECIPE_METRICS, Mode
 from jobs.training_metrics import best_mode as mode_of_best
@@ -60,7 +70,8 @@ class DataSpec(TextFields):
     """As `train`; or absent."""
     format: InputFormat = "auto"
     columns: Columns = Field(default_factory=dict)
-    """The task's input name -> the user's column; an input not named here is read from the column of its own name."""
+    """The task's input name -> the user's column; an input not named here is read from the column of its own name, and
+    an optional one that is null here is not read."""
     split: Name = "train"
     """Which split of a data set `train` is."""
     eval_split: Name | None = None
@@ -177,6 +188,11 @@ class TrainingSpec(Strict):
                         f"data.columns.{name}: task '{self.task}' has no '{name}', only {', '.join(known)}",
                         param=f"data.columns.{name}",
                     )
+        if self.data is not None:
+            required = tuple(self.data.columns) if self.task_info is None else self.task_info.inputs
+            unread = unread_input(required, self.data.columns)
+            if unread is not None:
+                raise InvalidSpec(f"data.columns.{unread}: must name a column", param=f"data.columns.{unread}")
         self._check_evaluation()
         if self.task_info is not None and self.data is not None and self.data.max_length is not None:
             if not self.task_info.cuts_texts:
@@ -246,7 +262,12 @@ class TrainingSpec(Strict):
 
     def columns(self) -> dict[str, str]:
         """The task's input name -> the user's column; with `trainer: torch` those that were mapped."""
-        mapped = {} if self.data is None else dict(self.data.columns)
-        if self.task_info is not None:
-            mapped = {name: mapped.get(name, name) for name in self.task_info.inputs} | mapped
-        return mapped
+        mapped = {} if self.data is None else self.data.columns
+        task = self.task_info
+        names = tuple(mapped) if task is None else (*task.inputs, *task.optional)
+        return read_columns(names, mapped)
+
+    @property
+    def optional_inputs(self) -> frozenset[str]:
+        """Inputs that a row may leave out."""
+        return frozenset() if self.task_info is None else frozenset(self.task_info.optional)

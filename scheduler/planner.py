@@ -12,7 +12,7 @@ from sqlmodel import col
 
 from jobs import ledger, planning
 from jobs.database import Database
-from jobs.errors import Conflict, InvalidSpec, UserError
+from jobs.errors import Conflict, InvalidInput, InvalidSpec, UserError
 from jobs.limits import limits_of
 from jobs.modelcheck import check_model
 from jobs.paths import resolve_output_path
@@ -45,6 +45,8 @@ CHUNKS_PER_SLOT = 4
 """At least so many where the input is long enough: slots of unequal speed then end together (work stealing)."""
 MOST_CHUNKS = 100_000
 """A plan is held in memory before it is written, at about 600 bytes for a chunk; longer inputs get larger chunks."""
+MOST_FILES_LOOKED_AT = 20
+"""Files of an input whose columns are looked at while its submission waits; the planner looks at all of them."""
 MOST_CHUNKS_ASKED = 1_000_000
 """Most chunks that `batching.chunk_rows` may ask for."""
 
@@ -52,7 +54,14 @@ _FILE_FACTS = frozenset({"file", "format", "size", "stamp", "upload", "name"})
 
 
 def check_submission(
-    spec: JobSpec, *, settings: Settings, store: Store, database: Database, project: str = OPERATOR
+    spec: JobSpec,
+    *,
+    settings: Settings,
+    store: Store,
+    database: Database,
+    project: str = OPERATOR,
+    most_files: int | None = MOST_FILES_LOOKED_AT,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> None:
     """Say all that can be said about a spec at once and cheaply, so that a bad one leaves nothing behind.
 
@@ -60,17 +69,26 @@ def check_submission(
 
     Args:
         project: whose job it is or will be.
+        most_files: look at the columns of the input's first files only; None: of all of them.
+        is_wanted: asked between files.
 
     Raises:
         UserError: the model, the input, a column or the output cannot be used; the message names the field.
         ServiceUnavailable: a store or remote file cannot be reached, so that nothing can be said now.
+        InterruptedError: it is not wanted any more.
     """
+    look = partial(check_columns, most_files=most_files, is_wanted=is_wanted)
     if isinstance(spec, TrainingSpec):
-        return check_training(spec, settings=settings, store=store, database=database, project=project)
+        return check_training(spec, settings=settings, store=store, database=database, project=project, look=look)
     if not check_source_job(spec, database, project=project):
         check_model(spec.model, spec.task, settings)
     source = open_input(spec, settings=settings, store=store, database=database, project=project)
-    check_columns(source, spec.input, spec.columns())
+    try:
+        look(source, spec.input, spec.columns(), optional=spec.optional_inputs)
+    except InvalidInput as error:
+        if error.param == "input.columns.candidate_labels" and "candidate_labels" not in spec.input.columns:
+            raise spec.no_labels() from error
+        raise
     next(source.index(1))  # columns alone, such as a CSV file's header, are no input: this says that it is empty
     if spec.output.path is not None:
         resolve_output_path(spec.output.path, settings)
@@ -86,6 +104,7 @@ def open_input(
         settings=settings,
         store=store,
         find_upload=partial(find_upload, database, project=project),
+        optional=spec.optional_inputs,
     )
 
 
@@ -108,7 +127,15 @@ def plan_job(
         return
     try:
         spec = parse_spec(job.spec)
-        check_submission(spec, settings=settings, store=store, database=db, project=job.project)
+        check_submission(
+            spec,
+            settings=settings,
+            store=store,
+            database=db,
+            project=job.project,
+            most_files=None,
+            is_wanted=is_wanted,
+        )
         pins = pin_spec(spec, settings)
         if isinstance(spec, TrainingSpec):
             check_rows(spec, settings=settings, store=store, database=db, project=job.project, is_wanted=is_wanted)

@@ -30,9 +30,18 @@ _HEAD_ROWS = 20
 
 
 def check_training(
-    spec: TrainingSpec, *, settings: Settings, store: Store, database: Database, project: str = OPERATOR
+    spec: TrainingSpec,
+    *,
+    settings: Settings,
+    store: Store,
+    database: Database,
+    project: str = OPERATOR,
+    look: Callable[..., None] = check_columns,
 ) -> None:
     """Say all that can be said at once and cheaply; reads the head of each input.
+
+    Args:
+        look: `check_columns`, perhaps of the first files only.
 
     Raises:
         UserError: the model, the module, an input or a column cannot be used; the message names the field.
@@ -56,8 +65,8 @@ def check_training(
     names: Sequence[str] | None = None
     for param, rows in _inputs(spec):
         with _naming(param):
-            source = _open(rows, spec.columns(), settings, store, database, project)
-            check_columns(source, rows, spec.columns())
+            source = _open(spec, rows, spec.columns(), settings, store, database, project)
+            look(source, rows, spec.columns(), optional=spec.optional_inputs)
             next(source.index(1))
             opened = _open_checked(spec, rows, settings, store, database, project, names)
             if opened is not None:
@@ -184,7 +193,7 @@ def _open_checked(
     columns = {name: column for name, column in spec.columns().items() if name in CHECKED_INPUTS}
     if task is None or not columns:
         return None
-    source = _open(rows, columns, settings, store, database, project)
+    source = _open(spec, rows, columns, settings, store, database, project)
     found = None if task.label is None else source.class_names(columns[task.label])
     return source, RowCheck(task, columns, names if found is None else found)
 
@@ -225,10 +234,16 @@ def _inputs(spec: TrainingSpec) -> list[tuple[str, InputSpec]]:
 
 
 def _open(
-    rows: InputSpec, columns: Mapping[str, str], settings: Settings, store: Store, database: Database, project: str
+    spec: TrainingSpec,
+    rows: InputSpec,
+    columns: Mapping[str, str],
+    settings: Settings,
+    store: Store,
+    database: Database,
+    project: str,
 ) -> Source:
     find = partial(find_upload, database, project=project)
-    return open_source(rows, columns, settings=settings, store=store, find_upload=find)
+    return open_source(rows, columns, settings=settings, store=store, find_upload=find, optional=spec.optional_inputs)
 
 
 @contextmanager

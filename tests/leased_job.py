@@ -67,6 +67,7 @@ class LeasedJob:
             settings=self.settings,
             store=self.store,
             find_upload=_no_uploads,
+            optional=self.spec.optional_inputs,
         )
 
     def sink(self) -> Sink:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from jobs.errors import InvalidInput
 from jobs.settings import Settings
@@ -34,6 +35,7 @@ def open_source(
     settings: Settings,
     store: Store,
     find_upload: Callable[[str], StoredFile],
+    optional: Collection[str] = (),
 ) -> Source:
     """The source that a spec names. Nothing is looked at yet: files are found when they are named or indexed.
 
@@ -43,6 +45,7 @@ def open_source(
         settings: `input_roots` and `max_row_bytes` bound what is read.
         store: where uploads lie.
         find_upload: finds an upload by its id; raises NotFound. Not used to read.
+        optional: inputs that a row may leave out.
 
     Raises:
         InvalidInput: one of the fields for text files cannot be used.
@@ -68,30 +71,56 @@ def open_source(
         return DatasetReader(columns=needed, split=spec_input.split, config=spec_input.config, settings=settings)
 
     locator = Locator(spec_input, settings=settings, store=store, find_upload=find_upload)
-    mapper = RowMapper(columns, spec_input.key, max_row_bytes=max_row_bytes)
+    mapper = RowMapper(columns, spec_input.key, max_row_bytes=max_row_bytes, optional=optional)
     return InputSource(locator.files, open_reader, mapper, settings=settings)
 
 
-def check_columns(source: Source, spec_input: InputSpec, columns: Mapping[str, str]) -> None:
-    """Refuse a job whose columns its input does not have.
+def check_columns(
+    source: Source,
+    spec_input: InputSpec,
+    columns: Mapping[str, str],
+    *,
+    optional: Collection[str] = (),
+    most_files: int | None = None,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> None:
+    """Refuse a job whose columns its input does not have, or has twice, in any of its files.
+
+    An optional input of its own name may be in no file at all; one that the spec maps must be in one file at least.
 
     Args:
         source: of the job.
         spec_input: whose key is checked as well.
         columns: the task's input name -> the user's column.
+        optional: inputs that a row may leave out.
+        most_files: look at the first ones only; None: at all of them.
+        is_wanted: asked between files.
 
     Raises:
         InvalidInput: a column is missing or there are two of its name; or as in `Source.column_names`.
+        InterruptedError: it is not wanted any more.
     """
-    names = source.column_names()
-    wanted = [(f"input.columns.{name}", column) for name, column in columns.items()]
+    wanted = [(f"input.columns.{name}", column, name in optional) for name, column in columns.items()]
     if spec_input.key is not None:
-        wanted.append(("input.key", spec_input.key))
-    for param, column in wanted:
-        if column not in names:
-            raise InvalidInput(f"{param}: the input has no column '{column}', only {_listed(names)}", param=param)
-        if names.count(column) > 1:
-            raise InvalidInput(f"{param}: the input has several columns '{column}'", param=param)
+        wanted.append(("input.key", spec_input.key, False))
+    seen: dict[str, None] = {}
+    num_files = 0
+    for file, names in itertools.islice(source.columns_by_file(), most_files):
+        if not is_wanted():
+            raise InterruptedError("nobody waits for the columns any more")
+        num_files += 1
+        seen.update(dict.fromkeys(names))
+        for param, column, may_miss in wanted:
+            if column not in names and not may_miss:
+                raise InvalidInput(f"{param}: '{file}' has no column '{column}', only {_listed(names)}", param=param)
+            if names.count(column) > 1:
+                raise InvalidInput(f"{param}: '{file}' has several columns '{column}'", param=param)
+    if num_files == most_files:
+        return  # another file may have it
+    for name, column in columns.items():
+        if name in optional and name in spec_input.columns and column not in seen:
+            param = f"input.columns.{name}"
+            raise InvalidInput(f"{param}: the input has no column '{column}', only {_listed(seen)}", param=param)
 
 
 def _check_fields(spec_input: InputSpec, form: str) -> None:

@@ -42,11 +42,19 @@ class InputSource:
 
     def column_names(self) -> list[str]:
         """The columns of the first file that has any rows or a header; see `Source`."""
+        _, names = next(self.columns_by_file())
+        return names
+
+    def columns_by_file(self) -> Iterator[tuple[str, list[str]]]:
+        """Look into file after file; see `Source`."""
+        is_empty = True
         for file in self._find_files():
             names = self._reader(file).column_names(file)
             if names is not None:
-                return names
-        raise self._empty()
+                is_empty = False
+                yield file.name, names
+        if is_empty:
+            raise self._empty()
 
     def class_names(self, column: str) -> list[str] | None:
         """The names that the first file keeps; see `Source`."""

@@ -41,6 +41,14 @@ class Source(Protocol):
         """
         ...
 
+    def columns_by_file(self) -> Iterator[tuple[str, list[str]]]:
+        """The name of each file that has rows or a header, and its columns as its head shows them; file after file.
+
+        Raises:
+            InvalidInput, Forbidden: as in `column_names`.
+        """
+        ...
+
     def index(self, chunk_rows: int) -> Iterator[ChunkRange]:
         """Count the rows and cut them into chunks, lazily and in bounded memory.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import date, time
 from typing import Any
@@ -17,8 +17,6 @@ TEXT_INPUTS = frozenset({"text", "text_pair", "query", "question"})
 """Inputs that must be text; all others pass as they are."""
 LISTABLE_INPUTS = frozenset({"text"})
 """Of these, those that a task may take as a list too (the messages of a chat, token ids); the others refuse it."""
-NULLABLE_INPUTS = frozenset({"parameters"})
-"""Inputs that a row may leave out or have null."""
 
 _LARGEST_EXACT = 2**63  # beyond it, JSON integers were read as doubles
 _NO_VALUES: Mapping[str, Any] = {}
@@ -28,14 +26,18 @@ _ABSENT = object()
 class RowMapper:
     """Maps records to rows."""
 
-    def __init__(self, columns: Mapping[str, str], key: str | None, *, max_row_bytes: int) -> None:
+    def __init__(
+        self, columns: Mapping[str, str], key: str | None, *, max_row_bytes: int, optional: Collection[str] = ()
+    ) -> None:
         """
         Args:
             columns: the task's input name -> the user's column.
             key: the user's column that identifies a row, if any.
+            optional: inputs that a row has none of where its column is not there, null or an empty text.
             max_row_bytes: longest text or binary value.
         """
         self._columns = tuple(columns.items())
+        self._optional = frozenset(optional)
         self._key = key
         self._max_row_bytes = max_row_bytes
 
@@ -53,14 +55,18 @@ class RowMapper:
             value = self._value(name, column, found.get(column, _ABSENT))
             if isinstance(value, RowError):
                 return Row(row_index, key, _NO_VALUES, replace(value, line=line))
-            values[name] = value
+            if value is not _ABSENT:
+                values[name] = value
         return Row(row_index, key, values, line=line)
 
     def _value(self, name: str, column: str, value: Any) -> Any:
+        """The input's value, `_ABSENT` where an optional one is not there, or what is wrong with it."""
         if isinstance(value, RowError):
             return value
-        if name in NULLABLE_INPUTS and (value is _ABSENT or value is None):
-            return None
+        if name in MEDIA_INPUTS and isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+            value = value["path"] if value["bytes"] is None else value["bytes"]
+        if name in self._optional and (value is _ABSENT or value is None or (isinstance(value, str) and not value)):
+            return _ABSENT
         if value is _ABSENT:
             return RowError("missing_column", f"the row has no column '{column}'")
         if value is None:

@@ -257,6 +257,21 @@ def test_a_token_without_a_vector_is_named(tmp_path: Path, settings: Settings, m
     learning_of(plan_of(tmp_path / "b", task, str(model), [rows[0], {**rows[0], "label": "b"}]), settings)
 
 
+def test_pairs_are_learned_where_a_row_has_one(tmp_path: Path, settings: Settings, models: Path) -> None:
+    """From the column `text_pair`, with nothing said of it, as inference reads it."""
+    model = model_of(models, "bert")
+    rows = [
+        {"text": "a fox", "text_pair": "a cat", "label": "a"},
+        {"text": "a fox", "text_pair": None, "label": "b"},
+        {"text": "a fox", "text_pair": "", "label": "a"},
+        {"text": "a fox", "label": "b"},
+    ]
+    learning = learning_of(plan_of(tmp_path, "text-classification", model, rows), settings)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    alone = tokenizer("a fox")["input_ids"]
+    assert list(learning.train["input_ids"]) == [tokenizer("a fox", "a cat")["input_ids"], alone, alone, alone]
+
+
 def test_a_text_without_tokens_is_named(tmp_path: Path, settings: Settings, models: Path) -> None:
     plain = tiny.byte_level_tokenizer()
     plain.backend_tokenizer.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)

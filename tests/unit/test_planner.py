@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sqlmodel import col
 
 from jobs import ledger, planning, slots
 from jobs.database import Database
-from jobs.errors import Conflict, Forbidden, InvalidInput, InvalidModel, InvalidOutput, NotFound, UserError
+from jobs.errors import Conflict, Forbidden, InvalidInput, InvalidModel, InvalidOutput, InvalidSpec, NotFound, UserError
 from jobs.settings import Settings
 from jobs.sources import ChunkRange
 from jobs.specs import InferenceSpec, parse_spec
@@ -26,6 +27,7 @@ from jobs.store import Store
 from jobs.tables import Chunk, Job
 from scheduler import planner
 from scheduler.planner import (
+    MOST_FILES_LOOKED_AT,
     check_submission,
     chunk_rows_for,
     largest_chunk_rows,
@@ -102,6 +104,38 @@ def test_bad_submissions_are_refused_in_one_sentence(
             check_submission(spec, settings=settings, store=store, database=sqlite_database)
         assert word in caught.value.message
         assert "\n" not in caught.value.message
+
+
+def test_labels_stand_in_the_spec_or_in_a_column(
+    tmp_path: Path, settings: Settings, store: Store, sqlite_database: Database
+) -> None:
+    check = partial(check_submission, settings=settings, store=store, database=sqlite_database)
+    document = spec_of(str(write_rows(tmp_path / "rows.jsonl", 3))).model_dump()
+    document |= {"task": "zero-shot-classification"}
+    with pytest.raises(InvalidSpec, match=r"^parameters\.candidate_labels: task .* needs labels") as refused:
+        check(parse_spec(document))
+    assert refused.value.param == "parameters.candidate_labels"
+    with pytest.raises(InvalidSpec, match="needs labels"):
+        parse_spec({**document, "input": {**document["input"], "columns": {"candidate_labels": None}}})
+    check(parse_spec({**document, "parameters": {"candidate_labels": ["a"]}}))
+    labelled = tmp_path / "labelled.jsonl"
+    labelled.write_text('{"text": "a", "candidate_labels": ["x"]}\n')
+    check(parse_spec({**document, "input": {"path": str(labelled)}}))
+
+
+def test_the_planner_looks_at_the_columns_of_every_file(
+    tmp_path: Path, settings: Settings, store: Store, sqlite_database: Database
+) -> None:
+    for number in range(MOST_FILES_LOOKED_AT + 1):
+        (tmp_path / f"{number:02}.csv").write_text("text\na\n" if number < MOST_FILES_LOOKED_AT else "text,text\na,b\n")
+    spec = spec_of(str(tmp_path / "*.csv"))
+    check_submission(spec, settings=settings, store=store, database=sqlite_database)
+    job_id = ledger.submit(sqlite_database, spec).id
+    plan_job(sqlite_database, store, settings, job_id)
+    with sqlite_database.read() as session:
+        job = ledger.get(session, job_id)
+    assert job.state == JobState.FAILED
+    assert f"{MOST_FILES_LOOKED_AT}.csv' has several columns 'text'" in (job.error_message or "")
 
 
 def test_an_output_outside_the_roots_is_forbidden(

@@ -84,7 +84,12 @@ def run_lease(
     pinned()  # a folder that was replaced while it was being loaded is refused as well
     settle_padding(model, spec, lease.job_id, database=database, device=models.device)
     source = open_source(
-        spec.input, spec.columns(), settings=settings, store=store, find_upload=partial(find_upload, database)
+        spec.input,
+        spec.columns(),
+        settings=settings,
+        store=store,
+        find_upload=partial(find_upload, database),
+        optional=spec.optional_inputs,
     )
     sink = open_sink(spec.output, vector_output=spec.vector_output, database=database, store=store)
     budget = open_budget(

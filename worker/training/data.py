@@ -142,6 +142,7 @@ class InputRows:
                 settings=self._settings,
                 store=Store(self._settings.resolved_store_url),
                 find_upload=partial(find_upload, database),
+                optional=() if self._task is None else self._task.optional,
             )
         finally:
             database.close()

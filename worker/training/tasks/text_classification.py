@@ -85,9 +85,10 @@ def _tokenize(
                 labels.append(label)
         if not kept:
             continue
-        texts = [record["text"] for _, record in kept]
-        pairs = [record["text_pair"] for _, record in kept] if "text_pair" in batch[0][1] else None
-        features: Any = vocabulary.tokenizer(texts, pairs, truncation=longest is not None, max_length=longest)
+        texts = [
+            (record["text"], record["text_pair"]) if "text_pair" in record else record["text"] for _, record in kept
+        ]
+        features: Any = vocabulary.tokenizer(texts, truncation=longest is not None, max_length=longest)
         for (row_index, _), ids in zip(kept, features["input_ids"], strict=True):
             vocabulary.check_row(rows, row_index, ids)
         yield {**features, "labels": labels}
