@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 import psutil
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _MARKED_PASSES = 5
-_MARKED_SECONDS = 1.0
+_ADOPTED_PASSES = 20
+_KILL_SECONDS = 1.0
 # The child sets its own death signal before it becomes the program: a preexec_fn could deadlock in a threaded parent.
 # The signal survives exec. A parent that died before the call is seen by the changed parent id.
 _LAUNCHER = (
@@ -55,6 +58,12 @@ class _Spawner:
 
 _spawner: _Spawner | None = None
 _spawner_lock = threading.Lock()
+_started: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
+"""The children that `spawn` started in this process."""
+_started_lock = threading.Lock()
+"""Held from before a child exists until it is in `_started`."""
+_adopts = False
+"""Whether `adopt_orphans` was called in this process."""
 
 
 def _get_spawner() -> _Spawner:
@@ -87,18 +96,23 @@ def spawn(
         OSError: it cannot be started.
     """
     launcher = [sys.executable, "-S", "-E", "-c", _LAUNCHER, str(int(on_parent_death)), str(os.getpid()), *argv]
-    return _get_spawner().spawn(
-        lambda: subprocess.Popen(
-            launcher,
-            env=None if env is None else dict(env),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=tuple(pass_fds),
-            cwd=cwd,
-            start_new_session=True,
-        )
-    )
+
+    def start() -> subprocess.Popen[bytes]:
+        with _started_lock:
+            child = subprocess.Popen(
+                launcher,
+                env=None if env is None else dict(env),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=tuple(pass_fds),
+                cwd=cwd,
+                start_new_session=True,
+            )
+            _started.add(child)
+        return child
+
+    return _get_spawner().spawn(start)
 
 
 def end(process: subprocess.Popen[bytes], grace_seconds: float) -> int:
@@ -141,7 +155,52 @@ def kill_marked(name: str, value: str) -> None:
         for each in found:
             with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
                 each.kill()
-        psutil.wait_procs(found, timeout=_MARKED_SECONDS)
+        psutil.wait_procs(found, timeout=_KILL_SECONDS)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one whose own parent ends, so that none can slip away: not by a
+    session of its own, nor by an environment of its own. Linux only; elsewhere they become children of init."""
+    global _adopts
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        _adopts = True
+
+
+def kill_adopted() -> None:
+    """Kill the orphans that this process has adopted, with everything below them.
+
+    An orphan is a child of another session than this process's that `spawn` did not start. The processes below those
+    that `spawn` started, and that live, are left alone. Does nothing where `adopt_orphans` was not called.
+    """
+    for _ in range(_ADOPTED_PASSES if _adopts else 0):  # what was below a killed one is an orphan then
+        found = _adopted()
+        if not found:
+            return
+        for each in found:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
+                each.kill()
+        psutil.wait_procs(found, timeout=_KILL_SECONDS)  # they are children of this process, so it must reap them
+
+
+def _adopted() -> list[psutil.Process]:
+    with _started_lock:
+        own = {child.pid for child in _started if child.returncode is None}
+        orphans = [
+            child for child in psutil.Process().children() if child.pid not in own and not _shares_session(child.pid)
+        ]
+    below: list[psutil.Process] = []
+    for orphan in orphans:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below += orphan.children(recursive=True)
+    return [*orphans, *below]
+
+
+def _shares_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except ProcessLookupError:
+        return True  # it is gone
 
 
 def _has(process: psutil.Process, name: str, value: str) -> bool:

@@ -17,6 +17,7 @@ from celery import Celery, signals
 from celery.apps.worker import Worker, install_worker_term_handler
 from celery.exceptions import SecurityWarning
 
+from jobs import process
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.ids import new_id
@@ -191,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runner-module", default=RUNNER_MODULE, help="the module that is run as the runner")
     arguments = parser.parse_args(argv)
     set_up_logging(arguments.slot)
+    process.adopt_orphans()  # what a runner leaves behind is killed when the runner is gone
     warnings.simplefilter("ignore", SecurityWarning)  # about pickle under root; nothing but JSON is accepted here
     signals.setup_logging.connect(_leave_logging_alone)
     slot = SlotProcess(

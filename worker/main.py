@@ -154,6 +154,7 @@ class Supervisor:
 
     def _bury(self, member: _Member, worker: subprocess.Popen[bytes]) -> None:
         process.kill_group(worker)
+        process.kill_adopted()
         member.worker = None
         if worker.returncode == DISPLACED_STATUS:
             logger.error("%s belongs to another worker now and is left to it", member.slot.id)
@@ -197,6 +198,7 @@ class Supervisor:
                 process.kill_group(member.worker)
                 member.worker.wait()
                 member.worker = None
+        process.kill_adopted()
 
 
 @contextmanager
@@ -236,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runner-module", default=RUNNER_MODULE, help="the module that is run as the runner")
     arguments = parser.parse_args(argv)
     set_up_logging("supervisor")
+    process.adopt_orphans()  # what a worker that was killed leaves behind is killed with it
     settings = Settings()
     infos = discover(settings, visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"))
     for info in infos:

@@ -128,6 +128,7 @@ def serve(report_fd: int, load: Callable[[], Engine], *, least_stall_seconds: fl
     """
     started = time.monotonic()
     process.die_with_parent(signal.SIGKILL)
+    process.adopt_orphans()  # what a training's processes leave behind is killed at the attempt's end
     faulthandler.enable()
     os.set_inheritable(report_fd, False)
     for name in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal every process of the service at once,

@@ -156,6 +156,7 @@ class RunnerProcess:
             status = self._process.wait()
             self._reaped = True
         process.kill_marked(_MARK, self._mark)
+        process.kill_adopted()
         self._read_output()
         self._read_reports()
         for line in self._output.rest():

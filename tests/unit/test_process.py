@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -114,3 +115,47 @@ def test_what_is_marked_is_killed_in_whatever_session_it_hides() -> None:
     assert bystander.poll() is None
     process.end(bystander, grace_seconds=0.0)
     child.stdout.close()
+
+
+HIDING = """
+import subprocess, sys
+parent = "import subprocess, sys; print(subprocess.Popen(['sleep', '600']).pid, flush=True); sys.stdout.close()"
+parent += "; import time; time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", parent], start_new_session=True, env={})
+print(child.pid, flush=True)
+child.wait()
+"""
+ADOPTING = f"""
+import json, os, signal, subprocess, sys
+from jobs import process
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+process.adopt_orphans()
+if sys.argv[1:]:  # as a runner, below this one
+    child = process.spawn([sys.executable, "-c", {HIDING!r}])
+    child.wait()
+own, library_child = process.spawn(sleep), subprocess.Popen(sleep)
+runner = process.spawn([sys.executable, "-c", os.environ["ADOPTING"], "runner"], stdout=subprocess.PIPE)
+hidden = [int(runner.stdout.readline()), int(runner.stdout.readline())]
+os.kill(runner.pid, signal.SIGKILL)
+runner.wait()
+process.kill_adopted()
+print(json.dumps(dict(hidden=hidden, spared=[own.pid, library_child.pid])), flush=True)
+sys.stdin.readline()
+process.kill_group(own), library_child.kill(), library_child.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="child subreapers are Linux's")
+def test_orphans_with_an_environment_of_their_own_are_killed() -> None:
+    """Whatever a killed runner's processes started, in whatever session and environment, and nothing else."""
+    environment = {**os.environ, "ADOPTING": ADOPTING}
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", ADOPTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    with keeper:
+        assert keeper.stdout is not None
+        found = json.loads(keeper.stdout.readline())
+        assert len(set(found["hidden"])) == 2
+        assert all(gone(pid) for pid in found["hidden"])
+        assert not any(gone(pid) for pid in found["spared"])
+        keeper.communicate(b"\n")

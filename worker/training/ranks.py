@@ -68,6 +68,7 @@ class RankProcesses:
         process.kill_marked(_MARK, self._mark)  # what a module started, in whatever session
         for rank in self._ranks:
             rank.close()
+        process.kill_adopted()  # and what it started with an environment of its own, an orphan now
 
     def ask(self, stop: Stop) -> None:
         """Relay a stop to the leader, which tells the others."""
