@@ -10,7 +10,7 @@ import torch
 from transformers import BatchEncoding, TrainingArguments
 
 from worker.training import defaults
-from worker.training.batches import Layout, to_device
+from worker.training.batches import Layout, first_rows, to_device
 
 Pair = namedtuple("Pair", "left right")
 META = torch.device("meta")
@@ -71,3 +71,12 @@ def test_what_a_spec_does_not_say_is_as_transformers_has_it() -> None:
     assert fields["per_device_train_batch_size"].default == defaults.MICRO_BATCH
     assert fields["per_device_eval_batch_size"].default == defaults.MICRO_BATCH
     assert fields["gradient_accumulation_steps"].default == defaults.ACCUMULATION
+
+
+def test_the_first_rows_are_cut_from_every_tensor_of_a_batch() -> None:
+    ids, labels = torch.arange(12).reshape(4, 3), torch.arange(4)
+    cut = first_rows(BatchEncoding({"input_ids": ids, "labels": (labels, [1, 2, 3, 4]), "name": "kept"}), 3)
+    assert torch.equal(cut["input_ids"], ids[:3])
+    assert torch.equal(cut["labels"][0], labels[:3])
+    assert cut["labels"][1] == [1, 2, 3]
+    assert cut["name"] == "kept"

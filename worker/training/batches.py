@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,4 +135,17 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def first_rows(batch: Batch, num_rows: int) -> Batch:
+    """The first rows of a batch whose tensors, however deep, have one entry for each row."""
+    if isinstance(batch, torch.Tensor):
+        return batch[:num_rows]
+    if isinstance(batch, Mapping):
+        return {name: first_rows(value, num_rows) for name, value in batch.items()}
+    if isinstance(batch, list):
+        return batch[:num_rows]
+    if isinstance(batch, tuple):
+        return tuple(first_rows(value, num_rows) for value in batch)
     return batch

@@ -16,6 +16,7 @@ import torch
 from jobs.specs import TrainingSpec
 from jobs.store import is_name
 from worker.device import device_name
+from worker.training.adapters import merged
 from worker.training.card import write_card, write_parts_card
 from worker.training.checkpoints import Judged
 from worker.training.loading import users_code
@@ -61,8 +62,7 @@ def deliver(folder: Path, model: Any, learning: Learning, spec: TrainingSpec, co
         The summary.
     """
     device = next(model.parameters()).device
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+    model = merged(model)
     model.save_pretrained(folder / "model")
     learning.processing.save_pretrained(folder / "model")
     summary = _summarize(folder, {"task": spec.task}, spec, course, num_rows=len(learning.train), device=device)

@@ -46,6 +46,8 @@ class RankProcesses:
         """
         self._plan, self._mark = plan, uuid.uuid4().hex
         self._environment = {**(os.environ if environment is None else environment), _MARK: self._mark}
+        if plan.num_ranks > 1:  # it would advise each gang to turn off a flag that a spec cannot set
+            self._environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         self._ranks: list[_Rank] = []
 
     def __enter__(self) -> RankProcesses:

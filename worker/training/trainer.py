@@ -18,6 +18,7 @@ from jobs.settings import Settings
 from jobs.specs import TrainingSpec
 from worker.device import one_line, pick_device, resolve_dtype
 from worker.stop import Stop
+from worker.training.batches import first_rows
 from worker.training.data import rows_of
 from worker.training.defaults import SEED
 from worker.training.delivery import Course, deliver
@@ -82,6 +83,7 @@ def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingA
             fp16=dtype is torch.float16,
             logging_nan_inf_filter=False,  # it would look at each loss, and hide what must end the training
             remove_unused_columns=not is_raw,
+            ddp_find_unused_parameters=True if plan.num_ranks > 1 else None,  # nor do they end a training of one slot
             **given,
         )
     except (TypeError, ValueError) as error:
@@ -150,10 +152,25 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         self._steps.mark()
         return loss
 
-    def prediction_step(self, *arguments: Any, **options: Any) -> Any:
-        """A batch of an evaluation."""
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """An evaluation's batch. Ranks are given as many rows each, so the last batch may be filled up with rows that
+        were evaluated before: those are cut off from what is gathered, and here from the mean loss."""
         self._steps.mark()
-        return super().prediction_step(*arguments, **options)
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        num_rows = self._num_new_rows()
+        if loss is not None and num_rows is not None and num_rows > 0:
+            loss, _, _ = super().prediction_step(model, first_rows(inputs, num_rows), True, ignore_keys)
+        return loss, logits, labels
+
+    def _num_new_rows(self) -> int | None:
+        """How many rows of the present evaluation's batch are no repetition; None where all are new."""
+        state, batch_rows = self.accelerator.gradient_state, self.args.per_device_eval_batch_size
+        if self._gang.size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return None
+        num_rows = min(batch_rows, state.remainder - self._gang.rank * batch_rows)
+        return None if num_rows == batch_rows else max(0, num_rows)
 
     def create_scheduler(self, *arguments: Any, **options: Any) -> Any:
         """The schedule of learning rates, whose further arguments only it can judge."""

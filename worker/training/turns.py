@@ -41,7 +41,9 @@ class Turn:
             models = [
                 model for model in parts.models.values() if any(id(weight) in mine for weight in model.parameters())
             ]
-            self._together = DistributedDataParallel(_Call(models, self.loss))
+            # A weight that a step does not use, on this rank or on any, must not end the training: with one slot it
+            # would not either.
+            self._together = DistributedDataParallel(_Call(models, self.loss), find_unused_parameters=True)
             self.loss = self._together
 
     def syncing(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
@@ -78,8 +80,11 @@ class _Call(nn.Module):
         self.models, self._loss = nn.ModuleList(models), loss
 
     def forward(self, batch: Batch) -> Loss:
-        """See `Phase.loss`."""
-        return self._loss(batch)
+        """See `Phase.loss`. Further scalars are detached: weights that only they use have no gradient to wait for."""
+        found = self._loss(batch)
+        if isinstance(found, tuple):
+            return found[0], {name: value.detach() for name, value in found[1].items()}
+        return found
 
 
 def _explained(phase: Phase) -> Callable[[Batch], Loss]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -43,7 +44,7 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
     block_tokens = min(most, origin.longest(model, tokenizer) or most)
     vocabulary = Vocabulary.of(origin, model, tokenizer)
     if origin.spec.lora is not None:
-        model = _with_adapters(model, origin.spec.lora)
+        model = with_adapters(model, origin.spec.lora)
     recipe = {
         "task": "text-generation", "block_tokens": block_tokens, "known": vocabulary.num_ids,
         "tokenizer": tokenizer_identity(tokenizer),
@@ -70,7 +71,12 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
     )
 
 
-def _with_adapters(model: PreTrainedModel, lora: LoraSpec) -> Any:
+def with_adapters(model: PreTrainedModel, lora: LoraSpec) -> Any:
+    """A model that learns adapters in place of its own weights.
+
+    Raises:
+        InvalidSpec: it has none of the modules that are to have them.
+    """
     from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(
@@ -81,7 +87,9 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSpec) -> Any:
         target_modules=lora.target_modules,
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():  # `adapters.merged` does what it advises on
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+            return get_peft_model(model, config)
     except ValueError as error:
         raise InvalidSpec(f"lora.target_modules: {one_line(error)}", param="lora.target_modules") from error
 
