@@ -192,6 +192,18 @@ class DeviceOutOfMemory(MachineError):
     code = "out_of_memory"
 
 
+class NotKept(MachineError):
+    """What a training computed could not be written down."""
+
+    code = "not_kept"
+
+
+class StoreUnwritable(MachineError):
+    """The artifact store takes no checkpoint now, so nothing is computed until it does."""
+
+    code = "store_unwritable"
+
+
 class ServiceUnavailable(MachineError):
     """The database, Redis or the artifact store cannot be reached."""
 

@@ -10,7 +10,7 @@ from sqlmodel import Session, col
 
 from jobs import endings, history
 from jobs.database import Database
-from jobs.errors import DeviceOutOfMemory, StokerError
+from jobs.errors import DeviceOutOfMemory, StokerError, StoreUnwritable
 from jobs.retries import GiveUp, RetryAt, RetryPolicy, decide
 from jobs.rows import RowError
 from jobs.settings import Settings
@@ -129,6 +129,9 @@ def count_job_crash(session: Session, db: Database, job_id: str, error: StokerEr
         return
     if job.kind == TRAINING and error.code == DeviceOutOfMemory.code:
         return  # no fault of the machine's, and nothing to wait for: the next try has half the micro-batch
+    if error.code == StoreUnwritable.code:  # nothing was computed, so there is nothing to count: the job waits
+        job.not_before = db.time(session) + settings.retry_max_seconds
+        return
     job.crashes += 1
     session.flush()
     policy = RetryPolicy(settings.job_crashes, settings.retry_seconds, settings.retry_max_seconds)

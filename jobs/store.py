@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -202,6 +203,21 @@ class Store:
         """Store a copy of a local file; see `create`."""
         with path.open("rb") as source:
             return self.put(key, iter(lambda: source.read(_BLOCK_BYTES), b""))
+
+    def check_writable(self, key: str, num_bytes: int) -> None:
+        """Find out whether the store takes objects now, by putting one at `key` and deleting it.
+
+        Args:
+            key: of an object that nobody else has.
+            num_bytes: How large the objects will be in all; compared with what the disk of a local store has left.
+
+        Raises:
+            ServiceUnavailable: it does not, or has too little room.
+        """
+        self.put(key, [b"x"])
+        self.delete(key)
+        if self._root is not None and (free := shutil.disk_usage(self._root).free) < num_bytes:
+            raise ServiceUnavailable(f"the artifact store has {free} bytes left, and {num_bytes} are needed")
 
     def delete(self, key: str) -> None:
         """Remove an object; no error where there is none. Takes the names of `stale_temporaries` too."""

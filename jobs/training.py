@@ -112,6 +112,7 @@ def keep_checkpoint(db: Database, lease_id: str, new: NewCheckpoint, rule: KeepR
     with db.write() as session:
         lease = hold(session, lease_id)
         session.flush()
+        is_progress = all(one.step < new.step for one in checkpoints(session, lease.job_id))
         before = session.get(Checkpoint, (lease.job_id, new.step))
         dropped = [] if before is None else [before.prefix]
         if before is not None:
@@ -131,8 +132,8 @@ def keep_checkpoint(db: Database, lease_id: str, new: NewCheckpoint, rule: KeepR
                 created_at=db.time(session),
             )
         )
-        # A try that came this far has made progress: the deaths before it do not count any more.
-        session.execute(update(Job).where(col(Job.id) == lease.job_id).values(crashes=0))
+        if is_progress:  # that stays: the deaths before it do not count any more
+            session.execute(update(Job).where(col(Job.id) == lease.job_id).values(crashes=0))
         session.flush()
         history.record(
             session, db, lease.job_id, "checkpoint.kept", lease=lease.id, step=new.step, metric=new.metric,

@@ -17,6 +17,8 @@ from scheduler.api.schemas import JobView, job_view
 from scheduler.dispatcher import explain
 from scheduler.leader import has_leader
 
+_LONGEST_REASON = 300  # characters of what ended a lease
+
 
 def describe_job(context: Context, job_id: str) -> JobView:
     """A job as JSON, with what it holds and what it waits for."""
@@ -34,7 +36,8 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> li
     told = notices.of_jobs(session, [job.id for job in jobs])
     waits = any(job.state in (JobState.VALIDATING, JobState.QUEUED) for job in jobs)
     reason = _why_jobs_wait(session, database) if waits else None
-    now = database.time(session) if waits else 0.0
+    delayed = [job for job in jobs if job.not_before and job.id not in held]
+    delays = _delays(session, delayed, database.time(session)) if delayed else {}
     explained: Mapping[str, str] = {}
     if any(job.state == JobState.QUEUED and job.kind == TRAINING for job in jobs) and has_leader(session, database):
         # What a training waits for is more than a free slot: several of one host, or the end of one that cannot yield.
@@ -43,7 +46,7 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> li
         job_view(
             job,
             held=held.get(job.id, ()),
-            waiting_reason=_waiting_reason(job, now, explained.get(job.id, reason)),
+            waiting_reason=delays.get(job.id) or _waiting_reason(job, explained.get(job.id, reason)),
             notices=told.get(job.id, ()),
             metrics=training.latest_metrics(session, job.id) if job.kind == TRAINING else None,
         )
@@ -51,14 +54,22 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> li
     ]
 
 
-def _waiting_reason(job: Job, now: float, reason: str | None) -> str | None:
+def _waiting_reason(job: Job, reason: str | None) -> str | None:
     if job.state == JobState.VALIDATING:
         return "its rows are being read" if job.waits_for is None else f"waits for the model of {job.waits_for}"
-    if job.state != JobState.QUEUED:
-        return None
-    if job.not_before > now:
-        return f"its runner died; it is tried again in {job.not_before - now:.0f} s"
-    return reason
+    return reason if job.state == JobState.QUEUED else None
+
+
+def _delays(session: Session, jobs: Sequence[Job], now: float) -> dict[str, str]:
+    """Why jobs are tried again only later, by their ids: what ended their latest lease."""
+    delays: dict[str, str] = {}
+    for job in jobs:
+        if job.state in (JobState.QUEUED, JobState.RUNNING) and job.not_before > now:
+            ended = select(col(Lease.end_reason)).where(col(Lease.job_id) == job.id, col(Lease.rank) == 0)
+            why = session.scalar(ended.order_by(col(Lease.ended_at).desc()).limit(1)) or "its runner died"
+            short = why if len(why) <= _LONGEST_REASON else f"{why[: _LONGEST_REASON - 1]}…"
+            delays[job.id] = f"{short}; it is tried again in {job.not_before - now:.0f} s"
+    return delays
 
 
 def _why_jobs_wait(session: Session, database: Database) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from jobs import history, leases, ledger, planning, slots, sweeps, training
 from jobs.database import Database
-from jobs.errors import DeviceOutOfMemory, LostLease, ModelTooLarge, RunnerDied
+from jobs.errors import DeviceOutOfMemory, LostLease, ModelTooLarge, NotKept, RunnerDied, StoreUnwritable
 from jobs.leases import Grant
 from jobs.settings import Settings
 from jobs.specs import parse_spec
@@ -119,17 +119,47 @@ def test_the_newest_checkpoints_and_the_best_one_are_kept(database: Database, jo
 def test_a_checkpoint_says_that_the_deaths_before_it_were_no_dead_end(database: Database, job_id: str) -> None:
     """Lost: a month's training that is given up for five deaths in five different weeks."""
     settings = Settings(job_crashes=2, retry_seconds=0.001)
-    for _ in range(4):
+    for step in range(1, 5):
         lease_id = hold(database, job_id)
-        training.begin(database, lease_id, resumed_step=0)
-        training.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 1), KeepRule(1))
+        training.begin(database, lease_id, resumed_step=step - 1)
+        training.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, step), KeepRule(1))
         leases.crash(database, lease_id, RunnerDied("gone"), computing=None, settings=settings)
         sweeps.requeue_idle(database)
         assert job_of(database, job_id).state == JobState.QUEUED
-    leases.crash(database, hold(database, job_id), RunnerDied("gone"), computing=None, settings=settings)
+    lease_id = hold(database, job_id)
+    training.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 4), KeepRule(1))  # no further than before
+    leases.crash(database, lease_id, RunnerDied("gone"), computing=None, settings=settings)
     job = job_of(database, job_id)
     assert (job.state, job.error_code) == (JobState.FAILED, "runner_died")
     assert "could not go on" in (job.error_message or "")
+
+
+def test_checkpoints_that_cannot_be_kept_end_a_training(database: Database, job_id: str) -> None:
+    settings = Settings(job_crashes=2, retry_seconds=0.001)
+    full = NotKept("the checkpoint of step 5 could not be kept: No space left on device")
+    for _ in range(2):
+        lease_id = hold(database, job_id)
+        training.begin(database, lease_id, resumed_step=0)
+        training.advance(database, lease_id, step=9, total_steps=40, points=[])
+        leases.crash(database, lease_id, full, computing=None, settings=settings)
+        sweeps.requeue_idle(database)
+    job = job_of(database, job_id)
+    assert (job.state, job.error_code) == (JobState.FAILED, "not_kept")
+    assert "No space left on device (tried 2 times)" in (job.error_message or "")
+
+
+def test_a_training_waits_for_a_store_that_takes_nothing(database: Database, job_id: str) -> None:
+    settings = Settings(job_crashes=2, retry_max_seconds=1000.0)
+    for _ in range(3):
+        error = StoreUnwritable("no checkpoint can be kept")
+        leases.crash(database, hold(database, job_id), error, computing=None, settings=settings)
+        job = job_of(database, job_id)
+        assert (job.state, job.crashes) == (JobState.RUNNING, 0)
+        with database.write() as session:
+            waiting = session.get_one(Job, job_id)
+            assert waiting.not_before > database.time(session) + 500.0
+            waiting.not_before = 0.0
+    assert attempts_of(database, job_id) == []
 
 
 def test_each_end_of_an_attempt_has_its_word(database: Database, job_id: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import leases, ledger, slots
+from jobs import leases, ledger, slots, sweeps
 from jobs.database import Database
-from jobs.errors import StokerError
+from jobs.errors import NotKept, StokerError
 from jobs.settings import Settings
 from jobs.specs import parse_spec
 from jobs.states import JobState
@@ -189,6 +189,20 @@ def test_a_waiting_job_says_what_it_waits_for(
     second = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
     assert api.client.job(second.job_id)["waiting_reason"] == "all slots are busy (1)"
     leader.resign()
+
+
+def test_a_job_that_is_tried_again_later_says_why(
+    api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path
+) -> None:
+    job = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
+    patient = settings.model_copy(update={"retry_seconds": 1000.0, "retry_max_seconds": 1000.0})
+    full = NotKept("the checkpoint of step 5 could not be kept: No space left on device")
+    leases.crash(sqlite_database, job.lease("slot-0").lease_id, full, computing=None, settings=patient)
+    for state in ("running", "queued"):
+        seen = api.client.job(job.job_id)
+        assert seen["state"] == state
+        assert seen["waiting_reason"].startswith(f"{full.message}; it is tried again in ")
+        sweeps.requeue_idle(sqlite_database)
 
 
 def test_slots_say_what_they_do(api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from queue import SimpleQueue
 
 from jobs import ledger, training
 from jobs.activities import Activity
+from jobs.atomic import reason
 from jobs.database import Database
-from jobs.errors import NotFound
+from jobs.errors import MachineError, NotFound, NotKept, ServiceUnavailable, StoreUnwritable
 from jobs.leases import WorkingLease
 from jobs.specs import TrainingSpec
-from jobs.store import Store, checkpoint_prefix
+from jobs.store import Store, StoredObject, checkpoint_prefix, job_prefix
 from jobs.tables import Checkpoint
 from jobs.training import KeepRule, NewCheckpoint
 from worker.pulse import Pulse
@@ -56,8 +57,13 @@ class Deposit:
         Raises:
             StokerError: an earlier one could not be kept.
         """
-        self._raise()
+        self.check()
         self._waiting.put(saved)
+
+    def check(self) -> None:
+        """Raises StokerError where a checkpoint could not be kept: going on would be in vain."""
+        if self._error is not None:
+            raise self._error
 
     def finish(self) -> None:
         """Wait until all are kept.
@@ -67,17 +73,13 @@ class Deposit:
         """
         self._waiting.put(None)
         self._thread.join()
-        self._raise()
+        self.check()
 
     def close(self) -> None:
         """Take nothing over any more; does nothing after `finish`."""
         self._closing.set()
         self._waiting.put(None)
         self._thread.join()
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
 
     def _work(self) -> None:
         try:
@@ -90,17 +92,64 @@ class Deposit:
     def _keep(self, saved: Saved) -> None:
         folder = Path(saved.folder)
         prefix = checkpoint_prefix(self._lease.job_id, saved.step, self._lease.lease_id)
-        files = [
-            self._store.put_file(f"{prefix}{path.relative_to(folder).as_posix()}", path)
+        files = put_folder(self._store, prefix, folder, what=f"the checkpoint of step {saved.step}")
+        new = NewCheckpoint(saved.step, prefix, files, saved.metric)
+        for dropped in training.keep_checkpoint(self._database, self._lease.lease_id, new, self._rule):
+            _delete(self._store, dropped)
+        shutil.rmtree(folder)
+        logger.info("kept the checkpoint of step %d: %d files", saved.step, len(files))
+
+
+def put_folder(store: Store, prefix: str, folder: Path, *, what: str) -> list[StoredObject]:
+    """Put all files of a folder into the store, or none.
+
+    Args:
+        prefix: what their keys begin with, before their relative paths.
+        what: they are, for people.
+
+    Raises:
+        NotKept: the store does not take them; what it had taken is deleted again.
+    """
+    try:
+        return [
+            store.put_file(f"{prefix}{path.relative_to(folder).as_posix()}", path)
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         ]
-        new = NewCheckpoint(saved.step, prefix, files, saved.metric)
-        for dropped in training.keep_checkpoint(self._database, self._lease.lease_id, new, self._rule):
-            for key in list(self._store.list(dropped)):
-                self._store.delete(key)
-        shutil.rmtree(folder)
-        logger.info("kept the checkpoint of step %d: %d files", saved.step, len(files))
+    except ServiceUnavailable as error:
+        try:
+            _delete(store, prefix)
+        except ServiceUnavailable as further:  # the next attempt does it, or whoever deletes the job
+            logger.warning("what was stored of %s cannot be deleted now: %s", what, further)
+        raise NotKept(f"{what} could not be kept: {error.message}") from error
+
+
+def prepare_store(lease: WorkingLease, *, database: Database, store: Store) -> None:
+    """Delete what earlier attempts left half stored, and find out whether the store has room for a checkpoint.
+
+    Raises:
+        StoreUnwritable: it takes nothing, or has no room for one as large as the newest.
+        ServiceUnavailable: the store or the database cannot be reached.
+    """
+    with database.read() as session:
+        kept = [
+            (one.prefix, sum(file["num_bytes"] for file in one.files))
+            for one in training.checkpoints(session, lease.job_id)
+        ]
+    folder = job_prefix(lease.job_id)
+    if lease.attempt > 1:
+        _delete(store, f"{folder}checkpoints/", spared=tuple(prefix for prefix, _ in kept))
+        _delete(store, f"{folder}artifacts-")
+    try:
+        store.check_writable(f"{folder}checkpoints/{lease.lease_id}", kept[0][1] if kept else 0)
+    except ServiceUnavailable as error:
+        raise StoreUnwritable(f"no checkpoint can be kept: {error.message}") from error
+
+
+def _delete(store: Store, prefix: str, *, spared: tuple[str, ...] = ()) -> None:
+    for key in list(store.list(prefix)):
+        if not key.startswith(spared):
+            store.delete(key)
 
 
 def fetch_newest(lease: WorkingLease, folder: Path, *, database: Database, store: Store) -> Resumed | None:
@@ -114,6 +163,7 @@ def fetch_newest(lease: WorkingLease, folder: Path, *, database: Database, store
     Raises:
         LostLease: the lease is not active any more.
         ServiceUnavailable: the store cannot be reached.
+        MachineError: there is no room for it on this machine.
     """
     with database.read() as session:
         found = training.checkpoints(session, lease.job_id)
@@ -144,6 +194,10 @@ def _fetch(checkpoint: Checkpoint, folder: Path, store: Store) -> str | None:
                     target.write(block)
         except NotFound:
             return f"{file['name']} is missing"
+        except OSError as error:
+            raise MachineError(
+                f"the checkpoint of step {checkpoint.step} cannot be fetched: {reason(error)}"
+            ) from error
         if digest.hexdigest() != file["sha256"]:
             return f"{file['name']} is damaged"
     return None

@@ -8,11 +8,14 @@ from pathlib import Path
 import orjson
 
 from jobs import training
+from jobs.atomic import reason
 from jobs.database import Database
+from jobs.errors import NotKept
 from jobs.leases import WorkingLease
 from jobs.store import Store, lease_artifact_prefix
 from jobs.tables import Artifact
 from worker.training.curves import write_curves
+from worker.training.deposit import put_folder
 from worker.training.reports import Finished
 
 logger = logging.getLogger(__name__)
@@ -23,31 +26,31 @@ def record_outcome(lease: WorkingLease, finished: Finished, *, database: Databas
 
     Raises:
         LostLease: the lease is not active any more; the files are nobody's, and go with the job.
-        ServiceUnavailable: the store or the database cannot be reached.
+        NotKept: the store does not take them.
+        ServiceUnavailable: the database cannot be reached.
     """
     folder = Path(finished.folder)
     with database.read() as session:
         now = database.time(session)
         points = [(metric.step, metric.name, metric.value) for metric in training.metrics(session, lease.job_id)]
-    with (folder / "metrics.jsonl").open("wb") as out:
-        for step, name, value in points:
-            out.write(orjson.dumps({"step": step, "name": name, "value": value}) + b"\n")
-    write_curves(folder, [(step, name, value) for step, name, value in points if value is not None])
+    try:
+        with (folder / "metrics.jsonl").open("wb") as out:
+            for step, name, value in points:
+                out.write(orjson.dumps({"step": step, "name": name, "value": value}) + b"\n")
+        write_curves(folder, [(step, name, value) for step, name, value in points if value is not None])
+    except OSError as error:
+        raise NotKept(f"the training's metrics could not be written: {reason(error)}") from error
     prefix = lease_artifact_prefix(lease.job_id, lease.lease_id)
-    made = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            name = path.relative_to(folder).as_posix()
-            stored = store.put_file(f"{prefix}{name}", path)
-            made.append(
-                Artifact(
-                    job_id=lease.job_id,
-                    name=name,
-                    key=stored.key,
-                    num_bytes=stored.num_bytes,
-                    sha256=stored.sha256,
-                    created_at=now,
-                )
-            )
+    made = [
+        Artifact(
+            job_id=lease.job_id,
+            name=stored.key.removeprefix(prefix),
+            key=stored.key,
+            num_bytes=stored.num_bytes,
+            sha256=stored.sha256,
+            created_at=now,
+        )
+        for stored in put_folder(store, prefix, folder, what="what the training made")
+    ]
     training.finish(database, lease.lease_id, made, step=finished.step)
     logger.info("training is done after %d steps: %d artifacts", finished.step, len(made))

@@ -31,7 +31,7 @@ from worker.inference.tasks.loading import fetch_model
 from worker.protocol import Failed, error_from
 from worker.pulse import Beat, Pulse
 from worker.stop import Stop
-from worker.training.deposit import Deposit, fetch_newest
+from worker.training.deposit import Deposit, fetch_newest, prepare_store
 from worker.training.gathering import gather
 from worker.training.outcome import record_outcome
 from worker.training.plan import Plan
@@ -82,6 +82,7 @@ def run_training(
     fetch_job_model(spec, database=database, store=store, settings=settings)
     model, processor = _find_folders(spec, lease, database, settings)
     with _folder(settings, lease) as folder:
+        prepare_store(lease, database=database, store=store)
         resumed = fetch_newest(lease, folder / "resume", database=database, store=store)
         with database.read() as session:
             num_halvings = training.num_memory_failures(session, lease.job_id)
@@ -127,6 +128,7 @@ def _follow(
     total_steps = 0
     with stop.telling(lambda: ranks.ask(stop)):
         for report in ranks.reports():
+            deposit.check()
             match report:
                 case Doing(activity, step):
                     pulse.say(Beat(_RANKS, activity, step=step))

@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from jobs.activities import Activity
-from jobs.errors import InvalidInput, LossNotFinite
+from jobs.errors import InvalidInput, LossNotFinite, NotKept, StokerError
+from worker.device import is_out_of_memory, one_line
 from worker.stop import Stop, StopReason
 from worker.training import generators
 from worker.training.checkpoints import Best, Judged, checkpoint_aside
@@ -235,11 +237,12 @@ class Steps:
 
         Raises:
             LossNotFinite: a weight is not a finite number.
+            NotKept: the checkpoint cannot be written.
         """
         self._at(Activity.CHECKPOINT, step)
         self._check_weights(step)
         path = self._folder / f"checkpoint-{step}"
-        with checkpoint_aside(path, self._gang) as aside:
+        with _explained(step), checkpoint_aside(path, self._gang) as aside:
             self._work.write_checkpoint(aside)
             if self._gang.rank == 0:
                 (aside / _ROWS_FILE).write_text(self._digest)
@@ -250,3 +253,16 @@ class Steps:
             metric = self.judged.metrics[self._spec.checkpoint.best]
         self._tell_runner(Saved(step, str(path), metric))
         logger.info("step %d: saved a checkpoint", step)
+
+
+@contextmanager
+def _explained(step: int) -> Iterator[None]:
+    """While inside, what the system, torch or safetensors say of a full disk becomes a sentence on the checkpoint."""
+    try:
+        yield
+    except StokerError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise NotKept(f"the checkpoint of step {step} could not be written: {one_line(error)}") from error

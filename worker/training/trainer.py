@@ -83,7 +83,7 @@ def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingA
             fp16=dtype is torch.float16,
             logging_nan_inf_filter=False,  # it would look at each loss, and hide what must end the training
             remove_unused_columns=not is_raw,
-            ddp_find_unused_parameters=True if plan.num_ranks > 1 else None,  # nor do they end a training of one slot
+            ddp_find_unused_parameters=True if plan.num_ranks > 1 else None,  # one slot trains with them too
             **given,
         )
     except (TypeError, ValueError) as error:
