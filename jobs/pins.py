@@ -108,10 +108,14 @@ def check_pin(
     name: str,
     param: str = "model",
     error: type[UserError] = InvalidModel,
+    by_content: bool = False,
 ) -> None:
     """Refuse a file or folder that is not what was pinned. Does nothing without a pin of this kind.
 
     Cheap: files are read only on other hosts than the one that pinned them, and there once by each process.
+
+    Args:
+        by_content: Whether the digests decide on every host, for small files that may be written anew as they were.
 
     Raises:
         UserError: of class `error`: it changed after the job was submitted.
@@ -123,7 +127,11 @@ def check_pin(
     try:
         present = {file: (full, status) for file, full, status in _files(path)}
         for file in sorted(pinned.keys() | present.keys()):
-            if file not in present or file not in pinned or not _is_pinned(pinned[file], *present[file]):
+            if (
+                file not in present
+                or file not in pinned
+                or not _is_pinned(pinned[file], *present[file], by_content=by_content)
+            ):
                 raise error(f"{param} '{name}': {file} changed after the job was submitted", param=param)
     except TooManyFiles as cause:
         raise error(f"{param} '{name}': has more than {MOST_FILES} files in one folder", param=param) from cause
@@ -169,9 +177,11 @@ def _lock_job(session: Session, job_id: str) -> Job:
     return session.get_one(Job, job_id, with_for_update=True)
 
 
-def _is_pinned(file: Mapping[str, Any], path: Path, status: os.stat_result) -> bool:
+def _is_pinned(file: Mapping[str, Any], path: Path, status: os.stat_result, *, by_content: bool) -> bool:
     if file["num_bytes"] != status.st_size:
         return False
+    if by_content:
+        return bool(file["digest"] == _digest(path, status))
     present = file_stamp(status)
     return is_same(file["stamp"], present) or (
         _host(file["stamp"]) != _host(present) and file["digest"] == _digest(path, status)

@@ -11,10 +11,11 @@ import pytest
 
 from jobs.errors import Forbidden, UserError
 from jobs.settings import Settings
-from tests.integration.test_training_exactness import shot_thrice
+from tests.integration.test_training_exactness import shot_at, shot_thrice
 from tests.trained import Attempt, attempt, write_rows
 from worker.training.loading import load_module
 from worker.training.rehearsal import rehearse
+from worker.training.reports import Saved
 
 pytestmark = pytest.mark.slow
 
@@ -117,6 +118,27 @@ def test_three_kills_change_nothing(
     assert told == numbers(calm)
     assert weights(attempts[-1]) == weights(calm)
     assert min(attempts[-1].losses) > 4, "the last attempt began where a checkpoint was"
+
+
+def test_an_edited_module_changes_no_training_that_has_begun(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Neither the module nor what it imports, at its top or later; a retry has both as they are then."""
+    source = CLASSIFIER.replace(
+        "return nn.functional", "from late_helper import FACTOR\n        return FACTOR * nn.functional"
+    )
+    (tmp_path / "late_helper.py").write_text("FACTOR = 1.0\n")
+    first_file = Path(write_module(tmp_path, source)).read_bytes()
+    calm = attempt(tmp_path / "calm", spec)
+    shot = attempt(tmp_path / "shot", spec, until=shot_at(7))
+    (tmp_path / "late_helper.py").write_text("FACTOR = 1000.0\n")
+    write_module(tmp_path, source.replace("FACTOR * nn", "0 * nn"))
+    last = attempt(tmp_path / "last", spec, resume=shot.last(Saved), goes_on=True)
+    assert min(last.losses) > 4
+    assert {**shot.losses, **last.losses} == calm.losses
+    assert weights(last) == weights(calm)
+    assert (last.model / "module.py").read_bytes() == first_file
+    retry = attempt(tmp_path / "retry", spec, resume=shot.last(Saved))
+    assert set(retry.losses.values()) == {(0.0).hex()}
+    assert (retry.model / "module.py").read_bytes() != first_file
 
 
 @pytest.mark.parametrize(

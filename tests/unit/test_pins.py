@@ -59,6 +59,18 @@ def test_each_change_of_a_model_is_refused_by_name(change: str, folder: Path) ->
     assert caught.value.param == "model"
 
 
+def test_a_file_pinned_by_content_may_be_written_anew_as_it_was(tmp_path: Path) -> None:
+    module = tmp_path / "net.py"
+    module.write_text("x = 1")
+    pin = pin_path(module, name="net.py", param="module", error=InvalidSpec)
+    module.unlink()
+    module.write_text("x = 1")
+    check_pin(pin, module, name="net.py", param="module", error=InvalidSpec, by_content=True)
+    module.write_text("x = 2")
+    with pytest.raises(InvalidSpec, match=r"module 'net.py': net.py changed after the job was submitted"):
+        check_pin(pin, module, name="net.py", param="module", error=InvalidSpec, by_content=True)
+
+
 def test_files_that_loading_does_not_read_may_change(folder: Path) -> None:
     pin = pin_path(folder, name="m")
     (folder / "README.md").write_text("notes")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import resource
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +70,7 @@ def deliver(folder: Path, model: Any, learning: Learning, spec: TrainingSpec, co
 
 
 def deliver_parts(
-    folder: Path, parts: Parts, spec: TrainingSpec, course: Course, *, source: Path, device: torch.device
+    folder: Path, parts: Parts, spec: TrainingSpec, course: Course, *, source: bytes, device: torch.device
 ) -> dict[str, Any]:
     """Write the models of a module with a card and the module itself, what it writes further, and `summary.json`.
 
@@ -80,14 +79,14 @@ def deliver_parts(
         parts: what the module built, trained.
         spec: of the job.
         course: how it went.
-        source: the module's file.
+        source: The content of the module's file.
         device: on which it was computed.
 
     Returns:
         The summary.
     """
     write_models(folder / "model", parts)
-    shutil.copyfile(source, folder / "model" / "module.py")
+    (folder / "model" / "module.py").write_bytes(source)
     if parts.finish is not None:
         with users_code("Parts.finish"):
             parts.finish(folder)

@@ -34,6 +34,8 @@ class Resumed:
 
     step: int
     folder: Path
+    is_own: bool
+    """Whether the job made it, and not the one that it retries."""
 
 
 class Deposit:
@@ -173,7 +175,7 @@ def fetch_newest(lease: WorkingLease, folder: Path, *, database: Database, store
     for checkpoint in found:
         flaw = _fetch(checkpoint, folder, store)
         if flaw is None:
-            return Resumed(checkpoint.step, folder)
+            return Resumed(checkpoint.step, folder, checkpoint.job_id == lease.job_id)
         logger.warning("the checkpoint of step %d cannot be used: %s", checkpoint.step, flaw)
         if checkpoint.job_id == lease.job_id:
             training.forget_checkpoint(database, lease.lease_id, checkpoint.step, flaw)

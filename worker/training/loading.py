@@ -11,9 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType
 from typing import cast
 
 from torch import nn
@@ -25,6 +23,7 @@ from jobs.settings import Settings
 from jobs.training_spec import recipe_name
 from worker.device import is_out_of_memory, one_line
 from worker.training.module import Module, Parts, Phase, Setup
+from worker.training.sources import KeptLoader, Sources
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +35,13 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 """It becomes the name of a file."""
 
 
-def load_module(name: str, settings: Settings) -> Module:
+def load_module(name: str, settings: Settings, sources: Sources | None = None) -> Module:
     """Import a module.
 
     Args:
         name: one of our recipes, `recipes.<name>`, or the path of a Python file.
         settings: whose `code_roots` the file must lie in.
+        sources: The file's content, where an earlier attempt imported it; it stands for what is there now.
 
     Raises:
         InvalidSpec: there is no such recipe, or the module has no `build`.
@@ -57,7 +57,8 @@ def load_module(name: str, settings: Settings) -> Module:
         # Under a name of its own, so that a file called `random.py` does not stand in for another module; its
         # neighbours are found as with `python FILE`, and worker processes of a loader find it again by that name.
         called = f"stoker_module_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-        found = importlib.util.spec_from_file_location(called, path, loader=_AsItStands(called, str(path)))
+        loader = KeptLoader(called, str(path), sources or Sources())
+        found = importlib.util.spec_from_file_location(called, path, loader=loader)
         assert found is not None
         assert found.loader is not None
         module = importlib.util.module_from_spec(found)
@@ -68,14 +69,6 @@ def load_module(name: str, settings: Settings) -> Module:
     if not callable(getattr(module, "build", None)):
         raise InvalidSpec(f"module: '{name}' has no function build(setup)", param="module")
     return cast("Module", module)
-
-
-class _AsItStands(SourceFileLoader):
-    """Loads a file as it stands, whatever was compiled of it: the cache takes equal size and second for equal text."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
 
 
 def build_parts(module: Module, setup: Setup) -> Parts:

@@ -18,6 +18,7 @@ import torch
 from jobs.errors import InvalidInput, InvalidSpec
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec
+from jobs.training_spec import recipe_name
 from worker.device import pick_device, resolve_dtype
 from worker.stop import Stop
 from worker.training import generators
@@ -32,6 +33,7 @@ from worker.training.module import Batch, Module, Rows, Setup
 from worker.training.plan import Plan
 from worker.training.reports import Finished, Report, Stopped
 from worker.training.schedule import Schedule, halved
+from worker.training.sources import Sources
 from worker.training.steps import Steps
 from worker.training.turns import Turn, check_metric_name
 from worker.training.weights import learned_weights, read_models, write_models
@@ -54,10 +56,14 @@ def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Cal
     """
     spec = plan.training_spec()
     assert spec.module is not None
-    module = load_module(spec.module, settings)
-    with gang.leader_first():  # who finds the rows prepared need not prepare them
-        given = Given.of(spec, plan, settings)
-    Loop(plan, module, given, gang, stop=stop, report=report).run()
+    roots = () if recipe_name(spec.module) is not None else (*settings.code_roots, Path(spec.module).resolve().parent)
+    has_kept = plan.resume is not None and plan.goes_on
+    sources = Sources.restore(roots, Path(plan.resume or "")) if has_kept else Sources(roots)
+    with sources.importing():  # to the end, since a loss or a row may import as well
+        module = load_module(spec.module, settings, sources)
+        with gang.leader_first():  # who finds the rows prepared need not prepare them
+            given = Given.of(spec, plan, settings)
+        Loop(plan, module, given, gang, stop=stop, report=report, sources=sources).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,7 @@ class Loop:
         *,
         stop: Stop,
         report: Callable[[Report], None],
+        sources: Sources | None = None,
     ) -> None:
         """Have the parts built.
 
@@ -105,12 +112,13 @@ class Loop:
             gang: of which this process is a rank.
             stop: asked when it is to end before its end.
             report: is told what the runner must know.
+            sources: The files that the module was imported from, for the checkpoints and what comes out.
 
         Raises:
             UserError: the module failed, or an argument does not go with what it built.
         """
         self._plan, self._spec, self._gang, self._report = plan, plan.training_spec(), gang, report
-        self._module = module
+        self._module, self._sources = module, sources or Sources()
         self._folder = Path(plan.folder)
         self._device = pick_device()
         self._dtype = resolve_dtype(self._spec.dtype, self._device)
@@ -278,6 +286,7 @@ class Loop:
         if self._gang.rank != 0:
             return
         self.write_weights(folder)
+        self._sources.carry(folder)
         state = {
             "step": self._step,
             "optimizers": [turn.optimizer.state_dict() for turn in self._turns],
@@ -347,9 +356,8 @@ class Loop:
         self._set_learning(learning=False)
         made = self._folder / "made"
         with torch.no_grad():
-            summary = deliver_parts(
-                made, self._parts, self._spec, course, source=source_of(self._module), device=self._device
-            )
+            source = self._sources.read(str(source_of(self._module)))
+            summary = deliver_parts(made, self._parts, self._spec, course, source=source, device=self._device)
         self._report(Finished(self._step, str(made), summary))
 
 

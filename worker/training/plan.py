@@ -29,6 +29,8 @@ class Plan:
     """The folder of the tokenizer or processor, where it is not the model's own."""
     resume: str | None = None
     """The folder of a verified checkpoint to go on from; the process must not change it."""
+    goes_on: bool = False
+    """Whether `resume` is this very job's: its module then goes on as it was. A retry has its module as it is now."""
     cache: str | None = None
     """A folder that outlives the attempt, for data that are prepared once (by their content's hash)."""
     num_ranks: int = 1

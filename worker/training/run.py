@@ -17,13 +17,16 @@ from pathlib import Path
 from jobs import training
 from jobs.activities import Activity
 from jobs.database import Database
-from jobs.errors import DeviceOutOfMemory, MachineError, ModelTooLarge, StokerError
+from jobs.errors import DeviceOutOfMemory, InvalidSpec, MachineError, ModelTooLarge, StokerError
 from jobs.gangs import Place
 from jobs.leases import WorkingLease
 from jobs.modelcheck import check_folder
+from jobs.paths import check_code_path
+from jobs.pins import check_pin
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec, parse_spec
 from jobs.store import Store
+from jobs.training_spec import recipe_name
 from worker.inference.job_models import fetch_job_model
 from worker.inference.pinned import pinned_model
 from worker.inference.run import Outcome
@@ -84,6 +87,8 @@ def run_training(
     with _folder(settings, lease) as folder:
         prepare_store(lease, database=database, store=store)
         resumed = fetch_newest(lease, folder / "resume", database=database, store=store)
+        if resumed is None or not resumed.is_own:  # else the module goes on as its checkpoint has it
+            _check_module(spec, lease, settings)
         with database.read() as session:
             num_halvings = training.num_memory_failures(session, lease.job_id)
         training.begin(
@@ -98,6 +103,7 @@ def run_training(
             model=model,
             processor=processor,
             resume=None if resumed is None else str(resumed.folder),
+            goes_on=resumed is not None and resumed.is_own,
             cache=str(settings.training_path / "cache"),
             num_ranks=len(places),
             num_halvings=num_halvings,
@@ -177,6 +183,14 @@ def _find_folders(
         spec.model.processor, lease, database=database, settings=settings, part="processor", param="model.processor"
     )
     return None, str(fetch_model(pinned, settings).path)
+
+
+def _check_module(spec: TrainingSpec, lease: WorkingLease, settings: Settings) -> None:
+    """Raises InvalidSpec where a module's file holds something else than when the job was planned."""
+    if spec.module is not None and recipe_name(spec.module) is None:
+        path = check_code_path(spec.module, settings, param="module")
+        pin = (lease.pins or {}).get("module")
+        check_pin(pin, path, name=spec.module, param="module", error=InvalidSpec, by_content=True)
 
 
 def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemory) -> StokerError:
