@@ -15,6 +15,7 @@ from jobs.settings import Settings
 from jobs.specs import TrainingSpec, parse_spec
 from jobs.store import Store, StoredObject, checkpoint_prefix, job_prefix
 from jobs.training import KeepRule, NewCheckpoint
+from worker.pulse import Pulse
 from worker.training.deposit import Deposit, prepare_store, put_folder
 from worker.training.reports import Saved
 
@@ -64,7 +65,7 @@ def saved(folder: Path, step: int) -> Saved:
 
 def keep(lease: WorkingLease, store: Store, database: Database, checkpoint: Saved) -> None:
     assert isinstance(SPEC, TrainingSpec)
-    deposit = Deposit(lease, SPEC, database=database, store=store)
+    deposit = Deposit(lease, SPEC, database=database, store=store, pulse=Pulse(lambda _: None, beat_seconds=60.0))
     try:
         deposit.put(checkpoint)
         deposit.finish()
