@@ -63,7 +63,7 @@ def decode_sound(data: bytes, rate: int, *, max_seconds: float) -> np.ndarray | 
         except ImportError as error:
             if found is None and not _may_be_sound(data):
                 return _unreadable("no known kind of sound file")
-            kind = f"a WAV file of {found[1]} samples a second" if found else "no WAV file of one channel"
+            kind = f"a WAV file of {found[1]} samples a second" if found else "no plain WAV file"
             raise InvalidInput(
                 f"input 'audio': a sound is {kind}, not of the {rate} that the model hears; to read it, install the"
                 " package av on the workers' hosts: pip install 'stoker[audio]'",
@@ -84,7 +84,10 @@ def too_long(samples: np.ndarray, rate: int, max_seconds: float) -> RowError | N
 
 
 def plain_wav(data: bytes) -> tuple[np.ndarray, int] | None:
-    """Samples and rate of a WAV file of one channel with whole numbers of 8 to 32 bits or floats; None for others."""
+    """Samples and rate of a WAV file of one or two channels with whole numbers of 8 to 32 bits or floats.
+
+    Two channels are mixed as FFmpeg mixes them. None for all other files.
+    """
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return None
     kind = channels = rate = bits = 0
@@ -97,10 +100,15 @@ def plain_wav(data: bytes) -> tuple[np.ndarray, int] | None:
             if kind == _EXTENSIBLE and size >= 26 and body + 26 <= len(data):
                 kind = struct.unpack_from("<H", data, body + 24)[0]
         if name == b"data":
-            if channels != 1 or not 0 < rate <= _FASTEST:
+            if channels not in (1, 2) or not 0 < rate <= _FASTEST:
                 return None
             samples = _samples(data[body : body + size], kind, bits)
-            return None if samples is None else (samples, rate)
+            if samples is None:
+                return None
+            if channels == 2:
+                left, right = samples[: samples.size // 2 * 2].reshape(-1, 2).T * np.float32(math.sqrt(0.5))
+                samples = left + right
+            return samples, rate
         place = body + size + size % 2
     return None
 
