@@ -136,6 +136,11 @@ _TOKENIZER: Mapping[str, tuple[Check, str]] = {
     ),
 }
 
+_FLAG = (_or_null(_is_flag), "true or false")
+_PADDING = (
+    lambda value: value is None or isinstance(value, bool) or value in ("longest", "max_length", "do_not_pad"),
+    "true, false, 'longest', 'max_length' or 'do_not_pad'",
+)
 _LABELS = (_is_text_or_texts, "a list of labels, or a text that separates them by commas")
 _TEXT = (_or_null(_is_text), "a text")
 _NUMBER = (lambda value: value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)), "a number")
@@ -220,6 +225,49 @@ PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
         "overlap_mask_area_threshold": _NUMBER,
     },
     "depth-estimation": {},
+    "decision": {},
+    "image-classification": {"top_k": _COUNT, "function_to_apply": _FUNCTION},
+    "keypoint-matching": {"threshold": _NUMBER},
+    "mask-generation": {
+        "points_per_batch": (_or_null(_is_count), "a whole number from 1, or null for all points at once"),
+        "points_per_crop": _COUNT,
+        "crops_n_layers": (_or_null(_is_size), "a whole number from 0"),
+        "crop_overlap_ratio": _NUMBER,
+        "crop_n_points_downscale_factor": _COUNT,
+        "pred_iou_thresh": _NUMBER,
+        "stability_score_thresh": _NUMBER,
+        "stability_score_offset": _NUMBER,
+        "mask_threshold": _NUMBER,
+        "max_hole_area": _NUMBER,
+        "max_sprinkle_area": _NUMBER,
+        "crops_nms_thresh": _NUMBER,
+        "output_rle_mask": _FLAG,
+        "output_bboxes_mask": _FLAG,
+    },
+    "table-question-answering": {
+        "sequential": _FLAG,
+        "padding": _PADDING,
+        "truncation": (
+            lambda value: _is_truncation(value) or value == "drop_rows_to_fit",
+            f"true, false, drop_rows_to_fit or one of {', '.join(TRUNCATIONS)}",
+        ),
+    },
+    "document-question-answering": {
+        "top_k": _COUNT,
+        "max_answer_len": _COUNT,
+        "max_seq_len": _COUNT,
+        "max_question_len": _COUNT,
+        "doc_stride": _COUNT,
+        "handle_impossible_answer": _FLAG,
+        "padding": _PADDING,
+        "lang": _TEXT,
+    },
+    "video-classification": {
+        "top_k": _COUNT,
+        "function_to_apply": _FUNCTION,
+        "num_frames": _COUNT,
+        "frame_sampling_rate": _COUNT,
+    },
     "audio-classification": {"top_k": _COUNT, "function_to_apply": _FUNCTION},
 }
 """Task -> its parameters -> whether a value is possible, and what it must be in words."""

@@ -35,6 +35,10 @@ _LOW_DISK_BYTES = 10 * 2**30
 _NO_DISK_BYTES = 2**30
 _SKEW_SECONDS = 2.0
 _LIBRARIES = ("torch", "transformers", "celery")
+_OPTIONAL = {
+    "av": "for films and for sounds that are no plain WAV files (pip install 'stoker[audio]')",
+    "torchvision": "for mask-generation and some models of images (the build that belongs to the installed torch)",
+}
 _SHARED_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "lustre", "ceph", "glusterfs", "beegfs"}
 
 
@@ -93,6 +97,11 @@ def _check_versions() -> Iterator[Finding]:
         else:
             wanted = f"{name}{requirement.specifier}"
             yield Finding(name, "fail", f"{name} {found} does not fit ({wanted})", f"pip install '{wanted}'")
+    for name, use in _OPTIONAL.items():
+        try:
+            yield Finding(name, "ok", f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "ok", f"{name} is not installed; it is needed on workers only, {use}")
 
 
 def _requirements() -> dict[str, Requirement]:

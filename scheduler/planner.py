@@ -20,10 +20,12 @@ from jobs.pins import pin_spec
 from jobs.projects import OPERATOR
 from jobs.settings import Settings
 from jobs.sources import ChunkRange, Source, check_columns, open_source
+from jobs.sources.media import MEDIA_INPUTS
 from jobs.specs import InferenceSpec, JobSpec, TrainingSpec, parse_spec
 from jobs.states import JobState, SlotState
 from jobs.store import Store
 from jobs.tables import Slot
+from jobs.tasks import TASKS
 from jobs.uploads import find_upload
 from jobs.usage import too_many_rows
 from scheduler.training_checks import check_rows, check_source_job, check_training
@@ -39,6 +41,9 @@ LARGEST_GENERATED_ROWS_CPU = 64
 LARGEST_GENERATED_ROWS_GPU = 512
 """The same where each row takes hundreds of forward passes: twice as many rows as are at work at once, so that waiting
 ones take the places of those that are done."""
+LARGEST_MEDIA_ROWS_CPU = 64
+LARGEST_MEDIA_ROWS_GPU = 256
+"""The same where each row is an image, a sound or a film: a runner holds the pixels and samples of three chunks."""
 LARGEST_CHUNK_BYTES = 32 * 2**20
 """Of the input, where its rows have byte offsets: a runner holds some chunks at a time, and rows may be megabytes."""
 CHUNKS_PER_SLOT = 4
@@ -163,6 +168,9 @@ def largest_chunk_rows(task: str, *, has_gpu: bool) -> int:
     """The most rows of a chunk whose work is a few seconds, or as near to that as the task lets it be."""
     if task == "text-generation":
         return LARGEST_GENERATED_ROWS_GPU if has_gpu else LARGEST_GENERATED_ROWS_CPU
+    inputs = TASKS[task].inputs if task in TASKS else ()
+    if not MEDIA_INPUTS.isdisjoint(inputs):
+        return LARGEST_MEDIA_ROWS_GPU if has_gpu else LARGEST_MEDIA_ROWS_CPU
     return LARGEST_CHUNK_ROWS_GPU if has_gpu else LARGEST_CHUNK_ROWS_CPU
 
 

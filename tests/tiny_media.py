@@ -371,6 +371,11 @@ def tiny_llava(folder: Path) -> Path:
     """A Llava, which writes on about an image."""
     tokenizer = byte_level_tokenizer(256)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    template = (
+        "{% for message in messages %}{{ message.role }}: {% for part in message.content %}"
+        "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
     text = tf.LlamaConfig(
         **{**_WIDE},
         vocab_size=len(tokenizer),
@@ -397,6 +402,7 @@ def tiny_llava(folder: Path) -> Path:
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         image_token="<image>",
+        chat_template=template,
     )
     model.generation_config.max_new_tokens = 8
     model.generation_config.eos_token_id = 2

@@ -20,6 +20,7 @@ from jobs.sources.media import media_value
 from tests.task_kit import error_codes, load, outputs, same
 from tests.tiny import tiny_ctc, tiny_image_classifier
 from tests.tiny_media import tiny_film_classifier, tiny_sound_classifier, write_film, write_wav
+from worker.inference.tasks.image_chats import open_chat
 from worker.inference.tasks.media import open_media
 
 
@@ -149,6 +150,31 @@ def test_sounds_of_other_rates_are_resampled(tmp_path: Path) -> None:
     values.append({"array": np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).tolist(), "sampling_rate": 16_000})
     one, other = outputs(load("audio-classification", model), _rows("audio", values))
     assert same(one, other, tolerance=0.05)
+
+
+def test_the_images_of_a_chat_are_opened_as_those_of_rows(tmp_path: Path, images: list[Path]) -> None:
+    image = Image.new("RGB", (30, 40))
+    data = base64.b64encode(images[0].read_bytes()).decode()
+
+    def opened(*parts: Any, **settings: Any) -> Any:
+        return open_chat(
+            [{"role": "user", "content": list(parts)}], image, Settings(**settings or {"input_roots": ["/"]})
+        )
+
+    for part in (
+        {"type": "image", "path": str(images[0])},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+    ):
+        assert opened(part)[0]["content"][0]["image"].size == image.size
+    assert opened({"type": "image"}, {"type": "text", "text": "x"})[0]["content"][0]["image"] is image
+    for part, code in (
+        ({"type": "image", "url": "https://example.com/a.png"}, "url_not_allowed"),
+        ({"type": "text", "text": "no image"}, "invalid_messages"),
+        ({"type": "video", "url": "a.mp4"}, "invalid_messages"),
+        ("a text", "invalid_messages"),
+    ):
+        assert opened(part).code == code
+    assert opened({"type": "image", "path": str(images[0])}, input_roots=[tmp_path / "none"]).code == "forbidden_path"
 
 
 def test_films_from_files_and_bytes(tmp_path: Path) -> None:

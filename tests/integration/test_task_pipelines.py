@@ -76,6 +76,12 @@ def _image_and_text(reference: Any, values: Values, parameters: Mapping[str, Any
     return reference(images=values["image"], text=values["text"], **parameters)
 
 
+def _chat(reference: Any, values: Values, parameters: Mapping[str, Any]) -> Any:
+    [message] = values["text"]
+    parts = [{**part, "image": values["image"]} if part["type"] == "image" else part for part in message["content"]]
+    return reference(text=[{**message, "content": parts}], **parameters)
+
+
 def _seeded(reference: Any, values: Values, parameters: Mapping[str, Any]) -> Any:
     torch.manual_seed(0)
     return _first(reference, values, parameters)
@@ -129,6 +135,10 @@ _CAPTIONS = [
         IMAGES, ("<image> a fox", "<image> a dog", "<image> the lazy dog", "<image> a fox", "x <image>"), strict=True
     )
 ]
+_CHATS = [
+    {"image": image, "text": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]}
+    for image, text in zip(IMAGES, ("what?", "what?", "a longer question", "who?", "what?"), strict=True)
+]
 _CHOICE = {"type": "choice", "instructions": "How is it?", "criteria": {"good": "happy", "bad": "angry"}}
 _DECISIONS = [{"state": text, "questions": {"mood": _CHOICE}} for text in ("charged twice", "all is well")]
 
@@ -154,6 +164,7 @@ CASES = [
         {"generate_kwargs": {"num_beams": 2}, "return_full_text": False},
         _image_and_text,
     ),
+    Case("image-text-to-text", tiny_media.tiny_llava, _CHATS, {"max_new_tokens": 4}, _chat),
     Case("document-question-answering", tiny_media.tiny_reader_of_documents, _DOCUMENTS, {"top_k": 2}, _as_mapping),
     Case("table-question-answering", tiny_media.tiny_reader_of_tables, _TABLES, {}, _as_mapping),
     Case(

@@ -164,6 +164,7 @@ def test_chunks_keep_every_slot_busy_to_the_end_within_the_limits() -> None:
     assert chunk_rows_for(1_000_000, num_slots=8, largest=GPU) == 2048
     assert chunk_rows_for(1_000, num_slots=0, largest=GPU) == 256
     assert chunk_rows_for(10**9, num_slots=64, largest=GPU) == 10_000
+    assert largest_chunk_rows("image-classification", has_gpu=True) < GPU
     generated = largest_chunk_rows("text-generation", has_gpu=False)
     assert chunk_rows_for(1_000_000, num_slots=2, largest=generated) == 64
 

@@ -29,6 +29,8 @@ def _document(values: Values, options: Options) -> tuple[Arguments, Options]:
 
 
 def _image_and_text(values: Values, options: Options) -> tuple[Arguments, Options]:
+    if "image" not in values:  # a chat holds its images
+        return (), {**options, "text": values["text"]}
     return (), {**options, "images": values["image"], "text": values["text"]}
 
 

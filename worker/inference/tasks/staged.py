@@ -24,6 +24,7 @@ from worker.inference.tasks import pipeline_internals as internals
 from worker.inference.tasks.alone import TASKS_WHOLE, draws, reason_to_compute_alone
 from worker.inference.tasks.calls import call_of
 from worker.inference.tasks.failures import plain_sentence
+from worker.inference.tasks.image_chats import open_chat
 from worker.inference.tasks.interface import Encoded
 from worker.inference.tasks.joining import cut, join, moved, num_tokens, shape_of, token_ids
 from worker.inference.tasks.json_values import json_value
@@ -116,8 +117,11 @@ class Staged:
 
     def _configure(self, parameters: Mapping[str, Any]) -> None:
         check_against_pipeline(self._task, self._pipeline, parameters)
-        self._parameters = dict(parameters)
-        forward = internals.sanitized(self._pipeline, parameters)[1]
+        # Null means "not given"; some pipelines take it for a value. Only for the points of a mask it says "all".
+        self._parameters = {
+            name: value for name, value in parameters.items() if value is not None or name == "points_per_batch"
+        }
+        forward = internals.sanitized(self._pipeline, self._parameters)[1]
         self._is_alone = reason_to_compute_alone(self._task, self._pipeline, forward) is not None
         self._draws = draws(self._pipeline, forward)
 
@@ -144,12 +148,16 @@ class Staged:
     def _opened(self, values: Mapping[str, Any]) -> dict[str, Any] | RowError:
         opened: dict[str, Any] = {}
         for name, value in values.items():
-            if name == "text" and not isinstance(value, str):
+            is_chat = self._task == "image-text-to-text" and isinstance(value, list)
+            if name == "text" and not isinstance(value, str) and not is_chat:
                 return RowError("wrong_type", f"input 'text' must be a text for {self._task}, not a list")
             found = open_media(name, value, self._settings, rate=self._rate)
             if isinstance(found, RowError):
                 return found
             opened[name] = found
+        if isinstance(opened.get("text"), list):
+            chat = open_chat(opened["text"], opened.pop("image"), self._settings)
+            return chat if isinstance(chat, RowError) else {"text": chat}
         return opened
 
     def _prepared(self, row: Row, values: Mapping[str, Any]) -> Encoded:
