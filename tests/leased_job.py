@@ -14,6 +14,7 @@ from sqlmodel import col
 from jobs import leases, ledger, planning, slots
 from jobs.database import Database
 from jobs.leases import Grant, WorkingLease
+from jobs.pins import pin_spec
 from jobs.rows import Result
 from jobs.settings import Settings
 from jobs.sinks import Sink, open_sink
@@ -52,7 +53,8 @@ class LeasedJob:
         self.spec: InferenceSpec = parse_spec(document)
         self.job_id = ledger.submit(database, self.spec).id
         # A model that is no folder is one of the hub, whose commit would be looked for there.
-        planning.plan(database, self.job_id, self.source().index(chunk_rows), pins={"model": {"revision": "main"}})
+        pins = pin_spec(self.spec, settings) or {"model": {"revision": "main"}}
+        planning.plan(database, self.job_id, self.source().index(chunk_rows), pins=pins)
 
     @staticmethod
     def spec_of(model: str) -> InferenceSpec:

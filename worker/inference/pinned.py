@@ -22,8 +22,6 @@ def pinned_model(
 ) -> str:
     """The name by which a model of a leased job is to be loaded.
 
-    Called once more when it is loaded, this refuses a folder that was replaced meanwhile.
-
     Args:
         model: as the spec names it.
         part: of the job's pins: `model` or `processor`.
@@ -39,14 +37,29 @@ def pinned_model(
     """
     if model.startswith(JOB_PREFIX):
         return model
-    pin = (lease.pins or {}).get(part)
-    folder = local_model(model, settings, param=param)
-    if folder is not None:
-        check_pin(pin, folder, name=model, param=param)
+    if local_model(model, settings, param=param) is not None:
+        check_pinned(model, lease, settings=settings, part=part, param=param)
         return model
+    pin = (lease.pins or {}).get(part)
     repository = model.partition("@")[0]
     if pin is None or "revision" not in pin:
         # A snapshot in the hub's cache lies in a folder that is called like its commit.
         resolved = fetch_model(model, settings).path.name
         return f"{repository}@{pin_revision(database, lease.lease_id, part, resolved)}"
     return f"{repository}@{pin['revision']}"
+
+
+def check_pinned(
+    model: str, lease: WorkingLease, *, settings: Settings, part: str = "model", param: str = "model"
+) -> None:
+    """Refuse a model's folder that is not what was pinned; before it is loaded, and again once it is.
+
+    Raises:
+        InvalidModel: it changed after the job was submitted.
+        ServiceUnavailable: it cannot be read.
+    """
+    if model.startswith(JOB_PREFIX):
+        return
+    folder = local_model(model, settings, param=param)
+    if folder is not None:
+        check_pin((lease.pins or {}).get(part), folder, name=model, param=param)

@@ -32,7 +32,7 @@ from worker.inference.holdings import Holdings
 from worker.inference.job_models import fetch_job_model
 from worker.inference.models import ModelCache
 from worker.inference.padding_verdicts import settle_padding
-from worker.inference.pinned import pinned_model
+from worker.inference.pinned import check_pinned, pinned_model
 from worker.inference.stages import Closed
 from worker.inference.tasks.interface import InFlight, Interrupted
 from worker.inference.writer import Tally, Writer
@@ -79,9 +79,8 @@ def run_lease(
     spec = parse_spec(lease.spec)
     assert isinstance(spec, InferenceSpec)
     fetch_job_model(spec, database=database, store=store, settings=settings)
-    pinned = partial(pinned_model, spec.model, lease, database=database, settings=settings)
-    model = models.get(spec, settings, name=pinned())
-    pinned()  # a folder that was replaced while it was being loaded is refused as well
+    model = models.get(spec, settings, name=pinned_model(spec.model, lease, database=database, settings=settings))
+    check_pinned(spec.model, lease, settings=settings)  # nor may it have been replaced while it was being loaded
     settle_padding(model, spec, lease.job_id, database=database, device=models.device)
     source = open_source(
         spec.input,

@@ -1,0 +1,137 @@
+"""One job, one model: real runners' caches and the real work on a lease, over a folder that changes in mid job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from sqlalchemy import update
+from sqlmodel import col
+
+from jobs import leases
+from jobs.database import Database
+from jobs.errors import InvalidModel, LostLease
+from jobs.leases import WorkingLease
+from jobs.settings import Settings
+from jobs.tables import Job
+from tests import tiny
+from tests.leased_job import LeasedJob
+from worker.inference.models import ModelCache
+from worker.inference.pinned import pinned_model
+from worker.inference.run import Outcome, run_lease
+from worker.pulse import Activity, Beat, Pulse
+from worker.stop import Stop, StopReason
+
+RECORDS = [{"id": f"r{number}", "text": f"a film of {number} minutes"} for number in range(16)]
+"""Two chunks."""
+
+
+def run(
+    job: LeasedJob, lease: WorkingLease, models: ModelCache, *, on_forward: Callable[[Stop], None] = lambda _: None
+) -> Outcome:
+    """Work on a lease as a runner does."""
+    stop = Stop()
+
+    def hear(beat: Beat) -> None:
+        if beat.activity is Activity.FORWARD:
+            on_forward(stop)
+
+    return run_lease(
+        lease,
+        database=job.database,
+        store=job.store,
+        settings=job.settings,
+        models=models,
+        stop=stop,
+        pulse=Pulse(hear),
+    )
+
+
+def new_cache() -> ModelCache:
+    """That of a runner that has just started."""
+    return ModelCache(1, torch.device("cpu"))
+
+
+def test_weights_replaced_in_mid_job_are_refused_by_every_runner(
+    sqlite_database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    folder = tiny.tiny_classifier(tmp_path / "model", seed=0)
+    job = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, task="text-classification", model=str(folder))
+    warm = new_cache()
+    first = job.lease()
+    assert run(job, first, warm, on_forward=lambda stop: stop.ask(StopReason.YIELD)) == Outcome.STOPPED
+    assert job.job().num_done == 8
+    leases.release(sqlite_database, first.lease_id, "stopped")
+    other = tiny.tiny_classifier(tmp_path / "other", seed=1) / "model.safetensors"
+    before = (folder / "model.safetensors").stat()
+    assert other.stat().st_size == before.st_size
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` and `rsync -a` leave it
+    other.replace(folder / "model.safetensors")
+    second = job.lease()
+    assert second.pins is not None
+    for models in (warm, new_cache()):
+        with pytest.raises(InvalidModel) as caught:
+            run(job, second, models)
+        assert caught.value.message == (f"model '{folder}': model.safetensors changed after the job was submitted")
+    assert job.job().num_done == 8, "nothing was computed with the new ones"
+
+
+def test_a_folder_replaced_while_it_is_loaded_is_refused(
+    sqlite_database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    folder = tiny.tiny_classifier(tmp_path / "model", seed=0)
+    job = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, task="text-classification", model=str(folder))
+    real = new_cache()._load
+
+    def load_late(*arguments: object, **options: object) -> object:
+        model = real(*arguments, **options)
+        (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+        return model
+
+    with pytest.raises(InvalidModel, match=r"config\.json changed after the job was submitted"):
+        run(job, job.lease(), ModelCache(1, torch.device("cpu"), load=load_late))  # type: ignore[arg-type]
+    assert job.job().num_done == 0
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache with two commits of one model, of which `main` is the first."""
+    repository = tmp_path / "hub" / "models--org--tiny"
+    for commit in ("a" * 40, "b" * 40):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "config.json").write_text(f'{{"of": "{commit}"}}')
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return repository
+
+
+def test_all_runners_of_a_job_use_one_commit_of_a_hub_id(
+    hub: Path, database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    job = LeasedJob(database, settings, tmp_path, RECORDS, model="org/tiny")
+    with database.write() as session:
+        session.execute(update(Job).where(col(Job.id) == job.job_id).values(pins={}))
+    early, late = job.lease("slot-0"), job.lease("slot-1")
+    assert pinned_model("org/tiny", early, database=database, settings=settings) == f"org/tiny@{'a' * 40}"
+    (hub / "refs" / "main").write_text("b" * 40)
+    assert pinned_model("org/tiny", late, database=database, settings=settings) == f"org/tiny@{'a' * 40}"
+    heir = job.lease("slot-2")
+    shutil.rmtree(hub / "refs")  # what is pinned needs no name any more
+    assert pinned_model("org/tiny", heir, database=database, settings=settings) == f"org/tiny@{'a' * 40}"
+
+
+def test_a_lost_lease_pins_no_commit(hub: Path, sqlite_database: Database, settings: Settings, tmp_path: Path) -> None:
+    job = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, model="org/tiny")
+    with sqlite_database.write() as session:
+        session.execute(update(Job).where(col(Job.id) == job.job_id).values(pins={}))
+    lease = job.lease()
+    leases.release(sqlite_database, lease.lease_id, "stopped")
+    with pytest.raises(LostLease):
+        pinned_model("org/tiny", lease, database=sqlite_database, settings=settings)
+    assert job.job().pins == {}
