@@ -29,27 +29,55 @@ NO_TEMPLATE_VARIABLES = frozenset(
     }
 )  # fmt: skip
 """What `apply_chat_template` does not hand to the template, or is not to be replaced there."""
+NOT_A_JOBS = frozenset(
+    {
+        "assistant_model", "assistant_tokenizer", "custom_generate", "generation_config", "logits_processor", "model",
+        "monitor_progress", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer", "tokenizer",
+        "trust_remote_code",
+    }
+)  # fmt: skip
+"""Arguments of `generate` and of loaders that would bring code, objects or models from elsewhere."""
 _SEEDS = 2**63  # what a signed integer of eight bytes holds
 
 
 def check_parameters(task: str, parameters: Mapping[str, Any]) -> None:
     """Refuse parameters that the task does not have, and values that they cannot take.
 
-    Tasks without an entry in `PARAMETERS` are checked by their pipeline, in the runner.
+    Of a task without an entry in `PARAMETERS`, only the model says which names there are, in the runner; looked at here
+    are the values of those that every model has, and what no job may set.
 
     Raises:
         InvalidSpec: one of them is wrong; the message names it, and `param` is `parameters.<name>`.
     """
-    known = PARAMETERS.get(task)
-    if known is None:
-        return
+    closed = PARAMETERS.get(task)
+    known = OPEN_PARAMETERS.get(task, {}) if closed is None else closed
     for name, value in parameters.items():
-        if name not in known:
+        if name not in known and closed is not None:
             raise unknown_parameter(task, name, tuple(known))
-        check, expected = known[name]
+        if closed is None:
+            _check_allowed(task, name, value)
+        check, expected = known.get(name, _ANYTHING)
         if not check(value):
             param = f"parameters.{name}"
             raise InvalidSpec(f"{param}: must be {expected}, not {shown(value, 80)}", param=param)
+
+
+def inner_names(value: object) -> set[str]:
+    """Names at any depth of a parameter's value."""
+    if isinstance(value, Mapping):
+        return set(value).union(*map(inner_names, value.values()))
+    if isinstance(value, (list, tuple)):
+        return set().union(*map(inner_names, value))
+    return set()
+
+
+def _check_allowed(task: str, name: str, value: object) -> None:
+    if name in NOT_A_JOBS:
+        raise unknown_parameter(task, name, tuple(OPEN_PARAMETERS.get(task, ())))
+    forbidden = sorted(NOT_A_JOBS & inner_names(value))
+    if forbidden:
+        param = f"parameters.{name}.{forbidden[0]}"
+        raise InvalidSpec(f"{param}: cannot be set by a job", param=param)
 
 
 def unknown_parameter(task: str, name: str, known: tuple[str, ...]) -> InvalidSpec:
@@ -149,6 +177,18 @@ _INPUTS = (_one_of("text", "any"), "'text', or 'any' for rows of a text, texts o
 _STOPS = (_or_null(_is_stop), f"a text or a list of at most {MOST_STOPS}, none of them empty")
 _CHOICES = (_or_null(_is_whole_between(1, MOST_CHOICES)), f"a whole number from 1 to {MOST_CHOICES}")
 _FUNCTION = (_or_null(_one_of("sigmoid", "softmax", "none")), "one of sigmoid, softmax, none")
+
+_MAPPING = (lambda value: value is None or isinstance(value, dict), "a mapping of names to values")
+_ANYTHING: tuple[Check, str] = (lambda _: True, "")
+_MULTIMODAL: Mapping[str, tuple[Check, str]] = {
+    "max_new_tokens": _COUNT,
+    "generate_kwargs": _MAPPING,
+    "processor_kwargs": _MAPPING,
+    "return_full_text": _FLAG,
+    "continue_final_message": _FLAG,
+    "skip_special_tokens": _FLAG,
+    "stop_sequence": _TEXT,
+}
 
 PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
     "embeddings": {
@@ -271,3 +311,23 @@ PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
     "audio-classification": {"top_k": _COUNT, "function_to_apply": _FUNCTION},
 }
 """Task -> its parameters -> whether a value is possible, and what it must be in words."""
+
+OPEN_PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
+    "feature-extraction": {"truncation": (_is_truncation, _TOKENIZER["truncation"][1]), "tokenize_kwargs": _MAPPING},
+    "image-feature-extraction": {"pool": _FLAG, "image_processor_kwargs": _MAPPING},
+    "text-to-audio": {"forward_params": _MAPPING, "generate_kwargs": _MAPPING},
+    "automatic-speech-recognition": {
+        "chunk_length_s": (_or_null(_between(0)), "a number from 0"),
+        "return_timestamps": (
+            lambda value: value is None or isinstance(value, bool) or value in ("char", "word"),
+            "true, false, 'char' or 'word'",
+        ),
+        "return_language": _FLAG,
+        "language": _TEXT,
+        "task": _TEXT,
+        "generate_kwargs": _MAPPING,
+    },
+    "image-text-to-text": _MULTIMODAL,
+    "any-to-any": _MULTIMODAL,
+}
+"""The same for tasks whose further parameters are the model's: names that are not listed here are no fault here."""

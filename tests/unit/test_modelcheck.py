@@ -13,7 +13,7 @@ import pytest
 
 from jobs.errors import Forbidden, InvalidModel, InvalidSpec
 from jobs.modelcheck import check_model, local_model
-from jobs.parameters import PARAMETERS, check_parameters
+from jobs.parameters import OPEN_PARAMETERS, PARAMETERS, check_parameters
 from jobs.settings import Settings
 from jobs.tasks import TASKS
 
@@ -266,6 +266,24 @@ def test_possible_parameters_pass(task: str, parameters: dict[str, Any]) -> None
         ("embeddings", {"prompt": 5}, "prompt", "a text"),
         ("embeddings", {"dimensions": 1.5}, "dimensions", "whole number"),
         ("depth-estimation", {"x": 1}, "x", "it has none"),
+        ("image-classification", {"topk": 1}, "topk", "did you mean 'top_k'"),
+        ("image-classification", {"function_to_apply": "relu"}, "function_to_apply", "softmax"),
+        ("video-classification", {"num_frames": 0}, "num_frames", "a whole number from 1"),
+        ("keypoint-matching", {"threshold": "high"}, "threshold", "a number"),
+        ("mask-generation", {"points_per_batch": 0.5}, "points_per_batch", "a whole number from 1"),
+        ("automatic-speech-recognition", {"chunk_length_s": -1}, "chunk_length_s", "a number from 0"),
+        ("automatic-speech-recognition", {"return_timestamps": "words"}, "return_timestamps", "'char' or 'word'"),
+        ("automatic-speech-recognition", {"trust_remote_code": True}, "trust_remote_code", "no parameter"),
+        (
+            "automatic-speech-recognition",
+            {"generate_kwargs": {"a": [{"streamer": 1}]}},
+            "generate_kwargs.streamer",
+            "cannot be set by a job",
+        ),
+        ("document-question-answering", {"top_k": "1"}, "top_k", "a whole number from 1"),
+        ("feature-extraction", {"tokenize_kwargs": [1]}, "tokenize_kwargs", "a mapping"),
+        ("image-text-to-text", {"max_new_tokens": 0}, "max_new_tokens", "a whole number from 1"),
+        ("any-to-any", {"skip_special_tokens": "no"}, "skip_special_tokens", "true or false"),
         ("zero-shot-classification", {"candidate_labels": []}, "candidate_labels", "a list of labels"),
     ],
 )
@@ -279,7 +297,8 @@ def test_impossible_parameters_are_refused(task: str, parameters: dict[str, Any]
 
 def test_parameters_are_those_of_tasks() -> None:
     """An entry under a misspelt task would never be looked at."""
-    assert PARAMETERS.keys() <= TASKS.keys()
+    assert PARAMETERS.keys() | OPEN_PARAMETERS.keys() == TASKS.keys()
+    assert not PARAMETERS.keys() & OPEN_PARAMETERS.keys()
 
 
 def test_checking_needs_no_torch() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from jobs.errors import InvalidSpec
-from jobs.parameters import PARAMETERS, check_parameters, unknown_parameter
+from jobs.parameters import NOT_A_JOBS, PARAMETERS, check_parameters, inner_names, unknown_parameter
 from worker.inference.tasks.failures import plain_sentence
 from worker.inference.tasks.pipeline_internals import (
     accepted_names,
@@ -18,14 +18,6 @@ from worker.inference.tasks.pipeline_internals import (
     sanitized,
 )
 
-_CODE = frozenset(
-    {
-        "assistant_model", "assistant_tokenizer", "custom_generate", "generation_config", "logits_processor", "model",
-        "monitor_progress", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer", "tokenizer",
-        "trust_remote_code",
-    }
-)  # fmt: skip
-"""Arguments of `generate` and of loaders that would bring code, objects or models from elsewhere."""
 _NOT_OURS = frozenset({"timeout"})
 """Parameters of pipelines that mean nothing here: no pipeline fetches a URL."""
 _GENERATION = "generate_kwargs"
@@ -58,14 +50,14 @@ def _check_names(task: str, pipeline: Any, parameters: Mapping[str, Any]) -> Non
     named, is_read = accepted_names(pipeline)
     takes_generation = goes_to_generate(pipeline, "num_beams")
     generation = _generation_names(pipeline.model) if calls_generate(pipeline) else frozenset()
-    known = [name for name in named if name not in _CODE | _NOT_OURS]
+    known = [name for name in named if name not in NOT_A_JOBS | _NOT_OURS]
     if takes_generation:
         known += [name for name in sorted(generation) if name not in known]
         known += [_GENERATION] if _GENERATION not in known else []
     for name, value in parameters.items():
-        if name not in known and (name in _CODE or not is_read(name)):
+        if name not in known and (name in NOT_A_JOBS or not is_read(name)):
             raise _unknown(task, name, known, generation)
-        forbidden = sorted(_CODE & _inner_names(value))
+        forbidden = sorted(NOT_A_JOBS & inner_names(value))
         if forbidden:
             param = f"parameters.{name}.{forbidden[0]}"
             raise InvalidSpec(f"{param}: cannot be set by a job", param=param)
@@ -75,7 +67,7 @@ def _check_names(task: str, pipeline: Any, parameters: Mapping[str, Any]) -> Non
 
 
 def _unknown(task: str, name: str, known: Collection[str], generation: Collection[str]) -> InvalidSpec:
-    if name in generation and name not in _CODE and _GENERATION in known:
+    if name in generation and name not in NOT_A_JOBS and _GENERATION in known:
         param = f"parameters.{name}"
         return InvalidSpec(f"{param}: task '{task}' takes it inside 'parameters.{_GENERATION}'", param=param)
     return unknown_parameter(task, name, tuple(known))
@@ -97,7 +89,7 @@ def _generation_names(model: Any) -> frozenset[str]:
     parameters = inspect.signature(model.generate).parameters.values()
     of_generate = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.default is None}
     names = of_generate | {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    return frozenset(names - _CODE - {model.main_input_name, "inputs", "attention_mask", "transformers_version"})
+    return frozenset(names - NOT_A_JOBS - {model.main_input_name, "inputs", "attention_mask", "transformers_version"})
 
 
 def _check_generation(pipeline: Any, parameters: Mapping[str, Any]) -> None:
@@ -140,12 +132,3 @@ def _language_code(value: str) -> str:
 
     code = value.lower().strip("<|>")
     return str(TO_LANGUAGE_CODE.get(code, code))
-
-
-def _inner_names(value: object) -> set[str]:
-    """Names at any depth of a parameter's value."""
-    if isinstance(value, Mapping):
-        return set(value).union(*map(_inner_names, value.values()))
-    if isinstance(value, (list, tuple)):
-        return set().union(*map(_inner_names, value))
-    return set()
