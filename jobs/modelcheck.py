@@ -44,8 +44,8 @@ _WITH_TOKENIZER = frozenset(
     }
 )  # fmt: skip
 """Tasks that need a tokenizer, beside those whose rows are texts."""
-_WITH_TEMPLATE = frozenset({"text-generation", "image-text-to-text", "any-to-any"})
-"""Tasks whose rows may be chats."""
+_WITH_TEMPLATE = frozenset({"text-generation", "image-text-to-text", "any-to-any", "embeddings"})
+"""Tasks whose rows may be chats, or are rendered as chats."""
 _MEDIA = frozenset({"image", "audio", "video"})
 _WITHOUT_PREPROCESSOR = frozenset({"layoutlm", "timm_wrapper"})
 """Types of models that see no pixels, or whose configuration says how their input is prepared."""

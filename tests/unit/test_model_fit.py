@@ -145,7 +145,8 @@ def test_a_chat_template_that_is_no_jinja_is_refused(file: str, folder: Path, se
     (folder / file).write_text(text)
     message = refused(folder, settings, "text-generation")
     assert f"its chat template ({file}) cannot be used: line 2: " in message
-    check_model(str(folder), "embeddings", settings)
+    assert refused(folder, settings, "embeddings") == message
+    check_model(str(folder), "feature-extraction", settings)
 
 
 @pytest.mark.parametrize(
