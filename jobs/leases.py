@@ -21,6 +21,7 @@ from jobs.errors import Conflict, DeviceOutOfMemory, LostLease, StokerError
 from jobs.ids import new_id
 from jobs.lease_ends import Locked
 from jobs.settings import Settings
+from jobs.slots import UNHEARD
 from jobs.specs import TRAINING
 from jobs.states import AttemptEnd, JobState, LeaseState, SlotState
 from jobs.tables import Attempt, Job, Lease, Slot
@@ -151,7 +152,7 @@ def unanswered(db: Database, settings: Settings) -> list[Ring]:
             if not locked.is_live:
                 continue  # its gang has ended just now
             if lease.rings >= settings.doorbell_rings:
-                reason = f"the doorbell was not answered {lease.rings} times"
+                reason = f"{UNHEARD} was not answered {lease.rings} times"
                 lease_ends.lose(session, db, locked, AttemptEnd.LOST, reason, settings)
                 silent = update(Slot).where(col(Slot.id) == lease.slot_id, col(Slot.state) == SlotState.ONLINE)
                 session.execute(silent.values(state=SlotState.OFFLINE, reason=reason))

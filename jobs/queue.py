@@ -24,6 +24,9 @@ _PREFIX = "stoker:"
 _WAKE_KEY = f"{_PREFIX}wake"
 _SOCKET_SECONDS = 5.0
 _OUTAGE_PAUSE_SECONDS = 0.5
+_PROBE_KEY = f"{_PREFIX}probe"
+_PROBE_SECONDS = 60
+_LONGEST_TROUBLE = 120
 
 
 def make_app(settings: Settings) -> Celery:
@@ -43,11 +46,11 @@ def make_app(settings: Settings) -> Celery:
         worker_prefetch_multiplier=1,
         worker_concurrency=1,
         worker_pool="threads",
-        worker_send_task_events=True,
-        task_send_sent_event=True,
+        worker_send_task_events=False,
+        task_send_sent_event=False,
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_enable_remote_control=True,
+        worker_enable_remote_control=False,  # it would let whoever reaches Redis shut workers down
         broker_connection_retry_on_startup=True,
         broker_connection_retry=True,
         broker_connection_max_retries=None,
@@ -76,21 +79,38 @@ def ring(app: Celery, slot_id: str, lease_id: str) -> None:
         ServiceUnavailable: Redis could not be reached in time; the sweep rings again.
     """
     try:
-        # The transport's own client tries ten times with growing pauses; a ping that tries twice says at once
+        # The transport's own client tries ten times with growing pauses; a probe that tries twice says at once
         # that Redis is away, so that an outage cannot hold up the scheduler's other duties.
-        _probe(app.conf.broker_url).ping()
-        app.send_task(TASK, args=(lease_id,), queue=queue_name(slot_id), retry=False, ignore_result=True)
+        trouble = broker_trouble(app)
+        if trouble is None:
+            app.send_task(TASK, args=(lease_id,), queue=queue_name(slot_id), retry=False, ignore_result=True)
     except (BrokerError, redis.RedisError, OSError) as error:
-        raise ServiceUnavailable(f"Redis cannot be reached to ring slot {slot_id}: {error}") from error
+        trouble = _in_words(error)
+    if trouble is not None:
+        raise ServiceUnavailable(f"Redis {trouble}; slot {slot_id} is not rung")
 
 
-def is_reachable(app: Celery) -> bool:
-    """Whether Redis answers now."""
+def broker_trouble(app: Celery) -> str | None:
+    """Why messages cannot be sent now, as `trouble` says it; None where they can."""
+    return trouble(_probe(app.conf.broker_url))
+
+
+def trouble(client: redis.Redis) -> str | None:
+    """Why Redis cannot be written to, as words that follow its name; None where it can.
+
+    One that answers may still refuse: its memory or its disk is full, or it is a replica.
+    """
     try:
-        return bool(_probe(app.conf.broker_url).ping())
+        client.set(_PROBE_KEY, b"1", ex=_PROBE_SECONDS)
     except (redis.RedisError, OSError) as error:
-        logger.debug("Redis cannot be reached: %s", error)
-        return False
+        return _in_words(error)
+    return None
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, redis.ResponseError):
+        return f"refuses to write: {' '.join(str(error).split())[:_LONGEST_TROUBLE]}"
+    return f"cannot be reached: {type(error).__name__}"
 
 
 def connect(settings: Settings, *, timeout_seconds: float = _SOCKET_SECONDS) -> redis.Redis:

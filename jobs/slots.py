@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any, cast
 
 from sqlalchemy import CursorResult, select, update
@@ -14,6 +15,9 @@ from jobs.database import Database
 from jobs.settings import Settings
 from jobs.states import LeaseState, SlotState
 from jobs.tables import Lease, Slot
+
+UNHEARD = "the doorbell"
+"""How the reason begins of a slot that is offline because it was rung in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +70,37 @@ def enter(db: Database, slot_id: str, incarnation: str, settings: Settings) -> N
         )
 
 
-def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str]) -> bool:
-    """A worker's heartbeat; a silent slot is online again with it, a broken one when its runner is ready (`enter`).
+class Standing(StrEnum):
+    """How a worker process stands to its slot."""
 
-    Returns:
-        Whether this process still owns the slot; if not, it must end.
-    """
+    OWNER = "owner"
+    UNHEARD = "unheard"  # the owner, but its doorbell was rung in vain: it gets nothing until `mark_heard`
+    DISPLACED = "displaced"  # the slot is another process's; this one must end
+
+
+def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str]) -> Standing:
+    """A worker's heartbeat; a silent slot is online again with it, a broken one when its runner is ready (`enter`), one
+    that did not answer its doorbell once it is known to hear (`mark_heard`)."""
     with db.write() as session:
         mine = (col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation)
-        if not _changed(
-            session, update(Slot).where(*mine).values(heartbeat_at=db.now(), warm_models=list(warm_models))
-        ):
-            return False
+        beaten = update(Slot).where(*mine).values(heartbeat_at=db.now(), warm_models=list(warm_models))
+        row = session.execute(beaten.returning(col(Slot.state), col(Slot.reason))).one_or_none()
+        if row is None:
+            return Standing.DISPLACED
+        if row.state == SlotState.OFFLINE and (row.reason or "").startswith(UNHEARD):
+            return Standing.UNHEARD
         silent = update(Slot).where(*mine, col(Slot.state) == SlotState.OFFLINE)
         session.execute(silent.values(state=SlotState.ONLINE, reason=None))
-        return True
+        return Standing.OWNER
+
+
+def mark_heard(db: Database, slot_id: str, incarnation: str) -> None:
+    """Put a slot back into use that did not answer its doorbell: its worker hears it."""
+    with db.write() as session:
+        silent = update(Slot).where(
+            col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation, col(Slot.state) == SlotState.OFFLINE
+        )
+        session.execute(silent.values(state=SlotState.ONLINE, reason=None))
 
 
 def mark_broken(db: Database, slot_id: str, incarnation: str, reason: str) -> None:

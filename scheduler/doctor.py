@@ -213,7 +213,12 @@ def _check_redis(settings: Settings, *, running: bool) -> Iterator[Finding]:
     try:
         with queue.connect(settings) as client:
             info = client.info("server")
-            yield Finding(name, "ok", f"Redis {info['redis_version']} answers")
+            refused = queue.trouble(client)
+            if refused is None:
+                yield Finding(name, "ok", f"Redis {info['redis_version']} answers")
+            else:
+                remedy = "free its memory or disk, or name the server that takes writes; until then jobs wait"
+                yield Finding(name, "fail", f"Redis {info['redis_version']} {refused}", remedy)
             yield from _check_redis_options(client)
     except (redis.RedisError, OSError, ValueError) as error:
         if settings.redis_url:

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -193,6 +194,25 @@ class RedisServer:
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """While inside, it is gone."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextmanager
+    def refusing_writes(self) -> Iterator[None]:
+        """While inside, it answers but takes nothing, as one does whose memory is full."""
+        with redis.Redis(unix_socket_path=str(self.socket)) as client:
+            client.config_set("maxmemory", "1")
+            try:
+                yield
+            finally:
+                client.config_set("maxmemory", "0")
 
     def stop(self) -> None:
         """End it in order."""

@@ -24,7 +24,9 @@ from jobs.ids import new_id
 from jobs.queue import TASK, Doorbell, make_app, queue_name
 from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from jobs.settings import Settings
+from worker import mailbox
 from worker.children import DISPLACED_STATUS, RUNNER_MODULE, runner_command, runner_environment
+from worker.hearing import Hearing
 from worker.joblog import JobLog
 from worker.keeper import Keeper
 from worker.log_format import set_up_logging
@@ -34,6 +36,9 @@ from worker.standby import Standby
 
 logger = logging.getLogger(__name__)
 
+DEAF_STATUS = 75
+"""Exit status of a worker that its doorbell did not reach any more, and that did not end in order."""
+_DEAF_MARGIN_SECONDS = 5.0
 _START_SECONDS = 600.0  # a cold import of torch from a slow network disk takes minutes
 _ENTER_POLICY = RetryPolicy(max_attempts=ENDLESS, first_seconds=0.25, max_seconds=5.0)
 
@@ -102,6 +107,17 @@ def serve(slot: SlotProcess, settings: Settings) -> int:
         keeper.abandon()
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def end_deaf() -> None:
+        keeper.stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        # What is deaf may not hear that either; the supervisor starts the next one once this is gone.
+        late = threading.Timer(settings.grace_seconds + _DEAF_MARGIN_SECONDS, os._exit, (DEAF_STATUS,))
+        late.daemon = True
+        late.start()
+
+    mailbox.install()
+    app = make_app(settings)
+    hearing = Hearing(app, slot.slot_id, patience_seconds=settings.doorbell_seconds * max(1, settings.doorbell_rings))
     standby = Standby(
         start_runner,
         policy=RetryPolicy(_ENTER_POLICY.max_attempts, settings.retry_seconds, settings.retry_max_seconds),
@@ -116,7 +132,10 @@ def serve(slot: SlotProcess, settings: Settings) -> int:
         slot_id=slot.slot_id,
         incarnation=slot.incarnation,
         warm_models=lambda: standby.warm_models,
+        hearing=hearing,
         on_displaced=end_displaced,
+        on_heard=doorbell.wake,
+        on_deaf=end_deaf,
     )
     keeper = Keeper(
         database,
@@ -129,7 +148,7 @@ def serve(slot: SlotProcess, settings: Settings) -> int:
     standby.open()  # it loads torch while the rest of this starts
     _enter(presence)
     doorbell.wake()
-    worker = _make_worker(make_app(settings), slot.slot_id, keeper.run_lease)
+    worker = _make_worker(app, slot.slot_id, lambda rung: None if hearing.is_echo(rung) else keeper.run_lease(rung))
 
     def begin_shutdown(**_: object) -> None:  # inside a signal handler: only what never blocks
         keeper.stop()
@@ -173,9 +192,10 @@ def _make_worker(app: Celery, slot_id: str, run_lease: Callable[[str], None]) ->
         queues=[queue_name(slot_id)],
         pool="threads",
         concurrency=1,
-        task_events=True,
-        without_gossip=True,  # nobody listens, and both cost start time
+        task_events=False,
+        without_gossip=True,  # nobody listens, and all of them cost start time
         without_mingle=True,
+        without_heartbeat=True,
         quiet=True,
         loglevel="INFO",
         redirect_stdouts=False,

@@ -11,6 +11,8 @@ from jobs import slots
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.settings import Settings
+from jobs.slots import Standing
+from worker.hearing import Hearing, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +28,24 @@ class Presence:
         slot_id: str,
         incarnation: str,
         warm_models: Callable[[], Sequence[str]],
+        hearing: Hearing,
         on_displaced: Callable[[], None],
+        on_heard: Callable[[], None],
+        on_deaf: Callable[[], None],
     ) -> None:
         """
         Args:
             incarnation: this process's token.
             warm_models: keys of the models that the runner holds now.
+            hearing: tells whether the doorbell works, where it was rung in vain.
             on_displaced: called when another process owns the slot; this one must end.
+            on_heard: called when the slot is in use again after that.
+            on_deaf: called when the doorbell does not reach this process; it must end, and another be started.
         """
         self._database, self._settings = database, settings
         self._slot_id, self._incarnation = slot_id, incarnation
         self._warm_models, self._on_displaced = warm_models, on_displaced
+        self._hearing, self._on_heard, self._on_deaf = hearing, on_heard, on_deaf
         self._lock = threading.Lock()
         self._entered = False
         self._broken: str | None = None
@@ -93,7 +102,10 @@ class Presence:
         out_of_reach = False
         while self._next_call():
             try:
-                owned = slots.beat(self._database, self._slot_id, self._incarnation, self._warm_models())
+                standing = slots.beat(self._database, self._slot_id, self._incarnation, self._warm_models())
+                owned = standing is not Standing.DISPLACED
+                if standing is Standing.UNHEARD and self._is_deaf():
+                    return
                 if owned and out_of_reach and self._broken is not None:  # it may not have been told
                     slots.mark_broken(self._database, self._slot_id, self._incarnation, self._broken)
             except ServiceUnavailable as error:
@@ -109,6 +121,19 @@ class Presence:
                 self._on_displaced()
                 return
         self._tell(lambda: slots.retire(self._database, [self._slot_id], incarnation=self._incarnation))
+
+    def _is_deaf(self) -> bool:
+        """Find out why the doorbell was rung in vain; True where this process has to end for it."""
+        match self._hearing.check():
+            case Verdict.HEARS:
+                logger.info("slot %s: its doorbell rings again", self._slot_id)
+                slots.mark_heard(self._database, self._slot_id, self._incarnation)
+                self._on_heard()
+            case Verdict.DEAF:
+                logger.error("slot %s: this worker does not hear its doorbell any more; it ends", self._slot_id)
+                self._on_deaf()
+                return True
+        return False
 
     def _next_call(self) -> bool:
         try:

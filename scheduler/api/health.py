@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from jobs import migrations
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable
-from jobs.queue import connect
+from jobs.queue import connect, trouble
 from jobs.settings import Settings
 from scheduler.api.context import InContext
 from scheduler.api.schemas import Health, HealthStatus, Schema
@@ -55,8 +55,8 @@ def check_health(settings: Settings, database: Database) -> Health:
     except ServiceUnavailable as error:
         logger.warning("%s", error.message)
         database_state = "cannot be reached"  # no more than that to whoever asks without a key
-    redis_state = _redis_state(settings)
-    works: HealthStatus = "ok" if redis_state == scheduler == "ok" else "degraded"
+    redis_says = redis_state(settings)
+    works: HealthStatus = "ok" if redis_says == scheduler == "ok" else "degraded"
     return Health(
         status=works if database_state == "ok" else "unavailable",
         version=version(),
@@ -64,18 +64,18 @@ def check_health(settings: Settings, database: Database) -> Health:
         input_paths=bool(settings.input_roots),
         database=database_state,
         db_schema=schema,
-        redis=redis_state,
+        redis=redis_says,
         scheduler=scheduler,
     )
 
 
-def _redis_state(settings: Settings) -> str:
+def redis_state(settings: Settings) -> str:
+    """`ok`, or what keeps slots from being rung."""
     try:
         with connect(settings, timeout_seconds=_REDIS_SECONDS) as client:
-            client.ping()
-    except (redis.RedisError, OSError) as error:
+            return trouble(client) or "ok"
+    except (redis.RedisError, OSError) as error:  # of closing it
         return f"cannot be reached: {type(error).__name__}"
-    return "ok"
 
 
 @functools.cache

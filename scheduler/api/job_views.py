@@ -9,15 +9,19 @@ from sqlmodel import Session, col
 
 from jobs import ledger, notices, training
 from jobs.database import Database
+from jobs.slots import UNHEARD
 from jobs.specs import TRAINING
-from jobs.states import LIVE_LEASE_STATES, JobState, SlotState
+from jobs.states import LIVE_LEASE_STATES, JobState, LeaseState, SlotState
 from jobs.tables import Job, Lease, Slot
 from scheduler.api.context import Context
+from scheduler.api.health import redis_state
 from scheduler.api.schemas import JobView, job_view
 from scheduler.dispatcher import explain
 from scheduler.leader import has_leader
 
 _LONGEST_REASON = 300  # characters of what ended a lease
+_ANSWERED_SECONDS = 2.0
+"""A slot answers its doorbell well before; one that has not may not have been rung."""
 
 
 def describe_job(context: Context, job_id: str) -> JobView:
@@ -42,11 +46,14 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> li
     if any(job.state == JobState.QUEUED and job.kind == TRAINING for job in jobs) and has_leader(session, database):
         # What a training waits for is more than a free slot: several of one host, or the end of one that cannot yield.
         explained = explain(session, database, context.settings)
+    unrung = _why_unrung(held, database.time(session), context) if held else {}
     return [
         job_view(
             job,
             held=held.get(job.id, ()),
-            waiting_reason=delays.get(job.id) or _waiting_reason(job, explained.get(job.id, reason)),
+            waiting_reason=delays.get(job.id)
+            or _waiting_reason(job, explained.get(job.id, reason))
+            or unrung.get(job.id),
             notices=told.get(job.id, ()),
             metrics=training.latest_metrics(session, job.id) if job.kind == TRAINING else None,
         )
@@ -77,8 +84,23 @@ def _why_jobs_wait(session: Session, database: Database) -> str:
         return "no scheduler is running"
     online = session.scalar(select(func.count()).select_from(Slot).where(col(Slot.state) == SlotState.ONLINE)) or 0
     if not online:
-        return "no slot is online"
+        unheard = select(col(Slot.reason)).where(
+            col(Slot.state) == SlotState.OFFLINE, col(Slot.reason).startswith(UNHEARD)
+        )
+        reason = session.scalar(unheard.limit(1))
+        return f"no slot is online: {reason}" if reason else "no slot is online"
     busy = select(func.count()).select_from(Lease).where(col(Lease.state).in_(LIVE_LEASE_STATES))
     if (session.scalar(busy) or 0) >= online:
         return f"all slots are busy ({online})"
     return "it is about to be given a slot"
+
+
+def _why_unrung(held: Mapping[str, Sequence[Lease]], now: float, context: Context) -> dict[str, str]:
+    """Why no slot of these jobs has begun, where their doorbells cannot be rung."""
+    waiting = [
+        job_id
+        for job_id, leases in held.items()
+        if all(lease.state == LeaseState.GRANTED and now - lease.granted_at > _ANSWERED_SECONDS for lease in leases)
+    ]
+    state = redis_state(context.settings) if waiting else "ok"
+    return {} if state == "ok" else dict.fromkeys(waiting, f"its slots cannot be told of it: Redis {state}")

@@ -18,6 +18,7 @@ from jobs.errors import Conflict, LostLease, RunnerDied, ServiceUnavailable
 from jobs.leases import Grant
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
+from jobs.slots import Standing
 from jobs.specs import parse_spec
 from jobs.states import ChunkState, JobState, LeaseState, SlotState
 from jobs.tables import Chunk, Job, Lease, ResultRecord, Slot
@@ -260,7 +261,13 @@ def test_an_unanswered_doorbell_rings_again_then_gives_the_slot_up(database_url:
     assert lease_of(db, lease_id).state == LeaseState.EXPIRED
     with db.read() as session:
         assert session.get_one(Slot, "s0").state == SlotState.OFFLINE
-    assert slots.beat(db, "s0", "s0-1", ["m"])
+    assert slots.beat(db, "s0", "s0-1", ["m"]) is Standing.UNHEARD, "it is alive, but would get leases in vain"
+    with db.read() as session:
+        assert session.get_one(Slot, "s0").state == SlotState.OFFLINE
+    slots.mark_heard(db, "s0", "s0-2")
+    assert slots.beat(db, "s0", "s0-1", ["m"]) is Standing.UNHEARD, "only its owner may say so"
+    slots.mark_heard(db, "s0", "s0-1")
+    assert slots.beat(db, "s0", "s0-1", ["m"]) is Standing.OWNER
     with db.read() as session:
         assert session.get_one(Slot, "s0").state == SlotState.ONLINE
     db.close()
@@ -275,8 +282,10 @@ def test_a_restarted_worker_ends_what_its_predecessor_held(database: Database, s
     slots.enter(database, "s0", "s0-2", settings)
     assert lease_of(database, lease_id).state == LeaseState.EXPIRED
     assert chunks_of(database, job_id)[0].state == ChunkState.PENDING
-    assert not slots.beat(database, "s0", "s0-1", []), "the old process must learn that it is replaced"
-    assert slots.beat(database, "s0", "s0-2", [])
+    assert slots.beat(database, "s0", "s0-1", []) is Standing.DISPLACED, (
+        "the old process must learn that it is replaced"
+    )
+    assert slots.beat(database, "s0", "s0-2", []) is Standing.OWNER
 
 
 def test_a_restarted_worker_is_rung_again_however_often_its_predecessor_was(

@@ -51,6 +51,10 @@ def test_health_is_ok_with_redis_and_a_leader(
     leader.acquire()
     with live_api(settings.model_copy(update={"redis_url": redis_server.url}), sqlite_database) as api:
         assert api.client.health()["status"] == "ok"
+        with redis_server.refusing_writes():
+            health = api.client.health()
+            assert health["status"] == "degraded"
+            assert health["redis"].startswith("refuses to write: ")
     leader.resign()
 
 

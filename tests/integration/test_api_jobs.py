@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import select
 
 from jobs import leases, ledger, slots, sweeps
 from jobs.database import Database
 from jobs.errors import NotKept, StokerError
 from jobs.settings import Settings
 from jobs.specs import parse_spec
-from jobs.states import JobState
+from jobs.states import JobState, LeaseState
 from jobs.store import artifact_key
-from jobs.tables import Artifact
+from jobs.tables import Artifact, Lease
 from scheduler.client import ApiError
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi, spec_document, write_rows
@@ -186,6 +187,11 @@ def test_a_waiting_job_says_what_it_waits_for(
     first.lease("slot-0")
     assert api.client.job(first.job_id)["slots_held"] == 1
     assert api.client.job(first.job_id)["waiting_reason"] is None
+    with sqlite_database.write() as session:  # no worker answered, and the API finds no Redis
+        lease = session.scalars(select(Lease)).one()
+        lease.state, lease.granted_at = LeaseState.GRANTED, lease.granted_at - 60.0
+    told = "its slots cannot be told of it: Redis cannot be reached: "
+    assert api.client.job(first.job_id)["waiting_reason"].startswith(told)
     second = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
     assert api.client.job(second.job_id)["waiting_reason"] == "all slots are busy (1)"
     leader.resign()

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from jobs import slots
+from jobs.database import Database
 from jobs.errors import ServiceUnavailable
-from jobs.queue import Doorbell, connect, make_app, queue_name, ring
+from jobs.queue import Doorbell, broker_trouble, connect, make_app, queue_name, ring
 from jobs.settings import Settings
+from jobs.states import SlotState
+from jobs.tables import Slot
 from tests.conftest import RedisServer
+from worker.hearing import Hearing, Verdict
+from worker.mailbox import find_lease_id
+from worker.presence import Presence
 
 
 @pytest.fixture
@@ -43,6 +50,82 @@ def test_ringing_without_redis_fails_in_bounded_time_with_one_sentence(
     redis_server.start()
     ring(app, "s0", "lease_2")
     app.close()
+
+
+def test_a_redis_that_refuses_writes_is_named_and_not_called_away(
+    queue_settings: Settings, redis_server: RedisServer
+) -> None:
+    app = make_app(queue_settings)
+    assert broker_trouble(app) is None
+    with redis_server.refusing_writes():
+        assert str(broker_trouble(app)).startswith("refuses to write: ")
+        with pytest.raises(ServiceUnavailable, match=r"^Redis refuses to write: .* slot s0 is not rung$"):
+            ring(app, "s0", "lease_1")
+    ring(app, "s0", "lease_2")
+    app.close()
+
+
+def test_a_worker_finds_out_whether_its_doorbell_reaches_it(
+    queue_settings: Settings, redis_server: RedisServer
+) -> None:
+    app = make_app(queue_settings)
+    patient, hasty = (Hearing(app, name, patience_seconds=seconds) for name, seconds in (("s0", 3600.0), ("s1", 0.0)))
+    with redis_server.refusing_writes():
+        assert patient.check() is Verdict.UNRUNG
+    assert (patient.check(), patient.check()) == (Verdict.WAITING, Verdict.WAITING)
+    with connect(queue_settings) as client:
+        (message,) = client.lrange(f"stoker:{queue_name('s0')}", 0, -1)
+    echo = find_lease_id(json.loads(message))
+    assert echo is not None
+    assert not patient.is_echo("lease_1"), "a lease is not its own ring"
+    assert patient.is_echo(echo)
+    assert patient.check() is Verdict.HEARS
+    assert patient.check() is Verdict.WAITING, "the next time it is asked it rings anew"
+    assert hasty.check() is Verdict.WAITING
+    assert hasty.check() is Verdict.DEAF
+    app.close()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "is_online"), [(Verdict.HEARS, True), (Verdict.DEAF, False), (Verdict.UNRUNG, False)]
+)
+def test_a_slot_that_was_rung_in_vain_works_again_or_is_given_up(
+    settings: Settings, sqlite_database: Database, verdict: Verdict, is_online: bool
+) -> None:
+    slots.register(sqlite_database, [slots.SlotInfo("s0", "host", "cpu", None, "CPU", 0, 1)])
+    asked, heard, deaf = threading.Event(), threading.Event(), threading.Event()
+
+    class Scripted:
+        def check(self) -> Verdict:
+            asked.set()
+            return verdict
+
+    presence = Presence(
+        sqlite_database,
+        settings.model_copy(update={"slot_seconds": 0.2}),
+        slot_id="s0",
+        incarnation="s0-1",
+        warm_models=lambda: (),
+        hearing=Scripted(),  # type: ignore[arg-type]
+        on_displaced=lambda: None,
+        on_heard=heard.set,
+        on_deaf=deaf.set,
+    )
+    presence.enter()
+
+    def slot() -> Slot:
+        with sqlite_database.read() as session:
+            return session.get_one(Slot, "s0")
+
+    with sqlite_database.write() as session:
+        silent = session.get_one(Slot, "s0")
+        silent.state, silent.reason = SlotState.OFFLINE, f"{slots.UNHEARD} was not answered 3 times"
+    assert asked.wait(60.0)
+    if verdict is not Verdict.UNRUNG:
+        assert (heard if is_online else deaf).wait(60.0)
+    assert (slot().state == SlotState.ONLINE) == is_online
+    presence.leave()
+    presence.join()
 
 
 def test_many_rings_wake_once(queue_settings: Settings) -> None:

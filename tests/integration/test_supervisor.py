@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psutil
 import pytest
 from sqlalchemy import select
@@ -19,7 +21,7 @@ from jobs import leases, migrations, slots, sweeps
 from jobs.database import Database
 from jobs.errors import Conflict
 from jobs.leases import Grant
-from jobs.queue import make_app, ring
+from jobs.queue import connect, make_app, queue_name, ring
 from jobs.settings import Settings
 from jobs.states import JobState, LeaseState, SlotState
 from jobs.tables import Lease, Slot
@@ -27,6 +29,7 @@ from tests.conftest import RedisServer, wait_until
 from tests.leased_job import LeasedJob
 from tests.tiny import tiny_masked_lm
 from worker.children import RUNNER_MODULE, python_module
+from worker.mailbox import make_ring
 
 _ROOT = Path(__file__).parents[2]
 
@@ -187,6 +190,48 @@ def test_a_message_delivered_three_times_runs_once(host: Host, tmp_path: Path) -
     later = host.job(tmp_path, "obey")
     host.wait_lease(host.grant(later, "here-cpu0"), LeaseState.RELEASED)
     assert job.job().num_done == 4
+
+
+def _rings_gone_wrong(queue: str) -> dict[str, bytes]:
+    """What somebody may push into a slot's queue, each a ring but for one thing."""
+    good = make_ring("lease_that_never_was", queue)
+    headers, properties = good["headers"], good["properties"]
+    wrong: dict[str, Any] = {
+        "another task": {**good, "headers": {**headers, "task": "celery.chord"}},
+        "no headers": {**good, "headers": None},
+        "headers that are a list": {**good, "headers": ["task"]},
+        "no properties": {name: value for name, value in good.items() if name != "properties"},
+        "another encoding": {**good, "properties": {**properties, "body_encoding": "rot13"}},
+        "a body that is not base64": {**good, "body": "%%%"},
+        "a pickle": {**good, "body": base64.b64encode(b"\x80\x04N.").decode(), "content-type": "application/x-pickle"},
+        "wrong arguments": {**good, "body": base64.b64encode(b"[[1, 2], {}, {}]").decode()},
+        "no arguments": {**good, "body": base64.b64encode(b"{}").decode()},
+        "a number": 7,
+        "an object of kombu's": {"__type__": "decimal", "__value__": "x"},
+    }
+    raw = {"no JSON": b"hello", "no text": b"\xff\xfe", "nothing": b"", "deep": b"[" * 100_000}
+    return {**{name: orjson.dumps(message) for name, message in wrong.items()}, **raw}
+
+
+def test_a_message_that_is_no_ring_is_dropped_and_harms_nothing(host: Host, tmp_path: Path) -> None:
+    host.settings = host.settings.model_copy(update={"slots": 1})
+    host.start()
+    host.wait_online(1)
+    incarnation = host.slots()["here-cpu0"].incarnation
+    queue = queue_name("here-cpu0")
+    messages = _rings_gone_wrong(queue)
+    with connect(host.settings) as client:
+        for message in messages.values():
+            client.lpush(f"stoker:{queue}", message)
+        job = host.job(tmp_path, "obey")
+        host.wait_lease(host.grant(job, "here-cpu0"), LeaseState.RELEASED)
+        assert job.job().num_done == 4
+        assert client.hlen("stoker:unacked") == 0, "a dropped message does not come back in an hour"
+        assert not client.keys("*pidbox*"), "nothing listens to remote control"
+    assert host.slots()["here-cpu0"].incarnation == incarnation, "the worker that got them is the one that works on"
+    dropped = [line for line in host.log.splitlines() if "is dropped" in line]
+    assert len(dropped) == len(messages), "each is said once"
+    assert "Traceback" not in host.log
 
 
 def test_kill_9_of_a_celery_worker_takes_its_runner_along_and_costs_one_lease(host: Host, tmp_path: Path) -> None:

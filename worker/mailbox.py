@@ -1,0 +1,86 @@
+"""What a slot's Celery worker takes out of its queue: rings, and nothing else that somebody may put into Redis.
+
+kombu and Celery end, or are caught in a loop, over a message that they cannot read, and they carry out what its fields
+say (callbacks, chords, times). So each is read here first: of a ring only its lease id is kept, in a message made anew;
+all else is dropped with a line in the log.
+
+This reaches into private parts of kombu's Redis transport; `tests/integration/test_mailbox.py` holds it to them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import uuid
+from queue import Empty
+from typing import Any
+
+import orjson
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import redis as kombu_redis
+
+from jobs.queue import TASK
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_ID = 100
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What reading hostile JSON may raise."""
+
+
+def install() -> None:
+    """Have the connections that this process makes from now on read their messages as said above."""
+    for scheme in ("redis", "rediss"):
+        TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+
+
+class _Channel(kombu_redis.Channel):  # type: ignore[misc]
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except _UNREADABLE as error:
+            logger.warning("a message that cannot be read is dropped: %s", type(error).__name__)
+            raise Empty from error  # as where there was none
+
+
+class Transport(kombu_redis.Transport):  # type: ignore[misc]
+    """kombu's, for rings only."""
+
+    Channel = _Channel
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        lease_id = find_lease_id(message)
+        if lease_id is None:
+            logger.warning("a message in the queue %s that is no ring is dropped", queue)
+            return
+        super()._deliver(make_ring(lease_id, queue), queue)
+
+
+def find_lease_id(message: Any) -> str | None:
+    """The lease id of a ring as it lies in Redis; None where it is something else."""
+    try:
+        if message["headers"]["task"] != TASK or message["properties"]["body_encoding"] != "base64":
+            return None
+        ((lease_id,), keywords, _) = orjson.loads(base64.b64decode(message["body"], validate=True))
+    except (*_UNREADABLE, binascii.Error):
+        return None
+    is_id = isinstance(lease_id, str) and 0 < len(lease_id) <= _LONGEST_ID
+    return lease_id if is_id and keywords == {} else None
+
+
+def make_ring(lease_id: str, queue: str) -> dict[str, Any]:
+    """The message that Celery is given."""
+    message_id = str(uuid.uuid4())
+    return {
+        "body": base64.b64encode(orjson.dumps([[lease_id], {}, {}])).decode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"lang": "py", "task": TASK, "id": message_id, "retries": 0, "ignore_result": True},
+        "properties": {
+            "body_encoding": "base64",
+            "correlation_id": message_id,
+            "delivery_tag": message_id,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+        },
+    }
