@@ -26,6 +26,11 @@ def test_a_runner_uses_no_more_threads_than_its_slot_has() -> None:
     assert environ["OMP_NUM_THREADS"] == environ["RAYON_NUM_THREADS"] == "3"
 
 
+def test_a_runners_threads_wait_without_spinning_unless_the_operator_says_otherwise() -> None:
+    assert runner_environment({}, num_threads=2)["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert runner_environment({"OMP_WAIT_POLICY": "ACTIVE"}, num_threads=2)["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 def test_children_find_our_package_wherever_they_start() -> None:
     environ = app_environment({"PYTHONPATH": "/elsewhere"}, device_uuid=None)
     asked = subprocess.run(
