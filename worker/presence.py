@@ -30,7 +30,7 @@ class Presence:
         warm_models: Callable[[], Sequence[str]],
         hearing: Hearing,
         on_displaced: Callable[[], None],
-        on_heard: Callable[[], None],
+        on_heard: Callable[[], object],
         on_deaf: Callable[[], None],
     ) -> None:
         """
