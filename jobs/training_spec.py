@@ -199,6 +199,9 @@ class TrainingSpec(Strict):
                 raise ValueError(f"data.max_length: task {self.task} cuts no texts")
             if self.task == "text-generation" and self.data.max_length < 2:
                 raise ValueError("data.max_length: must be at least 2: a block of one token has nothing to predict")
+        groups = self.arguments.get("train_sampling_strategy") == "group_by_length"
+        if self.task_info is not None and groups and not self.task_info.has_lengths:
+            raise ValueError(f"arguments.train_sampling_strategy: rows of {self.task} have no length to group by")
         if self.task == "automatic-speech-recognition" and self.arguments.get("label_smoothing_factor"):
             raise ValueError("arguments.label_smoothing_factor: does not go with the loss of speech recognition (CTC)")
         if self.lora is not None and self.task != "text-generation":

@@ -20,14 +20,21 @@ class TrainingTask:
     """What an evaluation finds beside `eval_loss`, without the prefix `eval_`."""
     cuts_texts: bool = True
     """Whether `data.max_length` says something of its rows."""
+    has_lengths: bool = True
+    """Whether its rows have a length, by which they can be grouped."""
 
 
 _ALL = (
     TrainingTask("text-classification", ("text", "label"), ("text_pair",), label="label", metrics=("accuracy", "f1")),
     TrainingTask("token-classification", ("tokens", "labels"), label="labels", metrics=("accuracy", "f1")),
-    TrainingTask("text-generation", ("text",), metrics=("perplexity",)),
+    TrainingTask("text-generation", ("text",), metrics=("perplexity",), has_lengths=False),
     TrainingTask(
-        "image-classification", ("image", "label"), label="label", metrics=("accuracy", "f1"), cuts_texts=False
+        "image-classification",
+        ("image", "label"),
+        label="label",
+        metrics=("accuracy", "f1"),
+        cuts_texts=False,
+        has_lengths=False,
     ),
     TrainingTask("automatic-speech-recognition", ("audio", "text"), metrics=("wer", "cer"), cuts_texts=False),
 )

@@ -27,7 +27,7 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
-from jobs.errors import InvalidInput, InvalidModel, LossNotFinite, UserError
+from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, LossNotFinite, UserError
 from jobs.settings import Settings
 from tests import tiny
 from tests.trained import write_rows
@@ -292,6 +292,30 @@ def test_a_model_without_a_table_of_vectors_takes_every_token(tmp_path: Path, se
     vocabulary = Vocabulary.of(origin, CanineModel(config), origin.tokenizer())
     assert vocabulary.num_ids is None
     vocabulary.check_row(rows, 0, [10**6])
+
+
+@pytest.mark.parametrize(("name", "value"), [("gradient_checkpointing", True), ("neftune_noise_alpha", 5.0)])
+def test_an_argument_that_the_model_cannot_follow_is_refused(
+    tmp_path: Path, settings: Settings, models: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
+) -> None:
+    def no_embeddings(_: Any) -> None:
+        raise NotImplementedError
+
+    plan = plan_of(tmp_path, "text-classification", model_of(models, "bert"), texts("a", "b"), **{name: value})
+    learning_of(plan, settings)
+    monkeypatch.setattr(transformers.BertModel, "get_input_embeddings", no_embeddings)
+    monkeypatch.setattr(transformers.BertForSequenceClassification, "supports_gradient_checkpointing", False)
+    with pytest.raises(InvalidSpec, match=f"arguments.{name}: a bert "):
+        learning_of(plan, settings)
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_said(
+    tmp_path: Path, settings: Settings, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"text": "Καλημέρα κόσμε", "label": "a"}, {"text": "Καλησπέρα", "label": "b"}]
+    with caplog.at_level(logging.WARNING):
+        learning_of(plan_of(tmp_path, "text-classification", model_of(models, "bert"), rows), settings)
+    assert "data.train: 43% of the tokens are '[UNK]'" in caplog.text
 
 
 # -- sounds --------------------------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ def set_field(name: str, value: Any) -> Change:
         (set_field("arguments", {"eval_strategy": "epoch", "eval_steps": 5}), "arguments.eval_steps", "not epoch"),
         (set_field("task", "image-classification"), "data.max_length", "cuts no texts"),
         (set_field("task", "text-generation"), "data.max_length", "must be at least 2"),
+        (set_field("task", "text-generation"), "arguments.train_sampling_strategy", "no length to group by"),
         (set_field("task", "automatic-speech-recognition"), "arguments.label_smoothing_factor", "CTC"),
     ],
 )
@@ -101,6 +102,8 @@ def test_a_bad_field_is_refused_by_name(
         document["data"]["max_length"] = 1
     if param == "arguments.label_smoothing_factor":
         document["arguments"] = {"label_smoothing_factor": 0.1}
+    if param == "arguments.train_sampling_strategy":
+        document["arguments"] = {"train_sampling_strategy": "group_by_length"}
     change(document)
     with pytest.raises(InvalidSpec) as caught:
         parse_spec(document)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from jobs.errors import InvalidSpec
 from worker.training.data import InputRows
 from worker.training.learning import BuildTask, Learning, Origin
 from worker.training.tasks import (
@@ -25,4 +27,24 @@ _TASKS: Mapping[str, BuildTask] = {
 
 def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
     """What a spec's task brings; see `BuildTask`."""
-    return _TASKS[origin.spec.task or ""](origin, rows, judged)
+    learning = _TASKS[origin.spec.task or ""](origin, rows, judged)
+    _check_arguments(origin.spec.arguments, learning.model)
+    return learning
+
+
+def _check_arguments(arguments: Mapping[str, Any], model: Any) -> None:
+    """Refuse what the Trainer would find out at its first step, as an error of its own.
+
+    Raises:
+        InvalidSpec: The model has not what an argument asks of it.
+    """
+    kind = model.config.model_type
+    if arguments.get("gradient_checkpointing") and not model.supports_gradient_checkpointing:
+        param = "arguments.gradient_checkpointing"
+        raise InvalidSpec(f"{param}: a {kind} cannot do it", param=param)
+    if arguments.get("neftune_noise_alpha"):
+        try:
+            model.get_input_embeddings()
+        except NotImplementedError as error:
+            param = "arguments.neftune_noise_alpha"
+            raise InvalidSpec(f"{param}: a {kind} has no embeddings to add noise to", param=param) from error
