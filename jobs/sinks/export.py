@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import io
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -17,6 +17,10 @@ from jobs.sinks.lines import error_json, output_json, storable_text
 from jobs.sinks.protocol import ResultWriter
 from jobs.store import Store
 
+_FORMULA = re.compile(r"[=+\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")
+"""How cells begin that spreadsheets compute (OWASP, "CSV Injection")."""
+_PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+_QUOTED = re.compile(r'[,"\r\n]')
 ExportFormat = Literal["jsonl", "parquet", "csv"]
 _BLOCK_BYTES = 2**20
 
@@ -27,7 +31,8 @@ def export_results(results: Iterable[Result], fmt: ExportFormat, path: Path, *, 
     Args:
         results: in the order in which they shall stand; taken one by one.
         fmt: `jsonl`: result lines. `parquet`: the columns row_index, key, output, error. `csv`: the same columns, with
-            output and error as JSON text and nothing where there is none.
+            output and error as JSON text and nothing where there is none, and keys that a spreadsheet would compute as
+            formulas behind an apostrophe.
         path: the file; an older one is replaced.
         vector_output: whether an output is one float32 vector.
 
@@ -77,15 +82,25 @@ def _csv_writer(out: BinaryIO) -> Iterator[ResultWriter]:
 
 class _CsvWriter:
     def __init__(self, text: io.TextIOWrapper) -> None:
-        self._rows = csv.writer(text, lineterminator="\n")
-        self._rows.writerow(("row_index", "key", "output", "error"))
+        self._text = text
+        self._text.write("row_index,key,output,error\n")
 
     def add(self, results: Iterable[Result]) -> int:
         num_rows = 0
         for result in results:
-            key = "" if result.key is None else storable_text(result.key)
+            key = "" if result.key is None else _no_formula(storable_text(result.key))
             output = "" if result.error is not None else output_json(result).decode()
             error = "" if result.error is None else error_json(result.error).decode()
-            self._rows.writerow((result.row_index, key, output, error))
+            self._text.write(f"{result.row_index},{_cell(key)},{_cell(output)},{_cell(error)}\n")
             num_rows += 1
         return num_rows
+
+
+def _cell(text: str) -> str:
+    """A text as RFC 4180 has it; Python's own writer leaves a carriage return without quotes, which ends the row."""
+    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
+
+
+def _no_formula(text: str) -> str:
+    """A user's text as a cell that no spreadsheet computes; outputs and errors are JSON, which never is a formula."""
+    return f"'{text}" if _FORMULA.match(text) and not _PLAIN_NUMBER.fullmatch(text) else text

@@ -65,7 +65,7 @@ def open_source(
         if form == "parquet":
             from jobs.sources.parquet import ParquetReader  # pyarrow is heavy
 
-            return ParquetReader(columns=needed)
+            return ParquetReader(columns=needed, max_row_bytes=max_row_bytes)
         from jobs.sources.hub import DatasetReader
 
         return DatasetReader(columns=needed, split=spec_input.split, config=spec_input.config, settings=settings)

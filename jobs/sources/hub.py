@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import lzma
 import re
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import yaml
+
 from jobs.errors import Forbidden, InvalidInput, ServiceUnavailable
 from jobs.paths import resolve_input_path
 from jobs.settings import Settings
 from jobs.sources.arrow import table_records
 from jobs.sources.class_names import names_of_feature
+from jobs.sources.folders import check_expansion, check_notes
 from jobs.sources.opening import PARAM, check_unchanged, first_line
 from jobs.sources.reader import Cut, InputFile, Record
 from jobs.stamps import file_stamp
@@ -24,6 +33,12 @@ _BATCH_ROWS = 256
 _SPLIT_PARAM = "input.split"
 _CONFIG_PARAM = "input.config"
 _DEFAULT_SPLIT = "train"
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+_DAMAGE = (
+    RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError, EOFError,
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, yaml.YAMLError, pyarrow.ArrowException,
+)  # fmt: skip
+"""What the library and those below it raise for a script, and for files that are damaged or no data set."""
 
 
 class DatasetReader:
@@ -91,6 +106,7 @@ class DatasetReader:
         datasets.disable_progress_bars()  # a runner's log is no terminal
         if not file.url.startswith(_HUB_PREFIX):
             folder = Path(file.url)
+            check_notes(file, self._settings)
             saved = _saved_folder(folder, self._split, file)
             if saved is not None:
                 data = _saved(saved, self._split, file, is_single=saved == folder)
@@ -104,7 +120,12 @@ class DatasetReader:
 
     def _built(self, file: InputFile, builder: Any) -> Any:
         named = builder.config.data_files or {}
-        self._check_allowed(file, [url for urls in named.values() for url in urls])
+        urls = [url for urls in named.values() for url in urls]
+        self._check_allowed(file, urls)
+        if not file.url.startswith(_HUB_PREFIX) and not Path(builder.cache_dir).exists():
+            paths = [url.rpartition("::")[2] for url in urls]
+            settings = self._settings
+            check_expansion(file, paths, most_bytes=settings.max_dataset_bytes, max_row_bytes=settings.max_row_bytes)
         builder.download_and_prepare()
         return builder.as_dataset(split=self._split)
 
@@ -171,6 +192,8 @@ def _translated(file: InputFile) -> Iterator[None]:
         yield
     except (FileNotFoundError, DatasetsError) as error:
         cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
+            raise ServiceUnavailable(f"the cache of data sets cannot be written: {first_line(cause)}") from error
         raise _unreadable(file, first_line(error) if isinstance(error, OSError) else first_line(cause)) from error
     except PermissionError as error:
         raise _unreadable(file, "permission denied") from error
@@ -188,7 +211,11 @@ def _translated(file: InputFile) -> Iterator[None]:
             raise _unknown_split(unknown.group(1), file, splits) from error
         param = _CONFIG_PARAM if re.search(r"BuilderConfig|Config name", text) else PARAM
         raise InvalidInput(f"{param}: data set '{file.name}': {text}", param=param) from error
-    except (RuntimeError, KeyError, TypeError) as error:  # a script, or files that are no saved data set
+    except OSError as error:
+        if error.errno is not None or file.url.startswith(_HUB_PREFIX):
+            raise ServiceUnavailable(f"'{file.name}' cannot be read now: {first_line(error)}", param=PARAM) from error
+        raise _unreadable(file, first_line(error)) from error  # what libraries raise for damaged files
+    except _DAMAGE as error:
         raise _unreadable(file, first_line(error)) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,6 +22,10 @@ from jobs.sources.reader import Cut, InputFile, Record
 _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 256  # bounds what a long value that a dictionary repeats can take
 _BUFFER_BYTES = 2**20
+_MOST_ROWS_PER_BYTE = 100_000
+"""Writers keep some ten thousand rows in a page, and a page of equal values takes some ten bytes."""
+_LARGE_BYTES = 64 * 2**20
+"""What a column may take in one row group whatever its rows are."""
 
 
 @dataclass(slots=True)
@@ -45,12 +49,14 @@ class ParquetReader:
     stopped is kept open: the next chunk behind it goes on there instead of decoding its group from the beginning.
     """
 
-    def __init__(self, *, columns: Sequence[str]) -> None:
+    def __init__(self, *, columns: Sequence[str], max_row_bytes: int) -> None:
         """
         Args:
             columns: top-level columns to read; one that a file lacks is left out of its records.
+            max_row_bytes: longest value that is not a row error.
         """
         self._columns = frozenset(columns)
+        self._max_row_bytes = max_row_bytes
         self._cursor: _Cursor | None = None
 
     def stamped(self, file: InputFile) -> InputFile:
@@ -59,17 +65,17 @@ class ParquetReader:
 
     def column_names(self, file: InputFile) -> list[str] | None:
         """The top-level columns of the schema."""
-        with _decoding(file), opening.opened(file) as handle, pq.ParquetFile(handle) as parquet:
+        with self._file(file) as parquet:
             return list(parquet.schema_arrow.names)
 
     def class_names(self, file: InputFile, column: str) -> list[str] | None:
         """The names that the `datasets` library wrote beside the schema."""
-        with _decoding(file), opening.opened(file) as handle, pq.ParquetFile(handle) as parquet:
+        with self._file(file) as parquet:
             return names_in_metadata(parquet.schema_arrow.metadata, column)
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
         """Cut by the row counts in the file's footer; no data is read."""
-        with _decoding(file), opening.opened(file) as handle, pq.ParquetFile(handle) as parquet:
+        with self._file(file) as parquet:
             starts = _group_starts(parquet.metadata)
             num_rows = parquet.metadata.num_rows
         for row in range(0, num_rows, chunk_rows):
@@ -94,9 +100,19 @@ class ParquetReader:
                 raise
         self._cursor = cursor
 
+    @contextmanager
+    def _file(self, file: InputFile) -> Iterator[Any]:
+        """The open file, once it is sure that it can be decoded in bounded memory."""
+        with opening.opened(file) as handle, _decoding(file), pq.ParquetFile(handle) as parquet:
+            fault = expansion(parquet.metadata, handle.seek(0, 2), self._columns, self._max_row_bytes)
+            if fault is not None:
+                raise InvalidInput(f"{opening.PARAM}: '{file.name}' {fault}", param=opening.PARAM)
+            yield parquet
+
     def _open(self, file: InputFile, group: int) -> _Cursor:
         with ExitStack() as resources:
             handle = resources.enter_context(opening.opened(file))
+            resources.enter_context(_decoding(file))
             parquet = resources.enter_context(pq.ParquetFile(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False))
             starts = _group_starts(parquet.metadata)
             columns = [name for name in parquet.schema_arrow.names if name in self._columns]
@@ -142,6 +158,32 @@ def _batch_rows(metadata: Any, group: int, columns: list[str]) -> int:
     return max(1, min(_BATCH_ROWS, fitting))
 
 
+def expansion(metadata: Any, num_bytes: int, columns: Collection[str] | None, max_row_bytes: int) -> str | None:
+    """What makes a file one that expands beyond measure when it is decoded, by its footer; None where nothing does.
+
+    Args:
+        metadata: the file's footer.
+        num_bytes: size of the file.
+        columns: those that are to be read; None: all.
+        max_row_bytes: longest value that is not a row error.
+    """
+    if metadata.num_rows > _MOST_ROWS_PER_BYTE * num_bytes:
+        return f"claims {metadata.num_rows} rows in {num_bytes} bytes, more than any file of real rows has"
+    for group in range(metadata.num_row_groups):
+        facts = metadata.row_group(group)
+        for at in range(facts.num_columns):
+            chunk = facts.column(at)
+            name = chunk.path_in_schema.split(".")[0]
+            size = chunk.total_uncompressed_size
+            is_read = columns is None or name in columns
+            if is_read and size > _LARGE_BYTES and size > max_row_bytes * facts.num_rows:
+                return (
+                    f"expands column '{name}' to {size} bytes in a row group with a num_rows of {facts.num_rows}, "
+                    f"more than {max_row_bytes} bytes for each row (setting max_row_bytes)"
+                )
+    return None
+
+
 @contextmanager
 def _decoding(file: InputFile) -> Iterator[None]:
     try:
@@ -149,12 +191,10 @@ def _decoding(file: InputFile) -> Iterator[None]:
             try:
                 yield
             except OSError as error:
-                if (
-                    error.errno is None and type(error) is OSError and is_local(file.url)
-                ):  # Arrow's word for damaged data
+                if error.errno is None and type(error) is OSError and is_local(file.url):  # Arrow's word for damage
                     raise _not_parquet(file, error) from error
                 raise
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
         raise _not_parquet(file, error) from error
 
 

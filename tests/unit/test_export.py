@@ -40,6 +40,33 @@ def test_csv_has_four_columns_with_json_text(tmp_path: Path) -> None:
     assert json.loads(rows[1][3]) == {"code": "null_value", "message": "no\ntext", "line": 2}
 
 
+@pytest.mark.parametrize(
+    ("key", "cell"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
+        ("-2+3", "'-2+3"),
+        ("@SUM(1)", "'@SUM(1)"),
+        ("\t=1", "'\t=1"),
+        ("\r=1", "'\r=1"),
+        ("＝1", "'＝1"),
+        ("-5", "-5"),
+        ("+1.5e3", "+1.5e3"),
+        ("a=1", "a=1"),
+        ("", ""),
+    ],
+)
+def test_csv_keys_are_no_formulas_and_other_formats_keep_them(tmp_path: Path, key: str, cell: str) -> None:
+    """A spreadsheet that opens an export must not run what a stranger put into a row."""
+    result = Result(0, key, -1.5)
+    export_results([result], "csv", tmp_path / "out.csv", vector_output=False)
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        _, row = csv.reader(file)
+    assert row == ["0", cell, "-1.5", ""]
+    export_results([result], "jsonl", tmp_path / "out.jsonl", vector_output=False)
+    assert json.loads((tmp_path / "out.jsonl").read_text())["key"] == key
+
+
 def test_csv_writes_a_vector_as_a_json_list(tmp_path: Path) -> None:
     export_results(VECTORS, "csv", tmp_path / "out.csv", vector_output=True)
     assert (tmp_path / "out.csv").read_text() == (

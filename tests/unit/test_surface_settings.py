@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "input_urls": [],
     "trusted_remote_code": [],
     "max_row_bytes": 16 * 2**20,
+    "max_dataset_bytes": 100 * 2**30,
     "max_image_pixels": 64_000_000,
     "max_audio_seconds": 4 * 3600,
     "batch_lines": 1_000_000,
