@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import PurePosixPath
 
 from jobs.errors import InvalidInput
 from jobs.settings import Settings
 from jobs.sources.delimited import DelimitedReader
 from jobs.sources.inputs import InputSource
 from jobs.sources.jsonl import JsonReader
-from jobs.sources.locate import Locator
+from jobs.sources.locate import SUFFIXES, Locator
 from jobs.sources.plain_text import PlainTextReader
 from jobs.sources.reader import Reader
 from jobs.sources.source import ChunkRange, Source
@@ -112,7 +113,12 @@ def check_columns(
         seen.update(dict.fromkeys(names))
         for param, column, may_miss in wanted:
             if column not in names and not may_miss:
-                raise InvalidInput(f"{param}: '{file}' has no column '{column}', only {_listed(names)}", param=param)
+                advice = ""
+                if len(names) == 1 and _is_csv(spec_input, file):
+                    advice = "; if it has no header and each line is a row, set input.format to text"
+                raise InvalidInput(
+                    f"{param}: '{file}' has no column '{column}', only {_listed(names)}{advice}", param=param
+                )
             if names.count(column) > 1:
                 raise InvalidInput(f"{param}: '{file}' has several columns '{column}'", param=param)
     if num_files == most_files:
@@ -121,6 +127,11 @@ def check_columns(
         if name in optional and name in spec_input.columns and column not in seen:
             param = f"input.columns.{name}"
             raise InvalidInput(f"{param}: the input has no column '{column}', only {_listed(seen)}", param=param)
+
+
+def _is_csv(spec_input: InputSpec, file: str) -> bool:
+    suffix = PurePosixPath(file).suffix.lower()
+    return spec_input.format == "csv" or (spec_input.format == "auto" and SUFFIXES.get(suffix) == "csv")
 
 
 def _check_fields(spec_input: InputSpec, form: str) -> None:

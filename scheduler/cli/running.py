@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.errors import ServiceUnavailable
+from jobs.errors import InvalidSpec, ServiceUnavailable
 from jobs.settings import Settings
 from jobs.specs import Priority, parse_spec
 from scheduler.cli.documents import bring, check_local_inputs, parse_pairs, parse_parameters
@@ -47,6 +47,10 @@ def run(
     input_format: Annotated[
         str, typer.Option("--format", help="auto, jsonl, json, csv, text, parquet or dataset.")
     ] = "auto",
+    input_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Another field of the input, such as encoding=latin-1."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     slots: Annotated[int | None, typer.Option(min=1, help="The most slots to use.")] = None,
     priority: Annotated[Priority, typer.Option(help="Class of the job.")] = Priority.NORMAL,
@@ -74,6 +78,7 @@ def run(
             "format": input_format,
             "columns": columns,
             "key": key,
+            **_other_fields(input_option or []),
         },
         "parameters": parse_parameters(param or []),
         "dtype": dtype,
@@ -95,6 +100,20 @@ def run(
             write_results(client, job_id, output)
         else:
             show_results(client, job, as_lines=as_json)
+
+
+def _other_fields(pairs: list[str]) -> dict[str, str]:
+    """The input's fields that have no option of their own.
+
+    Raises:
+        InvalidSpec: one has.
+    """
+    fields = parse_pairs(pairs, "--input-option")
+    own = {"path": "--input", "format": "--format", "columns": "--column", "key": "--key"}
+    for name in fields:
+        if name in own:
+            raise InvalidSpec(f"--input-option: '{name}' has an option of its own, {own[name]}")
+    return dict(fields)
 
 
 def _number_or_share(text: str | None) -> int | str | None:

@@ -157,6 +157,17 @@ def test_the_columns_of_every_file_are_checked(tmp_path: Path, second: list[str]
         _rows(spec)
 
 
+@pytest.mark.parametrize(("name", "fields"), [("in.csv", {}), ("in.txt", {"format": "csv"})])
+def test_lines_taken_for_a_table_name_the_way_out(tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
+    (tmp_path / name).write_text("I love it\nI hate it\n")
+    spec = _spec(tmp_path / name)
+    spec = spec.model_copy(update={"input": spec.input.model_copy(update=fields)})
+    with pytest.raises(
+        InvalidInput, match=r"only I love it; if it has no header and each line is a row, set input\.format"
+    ):
+        _rows(spec)
+
+
 def test_a_submission_looks_at_the_first_files_only(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.csv").write_text("text\na\n" if number < 2 else "body\na\n")

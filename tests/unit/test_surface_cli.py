@@ -25,6 +25,7 @@ COMMANDS = {
         "--output",
         "--param",
         "--format",
+        "--input-option",
         "--dtype",
         "--slots",
         "--priority",
