@@ -83,7 +83,7 @@ def unknown_task(name: str) -> str:
     """What is said of a task that there is none of, with what may have been meant."""
     removed = REMOVED_TASKS.get("translation" if name.startswith("translation_") else name)
     if removed is not None:
-        return f"task '{name}' has been removed from transformers. {removed}"
+        return f"'{name}' has been removed from transformers. {removed}"
     near = difflib.get_close_matches(name[:100], [*TASKS, *ALIASES], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else f"; known tasks: {', '.join(TASKS)}"
     return f"unknown task '{short(name)}'{hint}"

@@ -28,7 +28,7 @@ from tests.tiny import (
 )
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine
-from worker.inference.tasks import OWN_TASKS, TaskModel, pipeline_internals
+from worker.inference.tasks import OWN_TASKS, TaskModel, pipeline_internals, staged
 from worker.inference.tasks.alone import TASKS_ALONE
 from worker.inference.tasks.calls import CALLS
 from worker.inference.tasks.json_values import json_value
@@ -281,6 +281,35 @@ def test_each_row_gets_what_its_pipeline_gives_alone(
         assert same(found[place], expected[index], tolerance=case.tolerance), (found[place], expected[index])
     num_items = sum(len(one.features.items) for one in task_model.encode(rows))
     assert (len(passes) < num_items) is case.is_joined
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_are_prepared_by_the_forward_thread_get_the_same(
+    model_of: Callable[[Callable[[Path], Path]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of mask generation are, which does not run here."""
+    task, folder = "zero-shot-object-detection", model_of(tiny_media.tiny_owl)
+    rows = [Row(index, None, values) for index, values in enumerate(_IMAGE_ROWS[:3])]
+    expected = through_engine(load(task, folder, LABELS), rows)
+    monkeypatch.setattr(staged, "TASKS_WHOLE", {task: "to try it"})
+    assert same(through_engine(load(task, folder, LABELS), rows), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_try_at_a_batch_gives_the_same(model_of: Callable[[Callable[[Path], Path]], Path]) -> None:
+    """Pipelines take their inputs apart, and a batch that did not fit is computed again."""
+    chunks = {"chunk_length_s": 0.2}
+    for task, build, rows, parameters in (
+        ("automatic-speech-recognition", tiny_ctc, _SOUND_ROWS, chunks),
+        ("table-question-answering", tiny_media.tiny_reader_of_tables, _TABLES, {}),
+        ("image-segmentation", tiny_media.tiny_segmenter, _IMAGE_ROWS, {}),
+    ):
+        task_model = load(task, model_of(build), parameters)
+        batch = task_model.encode([Row(index, None, values) for index, values in enumerate(rows)])
+        collated = task_model.collate(batch)
+        first = task_model.decode(batch, task_model.forward(collated))
+        assert task_model.decode(batch, task_model.forward(collated)) == first
+        assert task_model.decode(batch, task_model.forward(task_model.collate(batch))) == first
 
 
 def test_every_pipeline_of_transformers_is_a_task_of_ours() -> None:

@@ -20,6 +20,7 @@ from worker.device import Moment, is_out_of_memory, is_poisoned, one_line, relea
 from worker.inference.batching import pack, padded_tokens
 from worker.inference.budget import Budget
 from worker.inference.chunks import Piece
+from worker.inference.tasks.failures import plain_sentence
 from worker.inference.tasks.interface import Encoded, InFlight, Interrupted, TaskModel
 
 logger = logging.getLogger(__name__)
@@ -256,4 +257,4 @@ class Engine:
         if self._failures_logged < _LOGGED_FAILURES:
             self._failures_logged += 1
             logger.warning("a batch failed and is searched for the row that causes it: %s", one_line(error))
-        return RowError("row_failed", one_line(error))
+        return RowError("row_failed", plain_sentence(error))

@@ -9,7 +9,7 @@ Values = Mapping[str, Any]
 Arguments = tuple[Any, ...]
 Options = dict[str, Any]
 _ROW_OPTIONS = ("candidate_labels",)
-"""Inputs of a row that stand in for the job's parameter of the same name."""
+"""Inputs of a row that stand in for the job's parameter of the same name, where they are not empty."""
 
 _TAKE_LISTS_OF_LABELS = ("zero-shot-audio-classification", "zero-shot-image-classification")
 """Tasks whose pipelines take each letter of a text for a label."""
@@ -24,7 +24,9 @@ def _table(values: Values, options: Options) -> tuple[Arguments, Options]:
 
 
 def _document(values: Values, options: Options) -> tuple[Arguments, Options]:
-    row = {name: values[name] for name in ("question", "image", "word_boxes") if values.get(name) is not None}
+    row = {name: values[name] for name in ("question", "image")}
+    if values.get("word_boxes"):
+        row["word_boxes"] = values["word_boxes"]
     return (row,), options
 
 
@@ -81,7 +83,7 @@ def call_of(task: str, values: Values, parameters: Options) -> tuple[Arguments, 
         values: of the row, its media opened.
         parameters: of the job; they become part of the call, so they are the caller's last use of them.
     """
-    options = {**parameters, **{name: values[name] for name in _ROW_OPTIONS if values.get(name) is not None}}
+    options = {**parameters, **{name: values[name] for name in _ROW_OPTIONS if values.get(name)}}
     labels = options.get("candidate_labels")
     if isinstance(labels, str) and task in _TAKE_LISTS_OF_LABELS:
         options["candidate_labels"] = [label.strip() for label in labels.split(",") if label.strip()]

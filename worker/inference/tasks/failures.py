@@ -6,12 +6,14 @@ import re
 
 from worker.device import one_line
 
-_ADDRESS = re.compile(r"<[\w.]*?(\w+)(?: object| image)?[^<>]*? at 0x[0-9a-fA-F]+>")
-_LONG_WORD = re.compile(r"\S{101,}")
+_OBJECT = re.compile(r"<(?:\w+\.)*(\w+)[^<>]* at 0x[0-9a-fA-F]+>")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_LONG_WORD = re.compile(r"\S{201,}")
 
 
 def plain_sentence(error: BaseException) -> str:
     """The kind of an error and the first line of its message, without addresses of objects and without data that the
     message repeats."""
-    text = _LONG_WORD.sub(lambda word: f"{word[0][:40]}…", _ADDRESS.sub(r"a \1", one_line(error, longest=10_000)))
+    text = _ADDRESS.sub("", _OBJECT.sub(r"a \1", one_line(error, longest=10_000)))
+    text = _LONG_WORD.sub(lambda word: f"{word[0][:40]}…", text)
     return text if len(text) <= 300 else f"{text[:299]}…"

@@ -102,7 +102,8 @@ def _cut_fields(value: Mapping[str, Any], position: int, num_rows: int) -> Any:
 def moved(value: Any, device: torch.device) -> Any:
     """The same structure with its tensors on a device; its containers are new, as pipelines take them apart."""
     if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
+        # Not so to the CPU: what is read there must have arrived.
+        return value.to(device, non_blocking=device.type != "cpu")
     if isinstance(value, ModelOutput):
         return ModelOutput({name: moved(inner, device) for name, inner in value.items() if name not in _NEVER_READ})
     if isinstance(value, dict):

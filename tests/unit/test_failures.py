@@ -1,0 +1,14 @@
+"""What a library's exception says becomes a sentence without addresses and without data."""
+
+from __future__ import annotations
+
+import io
+
+from worker.inference.tasks.failures import plain_sentence
+
+
+def test_addresses_and_data_are_left_out() -> None:
+    told = plain_sentence(ValueError(f"cannot identify image file {io.BytesIO()!r}\nand more"))
+    assert told == "ValueError: cannot identify image file a BytesIO"
+    assert plain_sentence(OSError(f"no file {'x' * 1000} here")) == f"OSError: no file {'x' * 40}… here"
+    assert len(plain_sentence(TypeError("word " * 1000))) == 300
