@@ -20,7 +20,8 @@ class AlreadyRunning(Conflict):
 
 
 def make_data_dir(path: Path) -> None:
-    """Make the data directory, for its owner's eyes only. One that is there keeps its mode.
+    """Make the data directory, for its owner's eyes only. One that is there keeps its mode: what Stoker puts into it is
+    private by itself (`jobs.private_files`).
 
     Raises:
         InvalidSpec: it cannot be made or written to.

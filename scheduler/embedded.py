@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +17,11 @@ from sqlmodel import col
 
 from jobs.database import Database
 from jobs.errors import InvalidSpec, ServiceUnavailable, StokerError
+from jobs.private_files import FOLDERS, make_database_file, make_private
+from jobs.projects import OPERATOR
 from jobs.settings import Settings
 from jobs.states import SlotState
-from jobs.tables import Slot
+from jobs.tables import ApiKey, Slot
 from scheduler import redis_server
 from scheduler.client import StokerClient
 from scheduler.data_dir import StackLock, make_data_dir
@@ -62,11 +64,12 @@ class Stack:
         open_to_user = {
             "input_roots": [Path("/")],
             "output_roots": [Path("/")],
-            "code_roots": [Path.cwd()],
+            "code_roots": code_roots(settings.data_dir),
             "any_model": True,
         }
         unset = {name: value for name, value in open_to_user.items() if name not in settings.model_fields_set}
         self.settings = settings.model_copy(update={"data_dir": settings.data_dir, "host": settings.host} | unset)
+        self._opens_everything = "input_roots" in unset or "output_roots" in unset
         self._supervisor: Supervisor | None = None
         self._lock = StackLock()
         self.is_stopping = False
@@ -100,14 +103,19 @@ class Stack:
             ServiceUnavailable: a part does not come up.
         """
         make_data_dir(self.settings.data_dir)
+        make_private(self.settings, folders=FOLDERS)
         patience_seconds = self.settings.grace_seconds + _WORKER_EXTRA_SECONDS + _SERVER_GRACE_SECONDS
         self._lock.take(self.settings, patience_seconds=patience_seconds)
         self._choose_port()
         self._lock.announce(self.url)
         self.settings.url_path.unlink(missing_ok=True)
+        if not self.settings.database_url:
+            make_database_file(self.settings)
         database = Database(self.settings.resolved_database_url)
         try:
             migrate(database)
+            if self._opens_everything:
+                _warn_of_projects(database)
             key = ensure_local_key(self.settings, database)
             with database.read() as session:
                 before = _Before(database.time(session), frozenset(session.scalars(select(col(Slot.incarnation)))))
@@ -158,7 +166,6 @@ class Stack:
     def _start_programs(self) -> None:
         self._supervisor = Supervisor(pass_fds=self._lock.inherited)
         logs = self.settings.data_dir / "logs"
-        logs.mkdir(mode=0o700, exist_ok=True)
         env = {**os.environ, **settings_environment(self.settings)}
         if not self.settings.redis_url:
             redis_server.prepare_folders(self.settings)
@@ -204,6 +211,32 @@ class Stack:
     def _last_words(self, name: str) -> str:
         log = self.settings.data_dir / "logs" / f"{name}.log"
         return f"{last_line(log) or 'it said nothing'} (its log: {log})"
+
+
+# -- what is open to whom ------------------------------------------------------------------------------------------
+
+
+def code_roots(data_dir: Path) -> list[Path]:
+    """Where modules may lie that jobs run: the folder where the stack is started, unless that is the data directory or
+    in it, which a service's working directory may be."""
+    here = Path.cwd()
+    return [] if here.resolve().is_relative_to(data_dir.resolve()) else [here]
+
+
+def _warn_of_projects(database: Database) -> None:
+    with database.read() as session:
+        others = select(col(ApiKey.project)).where(col(ApiKey.project) != OPERATOR, col(ApiKey.revoked_at).is_(None))
+        projects = sorted(set(session.scalars(others)))
+    if projects:
+        logger.warning("%s", open_roots_warning(projects))
+
+
+def open_roots_warning(projects: Sequence[str]) -> str:
+    """What an operator is told who gives out keys of further projects while jobs may name any file."""
+    return (
+        f"jobs of {', '.join(projects)} may read and write every file that this user may, but Stoker's own: set "
+        "STOKER_INPUT_ROOTS, STOKER_OUTPUT_ROOTS and STOKER_CODE_ROOTS to what projects are to share"
+    )
 
 
 # -- the parts' own truth ------------------------------------------------------------------------------------------

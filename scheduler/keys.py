@@ -114,7 +114,7 @@ def ensure_local_key(settings: Settings, database: Database) -> str:
         The secret.
     """
     path = settings.local_key_path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _held(path.parent):
         secret = _read_key_file(path) or _write_key_file(path)
         _register(database, name=_LOCAL_NAME, project=OPERATOR, secret=secret)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs import process
+from jobs.private_files import open_private
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class Supervisor:
 
     def _spawn(self, program: Program, *, num_quick_deaths: int) -> None:
         program.before_start(num_quick_deaths)
-        with program.log.open("ab") as log:
+        with open(program.log, "ab", opener=open_private) as log:
             started = process.spawn(
                 program.argv,
                 env=program.env,

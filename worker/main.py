@@ -22,6 +22,7 @@ from jobs import process, slots
 from jobs.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.ids import new_id
+from jobs.private_files import make_private
 from jobs.queue import connect
 from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from jobs.settings import Settings
@@ -240,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging("supervisor")
     process.adopt_orphans()  # what a worker that was killed leaves behind is killed with it
     settings = Settings()
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(settings, folders=("job-models", "training"))
     infos = discover(settings, visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"))
     for info in infos:
         logger.info(

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from jobs.projects import OPERATOR
 from scheduler.cli.reaching import DataDir, Json, Url, load_settings
 from scheduler.cli.terminal import age, cell, make_table, say, show, show_json, show_table, state_cell
+from scheduler.data_dir import is_running
 
 if TYPE_CHECKING:
     from jobs.database import Database
@@ -19,6 +21,8 @@ _keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, lis
 _db = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The database's schema.")
 
 
+_ROOTS = {"input_roots", "output_roots"}
+"""What `stoker up` opens wide where it is not set."""
 _FOLDED = {"no_wrap": False, "overflow": "fold"}
 
 
@@ -72,6 +76,11 @@ def create_key(
 
     with _database(context, data_dir) as database:
         made = api_keys.create_key(database, name, project=project)
+    settings = load_settings(context, data_dir=data_dir)
+    if made.project != OPERATOR and is_running(settings.data_dir) and not settings.model_fields_set >= _ROOTS:
+        from scheduler.embedded import open_roots_warning
+
+        say(f"warning: {open_roots_warning([made.project])}")
     if as_json:
         show_json({"id": made.id, "name": made.name, "project": made.project, "key": made.secret})
         return
@@ -112,12 +121,15 @@ def revoke_key(
 @_db.command("upgrade")
 def upgrade_database(context: typer.Context, data_dir: DataDir = None) -> None:
     """Bring the database to this version's schema and print its revision."""
+    from jobs.private_files import make_database_file, make_private
     from scheduler.data_dir import make_data_dir
     from scheduler.schema import migrate
 
     settings = load_settings(context, data_dir=data_dir)
     if not settings.database_url:
         make_data_dir(settings.data_dir)
+        make_private(settings)
+        make_database_file(settings)
     with _database(context, data_dir, migrated=False) as database:
         show(migrate(database))
 
