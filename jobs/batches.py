@@ -156,7 +156,7 @@ def get(session: Session, batch_id: str) -> Batch:
 def list_batches(
     session: Session, *, project: str | None, after: str | None = None, limit: int = 20
 ) -> tuple[list[Batch], bool]:
-    """A page of batches, newest first.
+    """A page of batches, newest first; their errors are not read with it.
 
     Args:
         project: whose batches; None for all.
@@ -170,7 +170,7 @@ def list_batches(
     """
     conditions = [] if project is None else [col(Batch.project) == project]
     last = None if after is None else get(session, after)
-    return paging.page(session, Batch, *conditions, last=last, limit=limit)
+    return paging.page(session, Batch, *conditions, last=last, limit=limit, large=[Batch.errors])
 
 
 def counts(session: Session, batch: Batch) -> BatchCounts:

@@ -90,6 +90,14 @@ class UnknownModel(NotFound):
     code = "model_not_found"
 
 
+class RequestTimeout(UserError):
+    """The client sent nothing for too long in the middle of its request."""
+
+    code = "request_timeout"
+    http_status = 408
+    retryable = True
+
+
 class Conflict(UserError):
     """The thing is not in a state that allows this."""
 

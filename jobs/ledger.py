@@ -138,7 +138,7 @@ def list_jobs(
     state: JobState | None = None,
     order: Order = "desc",
 ) -> tuple[list[Job], bool]:
-    """A page of jobs by time of submission.
+    """A page of jobs by time of submission; their specs, which may be megabytes, are not read with it.
 
     Args:
         project: whose jobs; None for all.
@@ -157,7 +157,7 @@ def list_jobs(
     if state is not None:
         conditions.append(col(Job.state) == state)
     last = None if after is None else get(session, after)
-    return paging.page(session, Job, *conditions, last=last, limit=limit, order=order)
+    return paging.page(session, Job, *conditions, last=last, limit=limit, order=order, large=[Job.spec])
 
 
 def artifacts(session: Session, job_id: str) -> list[Artifact]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, select, tuple_
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col
 
 from jobs.tables import Batch, Job, StoredFile, Webhook, WebhookDelivery
@@ -21,6 +23,7 @@ def page(
     last: Noun | None,
     limit: int,
     order: Order = "desc",
+    large: Sequence[Any] = (),
 ) -> tuple[list[Noun], bool]:
     """The nouns that meet the conditions, as many as fit on a page.
 
@@ -28,12 +31,13 @@ def page(
         last: of the page before; None for the first page.
         limit: the most on a page.
         order: `desc`, newest first, or `asc`.
+        large: columns that are not read with the page, but each when it is asked for in the same session.
 
     Returns:
         The nouns, and whether there are more after them.
     """
     created, noun_id = col(table.created_at), col(table.id)
-    query = select(table).where(*conditions)
+    query = select(table).where(*conditions).options(*(defer(column) for column in large))
     if last is not None:
         at, before = (created, noun_id), (last.created_at, last.id)
         query = query.where(tuple_(*at) < before if order == "desc" else tuple_(*at) > before)

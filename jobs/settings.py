@@ -50,6 +50,16 @@ class Settings(BaseSettings):
     """The key clients send; empty: the data directory's `local.key`."""
     max_upload_bytes: int = Field(default=20 * 2**30, gt=0)
     """Largest uploaded file."""
+    connections: int = Field(default=1000, ge=1)
+    """Connections to the API at once, or a third of the files that the process may open where that is less; of more,
+    each is answered 503."""
+    request_seconds: float = Field(default=20.0, gt=0)
+    """Time that a client has to send a request's line and headers."""
+    client_idle_seconds: float = Field(default=60.0, gt=0)
+    """A client that sends nothing of a request's body for this long gets a 408; one that takes nothing of an answer for
+    ten times as long is cut off."""
+    key_uploads: int = Field(default=8, ge=1)
+    """Uploads of one API key that are received at once; further ones wait for their turn."""
 
     projects: Limits = {}
     """What each project may use, `[projects.NAME]` tables of `stoker.toml`: `queued_rows`, `upload_bytes`,

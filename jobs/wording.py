@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Characters that a terminal or a page obeys instead of showing them: control characters, also those of eight bits
+(C1), and those that turn the direction of text around, so that a name reads as another."""
 LONGEST_SHOWN_CHARACTERS = 200
 """Characters of a client's own text that a message repeats."""
 LONGEST_MESSAGE_CHARACTERS = 2000

@@ -11,18 +11,21 @@ from typing import Any, BinaryIO
 import orjson
 
 from jobs.batches import BatchPart, BatchPlan
+from jobs.bounds import LONGEST_PATH_BYTES
 from jobs.catalogue import CatalogueModel
 from jobs.errors import UserError
 from jobs.ids import new_id
 from jobs.specs import parse_spec
 from jobs.store import Draft, Store, batch_prefix
-from jobs.wording import shown
+from jobs.wording import short, short_message, shown
 from scheduler.api.openai import ENDPOINTS, TASK_DEFAULTS, TASK_PARAMETERS, Asked, Refusal
 
 MOST_ERRORS = 1000
 """Bad lines that are reported; of more, the first ones."""
 MOST_PARTS = 64
 """Jobs of one batch: models, times the job parameters that its lines differ in."""
+LONGEST_CUSTOM_ID = 512
+"""Characters."""
 _BLOCK_BYTES = 2**20
 _LOOK_LINES = 1000  # between two questions whether it is wanted yet
 
@@ -178,6 +181,9 @@ class Intake:
         custom_id = request.get("custom_id")
         if not isinstance(custom_id, str) or not custom_id:
             raise _WrongLine("missing_required_parameter", "custom_id: must be a text", "custom_id")
+        if len(custom_id) > LONGEST_CUSTOM_ID:
+            message = f"custom_id: has more than {LONGEST_CUSTOM_ID} characters"
+            raise _WrongLine("invalid_value", message, "custom_id")
         digest = hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
         if digest in self._seen:
             raise _WrongLine("duplicate_custom_id", f"custom_id: {shown(custom_id, 80)} is taken", "custom_id")
@@ -192,6 +198,10 @@ class Intake:
             raise _WrongLine("missing_required_parameter", "body: must be an object", "body")
         if not isinstance(body.get("model"), str) or not body["model"]:
             raise _WrongLine("missing_required_parameter", "body.model: must be a text", "body.model")
+        if len(body["model"]) > LONGEST_PATH_BYTES:
+            raise _WrongLine(
+                "invalid_value", f"body.model: has more than {LONGEST_PATH_BYTES} characters", "body.model"
+            )
         return request
 
     # -- where it goes
@@ -239,7 +249,8 @@ class Intake:
 
     def _note(self, number: int, wrong: _WrongLine) -> None:
         if len(self._errors) < MOST_ERRORS:
-            self._errors.append(_error(wrong.code, f"line {number}: {wrong.message}", number, wrong.param))
+            message = short_message(f"line {number}: {wrong.message}")
+            self._errors.append(_error(wrong.code, message, number, wrong.param and short(wrong.param)))
 
     def _finished(self, part: _Part) -> BatchPart:
         task = self._translation.task

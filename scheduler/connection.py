@@ -181,7 +181,7 @@ class Connection:
                         file.write(block)
                     num_bytes = file.tell()
             except (ServiceUnavailable, ApiError) as error:
-                if not error.retryable:
+                if not error.retryable or isinstance(error.__cause__, OSError):  # of this machine's disk
                     raise
                 patience.pause_or_raise(error, error.__cause__)
             else:

@@ -15,6 +15,7 @@ from typing import Self
 from sqlalchemy import select
 from sqlmodel import col
 
+from jobs.atomic import reason
 from jobs.database import Database
 from jobs.errors import InvalidSpec, ServiceUnavailable, StokerError
 from jobs.private_files import FOLDERS, make_database_file, make_private
@@ -100,8 +101,18 @@ class Stack:
         Raises:
             AlreadyRunning: another stack holds the data directory.
             UserError: a setting is at fault: a port in use, a data directory that cannot be written.
-            ServiceUnavailable: a part does not come up.
+            ServiceUnavailable: a part does not come up, or the data directory's disk is full.
         """
+        try:
+            self._start()
+        except OSError as error:
+            place = error.filename or self.settings.data_dir
+            raise ServiceUnavailable(
+                f"'{place}' cannot be written: {reason(error)}; make room there, or name another data directory "
+                "with --data-dir"
+            ) from error
+
+    def _start(self) -> None:
         make_data_dir(self.settings.data_dir)
         make_private(self.settings, folders=FOLDERS)
         patience_seconds = self.settings.grace_seconds + _WORKER_EXTRA_SECONDS + _SERVER_GRACE_SECONDS

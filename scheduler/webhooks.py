@@ -30,7 +30,8 @@ from scheduler.version import version
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_URL = 2000
+LONGEST_URL = 2000
+"""Characters of a webhook's URL."""
 _PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 _CLAIM_TIMEOUTS = 3.0  # life of a claim in timeouts: the name is looked up before the time of the try begins
 _MOST_ADDRESSES = 3  # of one host that are tried
@@ -208,8 +209,8 @@ def _reason(error: Exception) -> str:
 
 
 def _parse(url: str) -> httpx.URL:
-    if len(url) > _LONGEST_URL:
-        raise UserError(f"has more than {_LONGEST_URL} characters")
+    if len(url) > LONGEST_URL:
+        raise UserError(f"has more than {LONGEST_URL} characters")
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:

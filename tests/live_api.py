@@ -20,6 +20,7 @@ from jobs.queue import Doorbell
 from jobs.settings import Settings
 from jobs.store import Store
 from scheduler.api.app import create_app
+from scheduler.api.serve import connection_limits
 from scheduler.api.server import ApiServer
 from scheduler.client import StokerClient
 from scheduler.keys import create_key
@@ -64,7 +65,13 @@ def live_api(settings: Settings, database: Database, *, retry_seconds: float = 0
     """Serve on a free port for the time of a `with`."""
     store = Store(settings.resolved_store_url)
     doorbell = Doorbell(settings)
-    server = ApiServer(create_app(settings, database, store, doorbell), host="127.0.0.1", port=0, grace_seconds=2.0)
+    server = ApiServer(
+        create_app(settings, database, store, doorbell),
+        host="127.0.0.1",
+        port=0,
+        grace_seconds=2.0,
+        limits=connection_limits(settings),
+    )
     key = create_key(database, "test").secret
     server.start()
     try:

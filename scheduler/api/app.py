@@ -71,10 +71,9 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
         redirect_slashes=False,
     )
     app.state.context = context
-    add_error_handlers(app)
-    for module in (
-        jobs, job_metrics, results, events, slots, files, batches, webhooks, models, limits, health, metrics,
-    ):  # fmt: skip
+    modules = (jobs, job_metrics, results, events, slots, files, batches, webhooks, models, limits, health, metrics)
+    add_error_handlers(app, [route for module in modules for route in module.router.routes])
+    for module in modules:
         app.include_router(module.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

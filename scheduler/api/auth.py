@@ -5,25 +5,31 @@ A key names a project. What it makes belongs to that project; `scope` says what 
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from jobs.errors import ServiceUnavailable, Unauthorized
+from jobs.errors import Forbidden, ServiceUnavailable, Unauthorized
+from jobs.settings import Settings
 from jobs.tables import ApiKey
-from scheduler.api.context import InContext
+from scheduler.api.context import Context, InContext
 from scheduler.keys import NewKey, create_key, ensure_local_key, find_key, list_keys, revoke_key
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
+    "Credentials",
     "Key",
     "NewKey",
     "bearer",
+    "check_host",
     "create_key",
     "ensure_local_key",
+    "is_loopback",
     "list_keys",
     "require_key",
     "revoke_key",
@@ -33,9 +39,11 @@ bearer = HTTPBearer(auto_error=False, description="A key made by `stoker keys cr
 """What a request sends; None where it sends none."""
 
 
-def require_key(
-    context: InContext, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> ApiKey:
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+"""What a request sends; a dependency."""
+
+
+def require_key(context: InContext, credentials: Credentials) -> ApiKey:
     """The key that a request carries; a dependency of every route under /v1.
 
     Raises:
@@ -57,3 +65,48 @@ def require_key(
 
 
 Key = Annotated[ApiKey, Depends(require_key)]
+
+
+# -- routes without a key ------------------------------------------------------------------------------------------
+
+
+def check_host(request: Request, context: Context, credentials: HTTPAuthorizationCredentials | None) -> None:
+    """Refuse a request without a key that was made for another host than this machine.
+
+    An API that listens on loopback only is reached by pages in a browser of this machine too, under a name of theirs
+    that they let point here (DNS rebinding). Addresses and `localhost` are no such names. An API that listens on more
+    is there to be reached by any name.
+
+    Raises:
+        Forbidden: its `Host` is such a name, and it carries no key.
+        Unauthorized: the key that it carries is not valid.
+    """
+    settings = context.settings
+    if not is_loopback(settings.host) or _names_this_machine(request.headers.get("host", ""), settings):
+        return
+    if credentials is None:
+        raise Forbidden("this API listens on this machine only: name it by an address or localhost, or send a key")
+    require_key(context, credentials)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to bind is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _names_this_machine(host: str, settings: Settings) -> bool:
+    """Whether a `Host` header is an address or a name of this machine; absent, as in HTTP/1.0, it is."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    if not host or name in {"localhost", settings.host.lower()} or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

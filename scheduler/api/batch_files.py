@@ -13,6 +13,7 @@ from jobs.projects import sees
 from jobs.states import LIVE_BATCH_STATES
 from jobs.tables import ApiKey, Batch
 from scheduler.api.context import Context
+from scheduler.api.live_key import while_valid
 from scheduler.api.schemas import FileView
 from scheduler.batch_answers import answers
 
@@ -40,7 +41,7 @@ def growing_view(batch: Batch, file_id: str) -> FileView:
     )
 
 
-def stream_growing(context: Context, batch: Batch, file_id: str) -> StreamingResponse:
+def stream_growing(context: Context, batch: Batch, file_id: str, key: ApiKey) -> StreamingResponse:
     """The lines that are known now, in the order of the input; those of rows that are not done are missing."""
     with context.database.read() as session:
         jobs = batches.jobs_of(session, batch.id)
@@ -57,4 +58,4 @@ def stream_growing(context: Context, batch: Batch, file_id: str) -> StreamingRes
                 block.clear()
         yield bytes(block)
 
-    return StreamingResponse(blocks(), media_type="application/octet-stream")
+    return StreamingResponse(while_valid(blocks(), context, key), media_type="application/octet-stream")

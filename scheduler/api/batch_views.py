@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -29,7 +30,7 @@ class BatchError(BaseModel):
 
 
 class BatchErrors(BaseModel):
-    """All that is wrong, up to a thousand entries."""
+    """All that is wrong, up to a thousand entries; ten in lists."""
 
     object: Literal["list"] = "list"
     data: list[BatchError]
@@ -85,13 +86,13 @@ class BatchView(BaseModel):
     retry_of: str | None = Field(description="The batch whose answers this one completes. An extension.")
 
 
-def batch_view(batch: Batch, counts: BatchCounts) -> BatchView:
-    """A batch as JSON."""
+def batch_view(batch: Batch, counts: BatchCounts, errors: Sequence[Mapping[str, Any]] | None) -> BatchView:
+    """A batch as JSON, with these of its errors."""
     return BatchView(
         id=batch.id,
         endpoint=batch.endpoint,
         model=batch.model,
-        errors=None if batch.errors is None else BatchErrors(data=[BatchError(**error) for error in batch.errors]),
+        errors=None if errors is None else BatchErrors(data=[BatchError(**error) for error in errors]),
         input_file_id=batch.input_file_id,
         completion_window=batch.completion_window,
         status=batch.state,

@@ -21,6 +21,7 @@ from scheduler.api.batch_views import BatchView, batch_view
 from scheduler.api.context import AfterId, Context, InContext, PageSize
 from scheduler.api.documents import parse_request, read_document
 from scheduler.api.errors import error_responses
+from scheduler.api.listed import shown_errors
 from scheduler.api.openai import ENDPOINTS
 from scheduler.api.schemas import Page, page
 from scheduler.api.scope import find_batch, scope_of
@@ -37,12 +38,24 @@ _LONGEST_VALUE = 512
 _LONGEST_WINDOW_SECONDS = 30 * 86400
 
 
+Labels = Annotated[
+    dict[str, str],
+    Field(
+        json_schema_extra={
+            "maxProperties": _MOST_LABELS,
+            "propertyNames": {"maxLength": _LONGEST_LABEL},
+            "additionalProperties": {"type": "string", "maxLength": _LONGEST_VALUE},
+        }
+    ),
+]
+
+
 class OutputExpiry(BaseModel):
     """How long the output files are kept."""
 
     model_config = ConfigDict(extra="forbid")
 
-    anchor: str = Field(pattern="^created_at$")
+    anchor: str = Field(pattern="^created_at$", max_length=20)
     seconds: int = Field(ge=3600, le=2_592_000)
 
 
@@ -54,7 +67,7 @@ class BatchRequest(BaseModel):
     input_file_id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")
     endpoint: str = Field(max_length=100, json_schema_extra={"enum": list(ENDPOINTS)})
     completion_window: str = Field(max_length=20, description="`24h`, `90m`, ...: after it, the batch expires.")
-    metadata: dict[str, str] | None = Field(default=None, description="Up to 16 pairs.")
+    metadata: Labels | None = Field(default=None, description="Up to 16 pairs.")
     output_expires_after: OutputExpiry | None = None
     retry_of: str | None = Field(
         default=None,
@@ -69,7 +82,7 @@ _BODY = {"application/json": {"schema": {"$ref": f"#/components/schemas/{BatchRe
 
 @router.post(
     "",
-    responses=error_responses(404, 409, 413),
+    responses=error_responses(404, 408, 409, 413),
     openapi_extra={"requestBody": {"required": True, "content": _BODY}},
 )
 def create_batch(
@@ -103,13 +116,17 @@ def create_batch(
 
 @router.get("", responses=error_responses(404))
 def list_batches(context: InContext, key: Key, after: AfterId = None, limit: PageSize = 20) -> Page[BatchView]:
-    """Batches of the key's project, newest first."""
+    """Batches of the key's project, newest first, with the first ten `errors` of each."""
     with context.database.read() as session:
         if after is not None:
             find_batch(session, after, key)
         found, has_more = batches.list_batches(session, project=scope_of(key), after=after, limit=limit)
-        views = [batch_view(batch, batches.counts(session, batch)) for batch in found]
-    return page(views, has_more=has_more)
+        errors = shown_errors(session, found)
+        views = [
+            batch_view(batch, batches.counts(session, batch), first)
+            for batch, first in zip(found, errors, strict=False)
+        ]
+    return page(views, has_more=has_more or len(views) < len(found))
 
 
 @router.get("/{batch_id}", responses=error_responses(404))
@@ -186,4 +203,4 @@ def _window_seconds(window: str) -> int:
 
 def _shown(context: Context, batch: Batch) -> BatchView:
     with context.database.read() as session:
-        return batch_view(batch, batches.counts(session, batch))
+        return batch_view(batch, batches.counts(session, batch), batch.errors)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -44,6 +46,32 @@ class Closing:
         return True
 
 
+class UploadTurns:
+    """Whose uploads are received now. Only used on the loop that serves."""
+
+    def __init__(self, most_of_one_key: int) -> None:
+        """
+        Args:
+            most_of_one_key: uploads of one key at once, so that one whose clients are stuck stops no other.
+        """
+        self._most_of_one_key = most_of_one_key
+        self._of_key: dict[str, tuple[CapacityLimiter, int]] = {}
+        self._threads = CapacityLimiter(_UPLOADS_AT_ONCE)
+
+    @asynccontextmanager
+    async def turn(self, key_id: str) -> AsyncIterator[CapacityLimiter]:
+        """Wait for the key's turn. Gives what bounds the threads of all uploads together."""
+        limiter, num_users = self._of_key.get(key_id, (CapacityLimiter(self._most_of_one_key), 0))
+        self._of_key[key_id] = limiter, num_users + 1
+        try:
+            async with limiter:
+                yield self._threads
+        finally:
+            limiter, num_users = self._of_key.pop(key_id)
+            if num_users > 1:
+                self._of_key[key_id] = limiter, num_users - 1
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What every route may use."""
@@ -54,8 +82,11 @@ class Context:
     doorbell: Doorbell
     throttle: Throttle
     closing: Closing = field(default_factory=Closing)
-    upload_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_UPLOADS_AT_ONCE))
-    """Threads of uploads, which may last for hours; kept apart from those that answer everybody else."""
+    uploads: UploadTurns = field(init=False)
+    """Turns of uploads, which may last for hours; their threads are apart from those that answer everybody else."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uploads", UploadTurns(self.settings.key_uploads))
 
 
 def get_context(request: Request) -> Context:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from jobs.errors import TooLarge, UserError
+from jobs.bounds import MOST_FIELDS
+from jobs.errors import RequestTimeout, TooLarge, UserError
+from jobs.wording import short
+from scheduler.api.context import Context
 from scheduler.plain_data import parse_document
 
 Asked = TypeVar("Asked", bound=BaseModel)
@@ -24,6 +29,7 @@ async def read_document(request: Request) -> dict[str, Any]:
 
     Raises:
         TooLarge: it is longer than the limit of its kind; no more than that was read.
+        RequestTimeout: nothing of it came for too long.
         InvalidSpec: it is no mapping of plain values.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -34,12 +40,28 @@ async def read_document(request: Request) -> dict[str, Any]:
     if declared.isdigit() and int(declared) > limit:
         raise too_large
     body = bytearray()
-    async for block in request.stream():
+    stream = aiter(request.stream())
+    while (block := await next_block(request, stream)) is not None:
         body += block
         if len(body) > limit:
             raise too_large
     # In a thread of the pool: others are served meanwhile
     return await run_in_threadpool(parse_document, bytes(body), name="the body", is_yaml=is_yaml)
+
+
+async def next_block(request: Request, stream: AsyncIterator[bytes]) -> bytes | None:
+    """The next block of a request's body, or None at its end.
+
+    Raises:
+        RequestTimeout: nothing came for too long.
+    """
+    context: Context = request.app.state.context
+    seconds = context.settings.client_idle_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(stream, None)
+    except TimeoutError as error:
+        raise RequestTimeout(f"nothing of the request's body came for {seconds:g} s") from error
 
 
 def parse_request(form: type[Asked], document: dict[str, Any], *, noun: str) -> Asked:
@@ -53,11 +75,13 @@ def parse_request(form: type[Asked], document: dict[str, Any], *, noun: str) -> 
     Raises:
         UserError: it does not have that form; the message names the first field at fault.
     """
+    if len(document) > MOST_FIELDS:  # each unknown one would become an error of its own
+        raise UserError(f"{noun} has no {len(document)} parameters")
     try:
         return form.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"])
+        param = ".".join(short(str(part)) for part in first["loc"])
         message = f"is not a parameter of {noun}" if first["type"] == "extra_forbidden" else first["msg"]
         raise UserError(f"{param}: {message}", param=param) from error
 

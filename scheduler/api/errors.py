@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -14,10 +15,11 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.errors import StokerError, TooManyRequests
-from jobs.wording import first_fault
+from jobs.wording import first_fault, short, short_message
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ _MEANINGS = {
     401: "The key is missing or not valid.",
     403: "That is not allowed here.",
     404: "There is no such thing that the key sees.",
+    408: "Nothing came for too long in the middle of the request.",
     409: "The thing is not in a state that allows this.",
     413: "The body is too large.",
     429: "A limit of the project is reached; `retry-after` says when to try again.",
@@ -68,6 +71,8 @@ def error_response(
     extra = dict(headers or {})
     if status == HTTPStatus.CONFLICT:
         extra["x-should-retry"] = "false"  # OpenAI's SDK retries a 409 otherwise
+    elif status == HTTPStatus.REQUEST_TIMEOUT:
+        extra["connection"] = "close"  # the rest of the request may still come
     elif status == HTTPStatus.UNAUTHORIZED:
         extra["www-authenticate"] = "Bearer"
     elif status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -76,8 +81,14 @@ def error_response(
     return JSONResponse({"error": detail.model_dump()}, status_code=status, headers=extra)
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Make every error of `app` answer in the one shape, and give every answer its `x-request-id`."""
+def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Make every error of `app` answer in the one shape, and give every answer its `x-request-id`.
+
+    Args:
+        app: the application.
+        routes: all of it, for the methods that a 405 names.
+    """
+    app.state.routes = routes
     app.add_exception_handler(StokerError, _on_stoker_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -86,7 +97,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 class RequestEdge:
-    """The outermost layer: names each request, and turns what nobody caught into a 500 that tells no internals."""
+    """The outermost layer: names each request, answers HEAD as GET without a body, and turns what nobody caught into a
+    500 that tells no internals."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -98,6 +110,8 @@ class RequestEdge:
             return
         request_id = f"req_{secrets.token_hex(12)}"
         started = False
+        if scope["method"] == "HEAD":
+            scope, receive, send = _without_body(scope, receive, send)
 
         async def send_named(message: Message) -> None:
             nonlocal started
@@ -122,6 +136,44 @@ class RequestEdge:
             await answer(scope, receive, send_named)
 
 
+def _without_body(scope: Scope, receive: Receive, send: Send) -> tuple[Scope, Receive, Send]:
+    """A HEAD request as the GET that it asks about, whose answer ends with its headers."""
+    ended = asyncio.Event()
+
+    async def receive_until_ended() -> Message:
+        """What comes from the client; once the answer has ended, that the client is gone, which ends a stream."""
+        if ended.is_set():
+            return {"type": "http.disconnect"}
+        waits = {asyncio.ensure_future(receive()), asyncio.ensure_future(ended.wait())}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            found = next(iter(done)).result()
+            return found if isinstance(found, dict) else {"type": "http.disconnect"}
+        finally:
+            for one in waits:
+                one.cancel()
+
+    async def send_head(message: Message) -> None:
+        if ended.is_set():
+            return
+        await send(message)
+        if message["type"] == "http.response.start":
+            ended.set()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return {**scope, "method": "GET"}, receive_until_ended, send_head
+
+
+def _methods_at(request: Request) -> list[str]:
+    """The methods that there are at a request's path."""
+    methods: set[str] = set()
+    for route in request.app.state.routes:
+        match, _ = route.matches(request.scope)
+        if match != Match.NONE:
+            methods.update(route.methods or ())
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+
+
 def _on_stoker_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StokerError)
     if error.http_status >= 500:
@@ -135,16 +187,18 @@ def _on_invalid_request(_request: Request, error: Exception) -> JSONResponse:
     name, message = first_fault(error.errors())
     place, _, field = name.partition(".")  # of the request: its query, path or body
     param = field or place
-    return error_response(400, f"{param}: {message}", code="invalid_request", param=param)
+    return error_response(400, short_message(f"{param}: {message}"), code="invalid_request", param=param)
 
 
 def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if error.status_code == HTTPStatus.NOT_FOUND:
         return error_response(404, "there is nothing at this path", code="not_found", headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        message = f"{request.method} is not possible at this path"
+        message = f"{short(request.method, 40)} is not possible at this path"
+        own = headers.get("allow", "").replace(" ", "").split(",")  # of one route; of the document's, all there are
+        headers["allow"] = ", ".join(_methods_at(request) or sorted(own))
         return error_response(405, message, code="method_not_allowed", headers=headers)
     return error_response(error.status_code, str(error.detail), code="invalid_request", headers=headers)
 

@@ -71,6 +71,7 @@ def get_events(
         return page(events[:limit], has_more=len(events) > limit)
     return Follower(
         context,
+        key,
         job_id,
         read,
         after=after if last_event_id is None else last_event_id,
@@ -105,6 +106,7 @@ def get_logs(
         return page(lines[:limit], has_more=len(lines) > limit)
     return Follower(
         context,
+        key,
         job_id,
         read,
         after=after if last_event_id is None else last_event_id,

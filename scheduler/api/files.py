@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 import anyio.from_thread
@@ -13,7 +14,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request
 from sqlmodel import Session, col
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from jobs import paging
 from jobs.batches import ROWS_PURPOSE
@@ -28,8 +29,9 @@ from jobs.usage import storage_full, take_bytes, uploaded_bytes
 from scheduler.api.auth import Key, require_key
 from scheduler.api.batch_files import find_growing, growing_view, stream_growing
 from scheduler.api.context import AfterId, Context, FileId, InContext
+from scheduler.api.documents import next_block
 from scheduler.api.errors import error_responses
-from scheduler.api.objects import stream_object
+from scheduler.api.objects import RANGES, stream_object
 from scheduler.api.schemas import DeletedFile, FileView, Page, file_view, page
 from scheduler.api.scope import scope_of
 from scheduler.api.uploads import Part, boundary_of, read_field, read_parts
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _DAY_SECONDS = 86400.0
 _EXPIRY_SECONDS = re.compile(r"[1-9][0-9]{0,9}")
+_BATCH_ENDINGS = ("", ".jsonl")
 _FRAME_BYTES = 64 * 2**10  # what the multipart form may add around the file
 
 router = APIRouter(
@@ -65,7 +68,7 @@ _FORM = {
 }
 
 
-@router.post("", response_model=FileView, responses=error_responses(413), openapi_extra=_FORM)
+@router.post("", response_model=FileView, responses=error_responses(408, 413), openapi_extra=_FORM)
 async def upload_file(request: Request, context: InContext, key: Key) -> FileView:
     """Upload a file. Name it `file:<id>` in a spec's `input.path`. Fields after the file are taken too."""
     declared = request.headers.get("content-length", "")
@@ -74,17 +77,13 @@ async def upload_file(request: Request, context: InContext, key: Key) -> FileVie
     boundary = boundary_of(request.headers.get("content-type", ""))
     stream = aiter(request.stream())
 
-    async def next_block() -> bytes | None:
-        return await anext(stream, None)
-
     def blocks() -> Iterator[bytes]:
-        while (block := anyio.from_thread.run(next_block)) is not None:
+        while (block := anyio.from_thread.run(next_block, request, stream)) is not None:
             yield block
 
     # The store is synchronous; its thread pulls the body block by block, so a slow disk slows the client down.
-    return await anyio.to_thread.run_sync(
-        _receive, context, key.project, blocks(), boundary, room, limiter=context.upload_threads
-    )
+    async with context.uploads.turn(key.id) as threads:
+        return await anyio.to_thread.run_sync(_receive, context, key.project, blocks(), boundary, room, limiter=threads)
 
 
 @router.get("", responses=error_responses(404))
@@ -121,18 +120,19 @@ def get_file(context: InContext, key: Key, file_id: FileId) -> FileView:
     response_class=StreamingResponse,
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."},
+        **RANGES,
         **error_responses(404),
     },
 )
-def get_file_content(context: InContext, key: Key, file_id: FileId) -> StreamingResponse:
-    """The bytes of a file. Of a batch that still runs, the lines that are known now."""
+def get_file_content(request: Request, context: InContext, key: Key, file_id: FileId) -> Response:
+    """The bytes of a file, or of a `Range` of it. Of a batch that still runs, all lines that are known now."""
     with context.database.read() as session:
         growing = find_growing(session, file_id, key)
         if growing is None:
             file = _find(session, file_id, key)
     if growing is not None:
-        return stream_growing(context, growing, file_id)
-    return stream_object(context.store, file.key, num_bytes=file.num_bytes, sha256=file.sha256)
+        return stream_growing(context, growing, file_id, key)
+    return stream_object(request, context, key, file.key, num_bytes=file.num_bytes, sha256=file.sha256)
 
 
 @router.delete("/{file_id}", responses=error_responses(404, 409))
@@ -266,7 +266,8 @@ def _check_fields(fields: dict[str, str]) -> None:
 
 
 def _check_filename(filename: str, purpose: str | None) -> None:
-    if purpose == "batch" and not filename.lower().endswith(".jsonl"):
+    """Refuse another ending for a batch's input; bytes that a program uploads have a name without any."""
+    if purpose == "batch" and PurePosixPath(filename).suffix.lower() not in _BATCH_ENDINGS:
         raise UserError("file: the input of a batch is a .jsonl file", param="file")
 
 

@@ -6,7 +6,7 @@ import functools
 import logging
 
 import redis
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
 from jobs import migrations
@@ -14,7 +14,9 @@ from jobs.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.queue import connect, trouble
 from jobs.settings import Settings
+from scheduler.api.auth import Credentials, bearer, check_host
 from scheduler.api.context import InContext
+from scheduler.api.errors import ErrorBody
 from scheduler.api.schemas import Health, HealthStatus, Schema
 from scheduler.leader import has_leader
 from scheduler.machine import host_id
@@ -31,10 +33,18 @@ router = APIRouter(tags=["health"])
 @router.get(
     "/healthz",
     response_model=Health,
-    responses={503: {"model": Health, "description": "The database cannot be used; nothing can be taken."}},
+    responses={
+        503: {"model": Health, "description": "The database cannot be used; nothing can be taken."},
+        **{
+            status: {"model": ErrorBody, "description": "Asked for under the name of another host."}
+            for status in (401, 403)
+        },
+    },
+    openapi_extra={"security": [{bearer.scheme_name: []}, {}]},  # that is, a key or none
 )
-def get_health(context: InContext) -> JSONResponse:
+def get_health(request: Request, context: InContext, credentials: Credentials) -> JSONResponse:
     """Whether Stoker can do its work. Needs no key. 200 as soon as jobs are taken, 503 while they are not."""
+    check_host(request, context, credentials)
     health = check_health(context.settings, context.database)
     status = 503 if health.status == "unavailable" else 200
     return JSONResponse(health.model_dump(mode="json", by_alias=True), status_code=status)

@@ -15,6 +15,7 @@ from jobs.states import LIVE_LEASE_STATES, JobState, LeaseState, SlotState
 from jobs.tables import Job, Lease, Slot
 from scheduler.api.context import Context
 from scheduler.api.health import redis_state
+from scheduler.api.listed import ShownSpec
 from scheduler.api.schemas import JobView, job_view
 from scheduler.dispatcher import explain
 from scheduler.leader import has_leader
@@ -27,11 +28,19 @@ _ANSWERED_SECONDS = 2.0
 def describe_job(context: Context, job_id: str) -> JobView:
     """A job as JSON, with what it holds and what it waits for."""
     with context.database.read() as session:
-        return describe_jobs(session, context, [ledger.get(session, job_id)])[0]
+        job = ledger.get(session, job_id)
+        return describe_jobs(session, context, [job], [ShownSpec(job.spec, is_cut=False)])[0]
 
 
-def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> list[JobView]:
-    """Jobs as JSON; a few queries for all of them."""
+def describe_jobs(session: Session, context: Context, jobs: Sequence[Job], specs: Sequence[ShownSpec]) -> list[JobView]:
+    """Jobs as JSON; a few queries for all of them.
+
+    Args:
+        session: a reading one.
+        context: of the app.
+        jobs: what is described.
+        specs: what is shown of the spec of each.
+    """
     database = context.database
     live = select(Lease).where(col(Lease.job_id).in_([job.id for job in jobs]), col(Lease.state).in_(LIVE_LEASE_STATES))
     held: dict[str, list[Lease]] = {}
@@ -50,6 +59,7 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> li
     return [
         job_view(
             job,
+            shown,
             held=held.get(job.id, ()),
             waiting_reason=delays.get(job.id)
             or _waiting_reason(job, explained.get(job.id, reason))
@@ -57,7 +67,7 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job]) -> li
             notices=told.get(job.id, ()),
             metrics=training.latest_metrics(session, job.id) if job.kind == TRAINING else None,
         )
-        for job in jobs
+        for job, shown in zip(jobs, specs, strict=True)
     ]
 
 

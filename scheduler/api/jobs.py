@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from jobs import ledger
@@ -19,7 +19,8 @@ from scheduler.api.context import AfterId, Context, InContext, JobId, PageSize
 from scheduler.api.documents import read_document, yaml_or_json
 from scheduler.api.errors import error_responses
 from scheduler.api.job_views import describe_job, describe_jobs
-from scheduler.api.objects import stream_object
+from scheduler.api.listed import shown_specs
+from scheduler.api.objects import RANGES, stream_object
 from scheduler.api.schemas import (
     ArtifactView,
     JobView,
@@ -42,7 +43,7 @@ router = APIRouter(
     response_model=JobView,
     responses={
         200: {"model": JobView, "description": "The job that was made under this Idempotency-Key before."},
-        **error_responses(403, 409, 413),
+        **error_responses(403, 408, 409, 413),
     },
     openapi_extra=yaml_or_json(
         {"oneOf": [{"$ref": f"#/components/schemas/{spec.__name__}"} for spec in (InferenceSpec, TrainingSpec)]}
@@ -83,12 +84,15 @@ def list_jobs(
     limit: PageSize = 20,
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
 ) -> Page[JobView]:
-    """Jobs of the key's project, newest first."""
+    """Jobs of the key's project, newest first. Of large specs, parts are left out (`spec_is_cut`), and a page of many
+    of them is shorter than `limit`: `has_more` tells."""
     with context.database.read() as session:
         if after is not None:
             find_job(session, after, key)
         jobs, has_more = ledger.list_jobs(session, project=scope_of(key), after=after, limit=limit, state=state)
-        return page(describe_jobs(session, context, jobs), has_more=has_more)
+        specs = shown_specs(session, jobs)
+        found = describe_jobs(session, context, jobs[: len(specs)], specs)
+        return page(found, has_more=has_more or len(found) < len(jobs))
 
 
 @router.get("/{job_id}", responses=error_responses(404))
@@ -148,22 +152,24 @@ def list_artifacts(context: InContext, key: Key, job_id: JobId) -> Page[Artifact
     response_class=StreamingResponse,
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."},
+        **RANGES,
         **error_responses(404),
     },
 )
 def get_artifact(
+    request: Request,
     context: InContext,
     key: Key,
     job_id: JobId,
     name: Annotated[str, Path(pattern=r"^[^\x00]{1,500}$", description="The artifact's name.")],
-) -> StreamingResponse:
-    """The bytes of a file that a job made."""
+) -> Response:
+    """The bytes of a file that a job made, or of a `Range` of it."""
     with context.database.read() as session:
         find_job(session, job_id, key)
         artifact = session.get(Artifact, (job_id, name))
     if artifact is None:
         raise NotFound(f"job {job_id} has no artifact '{name}'")
-    return stream_object(context.store, artifact.key, num_bytes=artifact.num_bytes, sha256=artifact.sha256)
+    return stream_object(request, context, key, artifact.key, num_bytes=artifact.num_bytes, sha256=artifact.sha256)
 
 
 def _check_visible(context: Context, key: ApiKey, job_id: str) -> None:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
-from typing import Annotated
 
-from fastapi import APIRouter, Depends
-from fastapi.security import HTTPAuthorizationCredentials
+from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from scheduler.api.auth import bearer, require_key
+from scheduler.api.auth import Credentials, bearer, check_host, is_loopback, require_key
 from scheduler.api.context import InContext
 from scheduler.api.errors import error_responses
 from scheduler.metrics import Snapshot, snapshot
 from scheduler.version import version
 
-router = APIRouter(tags=["metrics"], responses=error_responses())
+router = APIRouter(tags=["metrics"], responses=error_responses(403))
 
 
 @router.get(
@@ -28,23 +25,15 @@ router = APIRouter(tags=["metrics"], responses=error_responses())
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus's text."}},
     openapi_extra={"security": [{bearer.scheme_name: []}, {}]},  # that is, a key or none
 )
-def get_metrics(
-    context: InContext, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> Response:
+def get_metrics(request: Request, context: InContext, credentials: Credentials) -> Response:
     """Numbers for Prometheus. Needs a key, unless the API is bound to this machine's loopback only."""
-    if not is_loopback(context.settings.host):
+    if is_loopback(context.settings.host):
+        check_host(request, context, credentials)
+    else:
         require_key(context, credentials)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_SnapshotCollector(snapshot(context.database)))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to bind is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class _SnapshotCollector(Collector):

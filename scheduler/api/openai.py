@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.errors import InvalidSpec
-from jobs.parameters import check_parameters
+from jobs.parameters import PARAMETERS, check_parameters
+from jobs.wording import short, short_message, shown
 from scheduler.api.openai_answers import Answered, Body, write_chat, write_classify, write_completions, write_embeddings
 
 
@@ -22,7 +23,7 @@ class Refusal(Exception):
             param: the key of the body at fault.
         """
         super().__init__(message)
-        self.message, self.code, self.param = message, code, param
+        self.message, self.code, self.param = short_message(message), code, param and short(param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,12 @@ _SAMPLING: Mapping[str, str] = {
     "n": "n",
 }
 """The contract's names, and those of the task."""
+_EXTENSIONS: Mapping[str, str] = {
+    name: name
+    for name in ("top_k", "min_p", "repetition_penalty", "chat_template_kwargs")
+    if name in PARAMETERS["text-generation"]
+}
+"""What the task has and the contract has not, by the names that other servers of models take them by."""
 _ROLES: Mapping[str, str] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGE_KEYS = ("role", "content", "name")
 _COMPLETION_TOKENS = 16  # the contract's default of `/v1/completions`
@@ -98,7 +105,7 @@ def _check_names(body: Body, *known: str) -> None:
         if name in known or name in _IGNORED:
             continue
         if name not in _NEUTRAL:
-            raise Refusal(f"unknown parameter: '{name}'", code="unknown_parameter", param=name)
+            raise Refusal(f"unknown parameter: {shown(name)}", code="unknown_parameter", param=short(name))
         if value not in _NEUTRAL[name]:
             raise Refusal(f"{name}: is not supported here", code="unsupported_parameter", param=name)
 
@@ -133,11 +140,11 @@ def _whole_number(body: Body, name: str) -> dict[str, int]:
 
 
 def _read_chat(body: Body) -> Asked:
-    _check_names(body, "messages", "logprobs", "top_logprobs", *_SAMPLING)
+    _check_names(body, "messages", "logprobs", "top_logprobs", *_SAMPLING, *_EXTENSIONS)
     messages = _required(body, "messages")
     if not isinstance(messages, list) or not messages:
         raise Refusal("messages: must be a list of at least one message", code="invalid_value", param="messages")
-    parameters = _generation(body, {"logprobs": "logprobs", "top_logprobs": "top_logprobs", **_SAMPLING})
+    parameters = _generation(body, {"logprobs": "logprobs", "top_logprobs": "top_logprobs", **_SAMPLING, **_EXTENSIONS})
     if parameters.get("top_logprobs") and not parameters.get("logprobs"):
         raise Refusal("top_logprobs: needs logprobs to be true", code="invalid_value", param="top_logprobs")
     return Asked({"text": [_message(item, at) for at, item in enumerate(messages)], "parameters": parameters})
@@ -171,7 +178,8 @@ def _is_text_part(part: Any) -> bool:
 
 
 def _read_completions(body: Body) -> Asked:
-    _check_names(body, "prompt", "logprobs", *_SAMPLING)
+    extensions = {name: ours for name, ours in _EXTENSIONS.items() if name != "chat_template_kwargs"}
+    _check_names(body, "prompt", "logprobs", *_SAMPLING, *extensions)
     prompt = _required(body, "prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
         prompt = prompt[0]
@@ -180,7 +188,7 @@ def _read_completions(body: Body) -> Asked:
         if isinstance(prompt, list) and len(prompt) > 1 and all(isinstance(one, str) or _is_ids(one) for one in prompt):
             expected = "one prompt to a line; send each in a line of its own"
         raise Refusal(f"prompt: {expected}", code="invalid_value", param="prompt")
-    parameters = _generation(body, {"logprobs": "top_logprobs", **_SAMPLING})
+    parameters = _generation(body, {"logprobs": "top_logprobs", **_SAMPLING, **extensions})
     if "top_logprobs" in parameters:
         parameters["logprobs"] = True
     return Asked({"text": prompt, "parameters": {"max_new_tokens": _COMPLETION_TOKENS, **parameters}})

@@ -18,6 +18,7 @@ from jobs.specs import TrainingSpec, parse_spec
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import InContext, JobId
 from scheduler.api.errors import error_responses
+from scheduler.api.live_key import while_valid
 from scheduler.api.scope import find_job
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def get_results(
     sink = open_sink(spec.output, vector_output=vector_output, database=context.database, store=context.store)
     results = sink.read(job_id, after_row=after_row, limit=limit)
     return StreamingResponse(
-        write_results(results, format, vector_output=vector_output),
+        while_valid(write_results(results, format, vector_output=vector_output), context, key),
         media_type=_MEDIA_TYPES[format],
         headers={"content-disposition": f'attachment; filename="{job_id}.{format}"'},
     )

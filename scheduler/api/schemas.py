@@ -11,6 +11,7 @@ from jobs.leases import activity
 from jobs.specs import Priority
 from jobs.states import AttemptEnd, JobState, SlotState
 from jobs.tables import Artifact, Attempt, Event, Job, Lease, LogLine, Notice, Slot, StoredFile
+from scheduler.api.listed import ShownSpec
 
 Entry = TypeVar("Entry", bound=BaseModel)
 
@@ -75,7 +76,11 @@ class JobView(BaseModel):
     kind: str
     name: str | None
     state: JobState
-    spec: dict[str, Any]
+    spec: dict[str, Any] = Field(description="As it was submitted, with the defaults.")
+    spec_is_cut: bool = Field(
+        description="Whether values larger than 1 KiB are left out of `spec`: in lists and streams, where it is longer "
+        "than 16 KiB. `GET /v1/jobs/{job_id}` has all of it."
+    )
     priority: Priority
     counts: Counts
     created_at: float
@@ -94,6 +99,7 @@ class JobView(BaseModel):
 
 def job_view(
     job: Job,
+    shown: ShownSpec,
     *,
     held: Sequence[Lease],
     waiting_reason: str | None,
@@ -107,7 +113,8 @@ def job_view(
         kind=job.kind,
         name=job.name,
         state=job.state,
-        spec=job.spec,
+        spec=shown.spec,
+        spec_is_cut=shown.is_cut,
         priority=list(Priority)[job.priority],
         counts=Counts(total=job.num_rows, done=job.num_done, failed=job.num_failed),
         created_at=job.created_at,

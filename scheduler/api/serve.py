@@ -15,10 +15,12 @@ from pydantic import ValidationError
 from jobs.atomic import write_aside
 from jobs.database import Database
 from jobs.errors import InvalidSpec, StokerError, UserError
+from jobs.private_files import make_private
 from jobs.queue import Doorbell, make_app
 from jobs.settings import Settings
 from jobs.store import Store
 from scheduler.api.app import create_app
+from scheduler.api.protocol import ConnectionLimits, fitting
 from scheduler.api.server import ApiServer
 from scheduler.schema import check_schema
 from scheduler.service import Service
@@ -26,6 +28,8 @@ from scheduler.service import Service
 logger = logging.getLogger(__name__)
 
 _REQUEST_GRACE_SECONDS = 3.0  # for requests under way at the end; a client may repeat what is cut off
+_UNREAD_TIMES = 10
+"""An answer may stay unread so many times longer than a request may be silent: a person may be paging through it."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -46,6 +50,7 @@ def run_api_and_scheduler(settings: Settings) -> int:
         database = Database(settings.resolved_database_url)
         parts.callback(database.close)
         check_schema(database)
+        make_private(settings)
         store = Store(settings.resolved_store_url)
         doorbell = Doorbell(settings)
         parts.callback(doorbell.close)
@@ -57,6 +62,7 @@ def run_api_and_scheduler(settings: Settings) -> int:
             host=settings.host,
             port=settings.port,
             grace_seconds=min(_REQUEST_GRACE_SECONDS, settings.grace_seconds),
+            limits=connection_limits(settings),
             on_end=lambda: endings.put("the API"),
         )
         parts.callback(server.stop)
@@ -68,6 +74,15 @@ def run_api_and_scheduler(settings: Settings) -> int:
         ending = endings.get()
         logger.info("ending: %s", ending)
     return 0 if ending.startswith("SIG") else 1
+
+
+def connection_limits(settings: Settings) -> ConnectionLimits:
+    """What the API's connections may take."""
+    return ConnectionLimits(
+        most_connections=fitting(settings.connections),
+        head_seconds=settings.request_seconds,
+        unread_seconds=_UNREAD_TIMES * settings.client_idle_seconds,
+    )
 
 
 @contextmanager

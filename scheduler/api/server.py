@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from jobs.errors import InvalidSpec, ServiceUnavailable
+from scheduler.api.protocol import ConnectionLimits, protocol_class
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,14 @@ class ApiServer:
     """Serves an app in a thread of its own, so that the main thread is left to wait for signals."""
 
     def __init__(
-        self, app: FastAPI, *, host: str, port: int, grace_seconds: float, on_end: Callable[[], None] = lambda: None
+        self,
+        app: FastAPI,
+        *,
+        host: str,
+        port: int,
+        grace_seconds: float,
+        limits: ConnectionLimits,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         """Take the port.
 
@@ -31,6 +39,7 @@ class ApiServer:
             host: address to bind.
             port: 0 takes a free one.
             grace_seconds: time that requests under way have at the end.
+            limits: of its connections.
             on_end: called in the server's thread when it has stopped, for whatever reason.
 
         Raises:
@@ -44,6 +53,8 @@ class ApiServer:
             log_config=None,
             access_log=False,
             lifespan="on",
+            http=protocol_class(limits),
+            loop="asyncio",
             ws="none",
             proxy_headers=False,
             server_header=False,

@@ -11,20 +11,23 @@ from typing import Any, Generic, Protocol, TypeVar
 import orjson
 from pydantic import BaseModel
 from sqlalchemy import exists, select
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from jobs import ledger
-from jobs.errors import StokerError
+from jobs.errors import NotFound, StokerError, Unauthorized
 from jobs.states import LIVE_LEASE_STATES
-from jobs.tables import Lease
+from jobs.tables import ApiKey, Job, Lease
 from scheduler.api.context import Context
 from scheduler.api.job_views import describe_jobs
+from scheduler.api.listed import ShownSpec, shown_spec
+from scheduler.api.live_key import is_valid
 from scheduler.api.schemas import JobView
 
 logger = logging.getLogger(__name__)
 
+_SPEC: Any = Job.spec  # as the ORM knows it
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
 _PAUSE_SHARE = 0.05  # of the time followed so far: a job of a second is seen to end within 50 ms, a long one in 0.5 s
@@ -94,6 +97,7 @@ class Follower:
     def __init__(
         self,
         context: Context,
+        key: ApiKey,
         job_id: str,
         read: Callable[[Session, int, int], Sequence[Any]],
         *,
@@ -105,6 +109,7 @@ class Follower:
         """
         Args:
             context: of the app.
+            key: of the client; the stream ends when it is revoked.
             job_id: the job.
             read: see `Tail`.
             after: only entries with a larger id.
@@ -114,11 +119,13 @@ class Follower:
         """
         settle = 0.0 if context.database.is_sqlite else _SETTLE_SECONDS
         self._context = context
+        self._key = key
         self._job_id = job_id
         self._tail: Tail[Any] = Tail(read, after=after, settle_seconds=settle)
         self._event_name = event_name
         self._with_progress = with_progress
         self._until_leases_end = until_leases_end
+        self._spec: ShownSpec | None = None
 
     def response(self) -> StreamingResponse:
         """The stream as an answer."""
@@ -161,9 +168,15 @@ class Follower:
         """The state is read before the entries: what led to a terminal state is then among them."""
         database = self._context.database
         with database.read() as session:
-            job = ledger.get(session, self._job_id)
+            if not is_valid(session, self._key):
+                raise Unauthorized("the API key was revoked")
+            job = session.get(Job, self._job_id, options=[defer(_SPEC)])  # megabytes perhaps, and unchanging
+            if job is None:
+                raise NotFound(f"there is no job '{self._job_id}'")
+            if self._spec is None:
+                self._spec = shown_spec(session, job)
             is_over = job.state.is_terminal and not (self._until_leases_end and _has_live_lease(session, job.id))
-            view = describe_jobs(session, self._context, [job])[0]
+            view = describe_jobs(session, self._context, [job], [self._spec])[0]
             entries = self._tail.more(session, time.monotonic())
         return _Look(entries, view, is_over)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from jobs.errors import UserError
+from jobs.wording import UNSHOWABLE
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 _MOST_FIELDS = 20
 _LONGEST_FIELD_BYTES = 4096
 _LONGEST_FILENAME = 255
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+_LONGEST_BOUNDARY_BYTES = 200
+_LONGEST_HEADERS_BYTES = 16 * 2**10
+"""Names and values of the headers of one part."""
+_LONGEST_END_BYTES = 64 * 2**10
+"""What may stand behind the last part, where nothing has a meaning."""
 
 
 @dataclass(slots=True)
@@ -41,7 +45,7 @@ def boundary_of(content_type: str) -> bytes:
     """
     media_type, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
-    if media_type != b"multipart/form-data" or not boundary:
+    if media_type != b"multipart/form-data" or not 0 < len(boundary) <= _LONGEST_BOUNDARY_BYTES:
         raise UserError("an upload is multipart/form-data with the parts 'purpose' and 'file'", param="file")
     return boundary
 
@@ -87,9 +91,14 @@ def _parse(blocks: Iterator[bytes], boundary: bytes) -> Iterator[_Event]:
     """What the parser finds: (`headers`, the value of Content-Disposition), (`data`, bytes) ..., (`end`, nothing)."""
     found: deque[_Event] = deque()
     name, value, disposition = bytearray(), bytearray(), bytearray()
+    num_header_bytes = num_end_bytes = 0
 
     def keep(target: bytearray) -> Callable[[bytes, int, int], None]:
         def append(data: bytes, start: int, end: int) -> None:
+            nonlocal num_header_bytes
+            num_header_bytes += end - start + 1  # an empty one counts too
+            if num_header_bytes > _LONGEST_HEADERS_BYTES:
+                raise UserError("a part of the multipart body has too long headers")
             target.extend(data[start:end])
 
         return append
@@ -101,8 +110,10 @@ def _parse(blocks: Iterator[bytes], boundary: bytes) -> Iterator[_Event]:
         value.clear()
 
     def end_headers() -> None:
+        nonlocal num_header_bytes
         found.append(("headers", bytes(disposition)))
         disposition.clear()
+        num_header_bytes = 0
 
     finished = False
 
@@ -122,6 +133,9 @@ def _parse(blocks: Iterator[bytes], boundary: bytes) -> Iterator[_Event]:
     try:
         parser = MultipartParser(boundary, callbacks)
         for block in blocks:
+            num_end_bytes += len(block) if finished else 0
+            if num_end_bytes > _LONGEST_END_BYTES:
+                raise UserError("the multipart body goes on behind its end")
             parser.write(block)
             while found:
                 yield found.popleft()
@@ -147,4 +161,4 @@ def _make_part(disposition: bytes) -> Part:
     if b"filename" not in options:
         return Part(name[:100], None)
     filename = options[b"filename"].decode("utf-8", "replace").replace("\\", "/").rpartition("/")[2]
-    return Part(name[:100], _UNPRINTABLE.sub("", filename)[-_LONGEST_FILENAME:].strip() or "upload")
+    return Part(name[:100], UNSHOWABLE.sub("", filename)[-_LONGEST_FILENAME:].strip() or "upload")

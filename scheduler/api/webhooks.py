@@ -19,11 +19,14 @@ from scheduler.api.documents import parse_request, read_document
 from scheduler.api.errors import error_responses
 from scheduler.api.schemas import Page, page
 from scheduler.api.scope import find_webhook, scope_of
-from scheduler.webhooks import check_url
+from scheduler.webhooks import LONGEST_URL, check_url
 
 router = APIRouter(
     prefix="/v1/webhooks", tags=["webhooks"], dependencies=[Depends(require_key)], responses=error_responses(400)
 )
+
+
+_MOST_EVENTS = 100
 
 
 class WebhookRequest(BaseModel):
@@ -31,9 +34,12 @@ class WebhookRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    url: str = Field(description="http or https, of a public host unless the operator lists it.")
-    events: list[str] = Field(
+    url: str = Field(
+        max_length=LONGEST_URL, description="http or https, of a public host unless the operator lists it."
+    )
+    events: list[Annotated[str, Field(max_length=100)]] = Field(
         default=[],
+        max_length=_MOST_EVENTS,
         description="Types to be told of; empty: all.",
         json_schema_extra={"items": {"type": "string", "enum": list(EVENT_TYPES)}},
     )
@@ -87,7 +93,7 @@ _BODY = {"application/json": {"schema": {"$ref": f"#/components/schemas/{Webhook
 @router.post(
     "",
     status_code=201,
-    responses=error_responses(409, 413),
+    responses=error_responses(408, 409, 413),
     openapi_extra={"requestBody": {"required": True, "content": _BODY}},
 )
 def create_webhook(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.atomic import reason
 from jobs.errors import StokerError, UserError
 from scheduler.cli import changing, fetching, looking, operating, running, serving, submitting, webhooks
 from scheduler.cli.interrupts import Interrupted
@@ -20,6 +22,7 @@ from scheduler.connection import ApiError
 
 DONE, FAILED, USAGE = 0, 1, 2
 """Exit codes: all well; a job or a service failed; the request was at fault."""
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BROKEN_PIPE = 141  # what a shell reports of a program that a closed pipe ended
 
 # Typer brings its own copy of click; both versions' base of command-line errors is reached through this class.
@@ -89,6 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logging.getLogger(__name__).info("the traceback", exc_info=error)
         complain(error.message)
         return exit_code_of(error)
+    except OSError as error:
+        if debug:
+            raise
+        complain(_of_the_system(error))
+        return FAILED
     except Exception as error:
         if debug:
             raise
@@ -100,6 +108,13 @@ def exit_code_of(error: StokerError) -> int:
     """2 where the request was at fault, 1 where a service was."""
     at_fault = error.is_user_error if isinstance(error, ApiError) else isinstance(error, UserError)
     return USAGE if at_fault else FAILED
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, in a sentence: a full disk, most likely."""
+    place = f"'{error.filename}'" if error.filename else "a file"
+    advice = "; make room there, or name another data directory with --data-dir" if error.errno in _FULL else ""
+    return f"{place} cannot be used: {reason(error)}{advice}"
 
 
 def _say_usage(error: Exception) -> int:

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.errors import ServiceUnavailable
+from jobs.wording import UNSHOWABLE
 
 _PLAIN_COLUMNS = 80
 _UNITS = ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k"))
-_CONTROL_CHARACTERS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code != 9}
 _STATE_STYLES = {
     **dict.fromkeys(("completed", "online", "ok", "delivered"), "green"),
     **dict.fromkeys(("failed", "broken", "fail"), "red"),
@@ -48,7 +48,11 @@ class WarningsHandler(logging.Handler):
 
 
 def show(text: str) -> None:
-    """Write a line to stdout as it is."""
+    """Write lines to stdout."""
+    _write(clean(text, keep_lines=True))
+
+
+def _write(text: str) -> None:
     with _reader():
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
@@ -56,15 +60,15 @@ def show(text: str) -> None:
 
 def show_json(value: object) -> None:
     """Write one JSON document to stdout."""
-    show(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    _write(clean_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()))
 
 
 def show_json_lines(values: Iterable[object]) -> None:
     """Write one line of JSON for each value to stdout, each as soon as it is there."""
     for value in values:
-        line = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+        line = clean_json(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE).decode())
         with _reader():
-            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.write(line.encode())
             sys.stdout.buffer.flush()
 
 
@@ -94,9 +98,14 @@ def complain(text: str) -> None:
 
 
 def clean(text: str, *, keep_lines: bool = False) -> str:
-    """Text of others made harmless: no character of it moves the cursor or changes a colour."""
-    table = {code: char for code, char in _CONTROL_CHARACTERS.items() if not (keep_lines and code == 10)}
-    return text.translate(table)
+    """Text of others made harmless: no character of it moves the cursor, changes a colour or turns text around."""
+    kept = "\t\n" if keep_lines else "\t"
+    return UNSHOWABLE.sub(lambda found: found[0] if found[0] in kept else "\N{REPLACEMENT CHARACTER}", text)
+
+
+def clean_json(text: str) -> str:
+    """JSON whose texts hold such characters as escapes, which mean the same to every program."""
+    return UNSHOWABLE.sub(lambda found: found[0] if found[0] in "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 def make_table(*columns: str | tuple[str, dict[str, Any]]) -> Table:
@@ -130,7 +139,7 @@ def cell(text: object) -> Text:
 
 def state_cell(state: str) -> str:
     """A state in its colour."""
-    style = _STATE_STYLES.get(state)
+    style, state = _STATE_STYLES.get(state), clean(state)
     return f"[{style}]{escape(state)}[/]" if style else escape(state)
 
 

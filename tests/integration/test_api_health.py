@@ -11,7 +11,7 @@ import pytest
 
 from jobs.database import Database
 from jobs.settings import Settings
-from scheduler.api.metrics import is_loopback
+from scheduler.api.auth import is_loopback
 from scheduler.client import ApiError, StokerClient
 from scheduler.keys import create_key, revoke_key
 from scheduler.leader import Leader

@@ -37,6 +37,7 @@ def test_a_submitted_job_answers_with_the_form_that_programs_read(api: LiveApi, 
     assert set(job) == {
         "id", "object", "kind", "name", "state", "spec", "priority", "counts", "created_at", "started_at", "ended_at",
         "error", "metrics", "notices", "num_tokens", "retry_of", "attempt", "slots_held", "doing", "waiting_reason",
+        "spec_is_cut",
     }  # fmt: skip
     assert (job["object"], job["kind"], job["state"], job["name"]) == ("job", "inference", "validating", "mine")
     assert job["counts"] == {"total": 0, "done": 0, "failed": 0}

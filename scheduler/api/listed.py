@@ -1,0 +1,95 @@
+"""What lists show of things that may be large: specs and the errors of batches, cut, and no page without a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import Text, cast, func, select
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlmodel import Session, col
+
+from jobs.tables import Batch, Job
+
+WHOLE_CHARACTERS = 16 * 2**10
+"""Of JSON: a spec that is no longer is shown whole."""
+PART_BYTES = 2**10
+"""Of JSON: values of a longer spec that are larger are left out."""
+PAGE_CHARACTERS = 8 * 2**20
+"""Of JSON that is read for one page; the entry that exceeds it is the page's last."""
+LISTED_ERRORS = 10
+"""Of one batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSpec:
+    """A spec as it is shown."""
+
+    spec: dict[str, Any]
+    is_cut: bool
+
+
+def shown_specs(session: Session, jobs: Sequence[Job]) -> list[ShownSpec]:
+    """The specs of the first of these jobs, as many as one page may hold, at least one.
+
+    They are read one by one, so that no more than one large one is in memory.
+    """
+    lengths = _lengths(session, Job.spec, [job.id for job in jobs])
+    small = [job_id for job_id, length in lengths.items() if length <= WHOLE_CHARACTERS]
+    found = session.execute(select(col(Job.id), col(Job.spec)).where(col(Job.id).in_(small)))
+    whole: Mapping[str, dict[str, Any]] = {row[0]: row[1] for row in found}
+    shown: list[ShownSpec] = []
+    num_read = 0
+    for job in jobs:
+        if num_read > PAGE_CHARACTERS:
+            break
+        num_read += lengths[job.id]
+        if job.id in whole:
+            shown.append(ShownSpec(whole[job.id], is_cut=False))
+        else:
+            spec = session.scalars(select(col(Job.spec)).where(col(Job.id) == job.id)).one()
+            shown.append(ShownSpec(_cut(spec), is_cut=True))
+    return shown
+
+
+def shown_spec(session: Session, job: Job) -> ShownSpec:
+    """The spec of one job as a list shows it."""
+    return shown_specs(session, [job])[0]
+
+
+def shown_errors(session: Session, batches: Sequence[Batch]) -> list[list[dict[str, Any]] | None]:
+    """The first errors of the first of these batches, as many batches as one page may hold, at least one."""
+    lengths = _lengths(session, Batch.errors, [batch.id for batch in batches])
+    shown: list[list[dict[str, Any]] | None] = []
+    num_read = 0
+    for batch in batches:
+        if num_read > PAGE_CHARACTERS:
+            break
+        num_read += lengths[batch.id]
+        if lengths[batch.id] <= len("null"):
+            shown.append(None)
+        else:
+            errors = session.scalars(select(col(Batch.errors)).where(col(Batch.id) == batch.id)).one()
+            shown.append(None if errors is None else errors[:LISTED_ERRORS])
+    return shown
+
+
+def _lengths(session: Session, column: Any, ids: Sequence[str]) -> dict[str, int]:
+    """Characters of a column's JSON by the id of its row."""
+    attribute: InstrumentedAttribute[Any] = column
+    row_id = attribute.class_.id
+    query = select(row_id, func.coalesce(func.length(cast(attribute, Text)), 0)).where(row_id.in_(ids))
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+def _cut(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec without values that are large; of a large mapping in it, such as `input`, what is small."""
+    kept: dict[str, Any] = {}
+    for name, value in spec.items():
+        if len(orjson.dumps(value)) <= PART_BYTES:
+            kept[name] = value
+        elif isinstance(value, dict) and len(value) <= PART_BYTES:
+            kept[name] = {inner: each for inner, each in value.items() if len(orjson.dumps(each)) <= PART_BYTES}
+    return kept
