@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,19 +67,18 @@ def model_files(path: Path) -> Iterator[tuple[str, Path]]:
                 yield str(Path(folder) / name), path / folder / name
 
 
-def check_regular(folder: Path, *, name: str, roots: Sequence[Path] | None, param: str = "model") -> None:
+def check_regular(folder: Path, *, name: str, may_read: Callable[[Path], bool] | None, param: str = "model") -> None:
     """Refuse a folder in which loading would wait at a pipe, read a device, or follow a link to where it may not.
 
     Args:
         folder: the model's.
         name: what the user called it, for the message.
-        roots: under which every file must lie once links are resolved; None for a folder that the operator listed, or
-            that was downloaded here.
+        may_read: whether jobs may read the real path of a file; None where they may read all.
         param: the field of the spec that named it.
 
     Raises:
         InvalidModel: a file is not a regular one, or there are too many.
-        Forbidden: a file leads outside the roots.
+        Forbidden: a file leads to where jobs may not read.
     """
     try:
         for file, path in model_files(folder):
@@ -89,7 +88,7 @@ def check_regular(folder: Path, *, name: str, roots: Sequence[Path] | None, para
                 continue  # a link to nothing; what misses it says so
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise invalid(name, f"its {file} is not a regular file", param)
-            if roots is not None and not any(path.resolve().is_relative_to(root) for root in roots):
+            if may_read is not None and not may_read(path.resolve()):
                 message = f"its {file} leads outside the folders allowed here (setting input_roots)"
                 raise Forbidden(f"{param} '{name}': {message}", param=param)
     except TooManyFiles as error:

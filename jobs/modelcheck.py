@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs.model_files import check_regular, invalid, parse_json, read_header, read_json
 from jobs.model_fit import check_numbers, check_templates, check_vocabulary
-from jobs.paths import resolve_input_path
+from jobs.paths import own_places, resolve_input_path
 from jobs.settings import Settings
 from jobs.specs import JOB_PREFIX
 from jobs.tasks import TASKS
@@ -69,14 +69,22 @@ def check_model(model: str, task: str, settings: Settings, *, is_start: bool = F
     """
     folder = local_model(model, settings)
     if folder is not None:
-        check_folder(folder, task, name=model, roots=readable_roots(model, settings), is_start=is_start)
+        check_folder(folder, task, name=model, may_read=readable(model, settings), is_start=is_start)
 
 
-def readable_roots(model: str, settings: Settings) -> Sequence[Path] | None:
-    """Under which folders each file of a model must lie; None where it is the operator's word, or was fetched here."""
+def readable(model: str, settings: Settings) -> Callable[[Path], bool] | None:
+    """Whether jobs may read a file that a model's folder leads to; None where the operator listed it or it was fetched.
+
+    As for inputs: it lies under one of `input_roots` and is none of Stoker's own files.
+    """
     if model.startswith(JOB_PREFIX) or local_model(model, settings) is None or _is_listed(model, settings):
         return None
-    return settings.input_roots
+
+    def may_read(path: Path) -> bool:
+        is_inside = any(path.is_relative_to(root) for root in settings.input_roots)
+        return is_inside and not any(path.is_relative_to(place) for place in own_places(settings))
+
+    return may_read
 
 
 def local_model(model: str, settings: Settings, *, param: str = "model") -> Path | None:
@@ -114,7 +122,12 @@ def _is_listed(model: str, settings: Settings) -> bool:
 
 
 def check_folder(
-    folder: Path, task: str, *, name: str, roots: Sequence[Path] | None = None, is_start: bool = False
+    folder: Path,
+    task: str,
+    *,
+    name: str,
+    may_read: Callable[[Path], bool] | None = None,
+    is_start: bool = False,
 ) -> None:
     """Refuse a folder that does not hold a model for a task.
 
@@ -122,18 +135,18 @@ def check_folder(
         folder: where its files lie.
         task: a name in `jobs.tasks.TASKS`.
         name: what the user called it, for the message.
-        roots: under which each file must lie once links are resolved; None for no such bound.
+        may_read: whether a file may be read that a link in it leads to, as `readable` says; None where all may.
         is_start: whether a training starts from it, which makes a head where there is none.
 
     Raises:
         InvalidModel: with one sentence that says what is wrong.
-        Forbidden: one of its files leads outside the roots.
+        Forbidden: one of its files leads to where jobs may not read.
     """
     if not folder.exists():
         raise invalid(name, "there is no such folder")
     if not folder.is_dir():
         raise invalid(name, "is a file; name the folder that holds config.json and the weights")
-    check_regular(folder, name=name, roots=roots)
+    check_regular(folder, name=name, may_read=may_read)
     weights = folder
     if task == "embeddings":
         for kind, path in sentence_modules(folder, name=name):
@@ -151,22 +164,22 @@ def check_folder(
         check_templates(weights, name)
 
 
-def check_processor(folder: Path, *, name: str, param: str, roots: Sequence[Path] | None) -> None:
+def check_processor(folder: Path, *, name: str, param: str, may_read: Callable[[Path], bool] | None) -> None:
     """Refuse a folder that holds neither a tokenizer nor another processor.
 
     Args:
         folder: where its files lie.
         name: what the user called it, for the message.
         param: the field of the spec that named it.
-        roots: as for `check_folder`.
+        may_read: as for `check_folder`.
 
     Raises:
         InvalidModel: with one sentence that says what is wrong.
-        Forbidden: one of its files leads outside the roots.
+        Forbidden: one of its files leads to where jobs may not read.
     """
     if not folder.is_dir():
         raise invalid(name, "there is no such folder", param)
-    check_regular(folder, name=name, roots=roots, param=param)
+    check_regular(folder, name=name, may_read=may_read, param=param)
     if not _has(folder, (*_TOKENIZER_FILES, *_PREPROCESSOR_FILES)):
         raise invalid(name, "holds neither a tokenizer nor another processor", param)
 

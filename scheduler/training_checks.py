@@ -10,7 +10,7 @@ from jobs.architectures import KNOWN, TRAINABLE
 from jobs.database import Database
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec
 from jobs.model_files import read_json
-from jobs.modelcheck import check_model, check_processor, local_model, readable_roots
+from jobs.modelcheck import check_model, check_processor, local_model, readable
 from jobs.paths import check_code_path
 from jobs.projects import OPERATOR, sees
 from jobs.settings import Settings
@@ -153,7 +153,7 @@ def _check_processor(
         return
     folder = local_model(processor, settings, param=param)
     if folder is not None:
-        check_processor(folder, name=processor, param=param, roots=readable_roots(processor, settings))
+        check_processor(folder, name=processor, param=param, may_read=readable(processor, settings))
 
 
 def _check_makes_model(job_id: str, param: str, database: Database, project: str) -> Job:

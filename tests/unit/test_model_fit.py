@@ -186,6 +186,16 @@ def test_a_link_out_of_the_roots_is_forbidden(file: str, folder: Path, settings:
     assert f"its {file} leads outside the folders allowed here" in refused(folder, settings, error=Forbidden)
 
 
+def test_a_link_to_stokers_own_files_is_forbidden_whatever_the_roots(folder: Path, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (data_dir / "local.key").write_text("secret")
+    (folder / "chat_template.jinja").symlink_to(data_dir / "local.key")
+    assert "its chat_template.jinja leads outside" in refused(
+        folder, Settings(input_roots=[Path("/")], data_dir=data_dir), error=Forbidden
+    )
+
+
 def test_links_inside_the_roots_pass(folder: Path, settings: Settings, tmp_path: Path) -> None:
     blobs = tmp_path / "models" / "blobs"
     blobs.mkdir()

@@ -20,7 +20,7 @@ from jobs.database import Database
 from jobs.errors import DeviceOutOfMemory, InvalidSpec, MachineError, ModelTooLarge, StokerError
 from jobs.gangs import Place
 from jobs.leases import WorkingLease
-from jobs.modelcheck import check_folder
+from jobs.modelcheck import check_folder, readable
 from jobs.paths import check_code_path
 from jobs.pins import check_pin
 from jobs.settings import Settings
@@ -175,7 +175,9 @@ def _find_folders(
     """The folders of a spec's model and processor, downloaded where they are hub ids; None for none."""
     if isinstance(spec.model, str):
         found = fetch_model(pinned_model(spec.model, lease, database=database, settings=settings), settings)
-        check_folder(found.path, spec.task or "", name=spec.model, is_start=True)
+        check_folder(
+            found.path, spec.task or "", name=spec.model, may_read=readable(spec.model, settings), is_start=True
+        )
         return str(found.path), None
     if spec.model is None or spec.model.processor is None:
         return None, None

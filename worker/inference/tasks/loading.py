@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from jobs.errors import InvalidModel, MachineError, ServiceUnavailable, StokerError
 from jobs.model_files import read_json
-from jobs.modelcheck import check_folder, local_model, readable_roots
+from jobs.modelcheck import check_folder, local_model, readable
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec
 from worker.device import is_out_of_memory, is_poisoned, one_line
@@ -72,7 +72,7 @@ def find_model(spec: InferenceSpec, settings: Settings) -> ModelFolder:
         ServiceUnavailable: the hub cannot be reached.
     """
     found = fetch_model(spec.model, settings)
-    check_folder(found.path, spec.task, name=spec.model, roots=readable_roots(spec.model, settings))
+    check_folder(found.path, spec.task, name=spec.model, may_read=readable(spec.model, settings))
     return found
 
 
