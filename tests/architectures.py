@@ -1,4 +1,4 @@
-"""Any text architecture of transformers, made small: its own config and model classes with large random weights."""
+"""Architectures of transformers made small: their own config and model classes with large random weights."""
 
 from __future__ import annotations
 
@@ -6,44 +6,51 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tests import tiny
 
 _SMALL: Mapping[str, Any] = {
     "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "emb_dim": 32, "embedding_size": 32, "embed_dim": 32,
+    "input_embedding_size": 32, "output_embedding_size": 32,
     "num_hidden_layers": 2, "n_layers": 2, "n_layer": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2,
-    "num_decoder_layers": 2,
-    "num_attention_heads": 4, "n_heads": 4, "n_head": 4, "num_heads": 4, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "num_key_value_heads": 2,
+    "num_decoder_layers": 2, "num_attention_heads": 4, "n_heads": 4, "n_head": 4, "num_heads": 4,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 64, "hidden_dim": 64, "ffn_dim": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
-    "n_inner": 64,    "d_ff": 64, "d_inner": 64, "d_kv": 8, "head_dim": 8, "d_head": 8, "dff": 64,
-    "max_position_embeddings": 160, "n_positions": 160, "max_seq_len": 160,
+    "n_inner": 64, "d_ff": 64, "d_inner": 64, "d_kv": 8, "head_dim": 8, "d_head": 8, "dff": 64,
+    "max_position_embeddings": 160, "n_positions": 160,
     "initializer_range": 0.3, "init_std": 0.3, "initializer_factor": 8.0,
 }  # fmt: skip
 """What a config calls its sizes, and how small they are here. Weights are large, so that differences show."""
-LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+LABELS: Mapping[str, Any] = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+_TOKENS = ("pad", "bos", "eos", "cls", "sep")
 
 
-def small_config(model_type: str, tokenizer: PreTrainedTokenizerFast, **own: Any) -> PreTrainedConfig:
-    """A config of this kind with small sizes and the tokenizer's ids, where `own` does not say otherwise."""
+def small_config(model_type: str, tokenizer: PreTrainedTokenizerBase | None = None, **own: Any) -> PreTrainedConfig:
+    """A config of this kind with small sizes and the tokenizer's ids, where `own` does not say otherwise.
+
+    Args:
+        model_type: transformers' name of the architecture.
+        tokenizer: of a text model.
+        own: further arguments of the config; None leaves one of the small sizes at the config's own default.
+    """
     kind = CONFIG_MAPPING[model_type]
     known = kind()
-    sizes = {name: value for name, value in _SMALL.items() if hasattr(known, name)}
-    ids = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id")
-        for name in ("pad", "bos", "eos", "cls", "sep")
-        if hasattr(known, f"{name}_token_id")
-    }
-    return kind(**{"vocab_size": len(tokenizer), **sizes, **ids, **LABELS, **own})
+    said: dict[str, Any] = {name: value for name, value in _SMALL.items() if hasattr(known, name)}
+    if tokenizer is not None:
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in _TOKENS}
+        said |= {name: value for name, value in ids.items() if hasattr(known, name)}
+        said["vocab_size"] = len(tokenizer)
+    left_out = {name for name, value in own.items() if value is None}
+    return kind(**{name: value for name, value in {**said, **LABELS, **own}.items() if name not in left_out})
 
 
 def save_small(
-    folder: Path, model_class: type[PreTrainedModel], config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast
+    folder: Path, model_class: type[PreTrainedModel], config: PreTrainedConfig, processor: Any
 ) -> PreTrainedModel:
-    """Make a model with seeded weights, save it with its tokenizer, and return it for use."""
+    """Make a model with seeded weights, save it with its tokenizer or extractor, and return it for use."""
     with tiny.seeded(0):
         model = model_class(config)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return model.eval()

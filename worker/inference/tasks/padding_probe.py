@@ -214,10 +214,12 @@ def _noise_in_padding(
     replaced: list[bool] = []
 
     def replace(_: Any, __: Any, vectors: Tensor) -> Tensor | None:
-        if vectors.shape[:-1] != is_padding_BT.shape:
-            return None
-        replaced.append(True)
-        return torch.where(is_padding_BT.unsqueeze(-1), noise_X, vectors)
+        # XLNet puts the tokens first and the rows second. A probe has more tokens than rows, so that this is seen.
+        for is_padding in (is_padding_BT, is_padding_BT.T):
+            if vectors.shape[:-1] == is_padding.shape:
+                replaced.append(True)
+                return torch.where(is_padding.unsqueeze(-1), noise_X, vectors)
+        return None
 
     # Encoder and decoder may each have a module of their own over one table.
     tables = [

@@ -1,0 +1,74 @@
+"""Sounds of mixed lengths, batched by the engine, give what the library gives for each alone, in every architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor, pipeline
+from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
+
+from jobs.rows import Row
+from tests.architectures import save_small, small_config
+from tests.task_kit import load, same
+from tests.through_engine import compute
+
+_random = np.random.default_rng(0)
+SOUNDS = [
+    (_random.standard_normal(size) * np.linspace(0.05, 0.5, size)).astype(np.float32)
+    for size in (4000, 6000, 4000, 5000, 6000, 3200)
+]
+"""Of several lengths, and some of equal length with other content."""
+_WAVES: dict[str, Any] = {
+    "conv_dim": (32, 32),
+    "conv_kernel": (10, 8),
+    "conv_stride": (5, 4),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+_LAYER = {**_WAVES, "feat_extract_norm": "layer"}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "data2vec-audio": ("data2vec-audio", {**_WAVES, "conv_pos_kernel_size": 7}),
+    "hubert": ("hubert", _WAVES),
+    "hubert with layer norm": ("hubert", {**_LAYER, "do_stable_layer_norm": True}),
+    "sew": ("sew", _WAVES),
+    "sew-d": ("sew-d", {**_WAVES, "feature_layer_norm_eps": 1e-5}),
+    "unispeech": ("unispeech", _WAVES),
+    "unispeech-sat": ("unispeech-sat", _WAVES),
+    "wav2vec2": ("wav2vec2", _WAVES),
+    "wav2vec2 with layer norm": ("wav2vec2", {**_LAYER, "do_stable_layer_norm": True}),
+    "wav2vec2-conformer": ("wav2vec2-conformer", _WAVES),
+    "wavlm": ("wavlm", _WAVES),
+    "audio-spectrogram-transformer": ("audio-spectrogram-transformer", {"max_length": 128, "num_mel_bins": 32}),
+    "whisper": ("whisper", {"num_mel_bins": 16, "max_source_positions": 100}),
+}
+
+
+def _extractor(name: str) -> Any:
+    if name == "audio-spectrogram-transformer":
+        return ASTFeatureExtractor(max_length=128, num_mel_bins=32)
+    if name == "whisper":
+        return WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    return Wav2Vec2FeatureExtractor(return_attention_mask="layer" in name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mixed_lengths_give_what_the_library_gives_alone(name: str, tmp_path: Path) -> None:
+    model_type, own = CASES[name]
+    extractor = _extractor(name)
+    model = save_small(
+        tmp_path, getattr(transformers, CLASSIFIERS[model_type]), small_config(model_type, **own), extractor
+    )
+    reference = pipeline("audio-classification", model=model, feature_extractor=extractor)
+    expected = [reference(sound.copy(), top_k=None) for sound in SOUNDS]
+    computed = compute(
+        load("audio-classification", tmp_path, {"top_k": None}),
+        [Row(index, None, {"audio": sound.copy()}) for index, sound in enumerate(SOUNDS)],
+    )
+    assert all(same(one, other) for one, other in zip(computed.outputs, expected, strict=True)), computed.outputs
+    assert max(abs(one[0]["score"] - expected[0][0]["score"]) for one in expected) > 1e-3
+    assert computed.is_shared

@@ -1,0 +1,47 @@
+"""Rows through the real engine: encoded, packed into batches, collated, computed and decoded as in a lease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.rows import Row
+from tests.task_kit import CPU
+from worker.inference.budget import Budget
+from worker.inference.engine import Engine
+from worker.inference.tasks import Encoded, TaskModel
+from worker.inference.tasks.interface import Counted
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What came of rows, and how they were batched."""
+
+    outputs: list[Any]
+    """Outputs or row errors, in the rows' order."""
+    batches: list[list[Encoded]]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several rows were computed at once."""
+        return any(len(batch) > 1 for batch in self.batches)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether rows of several lengths were."""
+        return any(len({one.num_tokens for one in batch}) > 1 for batch in self.batches)
+
+
+def compute(model: TaskModel, rows: Sequence[Row]) -> Computed:
+    """Take rows through a model as one chunk."""
+    engine = Engine(model, CPU, Budget(3072, 256, 64))
+    found: dict[int, Any] = {}
+    encoded = engine.encode(rows)
+    found.update({one.row.row_index: one.error for one in encoded if one.error is not None})
+    batches = engine.batches([one for one in encoded if one.error is None])
+    for batch in batches:
+        for piece in engine.compute(batch, engine.collate(batch), lambda: None):
+            for one, output in zip(piece.members, engine.decode(piece), strict=True):
+                found[one.row.row_index] = output.output if isinstance(output, Counted) else output
+    return Computed([found[row.row_index] for row in rows], batches)
