@@ -36,7 +36,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "hubert": ("hubert", _WAVES),
     "hubert with layer norm": ("hubert", {**_LAYER, "do_stable_layer_norm": True}),
     "sew": ("sew", _WAVES),
-    "sew-d": ("sew-d", {**_WAVES, "feature_layer_norm_eps": 1e-5}),
     "unispeech": ("unispeech", _WAVES),
     "unispeech-sat": ("unispeech-sat", _WAVES),
     "wav2vec2": ("wav2vec2", _WAVES),
@@ -44,7 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "wav2vec2-conformer": ("wav2vec2-conformer", _WAVES),
     "wavlm": ("wavlm", _WAVES),
     "audio-spectrogram-transformer": ("audio-spectrogram-transformer", {"max_length": 128, "num_mel_bins": 32}),
-    "whisper": ("whisper", {"num_mel_bins": 16, "max_source_positions": 100}),
+    "whisper": ("whisper", {"init_std": 0.1, "num_mel_bins": 16, "max_source_positions": 100}),
 }
 
 
@@ -70,5 +69,5 @@ def test_mixed_lengths_give_what_the_library_gives_alone(name: str, tmp_path: Pa
         [Row(index, None, {"audio": sound.copy()}) for index, sound in enumerate(SOUNDS)],
     )
     assert all(same(one, other) for one, other in zip(computed.outputs, expected, strict=True)), computed.outputs
-    assert max(abs(one[0]["score"] - expected[0][0]["score"]) for one in expected) > 1e-3
+    assert not all(same(one, expected[0], tolerance=1e-4) for one in expected[1:]), "equal answers would show nothing"
     assert computed.is_shared
