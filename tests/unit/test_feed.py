@@ -26,6 +26,7 @@ from worker.inference.chunks import Batch
 from worker.inference.engine import Engine
 from worker.inference.feed import Feed
 from worker.inference.holdings import Holdings, fair_share
+from worker.pulse import Pulse
 
 RECORDS = [{"id": f"r{number}", "text": "word " * (number % 7 + 1) + f"{number}"} for number in range(80)]
 """Ten chunks of eight rows."""
@@ -79,6 +80,7 @@ class Harness:
             source=source or leased.source(),
             engine=engine,
             holdings=self.holdings,
+            pulse=Pulse(lambda beat: None),
         )
         self.feed.start()
 
