@@ -101,11 +101,9 @@ class Staged:
         self._is_whole = task in TASKS_WHOLE
         self._rate = getattr(self._pipeline.feature_extractor, "sampling_rate", None)
         self.memory_bytes = memory_bytes(model)
-        tokenizer = self._pipeline.tokenizer
-        # The tokenizers' own limit is another matter: they cut, or a processor puts many ids in place of an image.
-        plain = task == "feature-extraction" and tokenizer is not None
-        self._longest = longest_row(model, tokenizer) if plain else position_limit(model)
-        self._num_ids = _num_ids(model)
+        self._longest = _most_tokens_of_a_row(model, self._pipeline.tokenizer if task == "feature-extraction" else None)
+        # The ids that stand for images may lie beyond the table; their vectors come from elsewhere.
+        self._num_ids = None if task in ("image-text-to-text", "any-to-any") else _num_ids(model)
         self._most_tokens = auto_max_tokens(device.type, 2**34)
         self._configure(parameters)
 
@@ -278,6 +276,17 @@ class Staged:
                 part.pop("is_last", None)
         outputs = parts if self._is_chunked else parts[0]
         return json_value(self._pipeline.postprocess(outputs, **call.postprocess))
+
+
+def _most_tokens_of_a_row(model: PreTrainedModel, tokenizer: Any) -> int | None:
+    """The most token ids that a model takes, as far as it says; with a tokenizer, that the two take.
+
+    Where a pipeline cuts texts, or puts many ids in place of an image, its tokenizer's own limit is another matter.
+    """
+    try:
+        return position_limit(model) if tokenizer is None else longest_row(model, tokenizer)
+    except ValueError:  # a model of several texts has no one limit
+        return None
 
 
 def _num_ids(model: PreTrainedModel) -> int | None:
