@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -66,6 +67,9 @@ def attempt(
 ) -> Attempt:
     """Run a process to its end.
 
+    It goes on from each progress only once `until` has answered, so that what is done at a step is done at that step,
+    however busy the machine is.
+
     Args:
         folder: of this attempt's own.
         spec: of the training.
@@ -89,32 +93,51 @@ def attempt(
     environment = {**os.environ, "STOKER_INPUT_ROOTS": '["/"]'}
     reports, reports_end = _PROCESSES.Pipe(duplex=False)
     orders_end, orders = _PROCESSES.Pipe(duplex=False)
+    answers_end, answers = _PROCESSES.Pipe(duplex=False)
     process = _PROCESSES.Process(
-        target=_train, args=(str(folder / "plan.json"), reports_end, orders_end, environment), daemon=False
+        target=_train, args=(str(folder / "plan.json"), reports_end, orders_end, answers_end, environment), daemon=False
     )
     process.start()
-    reports_end.close()
-    orders_end.close()
+    for end in (reports_end, orders_end, answers_end):
+        end.close()
     found = Attempt()
-    for report in _reports(reports.fileno()):
-        found.reports.append(report)
-        match until(report):
-            case None:
-                pass
-            case "kill":
-                process.kill()
-                break
-            case reason:
-                os.write(orders.fileno(), stop_line(StopReason(reason)))
-    process.join(300)
-    found.status = process.exitcode
-    reports.close()
-    orders.close()
+    try:
+        for report in _reports(reports.fileno()):
+            found.reports.append(report)
+            match until(report):
+                case None:
+                    pass
+                case "kill":
+                    process.kill()
+                    break
+                case reason:
+                    os.write(orders.fileno(), stop_line(StopReason(reason)))
+            if isinstance(report, Progress):
+                with contextlib.suppress(BrokenPipeError):  # it has ended by itself
+                    os.write(answers.fileno(), b".")
+        process.join(300)
+        found.status = process.exitcode
+    finally:
+        process.kill()
+        for end in (reports, orders, answers):
+            end.close()
     return found
 
 
-def _train(plan: str, reports: Connection, orders: Connection, environment: dict[str, str]) -> None:
+def _train(
+    plan: str, reports: Connection, orders: Connection, answers: Connection, environment: dict[str, str]
+) -> None:
     """The process itself, as its runner starts it but for the loading of torch, which its parent has done."""
+
+    class InStep(training_process.Reporter):
+        """Waits for an answer to each progress."""
+
+        def __call__(self, report: Report) -> None:
+            super().__call__(report)
+            if isinstance(report, Progress):
+                os.read(answers.fileno(), 1)
+
+    training_process.Reporter = InStep  # type: ignore[misc]
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # loaders start their processes as they would
     os.dup2(orders.fileno(), 0)

@@ -87,7 +87,9 @@ def test_a_gang_that_is_preempted_killed_and_stopped_comes_to_the_same_end(
         assert [slot["job_id"] for slot in client.slots()] == [job_id, job_id]
     assert len(running.of_role("runner")) == 1, "the member's device is free for its rank"
 
-    urgent = running.submit(spec(folder, priority="high"))
+    with running.client() as client:  # at once, while the other one still runs
+        endless = {"max_steps": 100_000, "per_device_train_batch_size": 4}
+        urgent = str(client.submit(spec(folder, priority="high", arguments=endless))["id"])
     await_step(running, urgent, 5)
     ranks = running.of_role("trainer")
     assert len(ranks) == 2

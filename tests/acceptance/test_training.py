@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from tests import tiny
 from tests.acceptance.stack import Stack, stack
 from tests.acceptance.test_faults import QUICK
 from tests.conftest import wait_until
+from tests.frozen import frozen
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS = 100
+NUM_STEPS = 150
 WORDS = {"animals": ("fox", "dog", "cat", "horse"), "cities": ("London", "Paris", "Rome", "Oslo")}
 
 
@@ -151,11 +153,13 @@ def test_whatever_ends_it_on_the_way_it_comes_to_the_same_losses_and_weights(
     shot = running.submit(spec)
 
     await_step(running, shot, chosen.randint(11, 18))
+    await_checkpoint(shot, database)  # it is copied beside the training
     kill(running, "trainer")
 
     await_attempt(running, shot, 2)
-    damaged = damage_newest_checkpoint(running, shot, database)
-    kill(running, "runner")
+    with between_checkpoints(running):
+        damaged = damage_newest_checkpoint(shot, database)
+        kill(running, "runner")
     kill(running, "scheduler")
     with redis.Redis(unix_socket_path=str(Settings(data_dir=running.data_dir).redis_socket)) as client:
         client.flushall()
@@ -183,6 +187,16 @@ def test_whatever_ends_it_on_the_way_it_comes_to_the_same_losses_and_weights(
     assert "checkpoint.damaged" in names
 
 
+def await_checkpoint(job_id: str, database: Database) -> None:
+    """Wait until a training's first checkpoint is in the store."""
+
+    def is_kept() -> bool:
+        with database.read() as session:
+            return bool(training.checkpoints(session, job_id))
+
+    wait_until(is_kept, "the first checkpoint")
+
+
 def kill(running: Stack, role: str) -> None:
     """kill -9 of the one process of a role."""
     (victim,) = running.of_role(role)
@@ -201,22 +215,33 @@ def await_attempt(running: Stack, job_id: str, number: int) -> None:
     wait_until(is_there, f"attempt {number}", 300.0)
 
 
-def damage_newest_checkpoint(running: Stack, job_id: str, database: Database) -> int:
-    """Have the newest checkpoint be another than was written, with nothing newer on its way; gives its step."""
+@contextmanager
+def between_checkpoints(running: Stack) -> Iterator[None]:
+    """While inside, the one training's process is frozen, and none of its checkpoints is on its way to the store."""
+    folder = Settings(data_dir=running.data_dir).training_path
     (held,) = running.of_role("trainer")
-    held.suspend()  # it makes no further one; the one that it made may still be on its way
-    with running.client() as client:
-        made = client.job(job_id)["counts"]["done"] // 10 * 10
+    with ExitStack() as stack:
 
-    def is_kept() -> bool:
-        with database.read() as session:
-            return training.checkpoints(session, job_id)[0].step >= made
+        def is_frozen_between() -> bool:
+            """Each checkpoint's folder is there from before it is told of until it is kept. One that stays may not have
+            been told of yet, so the process must go on a little."""
+            with ExitStack() as trying:
+                trying.enter_context(frozen(held.pid))
+                if list(folder.glob("*/*/checkpoint-*")) or list(folder.glob("*/*/saving/checkpoint-*")):
+                    return False
+                stack.enter_context(trying.pop_all())
+            return True
 
-    wait_until(is_kept, f"the checkpoint of step {made}", 60.0)
+        wait_until(is_frozen_between, "a moment between two checkpoints")
+        yield
+
+
+def damage_newest_checkpoint(job_id: str, database: Database) -> int:
+    """Have the newest checkpoint be another than was written; gives its step."""
     with database.write() as session:
         newest = training.checkpoints(session, job_id)[0]
         newest.files = [{**file, "sha256": "0" * 64} for file in newest.files]
-    return newest.step
+        return newest.step
 
 
 def test_a_cancelled_training_leaves_no_process_and_a_retry_keeps_what_it_learned(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -59,8 +59,13 @@ class GangBench(Bench):
         """Have the keeper hold a lease in a thread of its own, and wait for its end."""
         thread = threading.Thread(target=self.keeper.run_lease, args=(lease_id,), daemon=True)
         thread.start()
-        yield
-        thread.join(300)
+        try:
+            yield
+        except BaseException:
+            self.keeper.abandon()  # nobody else ends the lease of a test that failed
+            raise
+        finally:
+            thread.join(300)
         assert not thread.is_alive(), "the keeper still holds the lease"
 
     def is_held(self, lease_id: str) -> bool:
@@ -226,19 +231,17 @@ def test_a_leader_waits_until_every_slot_is_held(open_bench: Callable[..., Any])
     with open_bench() as bench:
         lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
         leader = bench.take_up(lease_ids[0])
-        keeper = threading.Thread(target=bench.keeper.run_lease, args=(lease_ids[1],), daemon=True)
+        with ExitStack() as holding:
 
-        def members_come(number: int) -> None:
-            if number == 2:
-                keeper.start()
+            def members_come(number: int) -> None:
+                if number == 2:
+                    holding.enter_context(bench.holding(lease_ids[1]))
 
-        looks = Looks(members_come)
-        places = gather(leader, database=bench.database, stop=looks)
-        assert places == (held(0, OTHER, num_threads=3), held(1, SLOT, num_threads=1))
-        assert looks.number >= 2
-        leases.release(bench.database, leader.lease_id, "drained")
-        keeper.join(300)
-        assert not keeper.is_alive()
+            looks = Looks(members_come)
+            places = gather(leader, database=bench.database, stop=looks)
+            assert places == (held(0, OTHER, num_threads=3), held(1, SLOT, num_threads=1))
+            assert looks.number >= 2
+            leases.release(bench.database, leader.lease_id, "drained")
 
 
 def test_a_leader_whose_gang_falls_apart_has_lost_its_lease(open_bench: Callable[..., Any]) -> None:
