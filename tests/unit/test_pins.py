@@ -12,9 +12,10 @@ import pytest
 
 from jobs import pins
 from jobs.errors import InvalidModel, InvalidSpec
+from jobs.leases import WorkingLease
 from jobs.pins import check_pin, pin_path, pin_spec
 from jobs.settings import Settings
-from jobs.specs import parse_spec
+from jobs.specs import TrainingSpec, parse_spec
 
 
 @pytest.fixture
@@ -128,3 +129,17 @@ def test_a_spec_pins_its_folders_and_its_module(folder: Path, tmp_path: Path) ->
     module.write_text("def build(setup): pass")
     with pytest.raises(InvalidSpec, match=r"^module 'm': mine\.py changed after the job was submitted$"):
         check_pin(made["module"], module, name="m", param="module", error=InvalidSpec)
+
+
+def test_a_runner_refuses_a_module_that_changed_before_its_first_step(tmp_path: Path) -> None:
+    from worker.training.run import check_module
+
+    module, settings = tmp_path / "net.py", Settings(code_roots=[tmp_path])
+    module.write_text("def build(setup): ...")
+    spec = parse_spec({"kind": "training", "trainer": "torch", "module": str(module)})
+    assert isinstance(spec, TrainingSpec)
+    lease = WorkingLease("lease_1", "job_1", "s0", "training", {}, 1, 0, pins=pin_spec(spec, settings))
+    check_module(spec, lease, settings)
+    module.write_text("def build(setup): 1000")
+    with pytest.raises(InvalidSpec, match=r"module '.*net.py': net.py changed after the job was submitted"):
+        check_module(spec, lease, settings)

@@ -88,7 +88,7 @@ def run_training(
         prepare_store(lease, database=database, store=store)
         resumed = fetch_newest(lease, folder / "resume", database=database, store=store)
         if resumed is None or not resumed.is_own:  # else the module goes on as its checkpoint has it
-            _check_module(spec, lease, settings)
+            check_module(spec, lease, settings)
         with database.read() as session:
             num_halvings = training.num_memory_failures(session, lease.job_id)
         training.begin(
@@ -187,8 +187,12 @@ def _find_folders(
     return None, str(fetch_model(pinned, settings).path)
 
 
-def _check_module(spec: TrainingSpec, lease: WorkingLease, settings: Settings) -> None:
-    """Raises InvalidSpec where a module's file holds something else than when the job was planned."""
+def check_module(spec: TrainingSpec, lease: WorkingLease, settings: Settings) -> None:
+    """Refuse a module's file that holds something else than when the job was planned.
+
+    Raises:
+        InvalidSpec: It changed after the job was submitted.
+    """
     if spec.module is not None and recipe_name(spec.module) is None:
         path = check_code_path(spec.module, settings, param="module")
         pin = (lease.pins or {}).get("module")
