@@ -45,7 +45,8 @@ def odd_encoder(folder: Path, *, gate: Path) -> Path:
         gate: a file; rows with `WAITS` are computed once it exists.
     """
     tokenizer = tiny.wordpiece_tokenizer()
-    tokenizer.add_tokens([KILLS, HANGS, RAISES, WAITS])
+    # Special ones, since whoever tries a model out on tokens of its vocabulary leaves those alone.
+    tokenizer.add_special_tokens({"additional_special_tokens": [KILLS, HANGS, RAISES, WAITS]})
     tiny.tiny_encoder(folder, tokenizer=tokenizer)
     path = folder / "config.json"
     config = json.loads(path.read_text())

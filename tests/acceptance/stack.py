@@ -19,7 +19,7 @@ import psutil
 
 from jobs.errors import ServiceUnavailable
 from jobs.settings import Settings
-from scheduler.client import StokerClient
+from scheduler.client import ApiError, StokerClient
 from tests.conftest import wait_until
 
 ROLES: Mapping[str, str] = {
@@ -150,6 +150,34 @@ def free_port() -> int:
         with socket.socket() as tried:
             if tried.connect_ex(("127.0.0.1", port)) != 0:
                 return port
+
+
+@contextmanager
+def bare_stack(data_dir: Path, *, slots: int = 1, **environment: str) -> Iterator[Stack]:
+    """A stack that the test starts and ends itself; whatever it leaves in a failure is killed."""
+    made = Stack(data_dir, slots=slots, **environment)
+    try:
+        yield made
+    finally:
+        for left in made.processes().values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+
+
+@contextmanager
+def nothing_left_at_work(running: Stack, gate: Path) -> Iterator[None]:
+    """After the block no job of it holds a slot, not even one that waits for the gate in a test that failed."""
+    try:
+        yield
+    finally:
+        with running.client() as client:
+            for job in client.jobs(limit=100):
+                if job["ended_at"] is None:
+                    with contextlib.suppress(ApiError):  # it has ended meanwhile
+                        client.cancel(job["id"])
+            gate.touch()
+            for job in client.jobs(limit=100):
+                client.wait(job["id"], timeout_seconds=300)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pytest
 from scheduler.client import ApiError, StokerClient
 from tests.acceptance.odd_model import WAITS, odd_encoder, trusting
 from tests.acceptance.records import Records, records_of
-from tests.acceptance.stack import Stack, stack
+from tests.acceptance.stack import Stack, nothing_left_at_work, stack
 from tests.conftest import wait_until
 from tests.tiny import SENTENCES
 
@@ -58,6 +58,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     quick = {"STOKER_LEASE_SECONDS": "3", "STOKER_GRACE_SECONDS": "1", **trusting(model, folder / "modules")}
     with stack(folder / "data", slots=1, **quick) as running, records_of(running) as seen:
         yield Site(running, seen, folder, model, gate)
+
+
+@pytest.fixture(autouse=True)
+def _slots_free_for_the_next(site: Site) -> Iterator[None]:
+    with nothing_left_at_work(site.stack, site.gate):
+        yield
 
 
 def test_cancel_at_random_moments(site: Site) -> None:
@@ -135,11 +141,11 @@ def test_cancel_in_each_phase_that_can_be_held(site: Site) -> None:
 
 def assert_the_slot_works(site: Site, expected: list[dict[str, Any]] | None) -> None:
     """After all the cancels no lease is left, and the slot computes what it did before."""
-    assert not site.records.live_leases()
+    wait_until(lambda: not site.records.live_leases(), "every lease is given back")
     job_id = site.stack.submit(site.spec("rows"))
     assert site.stack.await_end(job_id, 120)["state"] == "completed"
     site.records.assert_sound(job_id)
     if expected is not None:
         assert site.stack.results(job_id) == expected
     with site.stack.client() as client:
-        assert [slot["state"] for slot in client.slots()] == ["online"]
+        wait_until(lambda: [slot["state"] for slot in client.slots()] == ["online"], "the slot is online")

@@ -22,12 +22,15 @@ from jobs.settings import Settings
 from jobs.states import LIVE_LEASE_STATES, ChunkState
 from jobs.tables import Chunk, Lease, ResultRecord
 from tests import tiny
-from tests.acceptance.stack import Stack, stack
+from tests.acceptance.stack import Stack, bare_stack, stack
 from tests.conftest import wait_until
 
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potent potions behind closed doors".split()
 QUICK = {"STOKER_LEASE_SECONDS": "4", "STOKER_SLOT_SECONDS": "4", "STOKER_DOORBELL_SECONDS": "2"}
 """Short lives, so that what must be waited for is."""
+
+SHOT_AT = ("celery", "runner", "scheduler", "redis")
+MOST_STORMY_JOBS = 10
 
 
 def write_rows(path: Path, num_rows: int) -> None:
@@ -67,7 +70,7 @@ class Sniper(threading.Thread):
         """Shoot until stopped."""
         bag: list[str] = []  # each role once before any comes again, so that every run meets every fault
         while not self._rest():
-            bag = bag or self.random.sample(["celery", "runner", "scheduler", "redis"], k=4)
+            bag = bag or self.random.sample(SHOT_AT, k=len(SHOT_AT))
             role = bag.pop()
             if not self.flushed and len(self.kills) >= 3:
                 self.flushed = self._flush()
@@ -126,19 +129,22 @@ def test_every_row_survives_a_kill_every_two_seconds(
         sniper = Sniper(running, seed, lambda: num_chunks_done(url))
         sniper.start()
         try:
-            stormy = running.submit(embedding_spec(model, rows))
-            job = running.await_end(stormy, 600.0)
+            stormy: list[dict[str, Any]] = []
+            # A fast machine does a job before every fault was met; a slow one meets them all in one.
+            while len(stormy) < MOST_STORMY_JOBS and len(set(sniper.kills)) < len(SHOT_AT):
+                stormy.append(running.await_end(running.submit(embedding_spec(model, rows)), 600.0))
         finally:
             sniper.stopped.set()
             sniper.join()
         print(f"{len(sniper.kills)} kills: {sniper.kills}")
-        assert job["state"] == "completed", job
-        assert job["counts"] == {"total": num_rows, "done": num_rows, "failed": 0}
-        assert len(set(sniper.kills)) == 4, "the job was too short to meet every fault"
+        assert len(set(sniper.kills)) == len(SHOT_AT), "the jobs were too short to meet every fault"
         assert [result["row_index"] for result in expected] == list(range(num_rows))
         assert [result["key"] for result in expected] == [f"r{row}" for row in range(num_rows)]
-        assert running.results(stormy) == expected, "one result for each row, equal to the last bit"
-        assert_invariants(url, stormy, num_rows)
+        for job in stormy:
+            assert job["state"] == "completed", job
+            assert job["counts"] == {"total": num_rows, "done": num_rows, "failed": 0}
+            assert running.results(job["id"]) == expected, "one result for each row, equal to the last bit"
+            assert_invariants(url, job["id"], num_rows)
 
 
 def num_chunks_done(database_url: str) -> int:
@@ -189,7 +195,7 @@ def test_drawn_texts_are_the_same_whatever_is_killed(tmp_path: Path) -> None:
         url = Settings(data_dir=running.data_dir).resolved_database_url
         for role in ("runner", "celery", "runner"):
             before = num_chunks_done(url)
-            wait_until(lambda before=before: num_chunks_done(url) > before, "a chunk more", 60.0)
+            wait_until(lambda before=before: num_chunks_done(url) > before, "a chunk more", 300.0)
             for victim in running.of_role(role):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     victim.kill()
@@ -201,11 +207,11 @@ def test_drawn_texts_are_the_same_whatever_is_killed(tmp_path: Path) -> None:
 @pytest.mark.soak  # tests/integration/test_embedded.py does it of a stack at work
 def test_the_whole_stack_dies_with_stoker_up(tmp_path: Path) -> None:
     """Lost: a machine full of orphans after kill -9 of the one process a user knows."""
-    running = Stack(tmp_path / "data", slots=1, **QUICK)
-    running.start()
-    assert running.of_role("runner")
-    running.kill()
-    wait_until(lambda: not running.processes(), "every process of the stack is gone")
-    running.start()
-    assert running.stop() == 0
-    assert not running.processes()
+    with bare_stack(tmp_path / "data", slots=1, **QUICK) as running:
+        running.start()
+        assert running.of_role("runner")
+        running.kill()
+        wait_until(lambda: not running.processes(), "every process of the stack is gone")
+        running.start()
+        assert running.stop() == 0
+        assert not running.processes()

@@ -55,11 +55,11 @@ def test_a_batch_survives_kills_of_workers_and_of_the_api(tmp_path: Path) -> Non
                 counts = seen[-1].request_counts
                 before = 0 if number == 0 or counts is None else counts.completed
                 if number:
-                    wait_until(lambda before=before: is_further_than(before), f"progress beyond {before}", 60.0)
+                    wait_until(lambda before=before: is_further_than(before), f"progress beyond {before}", 300.0)
                 for victim in running.of_role(role)[:1]:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         victim.kill()
-            wait_until(lambda: is_further_than(NUM_LINES), "the end", 120.0, pause_seconds=0.1)
+            wait_until(lambda: is_further_than(NUM_LINES), "the end", 600.0, pause_seconds=0.1)
             batch = seen[-1]
             assert (batch.id, batch.status) == (made.id, "completed"), batch
             assert batch.request_counts is not None

@@ -44,10 +44,14 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Two slots whose runners count as stuck after three seconds without a batch."""
+    """Two slots whose runners count as stuck after three seconds in one forward pass."""
     folder = tmp_path_factory.mktemp("poison")
     model = odd_encoder(folder / "model", gate=folder / "gate")
-    quick = {"STOKER_STALL_SECONDS": "3", "STOKER_RETRY_SECONDS": "0.2", **trusting(model, folder / "modules")}
+    quick = {
+        "STOKER_STALL_LIMITS": '{"forward": 3}',
+        "STOKER_RETRY_SECONDS": "0.2",
+        **trusting(model, folder / "modules"),
+    }
     with stack(folder / "data", slots=2, **quick) as running, records_of(running) as seen:
         yield Site(running, seen, folder, model)
 
@@ -71,7 +75,7 @@ def test_odd_rows_become_row_errors_and_good_ones_are_computed(site: Site) -> No
 
     error = the_errors(site, hung, [5], expected)[0]
     assert error["code"] == "poison_row"
-    assert "finished no batch" in error["message"]
+    assert "made no progress" in error["message"]
 
     for error in the_errors(site, raised, [3, 20], expected):
         assert error["code"] == "row_failed"

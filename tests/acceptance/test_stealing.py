@@ -14,7 +14,7 @@ import pytest
 from jobs.states import ChunkState
 from tests.acceptance.odd_model import WAITS, odd_encoder, trusting
 from tests.acceptance.records import Records, records_of
-from tests.acceptance.stack import Stack, stack
+from tests.acceptance.stack import Stack, nothing_left_at_work, stack
 from tests.conftest import wait_until
 from tests.tiny import SENTENCES
 
@@ -57,6 +57,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     model = odd_encoder(folder / "model", gate=gate)
     with stack(folder / "data", slots=2, **trusting(model, folder / "modules")) as running, records_of(running) as seen:
         yield Site(running, seen, folder, model, gate)
+
+
+@pytest.fixture(autouse=True)
+def _slots_free_for_the_next(site: Site) -> Iterator[None]:
+    with nothing_left_at_work(site.stack, site.gate):
+        yield
 
 
 def texts_of(num_rows: int) -> list[str]:

@@ -19,8 +19,9 @@ from scheduler import redis_server
 from scheduler.client import StokerClient
 from scheduler.data_dir import AlreadyRunning, StackLock, Use, is_running
 from scheduler.environment import settings_environment
-from tests.acceptance.stack import Stack, stack
+from tests.acceptance.stack import Stack, bare_stack, stack
 from tests.conftest import wait_until
+from tests.frozen import frozen
 
 
 @pytest.fixture
@@ -71,26 +72,26 @@ def test_parts_that_are_killed_come_back_at_the_same_place(running: Stack) -> No
 @pytest.mark.slow
 def test_nothing_outlives_a_stack_that_was_killed(tmp_path: Path) -> None:
     """Orphans would hold GPUs, and the next start would meet them."""
-    killed = Stack(tmp_path / "data", slots=2)
-    killed.start()
-    killed.kill()
-    with stack(tmp_path / "data", slots=2) as up:  # waits for what is still ending, then works
-        assert is_healthy(up)
-    wait_until(lambda: not killed.processes(), "all processes of the killed stack are gone")
+    with bare_stack(tmp_path / "data", slots=2) as killed:
+        killed.start()
+        killed.kill()
+        with stack(tmp_path / "data", slots=2) as up:  # waits for what is still ending, then works
+            wait_until(lambda: is_healthy(up), "it works")
+        wait_until(lambda: not killed.processes(), "all processes of the killed stack are gone")
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     """A part that does not end must not keep a person waiting."""
-    up = Stack(tmp_path / "data", STOKER_GRACE_SECONDS="600")
-    up.start()
-    assert up.up is not None
-    (supervisor,) = up.of_role("supervisor")
-    supervisor.suspend()  # it cannot end in order
-    up.up.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        up.up.wait(1.0)
-    assert up.stop() == 0
-    wait_until(lambda: not up.processes(), "nothing is left")
+    with bare_stack(tmp_path / "data", STOKER_GRACE_SECONDS="600") as up:
+        up.start()
+        assert up.up is not None
+        (supervisor,) = up.of_role("supervisor")
+        with frozen(supervisor.pid):  # it cannot end in order
+            up.up.send_signal(signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):
+                up.up.wait(1.0)
+            assert up.stop() == 0
+            wait_until(lambda: not up.processes(), "nothing is left")
 
 
 def test_a_port_in_use_is_said_before_anything_is_started(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_damaged_redis_files_do_not_keep_the_stack_down(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "appendonly.aof").write_bytes(b"this is no append-only file\r\n" * 40)
     with stack(tmp_path / "data", slots=2) as up:
-        assert is_healthy(up)
+        wait_until(lambda: is_healthy(up), "it works")
         assert (up.data_dir / "redis.damaged" / "appendonly.aof").exists()
 
 

@@ -106,7 +106,12 @@ class Bench:
         lease_id = self.grant(job)
         thread = threading.Thread(target=self.keeper.run_lease, args=(lease_id,), daemon=True)
         thread.start()
-        yield lease_id
+        try:
+            yield lease_id
+        except BaseException:  # the thread must not meet a database that the failing test has closed
+            self.keeper.abandon()
+            thread.join(300)
+            raise
         thread.join(300)
         assert not thread.is_alive(), "the keeper still holds the lease"
 

@@ -26,6 +26,7 @@ from jobs.settings import Settings
 from jobs.states import JobState, LeaseState, SlotState
 from jobs.tables import Lease, Slot
 from tests.conftest import RedisServer, wait_until
+from tests.frozen import frozen
 from tests.leased_job import LeasedJob
 from tests.tiny import tiny_masked_lm
 from worker.children import RUNNER_MODULE, python_module
@@ -354,11 +355,8 @@ def test_a_worker_stopped_beyond_its_lease_does_not_come_back_as_a_zombie(host: 
     lease_id = _lease_on_a_deaf_runner(host, tmp_path)
     worker = host.workers()[0]
     runner = host.runner_of(worker)
-    for process in (runner, worker):
-        process.suspend()
-    wait_until(lambda: leases.expire_dead(host.database, host.settings) == [lease_id], "the sweep takes the lease")
-    for process in (runner, worker):
-        process.resume()
+    with frozen(runner.pid, worker.pid):
+        wait_until(lambda: leases.expire_dead(host.database, host.settings) == [lease_id], "the sweep takes the lease")
     wait_until(lambda: not _lives(runner), "the zombie is killed")
     again = host.job(tmp_path, "obey")
     host.wait_lease(host.grant(again, "here-cpu0"), LeaseState.RELEASED)
