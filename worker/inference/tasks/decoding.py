@@ -12,6 +12,7 @@ Shapes: B rows, T tokens of the longest prompt, V tokens of the vocabulary.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from worker.inference.tasks.admission import admission_order, next_to_join, prefill_groups
 from worker.inference.tasks.continuations import LENGTH, NOT_A_NUMBER, STOP, Continuation, Request, TokenLogprobs
+from worker.inference.tasks.padding import NOTICES, Padding
 from worker.inference.tasks.prefixes import Beginnings, Prompt, shared_beginnings, under_rows
 from worker.inference.tasks.rowcache import RowCache, SoloCache
 from worker.inference.tasks.sampling import choose, penalize
@@ -32,6 +34,13 @@ _LEAST_SAVED = {"cpu": 128, "cuda": 4096}
 _KEPT_PART = 8
 """So small a part of the cache's tokens may be beginnings that are kept for rows to come."""
 _ATTENTIONS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+
+_PROBED = 12
+"""Tokens of the longer of two prompts that are tried together."""
+_PROBE_TOLERANCE, _PROBE_TOLERANCE_16_BITS = 1e-3, 0.05
+"""Largest difference by rounding of logits about 1, far below what another position makes of them."""
+
+logger = logging.getLogger(__name__)
 
 Cached = RowCache | SoloCache
 
@@ -48,7 +57,7 @@ class Decoder:
     ) -> None:
         """
         Args:
-            model: a decoder. Of one with recurrent layers, rows are computed one at a time.
+            model: a decoder. Of one with recurrent layers, or that sees padding, rows are computed one at a time.
             pad_token: any token that the model has.
             finds_stop: whether a stop string of a request is in the text of its tokens so far, the last of them new.
         """
@@ -56,12 +65,29 @@ class Decoder:
         self._device = model.device
         self._pad_token = pad_token
         self._finds_stop = finds_stop
-        self._is_solo = is_recurrent(model)
         taken = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in taken
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in taken:
             self._options["logits_to_keep"] = 1
+        self._is_solo = is_recurrent(model)
+        if not self._is_solo and self._sees_padding():
+            logger.warning("%s", NOTICES[Padding.ONE_BY_ONE])
+            self._is_solo = True
+
+    @torch.inference_mode()
+    def _sees_padding(self) -> bool:
+        """Whether padding on the left changes what comes after a prompt: BART's kind counts positions from the first
+        column, padding or not, and takes no others."""
+        num_ids = self._model.config.get_text_config().vocab_size
+        short, long = (tuple(7 * token % num_ids for token in range(first, first + _PROBED)) for first in (1, 2))
+        short = short[: _PROBED // 2]
+        alone_V = self._forward_prompts([short], [0], self._empty(), start=0)[0]
+        padding = [len(long) - len(short), 0]
+        beside_V = self._forward_prompts([short, long], padding, self._empty(), start=0)[0]
+        scale = max(1.0, float(alone_V.abs().max()))
+        tolerance = _PROBE_TOLERANCE if self._model.dtype == torch.float32 else _PROBE_TOLERANCE_16_BITS
+        return not float((alone_V - beside_V).abs().max()) <= tolerance * scale
 
     def generate(
         self, requests: Sequence[Request], *, max_tokens: int, max_rows: int, between: Callable[[], None]
