@@ -176,6 +176,9 @@ class Unquoted(Quoted):
         text = self._held + block.tobytes()
         self._look(text, num_before)
         last = max(text.rfind(b"\n"), text.rfind(self._delimiter))
+        opened = max(text.rfind(b'\n"'), text.rfind(self._delimiter + b'"'))
+        if opened >= 0 and text.find(self._delimiter, opened + 1) < 0:  # that cell may go over several lines
+            last = opened
         self._held = text[last:] if len(text) - last <= _MOST_HELD_BYTES else b"\n."
         return super().endings(block, newlines)
 
@@ -192,9 +195,10 @@ class Unquoted(Quoted):
 
 
 def enclosed(delimiter: str) -> re.Pattern[bytes]:
-    """Finds a cell that begins and ends with a quote on one line."""
+    """Finds a cell that stands in quotes as a whole: on one line, or with doubled quotes and newlines inside."""
     mark = re.escape(delimiter.encode())
-    return re.compile(rb'(?<=[\n%b])"[^\r\n%b]*"(?=\r?\n|%b)' % (mark, mark, mark))
+    on_one_line, over_several = rb"[^\r\n%b]*" % mark, rb'(?:[^"%b]+|"")*' % mark
+    return re.compile(rb'(?<=[\n%b])"(?:%b|%b)"(?=\r?\n|%b)' % (mark, on_one_line, over_several, mark))
 
 
 class SwallowedLines(NamedTuple):

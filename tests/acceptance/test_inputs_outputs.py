@@ -41,6 +41,8 @@ class Site:
     def spec(self, path: str, **fields: Any) -> dict[str, Any]:
         """An embeddings job over an input."""
         spec_input = {"path": path, "key": "id", "columns": {"text": "body"}}
+        if path.endswith(".tsv"):
+            spec_input["quoting"] = "minimal"
         model = str(self.folder / "encoder")
         # One chunk for each third, so that inputs in three files are cut at the same rows and packed in equal batches.
         batching = {"chunk_rows": NUM_ROWS // 3}

@@ -43,7 +43,7 @@ def test_quotes_in_a_tsv_file_are_text(
     assert outcomes(read_all(source, 2)) == lines
 
 
-@pytest.mark.parametrize("cell", ['"one"', '""', '"a ""b"""'])
+@pytest.mark.parametrize("cell", ['"one"', '""', '"a ""b"""', '"two\nlines"', '"0: ""a"", and\n\na third line"'])
 @pytest.mark.parametrize("block", [1, 5, 2**20])
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_a_tsv_file_with_whole_cells_in_quotes_must_say_what_they_are(
@@ -54,7 +54,8 @@ def test_a_tsv_file_with_whole_cells_in_quotes_must_say_what_they_are(
     with pytest.raises(InvalidInput, match=r"line 3 of '.*' has a cell in quotes; say none") as refused:
         list(open_at(tsv).index(1))
     assert refused.value.param == "input.quoting"
-    assert outcomes(read_all(open_at(tsv, quoting="none"))) == ["plain", cell]
+    if "\n" not in cell:
+        assert outcomes(read_all(open_at(tsv, quoting="none"))) == ["plain", cell]
     inner = cell[1:-1].replace('""', '"')
     assert outcomes(read_all(open_at(tsv, quoting="minimal"))) == ["plain", inner]
 
