@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping
+from string import Formatter
 from typing import Any
 
 from jobs.errors import InvalidSpec
@@ -113,6 +114,28 @@ def _is_text_or_texts(value: object) -> bool:
     return _is_text(value) or (_is_texts(value) and bool(value))
 
 
+def _is_labels(value: object) -> bool:
+    if isinstance(value, str):
+        return bool(value.replace(",", "").strip())
+    return _is_texts(value) and bool(value)
+
+
+def _is_template(value: object) -> bool:
+    """Whether a text has the label's place in it, and nothing else that `str.format` would act on.
+
+    A width (`{:>2000000000}`) would fill the host's memory, and a text without a place says the same of every label.
+    """
+    if not isinstance(value, str):
+        return False
+    try:
+        places = [
+            (name, spec, conversion) for _, name, spec, conversion in Formatter().parse(value) if name is not None
+        ]
+    except ValueError:
+        return False
+    return places == [("", "", None)] or (bool(places) and all(place == ("0", "", None) for place in places))
+
+
 def _or_null(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
@@ -169,7 +192,8 @@ _PADDING = (
     lambda value: value is None or isinstance(value, bool) or value in ("longest", "max_length", "do_not_pad"),
     "true, false, 'longest', 'max_length' or 'do_not_pad'",
 )
-_LABELS = (_is_text_or_texts, "a list of labels, or a text that separates them by commas")
+_LABELS = (_is_labels, "a list of labels, or a text that separates them by commas")
+_HYPOTHESIS = (_or_null(_is_template), "a text with one {} in it, where the label goes")
 _TEXT = (_or_null(_is_text), "a text")
 _NUMBER = (lambda value: value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)), "a number")
 _COUNT = (_or_null(_is_count), "a whole number from 1")
@@ -251,11 +275,11 @@ PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
     # The pipelines of the following tasks ignore what they do not know.
     "zero-shot-classification": {
         "candidate_labels": _LABELS,
-        "hypothesis_template": _TEXT,
+        "hypothesis_template": _HYPOTHESIS,
         "multi_label": (_is_flag, "true or false"),
     },
-    "zero-shot-image-classification": {"candidate_labels": _LABELS, "hypothesis_template": _TEXT},
-    "zero-shot-audio-classification": {"candidate_labels": _LABELS, "hypothesis_template": _TEXT},
+    "zero-shot-image-classification": {"candidate_labels": _LABELS, "hypothesis_template": _HYPOTHESIS},
+    "zero-shot-audio-classification": {"candidate_labels": _LABELS, "hypothesis_template": _HYPOTHESIS},
     "zero-shot-object-detection": {"candidate_labels": _LABELS, "threshold": _NUMBER, "top_k": _COUNT},
     "object-detection": {"threshold": _NUMBER},
     "image-segmentation": {

@@ -296,6 +296,21 @@ def test_rows_that_are_prepared_by_the_forward_thread_get_the_same(
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_labels_of_a_row_are_texts(model_of: Callable[[Callable[[Path], Path]], Path]) -> None:
+    """A pipeline makes labels of numbers, nulls and lists, and of the parts of a list that was written as text."""
+    task, folder = "zero-shot-classification", model_of(tiny_media.tiny_entailer)
+    good = [["p", "q"], "p, q", '["p", "q"]']
+    bad = [[1], ["p", None], [["p"]], {"p": 1}, "['p', 'q']", [], "[]"]
+    rows = [Row(index, None, {"text": "x", "candidate_labels": value}) for index, value in enumerate(good + bad)]
+    found = through_engine(load(task, folder, {}), rows)
+    assert same(found[1], found[0])
+    assert same(found[2], found[0])
+    assert [one.code for one in found[3:]] == ["wrong_type"] * 5 + ["null_value"] * 2
+    own = through_engine(load(task, folder, {"candidate_labels": ["p", "q"]}), rows[-2:])
+    assert same(own[0], found[0])
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_second_try_at_a_batch_gives_the_same(model_of: Callable[[Callable[[Path], Path]], Path]) -> None:
     """Pipelines take their inputs apart, and a batch that did not fit is computed again."""
     chunks = {"chunk_length_s": 0.2}

@@ -93,6 +93,26 @@ def test_a_bad_field_is_refused_by_name(change: dict[str, Any], param: str, word
     assert "Input should" not in caught.value.message, "pydantic's words are for programmers"
 
 
+@pytest.mark.parametrize(
+    "template", ["no place", "", "{", "{} and {}", "{label}", "{{}}", "{0.__class__}", "{:>2000000000}", "{!r}", 5]
+)
+def test_a_hypothesis_has_one_plain_place_for_the_label(template: object) -> None:
+    """A width fills the host's memory, and a text without a place says the same of every label."""
+    job = {**GOOD, "task": "zero-shot-classification", "parameters": {"candidate_labels": ["a"]}}
+    for good in ("It is {}.", "{0}, yes {0}", "{{}} {}", None):
+        parse_spec({**job, "parameters": {**job["parameters"], "hypothesis_template": good}})
+    with pytest.raises(InvalidSpec, match="where the label goes") as caught:
+        parse_spec({**job, "parameters": {**job["parameters"], "hypothesis_template": template}})
+    assert caught.value.param == "parameters.hypothesis_template"
+
+
+@pytest.mark.parametrize("labels", ["", ",", " , ", [], [1]])
+def test_labels_of_a_job_are_texts_and_not_none(labels: object) -> None:
+    job = {**GOOD, "task": "zero-shot-classification"}
+    with pytest.raises(InvalidSpec, match="must be a list of labels"):
+        parse_spec({**job, "parameters": {"candidate_labels": labels}})
+
+
 @pytest.mark.parametrize("document", [None, [], "text", 3])
 def test_a_spec_that_is_no_mapping_is_refused(document: object) -> None:
     """Lost: a clear word about an empty or mistaken file."""

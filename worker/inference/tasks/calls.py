@@ -5,14 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import orjson
+
+from jobs.rows import RowError
+
+LABELS = "candidate_labels"
 Values = Mapping[str, Any]
 Arguments = tuple[Any, ...]
 Options = dict[str, Any]
-_ROW_OPTIONS = ("candidate_labels",)
+_ROW_OPTIONS = (LABELS,)
 """Inputs of a row that stand in for the job's parameter of the same name, where they are not empty."""
 
 _TAKE_LISTS_OF_LABELS = ("zero-shot-audio-classification", "zero-shot-image-classification")
 """Tasks whose pipelines take each letter of a text for a label."""
+
+
+def row_labels(value: Any, *, may_be_empty: bool) -> list[str] | str | RowError:
+    """A row's own labels as pipelines take them: a list, a text with commas, or JSON text of a list.
+
+    A pipeline would make a label of whatever stands in a list, and of each part of a list that was written as text.
+
+    Args:
+        value: as the source gave it.
+        may_be_empty: whether the job has labels that stand in for none.
+    """
+    is_json = isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]")
+    try:
+        labels = orjson.loads(value) if is_json else value
+    except orjson.JSONDecodeError:
+        labels = None
+    if isinstance(labels, str) or (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        if not labels and not may_be_empty:
+            return RowError("null_value", "the row has no labels, and neither has the job")
+        return labels
+    message = f"{LABELS} must be a list of texts, JSON text of such a list, or a text that separates them by commas"
+    return RowError("wrong_type", message)
 
 
 def _only(name: str) -> Callable[[Values, Options], tuple[Arguments, Options]]:
@@ -84,7 +111,7 @@ def call_of(task: str, values: Values, parameters: Options) -> tuple[Arguments, 
         parameters: of the job; they become part of the call, so they are the caller's last use of them.
     """
     options = {**parameters, **{name: values[name] for name in _ROW_OPTIONS if values.get(name)}}
-    labels = options.get("candidate_labels")
+    labels = options.get(LABELS)
     if isinstance(labels, str) and task in _TAKE_LISTS_OF_LABELS:
-        options["candidate_labels"] = [label.strip() for label in labels.split(",") if label.strip()]
+        options[LABELS] = [label.strip() for label in labels.split(",") if label.strip()]
     return CALLS[task](values, options)

@@ -22,7 +22,7 @@ from worker.device import is_out_of_memory, is_poisoned
 from worker.inference.batching import auto_max_tokens
 from worker.inference.tasks import pipeline_internals as internals
 from worker.inference.tasks.alone import TASKS_WHOLE, draws, reason_to_compute_alone
-from worker.inference.tasks.calls import call_of
+from worker.inference.tasks.calls import LABELS, call_of, row_labels
 from worker.inference.tasks.failures import plain_sentence
 from worker.inference.tasks.image_chats import open_chat
 from worker.inference.tasks.interface import Encoded
@@ -149,7 +149,10 @@ class Staged:
             is_chat = self._task == "image-text-to-text" and isinstance(value, list)
             if name == "text" and not isinstance(value, str) and not is_chat:
                 return RowError("wrong_type", f"input 'text' must be a text for {self._task}, not a list")
-            found = open_media(name, value, self._settings, rate=self._rate)
+            if name == LABELS:
+                found = row_labels(value, may_be_empty=bool(self._parameters.get(LABELS)))
+            else:
+                found = open_media(name, value, self._settings, rate=self._rate)
             if isinstance(found, RowError):
                 return found
             opened[name] = found
