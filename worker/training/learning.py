@@ -18,7 +18,7 @@ from jobs.settings import Settings
 from jobs.specs import TrainingSpec
 from jobs.training_spec import ArchitectureSpec
 from worker.device import is_out_of_memory, one_line
-from worker.inference.tasks.tokens import longest_row
+from worker.inference.tasks.limits import longest_row
 from worker.training.data import InputRows
 from worker.training.plan import Plan
 

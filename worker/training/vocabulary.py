@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow
 import pyarrow.compute
-import torch
 from datasets import Dataset
 
 from jobs.errors import InvalidInput
+from worker.inference.tasks.limits import input_embeddings
 from worker.training.data import InputRows
 from worker.training.learning import Origin
 
@@ -34,11 +34,8 @@ class Vocabulary:
     @classmethod
     def of(cls, origin: Origin, model: Any, tokenizer: Any) -> Vocabulary:
         """That of a model and its tokenizer."""
-        try:
-            table = model.get_input_embeddings()
-        except NotImplementedError:  # CANINE hashes letters
-            table = None
-        return cls(origin, tokenizer, table.num_embeddings if isinstance(table, torch.nn.Embedding) else None)
+        embeddings = input_embeddings(model)
+        return cls(origin, tokenizer, None if embeddings is None else embeddings.num_embeddings)
 
     def check_row(self, rows: InputRows, row_index: int, ids: Sequence[int]) -> None:
         """Refuse a row that the model cannot read.

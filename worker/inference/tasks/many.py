@@ -15,8 +15,9 @@ import torch
 from jobs.rows import Row, RowError
 from worker.inference.tasks.chat_form import ChatForm
 from worker.inference.tasks.interface import Encoded
+from worker.inference.tasks.limits import Limits
 from worker.inference.tasks.padding import Padding
-from worker.inference.tasks.tokens import Features, Limits, Tokens
+from worker.inference.tasks.tokens import Features, Tokens
 
 MOST_INPUTS = 2048
 """Of one row, as in OpenAI's contract."""

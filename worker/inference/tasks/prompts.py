@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from jobs.rows import Row, RowError
 from worker.device import one_line
 from worker.inference.tasks.interface import Encoded
-from worker.inference.tasks.tokens import Limits, Tokens
+from worker.inference.tasks.limits import Limits
+from worker.inference.tasks.tokens import Tokens
 
 Message = Mapping[str, Any]
 

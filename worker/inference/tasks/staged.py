@@ -28,11 +28,11 @@ from worker.inference.tasks.image_chats import open_chat
 from worker.inference.tasks.interface import Encoded
 from worker.inference.tasks.joining import cut, join, moved, num_tokens, shape_of, token_ids
 from worker.inference.tasks.json_values import json_value
+from worker.inference.tasks.limits import input_embeddings, longest_row, position_limit, token_fault
 from worker.inference.tasks.loading import ModelFolder, load_config, load_weights, memory_bytes
 from worker.inference.tasks.media import as_files, check_packages, open_media
 from worker.inference.tasks.pipeline_internals import Call
 from worker.inference.tasks.pipeline_parameters import check_against_pipeline
-from worker.inference.tasks.tokens import longest_row, position_limit
 
 _MAY_MISS = {"feature-extraction": ("pooler.*", "*.pooler.*"), "image-feature-extraction": ("pooler.*", "*.pooler.*")}
 
@@ -185,18 +185,11 @@ class Staged:
         if not items:
             return RowError("empty_row", "there is nothing in the row to compute")
         for ids in (ids for item in items for ids in token_ids(item)):
-            found = ids.shape[-1]
-            if not found:
-                return RowError("empty_row", "the text has no tokens")
-            if self._longest is not None and found > self._longest:
-                message = f"the row has {found} tokens, more than the {self._longest} that the model takes"
-                return RowError("row_too_long", message)
-            # On a GPU an id beyond the table of vectors loses the whole process, not only the row.
-            if self._num_ids is not None and int(ids.max()) >= self._num_ids:
-                message = (
-                    "the tokenizer has a token for this text that the model does not know; they are not of one model"
-                )
-                return RowError("unknown_token", message)
+            num_tokens = ids.shape[-1]
+            largest_id = int(ids.max()) if num_tokens else 0
+            error = token_fault(num_tokens, largest_id, most_tokens=self._longest, num_ids=self._num_ids)
+            if error is not None:
+                return error
         return None
 
     # -- computing
@@ -294,8 +287,5 @@ def _most_tokens_of_a_row(model: PreTrainedModel, tokenizer: Any) -> int | None:
 
 def _num_ids(model: PreTrainedModel) -> int | None:
     """Rows of the model's table of vectors for token ids, where it has one."""
-    try:
-        table = model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
-        return None
-    return table.num_embeddings if isinstance(table, torch.nn.Embedding) else None
+    embeddings = input_embeddings(model)
+    return None if embeddings is None else embeddings.num_embeddings

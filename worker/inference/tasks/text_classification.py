@@ -20,11 +20,12 @@ from transformers import AutoModelForSequenceClassification
 from jobs.parameters import check_parameters
 from jobs.rows import Row
 from worker.inference.tasks.interface import NOT_FINITE, Encoded
+from worker.inference.tasks.limits import longest_row, resolve_limits
 from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes
 from worker.inference.tasks.many import Parts, by_row, collate_inputs, encode_many, forward_inputs
 from worker.inference.tasks.padding import Padding
 from worker.inference.tasks.padding_probe import probe_padding
-from worker.inference.tasks.tokens import Tokens, longest_row, resolve_limits, to_device
+from worker.inference.tasks.tokens import Tokens, to_device
 
 TASK = "text-classification"
 _NO_TOKEN = -1

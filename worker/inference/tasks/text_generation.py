@@ -26,10 +26,11 @@ from worker.inference.tasks.completions import Detokenizer
 from worker.inference.tasks.continuations import Continuation, Request
 from worker.inference.tasks.decoding import Decoder
 from worker.inference.tasks.interface import Encoded
+from worker.inference.tasks.limits import longest_row, position_limit
 from worker.inference.tasks.loading import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
 from worker.inference.tasks.prompts import Prompts, continues_final_message, is_chat
 from worker.inference.tasks.sampling import resolve_sampling
-from worker.inference.tasks.tokens import Tokens, longest_row, position_limit
+from worker.inference.tasks.tokens import Tokens
 from worker.inference.tasks.vllm_decoding import VllmDecoder
 
 TASK = "text-generation"

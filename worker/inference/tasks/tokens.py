@@ -10,74 +10,23 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jobs.rows import Row, RowError
 from worker.device import one_line
 from worker.inference.tasks.chat_form import ChatForm
 from worker.inference.tasks.interface import Encoded
+from worker.inference.tasks.limits import Limits, input_embeddings, token_fault
 from worker.inference.tasks.padding import Padding
 
 logger = logging.getLogger(__name__)
 
 Features = dict[str, np.ndarray]
 """A row's token ids and whatever else the tokenizer gives for each token, by the model's names of its inputs."""
-_UNSET_LENGTH = 1_000_000_000
-"""A tokenizer whose longest row is not known says 1e30."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a row may be, and what happens to a longer one."""
-
-    max_tokens: int | None
-    """The most tokens a row may have; None where the model has no limit."""
-    truncation: str | None
-    """transformers' name of how a longer row is cut; None makes it a row error."""
-
-
-def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The most tokens that a model and its tokenizer can take, or None where neither says."""
-    limits = [tokenizer.model_max_length, position_limit(model)]
-    known = [int(limit) for limit in limits if limit is not None and 0 < limit < _UNSET_LENGTH]
-    return min(known, default=None)
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """The number of tokens for which a model has positions, or None where it has no limit of this kind."""
-    config: PretrainedConfig = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return None
-    # The RoBERTa family counts positions from the padding's id on, and so loses the first ones of its table.
-    for module in model.modules():
-        table = getattr(module, "position_embeddings", None)
-        padding = getattr(module, "padding_idx", None)
-        if isinstance(table, torch.nn.Embedding) and isinstance(padding, int):
-            return positions - padding - 1
-    return positions
-
-
-def resolve_limits(parameters: Mapping[str, Any], longest: int | None, *, truncate: bool = False) -> Limits:
-    """What the parameters `truncation` and `max_length` mean for a model.
-
-    Args:
-        parameters: as in a spec, checked.
-        longest: the model's own limit.
-        truncate: whether rows are cut when the parameters do not say.
-    """
-    said, max_length = parameters.get("truncation"), parameters.get("max_length")
-    if said is None:
-        said = truncate or max_length is not None  # as tokenizers do: a length alone means to cut
-    truncation = "longest_first" if said is True else str(said)
-    if said is False or truncation == "do_not_truncate":
-        return Limits(longest, None)
-    return Limits(min((limit for limit in (max_length, longest) if limit is not None), default=None), truncation)
 
 
 class Tokens:
@@ -298,15 +247,10 @@ class Tokens:
             return Encoded(row, 0, None, windows)
         num_tokens = sum(len(window["input_ids"]) for window in windows)
         longest = max(len(window["input_ids"]) for window in windows)
-        if longest == 0:
-            return Encoded(row, 0, None, RowError("empty_row", "the text has no tokens"))
-        if limits.max_tokens is not None and longest > limits.max_tokens:
-            message = f"the row has {longest} tokens, more than the {limits.max_tokens} that the model takes"
-            return Encoded(row, num_tokens, None, RowError("row_too_long", message))
-        # On a GPU an id beyond the table of vectors loses the whole process, not only the row.
-        if self.num_ids is not None and any(int(window["input_ids"].max()) >= self.num_ids for window in windows):
-            message = "the tokenizer has a token for this text that the model does not know; they are not of one model"
-            return Encoded(row, num_tokens, None, RowError("unknown_token", message))
+        largest_id = max((int(window["input_ids"].max()) for window in windows if len(window["input_ids"])), default=0)
+        error = token_fault(longest, largest_id, most_tokens=limits.max_tokens, num_ids=self.num_ids)
+        if error is not None:
+            return Encoded(row, num_tokens, None, error)
         return Encoded(row, num_tokens, windows, shape=self._shape(row, longest))
 
     def _shape(self, row: Row, longest: int) -> Hashable:
@@ -314,15 +258,6 @@ class Tokens:
         if self.padding in (Padding.LEFT, Padding.RIGHT):
             return None
         return ("row", row.row_index) if self.padding == Padding.ONE_BY_ONE else longest
-
-
-def input_embeddings(model: PreTrainedModel) -> torch.nn.Embedding | None:
-    """The table of a model's token vectors, or None where it has none: CANINE hashes characters instead."""
-    try:
-        embeddings = model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):  # also what models with code of their own have forgotten
-        return None
-    return embeddings if isinstance(embeddings, torch.nn.Embedding) else None
 
 
 def behind_tokens(outputs_BTX: torch.Tensor, mask_BT: torch.Tensor, side: Padding) -> torch.Tensor:

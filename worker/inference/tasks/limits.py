@@ -1,0 +1,94 @@
+"""How many tokens of a row a model takes, and which token ids it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from jobs.rows import RowError
+
+_UNSET_LENGTH = 1_000_000_000
+"""A tokenizer whose longest row is not known says 1e30."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a row may be, and what happens to a longer one."""
+
+    max_tokens: int | None
+    """The most tokens a row may have; None where the model has no limit."""
+    truncation: str | None
+    """transformers' name of how a longer row is cut; None makes it a row error."""
+
+
+def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The most tokens that a model and its tokenizer can take, or None where neither says."""
+    limits = [tokenizer.model_max_length, position_limit(model)]
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < _UNSET_LENGTH]
+    return min(known, default=None)
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """The number of tokens for which a model has positions, or None where it has no limit of this kind."""
+    config: PretrainedConfig = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    # The RoBERTa family counts positions from the padding's id on, and so loses the first ones of its table.
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(table, torch.nn.Embedding) and isinstance(padding, int):
+            return positions - padding - 1
+    return positions
+
+
+def resolve_limits(parameters: Mapping[str, Any], longest: int | None, *, truncate: bool = False) -> Limits:
+    """What the parameters `truncation` and `max_length` mean for a model.
+
+    Args:
+        parameters: as in a spec, checked.
+        longest: the model's own limit.
+        truncate: whether rows are cut when the parameters do not say.
+    """
+    said, max_length = parameters.get("truncation"), parameters.get("max_length")
+    if said is None:
+        said = truncate or max_length is not None  # as tokenizers do: a length alone means to cut
+    truncation = "longest_first" if said is True else str(said)
+    if said is False or truncation == "do_not_truncate":
+        return Limits(longest, None)
+    return Limits(min((limit for limit in (max_length, longest) if limit is not None), default=None), truncation)
+
+
+def input_embeddings(model: PreTrainedModel) -> torch.nn.Embedding | None:
+    """The table of a model's token vectors, or None where it has none: CANINE hashes characters instead."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):  # also what models with code of their own have forgotten
+        return None
+    return embeddings if isinstance(embeddings, torch.nn.Embedding) else None
+
+
+def token_fault(num_tokens: int, largest_id: int, *, most_tokens: int | None, num_ids: int | None) -> RowError | None:
+    """The row error of a row whose tokens a model cannot compute; None where it can.
+
+    Args:
+        num_tokens: Number of tokens of the row's longest window.
+        largest_id: The largest token id of the row.
+        most_tokens: The most tokens that the model takes, where that is known.
+        num_ids: Number of token ids that the model has a vector for, where that is known.
+    """
+    if not num_tokens:
+        return RowError("empty_row", "the text has no tokens")
+    if most_tokens is not None and num_tokens > most_tokens:
+        message = f"the row has {num_tokens} tokens, more than the {most_tokens} that the model takes"
+        return RowError("row_too_long", message)
+    # On a GPU an id beyond the table of vectors loses the whole process, not only the row.
+    if num_ids is not None and largest_id >= num_ids:
+        message = "the tokenizer has a token for this text that the model does not know; they are not of one model"
+        return RowError("unknown_token", message)
+    return None
