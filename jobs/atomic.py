@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jobs.errors import InvalidOutput, ServiceUnavailable
+from jobs.wording import first_line
 
 _SYNC_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP}
 _LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
@@ -147,5 +148,4 @@ def reason(error: Exception) -> str:
     """What the system said, in a few words and without paths or numbers where it has words of its own."""
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return error.strerror
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+    return first_line(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from jobs.errors import InvalidModel, UnknownModel
 from jobs.tasks import TASKS, find_task
+from jobs.wording import did_you_mean
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
@@ -68,8 +68,7 @@ def resolve(name: str, settings: Settings, *, task: str) -> CatalogueModel:
     if entry is None and settings.any_model and ("/" in name or Path(name).exists()):
         entry = CatalogueModel(model=name)
     if entry is None:
-        near = difflib.get_close_matches(name, settings.models, n=1)
-        raise UnknownModel(f"there is no model '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+        raise UnknownModel(f"there is no model '{name}'{did_you_mean(name, settings.models)}")
     if entry.task not in (None, task):
         raise InvalidModel(f"model '{name}' is for {entry.task}, not for {task}", param="model")
     return entry

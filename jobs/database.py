@@ -30,6 +30,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session, SQLModel
 
 from jobs.errors import InvalidSpec, ServiceUnavailable
+from jobs.wording import first_line
 
 _BUSY_SECONDS = 30.0
 _SQLITE_CLOCK = "((julianday('now') - 2440587.5) * 86400.0)"
@@ -141,7 +142,7 @@ class Database:
             # InternalError is what a PostgreSQL server says that became a read-only standby, until it is left.
             is_away = isinstance(error, OperationalError | InternalError | PoolTimeout)
             if is_away or (isinstance(error, DBAPIError) and error.connection_invalidated):
-                raise ServiceUnavailable(f"the database cannot be used: {_first_line(error)}") from error
+                raise ServiceUnavailable(f"the database cannot be used: {_cause(error)}") from error
             raise
 
     # -- the clock
@@ -208,6 +209,6 @@ def _held(path: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _first_line(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     cause = getattr(error, "orig", None) or error
-    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    return first_line(cause)

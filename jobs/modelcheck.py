@@ -249,7 +249,7 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
         files = sorted(set(map(str, weight_map.values())))
         for file in files:
             if Path(file).name != file or file == "..":
-                raise invalid(name, f"its model.safetensors.index.json leads outside the model's folder: '{file:.200}'")
+                raise invalid(name, f"its model.safetensors.index.json leads outside the model's folder: '{file}'")
         return [folder / file for file in files]
     if (folder / "adapter_config.json").is_file():
         raise invalid(name, "is an adapter without its base model; merge the two and save the result")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from string import Formatter
 from typing import Any
 
 from jobs.errors import InvalidSpec
-from jobs.wording import shown
+from jobs.wording import did_you_mean, shown
 
 Check = Callable[[Any], bool]
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
@@ -83,11 +82,10 @@ def _check_allowed(task: str, name: str, value: object) -> None:
 
 def unknown_parameter(task: str, name: str, known: tuple[str, ...]) -> InvalidSpec:
     """The error for a parameter that a task does not have."""
-    near = difflib.get_close_matches(name, known, n=1)
     has = f"; it has {', '.join(known)}" if known else "; it has none"
-    hint = f"; did you mean '{near[0]}'?{has}" if near else has
     param = f"parameters.{name}"
-    return InvalidSpec(f"{param}: task '{task}' has no parameter '{name}'{hint}", param=param)
+    message = f"task '{task}' has no parameter '{name}'{did_you_mean(name, known)}{has}"
+    return InvalidSpec(f"{param}: {message}", param=param)
 
 
 def _is_count(value: object) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
-from jobs.wording import short
+from jobs.wording import did_you_mean, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +83,5 @@ def unknown_task(name: str) -> str:
     removed = REMOVED_TASKS.get("translation" if name.startswith("translation_") else name)
     if removed is not None:
         return f"'{name}' has been removed from transformers. {removed}"
-    near = difflib.get_close_matches(name[:100], [*TASKS, *ALIASES], n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else f"; known tasks: {', '.join(TASKS)}"
+    hint = did_you_mean(name, [*TASKS, *ALIASES]) or f"; known tasks: {', '.join(TASKS)}"
     return f"unknown task '{short(name)}'{hint}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.errors import InvalidSpec
-from jobs.wording import shown
+from jobs.wording import did_you_mean, shown
 
 Check = Callable[[Any], bool]
 _LARGEST = 2**31 - 1
@@ -32,8 +31,7 @@ def check_arguments(arguments: Mapping[str, Any], *, trainer: str) -> None:
         if name in RESERVED:
             raise InvalidSpec(f"{param}: is not the spec's to set: {RESERVED[name]}", param=param)
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known ones: {', '.join(known)}"
+            hint = did_you_mean(name, known) or f"; known ones: {', '.join(known)}"
             raise InvalidSpec(f"{param}: trainer: {trainer} has no argument '{name}'{hint}", param=param)
         check, expected = known[name]
         if not check(value):

@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs.sources.values import kind_name
 from jobs.training_tasks import TrainingTask
+from jobs.wording import short, shown
 
 CHECKED_INPUTS = ("text", "text_pair", "tokens", "label", "labels")
 """Inputs that are checked by their values; images and sounds are only known once they are opened."""
@@ -103,19 +104,19 @@ class RowCheck:
             several = "a list of labels" if isinstance(value, list) else _kind(value)
             each = "word" if "tokens" in self.task.inputs else "row"
             raise RowFlaw(f"{where} holds {several}, and task {self.task.name} learns one class for each {each}")
-        shown = _shown(value)
+        held = _shown(value)
         if self.names is not None and value in self.names:
             return str(value)
         if isinstance(value, float | Decimal) or (isinstance(value, str) and _DECIMAL.fullmatch(value.strip())):
             raise RowFlaw(
-                f"{where} holds {shown}, a number with a decimal point: task {self.task.name} learns classes, not "
+                f"{where} holds {held}, a number with a decimal point: task {self.task.name} learns classes, not "
                 "numbers (regression); write classes as names or as whole numbers"
             )
         number = int(value) if isinstance(value, int) or _WHOLE.fullmatch(value.strip()) else None
         if number == _NOT_LEARNED:
             return None
         if self.names is not None:
-            return self._named(where, shown, number)
+            return self._named(where, held, number)
         if number == _AMBIGUOUS:
             raise RowFlaw(
                 f"{where} holds -1, which says in some data sets that a row has no label, and in others is a class: "
@@ -123,13 +124,13 @@ class RowCheck:
             )
         return str(value)
 
-    def _named(self, where: str, shown: str, number: int | None) -> str | None:
+    def _named(self, where: str, held: str, number: int | None) -> str | None:
         """The name of a class by its id."""
         assert self.names is not None
         if number == _AMBIGUOUS:  # as the `datasets` library writes a row without a label
             return None
         if number is None or not 0 <= number < len(self.names):
-            raise RowFlaw(f"{where} holds {shown}, which is none of the data set's {len(self.names)} classes")
+            raise RowFlaw(f"{where} holds {held}, which is none of the data set's {len(self.names)} classes")
         return self.names[number]
 
 
@@ -147,5 +148,4 @@ def _is_chat(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+    return shown(value, _SHOWN_CHARACTERS) if isinstance(value, str) else short(str(value), _SHOWN_CHARACTERS)

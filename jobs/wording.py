@@ -1,9 +1,10 @@
-"""What pydantic finds wrong with a value, in the words of a person who wrote a spec, a setting or a request."""
+"""The words of error messages: what pydantic finds, texts cut to length, an exception's first line, closest names."""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -12,6 +13,7 @@ UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u206
 LONGEST_SHOWN_CHARACTERS = 200
 """Characters of a client's own text that a message repeats."""
 LONGEST_MESSAGE_CHARACTERS = 2000
+"""Characters of a whole message."""
 
 _TYPE_NAMES = frozenset({"str", "int", "float", "bool", "dict", "list", "constrained-int", "constrained-str"})
 """How pydantic names the branches of a union; they stand in an error's place like the name of a field."""
@@ -45,7 +47,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "too_long": lambda limits: f"must have at most {_counted(limits['max_length'], 'entry', 'entries')}",
 }
 _MUST_BE = "must be "
-_LONGEST_PART = 100
+_LONGEST_PART = 100  # characters of one name in a field's path
 _QUOTED = re.compile(rf"(?<![\w'])'(\S[^']{{{LONGEST_SHOWN_CHARACTERS},}})'(?!\w)", re.DOTALL)
 
 
@@ -85,6 +87,18 @@ def short_message(message: str) -> str:
     if len(message) > LONGEST_SHOWN_CHARACTERS:
         message = _QUOTED.sub(lambda found: f"'{short(found[1])}'", message)
     return short(message, LONGEST_MESSAGE_CHARACTERS)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, or the name of its class where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0].strip() if text else type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message that names the closest known name; empty where none is close."""
+    near = difflib.get_close_matches(short(name, _LONGEST_PART), known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _place(error: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from jobs import migrations
 from jobs.database import Database
 from jobs.errors import Conflict, ServiceUnavailable
+from jobs.wording import first_line
 
 
 def read_revision(database: Database) -> str | None:
@@ -23,7 +24,7 @@ def read_revision(database: Database) -> str | None:
     try:
         return migrations.current(database)
     except DBAPIError as error:
-        raise ServiceUnavailable(f"the database cannot be used: {str(error.orig).splitlines()[0]}") from error
+        raise ServiceUnavailable(f"the database cannot be used: {first_line(error.orig or error)}") from error
 
 
 def check_schema(database: Database) -> None:
@@ -60,4 +61,4 @@ def migrate(database: Database) -> str:
             f"the database was made by a newer version of Stoker and cannot be used by this one ({error})"
         ) from error
     except DBAPIError as error:
-        raise ServiceUnavailable(f"the database cannot be used: {str(error.orig).splitlines()[0]}") from error
+        raise ServiceUnavailable(f"the database cannot be used: {first_line(error.orig or error)}") from error

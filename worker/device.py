@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from jobs.errors import InvalidSpec, MachineError, UserError
+from jobs.wording import first_line, short
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OUT_OF_MEMORY = (
@@ -131,9 +132,8 @@ def is_poisoned(error: BaseException) -> bool:
 
 def one_line(error: BaseException, *, longest: int = 300) -> str:
     """The kind of an error and the first line of its message, for people; never a traceback."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    kind, line = type(error).__name__, first_line(error)
+    return short(line if line == kind else f"{kind}: {line}", longest)
 
 
 def release_memory(device: torch.device) -> None:

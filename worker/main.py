@@ -27,6 +27,7 @@ from jobs.queue import connect
 from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from jobs.settings import Settings
 from jobs.slots import SlotInfo
+from jobs.wording import first_line
 from worker.children import DISPLACED_STATUS, RUNNER_MODULE, app_command, app_environment
 from worker.log_format import set_up_logging
 from worker.runner_process import status_in_words
@@ -128,7 +129,7 @@ class Supervisor:
             except (ServiceUnavailable, ProgrammingError, redis.RedisError, OSError) as error:
                 attempt += 1
                 if attempt == 1:  # a missing table too: the schema may be about to be made
-                    logger.warning("waiting for the database and Redis: %s", str(error).splitlines()[0])
+                    logger.warning("waiting for the database and Redis: %s", first_line(error))
                 verdict = decide(ServiceUnavailable(), attempt, _WAIT_POLICY)
                 assert isinstance(verdict, RetryAt)
                 self._sleep(until=time.monotonic() + verdict.delay_seconds)

@@ -20,6 +20,7 @@ from jobs.specs import InputSpec
 from jobs.store import Store
 from jobs.tables import StoredFile
 from jobs.text_encodings import text_encoding
+from jobs.wording import short
 
 __all__ = ["ChunkRange", "Source", "check_columns", "open_source"]
 
@@ -143,6 +144,6 @@ def _check_fields(spec_input: InputSpec, form: str) -> None:
 
 
 def _listed(names: Iterable[str]) -> str:
-    shown = [name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..." for name in names]
+    shown = [short(name, _SHOWN_CHARACTERS) for name in names]
     rest = len(shown) - _SHOWN_COLUMNS
     return ", ".join(shown[:_SHOWN_COLUMNS]) + (f" and {rest} more" if rest > 0 else "")

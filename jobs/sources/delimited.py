@@ -20,6 +20,7 @@ from jobs.sources.texts import check_encoding, data_start, row_text, too_large, 
 from jobs.spec_fields import TextFields
 from jobs.text_encodings import PARAM as ENCODING_PARAM
 from jobs.text_encodings import convert_command, text_encoding
+from jobs.wording import short
 
 _CANDIDATES = ",;\t|"
 _SNIFF_BYTES = 64 * 2**10
@@ -188,7 +189,7 @@ class DelimitedReader:
             cause = "it ends its lines with CR alone, save it with LF" if b"\r" in first.data else str(error)
             raise _no_header(file, cause) from error
         if all(not name.strip() or _NUMBER.fullmatch(name) for name in names):
-            raise _no_header(file, f"its first line is '{text[:_SHOWN_CHARACTERS]}'")
+            raise _no_header(file, f"its first line is '{short(text, _SHOWN_CHARACTERS)}'")
         second = next(texts, None)
         if second is None:
             end = file.size if file.size >= 0 else handle.seek(0, 2)

@@ -24,9 +24,10 @@ from jobs.settings import Settings
 from jobs.sources.arrow import table_records
 from jobs.sources.class_names import names_of_feature
 from jobs.sources.folders import check_expansion, check_notes
-from jobs.sources.opening import PARAM, check_unchanged, first_line
+from jobs.sources.opening import PARAM, check_unchanged
 from jobs.sources.reader import Cut, InputFile, Record
 from jobs.stamps import file_stamp
+from jobs.wording import first_line
 
 _HUB_PREFIX = "hf://datasets/"
 _BATCH_ROWS = 256

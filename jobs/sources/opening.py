@@ -18,6 +18,7 @@ from jobs.errors import InvalidInput, ServiceUnavailable
 from jobs.paths import local_path
 from jobs.sources.reader import InputFile, changed_message
 from jobs.stamps import file_stamp, is_same
+from jobs.wording import first_line
 
 PARAM = "input.path"
 _READ_AHEAD_BYTES = 512 * 2**10  # of a remote file; a chunk is often smaller than a megabyte
@@ -101,12 +102,6 @@ def directory_message(name: str) -> str:
         f"{PARAM}: '{name}' is a directory where a file should be; name its files with a glob such as '*.jsonl', "
         "or set input.format to dataset"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the name of its class."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def local_stamp(status: os.stat_result) -> tuple[int, str]:

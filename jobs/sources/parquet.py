@@ -18,6 +18,7 @@ from jobs.sources import opening
 from jobs.sources.arrow import table_records
 from jobs.sources.class_names import names_in_metadata
 from jobs.sources.reader import Cut, InputFile, Record
+from jobs.wording import first_line
 
 _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 256  # bounds what a long value that a dictionary repeats can take
@@ -200,6 +201,6 @@ def _decoding(file: InputFile) -> Iterator[None]:
 
 def _not_parquet(file: InputFile, error: Exception) -> InvalidInput:
     return InvalidInput(
-        f"{opening.PARAM}: '{file.name}' is not a readable Parquet file: {opening.first_line(error)}",
+        f"{opening.PARAM}: '{file.name}' is not a readable Parquet file: {first_line(error)}",
         param=opening.PARAM,
     )

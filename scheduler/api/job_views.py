@@ -13,6 +13,7 @@ from jobs.slots import UNHEARD
 from jobs.specs import TRAINING
 from jobs.states import LIVE_LEASE_STATES, JobState, LeaseState, SlotState
 from jobs.tables import Job, Lease, Slot
+from jobs.wording import short
 from scheduler.api.context import Context
 from scheduler.api.health import redis_state
 from scheduler.api.listed import ShownSpec
@@ -84,8 +85,7 @@ def _delays(session: Session, jobs: Sequence[Job], now: float) -> dict[str, str]
         if job.state in (JobState.QUEUED, JobState.RUNNING) and job.not_before > now:
             ended = select(col(Lease.end_reason)).where(col(Lease.job_id) == job.id, col(Lease.rank) == 0)
             why = session.scalar(ended.order_by(col(Lease.ended_at).desc()).limit(1)) or "its runner died"
-            short = why if len(why) <= _LONGEST_REASON else f"{why[: _LONGEST_REASON - 1]}…"
-            delays[job.id] = f"{short}; it is tried again in {job.not_before - now:.0f} s"
+            delays[job.id] = f"{short(why, _LONGEST_REASON)}; it is tried again in {job.not_before - now:.0f} s"
     return delays
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import tomllib
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pydantic_settings import SettingsError
 
 from jobs.errors import InvalidSpec
 from jobs.settings import Settings
-from jobs.wording import first_fault
+from jobs.wording import did_you_mean, first_fault
 from scheduler.client import StokerClient
 from scheduler.data_dir import is_running, running_url
 
@@ -70,15 +69,14 @@ def load_settings(context: typer.Context, **chosen: Any) -> Settings:
     given: dict[str, Any] = {"data_dir": before.data_dir, "url": before.url}
     given |= {name: value for name, value in chosen.items() if value is not None}
     for name in Settings.unknown_variables():
-        near = difflib.get_close_matches(name, [f"STOKER_{field.upper()}" for field in Settings.model_fields], n=1)
-        logger.warning("%s is no setting and does nothing%s", name, f"; did you mean {near[0]}?" if near else "")
+        hint = did_you_mean(name, [f"STOKER_{field.upper()}" for field in Settings.model_fields])
+        logger.warning("%s is no setting and does nothing%s", name, hint)
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         name, message = first_fault(error.errors())
         if error.errors()[0]["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, Settings.model_fields, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, Settings.model_fields)
             raise InvalidSpec(f"stoker.toml: there is no setting '{name}'{hint}", param=name) from error
         raise InvalidSpec(f"setting {name}: {message}", param=name) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -10,5 +10,5 @@ from worker.inference.tasks.failures import plain_sentence
 def test_addresses_and_data_are_left_out() -> None:
     told = plain_sentence(ValueError(f"cannot identify image file {io.BytesIO()!r}\nand more"))
     assert told == "ValueError: cannot identify image file a BytesIO"
-    assert plain_sentence(OSError(f"no file {'x' * 1000} here")) == f"OSError: no file {'x' * 40}… here"
+    assert plain_sentence(OSError(f"no file {'x' * 1000} here")) == f"OSError: no file {'x' * 39}… here"
     assert len(plain_sentence(TypeError("word " * 1000))) == 300

@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from jobs.bounds import LONGEST_NAME_BYTES, LONGEST_PATH_BYTES
 from jobs.errors import InvalidInput, UserError
 from jobs.paths import resolve_input_path
 from jobs.rows import RowError
 from jobs.settings import Settings
 from jobs.sources.media import MEDIA_INPUTS
+from jobs.wording import short
 from worker.inference.tasks.failures import plain_sentence
 from worker.inference.tasks.sound import decode_sound, resample, too_long
 
-_LONGEST_PATH = 4096  # characters
-_LONGEST_NAME = 255  # of a file; what is longer and all base64 is data
 _BEGINNINGS = (
     b"\x89PNG",
     b"\xff\xd8",
@@ -97,21 +97,14 @@ def open_media(name: str, value: Any, settings: Settings, *, rate: int | None = 
 @contextmanager
 def as_files(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The same values, those films that are bytes in files: pipelines read films from files only."""
-    with (
-        tempfile.TemporaryDirectory(prefix="stoker-")
-        if isinstance(values.get("video"), bytes)
-        else _nowhere() as folder
-    ):
-        found = dict(values)
-        if folder:
-            found["video"] = str(Path(folder) / "video")
-            Path(found["video"]).write_bytes(values["video"])
-        yield found
-
-
-@contextmanager
-def _nowhere() -> Iterator[str]:
-    yield ""
+    video = values.get("video")
+    if not isinstance(video, bytes):
+        yield dict(values)
+        return
+    with tempfile.TemporaryDirectory(prefix="stoker-") as folder:
+        path = Path(folder) / "video"
+        path.write_bytes(video)
+        yield {**values, "video": str(path)}
 
 
 def _from_text(name: str, value: str, settings: Settings, *, as_path: bool) -> str | bytes | RowError:
@@ -123,8 +116,8 @@ def _from_text(name: str, value: str, settings: Settings, *, as_path: bool) -> s
     data = _from_base64(value)
     if data is not None:
         return data
-    shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
-    if len(value) > _LONGEST_PATH or "\0" in value:
+    shown = short(value, _SHOWN)
+    if len(value) >= LONGEST_PATH_BYTES or "\0" in value:
         return RowError("missing_file", f"input '{name}': there is no file '{shown}', nor is it base64")
     try:
         path = resolve_input_path(value, settings, param=name)
@@ -156,7 +149,8 @@ def _from_base64(value: str) -> bytes | None:
         data = base64.b64decode("".join(value.split()), validate=True)
     except (binascii.Error, ValueError):
         return None
-    return data if len(value) > _LONGEST_NAME or data.startswith(_BEGINNINGS) else None
+    # What is longer than a name may be, and all base64, is data.
+    return data if len(value) > LONGEST_NAME_BYTES or data.startswith(_BEGINNINGS) else None
 
 
 def _open_image(name: str, value: Any, settings: Settings) -> Any:
