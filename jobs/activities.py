@@ -22,8 +22,8 @@ class Activity(StrEnum):
     SAVE = "save"  # the trained model is written and stored
 
 
-OF_A_CHUNK = frozenset({Activity.READ, Activity.ENCODE, Activity.FORWARD, Activity.DECODE})
-"""Where one of these makes no progress, its chunk's rows are suspected; behind a commit that hangs is the store."""
+CHUNK_ACTIVITIES = frozenset({Activity.READ, Activity.ENCODE, Activity.FORWARD, Activity.DECODE})
+"""Activities whose stall makes their chunk's rows suspect; behind a commit that hangs is the store."""
 
 _FACTORS = {
     Activity.LOAD: 3.0,
@@ -34,6 +34,7 @@ _FACTORS = {
     Activity.CHECKPOINT: 6.0,
     Activity.SAVE: 6.0,
 }
+"""The limit of each activity in multiples of `stall_seconds`; 1.0 for the others."""
 _WORDS = {
     Activity.LOAD: "loading the model",
     Activity.READ: "reading rows",
@@ -49,14 +50,14 @@ _WORDS = {
 }
 
 
-def stall_limits(stall_seconds: float, chosen: Mapping[Activity, float]) -> dict[Activity, float]:
+def stall_limits(stall_seconds: float, own_limits: Mapping[Activity, float]) -> dict[Activity, float]:
     """How many seconds each activity may go without progress.
 
     Args:
-        stall_seconds: the setting that all of them follow from.
-        chosen: those that the operator has set by name.
+        stall_seconds: the setting that all limits follow from.
+        own_limits: limits that the operator has set by name, in seconds.
     """
-    return {each: chosen.get(each, stall_seconds * _FACTORS.get(each, 1.0)) for each in Activity}
+    return {each: own_limits.get(each, stall_seconds * _FACTORS.get(each, 1.0)) for each in Activity}
 
 
 def in_words(activity: Activity, *, start_row: int | None = None, step: int | None = None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import CursorResult, func, select, update
 from sqlalchemy.exc import IntegrityError
@@ -55,13 +55,21 @@ class WorkingLease:
 
 
 @dataclass(frozen=True, slots=True)
-class Doing:
-    """What the holder of a lease does, for people."""
+class RunnerActivity:
+    """What the runner of a lease does, as its heartbeat tells it."""
 
     activity: str
-    """In words."""
+    """What it does, in words."""
     seconds: float
-    """For how long already."""
+    """How long it has been doing that."""
+
+
+class CurrentActivity(NamedTuple):
+    """What becomes of a live lease now, for people."""
+
+    words: str
+    since: float
+    """When it began, Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +213,7 @@ def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: fl
         )
 
 
-def renew(db: Database, lease_id: str, *, lease_seconds: float, doing: Doing | None = None) -> Renewal:
+def renew(db: Database, lease_id: str, *, lease_seconds: float, doing: RunnerActivity | None = None) -> Renewal:
     """The heartbeat: prolong an active lease and learn whether its holder is to stop.
 
     Args:
@@ -296,14 +304,14 @@ def hold(session: Session, lease_id: str) -> Lease:
     return lease
 
 
-def activity(lease: Lease) -> tuple[str, float]:
-    """What becomes of a live lease now, in words, and since when."""
+def current_activity(lease: Lease) -> CurrentActivity:
+    """What becomes of a live lease now: its runner's activity, once a heartbeat has told it."""
     if lease.state == LeaseState.GRANTED:
         rung = f", rung {lease.rings} times" if lease.rings > 1 else ""
-        return f"waiting for the slot's worker to answer{rung}", lease.granted_at
+        return CurrentActivity(f"waiting for the slot's worker to answer{rung}", lease.granted_at)
     if lease.activity is not None and lease.activity_at is not None:
-        return lease.activity, lease.activity_at
-    return "beginning", lease.activated_at or lease.granted_at
+        return CurrentActivity(lease.activity, lease.activity_at)
+    return CurrentActivity("beginning", lease.activated_at or lease.granted_at)
 
 
 def _lock_active(session: Session, lease_id: str) -> Locked:

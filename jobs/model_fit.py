@@ -14,6 +14,7 @@ import jinja2.sandbox
 from jinja2.parser import Parser
 
 from jobs.model_files import Header, invalid, parse_json, read_json
+from jobs.stamps import file_stamp
 from jobs.wording import short
 
 _DEPTHS = frozenset(
@@ -179,13 +180,12 @@ def _largest_id(folder: Path, name: str) -> int | None:
     for file in ("tokenizer.json", "vocab.json", "vocab.txt"):
         path = folder / file
         if path.is_file():
-            status = path.stat()
-            return _largest_id_in(path, (status.st_size, status.st_mtime_ns, status.st_ino), name)
+            return _largest_id_in(path, file_stamp(path.stat()), name)
     return None
 
 
 @functools.lru_cache(maxsize=_MOST_REMEMBERED)
-def _largest_id_in(path: Path, _stamp: tuple[int, ...], name: str) -> int | None:
+def _largest_id_in(path: Path, _stamp: str, name: str) -> int | None:
     if path.suffix == ".txt":
         with path.open("rb") as file:
             return sum(1 for line in file if line.strip(b"\r\n")) - 1

@@ -29,7 +29,7 @@ NO_TEMPLATE_VARIABLES = frozenset(
     }
 )  # fmt: skip
 """What `apply_chat_template` does not hand to the template, or is not to be replaced there."""
-NOT_A_JOBS = frozenset(
+FORBIDDEN_NAMES = frozenset(
     {
         "assistant_model", "assistant_tokenizer", "custom_generate", "generation_config", "logits_processor", "model",
         "monitor_progress", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer", "tokenizer",
@@ -62,22 +62,30 @@ def check_parameters(task: str, parameters: Mapping[str, Any]) -> None:
             raise InvalidSpec(f"{param}: must be {expected}, not {shown(value, 80)}", param=param)
 
 
-def inner_names(value: object) -> set[str]:
-    """Names at any depth of a parameter's value."""
+def check_inner_names(name: str, value: object) -> None:
+    """Refuse a parameter whose value holds a forbidden name at any depth.
+
+    Raises:
+        InvalidSpec: it does; the message names both.
+    """
+    forbidden = sorted(FORBIDDEN_NAMES & _inner_names(value))
+    if forbidden:
+        param = f"parameters.{name}.{forbidden[0]}"
+        raise InvalidSpec(f"{param}: cannot be set by a job", param=param)
+
+
+def _inner_names(value: object) -> set[str]:
     if isinstance(value, Mapping):
-        return set(value).union(*map(inner_names, value.values()))
+        return set(value).union(*map(_inner_names, value.values()))
     if isinstance(value, (list, tuple)):
-        return set().union(*map(inner_names, value))
+        return set().union(*map(_inner_names, value))
     return set()
 
 
 def _check_allowed(task: str, name: str, value: object) -> None:
-    if name in NOT_A_JOBS:
+    if name in FORBIDDEN_NAMES:
         raise unknown_parameter(task, name, tuple(OPEN_PARAMETERS.get(task, ())))
-    forbidden = sorted(NOT_A_JOBS & inner_names(value))
-    if forbidden:
-        param = f"parameters.{name}.{forbidden[0]}"
-        raise InvalidSpec(f"{param}: cannot be set by a job", param=param)
+    check_inner_names(name, value)
 
 
 def unknown_parameter(task: str, name: str, known: tuple[str, ...]) -> InvalidSpec:

@@ -17,12 +17,14 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sqlmodel import Session
 
+from jobs.atomic import reason
 from jobs.database import Database
 from jobs.errors import InvalidModel, InvalidSpec, ServiceUnavailable, UserError
 from jobs.leases import hold
@@ -35,9 +37,9 @@ from jobs.stamps import file_stamp, is_same
 from jobs.tables import Job
 from jobs.training_spec import recipe_name
 
-_WHOLE_BYTES = 64 * 2**20  # of a file whose digest is of all its bytes
+_WHOLE_BYTES = 64 * 2**20  # the largest file whose digest is of all its bytes
 _BLOCK_BYTES = 64 * 2**10
-_NUM_BLOCKS = 64  # of a larger file
+_NUM_BLOCKS = 64  # blocks that are read of a larger file
 _MOST_DIGESTS = 4096  # remembered by one process
 
 
@@ -81,24 +83,12 @@ def pin_path(path: Path, *, name: str, param: str = "model", error: type[UserErr
     Raises:
         UserError: of class `error`: it cannot be read, or holds too many files.
     """
-    try:
-        return {
-            "files": [
-                {
-                    "name": file,
-                    "num_bytes": status.st_size,
-                    "stamp": file_stamp(status),
-                    "digest": _digest(full, status),
-                }
-                for file, full, status in _files(path)
-            ]
-        }
-    except TooManyFiles as cause:
-        raise error(f"{param} '{name}': has more than {MOST_FILES} files in one folder", param=param) from cause
-    except FileNotFoundError as cause:
-        raise error(f"{param} '{name}': there is no such file or folder", param=param) from cause
-    except OSError as cause:
-        raise ServiceUnavailable(f"{param} '{name}': cannot be read: {cause.strerror}") from cause
+    with _translated(name, param, error, missing="there is no such file or folder"):
+        files = [
+            {"name": file, "num_bytes": status.st_size, "stamp": file_stamp(status), "digest": _digest(full, status)}
+            for file, full, status in _files(path)
+        ]
+    return {"files": files}
 
 
 def check_pin(
@@ -124,21 +114,38 @@ def check_pin(
     if pin is None or "files" not in pin:
         return
     pinned = {file["name"]: file for file in pin["files"]}
-    try:
+    with _translated(name, param, error, missing="is gone since the job was submitted"):
         present = {file: (full, status) for file, full, status in _files(path)}
-        for file in sorted(pinned.keys() | present.keys()):
-            if (
-                file not in present
-                or file not in pinned
-                or not _is_pinned(pinned[file], *present[file], by_content=by_content)
-            ):
-                raise error(f"{param} '{name}': {file} changed after the job was submitted", param=param)
+        changed = (
+            file
+            for file in sorted(pinned.keys() | present.keys())
+            if file not in present
+            or file not in pinned
+            or not _is_pinned(pinned[file], *present[file], by_content=by_content)
+        )
+        first = next(changed, None)
+    if first is not None:
+        raise error(f"{param} '{name}': {first} changed after the job was submitted", param=param)
+
+
+@contextmanager
+def _translated(name: str, param: str, error: type[UserError], *, missing: str) -> Iterator[None]:
+    """While inside, what reading files raises becomes an error that names the field.
+
+    Args:
+        name: what the user called the file or folder.
+        param: the field of the spec that named it.
+        error: the class of what is raised, unless it is the machine's.
+        missing: the end of the sentence where there is nothing.
+    """
+    try:
+        yield
     except TooManyFiles as cause:
         raise error(f"{param} '{name}': has more than {MOST_FILES} files in one folder", param=param) from cause
     except FileNotFoundError as cause:
-        raise error(f"{param} '{name}': is gone since the job was submitted", param=param) from cause
+        raise error(f"{param} '{name}': {missing}", param=param) from cause
     except OSError as cause:
-        raise ServiceUnavailable(f"{param} '{name}': cannot be read: {cause.strerror}") from cause
+        raise ServiceUnavailable(f"{param} '{name}': cannot be read: {reason(cause)}") from cause
 
 
 def folder_stamp(path: Path) -> tuple[tuple[str, int, str], ...]:

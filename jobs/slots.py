@@ -73,7 +73,7 @@ def enter(db: Database, slot_id: str, incarnation: str, settings: Settings) -> N
 class Standing(StrEnum):
     """How a worker process stands to its slot."""
 
-    OWNER = "owner"
+    OWNER = "owner"  # the slot is its own, and gets leases
     UNHEARD = "unheard"  # the owner, but its doorbell was rung in vain: it gets nothing until `mark_heard`
     DISPLACED = "displaced"  # the slot is another process's; this one must end
 

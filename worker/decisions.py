@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from jobs.activities import OF_A_CHUNK, Activity, in_words, stall_limits
+from jobs.activities import CHUNK_ACTIVITIES, Activity, in_words, stall_limits
 from jobs.errors import LostLease, MachineError, RunnerDied, RunnerStalled, ServiceUnavailable, StokerError
 from jobs.settings import Settings
 from worker.protocol import Done, Failed, Halt, Lost, Order, Report, error_from
@@ -110,7 +110,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Doing:
+class StageProgress:
     """What one of the runner's threads or processes does, by its last beat."""
 
     beat: Beat
@@ -119,9 +119,9 @@ class Doing:
     heard_at: float
     """When it last made progress."""
 
-    def after(self, beat: Beat, now: float) -> Doing:
+    def after(self, beat: Beat, now: float) -> StageProgress:
         """What it does once it has said this."""
-        return replace(self, heard_at=now) if beat == self.beat else Doing(beat, now, now)
+        return replace(self, heard_at=now) if beat == self.beat else StageProgress(beat, now, now)
 
     @property
     def in_words(self) -> str:
@@ -141,7 +141,7 @@ class Holding:
     """Whether a living runner was given the lease."""
     taken_up: bool = False
     """Whether that runner has begun with it."""
-    stages: Mapping[str, Doing] = field(default_factory=dict)
+    stages: Mapping[str, StageProgress] = field(default_factory=dict)
     """What each of its threads does, by its name. Those that wait for others are not among them."""
     heard_at: float = 0.0
     """When any of them last said something."""
@@ -159,7 +159,7 @@ class Holding:
         return min([*times, *(self._stalls_at(one) for one in self.stages.values())])
 
     @property
-    def foremost(self) -> Doing | None:
+    def foremost(self) -> StageProgress | None:
         """What the runner does, in one: what it has been at for the longest."""
         return min(self.stages.values(), key=lambda one: one.since, default=None)
 
@@ -167,7 +167,7 @@ class Holding:
     def suspect(self) -> int | None:
         """First row of the chunk to blame if the runner dies now: that in the model, else one on its way there or from
         there; None where no chunk is at work."""
-        at_work = [one.beat for one in self.stages.values() if one.beat.activity in OF_A_CHUNK]
+        at_work = [one.beat for one in self.stages.values() if one.beat.activity in CHUNK_ACTIVITIES]
         in_model = [beat.chunk for beat in at_work if beat.activity is Activity.FORWARD]
         return next(iter([*in_model, *(beat.chunk for beat in at_work)]), None)
 
@@ -186,18 +186,18 @@ class Holding:
             error = RunnerStalled(
                 f"{stalled.in_words} made no progress for {silent_seconds:g} s; the runner was killed"
             )
-            blamed = stalled.beat.chunk if stalled.beat.activity in OF_A_CHUNK else None
+            blamed = stalled.beat.chunk if stalled.beat.activity in CHUNK_ACTIVITIES else None
             return Ending(Record.CRASH, fate, error.message, error, blamed)
         return None
 
-    def _stalls_at(self, one: Doing) -> float:
+    def _stalls_at(self, one: StageProgress) -> float:
         """When something counts as stalled, if it makes no progress until then."""
         activity = one.beat.activity
         assert activity is not None
         slowest_seconds = self.slowest_seconds.get(activity, 0.0)
         return one.heard_at + max(self.rules.stall_limits[activity], _TIMES_THE_SLOWEST * slowest_seconds)
 
-    def _stalled(self, now: float) -> Doing | None:
+    def _stalled(self, now: float) -> StageProgress | None:
         """What has made no progress for too long, if anything has."""
         late = min(self.stages.values(), key=self._stalls_at, default=None)
         if late is None or now < self._stalls_at(late):
@@ -214,7 +214,7 @@ class Holding:
         if before is not None and before.beat.activity is not None and before.beat.activity is beat.activity:
             slowest[beat.activity] = max(slowest.get(beat.activity, 0.0), now - before.heard_at)
         if beat.activity is not None:
-            stages[beat.stage] = Doing(beat, now, now) if before is None else before.after(beat, now)
+            stages[beat.stage] = StageProgress(beat, now, now) if before is None else before.after(beat, now)
         return replace(self, taken_up=True, stages=stages, heard_at=now, slowest_seconds=slowest)
 
     def hear(self, what: Happening, now: float) -> tuple[Holding, Decision | None]:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from jobs import leases, ledger
 from jobs.database import Database
 from jobs.errors import LostLease, ServiceUnavailable
-from jobs.leases import Doing, WorkingLease
+from jobs.leases import RunnerActivity, WorkingLease
 from jobs.queue import Doorbell
 from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from jobs.settings import Settings
@@ -166,7 +166,7 @@ class Keeper:
                 asked_at = time.monotonic()
                 try:
                     doing = self._doing
-                    told = None if doing is None else Doing(doing[0], asked_at - doing[1])
+                    told = None if doing is None else RunnerActivity(doing[0], asked_at - doing[1])
                     renewal = leases.renew(self._database, lease_id, lease_seconds=lease_seconds, doing=told)
                 except LostLease:
                     inbox.put(RenewalRefused())

@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.leases import activity
+from jobs.leases import current_activity
 from jobs.specs import Priority
 from jobs.states import AttemptEnd, JobState, SlotState
 from jobs.tables import Artifact, Attempt, Event, Job, Lease, LogLine, Notice, Slot, StoredFile
@@ -52,7 +52,7 @@ class JobError(BaseModel):
     message: str
 
 
-class Doing(BaseModel):
+class SlotActivity(BaseModel):
     """What one of a job's slots does now, by its last heartbeat."""
 
     slot_id: str
@@ -91,7 +91,7 @@ class JobView(BaseModel):
     retry_of: str | None = Field(description="The job that this one is a retry of.")
     attempt: int
     slots_held: int = Field(description="Slots that work on it now.")
-    doing: list[Doing] = Field(description="What each of these slots does; the leader of a gang first.")
+    doing: list[SlotActivity] = Field(description="What each of these slots does; the leader of a gang first.")
     waiting_reason: str | None = Field(description="Why it does not run yet, where it waits.")
     notices: list[NoticeView] = Field(description="What is to be known about how it runs, such as smaller batches.")
     metrics: dict[str, float] = Field(description="Of a training: the latest value of each of its metrics.")
@@ -251,14 +251,14 @@ class SlotView(BaseModel):
     heartbeat_at: float
 
 
-def _doing(lease: Lease) -> Doing:
-    words, since = activity(lease)
-    return Doing(slot_id=lease.slot_id, activity=words, since=since)
+def _doing(lease: Lease) -> SlotActivity:
+    now = current_activity(lease)
+    return SlotActivity(slot_id=lease.slot_id, activity=now.words, since=now.since)
 
 
 def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None, warm_models: list[str]) -> SlotView:
     """A slot as JSON, with the live lease it holds and what may be shown of its job and its warm models."""
-    shown = None if lease is None or job_id is None else activity(lease)
+    shown = None if lease is None or job_id is None else current_activity(lease)
     return SlotView(
         id=slot.id,
         host=slot.host,
@@ -270,8 +270,8 @@ def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None, warm_model
         state=slot.state,
         reason=slot.reason,
         warm_models=warm_models,
-        activity=None if shown is None else shown[0],
-        activity_at=None if shown is None else shown[1],
+        activity=None if shown is None else shown.words,
+        activity_at=None if shown is None else shown.since,
         job_id=job_id,
         lease_id=None if lease is None else lease.id,
         registered_at=slot.registered_at,

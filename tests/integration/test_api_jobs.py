@@ -224,7 +224,7 @@ def test_slots_say_what_they_do(api: LiveApi, settings: Settings, sqlite_databas
     assert (idle["id"], idle["state"], idle["device_uuid"], idle["job_id"]) == ("slot-1", "offline", "GPU-1", None)
     assert idle["memory_bytes"] == 2**37
     assert (busy["activity"], idle["activity"]) == ("beginning", None)
-    doing = leases.Doing("loading the model", seconds=12.0)
+    doing = leases.RunnerActivity("loading the model", seconds=12.0)
     leases.renew(sqlite_database, lease.lease_id, lease_seconds=60.0, doing=doing)
     (busy, _), told = api.client.slots(), api.client.job(job.job_id)["doing"]
     assert (busy["activity"], busy["activity_at"]) == ("loading the model", told[0]["since"])

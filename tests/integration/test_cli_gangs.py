@@ -107,7 +107,9 @@ def test_an_attempt_says_on_which_slots_it_ran(api: LiveApi, capfd: Any) -> None
 def test_a_look_tells_what_slots_do_and_for_how_long(api: LiveApi, capfd: Any) -> None:
     job_id = queued(api, 2)
     leader = begun(api, job_id, *SLOTS[:2])
-    leases.renew(api.database, leader, lease_seconds=600.0, doing=leases.Doing("training step 6", seconds=7200.0))
+    leases.renew(
+        api.database, leader, lease_seconds=600.0, doing=leases.RunnerActivity("training step 6", seconds=7200.0)
+    )
     status = " ".join(shown(capfd, "status", job_id).split())
     assert "training step 6 for 2h00m" in status
     assert "beginning for " in status

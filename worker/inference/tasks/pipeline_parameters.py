@@ -9,7 +9,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from jobs.errors import InvalidSpec
-from jobs.parameters import NOT_A_JOBS, PARAMETERS, check_parameters, inner_names, unknown_parameter
+from jobs.parameters import FORBIDDEN_NAMES, PARAMETERS, check_inner_names, check_parameters, unknown_parameter
 from worker.inference.tasks.failures import plain_sentence
 from worker.inference.tasks.pipeline_internals import (
     accepted_names,
@@ -50,24 +50,21 @@ def _check_names(task: str, pipeline: Any, parameters: Mapping[str, Any]) -> Non
     named, is_read = accepted_names(pipeline)
     takes_generation = goes_to_generate(pipeline, "num_beams")
     generation = _generation_names(pipeline.model) if calls_generate(pipeline) else frozenset()
-    known = [name for name in named if name not in NOT_A_JOBS | _NOT_OURS]
+    known = [name for name in named if name not in FORBIDDEN_NAMES | _NOT_OURS]
     if takes_generation:
         known += [name for name in sorted(generation) if name not in known]
         known += [_GENERATION] if _GENERATION not in known else []
     for name, value in parameters.items():
-        if name not in known and (name in NOT_A_JOBS or not is_read(name)):
+        if name not in known and (name in FORBIDDEN_NAMES or not is_read(name)):
             raise _unknown(task, name, known, generation)
-        forbidden = sorted(NOT_A_JOBS & inner_names(value))
-        if forbidden:
-            param = f"parameters.{name}.{forbidden[0]}"
-            raise InvalidSpec(f"{param}: cannot be set by a job", param=param)
+        check_inner_names(name, value)
     inner = parameters.get(_GENERATION)
     if inner is not None:
         _check_inner(task, inner, generation)
 
 
 def _unknown(task: str, name: str, known: Collection[str], generation: Collection[str]) -> InvalidSpec:
-    if name in generation and name not in NOT_A_JOBS and _GENERATION in known:
+    if name in generation and name not in FORBIDDEN_NAMES and _GENERATION in known:
         param = f"parameters.{name}"
         return InvalidSpec(f"{param}: task '{task}' takes it inside 'parameters.{_GENERATION}'", param=param)
     return unknown_parameter(task, name, tuple(known))
@@ -89,7 +86,9 @@ def _generation_names(model: Any) -> frozenset[str]:
     parameters = inspect.signature(model.generate).parameters.values()
     of_generate = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.default is None}
     names = of_generate | {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    return frozenset(names - NOT_A_JOBS - {model.main_input_name, "inputs", "attention_mask", "transformers_version"})
+    return frozenset(
+        names - FORBIDDEN_NAMES - {model.main_input_name, "inputs", "attention_mask", "transformers_version"}
+    )
 
 
 def _check_generation(pipeline: Any, parameters: Mapping[str, Any]) -> None:
