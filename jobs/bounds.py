@@ -13,37 +13,37 @@ LONGEST_PATH_BYTES = 4096
 LONGEST_NAME_BYTES = 255
 """What file systems take for one name in a path."""
 MOST_PATH_COMPONENTS = 128
-"""Names in one path. Following a path to its end takes a look at each of them."""
+"""The most names in one path. Following a path to its end takes a look at each of them."""
 MOST_INPUT_PATHS = 10_000
-"""Entries of a list of paths; a glob may match more."""
+"""The most entries of a list of paths; a glob may match more."""
 MOST_INPUT_COMPONENTS = 100_000
-"""Names in all paths of one list together."""
+"""The most names in all paths of one list together."""
 MOST_INPUT_FILES = 50_000
-"""Files of one job, those that globs match included."""
+"""The most files of one job, those that globs match included."""
 MOST_GLOB_NAMES = 200_000
-"""Names of files and folders that are looked at to find what a glob matches."""
+"""The most names of files and folders that are looked at to find what a glob matches."""
 MOST_GLOB_STARS = 16
-"""Wildcards of one glob."""
+"""The most wildcards in one glob."""
 MOST_DEEP_STARS = 2
-"""`**` in one glob."""
+"""The most `**` in one glob."""
 LONGEST_NAME_CHARACTERS = 500
-"""Names of columns, splits, configurations, metrics."""
+"""The longest name of a column, a split, a configuration or a metric."""
 MOST_COLUMNS = 100
-"""Entries of `columns`."""
+"""The most entries of `columns`."""
 MOST_OPTIONS = 1000
-"""Entries of `parameters`, `options`, `arguments` and an architecture's `config`, at their first level."""
+"""The most entries of `parameters`, `options`, `arguments` and an architecture's `config`, at their first level."""
 MOST_VALUES = 100_000
-"""Values in one of these mappings, at all its levels together."""
+"""The most values in one of these mappings, at all its levels together."""
 LONGEST_VALUES_CHARACTERS = 1_000_000
-"""Characters of all texts and names in one of these mappings together."""
+"""The most characters of all texts and names in one of these mappings together."""
 DEEPEST_LEVELS = 64
-"""Levels of nesting of a document."""
+"""The most levels of nesting of a document."""
 MOST_FIELDS = 200
-"""Entries of a mapping whose field names are known, such as a spec."""
+"""The most entries of a mapping whose field names are known, such as a spec."""
 MOST_DOCUMENT_VALUES = 200_000
-"""Values in one document, at all its levels together."""
+"""The most values in one document, at all its levels together."""
 MOST_TARGET_MODULES = 1000
-"""Entries of `lora.target_modules`."""
+"""The most entries of `lora.target_modules`."""
 
 Name = Annotated[str, StringConstraints(max_length=LONGEST_NAME_CHARACTERS)]
 """The name of a column, a split and the like."""
@@ -55,7 +55,7 @@ _STAR = re.compile(r"\*+|\?|\[")
 
 
 def path_fault(path: str) -> str | None:
-    """What makes a text unusable as a path before anything is looked at; None where nothing does.
+    """Why a text cannot be a path, found before anything is looked at; None where nothing does.
 
     Returns:
         A phrase to stand behind the field's name.
@@ -77,7 +77,7 @@ def path_fault(path: str) -> str | None:
 
 
 def glob_fault(pattern: str) -> str | None:
-    """What makes a glob one that takes too long to follow; None where nothing does."""
+    """Why a glob would take too long to follow; None where nothing does."""
     if len(_DEEP_STAR.findall(pattern)) > MOST_DEEP_STARS:
         return f"has more than {MOST_DEEP_STARS} `**`"
     if len(_STAR.findall(pattern)) > MOST_GLOB_STARS:

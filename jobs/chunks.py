@@ -92,7 +92,7 @@ def commit(
 ) -> None:
     """Record computed chunks exactly once: results, chunk states and counters, fenced by the lease, in one transaction.
 
-    The same transaction fails the job where more rows failed than it bears; what is recorded stays readable.
+    The same transaction fails the job where more rows failed than it allows; what is recorded stays readable.
 
     Args:
         chunks: chunks this lease claimed, each with one result for each of its rows.

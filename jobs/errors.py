@@ -226,7 +226,7 @@ class DeadlineExceeded(StokerError):
 
 
 class TooManyRowErrors(StokerError):
-    """More rows failed than the job bears."""
+    """More rows failed than the job allows."""
 
     code = "too_many_row_errors"
     http_status = 409

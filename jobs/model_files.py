@@ -13,10 +13,10 @@ from typing import Any
 from jobs.errors import Forbidden, InvalidModel
 
 MOST_FILES = 10_000
-"""In one folder of a model, whatever their names; looking through more takes too long."""
+"""The most files in one folder of a model, whatever their names; looking through more takes too long."""
 LARGEST_JSON_BYTES = 256 * 2**20
-"""Of a JSON file in a model's folder; the largest tokenizers have some 40 MB."""
-_LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+"""The largest JSON file in a model's folder; the largest tokenizers have some 40 MB."""
+_LONGEST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _READ_BY_LOADING = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".safetensors", ".py"})
 _TEMPLATES = "additional_chat_templates"
 
@@ -166,7 +166,7 @@ def check_safetensors(path: Path, *, name: str) -> dict[str, tuple[int, ...]]:
         with path.open("rb") as stream:
             num_bytes = path.stat().st_size
             header_bytes = int.from_bytes(stream.read(8), "little")
-            if num_bytes < 8 or header_bytes > min(num_bytes - 8, _LONGEST_HEADER):
+            if num_bytes < 8 or header_bytes > min(num_bytes - 8, _LONGEST_HEADER_BYTES):
                 raise invalid(name, f"{path.name} is not a safetensors file, or it is cut off")
             header = json.loads(stream.read(header_bytes))
             tensors = {key: tensor for key, tensor in header.items() if key != "__metadata__"}

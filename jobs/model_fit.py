@@ -34,20 +34,20 @@ _WIDTHS = frozenset(
     }
 )  # fmt: skip
 """Sizes of tensors."""
-_LONGEST = 2**27  # of positions, which many models only compute with
+_MOST_POSITIONS = 2**27  # many models only compute with positions, so weights do not bound them
 _POSITIONS = frozenset({"max_position_embeddings", "n_positions", "n_ctx", "max_source_positions"})
-_FEWEST_LAYERS = 1000  # that are never too many
+_FEWEST_LAYERS = 1000  # this many layers are never too many
 _LAYERS_PER_TENSOR = 4  # some models share the weights of their layers
-_SMALLEST_WIDTH = 65_536  # that is never too much
+_SMALLEST_WIDTH = 65_536  # this width is never too much
 _WIDTHS_PER_DIMENSION = 64  # quantized weights are packed, and are narrower than their model
-_MOST_PARTS = 1000  # of a configuration: its own, its encoder's, its decoder's, ...
+_MOST_PARTS = 1000  # configurations in one: its own, its encoder's, its decoder's, ...
 _TABLES = (
     "embed_tokens.weight", "word_embeddings.weight", "wte.weight", "shared.weight", "tok_embeddings.weight",
     "token_embedding.weight", "word_embedding.weight",
 )  # fmt: skip
 """What the name of the table of token vectors ends in, for most architectures."""
-_LONGEST_TEMPLATE = 1_000_000  # characters of a chat template
-_MOST_REMEMBERED = 64
+_LONGEST_TEMPLATE_CHARACTERS = 1_000_000
+_MOST_REMEMBERED = 64  # tokenizers whose largest id is kept
 
 
 def check_numbers(config: Mapping[str, Any], header: Header, name: str) -> None:
@@ -58,7 +58,7 @@ def check_numbers(config: Mapping[str, Any], header: Header, name: str) -> None:
     """
     most_layers = max(_FEWEST_LAYERS, _LAYERS_PER_TENSOR * len(header.shapes))
     most_width = max(_SMALLEST_WIDTH, _WIDTHS_PER_DIMENSION * header.largest_dimension)
-    limits = {_DEPTHS: most_layers, _WIDTHS: most_width, _POSITIONS: _LONGEST}
+    limits = {_DEPTHS: most_layers, _WIDTHS: most_width, _POSITIONS: _MOST_POSITIONS}
     for where, part in _parts(config):
         for keys, limit in limits.items():
             for key in keys & part.keys():
@@ -112,8 +112,8 @@ def template_fault(text: str) -> str | None:
 
     It is parsed only: already compiling it computes its constants, such as `'a' | center(10 ** 12)`.
     """
-    if len(text) > _LONGEST_TEMPLATE:
-        return f"it has more than {_LONGEST_TEMPLATE} characters"
+    if len(text) > _LONGEST_TEMPLATE_CHARACTERS:
+        return f"it has more than {_LONGEST_TEMPLATE_CHARACTERS} characters"
     try:
         _environment().parse(text)
     except jinja2.TemplateSyntaxError as error:

@@ -27,7 +27,7 @@ _SOCKET_SECONDS = 5.0
 _OUTAGE_PAUSE_SECONDS = 0.5
 _PROBE_KEY = f"{_PREFIX}probe"
 _PROBE_SECONDS = 60
-_LONGEST_TROUBLE = 120  # characters
+_LONGEST_TROUBLE_CHARACTERS = 120
 
 
 def make_app(settings: Settings) -> Celery:
@@ -110,7 +110,7 @@ def trouble(client: redis.Redis) -> str | None:
 
 def _in_words(error: Exception) -> str:
     if isinstance(error, redis.ResponseError):
-        return f"refuses to write: {short(first_line(error), _LONGEST_TROUBLE)}"
+        return f"refuses to write: {short(first_line(error), _LONGEST_TROUBLE_CHARACTERS)}"
     return f"cannot be reached: {type(error).__name__}"
 
 

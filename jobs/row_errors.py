@@ -1,4 +1,4 @@
-"""How many row errors a job bears, and whether its first rows all failed alike. Pure: the commit of chunks asks here.
+"""How many row errors a job may have, and whether its first rows all failed alike. Pure.
 
 Without `max_row_errors` a job fails when its first rows, `FIRST_ROWS` of them or all of a smaller job, hold nothing
 but one and the same error: then something about the job is wrong, not its rows. The rows are the first ones of the
@@ -25,7 +25,7 @@ MOST_ROWS = 2**53
 """The largest number that a limit may be."""
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
-_LOOKED_AT = 2000  # characters of a message
+_COMPARED_CHARACTERS = 2000  # of a message
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
@@ -70,14 +70,16 @@ def note(before: RowErrors, results: Sequence[Result]) -> RowErrors:
             code, message = lowest.error.code, lowest.error.message
             first = {"row": lowest.row_index, "code": code, "message": short(message), "kind": _kind(message)}
             after = replace(after, first=first)
-    ours = [result for result in results if result.row_index < FIRST_ROWS]
-    if not ours:
+    first_rows = [result for result in results if result.row_index < FIRST_ROWS]
+    if not first_rows:
         return after
-    kinds = {None if result.error is None else (result.error.code, _kind(result.error.message)) for result in ours}
+    kinds = {
+        None if result.error is None else (result.error.code, _kind(result.error.message)) for result in first_rows
+    }
     if before.num_first and not before.is_mixed and before.first is not None:
         kinds.add((before.first["code"], before.first["kind"]))  # of one of the first rows, as none is lower
     is_mixed = before.is_mixed or None in kinds or len(kinds) > 1
-    return replace(after, num_first=before.num_first + len(ours), is_mixed=is_mixed)
+    return replace(after, num_first=before.num_first + len(first_rows), is_mixed=is_mixed)
 
 
 def verdict(limit: str | None, noted: RowErrors, *, num_rows: int, num_failed: int) -> TooManyRowErrors | None:
@@ -85,9 +87,9 @@ def verdict(limit: str | None, noted: RowErrors, *, num_rows: int, num_failed: i
 
     Args:
         limit: the job's `max_row_errors` as a text, where it has one.
-        noted: of all results that are recorded.
-        num_rows: of the whole input.
-        num_failed: rows with a row error that are recorded.
+        noted: What is remembered of all results that are recorded.
+        num_rows: Number of rows of the whole input.
+        num_failed: Number of recorded rows with a row error.
     """
     if noted.first is None:
         return None
@@ -108,5 +110,5 @@ def verdict(limit: str | None, noted: RowErrors, *, num_rows: int, num_failed: i
 
 def _kind(message: str) -> str:
     """What is equal in two messages of one cause: the words, without quoted names, paths and numbers."""
-    words = _QUOTED.sub("'", message[:_LOOKED_AT]).split()
+    words = _QUOTED.sub("'", message[:_COMPARED_CHARACTERS]).split()
     return short(_NUMBER.sub("#", " ".join("/" if "/" in word else word for word in words)))

@@ -17,7 +17,7 @@ from jobs.states import LeaseState, SlotState
 from jobs.tables import Lease, Slot
 
 UNHEARD = "the doorbell"
-"""How the reason begins of a slot that is offline because it was rung in vain."""
+"""The beginning of the reason of a slot that is offline because its doorbell was rung in vain."""
 
 
 @dataclass(frozen=True, slots=True)

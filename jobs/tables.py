@@ -72,7 +72,7 @@ class Job(SQLModel, table=True):
     max_row_errors: str | None = None
     """The spec's limit of row errors, where it sets one: a number of rows, or a share such as `5%`."""
     num_first: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
-    """Of `num_done`, those among the job's first rows; see `jobs.row_errors`."""
+    """Number of recorded rows among the job's first rows; see `jobs.row_errors`."""
     is_mixed: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     """Whether its first rows did not all fail alike."""
     row_error: dict[str, Any] | None = Field(default=None, sa_type=JSON)
@@ -201,7 +201,7 @@ class Lease(SQLModel, table=True):
     activity: str | None = Field(default=None, sa_column=_text(nullable=True))
     """What its runner did at the last heartbeat, in words."""
     activity_at: float | None = Field(default=None, sa_type=Double)
-    """When that began."""
+    """When its runner began with that, Unix seconds."""
 
 
 class Event(SQLModel, table=True):

@@ -79,7 +79,7 @@ def find_task(name: str) -> Task | None:
 
 
 def unknown_task(name: str) -> str:
-    """What is said of a task that there is none of, with what may have been meant."""
+    """The error message for an unknown task, with what may have been meant."""
     removed = REMOVED_TASKS.get("translation" if name.startswith("translation_") else name)
     if removed is not None:
         return f"'{name}' has been removed from transformers. {removed}"

@@ -24,8 +24,8 @@ MOST_ERRORS = 1000
 """Bad lines that are reported; of more, the first ones."""
 MOST_PARTS = 64
 """Jobs of one batch: models, times the job parameters that its lines differ in."""
-LONGEST_CUSTOM_ID = 512
-"""Characters."""
+LONGEST_CUSTOM_ID_CHARACTERS = 512
+"""The longest `custom_id` of a line."""
 _BLOCK_BYTES = 2**20
 _LOOK_LINES = 1000  # between two questions whether it is wanted yet
 
@@ -181,8 +181,8 @@ class Intake:
         custom_id = request.get("custom_id")
         if not isinstance(custom_id, str) or not custom_id:
             raise _WrongLine("missing_required_parameter", "custom_id: must be a text", "custom_id")
-        if len(custom_id) > LONGEST_CUSTOM_ID:
-            message = f"custom_id: has more than {LONGEST_CUSTOM_ID} characters"
+        if len(custom_id) > LONGEST_CUSTOM_ID_CHARACTERS:
+            message = f"custom_id: has more than {LONGEST_CUSTOM_ID_CHARACTERS} characters"
             raise _WrongLine("invalid_value", message, "custom_id")
         digest = hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
         if digest in self._seen:

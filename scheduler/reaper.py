@@ -32,9 +32,8 @@ def reap(db: Database, app: Celery, settings: Settings) -> None:
     if "dead leases" in due:
         for lease_id in leases.expire_dead(db, settings):
             logger.warning("lease %s has expired: its holder did not renew it", lease_id)
-    if (
-        "unanswered doorbells" in due and queue.broker_trouble(app) is None
-    ):  # else it is not the slots that fail to answer
+    # Where Redis takes no rings, it is not the slots that fail to answer.
+    if "unanswered doorbells" in due and queue.broker_trouble(app) is None:
         rings = leases.unanswered(db, settings)
         for ring in rings:
             logger.warning("slot %s did not answer for lease %s; ringing again", ring.slot_id, ring.lease_id)

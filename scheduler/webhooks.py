@@ -31,7 +31,7 @@ from scheduler.version import version
 logger = logging.getLogger(__name__)
 
 LONGEST_URL = 2000
-"""Characters of a webhook's URL."""
+"""The most characters of a webhook's URL."""
 _PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 _CLAIM_TIMEOUTS = 3.0  # life of a claim in timeouts: the name is looked up before the time of the try begins
 _MOST_ADDRESSES = 3  # of one host that are tried

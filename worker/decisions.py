@@ -16,7 +16,7 @@ from worker.standby import RunnerBroken, RunnerUp
 from worker.stop import StopReason
 
 _STRENGTH = list(StopReason)  # weakest first
-_TIMES_THE_SLOWEST = 5.0  # so much longer than the longest progress yet may one take, whatever the limit says
+_TIMES_THE_SLOWEST = 5.0  # a progress may take this many times the longest one yet, whatever the limit says
 _SILENCE_SECONDS = 2.0  # a runner tells each second what has gone on; where nothing comes, none of its threads runs
 
 # -- what happens to a lease beside what its runner says -----------------------------------------------------------
@@ -125,7 +125,7 @@ class StageProgress:
 
     @property
     def in_words(self) -> str:
-        """For people; only of one that does not wait."""
+        """The activity as people read it; only for a stage that does not wait."""
         assert self.beat.activity is not None
         return in_words(self.beat.activity, start_row=self.beat.chunk, step=self.beat.step)
 

@@ -10,7 +10,7 @@ import orjson
 from jobs.sources.reader import InputFile
 
 _KEY = b"huggingface"
-"""Under which the `datasets` library keeps the features of what it writes as Parquet."""
+"""The key under which the `datasets` library keeps the features of what it writes as Parquet."""
 
 
 @runtime_checkable

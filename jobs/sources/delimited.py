@@ -29,7 +29,7 @@ _SHOWN_CHARACTERS = 60
 _QUOTING_PARAM = "input.quoting"
 _TAB_ENDINGS = (".tsv", ".tab")
 _UNQUOTED = "unquoted"
-"""Of a place in a file that has no quotes by its name alone."""
+"""Marks a place in a file of which only its name says that it has no quotes."""
 
 
 @dataclass(frozen=True, slots=True)

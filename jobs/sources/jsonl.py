@@ -19,9 +19,9 @@ from jobs.text_encodings import UTF8, TextEncoding
 _HEAD_ROWS = 100
 _HEAD_BYTES = 2**20
 _SPACE = b" \t\r\n"
-_LONGEST_SPACE = 64 * 2**10  # before an array's opening bracket
+_LONGEST_SPACE_BYTES = 64 * 2**10  # white space before an array's opening bracket
 _ARRAY = "array"
-"""Of a place in a file that is one array."""
+"""Marks a place in a file that is one array."""
 _QUOTE, _COMMA, _CLOSE = (ord(mark) for mark in '",]')
 _STEPS = np.zeros(256, dtype=np.int64)
 _STEPS[[ord("["), ord("{")]] = 1
@@ -69,7 +69,7 @@ class ArrayItems:
         return ends
 
     def fault(self, line: int) -> str | None:  # noqa: ARG002 - it is the file's end that is wrong
-        """That the array does not end where the file does."""
+        """Says that the array does not end where the file does."""
         if not self._is_closed:
             return "the JSON array is not closed at the end of the file; a bracket or a quote is missing"
         return self._fault
@@ -145,7 +145,7 @@ class JsonReader:
         """The place of the first row, and whether the file begins like an array."""
         start = data_start(handle, file)
         handle.seek(start)
-        head = handle.read(_LONGEST_SPACE)
+        head = handle.read(_LONGEST_SPACE_BYTES)
         body = head.lstrip(_SPACE)
         begins_as_array = body.startswith(b"[")
         if not begins_as_array or not self._may_be_array:

@@ -18,7 +18,7 @@ from jobs.sources.scanning import Escapes, Positions
 
 _NEWLINE = 10
 _LINE_ENDS = re.compile(r"(?<=\n)")
-_MOST_HELD_BYTES = 64 * 2**10  # of a cell that goes on in the next block
+_MOST_HELD_BYTES = 64 * 2**10  # the part of a cell that is kept for the next block
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Quoted:
     def __init__(self, dialect: Dialect) -> None:
         """
         Args:
-            dialect: of the file.
+            dialect: How the cells of the file are set apart.
         """
         self._quote = -1 if dialect.quotechar is None else ord(dialect.quotechar)
         self._escapes = Escapes(dialect.escapechar)
@@ -87,7 +87,7 @@ class Quoted:
         return None if ends.size == newlines.size else ends
 
     def fault(self, line: int) -> str | None:
-        """That a quote is open at the end and swallows whole lines; one in the last line spoils that row alone."""
+        """Says that a quote is open at the end and swallows whole lines; one in the last line spoils that row alone."""
         num_swallowed = self._num_newlines - (self._last_byte == _NEWLINE) - self._opened_after
         if not self._in_quotes or num_swallowed < 1:
             return None
@@ -162,7 +162,7 @@ class Unquoted(Quoted):
     def __init__(self, dialect: Dialect) -> None:
         """
         Args:
-            dialect: of the file, without quotes.
+            dialect: How the cells of the file are set apart, without quotes.
         """
         super().__init__(dialect)
         self._delimiter = dialect.delimiter.encode()

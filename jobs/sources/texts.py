@@ -30,7 +30,7 @@ _WRONG_BEGINNINGS = (
     (b"PK\x03\x04", "is a zip archive; unpack it first"),
     (b"PAR1", "is a Parquet file; name it .parquet or set input.format to parquet"),
 )
-_NULS_SHARE = 4  # of so many characters in a row, one is an ASCII one in any file with lines and columns
+_NULS_SHARE = 4  # at least one of four characters is ASCII in any file with lines and columns
 
 
 def data_start(handle: BinaryIO, file: InputFile) -> int:

@@ -47,7 +47,7 @@ class Closing:
 
 
 class UploadTurns:
-    """Whose uploads are received now. Only used on the loop that serves."""
+    """Decides whose uploads are received now. Only used on the loop that serves."""
 
     def __init__(self, most_of_one_key: int) -> None:
         """

@@ -197,7 +197,9 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
         return error_response(404, "there is nothing at this path", code="not_found", headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"{short(request.method, 40)} is not possible at this path"
-        own = headers.get("allow", "").replace(" ", "").split(",")  # of one route; of the document's, all there are
+        own = (
+            headers.get("allow", "").replace(" ", "").split(",")
+        )  # one route's methods; for the document's own path, all methods
         headers["allow"] = ", ".join(_methods_at(request) or sorted(own))
         return error_response(405, message, code="method_not_allowed", headers=headers)
     return error_response(error.status_code, str(error.detail), code="invalid_request", headers=headers)

@@ -14,13 +14,13 @@ from sqlmodel import Session, col
 from jobs.tables import Batch, Job
 
 WHOLE_CHARACTERS = 16 * 2**10
-"""Of JSON: a spec that is no longer is shown whole."""
+"""A spec of no more characters of JSON is shown whole."""
 PART_BYTES = 2**10
-"""Of JSON: values of a longer spec that are larger are left out."""
+"""Values of a longer spec that take more bytes of JSON are left out."""
 PAGE_CHARACTERS = 8 * 2**20
-"""Of JSON that is read for one page; the entry that exceeds it is the page's last."""
+"""Characters of JSON that are read for one page; the entry that exceeds it is the page's last."""
 LISTED_ERRORS = 10
-"""Of one batch."""
+"""The most errors of one batch that a list shows."""
 
 
 @dataclass(frozen=True, slots=True)

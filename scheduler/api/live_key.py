@@ -11,7 +11,7 @@ from jobs.errors import Unauthorized
 from jobs.tables import ApiKey
 from scheduler.api.context import Context
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 1.0  # between two looks at the key
 
 
 def is_valid(session: Session, key: ApiKey) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.errors import InvalidSpec
-from jobs.parameters import PARAMETERS, check_parameters
+from jobs.parameters import check_parameters
 from jobs.wording import short, short_message, shown
 from scheduler.api.openai_answers import Answered, Body, write_chat, write_classify, write_completions, write_embeddings
 
@@ -89,12 +89,8 @@ _SAMPLING: Mapping[str, str] = {
     "n": "n",
 }
 """The contract's names, and those of the task."""
-_EXTENSIONS: Mapping[str, str] = {
-    name: name
-    for name in ("top_k", "min_p", "repetition_penalty", "chat_template_kwargs")
-    if name in PARAMETERS["text-generation"]
-}
-"""What the task has and the contract has not, by the names that other servers of models take them by."""
+_EXTENSIONS: Mapping[str, str] = {name: name for name in ("top_k", "repetition_penalty", "chat_template_kwargs")}
+"""Parameters of the task that the contract does not have, by the names that other model servers use."""
 _ROLES: Mapping[str, str] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGE_KEYS = ("role", "content", "name")
 _COMPLETION_TOKENS = 16  # the contract's default of `/v1/completions`

@@ -42,10 +42,11 @@ class ConnectionLimits:
     """How many connections there are, and how long one may do nothing."""
 
     most_connections: int
+    """Connections at once; further ones are answered 503."""
     head_seconds: float
-    """From the first byte of a request, or the start of a connection, to the end of the request's headers."""
+    """Time from the first byte of a request, or the start of a connection, to the end of the request's headers."""
     unread_seconds: float
-    """In which a client takes nothing of an answer."""
+    """Time in which a client may take nothing of an answer."""
 
 
 def protocol_class(limits: ConnectionLimits) -> type[H11Protocol]:
@@ -54,7 +55,7 @@ def protocol_class(limits: ConnectionLimits) -> type[H11Protocol]:
 
 
 def fitting(most_connections: int) -> int:
-    """As many connections as the process has file descriptors for, whose soft limit is first raised to the hard one."""
+    """The connections that the process has file descriptors for; raises their soft limit to the hard one first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
@@ -81,7 +82,7 @@ class _GuardedProtocol(H11Protocol):
         self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """As inherited, unless there are enough."""
+        """Take a connection, or refuse it where there are enough."""
         if len(self.connections) >= self.limits.most_connections:
             self._is_refused = True
             self.transport = transport
@@ -93,7 +94,7 @@ class _GuardedProtocol(H11Protocol):
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As inherited."""
+        """Forget a connection and its timers."""
         for timer in (self._head_timer, self._unread_timer):
             if timer is not None:
                 timer.cancel()
@@ -101,25 +102,25 @@ class _GuardedProtocol(H11Protocol):
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """As inherited, while a request's head is watched for its end."""
+        """Take bytes, and watch for the end of a request's head."""
         if self._is_refused:
             return
         super().data_received(data)
         self._watch_head()
 
     def on_response_complete(self) -> None:
-        """As inherited; the beginning of another request may be here already."""
+        """Go on with the next request, the beginning of which may be here already."""
         super().on_response_complete()
         if self.conn.trailing_data[0]:
             self._watch_head()
 
     def pause_writing(self) -> None:
-        """As inherited: the client reads more slowly than the answer is made."""
+        """Begin to wait for a client that reads more slowly than its answer is made."""
         super().pause_writing()
         self._unread_timer = self.loop.call_later(self.limits.unread_seconds, self._cut, "did not read its answer")
 
     def resume_writing(self) -> None:
-        """As inherited."""
+        """End the wait for a client that reads again."""
         super().resume_writing()
         if self._unread_timer is not None:
             self._unread_timer.cancel()

@@ -45,7 +45,7 @@ def get_slots(context: InContext, key: Key) -> Page[SlotView]:
 
 
 def _visible_models(session: Session, key: ApiKey, slots: Sequence[Slot]) -> set[str]:
-    """Those of the slots' warm models that a job of the key's project uses or used; the operator sees all."""
+    """The slots' warm models that a job of the key's project uses or used; the operator sees all."""
     warm = {model for slot in slots for model in slot.warm_models}
     if scope_of(key) is None or not warm:
         return warm

@@ -21,9 +21,9 @@ _LONGEST_FIELD_BYTES = 4096
 _LONGEST_FILENAME = 255
 _LONGEST_BOUNDARY_BYTES = 200
 _LONGEST_HEADERS_BYTES = 16 * 2**10
-"""Names and values of the headers of one part."""
+"""The most bytes of names and values of the headers of one part."""
 _LONGEST_END_BYTES = 64 * 2**10
-"""What may stand behind the last part, where nothing has a meaning."""
+"""The most bytes behind the last part, where nothing has a meaning."""
 
 
 @dataclass(slots=True)

@@ -34,7 +34,7 @@ class Alphabet:
 
     @classmethod
     def of(cls, origin: Origin, model: Any, tokenizer: Any) -> Alphabet:
-        """That of a model and its tokenizer."""
+        """The alphabet of a model and its tokenizer."""
         config = model.config
         kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
         layers = () if kernels is None or strides is None else tuple(zip(kernels, strides, strict=True))

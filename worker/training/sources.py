@@ -36,7 +36,7 @@ class Sources:
 
     @classmethod
     def restore(cls, roots: Sequence[Path], checkpoint: Path) -> Sources:
-        """Those that a checkpoint carries; a checkpoint of an older version carries none."""
+        """The files that a checkpoint carries; a checkpoint of an older version carries none."""
         try:
             carried = orjson.loads((checkpoint / _FILE).read_bytes())
         except FileNotFoundError:
@@ -48,7 +48,7 @@ class Sources:
         return cls(roots, kept)
 
     def carry(self, checkpoint: Path) -> None:
-        """Put those that were imported so far into a checkpoint."""
+        """Put the files that were imported so far into a checkpoint."""
         carried = {path: source.decode("latin-1") for path, source in self._files.items()}  # whatever their encoding
         (checkpoint / _FILE).write_bytes(orjson.dumps(carried))
 

@@ -33,7 +33,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, origin: Origin, model: Any, tokenizer: Any) -> Vocabulary:
-        """That of a model and its tokenizer."""
+        """The vocabulary of a model and its tokenizer."""
         embeddings = input_embeddings(model)
         return cls(origin, tokenizer, None if embeddings is None else embeddings.num_embeddings)
 

@@ -10,7 +10,7 @@ from jobs.settings import Settings
 from worker.inference.tasks.media import open_media
 
 _SOURCES = ("image", "url", "path", "base64", "image_url")
-"""Names that chat templates and OpenAI's requests have for where an image is."""
+"""The keys under which chat templates and OpenAI's requests say where an image is."""
 
 
 def open_chat(messages: list[Any], image: Any, settings: Settings) -> list[dict[str, Any]] | RowError:

@@ -20,9 +20,9 @@ _NEVER_READ = ("past_key_values",)
 _KEPT_AS_A_LIST = ("token_timestamps",)
 """Lists with an entry for each row of which a row keeps a list of one."""
 _NOTHING = object()
-_PATCH = 16  # pixels; of most vision models
-_SAMPLES = 320  # of a raw wave at 16 kHz, for one vector
-_NUMBERS = 160  # of a spectrogram, for one vector
+_PATCH_PIXELS = 16  # width of a patch in most vision models
+_WAVE_SAMPLES = 320  # samples of a raw wave at 16 kHz that become one vector
+_SPECTROGRAM_NUMBERS = 160  # numbers of a spectrogram that become one vector
 
 
 def shape_of(item: Mapping[str, Any]) -> Hashable:
@@ -130,7 +130,7 @@ def num_tokens(item: Mapping[str, Any], config: PretrainedConfig) -> int:
     found = sum(ids.numel() for ids in token_ids(item))
     vision = getattr(config, "vision_config", config)
     patch = getattr(vision, "patch_size", None)
-    patch = patch if isinstance(patch, int) and patch > 0 else _PATCH
+    patch = patch if isinstance(patch, int) and patch > 0 else _PATCH_PIXELS
     for name, value in item.items():
         if isinstance(value, Mapping):
             found += num_tokens(value, config) - sum(ids.numel() for ids in token_ids(value))
@@ -139,5 +139,5 @@ def num_tokens(item: Mapping[str, Any], config: PretrainedConfig) -> int:
                 found += value.numel() // (3 * patch * patch)
             else:
                 is_wave = name == "input_values" and value.ndim == 2
-                found += value.numel() // (_SAMPLES if is_wave else _NUMBERS)
+                found += value.numel() // (_WAVE_SAMPLES if is_wave else _SPECTROGRAM_NUMBERS)
     return max(1, found)

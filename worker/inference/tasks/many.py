@@ -73,7 +73,7 @@ class Parts:
     batches: Sequence[Mapping[str, torch.Tensor]]
     """Each (B, T), at most `_MOST_TOKENS` tokens unless it is a single window."""
     places: Sequence[int]
-    """For each window of `batches`, in their order: its place among the windows of all rows."""
+    """The place of each window of `batches` among the windows of all rows."""
 
 
 def collate_inputs(tokens: Tokens, batch: Sequence[Encoded]) -> Parts:

@@ -188,7 +188,7 @@ class _Probe:
         return self._outputs(windows, side)[0]
 
     def _outputs(self, windows: Sequence[Features], side: Padding) -> list[Tensor]:
-        """For each row what the model gives for its own tokens."""
+        """What the model gives for the tokens of each row, without padding."""
         outputs = self._compute(to_device(self._tokens.padded(windows, side), self._model.device))
         if outputs.dim() < 3:
             return list(outputs)

@@ -23,8 +23,8 @@ from worker.inference.tasks.failures import plain_sentence
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # formats of a WAV file
 _LARGEST_KERNEL = 2**24  # numbers; rates without a common divisor would need gigabytes
 _LOWPASS_WIDTH = 6  # zero crossings of the kernel on each side
-_ROLLOFF = 0.99  # of the lower of the two Nyquist frequencies
-_FASTEST = 1_000_000  # samples a second
+_ROLLOFF = 0.99  # cut-off as a share of the lower Nyquist frequency
+_HIGHEST_RATE = 1_000_000  # samples a second
 _BEGINNINGS = (
     b"RIFF",
     b"ID3",
@@ -100,7 +100,7 @@ def plain_wav(data: bytes) -> tuple[np.ndarray, int] | None:
             if kind == _EXTENSIBLE and size >= 26 and body + 26 <= len(data):
                 kind = struct.unpack_from("<H", data, body + 24)[0]
         if name == b"data":
-            if channels not in (1, 2) or not 0 < rate <= _FASTEST:
+            if channels not in (1, 2) or not 0 < rate <= _HIGHEST_RATE:
                 return None
             samples = _samples(data[body : body + size], kind, bits)
             if samples is None:
@@ -174,7 +174,7 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray | RowErr
     """
     if rate == wanted:
         return samples
-    if not 0 < rate <= _FASTEST:
+    if not 0 < rate <= _HIGHEST_RATE:
         return RowError("wrong_type", f"input 'audio': a sampling rate of {rate} is not possible")
     divisor = math.gcd(rate, wanted)
     old, new = rate // divisor, wanted // divisor

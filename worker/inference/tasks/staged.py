@@ -51,9 +51,11 @@ class _Group:
     """Items of equal shapes, which are computed together."""
 
     places: Sequence[tuple[int, int]]
-    """Of each item, its row's place in the batch and its own place in the row."""
+    """The place of each item's row in the batch, and of the item in its row."""
     inputs: Mapping[str, Any] | None
+    """The items joined; None where the row is prepared on the forward thread."""
     call: Call
+    """The call of the first item's row."""
 
 
 class Staged:
