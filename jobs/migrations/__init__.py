@@ -36,8 +36,8 @@ def current(db: Database) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
-def upgrade(db: Database) -> str:
-    """Bring the database to the newest schema; two at once wait for each other.
+def upgrade(db: Database, revision: str = "head") -> str:
+    """Bring the database to a schema, the newest one if none is named; two at once wait for each other.
 
     Returns:
         The revision it is at now.
@@ -47,5 +47,5 @@ def upgrade(db: Database) -> str:
         if not db.is_sqlite:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-    return head()
+        command.upgrade(config, revision)
+    return head() if revision == "head" else revision

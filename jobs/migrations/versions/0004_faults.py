@@ -1,4 +1,4 @@
-"""What the faults found by use needed: each column with the code that reads it."""
+"""Pins, limits of row errors, what runners do, notices, and which rows of a model may share a batch."""
 
 import sqlalchemy as sa
 from alembic import op
