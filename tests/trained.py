@@ -144,6 +144,24 @@ def _train(
     os._exit(training_process.main(["--plan", plan, "--report-fd", str(reports.fileno())]))
 
 
+def shot_at(step: int) -> Callable[[Report], str | None]:
+    """Kill once a step is reported."""
+    return lambda report: "kill" if isinstance(report, Progress) and report.step >= step else None
+
+
+def shot_thrice(folder: Path, spec: dict[str, Any], **plan: Any) -> list[Attempt]:
+    """Attempts that are killed at three steps, and a last one; `plan`: see `attempt`."""
+    resume: Saved | None = None
+    attempts = []
+    for number, step in enumerate((3, 7, 14)):
+        found = attempt(folder / str(number), spec, resume=resume, until=shot_at(step), **plan)
+        assert found.status == -9
+        attempts.append(found)
+        resume = found.last(Saved) or resume
+    attempts.append(attempt(folder / "last", spec, resume=resume, **plan))
+    return attempts
+
+
 def broken(found: Attempt) -> Broken:
     """Why it could not go on."""
     report = found.last(Broken)

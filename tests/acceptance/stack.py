@@ -22,6 +22,8 @@ from jobs.settings import Settings
 from scheduler.client import ApiError, StokerClient
 from tests.conftest import wait_until
 
+QUICK = {"STOKER_LEASE_SECONDS": "4", "STOKER_SLOT_SECONDS": "4", "STOKER_DOORBELL_SECONDS": "2"}
+"""Short lives, so that what must be waited for is."""
 ROLES: Mapping[str, str] = {
     "scheduler": "scheduler.api.serve",
     "supervisor": "worker.main",

@@ -22,12 +22,10 @@ from jobs.settings import Settings
 from jobs.states import LIVE_LEASE_STATES, ChunkState
 from jobs.tables import Chunk, Lease, ResultRecord
 from tests import tiny
-from tests.acceptance.stack import Stack, bare_stack, stack
+from tests.acceptance.stack import QUICK, Stack, bare_stack, stack
 from tests.conftest import wait_until
 
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potent potions behind closed doors".split()
-QUICK = {"STOKER_LEASE_SECONDS": "4", "STOKER_SLOT_SECONDS": "4", "STOKER_DOORBELL_SECONDS": "2"}
-"""Short lives, so that what must be waited for is."""
 
 SHOT_AT = ("celery", "runner", "scheduler", "redis")
 MOST_STORMY_JOBS = 10

@@ -11,8 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.acceptance.stack import Stack, stack
-from tests.acceptance.test_faults import QUICK
+from tests.acceptance.stack import QUICK, Stack, stack
 from tests.acceptance.test_training import attempts, await_attempt, await_step, losses
 from tests.conftest import wait_until
 from tests.integration.test_training_loop import CLASSIFIER, write_module

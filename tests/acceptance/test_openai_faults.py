@@ -12,8 +12,7 @@ import pytest
 
 from jobs.settings import Settings
 from tests import tiny
-from tests.acceptance.stack import stack
-from tests.acceptance.test_faults import QUICK
+from tests.acceptance.stack import QUICK, stack
 from tests.conftest import wait_until
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.stack import stack
-from tests.acceptance.test_faults import QUICK
+from tests.acceptance.stack import QUICK, stack
 from tests.conftest import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

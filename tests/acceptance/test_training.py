@@ -20,8 +20,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from jobs.tables import Job
 from tests import tiny
-from tests.acceptance.stack import Stack, stack
-from tests.acceptance.test_faults import QUICK
+from tests.acceptance.stack import QUICK, Stack, stack
 from tests.conftest import wait_until
 from tests.frozen import frozen
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from tests.acceptance.stack import Stack, stack
-from tests.acceptance.test_faults import QUICK
+from tests.acceptance.stack import QUICK, Stack, stack
 from tests.acceptance.tight_model import tight_classifier
 
 pytestmark = pytest.mark.slow

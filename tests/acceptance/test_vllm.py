@@ -21,8 +21,7 @@ import pytest
 from jobs.errors import DeviceOutOfMemory, InvalidSpec
 from jobs.settings import Settings
 from tests import scripted_vllm
-from tests.acceptance.stack import stack
-from tests.acceptance.test_faults import QUICK
+from tests.acceptance.stack import QUICK, stack
 from tests.conftest import wait_until
 from tests.integration.test_task_text_generation import generated, rows_of
 from tests.integration.test_vllm_engine import leave_between_two_steps, spec_of

@@ -16,8 +16,7 @@ import pytest
 
 from jobs.settings import Settings
 from tests import tiny
-from tests.acceptance.stack import stack
-from tests.acceptance.test_faults import QUICK
+from tests.acceptance.stack import QUICK, stack
 from tests.acceptance.test_openai_batches import Desk, embedding_lines
 from tests.conftest import wait_until
 from tests.receiver import Receiver, receiver

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.acceptance.stack import stack
-from tests.acceptance.test_faults import QUICK, embedding_spec, write_rows
+from tests.acceptance.stack import QUICK, stack
+from tests.acceptance.test_faults import embedding_spec, write_rows
 from tests.conftest import wait_until
 from tests.integration import test_training_exactness, test_training_loop
-from tests.integration.test_training_exactness import NUM_STEPS, shot_thrice
+from tests.integration.test_training_exactness import NUM_STEPS
 from tests.task_kit import TEXTS, load, outputs, same, text_rows
-from tests.trained import attempt
+from tests.trained import attempt, shot_thrice
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine
 from worker.slots import find_devices

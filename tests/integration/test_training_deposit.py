@@ -119,7 +119,7 @@ def test_no_attempt_computes_for_a_store_that_refuses_writes(
     assert list(store.list()) == []
 
 
-def test_no_attempt_computes_for_a_disk_that_its_checkpoint_does_not_fit_on(
+def test_no_attempt_computes_where_its_checkpoint_does_not_fit(
     tmp_path: Path, sqlite_database: Database, hold: Callable[[], WorkingLease]
 ) -> None:
     lease, store = hold(), Store(str(tmp_path / "store"))

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import tiny
-from tests.trained import Attempt, attempt, stopped, write_rows
-from worker.training.reports import Progress, Report, Saved
+from tests.trained import attempt, shot_at, shot_thrice, stopped, write_rows
+from worker.training.reports import Progress, Saved
 
 pytestmark = pytest.mark.slow
 
@@ -42,24 +41,6 @@ def spec(tmp_path: Path) -> dict[str, Any]:
         },
         "checkpoint": {"every_steps": 4, "best": "eval_accuracy"},
     }  # fmt: skip
-
-
-def shot_at(step: int) -> Callable[[Report], str | None]:
-    """Kill once a step is reported."""
-    return lambda report: "kill" if isinstance(report, Progress) and report.step >= step else None
-
-
-def shot_thrice(folder: Path, spec: dict[str, Any], **plan: Any) -> list[Attempt]:
-    """Attempts that are killed at three steps, and a last one; `plan`: see `attempt`."""
-    resume: Saved | None = None
-    attempts = []
-    for number, step in enumerate((3, 7, 14)):
-        found = attempt(folder / str(number), spec, resume=resume, until=shot_at(step), **plan)
-        assert found.status == -9
-        attempts.append(found)
-        resume = found.last(Saved) or resume
-    attempts.append(attempt(folder / "last", spec, resume=resume, **plan))
-    return attempts
 
 
 @pytest.mark.parametrize(

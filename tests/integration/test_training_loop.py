@@ -11,8 +11,7 @@ import pytest
 
 from jobs.errors import Forbidden, UserError
 from jobs.settings import Settings
-from tests.integration.test_training_exactness import shot_at, shot_thrice
-from tests.trained import Attempt, attempt, write_rows
+from tests.trained import Attempt, attempt, shot_at, shot_thrice, write_rows
 from worker.training.loading import load_module
 from worker.training.rehearsal import rehearse
 from worker.training.reports import Saved

@@ -26,7 +26,7 @@ def test_a_runner_uses_no_more_threads_than_its_slot_has() -> None:
     assert environ["OMP_NUM_THREADS"] == environ["RAYON_NUM_THREADS"] == "3"
 
 
-def test_a_runners_threads_wait_without_spinning_unless_the_operator_says_otherwise() -> None:
+def test_a_runners_threads_do_not_spin_unless_the_operator_says_so() -> None:
     assert runner_environment({}, num_threads=2)["OMP_WAIT_POLICY"] == "PASSIVE"
     assert runner_environment({"OMP_WAIT_POLICY": "ACTIVE"}, num_threads=2)["OMP_WAIT_POLICY"] == "ACTIVE"
 
