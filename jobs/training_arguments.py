@@ -46,7 +46,7 @@ def _whole(least: int) -> tuple[Check, str]:
     def check(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST
 
-    return check, f"a whole number from {least}"
+    return check, f"a whole number from {least} to {_LARGEST}"
 
 
 def _up_to(most: int) -> tuple[Check, str]:

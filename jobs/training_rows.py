@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from jobs.errors import InvalidInput, InvalidSpec
 from jobs.sources.values import kind_name
 from jobs.training_tasks import TrainingTask
 from jobs.wording import short, shown
@@ -149,3 +151,19 @@ def _is_chat(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return shown(value, _SHOWN_CHARACTERS) if isinstance(value, str) else short(str(value), _SHOWN_CHARACTERS)
+
+
+@contextmanager
+def naming_data(param: str) -> Iterator[None]:
+    """While inside, what is said of an input names the training's own field."""
+    try:
+        yield
+    except (InvalidInput, InvalidSpec) as error:
+        told = error.param or ""
+        if not told.startswith("input."):
+            raise
+        renamed = {"input.columns.": "data.columns.", "input.path": param, "input.": "data."}
+        message = error.message
+        for old, new in renamed.items():
+            message, told = message.replace(old, new), told.replace(old, new)
+        raise type(error)(message, param=told) from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from jobs.architectures import KNOWN, TRAINABLE
 from jobs.database import Database
-from jobs.errors import InvalidInput, InvalidModel, InvalidSpec
+from jobs.errors import InvalidInput, InvalidModel
 from jobs.model_files import read_json
 from jobs.modelcheck import check_model, check_processor, local_model, readable
 from jobs.paths import check_code_path
@@ -20,7 +19,7 @@ from jobs.specs import JOB_PREFIX, TRAINING, JobSpec, TrainingSpec, processor_jo
 from jobs.states import JobState
 from jobs.store import Store
 from jobs.tables import Job
-from jobs.training_rows import CHECKED_INPUTS, RowCheck, RowFlaw
+from jobs.training_rows import CHECKED_INPUTS, RowCheck, RowFlaw, naming_data
 from jobs.training_spec import recipe_name
 from jobs.uploads import find_upload
 
@@ -64,7 +63,7 @@ def check_training(
         _check_processor(spec, spec.model.processor, settings=settings, database=database, project=project)
     names: Sequence[str] | None = None
     for param, rows in _inputs(spec):
-        with _naming(param):
+        with naming_data(param):
             source = _open(spec, rows, spec.columns(), settings, store, database, project)
             look(source, rows, spec.columns(), optional=spec.optional_inputs)
             next(source.index(1))
@@ -93,12 +92,12 @@ def check_rows(
     learned: set[str] = set()
     names: Sequence[str] | None = None
     for param, rows in _inputs(spec):
-        with _naming(param):
+        with naming_data(param):
             opened = _open_checked(spec, rows, settings, store, database, project, names)
         if opened is None:
             return
         source, check = opened
-        with _naming(param):
+        with naming_data(param):
             found: set[str] = set()
             for part in source.index(_LOOK_ROWS):
                 if not is_wanted():
@@ -244,19 +243,3 @@ def _open(
 ) -> Source:
     find = partial(find_upload, database, project=project)
     return open_source(rows, columns, settings=settings, store=store, find_upload=find, optional=spec.optional_inputs)
-
-
-@contextmanager
-def _naming(param: str) -> Iterator[None]:
-    """While inside, what is said of an input names the training's own field."""
-    try:
-        yield
-    except (InvalidInput, InvalidSpec) as error:
-        told = error.param or ""
-        if not told.startswith("input."):
-            raise
-        renamed = {"input.columns.": "data.columns.", "input.path": param, "input.": "data."}
-        message = error.message
-        for old, new in renamed.items():
-            message, told = message.replace(old, new), told.replace(old, new)
-        raise type(error)(message, param=told) from error

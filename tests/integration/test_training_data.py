@@ -90,6 +90,15 @@ def texts(*labels: Any) -> list[dict[str, Any]]:
     return [{"text": tiny.SENTENCES[at % 8], "label": label} for at, label in enumerate(labels)]
 
 
+def test_a_file_that_is_no_more_what_it_was_is_named_by_its_field(tmp_path: Path, settings: Settings) -> None:
+    plan = plan_of(tmp_path, "text-classification", "bert", texts(0, 1), judged=texts(1))
+    (tmp_path / "rows.jsonl").unlink()
+    assert refusal(plan, settings).startswith("data.train: ")
+    write_rows(tmp_path / "rows.jsonl", texts(0, 1))
+    (tmp_path / "judged.jsonl").unlink()
+    assert refusal(plan, settings).startswith("data.eval: ")
+
+
 # -- classes -------------------------------------------------------------------------------------------------------
 
 

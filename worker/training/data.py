@@ -30,7 +30,7 @@ from jobs.sources import Source, open_source
 from jobs.spec_fields import InputSpec
 from jobs.specs import TrainingSpec
 from jobs.store import Store
-from jobs.training_rows import RowCheck, RowFlaw
+from jobs.training_rows import RowCheck, RowFlaw, naming_data
 from jobs.training_tasks import TrainingTask
 from jobs.uploads import find_upload
 
@@ -136,14 +136,15 @@ class InputRows:
     def _opened(self) -> Iterator[Source]:
         database = Database(self._settings.resolved_database_url)  # opened where an upload is looked up
         try:
-            yield open_source(
-                self._input,
-                self._columns,
-                settings=self._settings,
-                store=Store(self._settings.resolved_store_url),
-                find_upload=partial(find_upload, database),
-                optional=() if self._task is None else self._task.optional,
-            )
+            with naming_data(self.param):
+                yield open_source(
+                    self._input,
+                    self._columns,
+                    settings=self._settings,
+                    store=Store(self._settings.resolved_store_url),
+                    find_upload=partial(find_upload, database),
+                    optional=() if self._task is None else self._task.optional,
+                )
         finally:
             database.close()
 
