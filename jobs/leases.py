@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from sqlalchemy import CursorResult, func, select, update
 from sqlalchemy.exc import IntegrityError
@@ -62,14 +62,6 @@ class RunnerActivity:
     """What it does, in words."""
     seconds: float
     """How long it has been doing that."""
-
-
-class CurrentActivity(NamedTuple):
-    """What becomes of a live lease now, for people."""
-
-    words: str
-    since: float
-    """When it began, Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,16 +294,6 @@ def hold(session: Session, lease_id: str) -> Lease:
     if lease is None:
         raise LostLease
     return lease
-
-
-def current_activity(lease: Lease) -> CurrentActivity:
-    """What becomes of a live lease now: its runner's activity, once a heartbeat has told it."""
-    if lease.state == LeaseState.GRANTED:
-        rung = f", rung {lease.rings} times" if lease.rings > 1 else ""
-        return CurrentActivity(f"waiting for the slot's worker to answer{rung}", lease.granted_at)
-    if lease.activity is not None and lease.activity_at is not None:
-        return CurrentActivity(lease.activity, lease.activity_at)
-    return CurrentActivity("beginning", lease.activated_at or lease.granted_at)
 
 
 def _lock_active(session: Session, lease_id: str) -> Locked:

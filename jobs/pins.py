@@ -114,7 +114,7 @@ def check_pin(
     if pin is None or "files" not in pin:
         return
     pinned = {file["name"]: file for file in pin["files"]}
-    with _translated(name, param, error, missing="is gone since the job was submitted"):
+    with _translated(name, param, error, missing="was removed after the job was submitted"):
         present = {file: (full, status) for file, full, status in _files(path)}
         changed = (
             file

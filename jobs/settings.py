@@ -51,8 +51,8 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=20 * 2**30, gt=0)
     """Largest uploaded file."""
     connections: int = Field(default=1000, ge=1)
-    """Connections to the API at once, or a third of the files that the process may open where that is less; of more,
-    each is answered 503."""
+    """Most connections to the API at once, or a third of the files that the process may open where that is less;
+    further ones are answered 503."""
     request_seconds: float = Field(default=20.0, gt=0)
     """Time that a client has to send a request's line and headers."""
     client_idle_seconds: float = Field(default=60.0, gt=0)
@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     max_row_bytes: int = Field(default=16 * 2**20, gt=0)
     """Longest line or row of an input; a longer one becomes a row error."""
     max_image_pixels: int = Field(default=64_000_000, gt=0)
-    """Most pixels of an image of a row, looked at before it is decoded; a larger one becomes a row error."""
+    """Most pixels of an image in a row, checked before it is decoded; a larger one becomes a row error."""
     max_audio_seconds: float = Field(default=4 * 3600, gt=0)
     """Longest sound of a row; a longer one becomes a row error."""
     max_dataset_bytes: int = Field(default=100 * 2**30, gt=0)

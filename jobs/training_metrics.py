@@ -31,7 +31,7 @@ MORE_IS_BETTER = (
     "likelihood", "elbo",
 )  # fmt: skip
 """Last words of the names of metrics of which more is better."""
-_TURNED = ("neg", "negative", "minus", "inverse", "one_minus")
+_TURNED = ("neg", "negative", "minus", "inverse")
 """Words that turn a metric's direction round: nothing is said of such a name."""
 
 

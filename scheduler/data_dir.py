@@ -13,6 +13,8 @@ from jobs.settings import Settings
 
 _PROBES = 10  # `is_running` of another process may hold the lock for a moment
 _PROBE_PAUSE_SECONDS = 0.02
+MAKE_ROOM = "make room there, or name another data directory with --data-dir"
+"""The advice where the data directory's disk is full."""
 
 
 class AlreadyRunning(Conflict):

@@ -25,7 +25,7 @@ from jobs.states import SlotState
 from jobs.tables import ApiKey, Slot
 from scheduler import redis_server
 from scheduler.client import StokerClient
-from scheduler.data_dir import StackLock, make_data_dir
+from scheduler.data_dir import MAKE_ROOM, StackLock, make_data_dir
 from scheduler.environment import module_command, settings_environment
 from scheduler.keys import ensure_local_key
 from scheduler.schema import migrate
@@ -107,10 +107,7 @@ class Stack:
             self._start()
         except OSError as error:
             place = error.filename or self.settings.data_dir
-            raise ServiceUnavailable(
-                f"'{place}' cannot be written: {reason(error)}; make room there, or name another data directory "
-                "with --data-dir"
-            ) from error
+            raise ServiceUnavailable(f"'{place}' cannot be written: {reason(error)}; {MAKE_ROOM}") from error
 
     def _start(self) -> None:
         make_data_dir(self.settings.data_dir)

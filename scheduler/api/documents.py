@@ -76,7 +76,7 @@ def parse_request(form: type[Asked], document: dict[str, Any], *, noun: str) -> 
         UserError: it does not have that form; the message names the first field at fault.
     """
     if len(document) > MOST_FIELDS:  # each unknown one would become an error of its own
-        raise UserError(f"{noun} has no {len(document)} parameters")
+        raise UserError(f"{noun} has at most {MOST_FIELDS} parameters, not {len(document)}")
     try:
         return form.model_validate(document)
     except ValidationError as error:

@@ -113,4 +113,4 @@ def _why_unrung(held: Mapping[str, Sequence[Lease]], now: float, context: Contex
         if all(lease.state == LeaseState.GRANTED and now - lease.granted_at > _ANSWERED_SECONDS for lease in leases)
     ]
     state = redis_state(context.settings) if waiting else "ok"
-    return {} if state == "ok" else dict.fromkeys(waiting, f"its slots cannot be told of it: Redis {state}")
+    return {} if state == "ok" else dict.fromkeys(waiting, f"its slots cannot be rung: Redis {state}")

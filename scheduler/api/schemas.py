@@ -7,9 +7,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.leases import current_activity
 from jobs.specs import Priority
-from jobs.states import AttemptEnd, JobState, SlotState
+from jobs.states import AttemptEnd, JobState, LeaseState, SlotState
 from jobs.tables import Artifact, Attempt, Event, Job, Lease, LogLine, Notice, Slot, StoredFile
 from scheduler.api.listed import ShownSpec
 
@@ -125,7 +124,7 @@ def job_view(
         retry_of=job.retry_of,
         attempt=job.attempt,
         slots_held=len(held),
-        doing=[_doing(lease) for lease in held],
+        doing=[_slot_activity(lease) for lease in held],
         waiting_reason=waiting_reason,
         notices=[NoticeView(code=one.code, message=one.message, at=one.at) for one in notices],
         metrics=dict(metrics or {}),
@@ -251,14 +250,20 @@ class SlotView(BaseModel):
     heartbeat_at: float
 
 
-def _doing(lease: Lease) -> SlotActivity:
-    now = current_activity(lease)
-    return SlotActivity(slot_id=lease.slot_id, activity=now.words, since=now.since)
+def _slot_activity(lease: Lease) -> SlotActivity:
+    """What becomes of a live lease now: its runner's activity, once a heartbeat has told it."""
+    words, since = "beginning", lease.activated_at or lease.granted_at
+    if lease.state == LeaseState.GRANTED:
+        rung = f", rung {lease.rings} times" if lease.rings > 1 else ""
+        words = f"waiting for the slot's worker to answer{rung}"
+    elif lease.activity is not None and lease.activity_at is not None:
+        words, since = lease.activity, lease.activity_at
+    return SlotActivity(slot_id=lease.slot_id, activity=words, since=since)
 
 
 def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None, warm_models: list[str]) -> SlotView:
     """A slot as JSON, with the live lease it holds and what may be shown of its job and its warm models."""
-    shown = None if lease is None or job_id is None else current_activity(lease)
+    shown = None if lease is None or job_id is None else _slot_activity(lease)
     return SlotView(
         id=slot.id,
         host=slot.host,
@@ -270,7 +275,7 @@ def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None, warm_model
         state=slot.state,
         reason=slot.reason,
         warm_models=warm_models,
-        activity=None if shown is None else shown.words,
+        activity=None if shown is None else shown.activity,
         activity_at=None if shown is None else shown.since,
         job_id=job_id,
         lease_id=None if lease is None else lease.id,

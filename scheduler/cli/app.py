@@ -19,6 +19,7 @@ from scheduler.cli.interrupts import Interrupted
 from scheduler.cli.reaching import Chosen, folder_named
 from scheduler.cli.terminal import ReaderGone, WarningsHandler, complain, show
 from scheduler.connection import ApiError
+from scheduler.data_dir import MAKE_ROOM
 
 DONE, FAILED, USAGE = 0, 1, 2
 """Exit codes: all well; a job or a service failed; the request was at fault."""
@@ -113,7 +114,7 @@ def exit_code_of(error: StokerError) -> int:
 def _of_the_system(error: OSError) -> str:
     """What the operating system refused, in a sentence: a full disk, most likely."""
     place = f"'{error.filename}'" if error.filename else "a file"
-    advice = "; make room there, or name another data directory with --data-dir" if error.errno in _FULL else ""
+    advice = f"; {MAKE_ROOM}" if error.errno in _FULL else ""
     return f"{place} cannot be used: {reason(error)}{advice}"
 
 

@@ -83,7 +83,7 @@ def test_a_live_job_goes_on_after_the_upgrade_from_0003(empty_database: Database
         job, lease = session.get_one(Job, "job_old"), session.get_one(Lease, "lease_old")
         assert (job.pins, job.max_row_errors, job.row_error) == (None, None, None)
         assert (job.num_first, job.is_mixed) == (0, False)
-        assert leases.current_activity(lease) == ("beginning", now)
+        assert (lease.state, lease.activity, lease.activity_at) == (LeaseState.ACTIVE, None, None)
         assert notices.of_jobs(session, ["job_old"]) == {}
 
     leases.renew(db, "lease_old", lease_seconds=600.0, doing=leases.RunnerActivity("computing rows", seconds=0.0))

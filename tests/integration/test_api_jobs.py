@@ -191,7 +191,7 @@ def test_a_waiting_job_says_what_it_waits_for(
     with sqlite_database.write() as session:  # no worker answered, and the API finds no Redis
         lease = session.scalars(select(Lease)).one()
         lease.state, lease.granted_at = LeaseState.GRANTED, lease.granted_at - 60.0
-    told = "its slots cannot be told of it: Redis cannot be reached: "
+    told = "its slots cannot be rung: Redis cannot be reached: "
     assert api.client.job(first.job_id)["waiting_reason"].startswith(told)
     second = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
     assert api.client.job(second.job_id)["waiting_reason"] == "all slots are busy (1)"

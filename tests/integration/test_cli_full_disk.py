@@ -14,6 +14,7 @@ from jobs import ledger
 from jobs.specs import parse_spec
 from jobs.store import artifact_key
 from jobs.tables import Artifact, ResultRecord
+from tests.acceptance.stack import free_port
 from tests.live_api import LiveApi, fresh_api, spec_document, write_rows
 
 _RUN = """
@@ -53,7 +54,8 @@ def stoker(most_bytes: int, *arguments: str, **variables: str) -> subprocess.Com
 def test_run_cannot_start_a_stack(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 1)
     data = tmp_path / "data"
-    ended = stoker(0, "run", "fill-mask", "--model", "org/model", "--input", str(rows), "--data-dir", str(data))
+    command = ("run", "fill-mask", "--model", "org/model", "--input", str(rows), "--data-dir", str(data))
+    ended = stoker(0, *command, STOKER_PORT=str(free_port()))  # a developer's own stack may be at the usual one
     assert f"'{data}" in ended.stderr
     assert "make room there" in ended.stderr
 

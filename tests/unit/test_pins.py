@@ -83,7 +83,7 @@ def test_files_that_loading_does_not_read_may_change(folder: Path) -> None:
 def test_a_folder_that_is_gone_is_said_to_be_gone(folder: Path) -> None:
     pin = pin_path(folder, name="m")
     shutil.rmtree(folder)
-    with pytest.raises(InvalidModel, match="is gone since the job was submitted"):
+    with pytest.raises(InvalidModel, match="was removed after the job was submitted"):
         check_pin(pin, folder, name="m")
 
 

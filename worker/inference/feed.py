@@ -161,7 +161,7 @@ class Feed:
             return None
         if [row.row_index for row in rows] != list(range(claim.start_row, claim.stop_row)):
             raise InvalidInput(
-                f"the input has changed since the job was submitted: rows {claim.start_row} to {claim.stop_row - 1} "
+                f"the input changed after the job was submitted: rows {claim.start_row} to {claim.stop_row - 1} "
                 "are not where they were"
             )
         return OpenChunk(claim, rows)

@@ -41,10 +41,10 @@ def _check_arguments(arguments: Mapping[str, Any], model: Any) -> None:
     kind = model.config.model_type
     if arguments.get("gradient_checkpointing") and not model.supports_gradient_checkpointing:
         param = "arguments.gradient_checkpointing"
-        raise InvalidSpec(f"{param}: a {kind} cannot do it", param=param)
+        raise InvalidSpec(f"{param}: a {kind} model does not support it", param=param)
     if arguments.get("neftune_noise_alpha"):
         try:
             model.get_input_embeddings()
         except NotImplementedError as error:
             param = "arguments.neftune_noise_alpha"
-            raise InvalidSpec(f"{param}: a {kind} has no embeddings to add noise to", param=param) from error
+            raise InvalidSpec(f"{param}: a {kind} model has no embeddings to add noise to", param=param) from error
