@@ -21,7 +21,7 @@ _SMALL: dict[str, Any] = {
     "intermediate_size": 64,
 }
 _WIDE: dict[str, Any] = {**_SMALL, "initializer_range": 0.3}
-_SPEECH: dict[str, Any] = {
+WAVE_CONVOLUTIONS: dict[str, Any] = {
     "conv_dim": (32, 32),
     "conv_kernel": (10, 8),
     "conv_stride": (5, 4),
@@ -29,6 +29,7 @@ _SPEECH: dict[str, Any] = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
 }
+"""The convolutions over raw samples of a small wav2vec 2.0, and of its relatives."""
 
 
 def _save(folder: Path, *parts: Any) -> Path:
@@ -169,7 +170,7 @@ def tiny_film_classifier(folder: Path) -> Path:
 def tiny_sound_classifier(folder: Path) -> Path:
     """A wav2vec 2.0 of the base kind: group norm over time and no mask, so it would hear padding."""
     with seeded(0):
-        model = tf.Wav2Vec2ForSequenceClassification(tf.Wav2Vec2Config(**_WIDE, **_SPEECH, **LABELS))
+        model = tf.Wav2Vec2ForSequenceClassification(tf.Wav2Vec2Config(**_WIDE, **WAVE_CONVOLUTIONS, **LABELS))
     extractor = tf.Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=16_000, return_attention_mask=False)
     return _save(folder, model, extractor)
 

@@ -25,7 +25,7 @@ MOST_SECONDS = 2.0
 counts to a million in `COUNT_SECONDS`; on a slower one more, in proportion."""
 COUNT_SECONDS = 0.05
 MOST_GROWTH_BYTES = 256 * 2**20
-"""Of this process's memory, over all requests."""
+"""The most by which this process's memory may grow over all requests."""
 MOST_ERROR_BYTES = 4000
 FREE = {"parameters", "options", "arguments", "config"}
 """Fields whose values the document leaves open."""
@@ -120,7 +120,7 @@ def changed(document: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
 
 
 def memory_bytes() -> int:
-    """Of this process, what is in memory now."""
+    """How much of this process is in memory now."""
     pages = Path("/proc/self/statm").read_text().split()[1]
     return int(pages) * resource.getpagesize()
 

@@ -248,6 +248,5 @@ def test_an_output_name_that_is_too_long_names_its_field(api: LiveApi, tmp_path:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "output.path")
 
 
-def test_nobody_waits_here(api: LiveApi) -> None:
-    """The API is well after all of this."""
+def test_the_api_is_well_after_hostile_requests(api: LiveApi) -> None:
     wait_until(lambda: api.client.health()["database"] == "ok", "the API is well")

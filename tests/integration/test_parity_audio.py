@@ -15,33 +15,26 @@ from jobs.rows import Row
 from tests.architectures import save_small, small_config
 from tests.task_kit import load, same
 from tests.through_engine import compute
+from tests.tiny_media import WAVE_CONVOLUTIONS
 
 _random = np.random.default_rng(0)
 SOUNDS = [
     (_random.standard_normal(size) * np.linspace(0.05, 0.5, size)).astype(np.float32)
     for size in (4000, 6000, 4000, 5000, 6000, 3200)
 ]
-"""Of several lengths, and some of equal length with other content."""
-_WAVES: dict[str, Any] = {
-    "conv_dim": (32, 32),
-    "conv_kernel": (10, 8),
-    "conv_stride": (5, 4),
-    "num_feat_extract_layers": 2,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
-_LAYER = {**_WAVES, "feat_extract_norm": "layer"}
+"""Sounds of several lengths, and some of equal length with other content."""
+_LAYER = {**WAVE_CONVOLUTIONS, "feat_extract_norm": "layer"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "data2vec-audio": ("data2vec-audio", {**_WAVES, "conv_pos_kernel_size": 7}),
-    "hubert": ("hubert", _WAVES),
+    "data2vec-audio": ("data2vec-audio", {**WAVE_CONVOLUTIONS, "conv_pos_kernel_size": 7}),
+    "hubert": ("hubert", WAVE_CONVOLUTIONS),
     "hubert with layer norm": ("hubert", {**_LAYER, "do_stable_layer_norm": True}),
-    "sew": ("sew", _WAVES),
-    "unispeech": ("unispeech", _WAVES),
-    "unispeech-sat": ("unispeech-sat", _WAVES),
-    "wav2vec2": ("wav2vec2", _WAVES),
+    "sew": ("sew", WAVE_CONVOLUTIONS),
+    "unispeech": ("unispeech", WAVE_CONVOLUTIONS),
+    "unispeech-sat": ("unispeech-sat", WAVE_CONVOLUTIONS),
+    "wav2vec2": ("wav2vec2", WAVE_CONVOLUTIONS),
     "wav2vec2 with layer norm": ("wav2vec2", {**_LAYER, "do_stable_layer_norm": True}),
-    "wav2vec2-conformer": ("wav2vec2-conformer", _WAVES),
-    "wavlm": ("wavlm", _WAVES),
+    "wav2vec2-conformer": ("wav2vec2-conformer", WAVE_CONVOLUTIONS),
+    "wavlm": ("wavlm", WAVE_CONVOLUTIONS),
     "audio-spectrogram-transformer": ("audio-spectrogram-transformer", {"max_length": 128, "num_mel_bins": 32}),
     "whisper": ("whisper", {"init_std": 0.1, "num_mel_bins": 16, "max_source_positions": 100}),
 }

@@ -34,7 +34,7 @@ TEXTS = [
     "list",
     "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 2,
 ]
-"""Of many lengths, and some of equal length with other words."""
+"""Texts of many lengths, and some of equal length with other words."""
 
 
 @cache

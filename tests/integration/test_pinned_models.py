@@ -53,7 +53,7 @@ def run(
 
 
 def new_cache() -> ModelCache:
-    """That of a runner that has just started."""
+    """The models of a runner that has just started: none."""
     return ModelCache(1, torch.device("cpu"))
 
 

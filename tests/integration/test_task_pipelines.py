@@ -287,7 +287,7 @@ def test_each_row_gets_what_its_pipeline_gives_alone(
 def test_rows_that_are_prepared_by_the_forward_thread_get_the_same(
     model_of: Callable[[Callable[[Path], Path]], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those of mask generation are, which does not run here."""
+    """Mask generation prepares its rows so, and does not run here."""
     task, folder = "zero-shot-object-detection", model_of(tiny_media.tiny_owl)
     rows = [Row(index, None, values) for index, values in enumerate(_IMAGE_ROWS[:3])]
     expected = through_engine(load(task, folder, LABELS), rows)

@@ -23,7 +23,7 @@ def mode_of(path: Path) -> int:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Of a data directory that others made, and may look into."""
+    """Settings of a data directory that others made, and may look into."""
     tmp_path.chmod(0o755)
     return Settings(data_dir=tmp_path)
 
