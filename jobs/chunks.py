@@ -6,7 +6,7 @@ Each is one short transaction that holds the lease's row first, then chunks, the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import orjson
@@ -17,7 +17,7 @@ from jobs import history, losses, row_errors
 from jobs.database import Database
 from jobs.errors import LostLease, StokerError
 from jobs.leases import hold
-from jobs.row_errors import RowErrors
+from jobs.row_errors import FailedRow, RowErrors
 from jobs.rows import Result, RowError
 from jobs.settings import Settings
 from jobs.states import ChunkState, JobState
@@ -183,10 +183,12 @@ def _count(session: Session, db: Database, lease: Lease, results: Sequence[Resul
         session, db, lease.job_id, "chunks.done", lease=lease.id, slot=lease.slot_id, chunks=num_chunks,
         rows=len(results), failed=num_failed, done=row.num_done, total=row.num_rows,
     )  # fmt: skip
-    before = RowErrors(row.num_first, row.is_mixed, row.row_error)
+    first = None if row.row_error is None else FailedRow(**row.row_error)
+    before = RowErrors(row.num_first, row.is_mixed, first)
     noted = row_errors.note(before, results)
     if noted != before:  # the job's row is locked by now, so nobody notes anything between
-        remembered = {"num_first": noted.num_first, "is_mixed": noted.is_mixed, "row_error": noted.first}
+        row_error = None if noted.first is None else asdict(noted.first)
+        remembered = {"num_first": noted.num_first, "is_mixed": noted.is_mixed, "row_error": row_error}
         session.execute(update(Job).where(col(Job.id) == lease.job_id).values(remembered))
     if row.state != JobState.RUNNING:
         return

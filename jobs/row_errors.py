@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 from jobs.errors import TooManyRowErrors
 from jobs.rows import Result
@@ -30,6 +29,18 @@ _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
 @dataclass(frozen=True, slots=True)
+class FailedRow:
+    """A row that failed, and why."""
+
+    row: int
+    """Its index in the input."""
+    code: str
+    message: str
+    kind: str
+    """What its message has in common with those of the same cause."""
+
+
+@dataclass(frozen=True, slots=True)
 class RowErrors:
     """What is remembered of a job's row errors while its results are recorded."""
 
@@ -37,8 +48,8 @@ class RowErrors:
     """Recorded rows among the first ones."""
     is_mixed: bool = False
     """Whether the first rows did not all fail alike."""
-    first: dict[str, Any] | None = None
-    """The lowest row that failed so far, and why: `{row, code, message, kind}`."""
+    first: FailedRow | None = None
+    """The lowest row that failed so far."""
 
 
 def parse_limit(value: object) -> Fraction | int:
@@ -65,11 +76,10 @@ def note(before: RowErrors, results: Sequence[Result]) -> RowErrors:
     after = before
     if failed:
         lowest = min(failed, key=lambda result: result.row_index)
-        if before.first is None or lowest.row_index < before.first["row"]:
+        if before.first is None or lowest.row_index < before.first.row:
             assert lowest.error is not None
             code, message = lowest.error.code, lowest.error.message
-            first = {"row": lowest.row_index, "code": code, "message": short(message), "kind": _kind(message)}
-            after = replace(after, first=first)
+            after = replace(after, first=FailedRow(lowest.row_index, code, short(message), _kind(message)))
     first_rows = [result for result in results if result.row_index < FIRST_ROWS]
     if not first_rows:
         return after
@@ -77,7 +87,7 @@ def note(before: RowErrors, results: Sequence[Result]) -> RowErrors:
         None if result.error is None else (result.error.code, _kind(result.error.message)) for result in first_rows
     }
     if before.num_first and not before.is_mixed and before.first is not None:
-        kinds.add((before.first["code"], before.first["kind"]))  # of one of the first rows, as none is lower
+        kinds.add((before.first.code, before.first.kind))  # of one of the first rows, as none is lower
     is_mixed = before.is_mixed or None in kinds or len(kinds) > 1
     return replace(after, num_first=before.num_first + len(first_rows), is_mixed=is_mixed)
 
@@ -93,7 +103,7 @@ def verdict(limit: str | None, noted: RowErrors, *, num_rows: int, num_failed: i
     """
     if noted.first is None:
         return None
-    example = f"row {noted.first['row']}: {noted.first['code']}: {noted.first['message']}"
+    example = f"row {noted.first.row}: {noted.first.code}: {noted.first.message}"
     if limit is not None:
         most = parse_limit(int(limit) if limit.isdigit() else limit)
         if num_failed > (most if isinstance(most, int) else most * num_rows):

@@ -76,7 +76,7 @@ class Job(SQLModel, table=True):
     is_mixed: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     """Whether its first rows did not all fail alike."""
     row_error: dict[str, Any] | None = Field(default=None, sa_type=JSON)
-    """The lowest row that failed so far, and why: `{row, code, message, kind}`."""
+    """The lowest row that failed so far, and why: the fields of `jobs.row_errors.FailedRow`."""
     project: str = "default"
     idempotency_key: str | None = Field(default=None, unique=True)
     created_at: float = Field(sa_type=Double)
