@@ -110,7 +110,9 @@ class LoraSpec(Strict):
     r: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Annotated[list[Name], Field(max_length=MOST_TARGET_MODULES)] | Literal["all-linear"] = "all-linear"
+    target_modules: (
+        Annotated[list[Name], Field(min_length=1, max_length=MOST_TARGET_MODULES)] | Literal["all-linear"]
+    ) = "all-linear"
 
 
 class CheckpointSpec(Strict):

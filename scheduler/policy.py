@@ -268,7 +268,8 @@ class _Table:
             if job.gang_size > largest:
                 return f"{needs}; {_count(largest, 'is', 'are')} online on the largest"
             if job.id == self.reserved_for:
-                return f"next: {needs}, which are kept for it as the trainings on them end"
+                turn = "next" if place == 1 else f"number {place} in the queue"
+                return f"{turn}: {needs}, which are kept for it as the trainings on them end"
             most_free = max(len(pool & self.free.keys()) for pool in self.pools)
             return f"{needs}; at most {_count(most_free, 'is', 'are')} free together"
         busy = "the only slot is" if num_slots == 1 else f"all {num_slots} slots are"

@@ -153,6 +153,15 @@ def test_a_gang_that_waits_for_jobs_that_cannot_yield_lets_others_start() -> Non
     assert decisions.explanations == {"g": kept}
 
 
+def test_a_gang_is_not_called_the_next_while_older_jobs_wait() -> None:
+    held = [lease("one", "a0"), lease("two", "a1")]
+    jobs = [gang("one", 1, age=9), gang("two", 1, age=8), gang("older", 1, age=7), gang("g", 2, age=1)]
+    kept = (
+        "number 2 in the queue: needs 2 slots of one host at once, which are kept for it as the trainings on them end"
+    )
+    assert decide(jobs, slots(2), held, NOW).explanations["g"] == kept
+
+
 def test_no_further_training_starts_on_slots_that_the_first_gang_waits_for() -> None:
     there = [*slots(2, "a"), *slots(2, "b")]
     held = [lease("one", "a0"), lease("two", "b0"), lease("three", "b1")]

@@ -83,6 +83,7 @@ def set_field(name: str, value: Any) -> Change:
         (set_field("slots", 65), "slots", "must be at most 64"),
         (set_field("data.columns", {"txt": "a"}), None, "has no 'txt'"),
         (set_field("lora", {"r": 4}), None, "text-generation only"),
+        (set_field("lora", {"target_modules": []}), "lora.target_modules", "must not be empty"),
         (set_field("checkpoint.every_steps", 0), "checkpoint.every_steps", "must be at least 1"),
         (set_field("data.evl", "x"), "data.evl", "unknown field"),
         (set_field("checkpoint.best", "eval_beauty"), "checkpoint.best", "only eval_loss, eval_accuracy, eval_f1"),
