@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection, Sequence
+from typing import Annotated, Literal, TypeGuard, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from jobs.bounds import PathText, Values
 from jobs.errors import InvalidSpec
@@ -22,7 +23,7 @@ from jobs.spec_fields import (
 )
 from jobs.tasks import ALIASES, TASKS, Task, find_task, unknown_task
 from jobs.training_spec import TrainingSpec
-from jobs.wording import first_fault, shown
+from jobs.wording import did_you_mean, first_fault, shown
 
 __all__ = [
     "JOB_PREFIX", "KINDS", "TRAINING", "BatchingSpec", "InferenceSpec", "InputSpec", "JobSpec", "OutputSpec",
@@ -214,9 +215,28 @@ def parse_spec(document: object) -> JobSpec:
 
 
 def _invalid_spec(error: ValidationError, model: type[JobSpec]) -> InvalidSpec:
-    field, message = first_fault(error.errors())
+    errors = error.errors()
+    field, message = first_fault(errors)
+    if errors[0]["type"] == "extra_forbidden":
+        *place, name = map(str, errors[0]["loc"])
+        message += did_you_mean(name, _fields_at(model, place))
     begins_with = message.split(":")[0].split(" ")[0]  # what does not go together names its field itself
     head, dot, _ = begins_with.partition(".")
     if (dot and head == field) or (not field and head in model.model_fields):
         return InvalidSpec(message, param=begins_with)
     return InvalidSpec(f"{field}: {message}" if field else message, param=field or None)
+
+
+def _fields_at(model: type[BaseModel], place: Sequence[str]) -> Collection[str]:
+    """The names of the fields at a place of a spec; none where it is no part with fields of its own."""
+    for name in place:
+        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+        parts = [part for part in (annotation, *get_args(annotation)) if _is_part(part)]
+        if not parts:
+            return ()
+        model = parts[0]
+    return model.model_fields
+
+
+def _is_part(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -229,9 +229,10 @@ class TrainingSpec(Strict):
             return
         if strategy == "no":
             raise ValueError("checkpoint.best: needs evaluations, and arguments.eval_strategy is no")
-        if not best.startswith(PREFIX):
-            raise ValueError(f"checkpoint.best: the metrics of an evaluation begin with '{PREFIX}': '{PREFIX}{best}'")
         known = self.eval_metrics
+        if not best.startswith(PREFIX) and (known is None or PREFIX + best in known):
+            told = f"the metrics of an evaluation begin with '{PREFIX}'; did you mean '{PREFIX}{best}'?"
+            raise ValueError(f"checkpoint.best: {told}")
         if known is not None and best not in known:
             raise ValueError(f"checkpoint.best: an evaluation has no '{best}', only {', '.join(known)}")
         mode_of_best(best, self.checkpoint.mode)

@@ -195,7 +195,8 @@ def _show_attempts(attempts: list[connection.Json]) -> None:
         numbers = [str(each["num_halvings"])] if halved else []
         numbers += [str(each["resumed_step"]), str(each["last_step"])]
         end = each["end"] or "running"
-        table.add_row(str(each["number"]), cell(", ".join(each["slots"])), *numbers, end, cell(each["reason"] or ""))
+        why = "" if end == "completed" else each["reason"] or ""  # what has completed needs no reason
+        table.add_row(str(each["number"]), cell(", ".join(each["slots"])), *numbers, end, cell(why))
     show_table(table)
 
 

@@ -36,7 +36,9 @@ def run(
     context: typer.Context,
     task: Annotated[str, typer.Argument(metavar="TASK", help="Such as embeddings or text-classification.")],
     model: Annotated[str, typer.Option(help="A model's folder or hub id.")],
-    input_path: Annotated[list[str], typer.Option("--input", help="JSONL, Parquet or CSV file, glob or data set.")],
+    input_path: Annotated[
+        list[str], typer.Option("--input", help="JSONL, JSON, CSV, text or Parquet file, glob or data set.")
+    ],
     text_column: Annotated[str | None, typer.Option(help="The input's column with the text.")] = None,
     column: Annotated[list[str] | None, typer.Option(metavar="NAME=COL", help="A column for the task's NAME.")] = None,
     key: Annotated[str | None, typer.Option(help="The column that identifies a row.")] = None,

@@ -56,6 +56,8 @@ def test_priorities_are_ordered() -> None:
         ({"task": "embedings"}, "task", "did you mean 'embeddings'"),
         ({"task": "no such thing at all"}, "task", "known tasks"),
         ({"colour": "red"}, "colour", "unknown field"),
+        ({"paramters": {}}, "paramters", "unknown field; did you mean 'parameters'?"),
+        ({"output": {"pth": "x"}}, "output.pth", "unknown field; did you mean 'path'?"),
         ({"input": {"path": "x", "sep": ","}}, "input.sep", "unknown field"),
         ({"input": {}}, "input.path", "is required"),
         ({"model": ""}, "model", "model"),
