@@ -54,7 +54,8 @@ def main() -> int:
 
         say("5. Classifying the held-out docstrings with the tiny BERT")
         classify(data_dir, folder, held_out)
-    print(f"\nDone. Everything is in {folder}; `stoker up --data-dir {folder / 'data'}` serves these jobs again.")
+    print(f"\nDone. Everything is in {folder}.")
+    print(f"`.venv/bin/stoker up --data-dir {folder / 'data'}` serves these jobs again.")
     print("Next: `. .venv/bin/activate; python ops/examples/chain.py` trains MiniLM to tell the packages apart.")
     return 0
 
@@ -70,7 +71,7 @@ def embed(data_dir: Path, texts: Path, vectors: Path) -> None:
     counts = job["counts"]
     print(f"   {counts['done']:,} rows, {counts['failed']} failed, {counts['done'] / seconds:.0f} rows/s all in")
     print(f"   in the database as job {job['id']} ({data_dir / 'stoker.db'})")
-    print(f"   and in {vectors} ({vectors.stat().st_size / 1e6:.1f} MB)")
+    print(f"   and in {vectors} ({vectors.stat().st_size / 2**20:.1f} MiB)")
 
 
 def ask(data_dir: Path, folder: Path, texts: Path, vectors: Path) -> None:
