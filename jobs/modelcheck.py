@@ -52,6 +52,7 @@ _WITHOUT_PREPROCESSOR = frozenset({"layoutlm", "timm_wrapper"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout", "Normalize")
 """The modules of a sentence-transformers folder that the `embeddings` task runs."""
+_MODULES_WITH_CONFIG = frozenset({"Pooling", "Dense", "LayerNorm"})
 
 
 def check_model(model: str, task: str, settings: Settings, *, is_start: bool = False) -> None:
@@ -225,6 +226,8 @@ def sentence_modules(folder: Path, *, name: str) -> list[tuple[str, str]]:
             raise invalid(name, f"its modules.json has the module '{full}'; supported are {known}")
         if not (folder / path).resolve().is_relative_to(folder.resolve()):
             raise invalid(name, f"its modules.json leads outside the model's folder: '{path}'")
+        if kind in _MODULES_WITH_CONFIG and not (folder / path / "config.json").is_file():
+            raise invalid(name, f"has no {path}/config.json, which the module '{kind}' of its modules.json needs")
         modules.append((kind, path))
     if [kind for kind, _ in modules[:2]] != ["Transformer", "Pooling"]:
         raise invalid(name, "its modules.json does not begin with a Transformer and a Pooling module")

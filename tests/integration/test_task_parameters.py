@@ -11,7 +11,15 @@ import pytest
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, MachineError
 from jobs.rows import Row
 from tests.task_kit import LONG_TEXT, error_codes, load, outputs, text_rows
-from tests.tiny import tiny_causal_lm, tiny_classifier, tiny_ctc, tiny_encoder, tiny_image_classifier
+from tests.tiny import (
+    tiny_causal_lm,
+    tiny_classifier,
+    tiny_ctc,
+    tiny_encoder,
+    tiny_image_classifier,
+    tiny_masked_lm,
+    tiny_tagger,
+)
 from tests.tiny_media import (
     tiny_entailer,
     tiny_llava,
@@ -62,6 +70,22 @@ def test_unknown_parameters_are_refused(
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("task", "build", "parameters"),
+    [
+        ("text-classification", tiny_classifier, {"max_length": 1}),
+        ("token-classification", tiny_tagger, {"max_length": 1}),
+        ("fill-mask", tiny_masked_lm, {"tokenizer_kwargs": {"max_length": 1, "truncation": True}}),
+    ],
+)
+def test_no_row_is_cut_below_its_special_tokens(
+    tmp_path: Path, task: str, build: Any, parameters: dict[str, Any]
+) -> None:
+    """Each row would be an error that blames the model."""
+    with pytest.raises(InvalidSpec, match=r"^parameters\.max_length: must be at least 2"):
+        load(task, build(tmp_path), parameters)
+
+
 def test_values_that_generate_would_refuse_are_refused_at_once(tmp_path: Path) -> None:
     model = tiny_whisper(tmp_path, languages=True)
     for parameters, words in (

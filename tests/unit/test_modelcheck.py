@@ -195,6 +195,11 @@ def test_a_model_without_the_tasks_head(
         ),
         ('[{"type": "custom.Transformer", "path": ""}]', "the module 'custom.Transformer'"),
         ('[{"type": "sentence_transformers.models.Transformer", "path": "../.."}]', "leads outside"),
+        (
+            '[{"type": "sentence_transformers.models.Transformer", "path": ""},'
+            ' {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]',
+            "has no 1_Pooling/config.json",
+        ),
     ],
 )
 def test_sentence_transformers_folders_that_cannot_be_honoured(
@@ -215,6 +220,8 @@ def test_a_transformer_in_a_sub_folder(folder: Path, settings: Settings) -> None
     inner.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (folder / name).rename(inner / name)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
     (folder / "modules.json").write_text(json.dumps(modules))
     check_model(str(folder), "embeddings", settings)
 

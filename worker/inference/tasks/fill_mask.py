@@ -66,7 +66,8 @@ class FillMask:
 
     def _configure(self, parameters: Mapping[str, Any]) -> None:
         check_parameters(TASK, parameters)
-        self._limits = resolve_limits({**parameters, **(parameters.get("tokenizer_kwargs") or {})}, self._longest)
+        chosen = {**parameters, **(parameters.get("tokenizer_kwargs") or {})}
+        self._limits = resolve_limits(chosen, self._longest, least=self.tokens.num_special)
         self._top_k: int = parameters.get("top_k") or 5
         self._targets: torch.Tensor | None = None
         if parameters.get("targets") is not None:

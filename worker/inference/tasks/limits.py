@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from jobs.errors import InvalidSpec
 from jobs.rows import RowError
 
 _UNSET_LENGTH = 1_000_000_000
@@ -47,13 +48,17 @@ def position_limit(model: PreTrainedModel) -> int | None:
     return positions
 
 
-def resolve_limits(parameters: Mapping[str, Any], longest: int | None, *, truncate: bool = False) -> Limits:
+def resolve_limits(parameters: Mapping[str, Any], longest: int | None, *, least: int, truncate: bool = False) -> Limits:
     """What the parameters `truncation` and `max_length` mean for a model.
 
     Args:
         parameters: as in a spec, checked.
         longest: the model's own limit.
+        least: special tokens that every row has, which cannot be cut off.
         truncate: whether rows are cut when the parameters do not say.
+
+    Raises:
+        InvalidSpec: no row can be cut to `max_length`.
     """
     said, max_length = parameters.get("truncation"), parameters.get("max_length")
     if said is None:
@@ -61,6 +66,9 @@ def resolve_limits(parameters: Mapping[str, Any], longest: int | None, *, trunca
     truncation = "longest_first" if said is True else str(said)
     if said is False or truncation == "do_not_truncate":
         return Limits(longest, None)
+    if max_length is not None and max_length < least:
+        param = "parameters.max_length"
+        raise InvalidSpec(f"{param}: must be at least {least}, as the model's own tokens count too", param=param)
     return Limits(min((limit for limit in (max_length, longest) if limit is not None), default=None), truncation)
 
 

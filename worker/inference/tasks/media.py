@@ -26,7 +26,7 @@ from jobs.settings import Settings
 from jobs.sources.media import MEDIA_INPUTS
 from jobs.wording import short
 from worker.inference.tasks.failures import plain_sentence
-from worker.inference.tasks.sound import decode_sound, resample, too_long
+from worker.inference.tasks.sound import decode_sound, impossible_rate, resample, too_long
 
 _BEGINNINGS = (
     b"\x89PNG",
@@ -41,6 +41,8 @@ _BEGINNINGS = (
     b"OggS",
     b"\x1aE\xdf\xa3",
 )
+_NOT_FINITE = RowError("invalid_audio", "input 'audio': one of its samples is null or no finite number")
+"""Recognisers of speech would hear an empty text in it."""
 _SHOWN = 100  # characters of the user's own text in a message
 _NEEDS: Mapping[str, tuple[str, str]] = {
     "mask-generation": ("torchvision", "the build of torchvision that belongs to its torch"),
@@ -181,7 +183,8 @@ def _open_sound(value: Any, settings: Settings, rate: int | None) -> Any:
     if rate is None:
         return RowError("wrong_type", "input 'audio': the model does not hear sounds")
     if isinstance(value, bytes):
-        return decode_sound(value, rate, max_seconds=settings.max_audio_seconds)
+        decoded = decode_sound(value, rate, max_seconds=settings.max_audio_seconds)
+        return decoded if isinstance(decoded, RowError) or np.isfinite(decoded).all() else _NOT_FINITE
     found = rate
     if isinstance(value, Mapping):
         array, said = value.get("array", value.get("raw")), value.get("sampling_rate")
@@ -195,4 +198,7 @@ def _open_sound(value: Any, settings: Settings, rate: int | None) -> Any:
         return RowError("wrong_type", "input 'audio': its samples are not numbers")
     if not samples.size or samples.ndim not in (1, 2):
         return RowError("wrong_type", "input 'audio' must be one list of samples, or one for each channel")
-    return too_long(samples, found, settings.max_audio_seconds) or resample(samples, found, rate)
+    if not np.isfinite(samples).all():
+        return _NOT_FINITE
+    resampled = impossible_rate(found) or too_long(samples, found, settings.max_audio_seconds)
+    return resampled or resample(samples, found, rate)

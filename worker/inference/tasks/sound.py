@@ -76,6 +76,13 @@ def decode_sound(data: bytes, rate: int, *, max_seconds: float) -> np.ndarray | 
     return too_long(samples, rate, max_seconds) or samples
 
 
+def impossible_rate(rate: int) -> RowError | None:
+    """The error of a rate that no sound has."""
+    if 0 < rate <= _HIGHEST_RATE:
+        return None
+    return RowError("wrong_type", f"input 'audio': a sampling rate of {rate} is not possible")
+
+
 def too_long(samples: np.ndarray, rate: int, max_seconds: float) -> RowError | None:
     """The error of a sound that is longer than allowed."""
     if samples.shape[-1] <= max_seconds * rate:
@@ -174,8 +181,9 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray | RowErr
     """
     if rate == wanted:
         return samples
-    if not 0 < rate <= _HIGHEST_RATE:
-        return RowError("wrong_type", f"input 'audio': a sampling rate of {rate} is not possible")
+    impossible = impossible_rate(rate)
+    if impossible is not None:
+        return impossible
     divisor = math.gcd(rate, wanted)
     old, new = rate // divisor, wanted // divisor
     lower = min(old, new) * _ROLLOFF

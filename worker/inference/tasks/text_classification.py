@@ -74,7 +74,7 @@ class TextClassification:
     def _configure(self, parameters: Mapping[str, Any]) -> None:
         check_parameters(TASK, parameters)
         self._is_many = parameters.get("inputs") == "any"
-        self._limits = resolve_limits(parameters, self._longest)
+        self._limits = resolve_limits(parameters, self._longest, least=self.tokens.num_special)
         self._top_k: int | None = parameters.get("top_k", 1)
         self._function = parameters.get("function_to_apply") or self._default_function()
 

@@ -71,7 +71,7 @@ class TokenClassification:
 
     def _configure(self, parameters: Mapping[str, Any]) -> None:
         check_parameters(TASK, parameters)
-        self._limits = resolve_limits(parameters, self._longest)
+        self._limits = resolve_limits(parameters, self._longest, least=self.tokens.num_special)
         self._stride: int | None = parameters.get("stride")
         chosen = {name: parameters[name] for name in _ENTITIES if parameters.get(name) is not None}
         self._delimiter: str | None = None

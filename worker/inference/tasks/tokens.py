@@ -56,6 +56,11 @@ class Tokens:
         """Which rows may share a batch. None until the model was probed: until then, only rows of equal length."""
 
     @property
+    def num_special(self) -> int:
+        """The number of special tokens that every row of one text has."""
+        return int(self.tokenizer.num_special_tokens_to_add())
+
+    @property
     def pad_token_id(self) -> int:
         """What `collate` fills rows up with."""
         return self._padding["input_ids"]
