@@ -88,6 +88,29 @@ def check_code_path(path: str | Path, settings: Settings, *, param: str) -> Path
     return resolved
 
 
+def check_replaces_no_input(output: Path, inputs: Sequence[str], *, param: str) -> None:
+    """Refuse a file of results that is one of a job's own inputs, which it would replace.
+
+    Args:
+        output: where the results are to go; it may exist.
+        inputs: valid local paths, globs and `file://` URLs; all others are passed over.
+        param: the field or option that an error names.
+
+    Raises:
+        InvalidOutput: it is there, and one of the inputs names it.
+    """
+    if not output.exists():
+        return
+    target = output.resolve()
+    for name in inputs:
+        path = local_path(name)
+        if path is None:
+            continue
+        path = path.expanduser().absolute()
+        if path.resolve() == target or target.match(str(path)):
+            raise InvalidOutput(f"{param}: '{output}' is an input of this job; name another file", param=param)
+
+
 def resolve_output_path(path: str | Path, settings: Settings, *, param: str = "output.path") -> Path:
     """The real path behind `path`, if jobs may write a file there.
 

@@ -15,7 +15,7 @@ from jobs.database import Database
 from jobs.errors import Conflict, InvalidInput, InvalidSpec, UserError
 from jobs.limits import limits_of
 from jobs.modelcheck import check_model
-from jobs.paths import resolve_output_path
+from jobs.paths import check_replaces_no_input, resolve_output_path
 from jobs.pins import pin_spec
 from jobs.projects import OPERATOR
 from jobs.settings import Settings
@@ -96,7 +96,8 @@ def check_submission(
         raise
     next(source.index(1))  # columns alone, such as a CSV file's header, are no input: this says that it is empty
     if spec.output.path is not None:
-        resolve_output_path(spec.output.path, settings)
+        output = resolve_output_path(spec.output.path, settings)
+        check_replaces_no_input(output, spec.input.paths, param="output.path")
 
 
 def open_input(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.errors import InvalidSpec, ServiceUnavailable
+from jobs.paths import check_replaces_no_input
 from jobs.settings import Settings
 from jobs.specs import Priority, parse_spec
 from scheduler.cli.documents import bring, check_local_inputs, parse_pairs, parse_parameters
@@ -93,6 +94,7 @@ def run(
     parse_spec(document)
     if output is not None:
         check_output(output)
+        check_replaces_no_input(output, input_path, param="--output")
     with _reached_or_started(settings, document, slots) as client:
         job_id = str(client.submit(bring(document, client, on_upload=_say_upload))["id"])
         say(f"job {job_id}")

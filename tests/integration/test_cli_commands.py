@@ -220,6 +220,7 @@ def test_artifacts_are_listed_and_fetched_whole(api: LiveApi, tmp_path: Path, st
         (["run", "embedings", "--model", "m", "--input", "x.jsonl"], "did you mean 'embeddings'"),
         (["run", "fill-mask", "--model", "m", "--input", "none.jsonl"], "none.jsonl"),
         (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--output", "/none/x.csv"], "no folder"),
+        (["run", "fill-mask", "--model", "m", "--input", "*.jsonl", "--output", "x.jsonl"], "is an input of this job"),
         (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--column", "text"], "NAME=VALUE"),
         (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--slots", "0"], "--slots"),
         (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--priority", "urgent"], "'urgent' is not one of"),

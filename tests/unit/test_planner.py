@@ -94,6 +94,8 @@ def bad_specs(tmp_path: Path) -> Iterator[tuple[InferenceSpec, type[UserError], 
     yield spec_of(rows, model=str(tmp_path / "folder")), InvalidModel, "folder"
     yield spec_of(rows, output={"to": "jsonl", "path": str(tmp_path / "no" / "out.jsonl")}), InvalidOutput, "out.jsonl"
     yield spec_of(rows, output={"to": "jsonl", "path": str(tmp_path / "folder")}), InvalidOutput, "directory"
+    for path in (rows, str(tmp_path / "*.jsonl"), f"file://{rows}"):
+        yield spec_of(path, output={"to": "jsonl", "path": rows}), InvalidOutput, "is an input of this job"
 
 
 def test_bad_submissions_are_refused_in_one_sentence(
