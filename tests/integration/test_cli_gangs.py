@@ -104,6 +104,19 @@ def test_an_attempt_says_on_which_slots_it_ran(api: LiveApi, capfd: Any) -> None
     assert f"{SLOTS[2]}, {SLOTS[0]}" in out
 
 
+def test_only_an_attempt_that_did_not_complete_says_why(api: LiveApi, capfd: Any) -> None:
+    job_id = queued(api, 1)
+    leases.release(api.database, begun(api, job_id, SLOTS[0]), "stopped")
+    sweeps.requeue_idle(api.database)
+    leader = begun(api, job_id, SLOTS[1])
+    training.finish(api.database, leader, [], step=6)
+    leases.release(api.database, leader, "drained")
+    out = " ".join(shown(capfd, "status", job_id).split())
+    assert "shutdown stopped" in out
+    assert "completed" in out
+    assert "drained" not in out
+
+
 def test_a_look_tells_what_slots_do_and_for_how_long(api: LiveApi, capfd: Any) -> None:
     job_id = queued(api, 2)
     leader = begun(api, job_id, *SLOTS[:2])
