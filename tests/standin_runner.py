@@ -2,7 +2,7 @@
 
 `obey` computes; `die@N`, `hang@N` and `bug@N` do so at the chunk that holds row N, `hang-encode@N` in a thread of its
 own while this one waits; `fork@N` leaves a child that holds all its files; `deaf` never stops; `load-for-ever` hangs
-before its first claim; `wait` computes nothing until it is stopped; `bad-model` and `store-away` raise; `talk:N` prints
+before its first claim; `wait` computes nothing until it is stopped; `bad-model` and `store-away` raise; `talk@N` prints
 N lines. STANDIN_START makes its start `fail`, `fail-once` or `hang`, with the file STANDIN_TRACE for notes.
 """
 
@@ -50,7 +50,7 @@ class StandIn:
     def run(self, lease: WorkingLease, stop: Stop, pulse: Pulse) -> str:
         entered = time.monotonic()
         spec = parse_spec(lease.spec)
-        what, _, number = spec.model.replace(":", "@").partition("@")
+        what, _, number = spec.model.partition("@")
         self._models = [spec.model]
         pulse.at(Activity.LOAD)
         if what == "load-for-ever":

@@ -426,7 +426,7 @@ def test_a_lease_on_a_slot_without_a_runner_goes_back(
 
 def test_what_a_runner_prints_is_the_jobs_log_up_to_the_limit(open_bench: Opener, tmp_path: Path) -> None:
     with open_bench(log_lines=50) as bench:
-        job = bench.job(tmp_path, "talk:60")
+        job = bench.job(tmp_path, "talk@60")
         bench.run(job)
         wait_until(lambda: len(bench.log(job)) > 50, "the log is written")
         lines = bench.log(job)
