@@ -37,6 +37,8 @@ FORBIDDEN_NAMES = frozenset(
     }
 )  # fmt: skip
 """Arguments of `generate` and of loaders that would bring code, objects or models from elsewhere."""
+MOST_TOKENS = 2**20
+"""Tokens of the longest row that a job may ask for; with `padding: max_length` each row takes as many."""
 _SEEDS = 2**63  # what a signed integer of eight bytes holds
 
 
@@ -63,11 +65,14 @@ def check_parameters(task: str, parameters: Mapping[str, Any]) -> None:
 
 
 def check_inner_names(name: str, value: object) -> None:
-    """Refuse a parameter whose value holds a forbidden name at any depth.
+    """Refuse a parameter whose value holds a forbidden name, or a row length beyond `MOST_TOKENS`, at any depth.
 
     Raises:
         InvalidSpec: it does; the message names both.
     """
+    if any(isinstance(length, int) and length > MOST_TOKENS for length in _inner_lengths(value)):
+        param = f"parameters.{name}.max_length"
+        raise InvalidSpec(f"{param}: must be at most {MOST_TOKENS} tokens", param=param)
     forbidden = sorted(FORBIDDEN_NAMES & _inner_names(value))
     if forbidden:
         param = f"parameters.{name}.{forbidden[0]}"
@@ -80,6 +85,16 @@ def _inner_names(value: object) -> set[str]:
     if isinstance(value, (list, tuple)):
         return set().union(*map(_inner_names, value))
     return set()
+
+
+def _inner_lengths(value: object) -> list[object]:
+    """Values named `max_length` at any depth."""
+    if isinstance(value, Mapping):
+        found = [value["max_length"]] if "max_length" in value else []
+        return found + [length for inner in value.values() for length in _inner_lengths(inner)]
+    if isinstance(value, (list, tuple)):
+        return [length for inner in value for length in _inner_lengths(inner)]
+    return []
 
 
 def _check_allowed(task: str, name: str, value: object) -> None:
@@ -185,7 +200,7 @@ def _is_template_kwargs(value: object) -> bool:
 
 _TOKENIZER: Mapping[str, tuple[Check, str]] = {
     "truncation": (_is_truncation, f"true, false or one of {', '.join(TRUNCATIONS)}"),
-    "max_length": (_or_null(_is_count), "a whole number from 1"),
+    "max_length": (_or_null(_is_whole_between(1, MOST_TOKENS)), f"a whole number from 1 to {MOST_TOKENS}"),
     # Rows are always padded to the longest of their batch; taken because calls of pipelines often say it.
     "padding": (
         lambda value: isinstance(value, bool) or value in ("longest", "max_length", "do_not_pad"),
@@ -225,7 +240,7 @@ PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
         "pooling": (_or_null(_one_of(*POOLINGS)), f"one of {', '.join(POOLINGS)}"),
         "normalize": (_or_null(_is_flag), "true or false"),
         "dimensions": (_or_null(_is_count), "a whole number from 1"),
-        "max_length": (_or_null(_is_count), "a whole number from 1"),
+        "max_length": _TOKENIZER["max_length"],
         "truncate": (_is_flag, "true or false"),
         "prompt": (_or_null(_is_text), "a text"),
         "prompt_name": (_or_null(_is_text), "the name of one of the model's prompts"),
@@ -300,8 +315,8 @@ PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
     "keypoint-matching": {"threshold": _NUMBER},
     "mask-generation": {
         "points_per_batch": (_or_null(_is_count), "a whole number from 1, or null for all points at once"),
-        "points_per_crop": _COUNT,
-        "crops_n_layers": (_or_null(_is_size), "a whole number from 0"),
+        "points_per_crop": (_or_null(_is_whole_between(1, 256)), "a whole number from 1 to 256"),
+        "crops_n_layers": (_or_null(_is_whole_between(0, 6)), "a whole number from 0 to 6"),
         "crop_overlap_ratio": _NUMBER,
         "crop_n_points_downscale_factor": _COUNT,
         "pred_iou_thresh": _NUMBER,
@@ -335,7 +350,7 @@ PARAMETERS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
     "video-classification": {
         "top_k": _COUNT,
         "function_to_apply": _FUNCTION,
-        "num_frames": _COUNT,
+        "num_frames": (_or_null(_is_whole_between(1, 1024)), "a whole number from 1 to 1024"),
         "frame_sampling_rate": _COUNT,
     },
     "audio-classification": {"top_k": _COUNT, "function_to_apply": _FUNCTION},

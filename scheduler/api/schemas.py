@@ -252,7 +252,7 @@ class SlotView(BaseModel):
 
 def _slot_activity(lease: Lease) -> SlotActivity:
     """What becomes of a live lease now: its runner's activity, once a heartbeat has told it."""
-    words, since = "beginning", lease.activated_at or lease.granted_at
+    words, since = "getting ready", lease.activated_at or lease.granted_at
     if lease.state == LeaseState.GRANTED:
         rung = f", rung {lease.rings} times" if lease.rings > 1 else ""
         words = f"waiting for the slot's worker to answer{rung}"

@@ -223,7 +223,7 @@ def test_slots_say_what_they_do(api: LiveApi, settings: Settings, sqlite_databas
     )  # fmt: skip
     assert (idle["id"], idle["state"], idle["device_uuid"], idle["job_id"]) == ("slot-1", "offline", "GPU-1", None)
     assert idle["memory_bytes"] == 2**37
-    assert (busy["activity"], idle["activity"]) == ("beginning", None)
+    assert (busy["activity"], idle["activity"]) == ("getting ready", None)
     doing = leases.RunnerActivity("loading the model", seconds=12.0)
     leases.renew(sqlite_database, lease.lease_id, lease_seconds=60.0, doing=doing)
     (busy, _), told = api.client.slots(), api.client.job(job.job_id)["doing"]

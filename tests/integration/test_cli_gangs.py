@@ -125,5 +125,5 @@ def test_a_look_tells_what_slots_do_and_for_how_long(api: LiveApi, capfd: Any) -
     )
     status = " ".join(shown(capfd, "status", job_id).split())
     assert "training step 6 for 2h00m" in status
-    assert "beginning for " in status
+    assert "getting ready for " in status
     assert f"{job_id}: training step 6 for 2h00m" in " ".join(shown(capfd, "slots").split())

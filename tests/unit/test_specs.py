@@ -96,6 +96,24 @@ def test_a_bad_field_is_refused_by_name(change: dict[str, Any], param: str, word
 
 
 @pytest.mark.parametrize(
+    ("task", "parameters", "param"),
+    [
+        ("feature-extraction", {"tokenize_kwargs": {"padding": "max_length", "max_length": 10**10}}, "tokenize_kwargs"),
+        ("image-text-to-text", {"processor_kwargs": {"text": [{"max_length": 10**10}]}}, "processor_kwargs"),
+        ("fill-mask", {"tokenizer_kwargs": {"max_length": 10**10}}, None),
+        ("text-classification", {"max_length": 10**10}, "max_length"),
+        ("video-classification", {"num_frames": 10**9}, "num_frames"),
+        ("mask-generation", {"points_per_crop": 10**6}, "points_per_crop"),
+        ("mask-generation", {"crops_n_layers": 40}, "crops_n_layers"),
+    ],
+)
+def test_a_number_that_would_fill_the_memory_is_refused(task: str, parameters: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidSpec, match=r"must be (at most|a whole number|a mapping)") as caught:
+        parse_spec({**GOOD, "task": task, "parameters": parameters})
+    assert (caught.value.param or "").startswith(f"parameters.{param or 'tokenizer_kwargs'}")
+
+
+@pytest.mark.parametrize(
     "template", ["no place", "", "{", "{} and {}", "{label}", "{{}}", "{0.__class__}", "{:>2000000000}", "{!r}", 5]
 )
 def test_a_hypothesis_has_one_plain_place_for_the_label(template: object) -> None:
