@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jobs.errors import InvalidOutput, ServiceUnavailable
-from jobs.wording import first_line
+from jobs.wording import reason
 
 _SYNC_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP}
 _LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
@@ -142,10 +142,3 @@ def _explaining(path: Path) -> Iterator[None]:
         if isinstance(error, ValueError) or error.errno in _USERS_FAULT:
             raise InvalidOutput(f"{path} cannot be written: {reason(error)}", param="output.path") from error
         raise ServiceUnavailable(f"writing {path} failed: {reason(error)}") from error
-
-
-def reason(error: Exception) -> str:
-    """What the system said, in a few words and without paths or numbers where it has words of its own."""
-    if isinstance(error, OSError) and error.errno is not None and error.strerror:
-        return error.strerror
-    return first_line(error)

@@ -12,7 +12,6 @@ from jobs.tasks import TASKS, find_task
 from jobs.wording import did_you_mean
 
 if TYPE_CHECKING:
-    from jobs.settings import Settings
     from jobs.specs import JobSpec
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,199}$")]
@@ -55,34 +54,38 @@ Catalogue = dict[ModelName, Annotated[CatalogueModel, BeforeValidator(_of_short_
 """Models by the names that clients call them by; a text alone is a model without anything else to say."""
 
 
-def resolve(name: str, settings: Settings, *, task: str) -> CatalogueModel:
+def resolve(name: str, models: Catalogue, *, task: str, any_model: bool = False) -> CatalogueModel:
     """The model behind the name that a client sent.
 
-    Where `any_model` is set, as it is in the embedded stack, a folder or a hub id `org/name` is a name too.
+    Args:
+        name: What the client called the model.
+        models: The catalogue.
+        task: What the client wants the model to do.
+        any_model: Whether a folder or a hub id `org/name` is a name too, as it is in the embedded stack.
 
     Raises:
         UnknownModel: there is none of this name.
         InvalidModel: it is for another task.
     """
-    entry = settings.models.get(name)
-    if entry is None and settings.any_model and ("/" in name or Path(name).exists()):
+    entry = models.get(name)
+    if entry is None and any_model and ("/" in name or Path(name).exists()):
         entry = CatalogueModel(model=name)
     if entry is None:
-        raise UnknownModel(f"there is no model '{name}'{did_you_mean(name, settings.models)}")
+        raise UnknownModel(f"there is no model '{name}'{did_you_mean(name, models)}")
     if entry.task not in (None, task):
         raise InvalidModel(f"model '{name}' is for {entry.task}, not for {task}", param="model")
     return entry
 
 
-def with_catalogue(spec: JobSpec, settings: Settings) -> JobSpec:
+def with_catalogue(spec: JobSpec, models: Catalogue) -> JobSpec:
     """The spec with the model behind its `model`, where that is a name of the catalogue; else as it is.
 
     Raises:
         InvalidModel: the model is for another task.
     """
-    if not isinstance(spec.model, str) or spec.model not in settings.models or spec.task is None:
+    if not isinstance(spec.model, str) or spec.model not in models or spec.task is None:
         return spec
-    entry = resolve(spec.model, settings, task=spec.task)
+    entry = resolve(spec.model, models, task=spec.task)
     if spec.kind == "training":
         return spec.model_copy(update={"model": entry.model})
     dtype = entry.dtype if spec.dtype == "auto" else spec.dtype

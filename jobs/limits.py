@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.projects import OPERATOR, ProjectName
-
-if TYPE_CHECKING:
-    from jobs.settings import Settings
 
 _OTHERS = "*"
 
@@ -33,9 +30,9 @@ Limits = dict[Literal["*"] | ProjectName, ProjectLimits]
 _NONE = ProjectLimits()
 
 
-def limits_of(project: str, settings: Settings) -> ProjectLimits:
+def limits_of(project: str, limits: Limits) -> ProjectLimits:
     """The limits that a project has."""
-    own = settings.projects.get(project)
+    own = limits.get(project)
     if own is not None:
         return own
-    return _NONE if project == OPERATOR else settings.projects.get(_OTHERS, _NONE)
+    return _NONE if project == OPERATOR else limits.get(_OTHERS, _NONE)

@@ -24,7 +24,6 @@ from typing import Any
 
 from sqlmodel import Session
 
-from jobs.atomic import reason
 from jobs.database import Database
 from jobs.errors import InvalidModel, InvalidSpec, ServiceUnavailable, UserError
 from jobs.leases import hold
@@ -36,6 +35,7 @@ from jobs.specs import JOB_PREFIX, JobSpec, TrainingSpec
 from jobs.stamps import file_stamp, is_same
 from jobs.tables import Job
 from jobs.training_spec import recipe_name
+from jobs.wording import reason
 
 _WHOLE_BYTES = 64 * 2**20  # the largest file whose digest is of all its bytes
 _BLOCK_BYTES = 64 * 2**10

@@ -12,17 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 from jobs.errors import TooManyRowErrors
 from jobs.rows import Result
+from jobs.spec_fields import parse_row_error_limit
 from jobs.wording import short
 
 FIRST_ROWS = 1000
 """Rows that decide about a job without `max_row_errors`; fewer of a smaller job."""
-MOST_ROWS = 2**53
-"""The largest number that a limit may be."""
-_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _COMPARED_CHARACTERS = 2000  # of a message
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
@@ -50,24 +47,6 @@ class RowErrors:
     """Whether the first rows did not all fail alike."""
     first: FailedRow | None = None
     """The lowest row that failed so far."""
-
-
-def parse_limit(value: object) -> Fraction | int:
-    """A limit as a number of rows, or as a share of all.
-
-    Args:
-        value: a whole number, or a text such as `5%`.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_ROWS:
-        return value
-    match = _SHARE.fullmatch(value) if isinstance(value, str) else None
-    share = None if match is None else Fraction(match[1]) / 100
-    if share is None or share > 1:
-        raise ValueError("must be a whole number of rows from 0, or a share of all rows from '0%' to '100%'")
-    return share
 
 
 def note(before: RowErrors, results: Sequence[Result]) -> RowErrors:
@@ -105,7 +84,7 @@ def verdict(limit: str | None, noted: RowErrors, *, num_rows: int, num_failed: i
         return None
     example = f"row {noted.first.row}: {noted.first.code}: {noted.first.message}"
     if limit is not None:
-        most = parse_limit(int(limit) if limit.isdigit() else limit)
+        most = parse_row_error_limit(int(limit) if limit.isdigit() else limit)
         if num_failed > (most if isinstance(most, int) else most * num_rows):
             return TooManyRowErrors(
                 f"{num_failed} of {num_rows} rows failed, more than max_row_errors: {limit} allows; {example}"

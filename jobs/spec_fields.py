@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from jobs.bounds import MOST_FIELDS, Columns, Name, Paths
-from jobs.row_errors import MOST_ROWS, parse_limit
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _UNIT_SECONDS = (86400, 3600, 60, 1)
@@ -18,6 +18,9 @@ _LONGEST_SECONDS = 3650 * 86400
 _LONGEST_DURATION_CHARACTERS = 50
 LARGEST_INTEGER = 2**31 - 1
 """What a database column and a tensor's size surely hold."""
+MOST_ROW_ERRORS = 2**53
+"""The largest number that `max_row_errors` may be."""
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
 
 
 def parse_duration(value: object) -> object:
@@ -53,8 +56,26 @@ Duration = Annotated[
 """A positive number of seconds up to ten years, also written `2h` or `1h30m`."""
 
 
+def parse_row_error_limit(value: object) -> Fraction | int:
+    """A limit as a number of rows, or as a share of all.
+
+    Args:
+        value: a whole number, or a text such as `5%`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_ROW_ERRORS:
+        return value
+    match = _SHARE.fullmatch(value) if isinstance(value, str) else None
+    share = None if match is None else Fraction(match[1]) / 100
+    if share is None or share > 1:
+        raise ValueError("must be a whole number of rows from 0, or a share of all rows from '0%' to '100%'")
+    return share
+
+
 def _row_error_limit(value: object) -> object:
-    parse_limit(value)
+    parse_row_error_limit(value)
     return value
 
 
@@ -64,7 +85,7 @@ RowErrorLimit = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "integer", "minimum": 0, "maximum": MOST_ROWS},
+                {"type": "integer", "minimum": 0, "maximum": MOST_ROW_ERRORS},
                 {"type": "string", "pattern": r"^(100(\.0{1,6})?|[0-9]{1,2}(\.[0-9]{1,6})?)%$", "maxLength": 11},
             ]
         },

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from jobs.atomic import make_directory, reason, sync_directory
+from jobs.atomic import make_directory, sync_directory
 from jobs.errors import Forbidden, InvalidSpec, NotFound, ServiceUnavailable, StokerError, TooLarge
+from jobs.wording import reason
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -95,6 +95,13 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0].strip() if text else type(error).__name__
 
 
+def reason(error: Exception) -> str:
+    """What the system said, in a few words and without paths or numbers where it has words of its own."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return error.strerror
+    return first_line(error)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message that names the closest known name; empty where none is close."""
     near = difflib.get_close_matches(short(name, _LONGEST_PART), known, n=1)

@@ -49,7 +49,7 @@ def take_in(
         return
 
     def find_model(name: str, task: str) -> CatalogueModel:
-        model = catalogue.resolve(name, settings, task=task)
+        model = catalogue.resolve(name, settings.models, task=task, any_model=settings.any_model)
         check_model(model.model, task, settings)
         return model
 
@@ -60,7 +60,7 @@ def take_in(
         find_model=find_model,
         max_lines=settings.batch_lines,
         max_line_bytes=settings.max_row_bytes,
-        max_rows=limits_of(batch.project, settings).queued_rows,
+        max_rows=limits_of(batch.project, settings.projects).queued_rows,
         is_wanted=is_wanted,
     )
     try:

@@ -32,7 +32,7 @@ def demand_of_job(
         TooManyRows: it would not fit into an empty queue.
         UserError: the input cannot be read.
     """
-    limit = limits_of(project, settings).queued_rows
+    limit = limits_of(project, settings.projects).queued_rows
     if limit is None or not isinstance(spec, InferenceSpec):
         return None
     source = open_input(spec, settings=settings, store=store, database=database, project=project)
@@ -55,7 +55,7 @@ def demand_of_batch(
         TooManyRows: as for a job.
         NotFound: the file is gone.
     """
-    limit = limits_of(project, settings).queued_rows
+    limit = limits_of(project, settings.projects).queued_rows
     if limit is None:
         return None
     num_answered = 0 if retried is None else retried.num_completed or 0

@@ -15,7 +15,6 @@ from typing import Self
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs.atomic import reason
 from jobs.database import Database
 from jobs.errors import InvalidSpec, ServiceUnavailable, StokerError
 from jobs.private_files import FOLDERS, make_database_file, make_private
@@ -23,6 +22,7 @@ from jobs.projects import OPERATOR
 from jobs.settings import Settings
 from jobs.states import SlotState
 from jobs.tables import ApiKey, Slot
+from jobs.wording import reason
 from scheduler import redis_server
 from scheduler.client import StokerClient
 from scheduler.data_dir import MAKE_ROOM, StackLock, make_data_dir

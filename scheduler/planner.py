@@ -153,7 +153,7 @@ def plan_job(
         largest = largest_chunk_rows(spec.task, has_gpu=has_gpu)
         asked = spec.batching.chunk_rows
         ranges = _until_unwanted(source.index(SMALLEST_CHUNK_ROWS if asked == "auto" else asked), is_wanted)
-        ranges = _within_queue(ranges, job.project, limits_of(job.project, settings).queued_rows)
+        ranges = _within_queue(ranges, job.project, limits_of(job.project, settings.projects).queued_rows)
         chunks = merge_ranges(ranges, num_slots=num_slots, largest=largest) if asked == "auto" else _limited(ranges)
         num_rows = planning.plan(db, job_id, _until_unwanted(chunks, is_wanted), pins=pins)
     except (Conflict, InterruptedError) as error:

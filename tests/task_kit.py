@@ -11,8 +11,9 @@ from jobs.rows import Row, RowError
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec
 from tests.tiny import SENTENCES
+from worker.inference.padding_verdicts import PadsRows
 from worker.inference.tasks import TaskModel, load_task_model
-from worker.inference.tasks.interface import Counted, PadsRows
+from worker.inference.tasks.interface import Counted
 
 CPU = torch.device("cpu")
 LONG_TEXT = " ".join(SENTENCES) * 20

@@ -187,6 +187,7 @@ def load_engines(settings: Settings, *, device: str, num_threads: int) -> Engine
     from worker import device as devices
     from worker.inference.models import ModelCache
     from worker.inference.run import run_lease
+    from worker.inference.tasks import load_task_model
     from worker.training.run import run_training
 
     transformers.utils.logging.disable_progress_bar()
@@ -198,7 +199,7 @@ def load_engines(settings: Settings, *, device: str, num_threads: int) -> Engine
     devices.prepare(chosen, num_threads=num_threads)
     torch.zeros(1, device=chosen)  # a device that cannot be used must say so now, not to the first job
     database, store = Database(settings.resolved_database_url), Store(settings.resolved_store_url)
-    models = ModelCache(settings.warm_models, chosen)
+    models = ModelCache(settings.warm_models, chosen, load=load_task_model)
 
     class Engines:
         device = devices.device_name(chosen)

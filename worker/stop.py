@@ -1,4 +1,5 @@
-"""The request to stop that the keeper relays into a running lease, safe to ask and to read from any thread."""
+"""The request to stop that the keeper relays into a running lease, safe to ask and to read from any thread; and how
+a lease that ran ended."""
 
 from __future__ import annotations
 
@@ -14,6 +15,13 @@ class StopReason(StrEnum):
     YIELD = "yield"  # give the slot back at the next chunk boundary
     SHUTDOWN = "shutdown"  # the worker is going down: the same, and soon
     CANCEL = "cancel"  # nobody wants the rest any more: stop at the next batch boundary
+
+
+class Outcome(StrEnum):
+    """How a lease ended in order."""
+
+    DRAINED = "drained"  # nothing was left to claim
+    STOPPED = "stopped"  # a stop was asked for; what was not computed is pending again
 
 
 class Stop:

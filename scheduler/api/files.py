@@ -174,7 +174,7 @@ def _find_room(context: Context, project: str, num_declared: int) -> _Room:
     """
     limit, database = context.settings.max_upload_bytes, context.database
     room = _Room(limit, TooLarge(f"the upload is larger than the limit of {limit} bytes", param="file"))
-    total = limits_of(project, context.settings).upload_bytes
+    total = limits_of(project, context.settings.projects).upload_bytes
     if total is not None and total < limit:
         message = f"the upload is larger than all of project '{project}' may be, {total} bytes (upload_bytes)"
         room = _Room(total, TooLarge(message, param="file"))
@@ -232,7 +232,7 @@ def _write_down(
 ) -> StoredFile:
     longest = context.settings.upload_days * _DAY_SECONDS  # nothing is kept longer, whatever was asked for
     seconds = min(longest, float(fields.get("expires_after[seconds]", longest)))
-    limit = limits_of(project, context.settings).upload_bytes
+    limit = limits_of(project, context.settings.projects).upload_bytes
     with context.database.write() as session:
         if limit is not None:
             take_bytes(session, context.database, project, limit=limit, num_bytes=stored.num_bytes)

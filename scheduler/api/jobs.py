@@ -60,7 +60,7 @@ def submit_job(
     ] = None,
 ) -> JobView:
     """Submit a job. What is wrong with its spec, input, model or output paths is said now, and then nothing is kept."""
-    spec = with_catalogue(parse_spec(document), context.settings)
+    spec = with_catalogue(parse_spec(document), context.settings.models)
     if idempotency_key is not None:
         with context.database.read() as session:
             before = ledger.find_submitted(session, key.project, idempotency_key)

@@ -47,7 +47,7 @@ def get_limits(
     name = project or key.project
     if not sees(key.project, name):
         raise NotFound(f"there is no project '{name}'")
-    limits = limits_of(name, context.settings)
+    limits = limits_of(name, context.settings.projects)
     with context.database.read() as session:
         num_rows = usage.queue_of(session, context.database, name).num_rows
         num_bytes = usage.uploaded_bytes(session, context.database, name)

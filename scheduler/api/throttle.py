@@ -52,7 +52,7 @@ class Throttle:
         Raises:
             TooManyRequests: its project has had its share of this second.
         """
-        limit = limits_of(project, self._settings).requests_per_second
+        limit = limits_of(project, self._settings.projects).requests_per_second
         if limit is None:
             return
         if not self._has_room(RateLimitItemPerSecond(limit), project):

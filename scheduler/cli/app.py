@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.atomic import reason
 from jobs.errors import StokerError, UserError
+from jobs.wording import reason
 from scheduler.cli import changing, fetching, looking, operating, running, serving, submitting, webhooks
 from scheduler.cli.interrupts import Interrupted
 from scheduler.cli.reaching import Chosen, folder_named

@@ -12,9 +12,9 @@ from typing import Any
 
 import orjson
 
-from jobs.atomic import reason
 from jobs.errors import InvalidInput, InvalidModel, InvalidOutput, InvalidSpec, NotFound
 from jobs.paths import is_local, local_path
+from jobs.wording import reason
 from scheduler.client import StokerClient
 from scheduler.connection import Json
 from scheduler.plain_data import parse_document

@@ -29,7 +29,7 @@ from tests.tiny import SENTENCES, tiny_causal_lm, tiny_classifier
 from worker.children import runner_environment
 from worker.device import pick_device
 from worker.inference.models import ModelCache
-from worker.inference.tasks import vllm_decoding
+from worker.inference.tasks import load_task_model, vllm_decoding
 
 pytestmark = [
     pytest.mark.vllm,
@@ -52,7 +52,7 @@ def models() -> Iterator[ModelCache]:
     """A runner's warm models, of which it keeps two, in a runner's environment."""
     before = dict(os.environ)
     os.environ.update(runner_environment(before, num_threads=2))
-    kept = ModelCache(2, pick_device())
+    kept = ModelCache(2, pick_device(), load=load_task_model)
     yield kept
     kept.drop_all()
     os.environ.clear()

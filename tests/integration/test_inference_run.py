@@ -27,9 +27,10 @@ from tests.leased_job import LeasedJob, threads_of_the_pipeline
 from tests.scripted_model import ScriptedModel
 from worker.inference import writer
 from worker.inference.models import ModelCache
-from worker.inference.run import Outcome, run_lease
+from worker.inference.run import run_lease
+from worker.inference.tasks import load_task_model
 from worker.pulse import Beat, Pulse
-from worker.stop import Stop
+from worker.stop import Outcome, Stop
 
 CPU = torch.device("cpu")
 RECORDS = [{"id": f"r{number}", "text": "word " * (number % 7 + 1) + f"{number}"} for number in range(80)]
@@ -503,7 +504,7 @@ def test_a_real_model_gives_the_pipelines_own_results(database: Database, settin
         database, settings, tmp_path, records, chunk_rows=16, task="text-classification", model=str(folder)
     )
     lab = Lab(leased)
-    lab.models = ModelCache(1, CPU)
+    lab.models = ModelCache(1, CPU, load=load_task_model)
     assert lab.run() == Outcome.DRAINED
     results = leased.results()
     classify = transformers.pipeline("text-classification", model=str(folder))
@@ -531,7 +532,7 @@ def test_embeddings_are_the_same_bits_in_every_run(
         labs = [Lab(leased, f"slot-{number}-{other}") for other in range(number + 1)]
         threads = [threading.Thread(target=lab.run) for lab in labs]
         for lab in labs:
-            lab.models = ModelCache(1, CPU)
+            lab.models = ModelCache(1, CPU, load=load_task_model)
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -548,7 +549,7 @@ def test_a_model_that_is_not_one_fails_the_job_before_anything_is_claimed(
     (tmp_path / "empty").mkdir()
     leased = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, task="embeddings", model=str(tmp_path / "empty"))
     lab = Lab(leased)
-    lab.models = ModelCache(1, CPU)
+    lab.models = ModelCache(1, CPU, load=load_task_model)
     with pytest.raises(UserError):
         lab.run()
     assert set(leased.states()) == {"pending"}

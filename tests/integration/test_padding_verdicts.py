@@ -24,12 +24,13 @@ from tests.task_kit import CPU, load, same
 from tests.tiny import SENTENCES, tiny_masked_lm, wordpiece_tokenizer
 from worker.inference.models import ModelCache
 from worker.inference.padding_verdicts import fingerprint_of
-from worker.inference.run import Outcome, run_lease
+from worker.inference.run import run_lease
+from worker.inference.tasks import load_task_model
 from worker.inference.tasks.fill_mask import FillMask
 from worker.inference.tasks.interface import PadsRows
 from worker.inference.tasks.padding import NOTICES, Padding
 from worker.pulse import Pulse
-from worker.stop import Stop
+from worker.stop import Outcome, Stop
 
 RECORDS = [{"id": f"r{number}", "text": f"{text} [MASK] {text[: 5 * number]}"} for number, text in enumerate(SENTENCES)]
 MESSAGE = NOTICES[Padding.EQUAL_LENGTHS]
@@ -51,7 +52,7 @@ def run(sqlite_database: Database, settings: Settings, tmp_path: Path) -> Callab
 
     def run_job(model: Path) -> LeasedJob:
         job = LeasedJob(sqlite_database, allowed, tmp_path, RECORDS, chunk_rows=4, model=str(model))
-        cache = ModelCache(1, CPU)
+        cache = ModelCache(1, CPU, load=load_task_model)
         # Two leases of one job: the second finds nothing left to compute, and tells what the first has told.
         held = [job.lease("slot-0"), job.lease("slot-1")]
         for lease in held:

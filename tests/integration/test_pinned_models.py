@@ -23,9 +23,10 @@ from tests import tiny
 from tests.leased_job import LeasedJob
 from worker.inference.models import ModelCache
 from worker.inference.pinned import pinned_model
-from worker.inference.run import Outcome, run_lease
+from worker.inference.run import run_lease
+from worker.inference.tasks import load_task_model
 from worker.pulse import Activity, Beat, Pulse
-from worker.stop import Stop, StopReason
+from worker.stop import Outcome, Stop, StopReason
 
 RECORDS = [{"id": f"r{number}", "text": f"a film of {number} minutes"} for number in range(16)]
 """Two chunks."""
@@ -54,7 +55,7 @@ def run(
 
 def new_cache() -> ModelCache:
     """The models of a runner that has just started: none."""
-    return ModelCache(1, torch.device("cpu"))
+    return ModelCache(1, torch.device("cpu"), load=load_task_model)
 
 
 def test_weights_replaced_in_mid_job_are_refused_by_every_runner(

@@ -148,7 +148,7 @@ def test_what_ends_its_start_is_told_apart(
 @pytest.mark.usefixtures("with_vllm")
 def test_it_is_alone_on_the_slot_and_closed_before_it_goes(model: Path) -> None:
     """Lost: the memory of the device, to an engine that nobody uses any more."""
-    models, settings = ModelCache(2, CPU), Settings(input_roots=[Path("/")])
+    models, settings = ModelCache(2, CPU, load=load_task_model), Settings(input_roots=[Path("/")])
     models.get(spec_of(model), settings)
     models.get(spec_of(model, engine="vllm"), settings)
     assert models.keys() == [model_key(spec_of(model, engine="vllm"))]

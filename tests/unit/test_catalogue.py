@@ -28,38 +28,38 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def test_a_name_leads_to_its_model(settings: Settings) -> None:
     """A client must not know where the operator keeps models."""
-    assert resolve("org/short:1", settings, task="fill-mask").model == "/models/short"
-    entry = resolve("minilm", settings, task="embeddings")
+    assert resolve("org/short:1", settings.models, task="fill-mask").model == "/models/short"
+    entry = resolve("minilm", settings.models, task="embeddings")
     assert (entry.model, entry.task, entry.dtype) == ("/models/minilm", "embeddings", "float16")
 
 
 def test_other_names_are_refused_with_a_hint(settings: Settings) -> None:
     """A misspelt name must not become a download."""
     with pytest.raises(UnknownModel, match="did you mean 'minilm'"):
-        resolve("minilmm", settings, task="embeddings")
+        resolve("minilmm", settings.models, task="embeddings")
     with pytest.raises(UnknownModel):
-        resolve("/models/minilm", settings, task="embeddings")
+        resolve("/models/minilm", settings.models, task="embeddings")
     with pytest.raises(InvalidModel, match="is for embeddings, not for fill-mask"):
-        resolve("minilm", settings, task="fill-mask")
+        resolve("minilm", settings.models, task="fill-mask")
 
 
 def test_any_model_takes_folders_and_hub_ids(settings: Settings) -> None:
     """The embedded stack needs no catalogue."""
     free = settings.model_copy(update={"any_model": True})
-    assert resolve("/models/other", free, task="embeddings").model == "/models/other"
-    assert resolve("org/name@main", free, task="embeddings").model == "org/name@main"
+    assert resolve("/models/other", free.models, task="embeddings", any_model=True).model == "/models/other"
+    assert resolve("org/name@main", free.models, task="embeddings", any_model=True).model == "org/name@main"
     with pytest.raises(UnknownModel):
-        resolve("gpt-4o-mini", free, task="embeddings")
+        resolve("gpt-4o-mini", free.models, task="embeddings", any_model=True)
 
 
 def test_a_spec_may_name_a_model_of_the_catalogue(settings: Settings) -> None:
     """One name everywhere; what the spec says itself counts more."""
     document = {"task": "embeddings", "model": "minilm", "input": {"path": "x"}, "parameters": {"max_length": 8}}
-    spec = with_catalogue(parse_spec(document), settings)
+    spec = with_catalogue(parse_spec(document), settings.models)
     assert (spec.model, spec.dtype) == ("/models/minilm", "float16")
     assert spec.parameters == {"normalize": True, "max_length": 8}
     plain = parse_spec({**document, "model": "/models/minilm"})
-    assert with_catalogue(plain, settings) == plain
+    assert with_catalogue(plain, settings.models) == plain
 
 
 def test_an_engine_goes_with_a_model_of_the_catalogue(settings: Settings) -> None:
@@ -67,9 +67,9 @@ def test_an_engine_goes_with_a_model_of_the_catalogue(settings: Settings) -> Non
     entry = CatalogueModel(model="/models/llama", engine="vllm")
     served = settings.model_copy(update={"models": {"llama": entry}})
     document = {"task": "text-generation", "model": "llama", "input": {"path": "x"}}
-    assert with_catalogue(parse_spec(document), served).engine == "vllm"
-    assert with_catalogue(parse_spec({**document, "engine": "transformers"}), served).engine == "transformers"
-    assert with_catalogue(parse_spec({**document, "task": "embeddings"}), served).engine == "auto"
+    assert with_catalogue(parse_spec(document), served.models).engine == "vllm"
+    assert with_catalogue(parse_spec({**document, "engine": "transformers"}), served.models).engine == "transformers"
+    assert with_catalogue(parse_spec({**document, "task": "embeddings"}), served.models).engine == "auto"
 
 
 @pytest.mark.parametrize(

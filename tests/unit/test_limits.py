@@ -28,12 +28,12 @@ def test_a_project_has_its_own_table_or_that_of_all_others(tmp_path: Path, monke
         monkeypatch,
         '[projects."*"]\nqueued_rows = 10\nrequests_per_second = 5\n[projects.search]\nupload_bytes = 100\n',
     )
-    assert limits_of("ads", settings) == ProjectLimits(queued_rows=10, requests_per_second=5)
-    assert limits_of("search", settings) == ProjectLimits(upload_bytes=100)
-    assert limits_of("default", settings) == ProjectLimits()
+    assert limits_of("ads", settings.projects) == ProjectLimits(queued_rows=10, requests_per_second=5)
+    assert limits_of("search", settings.projects) == ProjectLimits(upload_bytes=100)
+    assert limits_of("default", settings.projects) == ProjectLimits()
     own = settings_of(tmp_path, monkeypatch, "[projects.default]\nqueued_rows = 7\n")
-    assert limits_of("default", own).queued_rows == 7
-    assert limits_of("ads", own) == ProjectLimits()
+    assert limits_of("default", own.projects).queued_rows == 7
+    assert limits_of("ads", own.projects) == ProjectLimits()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_limits_reach_the_processes_of_an_embedded_stack(tmp_path: Path, monkeyp
     for name, value in settings_environment(settings).items():
         if name.startswith("STOKER_"):
             monkeypatch.setenv(name, value)
-    assert limits_of("ads", Settings()).queued_rows == 10
+    assert limits_of("ads", Settings().projects).queued_rows == 10
 
 
 def test_the_wait_goes_by_how_fast_the_project_has_been() -> None:

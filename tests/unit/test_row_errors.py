@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from jobs import row_errors
 from jobs.errors import InvalidSpec
-from jobs.row_errors import FIRST_ROWS, RowErrors, note, parse_limit, verdict
+from jobs.row_errors import FIRST_ROWS, RowErrors, note, verdict
 from jobs.rows import Result, RowError
+from jobs.spec_fields import parse_row_error_limit
 from jobs.specs import parse_spec
 
 
@@ -114,7 +115,7 @@ def test_what_is_no_limit_is_refused(value: object) -> None:
 
 
 def test_limits_are_read_exactly() -> None:
-    assert [parse_limit(value) for value in (0, 10, "5%", "0.5%", "100%")] == [
+    assert [parse_row_error_limit(value) for value in (0, 10, "5%", "0.5%", "100%")] == [
         0, 10, Fraction(1, 20), Fraction(1, 200), 1,
     ]  # fmt: skip
 

@@ -16,8 +16,7 @@ from jobs.pins import folder_stamp
 from jobs.settings import Settings
 from jobs.specs import InferenceSpec, model_key
 from worker.device import device_name, free_memory_bytes, is_out_of_memory, release_memory, resolve_dtype
-from worker.inference.tasks import TaskModel, load_task_model
-from worker.inference.tasks.interface import Closable
+from worker.inference.tasks.interface import Closable, TaskModel
 from worker.inference.tasks.loading import load_error
 
 logger = logging.getLogger(__name__)
@@ -33,12 +32,12 @@ class _Warm:
 class ModelCache:
     """At most `limit` loaded models on one device. Used by one thread."""
 
-    def __init__(self, limit: int, device: torch.device, *, load: Callable[..., TaskModel] = load_task_model) -> None:
+    def __init__(self, limit: int, device: torch.device, *, load: Callable[..., TaskModel]) -> None:
         """
         Args:
             limit: models to keep loaded; at least 1.
             device: where they are loaded to.
-            load: makes a model; called as `load_task_model` is.
+            load: Makes a model of a spec; called as `load_task_model` is.
         """
         self._limit = limit
         self._load = load

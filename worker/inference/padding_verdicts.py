@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from typing import Protocol, runtime_checkable
 
 import tokenizers
 import torch
@@ -18,7 +19,7 @@ from jobs.errors import ServiceUnavailable
 from jobs.specs import InferenceSpec, model_key
 from jobs.tables import PaddingVerdict
 from worker.device import device_name, is_out_of_memory, one_line, release_memory
-from worker.inference.tasks.interface import PadsRows, TaskModel
+from worker.inference.tasks.interface import TaskModel
 from worker.inference.tasks.padding import NOTICES, Padding
 from worker.inference.tasks.tokens import Tokens
 
@@ -26,6 +27,23 @@ logger = logging.getLogger(__name__)
 
 _SAMPLES = 16
 """Values that are read of each weight, to tell other weights of the same shapes."""
+
+
+@runtime_checkable
+class PadsRows(Protocol):
+    """A `TaskModel` of texts, whose rows may be filled up to one length where its model bears that."""
+
+    tokens: Tokens
+    """Shared by all copies with other parameters; its `padding` says which rows may share a batch."""
+    model: PreTrainedModel
+
+    def probe_padding(self) -> Padding:
+        """Find that out, by a few forward passes.
+
+        Raises:
+            RuntimeError: the device has too little memory.
+        """
+        ...
 
 
 def settle_padding(

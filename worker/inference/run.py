@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-from enum import StrEnum
 from functools import partial
 
 from jobs import chunks
@@ -37,16 +36,9 @@ from worker.inference.stages import Closed
 from worker.inference.tasks.interface import InFlight, Interrupted
 from worker.inference.writer import Tally, Writer
 from worker.pulse import Pulse
-from worker.stop import Stop, StopReason
+from worker.stop import Outcome, Stop, StopReason
 
 logger = logging.getLogger(__name__)
-
-
-class Outcome(StrEnum):
-    """How a lease ended in order."""
-
-    DRAINED = "drained"  # nothing was left to claim
-    STOPPED = "stopped"  # a stop was asked for; what was not computed is pending again
 
 
 def run_lease(

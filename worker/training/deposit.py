@@ -12,7 +12,6 @@ from queue import SimpleQueue
 
 from jobs import ledger, training
 from jobs.activities import Activity
-from jobs.atomic import reason
 from jobs.database import Database
 from jobs.errors import MachineError, NotFound, NotKept, ServiceUnavailable, StoreUnwritable
 from jobs.leases import WorkingLease
@@ -20,6 +19,7 @@ from jobs.specs import TrainingSpec
 from jobs.store import Store, StoredObject, checkpoint_prefix, job_prefix
 from jobs.tables import Checkpoint
 from jobs.training import KeepRule, NewCheckpoint
+from jobs.wording import reason
 from worker.pulse import Pulse
 from worker.training.reports import Saved
 

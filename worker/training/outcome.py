@@ -8,12 +8,12 @@ from pathlib import Path
 import orjson
 
 from jobs import training
-from jobs.atomic import reason
 from jobs.database import Database
 from jobs.errors import NotKept
 from jobs.leases import WorkingLease
 from jobs.store import Store, lease_artifact_prefix
 from jobs.tables import Artifact
+from jobs.wording import reason
 from worker.training.curves import write_curves
 from worker.training.deposit import put_folder
 from worker.training.reports import Finished

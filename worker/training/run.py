@@ -29,11 +29,10 @@ from jobs.store import Store
 from jobs.training_spec import recipe_name
 from worker.inference.job_models import fetch_job_model
 from worker.inference.pinned import pinned_model
-from worker.inference.run import Outcome
 from worker.inference.tasks.loading import fetch_model
 from worker.protocol import Failed, error_from
 from worker.pulse import Beat, Pulse
-from worker.stop import Stop
+from worker.stop import Outcome, Stop
 from worker.training.deposit import Deposit, fetch_newest, prepare_store
 from worker.training.gathering import gather
 from worker.training.outcome import record_outcome

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from jobs.rows import Row, RowError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from worker.inference.tasks.padding import Padding
-    from worker.inference.tasks.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +121,4 @@ class Closable(Protocol):
 
     def close(self) -> None:
         """Give it back. Nothing is computed with this model any more, nor with another's parameters on its weights."""
-        ...
-
-
-@runtime_checkable
-class PadsRows(Protocol):
-    """A `TaskModel` of texts, whose rows may be filled up to one length where its model bears that."""
-
-    tokens: Tokens
-    """Shared by all copies with other parameters; its `padding` says which rows may share a batch."""
-    model: PreTrainedModel
-
-    def probe_padding(self) -> Padding:
-        """Find that out, by a few forward passes.
-
-        Raises:
-            RuntimeError: the device has too little memory.
-        """
         ...
