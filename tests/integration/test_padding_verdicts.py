@@ -23,11 +23,10 @@ from tests.live_api import LiveApi, spec_document
 from tests.task_kit import CPU, load, same
 from tests.tiny import SENTENCES, tiny_masked_lm, wordpiece_tokenizer
 from worker.inference.models import ModelCache
-from worker.inference.padding_verdicts import fingerprint_of
+from worker.inference.padding_verdicts import PadsRows, fingerprint_of
 from worker.inference.run import run_lease
 from worker.inference.tasks import load_task_model
 from worker.inference.tasks.fill_mask import FillMask
-from worker.inference.tasks.interface import PadsRows
 from worker.inference.tasks.padding import NOTICES, Padding
 from worker.pulse import Pulse
 from worker.stop import Outcome, Stop

@@ -22,7 +22,7 @@ from tests import tiny
 from tests.architectures import save_small, small_config
 from tests.task_kit import load, same, text_rows
 from tests.through_engine import compute
-from worker.inference.tasks.interface import PadsRows
+from worker.inference.padding_verdicts import PadsRows
 from worker.inference.tasks.padding import Padding
 
 TEXTS = [
