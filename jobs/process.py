@@ -215,3 +215,19 @@ def die_with_parent(death_signal: signal.Signals) -> None:
     a child must watch its standard input for its end."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(death_signal))
+
+
+def status_in_words(status: int) -> str:
+    """How a process ended, by the exit code that Popen gives."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = ""
+    if -status == signal.SIGKILL:
+        hint = ", from outside: by the kernel when memory ran out, or by a person"
+    elif -status in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
+        hint = ", a fault in native code"
+    return f"was ended by {name}{hint}"

@@ -30,7 +30,6 @@ from jobs.slots import SlotInfo
 from jobs.wording import first_line
 from worker.children import DISPLACED_STATUS, RUNNER_MODULE, app_command, app_environment
 from worker.log_format import set_up_logging
-from worker.runner_process import status_in_words
 from worker.slots import discover
 
 logger = logging.getLogger(__name__)
@@ -168,7 +167,7 @@ class Supervisor:
         logger.warning(
             "the worker of %s %s; it is started again in %.1f s",
             member.slot.id,
-            status_in_words(worker.returncode),
+            process.status_in_words(worker.returncode),
             delay,
         )
 

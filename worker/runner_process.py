@@ -166,7 +166,7 @@ class RunnerProcess:
         os.close(self._report_fd)
         self.dismiss()
         self._gone.set()
-        self._listen(self, Exited("was killed by its keeper" if self._condemned else status_in_words(status)))
+        self._listen(self, Exited("was killed by its keeper" if self._condemned else process.status_in_words(status)))
 
     def _read_output(self) -> bool:
         """Read what output there is; False at its end."""
@@ -223,19 +223,3 @@ def _read(fd: int) -> bytes | None:
         return os.read(fd, _READ_BYTES)
     except BlockingIOError:
         return None
-
-
-def status_in_words(status: int) -> str:
-    """How a process ended, by the exit code that Popen gives."""
-    if status >= 0:
-        return f"exited with status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    hint = ""
-    if -status == signal.SIGKILL:
-        hint = ", from outside: by the kernel when memory ran out, or by a person"
-    elif -status in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
-        hint = ", a fault in native code"
-    return f"was ended by {name}{hint}"

@@ -38,7 +38,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serving, running, submitting, looking, fetching, changing, webhooks, operating):
+_GROUPS = (
+    serving,
+    running,
+    submitting,
+    looking,
+    fetching,
+    changing,
+    webhooks,
+    operating,
+)
+for module in _GROUPS:
     module.add_to(app)
 
 

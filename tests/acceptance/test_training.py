@@ -80,12 +80,12 @@ def running(folder: Path) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def chain(running: Stack, spec: dict[str, Any]) -> tuple[str, str]:
     """A training that was left alone, and an inference by its model, submitted at once; both have ended."""
-    training = running.submit(spec)
+    trained = running.submit(spec)
     rows = {"path": spec["data"]["eval"], "columns": {"text": "text"}}
-    answers = running.submit({"task": "text-classification", "model": f"job:{training}", "input": rows})
-    for job_id in (training, answers):
+    answers = running.submit({"task": "text-classification", "model": f"job:{trained}", "input": rows})
+    for job_id in (trained, answers):
         assert running.await_end(job_id, 360.0)["state"] == "completed"
-    return training, answers
+    return trained, answers
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def weights(running: Stack, job_id: str) -> str:
         return next(one["sha256"] for one in client.artifacts(job_id) if one["name"] == "model/model.safetensors")
 
 
-def attempts(running: Stack, job_id: str) -> list[dict[str, Any]]:
+def attempts_of(running: Stack, job_id: str) -> list[dict[str, Any]]:
     with running.client() as client:
         return client.attempts(job_id)
 
@@ -175,7 +175,7 @@ def test_whatever_ends_it_on_the_way_it_comes_to_the_same_losses_and_weights(
     assert losses(running, shot) == losses(running, calm)
     assert [step for step, _ in losses(running, shot)] == list(range(1, NUM_STEPS + 1))
     assert weights(running, shot) == weights(running, calm)
-    tries = attempts(running, shot)
+    tries = attempts_of(running, shot)
     assert [one["end"] for one in tries] == ["machine", "machine", "lost", "shutdown", "completed"], tries
     assert all(one["resumed_step"] % 10 == 0 for one in tries[:4])
     assert tries[1]["resumed_step"] >= 10
@@ -207,7 +207,7 @@ def await_attempt(running: Stack, job_id: str, number: int) -> None:
 
     def is_there() -> bool:
         with contextlib.suppress(ServiceUnavailable):  # the API may be among the dead
-            last = attempts(running, job_id)[-1]
+            last = attempts_of(running, job_id)[-1]
             return bool(last["number"] == number and last["last_step"] >= last["resumed_step"] + 3)
         return False
 
@@ -254,16 +254,16 @@ def test_a_cancelled_training_leaves_no_process_and_a_retry_keeps_what_it_learne
         assert client.job(job_id)["state"] == "cancelled"
         step = client.job(job_id)["counts"]["done"]
     assert running.of_role("trainer") == []
-    assert attempts(running, job_id)[-1]["end"] == "cancelled"
+    assert attempts_of(running, job_id)[-1]["end"] == "cancelled"
 
     again = running.run("retry", job_id).stdout.strip()
     await_step(running, again, step + 1)
-    assert attempts(running, again)[0]["resumed_step"] == step, "what was computed is not lost"
+    assert attempts_of(running, again)[0]["resumed_step"] == step, "what was computed is not lost"
     with database.write() as session:  # the hour is over
         session.get_one(Job, again).deadline_at = database.time(session)
     assert running.await_end(again, 180.0)["state"] == "expired"
-    wait_until(lambda: attempts(running, again)[-1]["end"], "the end of its attempt")
-    last = attempts(running, again)[-1]
+    wait_until(lambda: attempts_of(running, again)[-1]["end"], "the end of its attempt")
+    last = attempts_of(running, again)[-1]
     assert last["end"] == "time_limit"
     with database.read() as session:
         assert training.checkpoints(session, again)[0].step == last["last_step"]

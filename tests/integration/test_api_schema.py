@@ -215,6 +215,7 @@ def test_every_answer_is_in_the_document(api: World, case: Case) -> None:
     """Lost: clients that are generated from the document, and the trust in it."""
     response = case.call(base_url=api.url, headers={"Authorization": f"Bearer {api.key}"})
     if case.path in ("/v1/jobs", "/v1/jobs/{job_id}/retry") and response.status_code == 201:
-        ledger.fail(api.database, response.json()["id"], StokerError("nothing runs here"))  # so that its streams end
+        # Ended, so that its streams end.
+        ledger.fail(api.database, response.json()["id"], StokerError("nothing runs here"))
     api.seen[case.operation.label].add(response.status_code)
     case.validate_response(response, checks=CHECKS)

@@ -62,7 +62,8 @@ def ranks_of(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if str(folder / "plan.json") in process.cmdline() and "worker.training.process" in process.cmdline():
+            command = process.cmdline()
+            if str(folder / "plan.json") in command and "worker.training.process" in command:
                 found.append(process)
     return sorted(found, key=lambda process: process.cmdline()[process.cmdline().index("--rank") + 1])
 

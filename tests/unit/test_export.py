@@ -167,7 +167,8 @@ def test_a_full_disk_is_the_machines_error_and_leaves_nothing(tmp_path: Path) ->
     """The kernel refuses to write on, as it does on a full disk; blaming the user would forbid the retry."""
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from jobs.errors import ServiceUnavailable; from jobs.rows import Result; from jobs.sinks.export import *\n"
+        "from jobs.errors import ServiceUnavailable; from jobs.rows import Result\n"
+        "from jobs.sinks.export import *\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: export_results([Result(0, None, 'x' * 200_000)], sys.argv[2], Path(sys.argv[1]), vector_output=False)\n"
         "except ServiceUnavailable as error: print(error)\n"

@@ -310,7 +310,8 @@ def test_parameters_are_those_of_tasks() -> None:
 
 def test_checking_needs_no_torch() -> None:
     """The scheduler would take seconds and gigabytes more to start."""
-    code = "import sys, jobs.modelcheck, jobs.parameters; sys.exit(len({'torch', 'transformers'} & sys.modules.keys()))"
+    code = "import sys, jobs.modelcheck, jobs.parameters\n"
+    code += "sys.exit(len({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

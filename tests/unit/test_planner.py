@@ -279,7 +279,8 @@ def test_an_input_that_vanished_after_submission_fails_the_job(
 def test_a_planning_that_is_not_wanted_any_more_leaves_the_job_to_the_next(
     tmp_path: Path, settings: Settings, store: Store, database: Database
 ) -> None:
-    job = ledger.submit(database, spec_of(str(write_rows(tmp_path / "rows.jsonl", 500)), batching={"chunk_rows": 1}))
+    spec = spec_of(str(write_rows(tmp_path / "rows.jsonl", 500)), batching={"chunk_rows": 1})
+    job = ledger.submit(database, spec)
     answers = iter([True] * 700)
     plan_job(database, store, settings, job.id, is_wanted=lambda: next(answers, False))
     assert state_of(database, job.id).state == JobState.VALIDATING

@@ -53,7 +53,8 @@ def scalar(loss: Loss) -> torch.Tensor:
 
 def options_of(name: str) -> type[Options]:
     """What a recipe's spec may set."""
-    found: type[Options] = getattr(importlib.import_module(f"worker.training.recipes.{name}"), f"{name.title()}Options")
+    module = importlib.import_module(f"worker.training.recipes.{name}")
+    found: type[Options] = getattr(module, f"{name.title()}Options")
     return found
 
 

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from jobs.process import status_in_words
 from jobs.slots import SlotInfo
 from worker.children import app_command, app_environment, python_module, runner_environment
 from worker.main import restart_delay
-from worker.runner_process import status_in_words
 
 
 def test_a_slots_processes_see_one_device_and_no_other() -> None:
@@ -34,7 +34,12 @@ def test_a_runners_threads_do_not_spin_unless_the_operator_says_so() -> None:
 def test_children_find_our_package_wherever_they_start() -> None:
     environ = app_environment({"PYTHONPATH": "/elsewhere"}, device_uuid=None)
     asked = subprocess.run(
-        [*python_module("worker.app"), "--help"], cwd="/", env=environ, capture_output=True, text=True, timeout=300
+        [*python_module("worker.app"), "--help"],
+        cwd="/",
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert asked.returncode == 0, asked.stderr
     assert environ["PYTHONPATH"].endswith(":/elsewhere")

@@ -41,7 +41,8 @@ def _fetch_job(job_id: str, param: str, *, database: Database, store: Store, set
         return
     with database.read() as session:
         job = ledger.get(session, job_id)
-        made = [artifact for artifact in ledger.artifacts(session, job_id) if artifact.name.startswith(MODEL_FOLDER)]
+        artifacts = ledger.artifacts(session, job_id)
+        made = [artifact for artifact in artifacts if artifact.name.startswith(MODEL_FOLDER)]
     if job.state != JobState.COMPLETED or not made:
         raise InvalidModel(f"{param} '{JOB_PREFIX}{job_id}': that job made no model", param=param)
     try:

@@ -20,7 +20,6 @@ from pathlib import Path
 from jobs import process
 from jobs.errors import DeviceOutOfMemory, MachineError, RunnerDied
 from worker.children import python_module
-from worker.runner_process import status_in_words
 from worker.stop import Stop
 from worker.training.plan import Plan
 from worker.training.reports import Broken, Finished, Report, Stopped, parse_report, stop_line
@@ -160,7 +159,7 @@ class _Rank:
     @property
     def status(self) -> str:
         """How it ended, in words."""
-        return status_in_words(self.process.wait())
+        return process.status_in_words(self.process.wait())
 
     def read(self) -> Iterator[Report]:
         """What it has said since."""
