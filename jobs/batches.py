@@ -17,6 +17,7 @@ from jobs import endings, history, ledger, paging, usage
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
+from jobs.pins import Pins
 from jobs.specs import JobSpec
 from jobs.states import BatchState
 from jobs.store import StoredObject
@@ -53,6 +54,8 @@ class BatchPart:
     file_id: str
     rows: StoredObject
     num_rows: int
+    pins: Pins | None = None
+    """What the job computes with, as that was when the lines were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +222,7 @@ def accept(db: Database, batch_id: str, plan: BatchPlan) -> None:
                 batch_id=batch_id,
                 deadline_at=batch.expires_at,
                 num_rows=part.num_rows,
+                pins=part.pins,
             )
         batch.state, batch.in_progress_at = BatchState.IN_PROGRESS, now
         batch.num_lines, batch.model = plan.num_lines, plan.model

@@ -8,7 +8,7 @@ database: its holder may commit a moment late as long as nobody else was given i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from sqlalchemy import CursorResult, func, select, update
@@ -20,6 +20,7 @@ from jobs.database import Database
 from jobs.errors import Conflict, DeviceOutOfMemory, LostLease, StokerError
 from jobs.ids import new_id
 from jobs.lease_ends import Locked
+from jobs.pins import Pins
 from jobs.settings import Settings
 from jobs.slots import UNHEARD
 from jobs.specs import TRAINING
@@ -50,8 +51,8 @@ class WorkingLease:
     rank: int
     gang_id: str | None = None
     """None where the lease stands alone."""
-    pins: dict[str, Any] | None = None
-    """What the job computes with, as that was when it was planned; see `jobs.pins`."""
+    pins: Pins = field(default_factory=Pins)
+    """What the job computes with, as that was when it was submitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,15 @@ def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: fl
         lease.activated_at, lease.expires_at = now, now + lease_seconds
         history.record(session, db, job.id, "lease.active", lease=lease.id, slot=lease.slot_id, attempt=lease.attempt)
         return WorkingLease(
-            lease.id, job.id, lease.slot_id, job.kind, job.spec, lease.attempt, lease.rank, lease.gang_id, job.pins
+            lease.id,
+            job.id,
+            lease.slot_id,
+            job.kind,
+            job.spec,
+            lease.attempt,
+            lease.rank,
+            lease.gang_id,
+            Pins.parse(job.pins),
         )
 
 

@@ -13,6 +13,7 @@ from jobs.database import Database
 from jobs.errors import Conflict, NotFound, StokerError
 from jobs.ids import new_id
 from jobs.paging import Order
+from jobs.pins import Pins
 from jobs.specs import InferenceSpec, JobSpec, model_key, parse_spec, source_job
 from jobs.states import LIVE_JOB_STATES, JobState
 from jobs.tables import Artifact, Job, Lease
@@ -33,12 +34,14 @@ def submit(
     project: str = "default",
     idempotency_key: str | None = None,
     wanted: RowsWanted | None = None,
+    pins: Pins | None = None,
 ) -> Job:
     """Write a job down as `validating`; the planner takes it from there.
 
     Args:
         idempotency_key: a repeated submission of the project with the same key gives the job of the first one.
         wanted: the room that it needs, where its project's queue has a limit.
+        pins: what it computes with, as that is now.
 
     Raises:
         QueueFull: there is no such room now.
@@ -57,6 +60,7 @@ def submit(
                 project=project,
                 idempotency_key=idempotency_key,
                 num_rows=num_rows,
+                pins=pins,
             )
     except IntegrityError:
         with db.read() as session:
@@ -82,6 +86,7 @@ def add(
     batch_id: str | None = None,
     deadline_at: float | None = None,
     num_rows: int = 0,
+    pins: Pins | None = None,
 ) -> Job:
     """Write a job down as `validating` in the caller's transaction.
 
@@ -89,6 +94,7 @@ def add(
         num_rows: where they are counted already; the plan's own count replaces it.
         batch_id: the batch that it carries out, or a part of.
         deadline_at: when it expires, in Unix seconds, where its spec has no time limit.
+        pins: as for `submit`.
     """
     now = db.time(session)
     job = Job(
@@ -107,6 +113,7 @@ def add(
         num_rows=num_rows,
         waits_for=source_job(spec),
         max_row_errors=_row_error_limit(spec),
+        pins=None if pins is None else pins.stored(),
         created_at=now,
         deadline_at=deadline_at if spec.time_limit is None else now + spec.time_limit,
     )
@@ -138,7 +145,7 @@ def list_jobs(
     state: JobState | None = None,
     order: Order = "desc",
 ) -> tuple[list[Job], bool]:
-    """A page of jobs by time of submission; their specs, which may be megabytes, are not read with it.
+    """A page of jobs by time of submission; their specs and pins, which may be megabytes, are not read with it.
 
     Args:
         project: whose jobs; None for all.
@@ -157,7 +164,7 @@ def list_jobs(
     if state is not None:
         conditions.append(col(Job.state) == state)
     last = None if after is None else get(session, after)
-    return paging.page(session, Job, *conditions, last=last, limit=limit, order=order, large=[Job.spec])
+    return paging.page(session, Job, *conditions, last=last, limit=limit, order=order, large=[Job.spec, Job.pins])
 
 
 def artifacts(session: Session, job_id: str) -> list[Artifact]:
@@ -230,7 +237,7 @@ def cancel(db: Database, job_id: str) -> Job:
         return job
 
 
-def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None) -> Job:
+def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None, pins: Pins | None = None) -> Job:
     """Submit an ended job's spec again, as a new job that says what it is a retry of.
 
     Asked again while that retry is live, this gives the same one, so that a command repeated by mistake or after a lost
@@ -238,6 +245,7 @@ def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None) -> Job
 
     Args:
         wanted: as for `submit`.
+        pins: as for `submit`.
 
     Raises:
         NotFound: there is no such job.
@@ -258,7 +266,8 @@ def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None) -> Job
         if wanted is not None:
             usage.take_rows(session, db, job.project, wanted)
             num_rows = wanted.num_rows or 0
-        return add(session, db, parse_spec(job.spec), project=job.project, retry_of=job.id, num_rows=num_rows)
+        spec = parse_spec(job.spec)
+        return add(session, db, spec, project=job.project, retry_of=job.id, num_rows=num_rows, pins=pins)
 
 
 def live_retry(session: Session, job_id: str) -> Job | None:

@@ -1,14 +1,14 @@
-"""What a job computes with, pinned when it is planned and compared by every runner before it uses it.
+"""What a job computes with, stamped when it is submitted and compared by every runner before it uses it.
 
 A model folder whose weights are replaced in mid job would give one job two models, so a change is refused, as it is for
-inputs. A pin holds, for each file that loading may read, its size, its stamp (`jobs.stamps`) and a digest.
+inputs. A pin holds, for each file that loading may read, its size, its stamp (`jobs.stamps`) and a digest. A request
+cannot wait for digests, so they are added when the job is planned, from files that still are what was stamped.
 
 On the host that made the pin, size and stamp decide. Another host has other inodes, and a copy of the folder has times
 of its own; there the sizes and the digests decide. A digest is of all bytes of a file of up to 64 MiB (configurations,
 tokenizers), and of blocks spread over a larger one (weights), which tells other weights but no single flipped bit.
 
-A job's `pins` are `{part: pin}`, where a part is `model`, `processor` or `module` and a pin is made by `pin_path` or,
-of a hub id, is `{"revision": commit}`, written by the first runner that has resolved the name.
+Which files a job's spec names is known to `jobs.job_pins`.
 """
 
 from __future__ import annotations
@@ -18,23 +18,16 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sqlmodel import Session
+from pydantic import TypeAdapter
 
-from jobs.database import Database
-from jobs.errors import InvalidModel, InvalidSpec, ServiceUnavailable, UserError
-from jobs.leases import hold
+from jobs.errors import InvalidModel, ServiceUnavailable, UserError
 from jobs.model_files import MOST_FILES, TooManyFiles, model_files
-from jobs.modelcheck import local_model
-from jobs.paths import check_code_path
-from jobs.settings import Settings
-from jobs.specs import JOB_PREFIX, JobSpec, TrainingSpec
 from jobs.stamps import file_stamp, is_same
-from jobs.tables import Job
-from jobs.training_spec import recipe_name
 from jobs.wording import reason
 
 _WHOLE_BYTES = 64 * 2**20  # the largest file whose digest is of all its bytes
@@ -42,36 +35,84 @@ _BLOCK_BYTES = 64 * 2**10
 _NUM_BLOCKS = 64  # blocks that are read of a larger file
 _MOST_DIGESTS = 4096  # remembered by one process
 
-
-def pin_spec(spec: JobSpec, settings: Settings) -> dict[str, Any]:
-    """The pins of everything on this machine's file systems that a job computes with, its input left aside.
-
-    Of `job:<id>` there is none: what a training made never changes, and its files are fetched by their digests.
-
-    Raises:
-        UserError: something cannot be read, or holds too many files.
-        ServiceUnavailable: it cannot be read now.
-    """
-    pins: dict[str, Any] = {}
-    for part, param, name in _models(spec):
-        folder = None if name.startswith(JOB_PREFIX) else local_model(name, settings, param=param)
-        if folder is not None:
-            pins[part] = pin_path(folder, name=name, param=param)
-    if isinstance(spec, TrainingSpec) and spec.module is not None and recipe_name(spec.module) is None:
-        path = check_code_path(spec.module, settings, param="module")
-        pins["module"] = pin_path(path, name=spec.module, param="module", error=InvalidSpec)
-    return pins
+Part = Literal["model", "processor", "module"]
+"""What of a job is pinned."""
 
 
-def _models(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
-    """Part, field and name of each model or processor that a spec names."""
-    if isinstance(spec.model, str):
-        yield "model", "model", spec.model
-    elif spec.model is not None and spec.model.processor is not None:
-        yield "processor", "model.processor", spec.model.processor
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """One file as it was."""
+
+    name: str
+    """Its path within the pinned folder; of a file that was pinned alone, its name."""
+    num_bytes: int
+    stamp: str
+    """As `jobs.stamps.file_stamp` makes it."""
+    digest: str | None = None
+    """None where only size and stamp were taken, as at submission."""
 
 
-def pin_path(path: Path, *, name: str, param: str = "model", error: type[UserError] = InvalidModel) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class PinnedFiles:
+    """A file, or the files of a folder that loading may read."""
+
+    files: tuple[PinnedFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedRevision:
+    """The commit of a hub id, written by the first runner that has resolved the name."""
+
+    revision: str
+
+
+Pin = PinnedFiles | PinnedRevision
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """Everything that a job computes with, its input left aside."""
+
+    model: Pin | None = None
+    processor: Pin | None = None
+    module: Pin | None = None
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any] | None) -> Pins:
+        """The pins that a job's row or an order holds; of None, none.
+
+        Raises:
+            ValueError: the document is not one of pins.
+        """
+        return cls() if document is None else _PINS.validate_python(document)
+
+    def of(self, part: Part) -> Pin | None:
+        """The pin of one part of the job."""
+        pin: Pin | None = getattr(self, part)
+        return pin
+
+    def with_pin(self, part: Part, pin: Pin) -> Pins:
+        """These pins with another one for a part."""
+        changed: dict[str, Any] = {part: pin}
+        return replace(self, **changed)
+
+    def stored(self) -> dict[str, Any]:
+        """What a job's row holds of them."""
+        document: dict[str, Any] = _PINS.dump_python(self, mode="json", exclude_none=True)
+        return document
+
+
+_PINS = TypeAdapter(Pins)
+
+
+def pin_path(
+    path: Path,
+    *,
+    name: str,
+    param: str = "model",
+    error: type[UserError] = InvalidModel,
+    with_digests: bool = True,
+) -> PinnedFiles:
     """A pin of a file, or of the files in a folder that loading may read.
 
     Args:
@@ -79,20 +120,22 @@ def pin_path(path: Path, *, name: str, param: str = "model", error: type[UserErr
         name: what the user called it, for messages.
         param: the field of the spec that named it.
         error: what is raised.
+        with_digests: whether the files are read as well; without, each is only looked at.
 
     Raises:
         UserError: of class `error`: it cannot be read, or holds too many files.
     """
     with _translated(name, param, error, missing="there is no such file or folder"):
-        files = [
-            {"name": file, "num_bytes": status.st_size, "stamp": file_stamp(status), "digest": _digest(full, status)}
-            for file, full, status in _files(path)
-        ]
-    return {"files": files}
+        return PinnedFiles(
+            tuple(
+                PinnedFile(file, status.st_size, file_stamp(status), _digest(full, status) if with_digests else None)
+                for file, full, status in _files(path)
+            )
+        )
 
 
 def check_pin(
-    pin: Mapping[str, Any] | None,
+    pin: Pin | None,
     path: Path,
     *,
     name: str,
@@ -105,15 +148,16 @@ def check_pin(
     Cheap: files are read only on other hosts than the one that pinned them, and there once by each process.
 
     Args:
-        by_content: Whether the digests decide on every host, for small files that may be written anew as they were.
+        by_content: Whether the digests decide on every host, for small files that may be written anew as they were;
+            a pin without digests is compared by stamps.
 
     Raises:
         UserError: of class `error`: it changed after the job was submitted.
         ServiceUnavailable: it cannot be read.
     """
-    if pin is None or "files" not in pin:
+    if not isinstance(pin, PinnedFiles):
         return
-    pinned = {file["name"]: file for file in pin["files"]}
+    pinned = {file.name: file for file in pin.files}
     with _translated(name, param, error, missing="was removed after the job was submitted"):
         present = {file: (full, status) for file, full, status in _files(path)}
         changed = (
@@ -156,43 +200,16 @@ def folder_stamp(path: Path) -> tuple[tuple[str, int, str], ...]:
         return ()
 
 
-def pin_revision(db: Database, lease_id: str, part: str, revision: str) -> str:
-    """Pin the commit that a hub id was resolved to, unless another runner of the job has pinned one before.
-
-    Args:
-        lease_id: a live lease of the job.
-        part: `model` or `processor`.
-        revision: the commit that this runner resolved.
-
-    Returns:
-        The commit that the whole job uses.
-
-    Raises:
-        LostLease: the lease is not active any more.
-    """
-    with db.write() as session:
-        job = _lock_job(session, hold(session, lease_id).job_id)
-        pins = dict(job.pins or {})
-        pinned = pins.get(part, {}).get("revision")
-        if pinned is None:
-            pins[part] = {"revision": revision}
-            job.pins = pins
-        return revision if pinned is None else str(pinned)
-
-
-def _lock_job(session: Session, job_id: str) -> Job:
-    return session.get_one(Job, job_id, with_for_update=True)
-
-
-def _is_pinned(file: Mapping[str, Any], path: Path, status: os.stat_result, *, by_content: bool) -> bool:
-    if file["num_bytes"] != status.st_size:
+def _is_pinned(file: PinnedFile, path: Path, status: os.stat_result, *, by_content: bool) -> bool:
+    if file.num_bytes != status.st_size:
         return False
-    if by_content:
-        return bool(file["digest"] == _digest(path, status))
+    if by_content and file.digest is not None:
+        return file.digest == _digest(path, status)
     present = file_stamp(status)
-    return is_same(file["stamp"], present) or (
-        _host(file["stamp"]) != _host(present) and file["digest"] == _digest(path, status)
-    )
+    if is_same(file.stamp, present):
+        return True
+    is_elsewhere = _host(file.stamp) != _host(present)
+    return is_elsewhere and (file.digest is None or file.digest == _digest(path, status))
 
 
 def _host(stamp: str) -> str:

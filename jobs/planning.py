@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from sqlalchemy import delete, insert, select
@@ -13,6 +13,7 @@ from jobs import history
 from jobs.database import Database
 from jobs.errors import Conflict
 from jobs.ids import new_id
+from jobs.pins import Pins
 from jobs.states import ChunkState, JobState
 from jobs.tables import Chunk, Job
 
@@ -35,12 +36,12 @@ class PlannedChunk(Protocol):
         """Where the source may begin to read."""
 
 
-def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Mapping[str, Any] | None = None) -> int:
+def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Pins | None = None) -> int:
     """Write a validating job's chunks and queue it. Starts over what an interrupted planning left.
 
     Args:
         chunks: contiguous ranges from row 0 on, made lazily; written some thousand at a time.
-        pins: what the job computes with, as `jobs.pins` describes it.
+        pins: what the job computes with; None leaves what its submission wrote.
 
     Returns:
         The number of rows.
@@ -72,7 +73,8 @@ def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Map
             num_chunks += len(records)
             if not following:  # a small plan is this one transaction
                 job.state, job.num_rows = JobState.QUEUED, num_rows
-                job.pins = None if pins is None else dict(pins)
+                if pins is not None:
+                    job.pins = pins.stored()
                 session.flush()
                 history.record(session, db, job_id, "job.queued", rows=num_rows, chunks=num_chunks)
         if not following:
@@ -80,7 +82,7 @@ def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Map
         batch = following
 
 
-def enqueue(db: Database, job_id: str, *, pins: Mapping[str, Any] | None = None) -> None:
+def enqueue(db: Database, job_id: str, *, pins: Pins | None = None) -> None:
     """Queue a validating job that has no chunks, as a training has none.
 
     Args:
@@ -92,7 +94,8 @@ def enqueue(db: Database, job_id: str, *, pins: Mapping[str, Any] | None = None)
     with db.write() as session:
         job = _lock_validating(session, job_id)
         job.state = JobState.QUEUED
-        job.pins = None if pins is None else dict(pins)
+        if pins is not None:
+            job.pins = pins.stored()
         session.flush()
         history.record(session, db, job_id, "job.queued")
 

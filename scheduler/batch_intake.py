@@ -15,7 +15,8 @@ from jobs.bounds import LONGEST_PATH_BYTES
 from jobs.catalogue import CatalogueModel
 from jobs.errors import UserError
 from jobs.ids import new_id
-from jobs.specs import parse_spec
+from jobs.pins import Pins
+from jobs.specs import JobSpec, parse_spec
 from jobs.store import Draft, Store, batch_prefix
 from jobs.wording import short, short_message, shown
 from scheduler.api.openai import ENDPOINTS, TASK_DEFAULTS, TASK_PARAMETERS, Asked, Refusal
@@ -69,6 +70,7 @@ class Intake:
         endpoint: str,
         *,
         find_model: Callable[[str, str], CatalogueModel],
+        stamp: Callable[[JobSpec], Pins],
         max_lines: int,
         max_line_bytes: int,
         max_rows: int | None = None,
@@ -80,6 +82,7 @@ class Intake:
             batch_id: whose lines they are.
             endpoint: that every line must name.
             find_model: the model behind a client's name, for a task; raises `UserError`.
+            stamp: what a job's spec computes with, as that is now; raises `UserError`.
             max_lines: that a batch may have.
             max_line_bytes: longest line, without its ending.
             max_rows: that may have to be run, the answers that are taken over not among them; no limit when absent.
@@ -87,7 +90,7 @@ class Intake:
         """
         self._store, self._batch_id, self._endpoint = store, batch_id, endpoint
         self._translation = ENDPOINTS[endpoint]
-        self._find_model = find_model
+        self._find_model, self._stamp = find_model, stamp
         self._max_lines, self._max_line_bytes, self._max_rows = max_lines, max_line_bytes, max_rows
         self._is_wanted = is_wanted
         self._folder = f"{batch_prefix(batch_id)}{new_id('intake')}/"
@@ -274,7 +277,8 @@ class Intake:
             "dtype": part.model.dtype,
             "engine": part.model.engine_of(task),
         }
-        return BatchPart(parse_spec(document), part.file_id, part.draft.stored, part.num_rows)
+        spec = parse_spec(document)
+        return BatchPart(spec, part.file_id, part.draft.stored, part.num_rows, self._stamp(spec))
 
 
 def numbered_lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import orjson
@@ -15,6 +16,7 @@ from jobs.batches import BatchCounts
 from jobs.catalogue import CatalogueModel
 from jobs.database import Database
 from jobs.errors import Conflict, NotFound, StokerError, UserError
+from jobs.job_pins import stamp_spec
 from jobs.limits import limits_of
 from jobs.modelcheck import check_model
 from jobs.settings import Settings
@@ -58,6 +60,7 @@ def take_in(
         batch_id,
         batch.endpoint,
         find_model=find_model,
+        stamp=partial(stamp_spec, settings=settings),
         max_lines=settings.batch_lines,
         max_line_bytes=settings.max_row_bytes,
         max_rows=limits_of(batch.project, settings.projects).queued_rows,

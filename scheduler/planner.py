@@ -13,10 +13,11 @@ from sqlmodel import col
 from jobs import ledger, planning
 from jobs.database import Database
 from jobs.errors import Conflict, InvalidInput, InvalidSpec, UserError
+from jobs.job_pins import check_spec, pin_spec
 from jobs.limits import limits_of
 from jobs.modelcheck import check_model
 from jobs.paths import check_replaces_no_input, resolve_output_path
-from jobs.pins import pin_spec
+from jobs.pins import Pins
 from jobs.projects import OPERATOR
 from jobs.settings import Settings
 from jobs.sources import ChunkRange, Source, check_columns, open_source
@@ -133,6 +134,9 @@ def plan_job(
         return
     try:
         spec = parse_spec(job.spec)
+        submitted = None if job.pins is None else Pins.parse(job.pins)
+        if submitted is not None:
+            check_spec(spec, submitted, settings)  # first: other files than its own are not looked at
         check_submission(
             spec,
             settings=settings,
@@ -143,6 +147,8 @@ def plan_job(
             is_wanted=is_wanted,
         )
         pins = pin_spec(spec, settings)
+        if submitted is not None:
+            check_spec(spec, submitted, settings)  # again: so the digests are of what was submitted
         if isinstance(spec, TrainingSpec):
             check_rows(spec, settings=settings, store=store, database=db, project=job.project, is_wanted=is_wanted)
             planning.enqueue(db, job_id, pins=pins)

@@ -13,8 +13,9 @@ from sqlmodel import col
 
 from jobs import leases, ledger, planning, slots
 from jobs.database import Database
+from jobs.job_pins import pin_spec
 from jobs.leases import Grant, WorkingLease
-from jobs.pins import pin_spec
+from jobs.pins import PinnedRevision, Pins
 from jobs.rows import Result
 from jobs.settings import Settings
 from jobs.sinks import Sink, open_sink
@@ -53,7 +54,9 @@ class LeasedJob:
         self.spec: InferenceSpec = parse_spec(document)
         self.job_id = ledger.submit(database, self.spec).id
         # A model that is no folder is one of the hub, whose commit would be looked for there.
-        pins = pin_spec(self.spec, settings) or {"model": {"revision": "main"}}
+        pins = pin_spec(self.spec, settings)
+        if pins == Pins():
+            pins = Pins(model=PinnedRevision("main"))
         planning.plan(database, self.job_id, self.source().index(chunk_rows), pins=pins)
 
     @staticmethod

@@ -11,6 +11,7 @@ from jobs import errors
 from jobs.activities import Activity
 from jobs.errors import MachineError, StokerError, UserError
 from jobs.leases import WorkingLease
+from jobs.pins import Pins
 from worker.pulse import Beat
 from worker.stop import StopReason
 
@@ -111,7 +112,7 @@ def parse_order(line: bytes) -> Order:
     try:
         match _parse(line):
             case "run", dict(fields):
-                return Run(WorkingLease(**fields))
+                return Run(WorkingLease(**{**fields, "pins": Pins.parse(fields.get("pins"))}))
             case "stop", str(reason):
                 return Halt(StopReason(reason))
     except (TypeError, ValueError) as error:

@@ -10,6 +10,8 @@ from starlette.responses import StreamingResponse
 from jobs import ledger
 from jobs.catalogue import with_catalogue
 from jobs.errors import Conflict, NotFound
+from jobs.job_pins import stamp_spec
+from jobs.pins import Pins
 from jobs.specs import InferenceSpec, JobSpec, TrainingSpec, parse_spec
 from jobs.states import JobState
 from jobs.tables import ApiKey, Artifact, Job
@@ -70,8 +72,11 @@ def submit_job(
     check_submission(
         spec, settings=context.settings, database=context.database, store=context.store, project=key.project
     )
+    pins = stamp_spec(spec, context.settings)
     wanted = _demand(context, spec, key.project)
-    job = ledger.submit(context.database, spec, project=key.project, idempotency_key=idempotency_key, wanted=wanted)
+    job = ledger.submit(
+        context.database, spec, project=key.project, idempotency_key=idempotency_key, wanted=wanted, pins=pins
+    )
     context.doorbell.wake()
     return _same_job(context, job, spec)
 
@@ -129,12 +134,14 @@ def retry_job(context: InContext, key: Key, job_id: JobId, response: Response) -
         response.status_code = 200
         return describe_job(context, live.id)
     spec = parse_spec(ended.spec)
+    pins: Pins | None = None
     if ended.state.is_terminal and ended.state != JobState.COMPLETED:  # others are refused for that, below
         check_submission(
             spec, settings=context.settings, database=context.database, store=context.store, project=ended.project
         )
+        pins = stamp_spec(spec, context.settings)
     wanted = _demand(context, spec, ended.project)
-    job = ledger.retry(context.database, job_id, wanted=wanted)
+    job = ledger.retry(context.database, job_id, wanted=wanted, pins=pins)
     context.doorbell.wake()
     return describe_job(context, job.id)
 

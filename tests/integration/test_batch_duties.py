@@ -148,6 +148,19 @@ def test_lines_come_back_in_order_over_all_jobs(hall: Hall) -> None:
     assert list(hall.store.list("batches/")) == []
 
 
+def test_a_model_that_changes_after_the_reading_fails_its_jobs(hall: Hall) -> None:
+    batch = hall.take_in(hall.create([line(0), line(1, "b")]))
+    config = Path(hall.settings.models["a"].model) / "config.json"
+    config.write_text(config.read_text() + " ")
+    for job in hall.jobs(batch):
+        plan_job(hall.db, hall.store, hall.settings, job.id)
+    ended = hall.finish(batch)
+    assert ended.state == BatchState.FAILED
+    assert ended.errors is not None
+    refusal = f"model '{config.parent}': config.json changed after the job was submitted"
+    assert [error["message"] for error in ended.errors] == [refusal, refusal]
+
+
 def test_a_reading_that_was_cut_off_is_done_again(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill between the files and the jobs leaves neither a second job nor a stray object."""
     batch = hall.create([line(0), line(1)])

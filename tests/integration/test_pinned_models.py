@@ -74,7 +74,7 @@ def test_weights_replaced_in_mid_job_are_refused_by_every_runner(
     os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` and `rsync -a` leave it
     other.replace(folder / "model.safetensors")
     second = job.lease()
-    assert second.pins is not None
+    assert second.pins.model is not None
     for models in (warm, new_cache()):
         with pytest.raises(InvalidModel) as caught:
             run(job, second, models)
@@ -97,6 +97,20 @@ def test_a_folder_replaced_while_it_is_loaded_is_refused(
     with pytest.raises(InvalidModel, match=r"config\.json changed after the job was submitted"):
         run(job, job.lease(), ModelCache(1, torch.device("cpu"), load=load_late))  # type: ignore[arg-type]
     assert job.job().num_done == 0
+
+
+def test_a_folder_that_is_gone_is_not_taken_for_a_hub_id(
+    sqlite_database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost: rows of another model, which the hub has under the same name."""
+    monkeypatch.chdir(tmp_path)
+    tiny.tiny_classifier(tmp_path / "model")
+    job = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, task="text-classification", model="model")
+    lease = job.lease()
+    assert pinned_model("model", lease, database=sqlite_database, settings=settings) == "model"
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(InvalidModel, match=r"^model 'model': was removed after the job was submitted$"):
+        pinned_model("model", lease, database=sqlite_database, settings=settings)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A job computes with what was there when it was planned: any change of a model's files is noticed."""
+"""A job computes with what was there when it was submitted: any change of a model's files is noticed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 
 from jobs import pins
 from jobs.errors import InvalidModel, InvalidSpec
+from jobs.job_pins import check_spec, pin_spec, stamp_spec
 from jobs.leases import WorkingLease
-from jobs.pins import check_pin, pin_path, pin_spec
+from jobs.pins import PinnedRevision, Pins, check_pin, pin_path
 from jobs.settings import Settings
-from jobs.specs import TrainingSpec, parse_spec
+from jobs.specs import JobSpec, TrainingSpec, parse_spec
 
 
 @pytest.fixture
@@ -44,6 +45,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "equal size and time": (_replaced_by_an_equal_looking_file, "model.safetensors"),
     "a config of other words": (lambda folder: (folder / "config.json").write_text("{}"), "config.json"),
     "a file more": (lambda folder: (folder / "chat_template.jinja").write_text("x"), "chat_template.jinja"),
+    "an adapter beside the weights": (
+        lambda folder: (folder / "adapter_model.safetensors").write_text("x"),
+        "adapter_model.safetensors",
+    ),
     "a file less": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
     "a module": (lambda folder: (folder / "1_Pooling/config.json").write_text("{}"), "1_Pooling/config.json"),
 }
@@ -109,7 +114,7 @@ def test_a_large_file_is_told_apart_by_blocks_of_it(tmp_path: Path, monkeypatch:
     paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
     for path, last in zip(paths, (0, 0, 1), strict=True):
         path.write_bytes(bytes(999) + bytes([last]))
-    digests = [pin_path(path, name="m")["files"][0]["digest"] for path in paths]
+    digests = [pin_path(path, name="m").files[0].digest for path in paths]
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -117,18 +122,18 @@ def test_a_spec_pins_its_folders_and_its_module(folder: Path, tmp_path: Path) ->
     settings = Settings(input_roots=[tmp_path], code_roots=[tmp_path])
     rows = {"path": "rows.jsonl"}
     inference = {"task": "embeddings", "model": str(folder), "input": rows}
-    assert pin_spec(parse_spec(inference), settings) == {"model": pin_path(folder, name=str(folder))}
-    assert pin_spec(parse_spec({**inference, "model": "org/name"}), settings) == {}
-    assert pin_spec(parse_spec({**inference, "model": "job:job_1"}), settings) == {}
+    assert pin_spec(parse_spec(inference), settings) == Pins(model=pin_path(folder, name=str(folder)))
+    assert pin_spec(parse_spec({**inference, "model": "org/name"}), settings) == Pins()
+    assert pin_spec(parse_spec({**inference, "model": "job:job_1"}), settings) == Pins()
     model = {"architecture": "bert", "processor": str(folder)}
     training = {"kind": "training", "task": "text-classification", "model": model, "data": {"train": "rows.jsonl"}}
-    assert pin_spec(parse_spec(training), settings).keys() == {"processor"}
+    assert pin_spec(parse_spec(training), settings) == Pins(processor=pin_path(folder, name=str(folder)))
     module = tmp_path / "mine.py"
     module.write_text("def build(setup): ...")
     made = pin_spec(parse_spec({"kind": "training", "trainer": "torch", "module": str(module)}), settings)
     module.write_text("def build(setup): pass")
     with pytest.raises(InvalidSpec, match=r"^module 'm': mine\.py changed after the job was submitted$"):
-        check_pin(made["module"], module, name="m", param="module", error=InvalidSpec)
+        check_pin(made.module, module, name="m", param="module", error=InvalidSpec)
 
 
 def test_a_runner_refuses_a_module_that_changed_before_its_first_step(tmp_path: Path) -> None:
@@ -143,3 +148,43 @@ def test_a_runner_refuses_a_module_that_changed_before_its_first_step(tmp_path: 
     module.write_text("def build(setup): 1000")
     with pytest.raises(InvalidSpec, match=r"module '.*net.py': net.py changed after the job was submitted"):
         check_module(spec, lease, settings)
+
+
+def test_the_stored_form_of_pins_is_that_of_earlier_releases(folder: Path) -> None:
+    """Lost: jobs that wait in the queue while Stoker is upgraded."""
+    file = {"name": "config.json", "num_bytes": 7, "stamp": "1+2.3@0000abcd", "digest": "d"}
+    document = {"model": {"files": [file]}, "processor": {"revision": "c" * 40}}
+    pins = Pins.parse(document)
+    assert pins.processor == PinnedRevision("c" * 40)
+    assert pins.stored() == document
+    assert Pins.parse(None) == Pins.parse({}) == Pins()
+    stamped = Pins(model=pin_path(folder, name="m", with_digests=False))
+    assert Pins.parse(stamped.stored()) == stamped
+
+
+def test_a_submission_reads_no_file_but_the_list_of_modules(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pins, "_digest", None)  # a call would be a TypeError
+    stamped = stamp_spec(_inference(folder), Settings(input_roots=[folder.parent]))
+    assert stamped.model is not None
+    with pytest.raises(TypeError):
+        pin_spec(_inference(folder), Settings(input_roots=[folder.parent]))
+
+
+def _inference(model: object) -> JobSpec:
+    return parse_spec({"task": "embeddings", "model": str(model), "input": {"path": "rows.jsonl"}})
+
+
+def test_a_hub_id_that_has_become_a_folder_or_ceased_to_be_one_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative name is a hub id where no such folder is."""
+    monkeypatch.chdir(folder.parent)
+    settings, spec = Settings(input_roots=[folder.parent]), _inference("model")
+    of_folder = stamp_spec(spec, settings)
+    check_spec(spec, of_folder, settings)
+    with pytest.raises(InvalidModel, match=r"^model 'model': a folder of this name has appeared after the job was"):
+        check_spec(spec, Pins(), settings)
+    folder.rename("elsewhere")
+    check_spec(spec, Pins(), settings)
+    with pytest.raises(InvalidModel, match=r"^model 'model': was removed after the job was submitted$"):
+        check_spec(spec, of_folder, settings)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jobs.activities import Activity
 from jobs.errors import DeviceOutOfMemory, InvalidInput, MachineError, UserError
 from jobs.leases import WorkingLease
+from jobs.pins import PinnedFile, PinnedFiles, PinnedRevision, Pins
 from worker.protocol import (
     Done,
     Failed,
@@ -29,9 +32,13 @@ from worker.pulse import Beat
 from worker.stop import StopReason
 
 _LEASE = WorkingLease("lease_1", "job_1", "here-cpu0", "inference", {"model": "m\n\u2028", "parameters": {}}, 3, 0)
+_PINNED = replace(
+    _LEASE,
+    pins=Pins(model=PinnedRevision("c" * 40), module=PinnedFiles((PinnedFile("net.py", 7, "1+2.3@0000abcd"),))),
+)
 
 
-@pytest.mark.parametrize("order", [Run(_LEASE), *map(Halt, StopReason)], ids=str)
+@pytest.mark.parametrize("order", [Run(_LEASE), Run(_PINNED), *map(Halt, StopReason)], ids=str)
 def test_an_order_is_one_line_and_comes_back_equal(order: Order) -> None:
     line = order_line(order)
     assert line.count(b"\n") == 1

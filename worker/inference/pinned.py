@@ -1,11 +1,14 @@
-"""Holds a job to one model: the folder that was pinned when it was planned, or one commit of a hub id."""
+"""Holds a job to one model: the folder that was there when it was submitted, or one commit of a hub id."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from jobs.database import Database
+from jobs.job_pins import pin_revision
 from jobs.leases import WorkingLease
 from jobs.modelcheck import local_model
-from jobs.pins import check_pin, pin_revision
+from jobs.pins import Part, PinnedFiles, PinnedRevision, check_pin
 from jobs.settings import Settings
 from jobs.specs import JOB_PREFIX
 from worker.inference.tasks.loading import fetch_model
@@ -17,14 +20,14 @@ def pinned_model(
     *,
     database: Database,
     settings: Settings,
-    part: str = "model",
+    part: Part = "model",
     param: str = "model",
 ) -> str:
     """The name by which a model of a leased job is to be loaded.
 
     Args:
         model: as the spec names it.
-        part: of the job's pins: `model` or `processor`.
+        part: what of the job it is: `model` or `processor`.
         param: the field of the spec.
 
     Returns:
@@ -37,20 +40,22 @@ def pinned_model(
     """
     if model.startswith(JOB_PREFIX):
         return model
-    if local_model(model, settings, param=param) is not None:
-        check_pinned(model, lease, settings=settings, part=part, param=param)
-        return model
-    pin = (lease.pins or {}).get(part)
     repository = model.partition("@")[0]
-    if pin is None or "revision" not in pin:
-        # A snapshot in the hub's cache lies in a folder that is called like its commit.
-        resolved = fetch_model(model, settings).path.name
-        return f"{repository}@{pin_revision(database, lease.lease_id, part, resolved)}"
-    return f"{repository}@{pin['revision']}"
+    match lease.pins.of(part):
+        case PinnedRevision(revision):
+            return f"{repository}@{revision}"
+        case PinnedFiles():
+            check_pinned(model, lease, settings=settings, part=part, param=param)
+            return model
+    if local_model(model, settings, param=param) is not None:
+        return model  # of a job that was planned before there were pins
+    # A snapshot in the hub's cache lies in a folder that is called like its commit.
+    resolved = fetch_model(model, settings).path.name
+    return f"{repository}@{pin_revision(database, lease.lease_id, part, resolved)}"
 
 
 def check_pinned(
-    model: str, lease: WorkingLease, *, settings: Settings, part: str = "model", param: str = "model"
+    model: str, lease: WorkingLease, *, settings: Settings, part: Part = "model", param: str = "model"
 ) -> None:
     """Refuse a model's folder that is not what was pinned; before it is loaded, and again once it is.
 
@@ -58,8 +63,8 @@ def check_pinned(
         InvalidModel: it changed after the job was submitted.
         ServiceUnavailable: it cannot be read.
     """
-    if model.startswith(JOB_PREFIX):
-        return
-    folder = local_model(model, settings, param=param)
-    if folder is not None:
-        check_pin((lease.pins or {}).get(part), folder, name=model, param=param)
+    pin = lease.pins.of(part)
+    if isinstance(pin, PinnedFiles):
+        # A relative name is a folder's while that exists, and may be a hub id's once it is gone.
+        folder = local_model(model, settings, param=param) or Path(model)
+        check_pin(pin, folder, name=model, param=param)

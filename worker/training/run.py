@@ -187,15 +187,14 @@ def _find_folders(
 
 
 def check_module(spec: TrainingSpec, lease: WorkingLease, settings: Settings) -> None:
-    """Refuse a module's file that holds something else than when the job was planned.
+    """Refuse a module's file that holds something else than when the job was submitted.
 
     Raises:
         InvalidSpec: It changed after the job was submitted.
     """
     if spec.module is not None and recipe_name(spec.module) is None:
         path = check_code_path(spec.module, settings, param="module")
-        pin = (lease.pins or {}).get("module")
-        check_pin(pin, path, name=spec.module, param="module", error=InvalidSpec, by_content=True)
+        check_pin(lease.pins.module, path, name=spec.module, param="module", error=InvalidSpec, by_content=True)
 
 
 def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemory) -> StokerError:
