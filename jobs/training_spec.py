@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from jobs.bounds import MOST_TARGET_MODULES, Columns, Name, Paths, PathText, Values
 from jobs.errors import InvalidSpec
+from jobs.recipe_options import OPTIONS, read_options
 from jobs.spec_fields import (
     LARGEST_INTEGER,
     Duration,
@@ -208,8 +209,9 @@ class TrainingSpec(Strict):
             raise ValueError("arguments.label_smoothing_factor: does not go with the loss of speech recognition (CTC)")
         if self.lora is not None and self.task != "text-generation":
             raise ValueError("lora: goes with task: text-generation only")
-        if self.module is not None:
-            recipe_name(self.module)
+        recipe = None if self.module is None else recipe_name(self.module)
+        if recipe is not None:
+            read_options(OPTIONS[recipe], self.options)
         if self.trainer == "torch" and self.data is not None and not self.data.columns:
             raise ValueError("data.columns: is required with trainer: torch: the columns that the module reads")
         return self

@@ -15,12 +15,12 @@ import yaml
 from PIL import Image
 
 from jobs.errors import InvalidSpec
+from jobs.recipe_options import OPTIONS
 from jobs.specs import TrainingSpec, parse_spec
 from jobs.training_metrics import RECIPE_METRICS
 from jobs.training_spec import RECIPES, recipe_name
 from worker.training.module import Loss, Parts, Rows, Setup
 from worker.training.recipes.ctc import decode
-from worker.training.recipes.options import Options
 from worker.training.recipes.tones import BLANK, LETTERS, Tones
 from worker.training.rehearsal import rehearse
 
@@ -49,13 +49,6 @@ def batch_of(rows: Rows, parts: Parts, num_rows: int) -> Any:
 def scalar(loss: Loss) -> torch.Tensor:
     """A loss without what is recorded beside it."""
     return loss[0] if isinstance(loss, tuple) else loss
-
-
-def options_of(name: str) -> type[Options]:
-    """What a recipe's spec may set."""
-    module = importlib.import_module(f"worker.training.recipes.{name}")
-    found: type[Options] = getattr(module, f"{name.title()}Options")
-    return found
 
 
 # -- the contract --------------------------------------------------------------------------------------------------
@@ -215,8 +208,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(ValueError) as refused:
         build(name, {"learning_rat": 0.1})
     assert (
-        str(refused.value)
-        == f"options.learning_rat: unknown option; there are {', '.join(options_of(name).model_fields)}"
+        str(refused.value) == f"options.learning_rat: unknown option; there are {', '.join(OPTIONS[name].model_fields)}"
     )
 
 
@@ -256,7 +248,7 @@ def test_the_reference_tells_each_option_with_its_default(name: str) -> None:
     """Lost: an option that nobody can find."""
     page = (ROOT / "ops" / "docs" / "reference.md").read_text(encoding="utf-8")
     told = ", ".join(
-        f"`{option}`: {str(field.default).lower()}" for option, field in options_of(name).model_fields.items()
+        f"`{option}`: {str(field.default).lower()}" for option, field in OPTIONS[name].model_fields.items()
     )
     assert f"\n| `recipes.{name}` | {told} |\n" in page
 

@@ -7,33 +7,16 @@ B: batch, C: channels, H, W: height and width, K: classes, F: features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from jobs.recipe_options import CnnOptions, read_options
 from worker.training.module import Parts, Phase, Setup
 from worker.training.recipes.digits import NUM_CLASSES, SIDE, load_digits
-from worker.training.recipes.options import Options, Rate, Width, read_options
-
-
-class CnnOptions(Options):
-    """What a spec may set."""
-
-    channels: Width = 16
-    """Of the first convolution; the second has twice as many."""
-    hidden: Width = 64
-    """Units of the first linear layer."""
-    learning_rate: Rate = 0.05
-    """At the start; it falls to zero along half a cosine."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    augment: bool = True
-    """Whether each picture is moved by up to one pixel, anew in each epoch."""
 
 
 class Cnn(nn.Module):

@@ -9,42 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 from torch.optim import Adam
 
+from jobs.recipe_options import CtcOptions, read_options
 from worker.training.edits import edits
 from worker.training.module import Parts, Phase, Setup
-from worker.training.recipes.options import Options, Rate, Width, read_options
 from worker.training.recipes.tones import BLANK, LETTERS, NUM_FREQUENCIES, SAMPLE_RATE, Batch, Tones, collate
 
 _STRIDE = 2
 """Frames for each one after the convolution. A letter and its pause stay several frames long, as CTC needs."""
 _TRAIN, _HELD_OUT = 0, 1
-
-
-class CtcOptions(Options):
-    """What a spec may set."""
-
-    rows: Annotated[int, Field(ge=1, le=1_000_000)] = 512
-    """Utterances to learn from."""
-    judged_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 128
-    """Utterances that are held out."""
-    min_letters: Annotated[int, Field(ge=1, le=100)] = 3
-    """The fewest of an utterance."""
-    max_letters: Annotated[int, Field(ge=1, le=100)] = 7
-    """The most of an utterance."""
-    noise: Annotated[float, Field(ge=0, le=10)] = 0.1
-    """Standard deviation of the noise; a tone's amplitude is about 1."""
-    channels: Width = 64
-    """Of the convolution."""
-    hidden: Width = 64
-    """Units of the recurrent layer."""
-    learning_rate: Rate = 0.01
 
 
 class Recogniser(nn.Module):
@@ -70,8 +48,6 @@ def build(setup: Setup) -> Parts:
         ValueError: an option cannot be used.
     """
     options = read_options(CtcOptions, setup.options)
-    if options.max_letters < options.min_letters:
-        raise ValueError("options.max_letters: must be at least options.min_letters")
     num_letters = (options.min_letters, options.max_letters)
     model = Recogniser(channels=options.channels, hidden=options.hidden)
     # An utterance that has more letters than frames has no alignment; its infinite loss must not end the training.

@@ -10,36 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 from torch.optim import Adam
 
+from jobs.recipe_options import GanOptions, read_options
 from worker.training.module import Parts, Phase, Setup
 from worker.training.recipes.digits import SIDE, load_digits, write_grid
-from worker.training.recipes.options import Options, Rate, Width, read_options
 
 _NUM_SAMPLES = 64
 _NUM_JUDGED = 512
 """Generated pictures whose mean and spread are compared with the real ones'."""
-
-
-class GanOptions(Options):
-    """What a spec may set."""
-
-    noise: Width = 16
-    """Numbers that a picture is made of."""
-    hidden: Width = 64
-    """Units of each hidden layer."""
-    learning_rate: Rate = 0.002
-    """Of both optimizers."""
-    real_label: Annotated[float, Field(gt=0.5, le=1)] = 0.9
-    """What the discriminator is to say of real pictures; below 1 it stays unsure, and useful to learn from."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """Of the discriminator's hidden layers."""
 
 
 class Generator(nn.Module):

@@ -7,28 +7,15 @@ B: batch, T: lines (8), W: pixels of a line (8), H: hidden units, K: classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 from torch.optim import Adam
 
+from jobs.recipe_options import LstmOptions, read_options
 from worker.training.module import Parts, Phase, Setup
 from worker.training.recipes.digits import NUM_CLASSES, SIDE, load_digits
-from worker.training.recipes.options import Options, Rate, Width, read_options
-
-
-class LstmOptions(Options):
-    """What a spec may set."""
-
-    hidden: Width = 64
-    """Units of each layer."""
-    layers: Annotated[int, Field(ge=1, le=16)] = 1
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Of what is known after the last line."""
-    learning_rate: Rate = 0.005
 
 
 class Lstm(nn.Module):

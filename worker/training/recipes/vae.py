@@ -15,21 +15,11 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Adam
 
+from jobs.recipe_options import VaeOptions, read_options
 from worker.training.module import Parts, Phase, Setup
 from worker.training.recipes.digits import SIDE, load_digits, write_grid
-from worker.training.recipes.options import Options, Rate, Width, read_options
 
 _NUM_SAMPLES = 64
-
-
-class VaeOptions(Options):
-    """What a spec may set."""
-
-    latent: Width = 8
-    """Latent variables of a picture."""
-    hidden: Width = 128
-    """Units of the hidden layer on either side."""
-    learning_rate: Rate = 0.002
 
 
 class Vae(nn.Module):
