@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.model_files import check_regular, invalid, parse_json, read_header, read_json
+from jobs.model_files import Header, check_regular, invalid, read_header, read_json
 from jobs.model_fit import check_numbers, check_templates, check_vocabulary
 from jobs.paths import own_places, resolve_input_path
+from jobs.sentence_folder import sentence_modules
 from jobs.settings import Settings
 from jobs.specs import JOB_PREFIX
 from jobs.tasks import TASKS
@@ -50,9 +51,6 @@ _MEDIA = frozenset({"image", "audio", "video"})
 _WITHOUT_PREPROCESSOR = frozenset({"layoutlm", "timm_wrapper"})
 """Types of models that see no pixels, or whose configuration says how their input is prepared."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout", "Normalize")
-"""The modules of a sentence-transformers folder that the `embeddings` task runs."""
-_MODULES_WITH_CONFIG = frozenset({"Pooling", "Dense", "LayerNorm"})
 
 
 def check_model(model: str, task: str, settings: Settings, *, is_start: bool = False) -> None:
@@ -154,7 +152,7 @@ def check_folder(
             if kind == "Transformer":
                 weights = folder / path
     config = read_json(weights / "config.json", name=name)
-    header = read_header(_weight_files(weights, name), name=name)
+    header = read_weights(weights, name=name)
     check_numbers(config, header, name)
     read_json(weights / "generation_config.json", name=name, required=False)
     if not is_start:
@@ -198,47 +196,24 @@ def _has(folder: Path, names: Sequence[str]) -> bool:
     return any((folder / file).exists() for file in names)
 
 
-def sentence_modules(folder: Path, *, name: str) -> list[tuple[str, str]]:
-    """The modules of a sentence-transformers folder, in the order in which they run.
-
-    Args:
-        folder: of the model; any other model's has no `modules.json`.
-        name: what the user called it, for the message.
-
-    Returns:
-        Kind (one of `SENTENCE_MODULES`) and sub-folder of each; empty where there is no `modules.json`.
-
-    Raises:
-        InvalidModel: the file is damaged, or names a module that is not supported.
-    """
-    if not (folder / "modules.json").is_file():
-        return []
-    listed = parse_json(folder / "modules.json", name=name)
-    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
-        raise invalid(name, "its modules.json is not a list of modules")
-    modules = []
-    for item in listed:
-        full, path = str(item.get("type", "")), str(item.get("path", ""))
-        kind = full.rsplit(".", 1)[-1]
-        # The packages were renamed between versions (`models.Pooling`, `sentence_transformer.modules.pooling.Pooling`).
-        if not full.startswith("sentence_transformers.") or kind not in SENTENCE_MODULES:
-            known = ", ".join(SENTENCE_MODULES)
-            raise invalid(name, f"its modules.json has the module '{full}'; supported are {known}")
-        if not (folder / path).resolve().is_relative_to(folder.resolve()):
-            raise invalid(name, f"its modules.json leads outside the model's folder: '{path}'")
-        if kind in _MODULES_WITH_CONFIG and not (folder / path / "config.json").is_file():
-            raise invalid(name, f"has no {path}/config.json, which the module '{kind}' of its modules.json needs")
-        modules.append((kind, path))
-    if [kind for kind, _ in modules[:2]] != ["Transformer", "Pooling"]:
-        raise invalid(name, "its modules.json does not begin with a Transformer and a Pooling module")
-    return modules
-
-
 def _exists(model: str | Path) -> bool:
     try:
         return Path(model).exists()
     except (OSError, ValueError):
         return False
+
+
+def read_weights(folder: Path, *, name: str) -> Header:
+    """What a folder's safetensors files hold.
+
+    Args:
+        folder: Where they lie.
+        name: What the user called the model, for the message.
+
+    Raises:
+        InvalidModel: There are none, or one is missing or damaged.
+    """
+    return read_header(_weight_files(folder, name), name=name)
 
 
 def _weight_files(folder: Path, name: str) -> list[Path]:

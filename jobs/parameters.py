@@ -8,6 +8,7 @@ from string import Formatter
 from typing import Any
 
 from jobs.errors import InvalidSpec
+from jobs.parameter_pairs import check_together
 from jobs.wording import did_you_mean, shown
 
 Check = Callable[[Any], bool]
@@ -62,6 +63,7 @@ def check_parameters(task: str, parameters: Mapping[str, Any]) -> None:
         if not check(value):
             param = f"parameters.{name}"
             raise InvalidSpec(f"{param}: must be {expected}, not {shown(value, 80)}", param=param)
+    check_together(task, parameters)
 
 
 def check_inner_names(name: str, value: object) -> None:

@@ -15,10 +15,11 @@ from jobs.database import Database
 from jobs.errors import Conflict, InvalidInput, InvalidSpec, UserError
 from jobs.job_pins import check_spec, pin_spec
 from jobs.limits import limits_of
-from jobs.modelcheck import check_model
+from jobs.modelcheck import check_model, local_model
 from jobs.paths import check_replaces_no_input, resolve_output_path
 from jobs.pins import Pins
 from jobs.projects import OPERATOR
+from jobs.sentence_folder import check_vectors
 from jobs.settings import Settings
 from jobs.sources import ChunkRange, Source, check_columns, open_source
 from jobs.sources.media import MEDIA_INPUTS
@@ -88,6 +89,9 @@ def check_submission(
         return check_training(spec, settings=settings, store=store, database=database, project=project, look=look)
     if not check_source_job(spec, database, project=project):
         check_model(spec.model, spec.task, settings)
+        folder = local_model(spec.model, settings)
+        if spec.task == "embeddings" and folder is not None:
+            check_vectors(folder, spec.parameters, name=spec.model)
     source = open_input(spec, settings=settings, store=store, database=database, project=project)
     try:
         look(source, spec.input, spec.columns(), optional=spec.optional_inputs)

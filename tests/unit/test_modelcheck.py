@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 
+from jobs.database import Database
 from jobs.errors import Forbidden, InvalidModel, InvalidSpec
 from jobs.modelcheck import check_model, local_model
 from jobs.parameters import OPEN_PARAMETERS, PARAMETERS, check_parameters
+from jobs.sentence_folder import check_vectors
 from jobs.settings import Settings
+from jobs.specs import parse_spec
+from jobs.store import Store
 from jobs.tasks import TASKS
+from scheduler.planner import check_submission
 
 TENSOR = {"weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
@@ -226,6 +231,63 @@ def test_a_transformer_in_a_sub_folder(folder: Path, settings: Settings) -> None
     check_model(str(folder), "embeddings", settings)
 
 
+def _sentence_folder(folder: Path, config: dict[str, Any], dense: int | None) -> None:
+    """Make a folder one of sentence-transformers, with two prompts and two pooling modes joined."""
+    kinds = ["Transformer", "Pooling"] + ["Dense"] * (dense is not None)
+    modules = [{"path": f"{i}" if i else "", "type": f"sentence_transformers.{kind}"} for i, kind in enumerate(kinds)]
+    for i, inner in enumerate([{"pooling_mode": ["cls", "mean"]}, {"in_features": 128, "out_features": dense}], 1):
+        (folder / f"{i}").mkdir()
+        (folder / f"{i}" / "config.json").write_text(json.dumps(inner))
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "q: ", "passage": "p: "}}')
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "dense", "parameters", "words"),
+    [
+        ({"hidden_size": 64}, None, {"dimensions": 129}, "dimensions: the model's vectors have only 128 dimensions"),
+        ({"hidden_size": 64}, None, {"dimensions": 128}, None),
+        ({"hidden_size": 64}, None, {"dimensions": 65, "pooling": "cls"}, "have only 64 dimensions"),
+        ({"text_config": {"hidden_size": 64}}, None, {"dimensions": 129}, "have only 128 dimensions"),
+        ({"hidden_size": 64}, 256, {"dimensions": 257}, "have only 256 dimensions"),
+        ({"hidden_size": 64}, 256, {"dimensions": 256}, None),
+        ({"model_type": "reformer", "hidden_size": 64}, None, {"dimensions": 256}, None),
+        ({"model_type": "own", "hidden_size": 64}, None, {"dimensions": 1000}, None),
+        ({"hidden_size": 64, "auto_map": {}}, None, {"dimensions": 1000}, None),
+        ({}, None, {"prompt_name": "passages"}, "no prompt 'passages'; it has query, passage"),
+        ({}, None, {"prompt_name": "passage", "dimensions": 10**6}, None),
+    ],
+)
+def test_vectors_that_the_model_does_not_make_are_refused(
+    folder: Path, config: dict[str, Any], dense: int | None, parameters: dict[str, Any], words: str | None
+) -> None:
+    _sentence_folder(folder, {"model_type": "bert", **config}, dense)
+    if words is None:
+        check_vectors(folder, parameters, name="m")
+        return
+    with pytest.raises(InvalidSpec, match=words) as caught:
+        check_vectors(folder, parameters, name="m")
+    assert caught.value.param in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("parameters", "param"),
+    [({"dimensions": 10**6}, "parameters.dimensions"), ({"prompt_name": "q"}, "parameters.prompt_name")],
+)
+def test_a_submission_looks_at_the_vectors(
+    folder: Path, settings: Settings, sqlite_database: Database, parameters: dict[str, Any], param: str
+) -> None:
+    (folder / "config.json").write_text('{"model_type": "bert", "hidden_size": 8}')
+    (folder.parent / "rows.jsonl").write_text('{"text": "a"}\n')
+    rows = {"path": str(folder.parent / "rows.jsonl")}
+    spec = parse_spec({"task": "embeddings", "model": str(folder), "input": rows, "parameters": parameters})
+    store = Store(settings.resolved_store_url)
+    with pytest.raises(InvalidSpec) as caught:
+        check_submission(spec, settings=settings, store=store, database=sqlite_database)
+    assert caught.value.param == param
+
+
 @pytest.mark.parametrize(
     ("task", "parameters"),
     [
@@ -292,6 +354,45 @@ def test_possible_parameters_pass(task: str, parameters: dict[str, Any]) -> None
         ("image-text-to-text", {"max_new_tokens": 0}, "max_new_tokens", "a whole number from 1"),
         ("any-to-any", {"skip_special_tokens": "no"}, "skip_special_tokens", "true or false"),
         ("zero-shot-classification", {"candidate_labels": []}, "candidate_labels", "a list of labels"),
+        ("token-classification", {"stride": 5}, "stride", "goes with an aggregation_strategy other than none"),
+        (
+            "token-classification",
+            {"stride": 0, "aggregation_strategy": "none"},
+            "stride",
+            "goes with an aggregation_strategy other than none",
+        ),
+        ("token-classification", {"delimiter": "-"}, "delimiter", "goes with is_split_into_words"),
+        (
+            "feature-extraction",
+            {"truncation": True, "tokenize_kwargs": {"truncation": True}},
+            "tokenize_kwargs.truncation",
+            "does not go with parameters.truncation",
+        ),
+        (
+            "feature-extraction",
+            {"tokenize_kwargs": {"return_tensors": "np"}},
+            "tokenize_kwargs.return_tensors",
+            "cannot be set: task 'feature-extraction' sets it itself",
+        ),
+        (
+            "image-feature-extraction",
+            {"image_processor_kwargs": {"return_tensors": "np"}},
+            "image_processor_kwargs.return_tensors",
+            "cannot be set",
+        ),
+        (
+            "image-text-to-text",
+            {"max_new_tokens": 5, "generate_kwargs": {"max_new_tokens": 5}},
+            "generate_kwargs.max_new_tokens",
+            "does not go with parameters.max_new_tokens",
+        ),
+        ("any-to-any", {"processor_kwargs": {"text": "a"}}, "processor_kwargs.text", "cannot be set"),
+        (
+            "any-to-any",
+            {"return_full_text": False, "return_tensors": True},
+            "return_tensors",
+            "does not go with parameters.return_full_text",
+        ),
     ],
 )
 def test_impossible_parameters_are_refused(task: str, parameters: dict[str, Any], param: str, reason: str) -> None:

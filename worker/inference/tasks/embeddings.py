@@ -23,9 +23,9 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 
 from jobs.errors import InvalidSpec
 from jobs.model_files import read_json
-from jobs.modelcheck import sentence_modules
 from jobs.parameters import check_parameters
 from jobs.rows import Row, RowError
+from jobs.sentence_folder import chosen_prompt, read_pooling, read_prompts, sentence_modules, too_many_dimensions
 from worker.device import is_out_of_memory, is_poisoned, one_line
 from worker.inference.tasks.chat_form import ChatForm, message_format
 from worker.inference.tasks.interface import NOT_FINITE, Encoded
@@ -34,7 +34,7 @@ from worker.inference.tasks.loading import ModelFolder, load_config, load_tokeni
 from worker.inference.tasks.many import Parts, by_row, collate_inputs, encode_many, forward_inputs
 from worker.inference.tasks.padding import Padding
 from worker.inference.tasks.padding_probe import probe_padding
-from worker.inference.tasks.pooling import Normalize, pool, read_head, read_pooling
+from worker.inference.tasks.pooling import Normalize, pool, read_head
 from worker.inference.tasks.tokens import Tokens, behind_tokens, to_device
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Embeddings:
         check_parameters(TASK, parameters)
         self._is_many = parameters.get("inputs") == "any"
         self._limits = self._chosen_limits(parameters)
-        self._prompt = self._chosen_prompt(parameters)
+        self._prompt = chosen_prompt(self._recipe.prompts, self._recipe.default_prompt, parameters)
         self._num_prompt_tokens = 0
         if self._prompt and not self._recipe.include_prompt and self._form is None:
             self._num_prompt_tokens = self._count_prompt_tokens(self._prompt)
@@ -140,8 +140,7 @@ class Embeddings:
         num_dimensions = self._num_dimensions()
         self._dimensions = parameters.get("dimensions")
         if self._dimensions is not None and self._dimensions > num_dimensions:
-            param = "parameters.dimensions"
-            raise InvalidSpec(f"{param}: the model's vectors have only {num_dimensions} dimensions", param=param)
+            raise too_many_dimensions(num_dimensions)
 
     def _chosen_limits(self, parameters: Mapping[str, Any]) -> Limits:
         max_length = parameters.get("max_length")
@@ -153,19 +152,6 @@ class Embeddings:
             param = "parameters.max_length"
             raise InvalidSpec(f"{param}: must be at least {least}, as the model's own tokens count too", param=param)
         return Limits(max_length or self._longest, "longest_first" if parameters.get("truncate", True) else None)
-
-    def _chosen_prompt(self, parameters: Mapping[str, Any]) -> str:
-        prompt, name = parameters.get("prompt"), parameters.get("prompt_name")
-        if prompt is not None:
-            return str(prompt)
-        prompts = self._recipe.prompts
-        if name is None:
-            return prompts.get(self._recipe.default_prompt or "") or ""
-        if name not in prompts:
-            param = "parameters.prompt_name"
-            known = f"it has {', '.join(prompts)}" if prompts else "it has none"
-            raise InvalidSpec(f"{param}: the model has no prompt '{name}'; {known}", param=param)
-        return prompts[name]
 
     def _count_prompt_tokens(self, prompt: str) -> int:
         """Tokens of a prompt as they stand before a text, so without the special ones that end a row."""
@@ -272,7 +258,8 @@ def _read_recipe(source: ModelFolder) -> _Recipe:
     for file in _TRANSFORMER_CONFIGS:
         said = said or read_json(source.path / transformer / file, name=source.name, required=False)
     form = _check_transformer(source, said)
-    modes, include_prompt = read_pooling(source, modules[1][1])
+    modes, include_prompt = read_pooling(source.path, modules[1][1], name=source.name)
+    prompts, default_prompt = read_prompts(source.path, name=source.name)
     overall = read_json(source.path / "config_sentence_transformers.json", name=source.name, required=False)
     return _Recipe(
         transformer=transformer,
@@ -281,8 +268,8 @@ def _read_recipe(source: ModelFolder) -> _Recipe:
         head=tuple(read_head(source, modules[2:])),
         settings=said,
         message_format=form,
-        prompts={name: prompt or "" for name, prompt in (overall.get("prompts") or {}).items()},
-        default_prompt=overall.get("default_prompt_name"),
+        prompts=prompts,
+        default_prompt=default_prompt,
         dimensions=overall.get("truncate_dim"),
     )
 

@@ -17,15 +17,6 @@ from jobs.model_files import check_safetensors, read_json
 from worker.inference.tasks.loading import ModelFolder
 
 PoolingMode = Callable[[Tensor, Tensor, Tensor], Tensor]
-_LEGACY_FLAGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-"""What folders saved before sentence-transformers 5.2 say, in the order in which several modes are joined."""
 
 
 def _mean(hidden_BTD: Tensor, pooled_BT: Tensor, _: Tensor) -> Tensor:
@@ -94,24 +85,6 @@ def pool(hidden_BTD: Tensor, mask_BT: Tensor, modes: Sequence[str], *, num_promp
         pooled_BT = mask_BT.clone()
         pooled_BT[:, :num_prompt_tokens] = 0
     return torch.cat([MODES[mode](hidden_BTD, pooled_BT, mask_BT) for mode in modes], dim=-1)
-
-
-def read_pooling(source: ModelFolder, path: str) -> tuple[tuple[str, ...], bool]:
-    """The modes of a Pooling module, and whether a prompt's tokens are pooled with the text's.
-
-    Raises:
-        InvalidModel: it has a mode that is not known.
-    """
-    config = read_json(source.path / path / "config.json", name=source.name)
-    if "pooling_mode" in config:
-        said = config["pooling_mode"]
-        modes = (said,) if isinstance(said, str) else tuple(said)
-    else:
-        modes = tuple(mode for flag, mode in _LEGACY_FLAGS.items() if config.get(flag)) or ("mean",)
-    for mode in modes:
-        if mode not in MODES:
-            raise source.invalid(f"its pooling mode '{mode}' is not known; known are {', '.join(MODES)}")
-    return modes, bool(config.get("include_prompt", True))
 
 
 class Dense(nn.Module):

@@ -79,9 +79,6 @@ class TokenClassification:
             self._check_words()
             said = parameters.get("delimiter")
             self._delimiter = " " if said is None else said
-        elif parameters.get("delimiter") is not None:
-            param = "parameters.delimiter"
-            raise InvalidSpec(f"{param}: stands between words, so it goes with is_split_into_words", param=param)
         self._options: dict[str, Any] = {
             "return_special_tokens_mask": True,
             "return_offsets_mapping": self.tokens.tokenizer.is_fast,
@@ -89,7 +86,7 @@ class TokenClassification:
         if self._delimiter is not None:
             self._options["is_split_into_words"] = True
         if self._stride is not None:
-            self._check_stride(self._stride, parameters)
+            self._check_stride(self._stride)
         try:
             _, _, self._postprocess = self._pipeline._sanitize_parameters(**chosen)
         except ValueError as error:
@@ -101,10 +98,8 @@ class TokenClassification:
         if not self.tokens.tokenizer.is_fast:
             raise InvalidSpec(f"{param}: this model's tokenizer is slow and takes no words", param=param)
 
-    def _check_stride(self, stride: int, parameters: Mapping[str, Any]) -> None:
+    def _check_stride(self, stride: int) -> None:
         param = "parameters.stride"
-        if parameters.get("aggregation_strategy") in (None, "none"):
-            raise InvalidSpec(f"{param}: goes with an aggregation_strategy other than none", param=param)
         if not self.tokens.tokenizer.is_fast:
             raise InvalidSpec(f"{param}: this model's tokenizer is slow and cannot cut windows", param=param)
         room = (self._limits.max_tokens or stride + 1) - self.tokens.tokenizer.num_special_tokens_to_add()
