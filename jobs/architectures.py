@@ -173,3 +173,18 @@ KNOWN = frozenset({
     "zaya",
 })
 """Every type of a model in transformers."""
+RENAMED: frozenset[str] = frozenset({
+    "afmoe", "aria_text", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "cohere_compass_text",
+    "dbrx", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "dots1", "dots3_note",
+    "dots3_note_text", "emu3", "ernie4_5_moe", "exaone_moe", "flex_olmo", "flint", "fuyu", "gemma3", "gemma3n",
+    "gemma3n_text", "gemma4_assistant", "gemma4_unified", "gemma4_unified_assistant", "glm4_moe",
+    "glm4_moe_lite", "glm_moe_dsa", "got_ocr2", "gpt_neox", "granitemoe", "granitemoehybrid",
+    "granitemoeshared", "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hy_v4", "inkling2_text",
+    "jamba", "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "lfm3", "longcat_flash", "mellum",
+    "mimo_v2_flash", "minimax", "minimax_m2", "ministral", "mixtral", "mllama", "musicgen", "musicgen_melody",
+    "nemotron", "nemotron_h", "olmo_hybrid", "olmoe", "phimoe", "qwen2_moe", "qwen3_5", "qwen3_5_moe",
+    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "qwen4_exp", "qwen4_exp_text", "reformer",
+    "solar_open",
+})
+"""Types of language models whose modules may be called otherwise than the weights in their files: transformers converts
+the names while it loads them, or no model of the type could be made to see that it does not."""

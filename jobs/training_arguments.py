@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.errors import InvalidSpec
@@ -36,6 +37,36 @@ def check_arguments(arguments: Mapping[str, Any], *, trainer: str) -> None:
         check, expected = known[name]
         if not check(value):
             raise InvalidSpec(f"{param}: must be {expected}, not {shown(value, 80)}", param=param)
+    if trainer == "transformers":
+        _check_schedule(arguments)
+
+
+def _check_schedule(arguments: Mapping[str, Any]) -> None:
+    """Refuse `lr_scheduler_kwargs` that the schedule of learning rates does not take."""
+    name = arguments.get("lr_scheduler_type", "linear")
+    schedule, given = SCHEDULES[name], arguments.get("lr_scheduler_kwargs") or {}
+    param = "arguments.lr_scheduler_kwargs"
+
+    def refused(inner: str, reason: str) -> InvalidSpec:
+        return InvalidSpec(f"{param}{inner}: {reason}", param=param)
+
+    for key, value in given.items():
+        if key not in schedule.arguments:
+            has = ", ".join(schedule.arguments) or "none"
+            raise refused(f".{key}", f"the schedule '{name}' has no such argument; it has {has}")
+        check, expected = schedule.arguments[key]
+        if not check(value) and not (value is None and key in schedule.may_be_null):
+            raise refused(f".{key}", f"must be {expected}, not {shown(value, 80)}")
+    said = [key for key in schedule.one_of if given.get(key) is not None]
+    if schedule.one_of and len(said) != 1:
+        raise refused("", f"the schedule '{name}' needs {' or '.join(schedule.one_of)}, and not both")
+    missing = next((key for key in schedule.required if key not in given), None)
+    if missing is not None:
+        raise refused("", f"the schedule '{name}' needs {missing}")
+    if name == "polynomial":
+        start, end = arguments.get("learning_rate", _LEARNING_RATE), given.get("lr_end", _POLYNOMIAL_END)
+        if start <= end:
+            raise refused("", f"lr_end, {end:g}, must be smaller than the learning rate, {start:g}")
 
 
 def _is_number(value: object) -> bool:
@@ -78,10 +109,53 @@ _MAPPING: tuple[Check, str] = (
     lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value),
     "a mapping of names to values",
 )
-_SCHEDULES = (
-    "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant", "constant_with_warmup",
-    "inverse_sqrt", "warmup_stable_decay",
-)  # fmt: skip
+_CYCLES = {"num_cycles": _at_least(0)}
+_SHAPES = _one_of("linear", "cosine", "1-sqrt")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What a schedule of learning rates takes beside the numbers of steps, which the training itself says."""
+
+    arguments: Mapping[str, tuple[Check, str]] = field(default_factory=dict)
+    may_be_null: tuple[str, ...] = ()
+    """Arguments for which null means that they are not given."""
+    required: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
+    """Arguments of which exactly one must be given."""
+
+
+SCHEDULES: Mapping[str, Schedule] = {
+    "linear": Schedule(),
+    "cosine": Schedule(_CYCLES),
+    "cosine_with_restarts": Schedule(_CYCLES),
+    "cosine_with_min_lr": Schedule(
+        {**_CYCLES, "min_lr": _at_least(0), "min_lr_rate": _at_least(0)},
+        may_be_null=("min_lr", "min_lr_rate"),
+        one_of=("min_lr", "min_lr_rate"),
+    ),
+    "polynomial": Schedule({"lr_end": _at_least(0), "power": _at_least(0)}),
+    "constant": Schedule(),
+    "constant_with_warmup": Schedule(),
+    "inverse_sqrt": Schedule({"timescale": _above(0)}, may_be_null=("timescale",)),
+    "warmup_stable_decay": Schedule(
+        {
+            "num_decay_steps": _whole(0),
+            "num_stable_steps": _whole(0),
+            "warmup_type": _SHAPES,
+            "decay_type": _SHAPES,
+            "min_lr_ratio": _at_least(0),
+            **_CYCLES,
+        },
+        may_be_null=("num_stable_steps",),
+        required=("num_decay_steps",),
+    ),
+}
+"""The values of `lr_scheduler_type`, and what `lr_scheduler_kwargs` may hold with each."""
+_LEARNING_RATE = 5e-5
+"""transformers' own, where a spec says none."""
+_POLYNOMIAL_END = 1e-7
+"""transformers' own `lr_end`."""
 _OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
 
 ARGUMENTS: dict[str, tuple[Check, str]] = {
@@ -91,7 +165,7 @@ ARGUMENTS: dict[str, tuple[Check, str]] = {
     "per_device_eval_batch_size": _whole(1),
     "gradient_accumulation_steps": _whole(1),
     "learning_rate": _above(0),
-    "lr_scheduler_type": _one_of(*_SCHEDULES),
+    "lr_scheduler_type": _one_of(*SCHEDULES),
     "lr_scheduler_kwargs": _MAPPING,
     "warmup_steps": _at_least(0),
     "weight_decay": _at_least(0),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from jobs.adapter_targets import check_targets
 from jobs.architectures import KNOWN, TRAINABLE
 from jobs.database import Database
 from jobs.errors import InvalidInput, InvalidModel
 from jobs.model_files import read_json
-from jobs.modelcheck import check_model, check_processor, local_model, readable
+from jobs.modelcheck import check_model, check_processor, local_model, read_weights, readable
+from jobs.module_syntax import check_module
 from jobs.paths import check_code_path
 from jobs.projects import OPERATOR, sees
 from jobs.settings import Settings
@@ -47,13 +49,16 @@ def check_training(
         ServiceUnavailable: a store or remote file cannot be reached.
     """
     if spec.module is not None and recipe_name(spec.module) is None:
-        check_code_path(spec.module, settings, param="module")
+        check_module(check_code_path(spec.module, settings, param="module"), spec.module)
     if spec.task is not None and isinstance(spec.model, str) and not check_source_job(spec, database, project=project):
         check_model(spec.model, spec.task, settings, is_start=True)
         folder = local_model(spec.model, settings)
         if folder is not None:
-            kind = str(read_json(folder / "config.json", name=spec.model).get("model_type", ""))
-            _check_kind(kind, spec.task, f"model '{spec.model}'", "model")
+            config = read_json(folder / "config.json", name=spec.model)
+            _check_kind(str(config.get("model_type", "")), spec.task, f"model '{spec.model}'", "model")
+            if spec.lora is not None:
+                weights = read_weights(folder, name=spec.model)
+                check_targets(spec.lora.target_modules, config, weights, spec.model)
     elif spec.task is not None and spec.model is not None and not isinstance(spec.model, str):
         if spec.model.architecture not in KNOWN:
             raise InvalidModel(

@@ -11,14 +11,14 @@ import pytest
 from transformers.models.auto import modeling_auto as auto
 
 from jobs import ledger
-from jobs.architectures import KNOWN, TRAINABLE
+from jobs.architectures import KNOWN, RENAMED, TRAINABLE
 from jobs.database import Database
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, UserError
 from jobs.settings import Settings
 from jobs.specs import TrainingSpec, parse_spec
 from jobs.states import JobState
 from jobs.store import Store
-from jobs.training_arguments import ARGUMENTS, RESERVED
+from jobs.training_arguments import ARGUMENTS, RESERVED, SCHEDULES, check_arguments
 from scheduler.planner import check_submission, plan_job
 from tests import tiny
 
@@ -35,6 +35,11 @@ MAPPINGS = {
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny.tiny_encoder(tmp_path_factory.mktemp("models") / "encoder"))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.tiny_gpt2(tmp_path_factory.mktemp("models") / "gpt2"))
 
 
 @pytest.fixture
@@ -65,6 +70,14 @@ def set_field(name: str, value: Any) -> Change:
         document[last] = value
 
     return change
+
+
+def scheduled(name: str, **given: Any) -> Change:
+    """Give arguments to a schedule of learning rates."""
+    return set_field("arguments", {"lr_scheduler_type": name, "lr_scheduler_kwargs": given})
+
+
+SCHEDULER = "arguments.lr_scheduler_kwargs"
 
 
 @pytest.mark.parametrize(
@@ -99,6 +112,16 @@ def set_field(name: str, value: Any) -> Change:
         (set_field("task", "text-generation"), "data.max_length", "must be at least 2"),
         (set_field("task", "text-generation"), "arguments.train_sampling_strategy", "no length to group by"),
         (set_field("task", "automatic-speech-recognition"), "arguments.label_smoothing_factor", "CTC"),
+        (scheduled("linear", power=1), SCHEDULER, ".power: the schedule 'linear' has no such argument; it has none"),
+        (scheduled("cosine", num_cycle=1), SCHEDULER, ".num_cycle: the schedule 'cosine' has no such argument"),
+        (scheduled("cosine", num_cycles="2"), SCHEDULER, ".num_cycles: must be a number from 0, not '2'"),
+        (scheduled("cosine", num_cycles=None), SCHEDULER, ".num_cycles: must be a number from 0, not None"),
+        (scheduled("cosine", last_epoch=3), SCHEDULER, ".last_epoch: the schedule 'cosine' has no such argument"),
+        (scheduled("cosine_with_min_lr"), SCHEDULER, "needs min_lr or min_lr_rate, and not both"),
+        (scheduled("cosine_with_min_lr", min_lr=0, min_lr_rate=0), SCHEDULER, "needs min_lr or min_lr_rate"),
+        (scheduled("warmup_stable_decay"), SCHEDULER, "the schedule 'warmup_stable_decay' needs num_decay_steps"),
+        (scheduled("warmup_stable_decay", decay_type="flat"), SCHEDULER, "one of linear, cosine, 1-sqrt, not 'flat'"),
+        (scheduled("polynomial", lr_end=0.1), SCHEDULER, "lr_end, 0.1, must be smaller than the learning rate, 5e-05"),
     ],
 )
 def test_a_bad_field_is_refused_by_name(
@@ -117,6 +140,87 @@ def test_a_bad_field_is_refused_by_name(
     assert words in caught.value.message
     if param is not None:
         assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "param", "words"),
+    [
+        ("cnn", {"hiden": 4}, "options.hiden", "unknown option; there are channels, hidden"),
+        ("lstm", {"hidden": 2.5}, "options.hidden", "must be a whole number"),
+        ("vae", {"latent": 0}, "options.latent", "must be at least 1"),
+        ("ctc", {"min_letters": 9}, "options.max_letters", "must be at least options.min_letters"),
+    ],
+)
+def test_options_of_a_recipe_are_checked_with_the_spec(
+    name: str, options: dict[str, Any], param: str, words: str
+) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec({"kind": "training", "trainer": "torch", "module": f"recipes.{name}", "options": options})
+    assert caught.value.message.startswith(f"{param}: {words}")
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1\ndef build(setup:\n", "is not valid Python: line 2: '(' was never closed"),
+        ("x = '\0'", "is not valid Python: source code"),
+        ("x = " + "-" * 50_000 + "1", "is not valid Python: "),
+        ("def biuld(setup): ...", "has no function build(setup)"),
+        ("def build(setup): raise SystemExit", None),
+        ("from parts import *", None),
+        ("from parts import build", None),
+        ("globals()['bu' + 'ild'] = print", None),
+    ],
+    ids=["syntax", "zero", "deep", "none", "there", "star", "imported", "made"],
+)
+def test_a_module_that_cannot_be_used_is_refused_unrun(
+    settings: Settings, sqlite_database: Database, tmp_path: Path, text: str, words: str | None
+) -> None:
+    module = tmp_path / "module.py"
+    module.write_text(text)
+    spec = parse_spec({"kind": "training", "trainer": "torch", "module": str(module)})
+    own = settings.model_copy(update={"code_roots": [tmp_path]})
+
+    def check() -> None:
+        check_submission(spec, settings=own, store=Store(own.resolved_store_url), database=sqlite_database)
+
+    if words is None:
+        check()
+        return
+    with pytest.raises(InvalidSpec) as caught:
+        check()
+    assert caught.value.message.startswith(f"module: '{module}' {words}")
+    assert "\n" not in caught.value.message
+    assert caught.value.param == "module"
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (["c_atn"], "has no module 'c_atn'; it has c_attn, c_fc"),
+        (["q_proj", "v_proj"], "has no module 'q_proj'; it has c_attn, c_fc, c_proj, wpe, wte"),
+        (["h.7.attn.c_attn"], "has no module 'h.7.attn.c_attn'"),
+        (["q_proj", "c_attn"], None),
+        (["transformer.h.0.attn.c_attn"], None),
+        (["lm_head"], None),
+        ("all-linear", None),
+    ],
+    ids=str,
+)
+def test_adapters_for_no_module_of_the_model_are_refused(
+    document: dict[str, Any], settings: Settings, sqlite_database: Database, tmp_path: Path, gpt2: str,
+    targets: list[str] | str, words: str | None,
+) -> None:  # fmt: skip
+    document |= {"task": "text-generation", "model": gpt2, "lora": {"target_modules": targets}}
+    spec, store = parse_spec(document), Store(settings.resolved_store_url)
+    if words is None:
+        check_submission(spec, settings=settings, store=store, database=sqlite_database)
+        return
+    with pytest.raises(InvalidSpec) as caught:
+        check_submission(spec, settings=settings, store=store, database=sqlite_database)
+    assert words in caught.value.message
+    assert caught.value.param == "lora.target_modules"
 
 
 def test_judging_needs_rows(document: dict[str, Any]) -> None:
@@ -272,6 +376,35 @@ def test_the_architectures_are_those_of_transformers() -> None:
     for task, names in MAPPINGS.items():
         assert TRAINABLE[task] == set(names), f"make jobs/architectures.py anew for {task}"
     assert set(auto.MODEL_MAPPING_NAMES).union(*MAPPINGS.values()) == KNOWN
+
+
+def test_models_whose_weights_are_renamed_are_those_of_transformers() -> None:
+    """Adapters for their modules would be refused by the names in the files."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping as conversion
+
+    for kind, names in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        classes = [names] if isinstance(names, str) else names
+        if any(conversion(name) is not None for name in (kind, *classes)):
+            assert kind in RENAMED, f"add {kind} to RENAMED of jobs/architectures.py"
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_takes_what_that_of_transformers_takes(name: str) -> None:
+    import inspect
+
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+    from transformers.trainer_utils import SchedulerType
+
+    set_by_trainer = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    taken = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]).parameters
+    own = {key: one.default for key, one in taken.items() if key not in set_by_trainer}
+    schedule = SCHEDULES[name]
+    assert own.keys() == schedule.arguments.keys()
+    assert {key for key, default in own.items() if default is inspect.Parameter.empty} == set(schedule.required)
+    assert {key for key, default in own.items() if default is None} == set(schedule.may_be_null)
+    given = {key: default for key, default in own.items() if default not in (None, inspect.Parameter.empty)}
+    given |= dict.fromkeys(schedule.required, 1) | dict.fromkeys(schedule.one_of[:1], 0)
+    check_arguments({"lr_scheduler_type": name, "lr_scheduler_kwargs": given}, trainer="transformers")
 
 
 def test_every_argument_is_one_of_transformers() -> None:

@@ -32,7 +32,18 @@ def flaw_of(task: str, **values: Any) -> str:
 
 @pytest.mark.parametrize("task", ["text-classification", "image-classification"])
 @pytest.mark.parametrize(
-    ("label", "found"), [("pos", "pos"), (3, "3"), ("3", "3"), (True, "True"), (-100, None), ("-100", None), (-2, "-2")]
+    ("label", "found"),
+    [
+        ("pos", "pos"),
+        (3, "3"),
+        ("3", "3"),
+        (True, "True"),
+        (-100, None),
+        ("-100", None),
+        (-2, "-2"),
+        ("NaN", "NaN"),
+        ("None", "None"),
+    ],
 )
 def test_a_row_has_one_class_or_none(task: str, label: Any, found: str | None) -> None:
     assert check(task).classes({"label": label}) == [found]
@@ -163,3 +174,21 @@ def test_names_of_classes_are_found_beside_the_rows(tmp_path: Path, form: str) -
     )  # fmt: skip
     found = [source.class_names(column) for column in ("label", "labels", "text", "nothing")]
     assert found == ([None] * 4 if form == "jsonl" else [["neg", "pos"], ["O", "B"], None, None])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.csv", 'label\nNaN\nnull\n"None"\n'),
+        ("rows.jsonl", '{"label": "NaN"}\n{"label": "null"}\n{"label": "None"}\n'),
+    ],
+)
+def test_words_for_missing_values_are_classes_of_their_names(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    source = open_source(
+        InputSpec(path=str(tmp_path / name)), {"label": "label"}, settings=Settings(input_roots=[tmp_path]),
+        store=Store(f"file://{tmp_path}"), find_upload=lambda _: pytest.fail("no upload is named"),
+    )  # fmt: skip
+    (part,) = source.index(10)
+    rows = source.read(part.start_row, part.stop_row, part.locator)
+    assert [check("image-classification").classes(row.values) for row in rows] == [["NaN"], ["null"], ["None"]]
