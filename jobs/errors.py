@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.wording import short, short_message
+from jobs.messages import short, short_message
 
 
 class StokerError(Exception):

@@ -14,9 +14,9 @@ from kombu.exceptions import OperationalError as BrokerError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from jobs.config.settings import Settings
 from jobs.errors import ServiceUnavailable
-from jobs.settings import Settings
-from jobs.wording import first_line, short
+from jobs.messages import first_line, short
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import orjson
 
-from jobs.database import Database
-from jobs.paths import upload_id
-from jobs.rows import Result, RowError
-from jobs.sinks.database import read_records
-from jobs.states import BatchState, JobState
-from jobs.store import Store
-from jobs.tables import Batch, Job
-from jobs.uploads import find_upload
+from jobs.access.paths import upload_id
+from jobs.data.rows import Result, RowError
+from jobs.data.sinks.database_sink import read_records
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import BatchState, JobState
+from jobs.db.tables import Batch, Job
+from jobs.ledger.uploads import find_upload
 from scheduler.api.openai import ENDPOINTS
 from scheduler.api.openai_answers import Answered
 

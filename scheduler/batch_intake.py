@@ -10,15 +10,15 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from jobs.batches import BatchPart, BatchPlan
-from jobs.bounds import LONGEST_PATH_BYTES
-from jobs.catalogue import CatalogueModel
+from jobs.access.pins import Pins
+from jobs.config.catalogue import CatalogueModel
+from jobs.data.store import Draft, Store, batch_prefix
+from jobs.db.ids import new_id
 from jobs.errors import UserError
-from jobs.ids import new_id
-from jobs.pins import Pins
-from jobs.specs import JobSpec, parse_spec
-from jobs.store import Draft, Store, batch_prefix
-from jobs.wording import short, short_message, shown
+from jobs.ledger.batches import BatchPart, BatchPlan
+from jobs.messages import short, short_message, shown
+from jobs.specs.bounds import LONGEST_PATH_BYTES
+from jobs.specs.inference import JobSpec, parse_spec
 from scheduler.api.openai import ENDPOINTS, TASK_DEFAULTS, TASK_PARAMETERS, Asked, Refusal
 
 MOST_ERRORS = 1000

@@ -10,20 +10,22 @@ from typing import Any
 
 import orjson
 
-from jobs import batch_ends, batches, catalogue, ledger
-from jobs.batch_ends import BatchOutcome
-from jobs.batches import BatchCounts
-from jobs.catalogue import CatalogueModel
-from jobs.database import Database
+from jobs.access.model_check import check_model
+from jobs.config import catalogue
+from jobs.config.catalogue import CatalogueModel
+from jobs.config.limits import limits_of
+from jobs.config.settings import Settings
+from jobs.data.store import Store, batch_prefix, upload_key
+from jobs.db.database import Database
+from jobs.db.states import BatchState, JobState
+from jobs.db.tables import Batch, Job
 from jobs.errors import Conflict, NotFound, StokerError, UserError
-from jobs.job_pins import stamp_spec
-from jobs.limits import limits_of
-from jobs.modelcheck import check_model
-from jobs.settings import Settings
-from jobs.states import BatchState, JobState
-from jobs.store import Store, batch_prefix, upload_key
-from jobs.tables import Batch, Job
-from jobs.uploads import find_upload
+from jobs.ledger import batch_ends, batches
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.batch_ends import BatchOutcome
+from jobs.ledger.batches import BatchCounts
+from jobs.ledger.job_pins import stamp_spec
+from jobs.ledger.uploads import find_upload
 from scheduler.batch_answers import answers
 from scheduler.batch_intake import BadBatch, Intake
 
@@ -101,7 +103,7 @@ def finish(db: Database, store: Store, settings: Settings, batch_id: str) -> Non
     if state == BatchState.CANCELLING:
         for job in jobs:
             with contextlib.suppress(Conflict):  # it has ended
-                ledger.cancel(db, job.id)
+                job_ledger.cancel(db, job.id)
         with db.read() as session:
             jobs = batches.jobs_of(session, batch_id)
     if any(not job.state.is_terminal for job in jobs):

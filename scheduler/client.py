@@ -11,8 +11,8 @@ from typing import Any, Literal, Self
 import httpx
 import orjson
 
+from jobs.db.states import JobState
 from jobs.errors import NotFound, ServiceUnavailable
-from jobs.states import JobState
 from scheduler.connection import ApiError, Connection, Json, as_json, segment
 from scheduler.event_stream import read_lines
 from scheduler.machine import host_id

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import orjson
 
-from jobs.atomic import write_aside
+from jobs.data.atomic import write_aside
 from jobs.errors import InvalidSpec, ServiceUnavailable, StokerError
 from scheduler.event_stream import Message, parse_events, read_lines, until
 

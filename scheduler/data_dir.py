@@ -8,8 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+from jobs.config.settings import Settings
 from jobs.errors import Conflict, InvalidSpec, ServiceUnavailable
-from jobs.settings import Settings
 
 _PROBES = 10  # `is_running` of another process may hold the lock for a moment
 _PROBE_PAUSE_SECONDS = 0.02
@@ -23,7 +23,7 @@ class AlreadyRunning(Conflict):
 
 def make_data_dir(path: Path) -> None:
     """Make the data directory, for its owner's eyes only. One that is there keeps its mode: what Stoker puts into it is
-    private by itself (`jobs.private_files`).
+    private by itself (`jobs.config.private_files`).
 
     Raises:
         InvalidSpec: it cannot be made or written to.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 
-from jobs.database import Database
-from jobs.limits import limits_of
-from jobs.settings import Settings
-from jobs.sources.scanning import INDEX_BLOCK_BYTES, Lines, scan
-from jobs.specs import InferenceSpec, JobSpec
-from jobs.store import Store
-from jobs.tables import Batch, StoredFile
-from jobs.usage import RowsWanted, too_many_rows
+from jobs.config.limits import limits_of
+from jobs.config.settings import Settings
+from jobs.data.sources.formats.scanning import INDEX_BLOCK_BYTES, Lines, scan
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.tables import Batch, StoredFile
+from jobs.ledger.usage import RowsWanted, too_many_rows
+from jobs.specs.inference import InferenceSpec, JobSpec
 from scheduler.planner import open_input
 
 COUNT_SECONDS = 2.0

@@ -11,14 +11,15 @@ from celery import Celery
 from sqlalchemy import Select, bindparam, exists, func, or_, select
 from sqlmodel import Session, col
 
-from jobs import leases, queue
-from jobs.database import Database
+from jobs import queue
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState, SlotState
+from jobs.db.tables import Attempt, Chunk, Job, Lease, Slot
 from jobs.errors import Conflict, ServiceUnavailable
-from jobs.leases import Ring
-from jobs.settings import Settings
-from jobs.specs import TRAINING, Priority
-from jobs.states import LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState, SlotState
-from jobs.tables import Attempt, Chunk, Job, Lease, Slot
+from jobs.ledger import leases
+from jobs.ledger.leases import Ring
+from jobs.specs.inference import TRAINING, Priority
 from scheduler.policy import decide
 from scheduler.views import AGED_SECONDS, JobView, LeaseView, SlotView
 

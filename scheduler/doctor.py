@@ -19,11 +19,12 @@ from packaging.requirements import Requirement
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from jobs import migrations, queue
-from jobs.database import Database
+from jobs import queue
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db import migrations
+from jobs.db.database import Database
 from jobs.errors import ServiceUnavailable, StokerError
-from jobs.settings import Settings
-from jobs.store import Store
 from scheduler.client import StokerClient
 from scheduler.connection import ApiError
 from scheduler.data_dir import is_running

@@ -15,14 +15,14 @@ from typing import Self
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs.database import Database
+from jobs.config.private_files import FOLDERS, make_database_file, make_private
+from jobs.config.projects import OPERATOR
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import SlotState
+from jobs.db.tables import ApiKey, Slot
 from jobs.errors import InvalidSpec, ServiceUnavailable, StokerError
-from jobs.private_files import FOLDERS, make_database_file, make_private
-from jobs.projects import OPERATOR
-from jobs.settings import Settings
-from jobs.states import SlotState
-from jobs.tables import ApiKey, Slot
-from jobs.wording import reason
+from jobs.messages import reason
 from scheduler import redis_server
 from scheduler.client import StokerClient
 from scheduler.data_dir import MAKE_ROOM, StackLock, make_data_dir

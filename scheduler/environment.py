@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 
 import scheduler
-from jobs.settings import Settings
+from jobs.config.settings import Settings
 
 _PACKAGE_PARENT = str(Path(scheduler.__file__).resolve().parent.parent)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 
-from jobs import ledger
-from jobs.database import Database
+from jobs.access.paths import resolve_output_path
+from jobs.config.settings import Settings
+from jobs.data.sinks import open_sink
+from jobs.data.sinks.export import deliver_output
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import JobState
+from jobs.db.tables import Artifact
 from jobs.errors import Conflict, UserError
-from jobs.paths import resolve_output_path
-from jobs.settings import Settings
-from jobs.sinks import open_sink
-from jobs.sinks.export import deliver_output
-from jobs.specs import TrainingSpec, parse_spec
-from jobs.states import JobState
-from jobs.store import Store
-from jobs.tables import Artifact
+from jobs.ledger import jobs as job_ledger
+from jobs.specs.inference import TrainingSpec, parse_spec
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ def finalize_job(db: Database, store: Store, settings: Settings, job_id: str) ->
         StokerError: a result is missing, which trying again cannot mend.
     """
     with db.read() as session:
-        job = ledger.get(session, job_id)
+        job = job_ledger.get(session, job_id)
     if job.state != JobState.FINALIZING:
         return
     try:
         spec = parse_spec(job.spec)
         if isinstance(spec, TrainingSpec):  # what it made was recorded with its last step
-            return ledger.complete(db, job_id, [])
+            return job_ledger.complete(db, job_id, [])
         sink = open_sink(spec.output, vector_output=spec.vector_output, database=db, store=store)
         made = sink.merge(job_id)
         if spec.output.path is not None:
@@ -55,12 +55,12 @@ def finalize_job(db: Database, store: Store, settings: Settings, job_id: str) ->
             )
             for item in made
         ]
-        ledger.complete(db, job_id, artifacts)
+        job_ledger.complete(db, job_id, artifacts)
     except Conflict as error:
         logger.info("finalizing of %s ended: %s", job_id, error)
     except UserError as error:
         logger.info("job %s cannot be finalized: %s", job_id, error)
         hint = f"{error.message}; its results are recorded: `stoker results {job_id} --output FILE`"
-        ledger.fail(db, job_id, type(error)(hint, param=error.param))
+        job_ledger.fail(db, job_id, type(error)(hint, param=error.param))
     else:
         logger.info("job %s is completed", job_id)

@@ -15,12 +15,12 @@ from pathlib import Path
 from sqlalchemy import select, update
 from sqlmodel import col
 
-from jobs.database import Database
+from jobs.config.projects import OPERATOR, check_name
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.ids import new_id
+from jobs.db.tables import ApiKey
 from jobs.errors import Conflict, NotFound
-from jobs.ids import new_id
-from jobs.projects import OPERATOR, check_name
-from jobs.settings import Settings
-from jobs.tables import ApiKey
 
 _PREFIX = "sk-stoker-"
 _LOCAL_NAME = "local"

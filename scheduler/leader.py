@@ -14,10 +14,10 @@ from typing import Any, cast
 from sqlalchemy import CursorResult, exists, select, update
 from sqlmodel import Session, col
 
-from jobs.database import Database
+from jobs.db.database import Database
+from jobs.db.ids import new_id
+from jobs.db.tables import LeaderLock
 from jobs.errors import ServiceUnavailable
-from jobs.ids import new_id
-from jobs.tables import LeaderLock
 
 logger = logging.getLogger(__name__)
 

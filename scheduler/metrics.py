@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
-from jobs.database import Database
-from jobs.states import LIVE_LEASE_STATES, ChunkState, JobState, SlotState
-from jobs.tables import Chunk, Job, Lease, Slot
+from jobs.db.database import Database
+from jobs.db.states import LIVE_LEASE_STATES, ChunkState, JobState, SlotState
+from jobs.db.tables import Chunk, Job, Lease, Slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 import yaml
 
-from jobs.bounds import DEEPEST_LEVELS, MOST_DOCUMENT_VALUES
 from jobs.errors import InvalidSpec
-from jobs.wording import shown
+from jobs.messages import shown
+from jobs.specs.bounds import DEEPEST_LEVELS, MOST_DOCUMENT_VALUES
 
 _LONGEST_NAME = 100  # characters of a field's name that an error repeats
 _LONGEST_NUMBER = 100  # characters of a number in YAML; reading one takes time that grows with their square

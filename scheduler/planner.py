@@ -10,26 +10,27 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import ledger, planning
-from jobs.database import Database
+from jobs.access.model_check import check_model, local_model
+from jobs.access.paths import check_replaces_no_input, resolve_output_path
+from jobs.access.pins import Pins
+from jobs.access.sentence_folder import check_vectors
+from jobs.config.limits import limits_of
+from jobs.config.projects import OPERATOR
+from jobs.config.settings import Settings
+from jobs.data.sources import ChunkRange, Source, check_columns, open_source
+from jobs.data.sources.media import MEDIA_INPUTS
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import JobState, SlotState
+from jobs.db.tables import Slot
 from jobs.errors import Conflict, InvalidInput, InvalidSpec, UserError
-from jobs.job_pins import check_spec, pin_spec
-from jobs.limits import limits_of
-from jobs.modelcheck import check_model, local_model
-from jobs.paths import check_replaces_no_input, resolve_output_path
-from jobs.pins import Pins
-from jobs.projects import OPERATOR
-from jobs.sentence_folder import check_vectors
-from jobs.settings import Settings
-from jobs.sources import ChunkRange, Source, check_columns, open_source
-from jobs.sources.media import MEDIA_INPUTS
-from jobs.specs import InferenceSpec, JobSpec, TrainingSpec, parse_spec
-from jobs.states import JobState, SlotState
-from jobs.store import Store
-from jobs.tables import Slot
-from jobs.tasks import TASKS
-from jobs.uploads import find_upload
-from jobs.usage import too_many_rows
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger import planning
+from jobs.ledger.job_pins import check_spec, pin_spec
+from jobs.ledger.uploads import find_upload
+from jobs.ledger.usage import too_many_rows
+from jobs.specs.inference import InferenceSpec, JobSpec, TrainingSpec, parse_spec
+from jobs.specs.tasks import TASKS
 from scheduler.training_checks import check_rows, check_source_job, check_training
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def plan_job(
         MachineError: something could not be reached; try again later.
     """
     with db.read() as session:
-        job = ledger.get(session, job_id)
+        job = job_ledger.get(session, job_id)
     if job.state != JobState.VALIDATING:
         return
     try:
@@ -170,7 +171,7 @@ def plan_job(
         logger.info("planning of %s ended: %s", job_id, error)
     except UserError as error:
         logger.info("job %s cannot be planned: %s", job_id, error)
-        ledger.fail(db, job_id, error)
+        job_ledger.fail(db, job_id, error)
     else:
         logger.info("job %s has %d rows", job_id, num_rows)
 

@@ -32,7 +32,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jobs.leases import Grant
+from jobs.ledger.leases import Grant
 from scheduler.victims import Holders, elastic_victims, preempted
 from scheduler.views import Decisions, JobView, LeaseView, SlotView, effective_rank, is_ready, order
 

@@ -9,11 +9,12 @@ from sqlalchemy import exists, select
 from sqlalchemy.sql.elements import ColumnElement
 from sqlmodel import col
 
-from jobs import leases, queue, slots, sweeps
-from jobs.database import Database
-from jobs.settings import Settings
-from jobs.states import EXPIRABLE_JOB_STATES, LIVE_LEASE_STATES, JobState, LeaseState, SlotState
-from jobs.tables import Job, Lease, Slot
+from jobs import queue
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import EXPIRABLE_JOB_STATES, LIVE_LEASE_STATES, JobState, LeaseState, SlotState
+from jobs.db.tables import Job, Lease, Slot
+from jobs.ledger import leases, slots, sweeps
 from scheduler.dispatcher import ring_all
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import redis
 
+from jobs.config.settings import Settings
 from jobs.errors import Conflict, ServiceUnavailable
 from jobs.queue import connect
-from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
 

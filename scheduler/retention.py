@@ -9,11 +9,11 @@ from typing import Any, cast
 from sqlalchemy import CursorResult, delete, exists, or_, select
 from sqlmodel import col
 
-from jobs.database import Database
-from jobs.settings import Settings
-from jobs.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, DeliveryState, JobState
-from jobs.store import Store, job_prefix
-from jobs.tables import (
+from jobs.config.settings import Settings
+from jobs.data.store import Store, job_prefix
+from jobs.db.database import Database
+from jobs.db.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, DeliveryState, JobState
+from jobs.db.tables import (
     Artifact,
     Attempt,
     Batch,
@@ -28,7 +28,7 @@ from jobs.tables import (
     StoredFile,
     WebhookDelivery,
 )
-from jobs.uploads import uploads_in_use
+from jobs.ledger.uploads import uploads_in_use
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from alembic.util.exc import CommandError
 from sqlalchemy.exc import DBAPIError
 
-from jobs import migrations
-from jobs.database import Database
+from jobs.db import migrations
+from jobs.db.database import Database
 from jobs.errors import Conflict, ServiceUnavailable
-from jobs.wording import first_line
+from jobs.messages import first_line
 
 
 def read_revision(database: Database) -> str | None:

@@ -15,15 +15,16 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
-from jobs import batch_ends, batches, history, ledger, webhooks
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import LIVE_JOB_STATES, JobState
+from jobs.db.tables import Job
 from jobs.errors import ServiceUnavailable, StokerError
+from jobs.ledger import batch_ends, batches, history, webhooks
+from jobs.ledger import jobs as job_ledger
 from jobs.queue import Doorbell
 from jobs.retries import ENDLESS, RetryPolicy
-from jobs.settings import Settings
-from jobs.states import LIVE_JOB_STATES, JobState
-from jobs.store import Store
-from jobs.tables import Job
 from scheduler.batches import break_off, finish, give_up, take_in
 from scheduler.dispatcher import dispatch
 from scheduler.finalizer import finalize_job
@@ -257,7 +258,7 @@ class Service:
             history.record(session, self._db, job_id, "job.delayed", duty=name, code=error.code, reason=error.message)
 
     def _fail(self, job_id: str, error: StokerError) -> None:
-        ledger.fail(self._db, job_id, error)
+        job_ledger.fail(self._db, job_id, error)
 
     def _lay_out(self, planning: Workbench, finalizing: Workbench) -> None:
         """Lay the jobs that are to be planned or finalized on their benches, the most urgent first."""

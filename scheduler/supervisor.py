@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs import process
-from jobs.private_files import open_private
+from jobs.config.private_files import open_private
 
 logger = logging.getLogger(__name__)
 

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from jobs.adapter_targets import check_targets
-from jobs.architectures import KNOWN, TRAINABLE
-from jobs.database import Database
+from jobs.access.adapter_targets import check_targets
+from jobs.access.model_check import check_model, check_processor, local_model, read_weights, readable
+from jobs.access.model_files import read_json
+from jobs.access.module_syntax import check_module
+from jobs.access.paths import check_code_path
+from jobs.config.projects import OPERATOR, sees
+from jobs.config.settings import Settings
+from jobs.data.sources import ChunkRange, Source, check_columns, open_source
+from jobs.data.sources.training_rows import CHECKED_INPUTS, RowCheck, RowFlaw, naming_data
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import JobState
+from jobs.db.tables import Job
 from jobs.errors import InvalidInput, InvalidModel
-from jobs.model_files import read_json
-from jobs.modelcheck import check_model, check_processor, local_model, read_weights, readable
-from jobs.module_syntax import check_module
-from jobs.paths import check_code_path
-from jobs.projects import OPERATOR, sees
-from jobs.settings import Settings
-from jobs.sources import ChunkRange, Source, check_columns, open_source
-from jobs.spec_fields import InputSpec
-from jobs.specs import JOB_PREFIX, TRAINING, JobSpec, TrainingSpec, processor_job, source_job
-from jobs.states import JobState
-from jobs.store import Store
-from jobs.tables import Job
-from jobs.training_rows import CHECKED_INPUTS, RowCheck, RowFlaw, naming_data
-from jobs.training_spec import recipe_name
-from jobs.uploads import find_upload
+from jobs.ledger.uploads import find_upload
+from jobs.specs.architectures import KNOWN, TRAINABLE
+from jobs.specs.fields import InputSpec
+from jobs.specs.inference import JOB_PREFIX, TRAINING, JobSpec, TrainingSpec, processor_job, source_job
+from jobs.specs.training import recipe_name
 
 _LOOK_ROWS = 1000  # between two questions whether it is wanted yet
 _HEAD_ROWS = 20

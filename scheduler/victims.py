@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.specs import Priority
+from jobs.specs.inference import Priority
 from scheduler.views import JobView, LeaseView, effective_rank, is_ready, order
 
 HOLD_SECONDS = 10.0

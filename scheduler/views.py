@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jobs.leases import Grant
+from jobs.ledger.leases import Grant
 
 AGED_SECONDS = 24 * 3600.0
 """A job that waited this long counts as one class higher."""

@@ -19,13 +19,13 @@ from ipaddress import ip_address
 
 import httpx
 
-from jobs import webhooks
-from jobs.addresses import Address, find_addresses
-from jobs.database import Database
+from jobs.config.addresses import Address, find_addresses
+from jobs.config.settings import Settings
+from jobs.db.database import Database
 from jobs.errors import Conflict, MachineError, StokerError, UserError
+from jobs.ledger import webhooks
+from jobs.ledger.webhooks import SECRET_PREFIX, Sending
 from jobs.retries import RetryPolicy
-from jobs.settings import Settings
-from jobs.webhooks import SECRET_PREFIX, Sending
 from scheduler.version import version
 
 logger = logging.getLogger(__name__)

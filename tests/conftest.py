@@ -27,9 +27,10 @@ import redis
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from jobs import migrations, process
-from jobs.database import Database
-from jobs.settings import Settings
+from jobs import process
+from jobs.config.settings import Settings
+from jobs.db import migrations
+from jobs.db.database import Database
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it puts into the background with Ctrl-C ignored, which every child of the tests would inherit.

@@ -11,18 +11,19 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlmodel import col
 
-from jobs import leases, ledger, planning, slots
-from jobs.database import Database
-from jobs.job_pins import pin_spec
-from jobs.leases import Grant, WorkingLease
-from jobs.pins import PinnedRevision, Pins
-from jobs.rows import Result
-from jobs.settings import Settings
-from jobs.sinks import Sink, open_sink
-from jobs.sources import Source, open_source
-from jobs.specs import InferenceSpec, parse_spec
-from jobs.store import Store
-from jobs.tables import Chunk, Job, StoredFile
+from jobs.access.pins import PinnedRevision, Pins
+from jobs.config.settings import Settings
+from jobs.data.rows import Result
+from jobs.data.sinks import Sink, open_sink
+from jobs.data.sources import Source, open_source
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.tables import Chunk, Job, StoredFile
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger import leases, planning, slots
+from jobs.ledger.job_pins import pin_spec
+from jobs.ledger.leases import Grant, WorkingLease
+from jobs.specs.inference import InferenceSpec, parse_spec
 
 _LEASE_SECONDS = 120.0
 
@@ -52,7 +53,7 @@ class LeasedJob:
         self.store = Store(settings.resolved_store_url)
         document = {"task": "fill-mask", "model": "scripted", **spec, "input": {"path": str(self.input), "key": "id"}}
         self.spec: InferenceSpec = parse_spec(document)
-        self.job_id = ledger.submit(database, self.spec).id
+        self.job_id = job_ledger.submit(database, self.spec).id
         # A model that is no folder is one of the hub, whose commit would be looked for there.
         pins = pin_spec(self.spec, settings)
         if pins == Pins():

@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from jobs import migrations
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db import migrations
+from jobs.db.database import Database
 from jobs.queue import Doorbell
-from jobs.settings import Settings
-from jobs.store import Store
 from scheduler.api.app import create_app
 from scheduler.api.serve import connection_limits
 from scheduler.api.server import ApiServer

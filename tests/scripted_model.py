@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jobs.rows import Row, RowError
+from jobs.data.rows import Row, RowError
 from worker.inference.tasks.interface import Encoded
 
 

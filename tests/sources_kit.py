@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.config.settings import Settings
+from jobs.data.rows import Row
+from jobs.data.sources import Source, open_source
+from jobs.data.store import Store
+from jobs.db.tables import StoredFile
 from jobs.errors import NotFound
-from jobs.rows import Row
-from jobs.settings import Settings
-from jobs.sources import Source, open_source
-from jobs.specs import InputSpec
-from jobs.store import Store
-from jobs.tables import StoredFile
+from jobs.specs.inference import InputSpec
 
 
 def open_at(

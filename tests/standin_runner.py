@@ -17,17 +17,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs import chunks
-from jobs.activities import Activity
-from jobs.chunks import ChunkResults, Claim
-from jobs.database import Database
+from jobs.config.activities import Activity
+from jobs.config.settings import Settings
+from jobs.data.rows import Result
+from jobs.data.sinks import open_sink
+from jobs.data.store import Store
+from jobs.db.database import Database
 from jobs.errors import InvalidModel, ServiceUnavailable
-from jobs.leases import WorkingLease
-from jobs.rows import Result
-from jobs.settings import Settings
-from jobs.sinks import open_sink
-from jobs.specs import parse_spec
-from jobs.store import Store
+from jobs.ledger import chunks
+from jobs.ledger.chunks import ChunkResults, Claim
+from jobs.ledger.leases import WorkingLease
+from jobs.specs.inference import parse_spec
 from worker.log_format import set_up_runner_logging
 from worker.pulse import Pulse
 from worker.runner import parse_arguments, serve

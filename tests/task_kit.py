@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from jobs.rows import Row, RowError
-from jobs.settings import Settings
-from jobs.specs import InferenceSpec
+from jobs.config.settings import Settings
+from jobs.data.rows import Row, RowError
+from jobs.specs.inference import InferenceSpec
 from tests.tiny import SENTENCES
 from worker.inference.padding_verdicts import PadsRows
 from worker.inference.tasks import TaskModel, load_task_model

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.rows import Row
+from jobs.data.rows import Row
 from tests.task_kit import CPU
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine

@@ -18,12 +18,12 @@ from celery.apps.worker import Worker, install_worker_term_handler
 from celery.exceptions import SecurityWarning
 
 from jobs import process
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.ids import new_id
 from jobs.errors import ServiceUnavailable
-from jobs.ids import new_id
 from jobs.queue import TASK, Doorbell, make_app, queue_name
 from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
-from jobs.settings import Settings
 from worker import mailbox
 from worker.children import DISPLACED_STATUS, RUNNER_MODULE, runner_command, runner_environment
 from worker.hearing import Hearing

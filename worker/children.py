@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import worker
-from jobs.slots import SlotInfo
+from jobs.ledger.slots import SlotInfo
 
 RUNNER_MODULE = "worker.runner"
 """The runner that carries the inference engine; anything that speaks `protocol` can stand in for it."""

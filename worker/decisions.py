@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from jobs.activities import CHUNK_ACTIVITIES, Activity, in_words, stall_limits
+from jobs.config.activities import CHUNK_ACTIVITIES, Activity, in_words, stall_limits
+from jobs.config.settings import Settings
 from jobs.errors import LostLease, MachineError, RunnerDied, RunnerStalled, ServiceUnavailable, StokerError
-from jobs.settings import Settings
 from worker.protocol import Done, Failed, Halt, Lost, Order, Report, error_from
 from worker.pulse import Beat
 from worker.runner_process import Exited

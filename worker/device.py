@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from jobs.errors import InvalidSpec, MachineError, UserError
-from jobs.wording import first_line, short
+from jobs.messages import first_line, short
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OUT_OF_MEMORY = (

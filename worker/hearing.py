@@ -14,8 +14,8 @@ from enum import StrEnum
 
 from celery import Celery
 
+from jobs.db.ids import new_id
 from jobs.errors import ServiceUnavailable
-from jobs.ids import new_id
 from jobs.queue import ring
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
-from jobs import logs
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
 from jobs.errors import ServiceUnavailable
-from jobs.leases import WorkingLease
-from jobs.settings import Settings
+from jobs.ledger import logs
+from jobs.ledger.leases import WorkingLease
 
 logger = logging.getLogger(__name__)
 _mirror = logging.getLogger("runner")

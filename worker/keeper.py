@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from jobs import leases, ledger
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
 from jobs.errors import LostLease, ServiceUnavailable
-from jobs.leases import RunnerActivity, WorkingLease
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger import leases
+from jobs.ledger.leases import RunnerActivity, WorkingLease
 from jobs.queue import Doorbell
 from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
-from jobs.settings import Settings
 from worker.decisions import Ending, Fate, Give, Happening, Holding, Record, RenewalRefused, Renewed, Rules, StopAsked
 from worker.joblog import JobLog
 from worker.member import hold_place
@@ -210,7 +211,7 @@ class Keeper:
                     leases.release(self._database, lease.lease_id, ending.reason, error=ending.error)
                 case Record.FAIL_JOB:
                     assert ending.error is not None
-                    ledger.fail(self._database, lease.job_id, ending.error)
+                    job_ledger.fail(self._database, lease.job_id, ending.error)
                     leases.release(self._database, lease.lease_id, ending.reason)
                 case Record.CRASH:
                     assert ending.error is not None

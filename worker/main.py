@@ -18,16 +18,17 @@ from dataclasses import dataclass
 import redis
 from sqlalchemy.exc import ProgrammingError
 
-from jobs import process, slots
-from jobs.database import Database
+from jobs import process
+from jobs.config.private_files import make_private
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.ids import new_id
 from jobs.errors import ServiceUnavailable
-from jobs.ids import new_id
-from jobs.private_files import make_private
+from jobs.ledger import slots
+from jobs.ledger.slots import SlotInfo
+from jobs.messages import first_line
 from jobs.queue import connect
 from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
-from jobs.settings import Settings
-from jobs.slots import SlotInfo
-from jobs.wording import first_line
 from worker.children import DISPLACED_STATUS, RUNNER_MODULE, app_command, app_environment
 from worker.log_format import set_up_logging
 from worker.slots import discover

@@ -7,11 +7,11 @@ import queue
 import time
 from dataclasses import dataclass, replace
 
-from jobs import gangs
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
 from jobs.errors import LostLease, MachineError, ServiceUnavailable
-from jobs.leases import WorkingLease
-from jobs.settings import Settings
+from jobs.ledger import gangs
+from jobs.ledger.leases import WorkingLease
 from worker.decisions import Ending, Fate, Happening, Record, RenewalRefused, Renewed, StopAsked
 from worker.standby import Standby
 

@@ -7,11 +7,11 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
-from jobs import slots
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
 from jobs.errors import ServiceUnavailable
-from jobs.settings import Settings
-from jobs.slots import Standing
+from jobs.ledger import slots
+from jobs.ledger.slots import Standing
 from worker.hearing import Hearing, Verdict
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 
 from jobs import errors
-from jobs.activities import Activity
+from jobs.access.pins import Pins
+from jobs.config.activities import Activity
 from jobs.errors import MachineError, StokerError, UserError
-from jobs.leases import WorkingLease
-from jobs.pins import Pins
+from jobs.ledger.leases import WorkingLease
 from worker.pulse import Beat
 from worker.stop import StopReason
 

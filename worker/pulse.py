@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.activities import Activity
+from jobs.config.activities import Activity
 
 _MOVED_BYTES = 2**20
 """Bytes read or written that count as progress; what this module reads and tells itself is far less."""

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from jobs import process
-from jobs.activities import stall_limits
-from jobs.database import Database
+from jobs.config.activities import stall_limits
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
 from jobs.errors import LostLease, MachineError, StokerError
-from jobs.leases import WorkingLease
-from jobs.settings import Settings
-from jobs.specs import TRAINING
-from jobs.store import Store
+from jobs.ledger.leases import WorkingLease
+from jobs.specs.inference import TRAINING
 from worker.log_format import set_up_runner_logging
 from worker.protocol import (
     Done,

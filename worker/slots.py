@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from jobs.settings import Settings
-from jobs.slots import SlotInfo
+from jobs.config.settings import Settings
+from jobs.ledger.slots import SlotInfo
 
 logger = logging.getLogger(__name__)
 

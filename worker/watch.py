@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from jobs import gangs
-from jobs.database import Database
+from jobs.db.database import Database
 from jobs.errors import ServiceUnavailable
+from jobs.ledger import gangs
 from worker.decisions import RenewalRefused, StopAsked
 from worker.stop import StopReason
 

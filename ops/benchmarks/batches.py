@@ -21,13 +21,15 @@ from pathlib import Path
 # This folder has a queue.py of its own, and the standard library's must win.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
-from jobs import batches, ledger, migrations
-from jobs.batches import NewBatch
-from jobs.database import Database
-from jobs.settings import Settings
-from jobs.states import BatchState, JobState
-from jobs.store import Store, upload_key
-from jobs.tables import StoredFile
+from jobs.config.settings import Settings
+from jobs.data.store import Store, upload_key
+from jobs.db import migrations
+from jobs.db.database import Database
+from jobs.db.states import BatchState, JobState
+from jobs.db.tables import StoredFile
+from jobs.ledger import batches
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.batches import NewBatch
 from scheduler.batches import take_in
 from scheduler.planner import plan_job
 
@@ -99,7 +101,7 @@ def measure(folder: Path, num_models: int) -> dict[str, float]:
     planned = time.perf_counter()
     with database.read() as session:
         state = batches.get(session, batch.id).state
-        jobs = [ledger.get(session, job.id) for job in jobs]
+        jobs = [job_ledger.get(session, job.id) for job in jobs]
     if state != BatchState.IN_PROGRESS or any(job.state != JobState.QUEUED for job in jobs):
         raise SystemExit(f"the batch is {state}, its jobs {[str(job.state) for job in jobs]}")
     return {

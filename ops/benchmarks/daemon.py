@@ -15,10 +15,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs.database import Database
-from jobs.settings import Settings
-from jobs.specs import InferenceSpec, parse_spec
-from jobs.tables import Chunk, Job, Slot
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.tables import Chunk, Job, Slot
+from jobs.specs.inference import InferenceSpec, parse_spec
 
 STOKER = str(Path(sys.executable).parent / "stoker")
 

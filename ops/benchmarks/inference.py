@@ -43,8 +43,8 @@ import transformers
 from daemon import Daemon, Measured
 from docstrings import standard_library
 
-from jobs.rows import Row
-from jobs.settings import Settings
+from jobs.config.settings import Settings
+from jobs.data.rows import Row
 from worker import device as devices
 from worker.inference.budget import open_budget
 from worker.inference.engine import Engine

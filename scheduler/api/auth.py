@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from jobs.config.settings import Settings
+from jobs.db.tables import ApiKey
 from jobs.errors import Forbidden, ServiceUnavailable, Unauthorized
-from jobs.settings import Settings
-from jobs.tables import ApiKey
 from scheduler.api.context import Context, InContext
 from scheduler.keys import NewKey, create_key, ensure_local_key, find_key, list_keys, revoke_key
 

@@ -8,10 +8,10 @@ from sqlalchemy import or_, select
 from sqlmodel import Session, col
 from starlette.responses import StreamingResponse
 
-from jobs import batches
-from jobs.projects import sees
-from jobs.states import LIVE_BATCH_STATES
-from jobs.tables import ApiKey, Batch
+from jobs.config.projects import sees
+from jobs.db.states import LIVE_BATCH_STATES
+from jobs.db.tables import ApiKey, Batch
+from jobs.ledger import batches
 from scheduler.api.context import Context
 from scheduler.api.live_key import while_valid
 from scheduler.api.schemas import FileView

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from jobs.batches import BatchCounts
-from jobs.states import BatchState
-from jobs.tables import Batch
+from jobs.db.states import BatchState
+from jobs.db.tables import Batch
+from jobs.ledger.batches import BatchCounts
 
 
 class RequestCounts(BaseModel):

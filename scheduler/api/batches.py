@@ -9,13 +9,13 @@ import orjson
 from fastapi import APIRouter, Depends, Header, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs import batches
-from jobs.batches import NewBatch
+from jobs.config.projects import sees
+from jobs.db.tables import ApiKey, Batch, StoredFile
 from jobs.errors import Conflict, NotFound, UserError
-from jobs.projects import sees
-from jobs.specs import parse_duration
-from jobs.tables import ApiKey, Batch, StoredFile
-from jobs.usage import RowsWanted
+from jobs.ledger import batches
+from jobs.ledger.batches import NewBatch
+from jobs.ledger.usage import RowsWanted
+from jobs.specs.inference import parse_duration
 from scheduler.api.auth import Key, require_key
 from scheduler.api.batch_views import BatchView, batch_view
 from scheduler.api.context import AfterId, Context, InContext, PageSize

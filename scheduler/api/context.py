@@ -11,10 +11,10 @@ from typing import Annotated
 from anyio import CapacityLimiter
 from fastapi import Depends, Path, Query, Request
 
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
 from jobs.queue import Doorbell
-from jobs.settings import Settings
-from jobs.store import Store
 from scheduler.api.throttle import Throttle
 
 _UPLOADS_AT_ONCE = 32  # more wait for their turn

@@ -10,9 +10,9 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from jobs.bounds import MOST_FIELDS
 from jobs.errors import RequestTimeout, TooLarge, UserError
-from jobs.wording import short
+from jobs.messages import short
+from jobs.specs.bounds import MOST_FIELDS
 from scheduler.api.context import Context
 from scheduler.plain_data import parse_document
 

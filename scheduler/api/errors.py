@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.errors import StokerError, TooManyRequests
-from jobs.wording import first_fault, short, short_message
+from jobs.messages import first_fault, short, short_message
 
 logger = logging.getLogger(__name__)
 

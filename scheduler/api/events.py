@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from sqlmodel import Session
 from starlette.responses import StreamingResponse
 
-from jobs import history, logs
-from jobs.tables import ApiKey
+from jobs.db.tables import ApiKey
+from jobs.ledger import history, logs
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterNumber, InContext, JobId, LongPageSize
 from scheduler.api.errors import error_responses

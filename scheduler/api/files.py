@@ -16,16 +16,16 @@ from sqlmodel import Session, col
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from jobs import paging
-from jobs.batches import ROWS_PURPOSE
+from jobs.config.limits import limits_of
+from jobs.config.projects import sees
+from jobs.data.store import StoredObject, upload_key
+from jobs.db.ids import new_id
+from jobs.db.tables import ApiKey, StoredFile
 from jobs.errors import Conflict, NotFound, TooLarge, UserError
-from jobs.ids import new_id
-from jobs.limits import limits_of
-from jobs.projects import sees
-from jobs.store import StoredObject, upload_key
-from jobs.tables import ApiKey, StoredFile
-from jobs.uploads import PURPOSES, uploads_in_use
-from jobs.usage import storage_full, take_bytes, uploaded_bytes
+from jobs.ledger import paging
+from jobs.ledger.batches import ROWS_PURPOSE
+from jobs.ledger.uploads import PURPOSES, uploads_in_use
+from jobs.ledger.usage import storage_full, take_bytes, uploaded_bytes
 from scheduler.api.auth import Key, require_key
 from scheduler.api.batch_files import find_growing, growing_view, stream_growing
 from scheduler.api.context import AfterId, Context, FileId, InContext

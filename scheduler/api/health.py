@@ -9,11 +9,11 @@ import redis
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
-from jobs import migrations
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db import migrations
+from jobs.db.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.queue import connect, trouble
-from jobs.settings import Settings
 from scheduler.api.auth import Credentials, bearer, check_host
 from scheduler.api.context import InContext
 from scheduler.api.errors import ErrorBody

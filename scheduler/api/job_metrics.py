@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from jobs import training
-from jobs.specs import TRAINING
-from jobs.tables import Job
+from jobs.db.tables import Job
+from jobs.ledger import attempts
+from jobs.specs.inference import TRAINING
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import InContext, JobId
 from scheduler.api.errors import error_responses
@@ -35,7 +35,7 @@ def get_job_metrics(
     with context.database.read() as session:
         job = find_job(session, job_id, key)
         if job.kind == TRAINING:
-            found = training.metrics(session, job_id, name=name, after_step=after_step, limit=limit)
+            found = attempts.metrics(session, job_id, name=name, after_step=after_step, limit=limit)
             return MetricList(data=[MetricView(step=one.step, name=one.name, value=one.value) for one in found])
         now = context.database.time(session)
     numbers = _numbers(job, now)
@@ -47,8 +47,8 @@ def list_attempts(context: InContext, key: Key, job_id: JobId) -> Page[AttemptVi
     """The attempts of a training: where each ran, from where and how far it came, why it ended."""
     with context.database.read() as session:
         find_job(session, job_id, key)
-        slots = training.slots_by_leader(session, job_id)
-        found = [attempt_view(each, slots[each.lease_id]) for each in training.attempts(session, job_id)]
+        slots = attempts.slots_by_leader(session, job_id)
+        found = [attempt_view(each, slots[each.lease_id]) for each in attempts.attempts(session, job_id)]
         return page(found, id_field="number")
 
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
-from jobs import ledger, notices, training
-from jobs.database import Database
-from jobs.slots import UNHEARD
-from jobs.specs import TRAINING
-from jobs.states import LIVE_LEASE_STATES, JobState, LeaseState, SlotState
-from jobs.tables import Job, Lease, Slot
-from jobs.wording import short
+from jobs.db.database import Database
+from jobs.db.states import LIVE_LEASE_STATES, JobState, LeaseState, SlotState
+from jobs.db.tables import Job, Lease, Slot
+from jobs.ledger import attempts, notices
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.slots import UNHEARD
+from jobs.messages import short
+from jobs.specs.inference import TRAINING
 from scheduler.api.context import Context
 from scheduler.api.health import redis_state
 from scheduler.api.listed import ShownSpec
@@ -29,7 +30,7 @@ _ANSWERED_SECONDS = 2.0
 def describe_job(context: Context, job_id: str) -> JobView:
     """A job as JSON, with what it holds and what it waits for."""
     with context.database.read() as session:
-        job = ledger.get(session, job_id)
+        job = job_ledger.get(session, job_id)
         return describe_jobs(session, context, [job], [ShownSpec(job.spec, is_cut=False)])[0]
 
 
@@ -66,7 +67,7 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job], specs
             or _waiting_reason(job, explained.get(job.id, reason))
             or unrung.get(job.id),
             notices=told.get(job.id, ()),
-            metrics=training.latest_metrics(session, job.id) if job.kind == TRAINING else None,
+            metrics=attempts.latest_metrics(session, job.id) if job.kind == TRAINING else None,
         )
         for job, shown in zip(jobs, specs, strict=True)
     ]

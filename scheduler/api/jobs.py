@@ -7,15 +7,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from jobs import ledger
-from jobs.catalogue import with_catalogue
+from jobs.access.pins import Pins
+from jobs.config.catalogue import with_catalogue
+from jobs.db.states import JobState
+from jobs.db.tables import ApiKey, Artifact, Job
 from jobs.errors import Conflict, NotFound
-from jobs.job_pins import stamp_spec
-from jobs.pins import Pins
-from jobs.specs import InferenceSpec, JobSpec, TrainingSpec, parse_spec
-from jobs.states import JobState
-from jobs.tables import ApiKey, Artifact, Job
-from jobs.usage import RowsWanted
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.job_pins import stamp_spec
+from jobs.ledger.usage import RowsWanted
+from jobs.specs.inference import InferenceSpec, JobSpec, TrainingSpec, parse_spec
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterId, Context, InContext, JobId, PageSize
 from scheduler.api.documents import read_document, yaml_or_json
@@ -65,7 +65,7 @@ def submit_job(
     spec = with_catalogue(parse_spec(document), context.settings.models)
     if idempotency_key is not None:
         with context.database.read() as session:
-            before = ledger.find_submitted(session, key.project, idempotency_key)
+            before = job_ledger.find_submitted(session, key.project, idempotency_key)
         if before is not None:
             response.status_code = 200
             return _same_job(context, before, spec)
@@ -74,7 +74,7 @@ def submit_job(
     )
     pins = stamp_spec(spec, context.settings)
     wanted = _demand(context, spec, key.project)
-    job = ledger.submit(
+    job = job_ledger.submit(
         context.database, spec, project=key.project, idempotency_key=idempotency_key, wanted=wanted, pins=pins
     )
     context.doorbell.wake()
@@ -94,7 +94,7 @@ def list_jobs(
     with context.database.read() as session:
         if after is not None:
             find_job(session, after, key)
-        jobs, has_more = ledger.list_jobs(session, project=scope_of(key), after=after, limit=limit, state=state)
+        jobs, has_more = job_ledger.list_jobs(session, project=scope_of(key), after=after, limit=limit, state=state)
         specs = shown_specs(session, jobs)
         found = describe_jobs(session, context, jobs[: len(specs)], specs)
         return page(found, has_more=has_more or len(found) < len(jobs))
@@ -111,7 +111,7 @@ def get_job(context: InContext, key: Key, job_id: JobId) -> JobView:
 def cancel_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     """Ask a job to stop; what it has finished stays readable. 409 when it has ended already."""
     _check_visible(context, key, job_id)
-    ledger.cancel(context.database, job_id)
+    job_ledger.cancel(context.database, job_id)
     context.doorbell.wake()
     return describe_job(context, job_id)
 
@@ -129,7 +129,7 @@ def retry_job(context: InContext, key: Key, job_id: JobId, response: Response) -
     """Submit a failed, cancelled or expired job again, as a new job; once, until that one has ended. 409 for others."""
     with context.database.read() as session:
         ended = find_job(session, job_id, key)
-        live = ledger.live_retry(session, job_id)
+        live = job_ledger.live_retry(session, job_id)
     if live is not None:
         response.status_code = 200
         return describe_job(context, live.id)
@@ -141,7 +141,7 @@ def retry_job(context: InContext, key: Key, job_id: JobId, response: Response) -
         )
         pins = stamp_spec(spec, context.settings)
     wanted = _demand(context, spec, ended.project)
-    job = ledger.retry(context.database, job_id, wanted=wanted, pins=pins)
+    job = job_ledger.retry(context.database, job_id, wanted=wanted, pins=pins)
     context.doorbell.wake()
     return describe_job(context, job.id)
 
@@ -151,7 +151,7 @@ def list_artifacts(context: InContext, key: Key, job_id: JobId) -> Page[Artifact
     """The files a job made, by name."""
     with context.database.read() as session:
         find_job(session, job_id, key)
-        return page([artifact_view(artifact) for artifact in ledger.artifacts(session, job_id)], id_field="name")
+        return page([artifact_view(artifact) for artifact in job_ledger.artifacts(session, job_id)], id_field="name")
 
 
 @router.get(

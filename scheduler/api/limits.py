@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
-from jobs import usage
+from jobs.config.limits import limits_of
+from jobs.config.projects import ProjectName, sees
 from jobs.errors import NotFound
-from jobs.limits import limits_of
-from jobs.projects import ProjectName, sees
+from jobs.ledger import usage
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import InContext
 from scheduler.api.errors import error_responses

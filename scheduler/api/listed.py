@@ -11,7 +11,7 @@ from sqlalchemy import Text, cast, func, select
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlmodel import Session, col
 
-from jobs.tables import Batch, Job
+from jobs.db.tables import Batch, Job
 
 WHOLE_CHARACTERS = 16 * 2**10
 """A spec of no more characters of JSON is shown whole."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from sqlmodel import Session
 
+from jobs.db.tables import ApiKey
 from jobs.errors import Unauthorized
-from jobs.tables import ApiKey
 from scheduler.api.context import Context
 
 _LOOK_SECONDS = 1.0  # between two looks at the key

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from jobs.tables import ApiKey
+from jobs.db.tables import ApiKey
 from scheduler.api.context import Context
 from scheduler.api.errors import ErrorBody, error_response
 from scheduler.api.live_key import while_valid

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.errors import InvalidSpec
-from jobs.parameters import check_parameters
-from jobs.wording import short, short_message, shown
+from jobs.messages import short, short_message, shown
+from jobs.specs.parameters import check_parameters
 from scheduler.api.openai_answers import Answered, Body, write_chat, write_classify, write_completions, write_embeddings
 
 

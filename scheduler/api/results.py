@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import StreamingResponse
 
+from jobs.data.rows import Result
+from jobs.data.sinks import open_sink
+from jobs.data.sinks.export import ExportFormat, open_writer
 from jobs.errors import NotFound
-from jobs.rows import Result
-from jobs.sinks import open_sink
-from jobs.sinks.export import ExportFormat, open_writer
-from jobs.specs import TrainingSpec, parse_spec
+from jobs.specs.inference import TrainingSpec, parse_spec
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import InContext, JobId
 from scheduler.api.errors import error_responses

@@ -7,9 +7,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.specs import Priority
-from jobs.states import AttemptEnd, JobState, LeaseState, SlotState
-from jobs.tables import Artifact, Attempt, Event, Job, Lease, LogLine, Notice, Slot, StoredFile
+from jobs.db.states import AttemptEnd, JobState, LeaseState, SlotState
+from jobs.db.tables import Artifact, Attempt, Event, Job, Lease, LogLine, Notice, Slot, StoredFile
+from jobs.specs.inference import Priority
 from scheduler.api.listed import ShownSpec
 
 Entry = TypeVar("Entry", bound=BaseModel)

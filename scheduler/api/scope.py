@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from sqlmodel import Session
 
-from jobs import batches, ledger, webhooks
+from jobs.config.projects import OPERATOR, sees
+from jobs.db.tables import ApiKey, Batch, Job, Webhook
 from jobs.errors import NotFound
-from jobs.projects import OPERATOR, sees
-from jobs.tables import ApiKey, Batch, Job, Webhook
+from jobs.ledger import batches, webhooks
+from jobs.ledger import jobs as job_ledger
 
 
 def scope_of(key: ApiKey) -> str | None:
@@ -21,7 +22,7 @@ def find_job(session: Session, job_id: str, key: ApiKey) -> Job:
     Raises:
         NotFound: there is none of this id, or it is another project's; which of both is not told.
     """
-    job = ledger.get(session, job_id)
+    job = job_ledger.get(session, job_id)
     if not sees(key.project, job.project):
         raise NotFound(f"there is no job '{job_id}'")
     return job

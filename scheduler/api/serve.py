@@ -12,13 +12,13 @@ from queue import SimpleQueue
 
 from pydantic import ValidationError
 
-from jobs.atomic import write_aside
-from jobs.database import Database
+from jobs.config.private_files import make_private
+from jobs.config.settings import Settings
+from jobs.data.atomic import write_aside
+from jobs.data.store import Store
+from jobs.db.database import Database
 from jobs.errors import InvalidSpec, StokerError, UserError
-from jobs.private_files import make_private
 from jobs.queue import Doorbell, make_app
-from jobs.settings import Settings
-from jobs.store import Store
 from scheduler.api.app import create_app
 from scheduler.api.protocol import ConnectionLimits, fitting
 from scheduler.api.server import ApiServer

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Depends
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from jobs.projects import sees
-from jobs.slots import list_slots
-from jobs.states import LIVE_LEASE_STATES
-from jobs.tables import ApiKey, Job, Lease, Slot
+from jobs.config.projects import sees
+from jobs.db.states import LIVE_LEASE_STATES
+from jobs.db.tables import ApiKey, Job, Lease, Slot
+from jobs.ledger.slots import list_slots
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import InContext
 from scheduler.api.errors import error_responses

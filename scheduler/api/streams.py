@@ -16,9 +16,9 @@ from sqlmodel import Session, col
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
+from jobs.db.states import LIVE_LEASE_STATES
+from jobs.db.tables import ApiKey, Job, Lease
 from jobs.errors import NotFound, StokerError, Unauthorized
-from jobs.states import LIVE_LEASE_STATES
-from jobs.tables import ApiKey, Job, Lease
 from scheduler.api.context import Context
 from scheduler.api.job_views import describe_jobs
 from scheduler.api.listed import ShownSpec, shown_spec

@@ -11,10 +11,10 @@ from limits import RateLimitItemPerSecond
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
+from jobs.config.limits import limits_of
+from jobs.config.settings import Settings
 from jobs.errors import TooManyRequests
-from jobs.limits import limits_of
 from jobs.queue import connect
-from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from jobs.errors import UserError
-from jobs.wording import UNSHOWABLE
+from jobs.messages import UNSHOWABLE
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

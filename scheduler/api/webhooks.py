@@ -8,11 +8,11 @@ import orjson
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs import webhooks
+from jobs.db.states import DeliveryState
+from jobs.db.tables import Webhook, WebhookDelivery
 from jobs.errors import UserError
-from jobs.states import DeliveryState
-from jobs.tables import Webhook, WebhookDelivery
-from jobs.webhooks import EVENT_TYPES
+from jobs.ledger import webhooks
+from jobs.ledger.webhooks import EVENT_TYPES
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterId, InContext, PageSize, WebhookId
 from scheduler.api.documents import parse_request, read_document

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from jobs.errors import StokerError, UserError
-from jobs.wording import reason
+from jobs.messages import reason
 from scheduler.cli import changing, fetching, looking, operating, running, serving, submitting, webhooks
 from scheduler.cli.interrupts import Interrupted
 from scheduler.cli.reaching import Chosen, folder_named

@@ -12,9 +12,9 @@ from typing import Any
 
 import orjson
 
+from jobs.access.paths import is_local, local_path
 from jobs.errors import InvalidInput, InvalidModel, InvalidOutput, InvalidSpec, NotFound
-from jobs.paths import is_local, local_path
-from jobs.wording import reason
+from jobs.messages import reason
 from scheduler.client import StokerClient
 from scheduler.connection import Json
 from scheduler.plain_data import parse_document
@@ -176,7 +176,7 @@ def _means_file(path: str) -> bool:
 
 
 def _format_of(name: str) -> str | None:
-    from jobs.sources.locate import SUFFIXES  # brings the sources' libraries along
+    from jobs.data.sources.locate import SUFFIXES  # brings the sources' libraries along
 
     return SUFFIXES.get(Path(name).suffix.lower())
 

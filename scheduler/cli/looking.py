@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from jobs.specs import TRAINING
+from jobs.specs.inference import TRAINING
 from scheduler import connection
 from scheduler.cli.interrupts import interruptible
 from scheduler.cli.reaching import DataDir, JobId, Json, Url, reach

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from jobs.projects import OPERATOR
+from jobs.config.projects import OPERATOR
 from scheduler.cli.reaching import DataDir, Json, Url, load_settings
 from scheduler.cli.terminal import age, cell, make_table, say, show, show_json, show_table, state_cell
 from scheduler.data_dir import is_running
 
 if TYPE_CHECKING:
-    from jobs.database import Database
+    from jobs.db.database import Database
 
 _keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, list and revoke API keys.")
 _db = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The database's schema.")
@@ -121,7 +121,7 @@ def revoke_key(
 @_db.command("upgrade")
 def upgrade_database(context: typer.Context, data_dir: DataDir = None) -> None:
     """Bring the database to this version's schema and print its revision."""
-    from jobs.private_files import make_database_file, make_private
+    from jobs.config.private_files import make_database_file, make_private
     from scheduler.data_dir import make_data_dir
     from scheduler.schema import migrate
 
@@ -137,7 +137,7 @@ def upgrade_database(context: typer.Context, data_dir: DataDir = None) -> None:
 @_db.command("current")
 def show_revision(context: typer.Context, as_json: Json = False, data_dir: DataDir = None) -> None:
     """Print the database's revision; exit 1 where it is not the one that this version needs."""
-    from jobs import migrations
+    from jobs.db import migrations
     from scheduler.schema import read_revision
 
     with _database(context, data_dir, migrated=False) as database:
@@ -155,7 +155,7 @@ def show_revision(context: typer.Context, as_json: Json = False, data_dir: DataD
 @contextmanager
 def _database(context: typer.Context, data_dir: DataDir, *, migrated: bool = True) -> Iterator[Database]:
     """The database of the settings, which must have its schema unless this is about just that."""
-    from jobs.database import Database
+    from jobs.db.database import Database
     from scheduler.schema import check_schema
 
     database = Database(load_settings(context, data_dir=data_dir).resolved_database_url)

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from jobs.specs import TRAINING
+from jobs.specs.inference import TRAINING
 from scheduler.cli.terminal import clean, joined, plural, say, short_duration, short_number, stderr
 from scheduler.client import TERMINAL_STATES
 from scheduler.connection import Json

@@ -13,9 +13,9 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from jobs.config.settings import Settings
 from jobs.errors import InvalidSpec
-from jobs.settings import Settings
-from jobs.wording import did_you_mean, first_fault
+from jobs.messages import did_you_mean, first_fault
 from scheduler.client import StokerClient
 from scheduler.data_dir import is_running, running_url
 

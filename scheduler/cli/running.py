@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.access.paths import check_replaces_no_input
+from jobs.config.settings import Settings
 from jobs.errors import InvalidSpec, ServiceUnavailable
-from jobs.paths import check_replaces_no_input
-from jobs.settings import Settings
-from jobs.specs import Priority, parse_spec
+from jobs.specs.inference import Priority, parse_spec
 from scheduler.cli.documents import bring, check_local_inputs, parse_pairs, parse_parameters
 from scheduler.cli.interrupts import interruptible
 from scheduler.cli.outputs import check_output, show_results, write_results

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from jobs.settings import Settings
+from jobs.config.settings import Settings
 from scheduler.cli.interrupts import Interrupted, interruptible
 from scheduler.cli.reaching import DataDir, load_settings
 from scheduler.cli.terminal import say, show, stderr
@@ -62,7 +62,7 @@ def _await_interrupt() -> None:
 
 def serve(context: typer.Context, host: Host = None, port: Port = None, data_dir: DataDir = None) -> None:
     """Run the API and the scheduler (production)."""
-    from jobs.database import Database
+    from jobs.db.database import Database
     from scheduler.schema import check_schema
 
     settings = load_settings(context, host=host, port=port, data_dir=data_dir)

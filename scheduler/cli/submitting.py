@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.specs import TRAINING
+from jobs.specs.inference import TRAINING
 from scheduler.cli.documents import bring, read_spec
 from scheduler.cli.interrupts import interruptible
 from scheduler.cli.reaching import DataDir, Url, reach

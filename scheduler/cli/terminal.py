@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.errors import ServiceUnavailable
-from jobs.wording import UNSHOWABLE
+from jobs.messages import UNSHOWABLE
 
 _PLAIN_COLUMNS = 80
 _UNITS = ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k"))

@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from jobs.database import Database
-from jobs.settings import Settings
-from jobs.states import LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
-from jobs.tables import Chunk, Event, Job, Lease, ResultRecord
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
+from jobs.db.tables import Chunk, Event, Job, Lease, ResultRecord
 from tests.acceptance.stack import Stack
 from tests.conftest import wait_until
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
+from jobs.config.settings import Settings
 from jobs.errors import ServiceUnavailable
-from jobs.settings import Settings
 from scheduler.client import ApiError, StokerClient
 from tests.conftest import wait_until
 

@@ -17,10 +17,10 @@ import redis
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from jobs.database import Database
-from jobs.settings import Settings
-from jobs.states import LIVE_LEASE_STATES, ChunkState
-from jobs.tables import Chunk, Lease, ResultRecord
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import LIVE_LEASE_STATES, ChunkState
+from jobs.db.tables import Chunk, Lease, ResultRecord
 from tests import tiny
 from tests.acceptance.stack import QUICK, Stack, bare_stack, stack
 from tests.conftest import wait_until

@@ -22,8 +22,8 @@ from sqlalchemy import select
 from sqlalchemy.engine import make_url
 
 from jobs import process, queue
-from jobs.settings import Settings
-from jobs.tables import LeaderLock
+from jobs.config.settings import Settings
+from jobs.db.tables import LeaderLock
 from scheduler.client import StokerClient
 from scheduler.environment import module_command
 from tests.acceptance.odd_model import WAITS, odd_encoder, trusting

@@ -16,7 +16,7 @@ from openai.types import Batch, Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 
-from jobs.settings import Settings
+from jobs.config.settings import Settings
 from tests import tiny
 from tests.acceptance.stack import Stack, stack
 from tests.conftest import wait_until

@@ -10,7 +10,7 @@ import openai
 import psutil
 import pytest
 
-from jobs.settings import Settings
+from jobs.config.settings import Settings
 from tests import tiny
 from tests.acceptance.stack import QUICK, stack
 from tests.conftest import wait_until

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.states import ChunkState
+from jobs.db.states import ChunkState
 from tests.acceptance.odd_model import WAITS, odd_encoder, trusting
 from tests.acceptance.records import Records, records_of
 from tests.acceptance.stack import Stack, nothing_left_at_work, stack

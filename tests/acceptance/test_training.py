@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import redis
 
-from jobs import training
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.tables import Job
 from jobs.errors import ServiceUnavailable
-from jobs.settings import Settings
-from jobs.store import Store
-from jobs.tables import Job
+from jobs.ledger import attempts
 from tests import tiny
 from tests.acceptance.stack import QUICK, Stack, stack
 from tests.conftest import wait_until
@@ -191,7 +191,7 @@ def await_checkpoint(job_id: str, database: Database) -> None:
 
     def is_kept() -> bool:
         with database.read() as session:
-            return bool(training.checkpoints(session, job_id))
+            return bool(attempts.checkpoints(session, job_id))
 
     wait_until(is_kept, "the first checkpoint")
 
@@ -238,7 +238,7 @@ def between_checkpoints(running: Stack) -> Iterator[None]:
 def damage_newest_checkpoint(job_id: str, database: Database) -> int:
     """Have the newest checkpoint be another than was written; gives its step."""
     with database.write() as session:
-        newest = training.checkpoints(session, job_id)[0]
+        newest = attempts.checkpoints(session, job_id)[0]
         newest.files = [{**file, "sha256": "0" * 64} for file in newest.files]
         return newest.step
 
@@ -266,4 +266,4 @@ def test_a_cancelled_training_leaves_no_process_and_a_retry_keeps_what_it_learne
     last = attempts_of(running, again)[-1]
     assert last["end"] == "time_limit"
     with database.read() as session:
-        assert training.checkpoints(session, again)[0].step == last["last_step"]
+        assert attempts.checkpoints(session, again)[0].step == last["last_step"]

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from jobs.config.settings import Settings
 from jobs.errors import DeviceOutOfMemory, InvalidSpec
-from jobs.settings import Settings
 from tests import scripted_vllm
 from tests.acceptance.stack import QUICK, stack
 from tests.conftest import wait_until

@@ -14,7 +14,7 @@ import openai
 import psutil
 import pytest
 
-from jobs.settings import Settings
+from jobs.config.settings import Settings
 from tests import tiny
 from tests.acceptance.stack import QUICK, stack
 from tests.acceptance.test_openai_batches import Desk, embedding_lines

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import Settings
+from jobs.config.settings import Settings
 from tests import tiny
 from tests.acceptance.stack import Stack, stack
 

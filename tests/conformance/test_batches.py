@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
-from jobs import batch_ends, batches, ledger
-from jobs.batch_ends import BatchOutcome
-from jobs.batches import BatchCounts, BatchPart, BatchPlan, NewBatch
-from jobs.database import Database
+from jobs.data.store import StoredObject, batch_prefix
+from jobs.db.database import Database
+from jobs.db.ids import new_id
+from jobs.db.states import BATCH_TRANSITIONS, BatchState, JobState
+from jobs.db.tables import Batch, Job, StoredFile
 from jobs.errors import Conflict, NotFound
-from jobs.ids import new_id
-from jobs.specs import parse_spec
-from jobs.states import BATCH_TRANSITIONS, BatchState, JobState
-from jobs.store import StoredObject, batch_prefix
-from jobs.tables import Batch, Job, StoredFile
-from jobs.uploads import uploads_in_use
+from jobs.ledger import batch_ends, batches
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.batch_ends import BatchOutcome
+from jobs.ledger.batches import BatchCounts, BatchPart, BatchPlan, NewBatch
+from jobs.ledger.uploads import uploads_in_use
+from jobs.specs.inference import parse_spec
 
 
 def new_batch(**fields: Any) -> NewBatch:
@@ -210,7 +211,7 @@ def test_every_verb_keeps_to_the_transition_table(database: Database) -> None:
         (job,) = jobs_of(database, batch.id)
         if BatchState.CANCELLING in path:
             batches.cancel(database, batch.id)
-        ledger.cancel(database, job.id)
+        job_ledger.cancel(database, job.id)
         states = [BatchState.VALIDATING, batch.state, batch_ends.begin_finalizing(database, batch.id).state]
         batch_ends.end(database, batch.id, outcome(path[-1]), default_seconds=1)
         states.append(look(database, batch.id).state)

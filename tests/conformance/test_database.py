@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from jobs.database import Database
+from jobs.db.database import Database
 
 
 @pytest.mark.parametrize("is_late", [False, True], ids=["before", "after"])

@@ -12,14 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from jobs import chunks, leases, ledger, migrations, planning, slots, sweeps
-from jobs.chunks import Claim
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db import migrations
+from jobs.db.database import Database
+from jobs.db.states import JOB_TRANSITIONS, LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
+from jobs.db.tables import Chunk, Job, Lease, ResultRecord
 from jobs.errors import Conflict, LostLease, RunnerDied
-from jobs.leases import Grant
-from jobs.settings import Settings
-from jobs.states import JOB_TRANSITIONS, LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
-from jobs.tables import Chunk, Job, Lease, ResultRecord
+from jobs.ledger import chunks, leases, planning, slots, sweeps
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.chunks import Claim
+from jobs.ledger.leases import Grant
 from tests.conformance.test_leases import Range, commit, make_slots
 
 SLOTS = ("s0", "s1", "s2")
@@ -53,8 +55,8 @@ class Fencing(RuleBasedStateMachine):
     @precondition(lambda self: len(self.job_ids) < 3)
     @rule(num_chunks=st.integers(1, 4))
     def submit(self, num_chunks: int) -> None:
-        job = ledger.submit(
-            self.db, ledger.parse_spec({"task": "embeddings", "model": "m", "input": {"path": "x.csv"}})
+        job = job_ledger.submit(
+            self.db, job_ledger.parse_spec({"task": "embeddings", "model": "m", "input": {"path": "x.csv"}})
         )
         planning.plan(self.db, job.id, [Range(i * CHUNK_ROWS, (i + 1) * CHUNK_ROWS) for i in range(num_chunks)])
         self.job_ids.append(job.id)
@@ -90,7 +92,7 @@ class Fencing(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         job_id = data.draw(st.sampled_from(self.job_ids))
         try:
-            ledger.cancel(self.db, job_id)
+            job_ledger.cancel(self.db, job_id)
         except Conflict:
             assert self._job(job_id).state.is_terminal
 
@@ -102,7 +104,7 @@ class Fencing(RuleBasedStateMachine):
     def finalize(self) -> None:
         for job_id in self.job_ids:
             if self._job(job_id).state == JobState.FINALIZING:
-                ledger.complete(self.db, job_id, [])
+                job_ledger.complete(self.db, job_id, [])
 
     @precondition(lambda self: self.job_ids)
     @rule(data=st.data(), slot_id=st.sampled_from(SLOTS))
@@ -227,7 +229,7 @@ class Fencing(RuleBasedStateMachine):
 
     def _job(self, job_id: str) -> Job:
         with self.db.read() as session:
-            return ledger.get(session, job_id)
+            return job_ledger.get(session, job_id)
 
     def _lease(self, lease_id: str) -> Lease:
         with self.db.read() as session:

@@ -12,14 +12,15 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import gangs, history, leases, ledger, planning, slots, sweeps, training
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import LIVE_LEASE_STATES, AttemptEnd, JobState, LeaseState, SlotState
+from jobs.db.tables import Attempt, Job, Lease, Slot
 from jobs.errors import Conflict, LostLease, RunnerDied
-from jobs.leases import Grant
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.states import LIVE_LEASE_STATES, AttemptEnd, JobState, LeaseState, SlotState
-from jobs.tables import Attempt, Job, Lease, Slot
+from jobs.ledger import attempts, gangs, history, leases, planning, slots, sweeps
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.leases import Grant
+from jobs.specs.inference import parse_spec
 
 LEASE_SECONDS = 30.0
 SLOTS = ("s0", "s1", "s2")
@@ -38,7 +39,7 @@ def make_slots(db: Database, settings: Settings) -> None:
 
 def make_job(db: Database) -> str:
     """A queued training of three slots."""
-    job = ledger.submit(db, SPEC)
+    job = job_ledger.submit(db, SPEC)
     planning.enqueue(db, job.id)
     return job.id
 
@@ -55,7 +56,7 @@ def gathered(db: Database, job_id: str) -> list[str]:
         assert leases.activate(db, lease_id, f"{slot_id}-1", lease_seconds=LEASE_SECONDS) is not None
     for lease_id in lease_ids[1:]:
         gangs.hold_place(db, lease_id)
-    training.begin(db, lease_ids[0], resumed_step=0)
+    attempts.begin(db, lease_ids[0], resumed_step=0)
     return lease_ids
 
 
@@ -66,12 +67,12 @@ def leases_of(db: Database, lease_ids: list[str]) -> list[Lease]:
 
 def job_of(db: Database, job_id: str) -> Job:
     with db.read() as session:
-        return ledger.get(session, job_id)
+        return job_ledger.get(session, job_id)
 
 
 def attempts_of(db: Database, job_id: str) -> list[Attempt]:
     with db.read() as session:
-        return training.attempts(session, job_id)
+        return attempts.attempts(session, job_id)
 
 
 def num_events(db: Database, job_id: str, name: str) -> int:
@@ -266,7 +267,7 @@ def test_a_cancel_of_a_gang_that_still_gathers_ends_it_at_once(database: Databas
     """Lost: a cancelled training that waits for members that will not be let in."""
     lease_ids = granted(database, job_id)
     leases.activate(database, lease_ids[0], "s0-1", lease_seconds=LEASE_SECONDS)
-    assert ledger.cancel(database, job_id).state == JobState.CANCELLED
+    assert job_ledger.cancel(database, job_id).state == JobState.CANCELLED
     assert {lease.state for lease in leases_of(database, lease_ids)} == {LeaseState.REVOKED}
     assert leases.activate(database, lease_ids[1], "s1-1", lease_seconds=LEASE_SECONDS) is None
 
@@ -274,7 +275,7 @@ def test_a_cancel_of_a_gang_that_still_gathers_ends_it_at_once(database: Databas
 def test_a_cancel_of_a_gang_that_works_lets_it_write_its_checkpoint(database: Database, job_id: str) -> None:
     """Lost: the night's work to a cancel."""
     lease_ids = gathered(database, job_id)
-    assert ledger.cancel(database, job_id).state == JobState.CANCELLING
+    assert job_ledger.cancel(database, job_id).state == JobState.CANCELLING
     assert {lease.state for lease in leases_of(database, lease_ids)} == {LeaseState.ACTIVE}
     assert leases.renew(database, lease_ids[0], lease_seconds=LEASE_SECONDS).stop == "shutdown"
     leases.release(database, lease_ids[0], "stopped")

@@ -11,17 +11,18 @@ import pytest
 from sqlalchemy import insert, select
 from sqlmodel import Session, col
 
-from jobs import chunks, history, leases, ledger, planning, slots, sweeps
-from jobs.chunks import ChunkResults, Claim
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.rows import Result, RowError
+from jobs.db.database import Database
+from jobs.db.states import ChunkState, JobState, LeaseState, SlotState
+from jobs.db.tables import Chunk, Job, Lease, ResultRecord, Slot
 from jobs.errors import Conflict, LostLease, RunnerDied, ServiceUnavailable
-from jobs.leases import Grant
-from jobs.rows import Result, RowError
-from jobs.settings import Settings
-from jobs.slots import Standing
-from jobs.specs import parse_spec
-from jobs.states import ChunkState, JobState, LeaseState, SlotState
-from jobs.tables import Chunk, Job, Lease, ResultRecord, Slot
+from jobs.ledger import chunks, history, leases, planning, slots, sweeps
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.chunks import ChunkResults, Claim
+from jobs.ledger.leases import Grant
+from jobs.ledger.slots import Standing
+from jobs.specs.inference import parse_spec
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ LEASE_SECONDS = 30.0
 
 def make_job(db: Database, num_chunks: int = 4, chunk_rows: int = 10) -> str:
     """A queued job with equal chunks."""
-    job = ledger.submit(db, SPEC)
+    job = job_ledger.submit(db, SPEC)
     planning.plan(db, job.id, [Range(i * chunk_rows, (i + 1) * chunk_rows) for i in range(num_chunks)])
     return job.id
 
@@ -72,7 +73,7 @@ def commit(db: Database, lease_id: str, job_id: str, claims: Sequence[Claim]) ->
 
 def job_of(db: Database, job_id: str) -> Job:
     with db.read() as session:
-        return ledger.get(session, job_id)
+        return job_ledger.get(session, job_id)
 
 
 def lease_of(db: Database, lease_id: str) -> Lease:
@@ -105,7 +106,7 @@ def test_a_job_runs_from_grant_to_finalizing_with_true_counters(database: Databa
     assert (job.state, job.num_done, job.num_failed, job.num_tokens) == (JobState.FINALIZING, 40, 0, 80)
     assert chunks.claim(database, lease_id, limit=1) == []
     leases.release(database, lease_id, "drained")
-    ledger.complete(database, job_id, [])
+    job_ledger.complete(database, job_id, [])
     assert job_of(database, job_id).state == JobState.COMPLETED
     with database.read() as session:
         names = [event.name for event in history.events(session, job_id)]
@@ -370,7 +371,7 @@ def test_a_cancel_ends_in_cancelled_once_the_last_lease_is_back(database: Databa
     lease_id = hold(database, job_id, "s0")
     (granted,) = leases.grant(database, Grant(job_id, ("s1",)), lease_seconds=LEASE_SECONDS)
     claims = chunks.claim(database, lease_id, limit=2)
-    assert ledger.cancel(database, job_id).state == JobState.CANCELLING
+    assert job_ledger.cancel(database, job_id).state == JobState.CANCELLING
     assert lease_of(database, granted).state == LeaseState.REVOKED
     assert leases.activate(database, granted, "s1-1", lease_seconds=1.0) is None
     assert leases.renew(database, lease_id, lease_seconds=LEASE_SECONDS).stop == "cancel"
@@ -380,8 +381,8 @@ def test_a_cancel_ends_in_cancelled_once_the_last_lease_is_back(database: Databa
     job = job_of(database, job_id)
     assert (job.state, job.num_done, num_results(database, job_id)) == (JobState.CANCELLED, 10, 10)
     with pytest.raises(Conflict):
-        ledger.cancel(database, job_id)
-    assert ledger.retry(database, job_id).retry_of == job_id
+        job_ledger.cancel(database, job_id)
+    assert job_ledger.retry(database, job_id).retry_of == job_id
 
 
 def test_a_failed_jobs_holder_learns_it(database: Database, settings: Settings) -> None:
@@ -390,8 +391,8 @@ def test_a_failed_jobs_holder_learns_it(database: Database, settings: Settings) 
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
     claims = chunks.claim(database, lease_id, limit=1)
-    assert ledger.fail(database, job_id, ServiceUnavailable("gone"))
-    assert not ledger.fail(database, job_id, ServiceUnavailable("again"))
+    assert job_ledger.fail(database, job_id, ServiceUnavailable("gone"))
+    assert not job_ledger.fail(database, job_id, ServiceUnavailable("again"))
     assert leases.renew(database, lease_id, lease_seconds=1.0).stop == "cancel"
     with pytest.raises(LostLease):
         commit(database, lease_id, job_id, claims)

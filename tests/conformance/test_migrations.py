@@ -14,12 +14,13 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import MetaData, Table
 from sqlmodel import SQLModel
 
-from jobs import chunks, leases, migrations, notices
-from jobs.chunks import ChunkResults
-from jobs.database import Database
-from jobs.rows import Result, RowError
-from jobs.states import ChunkState, JobState, LeaseState
-from jobs.tables import Chunk, Job, Lease, Slot
+from jobs.data.rows import Result, RowError
+from jobs.db import migrations
+from jobs.db.database import Database
+from jobs.db.states import ChunkState, JobState, LeaseState
+from jobs.db.tables import Chunk, Job, Lease, Slot
+from jobs.ledger import chunks, leases, notices
+from jobs.ledger.chunks import ChunkResults
 from tests.conftest import run_sql, url_of
 
 

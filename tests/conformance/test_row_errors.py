@@ -10,13 +10,14 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
-from jobs import chunks, history, leases, ledger, sweeps
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.rows import Result, RowError
+from jobs.db.database import Database
+from jobs.db.states import JobState
+from jobs.db.tables import Job
 from jobs.errors import LostLease
-from jobs.rows import Result, RowError
-from jobs.settings import Settings
-from jobs.states import JobState
-from jobs.tables import Job
+from jobs.ledger import chunks, history, leases, sweeps
+from jobs.ledger import jobs as job_ledger
 from tests.leased_job import LeasedJob
 
 NO_TEXT = RowError("null_value", "the row has no text")
@@ -133,7 +134,7 @@ def test_a_job_that_is_being_cancelled_is_cancelled(
     job = job_of(sqlite_database, settings, tmp_path, 4)
     lease = job.lease()
     starts = claim_all(job, lease.lease_id)
-    ledger.cancel(sqlite_database, job.job_id)
+    job_ledger.cancel(sqlite_database, job.job_id)
     for start_row in starts:
         commit(job, lease.lease_id, start_row, bad=range(4))
     leases.release(sqlite_database, lease.lease_id, "stopped")

@@ -17,22 +17,23 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
-from jobs import chunks, leases, ledger, planning, slots
-from jobs.chunks import ChunkResults
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.rows import Result, RowError
+from jobs.data.sinks import Sink, open_sink
+from jobs.data.sinks.database_sink import DatabaseSink
+from jobs.data.sinks.lines import parse_line
+from jobs.data.sources import ChunkRange
+from jobs.data.store import Store, artifact_key
+from jobs.db.database import Database
+from jobs.db.ids import new_id
+from jobs.db.states import ChunkState
+from jobs.db.tables import Chunk
 from jobs.errors import InvalidOutput, LostLease, NotFound, RunnerDied, ServiceUnavailable, StokerError
-from jobs.ids import new_id
-from jobs.leases import Grant
-from jobs.rows import Result, RowError
-from jobs.settings import Settings
-from jobs.sinks import Sink, open_sink
-from jobs.sinks.database import DatabaseSink
-from jobs.sinks.lines import parse_line
-from jobs.sources import ChunkRange
-from jobs.specs import OutputSpec, parse_spec
-from jobs.states import ChunkState
-from jobs.store import Store, artifact_key
-from jobs.tables import Chunk
+from jobs.ledger import chunks, leases, planning, slots
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.chunks import ChunkResults
+from jobs.ledger.leases import Grant
+from jobs.specs.inference import OutputSpec, parse_spec
 
 SPEC = parse_spec({"task": "fill-mask", "model": "m", "input": {"path": "rows.jsonl"}})
 SINKS = ["database", "jsonl", "parquet"]
@@ -51,7 +52,7 @@ class Bench:
     def job(self, *sizes: int) -> tuple[str, str]:
         """A running job with chunks of these sizes, and a lease that has claimed them all."""
         stops = np.cumsum(sizes).tolist()
-        job = ledger.submit(self.database, SPEC)
+        job = job_ledger.submit(self.database, SPEC)
         chunks = [ChunkRange(stop - size, stop, {}) for stop, size in zip(stops, sizes, strict=True)]
         planning.plan(self.database, job.id, chunks)
         return job.id, self.lease(job.id, len(sizes))
@@ -273,8 +274,8 @@ def test_reading_goes_on_after_any_row_and_stops_at_the_limit(bench: Bench) -> N
 
 
 def test_more_rows_than_a_page_come_back_whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.sinks.database._PAGE_ROWS", 7)
-    monkeypatch.setattr("jobs.sinks.files._PAGE_CHUNKS", 2)
+    monkeypatch.setattr("jobs.data.sinks.database_sink._PAGE_ROWS", 7)
+    monkeypatch.setattr("jobs.data.sinks.files._PAGE_CHUNKS", 2)
     sink = bench.sink()
     job_id, lease_id = bench.job(*[10] * 5)
     for start in range(0, 50, 10):
@@ -350,7 +351,7 @@ def test_outputs_of_a_megabyte_are_read_and_merged_in_bounded_memory(bench: Benc
 
 def test_an_empty_job_has_no_results_and_an_empty_file(bench: Bench) -> None:
     sink = bench.sink(vector_output=True)
-    job = ledger.submit(bench.database, SPEC)
+    job = job_ledger.submit(bench.database, SPEC)
     assert list(sink.read(job.id)) == []
     if bench.to != "database":
         assert bench.merged(sink, job.id) == []
@@ -372,7 +373,7 @@ def test_the_database_sink_stages_and_merges_nothing(database_bench: Bench) -> N
 
 
 def test_a_page_of_large_rows_ends_at_its_bytes(database_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.sinks.database._PAGE_BYTES", 100)
+    monkeypatch.setattr("jobs.data.sinks.database_sink._PAGE_BYTES", 100)
     sink = database_bench.sink()
     job_id, lease_id = database_bench.job(30)
     rows = [Result(row, None, "x" * 60) for row in range(30)]
@@ -494,11 +495,11 @@ def test_parquet_has_exactly_the_documented_columns_and_good_row_groups(
 def test_row_groups_end_before_they_fill_the_memory(
     sqlite_database: Database, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.sinks.parquet._GROUP_ROWS", 120)
-    monkeypatch.setattr("jobs.sinks.parquet._BATCH_ROWS", 50)
+    monkeypatch.setattr("jobs.data.sinks.parquet_sink._GROUP_ROWS", 120)
+    monkeypatch.setattr("jobs.data.sinks.parquet_sink._BATCH_ROWS", 50)
     bench = Bench("parquet", sqlite_database, store, settings)
     rows = vectors(0, 330)
     assert_same(bench.round_trip(rows, vector_output=True), rows)
-    monkeypatch.setattr("jobs.sinks.parquet._GROUP_BYTES", 64)
-    monkeypatch.setattr("jobs.sinks.parquet._BATCH_BYTES", 64)
+    monkeypatch.setattr("jobs.data.sinks.parquet_sink._GROUP_BYTES", 64)
+    monkeypatch.setattr("jobs.data.sinks.parquet_sink._BATCH_BYTES", 64)
     assert_same(bench.round_trip(rows, vector_output=True), rows)

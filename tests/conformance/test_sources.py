@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.config.settings import Settings
+from jobs.data.rows import Row
+from jobs.data.sources import ChunkRange, Source, check_columns, open_source
+from jobs.data.store import Store, upload_key
+from jobs.db.tables import StoredFile
 from jobs.errors import Forbidden, InvalidInput, NotFound
-from jobs.rows import Row
-from jobs.settings import Settings
-from jobs.sources import ChunkRange, Source, check_columns, open_source
-from jobs.specs import InputSpec
-from jobs.store import Store, upload_key
-from jobs.tables import StoredFile
+from jobs.specs.inference import InputSpec
 
 COLUMNS = {"text": "body"}
 Records = list[dict[str, Any]]

@@ -17,8 +17,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from jobs.data.store import Store, artifact_key, job_prefix, part_key, upload_key
 from jobs.errors import Forbidden, InvalidSpec, NotFound, ServiceUnavailable, TooLarge
-from jobs.store import Store, artifact_key, job_prefix, part_key, upload_key
 
 
 @pytest.fixture(params=["folder", "object store"])
@@ -231,7 +231,7 @@ def test_a_put_survives_a_delete_that_prunes_its_folder(folder: Path) -> None:
 def test_what_a_killed_writer_left_is_found_and_deleted(folder: Path) -> None:
     """Else every crash would cost disk space for ever."""
     script = (
-        "import os, sys; from jobs.store import Store\n"
+        "import os, sys; from jobs.data.store import Store\n"
         "with Store(sys.argv[1]).create('uploads/a') as draft:\n"
         "    draft.write(b'half'); draft._handle.flush(); os.kill(os.getpid(), 9)\n"
     )
@@ -253,7 +253,7 @@ def test_an_object_store_or_a_new_folder_has_no_temporaries(store: Store) -> Non
 def test_a_full_disk_is_said_and_leaves_nothing(folder: Path) -> None:
     """The kernel refuses to write on, as it does on a full disk: no object may be half there."""
     script = (
-        "import resource, sys; from jobs.store import Store; from jobs.errors import ServiceUnavailable\n"
+        "import resource, sys; from jobs.data.store import Store; from jobs.errors import ServiceUnavailable\n"
         "store = Store(sys.argv[1])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: store.put('uploads/a', [b'x' * 50_000] * 3)\n"

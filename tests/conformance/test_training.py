@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from jobs import history, leases, ledger, planning, slots, sweeps, training
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import StoredObject, checkpoint_prefix
+from jobs.db.database import Database
+from jobs.db.states import AttemptEnd, JobState
+from jobs.db.tables import Artifact, Attempt, Job
 from jobs.errors import DeviceOutOfMemory, LostLease, ModelTooLarge, NotKept, RunnerDied, StoreUnwritable
-from jobs.leases import Grant
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.states import AttemptEnd, JobState
-from jobs.store import StoredObject, checkpoint_prefix
-from jobs.tables import Artifact, Attempt, Job
-from jobs.training import KeepRule, NewCheckpoint
+from jobs.ledger import attempts, history, leases, planning, slots, sweeps
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.attempts import KeepRule, NewCheckpoint
+from jobs.ledger.leases import Grant
+from jobs.specs.inference import parse_spec
 
 LEASE_SECONDS = 30.0
 SPEC = parse_spec({"kind": "training", "task": "text-classification", "model": "m", "data": {"train": "rows.jsonl"}})
@@ -28,7 +29,7 @@ def job_id(database: Database, settings: Settings) -> Iterator[str]:
     """A queued training."""
     slots.register(database, [slots.SlotInfo("s0", "host", "cpu", None, "CPU", 0, 1)])
     slots.enter(database, "s0", "s0-1", settings)
-    job = ledger.submit(database, SPEC)
+    job = job_ledger.submit(database, SPEC)
     planning.enqueue(database, job.id)
     return job.id
 
@@ -42,22 +43,22 @@ def hold(db: Database, job_id: str) -> str:
 
 def job_of(db: Database, job_id: str) -> Job:
     with db.read() as session:
-        return ledger.get(session, job_id)
+        return job_ledger.get(session, job_id)
 
 
 def attempts_of(db: Database, job_id: str) -> list[Attempt]:
     with db.read() as session:
-        return training.attempts(session, job_id)
+        return attempts.attempts(session, job_id)
 
 
 def metrics_of(db: Database, job_id: str) -> dict[tuple[int, str], tuple[float | None, int]]:
     with db.read() as session:
-        return {(one.step, one.name): (one.value, one.attempt) for one in training.metrics(session, job_id)}
+        return {(one.step, one.name): (one.value, one.attempt) for one in attempts.metrics(session, job_id)}
 
 
 def steps_kept(db: Database, job_id: str) -> list[int]:
     with db.read() as session:
-        return [one.step for one in training.checkpoints(session, job_id)]
+        return [one.step for one in attempts.checkpoints(session, job_id)]
 
 
 def checkpoint(job_id: str, lease_id: str, step: int, metric: float | None = None) -> NewCheckpoint:
@@ -68,13 +69,13 @@ def checkpoint(job_id: str, lease_id: str, step: int, metric: float | None = Non
 def test_steps_that_are_computed_again_replace_the_earlier_ones(database: Database, job_id: str) -> None:
     """Lost: a curve with two values at one step after each crash."""
     first = hold(database, job_id)
-    training.begin(database, first, resumed_step=0)
-    training.advance(database, first, step=2, total_steps=9, points=[(1, "loss", 3.0), (2, "loss", 2.0)])
+    attempts.begin(database, first, resumed_step=0)
+    attempts.advance(database, first, step=2, total_steps=9, points=[(1, "loss", 3.0), (2, "loss", 2.0)])
     leases.crash(database, first, RunnerDied("gone"), computing=None, settings=Settings(retry_seconds=0.001))
     sweeps.requeue_idle(database)
     second = hold(database, job_id)
-    training.begin(database, second, resumed_step=1)
-    training.advance(database, second, step=3, total_steps=9, points=[(2, "loss", 2.0), (3, "loss", math.nan)])
+    attempts.begin(database, second, resumed_step=1)
+    attempts.advance(database, second, step=3, total_steps=9, points=[(2, "loss", 2.0), (3, "loss", math.nan)])
     assert metrics_of(database, job_id) == {(1, "loss"): (3.0, 1), (2, "loss"): (2.0, 2), (3, "loss"): (None, 2)}
     assert (job_of(database, job_id).num_done, job_of(database, job_id).num_rows) == (3, 9)
     before, now = attempts_of(database, job_id)
@@ -85,14 +86,14 @@ def test_steps_that_are_computed_again_replace_the_earlier_ones(database: Databa
 def test_nobody_records_under_a_lease_that_is_over(database: Database, job_id: str) -> None:
     """Lost: a zombie's steps, checkpoint or weights in place of the live owner's."""
     lease_id = hold(database, job_id)
-    training.begin(database, lease_id, resumed_step=0)
+    attempts.begin(database, lease_id, resumed_step=0)
     leases.release(database, lease_id, "stopped")
     verbs: list[Any] = [
-        lambda: training.begin(database, lease_id, resumed_step=0),
-        lambda: training.advance(database, lease_id, step=1, total_steps=2, points=[(1, "loss", 1.0)]),
-        lambda: training.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 1), KeepRule(1)),
-        lambda: training.forget_checkpoint(database, lease_id, 1, "damaged"),
-        lambda: training.finish(database, lease_id, [], step=2),
+        lambda: attempts.begin(database, lease_id, resumed_step=0),
+        lambda: attempts.advance(database, lease_id, step=1, total_steps=2, points=[(1, "loss", 1.0)]),
+        lambda: attempts.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 1), KeepRule(1)),
+        lambda: attempts.forget_checkpoint(database, lease_id, 1, "damaged"),
+        lambda: attempts.finish(database, lease_id, [], step=2),
     ]
     for verb in verbs:
         with pytest.raises(LostLease):
@@ -108,11 +109,11 @@ def test_the_newest_checkpoints_and_the_best_one_are_kept(database: Database, jo
     rule = KeepRule(newest=2, best="eval_loss")
     dropped = []
     for step, metric in ((1, 0.9), (2, 0.1), (3, 0.5), (4, None), (5, 0.3)):
-        dropped += training.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, step, metric), rule)
+        dropped += attempts.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, step, metric), rule)
     assert steps_kept(database, job_id) == [5, 4, 2]
     assert dropped == [checkpoint_prefix(job_id, step, lease_id) for step in (1, 3)]
     higher = KeepRule(newest=1, best="eval_accuracy", mode="max")
-    training.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 6, 0.2), higher)
+    attempts.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 6, 0.2), higher)
     assert steps_kept(database, job_id) == [6, 5]
 
 
@@ -121,13 +122,13 @@ def test_a_checkpoint_says_that_the_deaths_before_it_were_no_dead_end(database: 
     settings = Settings(job_crashes=2, retry_seconds=0.001)
     for step in range(1, 5):
         lease_id = hold(database, job_id)
-        training.begin(database, lease_id, resumed_step=step - 1)
-        training.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, step), KeepRule(1))
+        attempts.begin(database, lease_id, resumed_step=step - 1)
+        attempts.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, step), KeepRule(1))
         leases.crash(database, lease_id, RunnerDied("gone"), computing=None, settings=settings)
         sweeps.requeue_idle(database)
         assert job_of(database, job_id).state == JobState.QUEUED
     lease_id = hold(database, job_id)
-    training.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 4), KeepRule(1))  # no further than before
+    attempts.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 4), KeepRule(1))  # no further than before
     leases.crash(database, lease_id, RunnerDied("gone"), computing=None, settings=settings)
     job = job_of(database, job_id)
     assert (job.state, job.error_code) == (JobState.FAILED, "runner_died")
@@ -139,8 +140,8 @@ def test_checkpoints_that_cannot_be_kept_end_a_training(database: Database, job_
     full = NotKept("the checkpoint of step 5 could not be kept: No space left on device")
     for _ in range(2):
         lease_id = hold(database, job_id)
-        training.begin(database, lease_id, resumed_step=0)
-        training.advance(database, lease_id, step=9, total_steps=40, points=[])
+        attempts.begin(database, lease_id, resumed_step=0)
+        attempts.advance(database, lease_id, step=9, total_steps=40, points=[])
         leases.crash(database, lease_id, full, computing=None, settings=settings)
         sweeps.requeue_idle(database)
     job = job_of(database, job_id)
@@ -167,7 +168,7 @@ def test_each_end_of_an_attempt_has_its_word(database: Database, job_id: str) ->
 
     def attempt() -> str:
         lease_id = hold(database, job_id)
-        training.begin(database, lease_id, resumed_step=0)
+        attempts.begin(database, lease_id, resumed_step=0)
         return lease_id
 
     def end() -> tuple[AttemptEnd | None, str | None]:
@@ -185,9 +186,9 @@ def test_each_end_of_an_attempt_has_its_word(database: Database, job_id: str) ->
     leases.crash(database, attempt(), DeviceOutOfMemory("too large"), computing=None, settings=settings)
     assert end() == (AttemptEnd.OUT_OF_MEMORY, "too large")
     with database.read() as session:
-        assert training.num_memory_failures(session, job_id) == 1
+        assert attempts.num_memory_failures(session, job_id) == 1
     lease_id = attempt()
-    ledger.cancel(database, job_id)
+    job_ledger.cancel(database, job_id)
     leases.release(database, lease_id, "stopped")
     assert end() == (AttemptEnd.CANCELLED, "stopped")
     assert job_of(database, job_id).state == JobState.CANCELLED
@@ -196,8 +197,8 @@ def test_each_end_of_an_attempt_has_its_word(database: Database, job_id: str) ->
 def test_a_users_fault_ends_the_job_and_its_attempt(database: Database, job_id: str) -> None:
     """Lost: a job that fails the same way for ever."""
     lease_id = hold(database, job_id)
-    training.begin(database, lease_id, resumed_step=0)
-    ledger.fail(database, job_id, ModelTooLarge("too large"))
+    attempts.begin(database, lease_id, resumed_step=0)
+    job_ledger.fail(database, job_id, ModelTooLarge("too large"))
     leases.release(database, lease_id, "too large")
     (only,) = attempts_of(database, job_id)
     assert only.end == AttemptEnd.OUT_OF_MEMORY
@@ -207,18 +208,18 @@ def test_a_users_fault_ends_the_job_and_its_attempt(database: Database, job_id: 
 def test_what_a_training_made_is_recorded_with_its_end(database: Database, job_id: str) -> None:
     """Lost: weights without a job, or a job without weights."""
     lease_id = hold(database, job_id)
-    training.begin(database, lease_id, resumed_step=0)
+    attempts.begin(database, lease_id, resumed_step=0)
     made = Artifact(job_id=job_id, name="model/config.json", key="k", num_bytes=2, sha256="ab", created_at=1.0)
-    training.finish(database, lease_id, [made], step=7)
+    attempts.finish(database, lease_id, [made], step=7)
     assert job_of(database, job_id).state == JobState.FINALIZING
     with pytest.raises(LostLease):
-        training.finish(database, lease_id, [made], step=7)
+        attempts.finish(database, lease_id, [made], step=7)
     leases.release(database, lease_id, "drained")
-    ledger.complete(database, job_id, [])
+    job_ledger.complete(database, job_id, [])
     job = job_of(database, job_id)
     assert (job.state, job.num_done, job.num_rows) == (JobState.COMPLETED, 7, 7)
     with database.read() as session:
-        assert [artifact.name for artifact in ledger.artifacts(session, job_id)] == ["model/config.json"]
+        assert [artifact.name for artifact in job_ledger.artifacts(session, job_id)] == ["model/config.json"]
         names = [event.name for event in history.events(session, job_id)]
     assert attempts_of(database, job_id)[0].end == AttemptEnd.COMPLETED
     assert names == [

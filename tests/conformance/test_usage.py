@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from jobs import batches, ledger, planning, usage
-from jobs.batches import BatchPart, BatchPlan, NewBatch
-from jobs.database import Database
+from jobs.data.sources import ChunkRange
+from jobs.data.store import StoredObject
+from jobs.db.database import Database
+from jobs.db.ids import new_id
+from jobs.db.states import JobState
+from jobs.db.tables import Batch, Job, StoredFile
 from jobs.errors import QueueFull, StokerError, StorageFull, TooManyRows
-from jobs.ids import new_id
-from jobs.sources import ChunkRange
-from jobs.specs import parse_spec
-from jobs.states import JobState
-from jobs.store import StoredObject
-from jobs.tables import Batch, Job, StoredFile
-from jobs.usage import RowsWanted
+from jobs.ledger import batches, planning, usage
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.batches import BatchPart, BatchPlan, NewBatch
+from jobs.ledger.usage import RowsWanted
+from jobs.specs.inference import parse_spec
 from tests.conformance.test_batches import set_job
 
 SPEC = parse_spec({"task": "embeddings", "model": "org/model", "input": {"path": "x.jsonl"}})
@@ -27,7 +28,7 @@ LIMIT = 100
 
 def submit(db: Database, num_rows: int | None, *, project: str = "p") -> Job:
     """A job of so many rows in a project that may have a hundred."""
-    return ledger.submit(db, SPEC, project=project, wanted=RowsWanted(LIMIT, num_rows))
+    return job_ledger.submit(db, SPEC, project=project, wanted=RowsWanted(LIMIT, num_rows))
 
 
 def create(db: Database, num_rows: int | None, **fields: Any) -> Batch:
@@ -84,7 +85,7 @@ def test_rows_count_from_the_submission_until_they_are_done(database: Database) 
     set_job(database, job.id, state=JobState.RUNNING, num_done=20)
     assert queued(database) == 40
     submit(database, 60)
-    ledger.fail(database, job.id, StokerError("it broke"))
+    job_ledger.fail(database, job.id, StokerError("it broke"))
     assert queued(database) == 60, "what has ended is out of the queue"
     submit(database, 40)
 
@@ -99,7 +100,7 @@ def test_a_batch_counts_once_before_and_after_it_is_split(database: Database) ->
     assert queued(database) == 40
     with pytest.raises(QueueFull):
         create(database, 61)
-    ledger.cancel(database, job.id)
+    job_ledger.cancel(database, job.id)
     assert queued(database) == 0
     refused = create(database, 100)
     batches.refuse(database, refused.id, [])
@@ -127,7 +128,7 @@ def test_what_is_not_counted_yet_is_alone(database: Database) -> None:
         create(database, None)
     submit(database, 1, project="other")
     with database.read() as session:
-        (job,) = ledger.list_jobs(session, project="p")[0]
+        (job,) = job_ledger.list_jobs(session, project="p")[0]
     planning.plan(database, job.id, [ChunkRange(0, 95, {})])
     assert queued(database) == 95
     with pytest.raises(QueueFull, match="95 rows in the queue"):

@@ -12,18 +12,19 @@ import pytest
 from sqlalchemy import select, update
 from sqlmodel import Session, col
 
-from jobs import batch_ends, batches, leases, ledger, slots, sweeps, webhooks
-from jobs.batch_ends import BatchOutcome
-from jobs.batches import BatchCounts
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import DELIVERY_TRANSITIONS, BatchState, DeliveryState, JobState
+from jobs.db.tables import Job, Webhook, WebhookDelivery
 from jobs.errors import Conflict, MachineError, NotFound
-from jobs.leases import Grant
+from jobs.ledger import batch_ends, batches, leases, slots, sweeps, webhooks
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.batch_ends import BatchOutcome
+from jobs.ledger.batches import BatchCounts
+from jobs.ledger.leases import Grant
+from jobs.ledger.webhooks import EVENT_TYPES, Sending
 from jobs.retries import RetryPolicy
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.states import DELIVERY_TRANSITIONS, BatchState, DeliveryState, JobState
-from jobs.tables import Job, Webhook, WebhookDelivery
-from jobs.webhooks import EVENT_TYPES, Sending
+from jobs.specs.inference import parse_spec
 from tests.conformance.test_batches import accepted, new_batch, set_job
 
 POLICY = RetryPolicy(3, 10.0, 60.0)
@@ -79,7 +80,7 @@ def claim(db: Database, webhook: Webhook) -> Sending:
 def job(db: Database, **fields: Any) -> str:
     """A job of project `p` that is validating."""
     document = {"task": "embeddings", "model": "org/model", "input": {"path": "rows.jsonl"}, **fields}
-    return ledger.submit(db, parse_spec(document), project="p").id
+    return job_ledger.submit(db, parse_spec(document), project="p").id
 
 
 # -- webhooks ------------------------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def test_a_project_has_only_so_many(database: Database) -> None:
 def test_a_deleted_webhook_is_told_nothing_more(database: Database) -> None:
     """Its owner has no use for it, and perhaps no host."""
     webhook, other = make(database), make(database)
-    ledger.cancel(database, job(database))
+    job_ledger.cancel(database, job(database))
     sending = claim(database, webhook)
     webhooks.delete(database, webhook.id)
     assert log(database, webhook) == []
@@ -168,7 +169,7 @@ def end_batch(db: Database, state: BatchState) -> str:
         batches.cancel(db, batch.id)
     with db.read() as session:
         (only,) = batches.jobs_of(session, batch.id)
-    ledger.cancel(db, only.id)
+    job_ledger.cancel(db, only.id)
     batch_ends.begin_finalizing(db, batch.id)
     batch_ends.end(db, batch.id, BatchOutcome(state, BatchCounts(1, 0, 0), None, None), default_seconds=60)
     return batch.id
@@ -201,22 +202,22 @@ def completed(db: Database, settings: Settings) -> str:
     """A job that has completed."""
     job_id = job(db)
     set_job(db, job_id, state=JobState.FINALIZING)
-    ledger.complete(db, job_id, [])
+    job_ledger.complete(db, job_id, [])
     return job_id
 
 
 def failed(db: Database, settings: Settings) -> str:
     """A job that an error has ended."""
     job_id = job(db)
-    assert ledger.fail(db, job_id, MachineError("no"))
-    assert not ledger.fail(db, job_id, MachineError("no"))
+    assert job_ledger.fail(db, job_id, MachineError("no"))
+    assert not job_ledger.fail(db, job_id, MachineError("no"))
     return job_id
 
 
 def cancelled(db: Database, settings: Settings) -> str:
     """A job that was cancelled while it waited."""
     job_id = job(db)
-    ledger.cancel(db, job_id)
+    job_ledger.cancel(db, job_id)
     return job_id
 
 
@@ -228,7 +229,7 @@ def cancelled_at_work(db: Database, settings: Settings) -> str:
     slots.enter(db, "s", "worker", settings)
     (lease_id,) = leases.grant(db, Grant(job_id, ("s",)), lease_seconds=60)
     assert leases.activate(db, lease_id, "worker", lease_seconds=60) is not None
-    assert ledger.cancel(db, job_id).state == JobState.CANCELLING
+    assert job_ledger.cancel(db, job_id).state == JobState.CANCELLING
     leases.release(db, lease_id, "cancelled")
     return job_id
 
@@ -266,15 +267,15 @@ def test_an_event_stands_if_and_only_if_its_change_does(database: Database, monk
     with monkeypatch.context() as patch:
         patch.setattr(Session, "refresh", broken)  # the last thing that a cancel does
         with pytest.raises(RuntimeError):
-            ledger.cancel(database, job_id)
+            job_ledger.cancel(database, job_id)
     assert told(database, webhook) == []
     with monkeypatch.context() as patch:
         patch.setattr(webhooks, "_write_down", broken)
         with pytest.raises(RuntimeError):
-            ledger.cancel(database, job_id)
+            job_ledger.cancel(database, job_id)
     with database.read() as session:
         assert session.get_one(Job, job_id).state == JobState.VALIDATING
-    ledger.cancel(database, job_id)
+    job_ledger.cancel(database, job_id)
     assert told(database, webhook) == [("job.cancelled", job_id)]
 
 
@@ -287,7 +288,7 @@ def test_the_types_of_events_are_these() -> None:
 def test_one_event_is_one_to_all_webhooks_and_each_delivery_its_own(database: Database) -> None:
     """A receiver behind two webhooks knows the event by its id, and each delivery by its own."""
     first, second = make(database), make(database, "job.cancelled", "job.failed")
-    ledger.cancel(database, job(database))
+    job_ledger.cancel(database, job(database))
     (one,), (two,) = log(database, first), log(database, second)
     assert one.body == two.body
     assert one.id != two.id
@@ -300,7 +301,7 @@ def test_a_delivery_is_claimed_by_one_and_ends_once(database: Database, clock: C
     """Two schedulers at once would tell everything twice."""
     webhook = make(database)
     assert webhooks.claim(database, webhook.id, max_attempts=3, claim_seconds=30) is None
-    ledger.cancel(database, job(database))
+    job_ledger.cancel(database, job(database))
     assert due(database) == [webhook.id]
     sending = claim(database, webhook)
     (delivery,) = log(database, webhook)
@@ -324,7 +325,7 @@ def test_a_delivery_is_claimed_by_one_and_ends_once(database: Database, clock: C
 def test_a_claim_whose_holder_died_runs_out(database: Database, clock: Clock) -> None:
     """A kill in the middle of a delivery would lose it; and one that comes back must not undo what its follower did."""
     webhook = make(database)
-    ledger.cancel(database, job(database))
+    job_ledger.cancel(database, job(database))
     dead = claim(database, webhook)
     clock.time += 29
     assert due(database) == []
@@ -342,7 +343,7 @@ def test_a_claim_whose_holder_died_runs_out(database: Database, clock: Clock) ->
 def test_a_delivery_that_kills_its_senders_is_given_up(database: Database, clock: Clock) -> None:
     """It would kill one scheduler after the other, and no event behind it would ever be sent."""
     webhook = make(database)
-    ledger.cancel(database, job(database))
+    job_ledger.cancel(database, job(database))
     for _ in range(3):
         poison = claim(database, webhook)
         clock.time += 30
@@ -357,7 +358,7 @@ def test_a_delivery_that_kills_its_senders_is_given_up(database: Database, clock
 def test_a_failed_try_waits_longer_each_time_and_is_given_up_in_the_end(database: Database, clock: Clock) -> None:
     """A receiver that is down for an hour would miss what happened in it; one that is gone would be tried for ever."""
     webhook = make(database)
-    ledger.cancel(database, job(database))
+    job_ledger.cancel(database, job(database))
     for attempt, least, most in ((1, 5.0, 10.0), (2, 10.0, 20.0)):
         sending = claim(database, webhook)
         webhooks.record_failed(database, sending, MachineError("answered 500"), POLICY, status_code=500)
@@ -381,7 +382,7 @@ def test_a_receiver_that_is_away_is_away_for_all_that_is_due(database: Database,
     webhook, other = make(database), make(database)
     for _ in range(3):
         clock.time += 1
-        ledger.cancel(database, job(database))
+        job_ledger.cancel(database, job(database))
     first = claim(database, webhook)
     webhooks.record_failed(database, first, MachineError("answered 500"), POLICY, status_code=500)
     assert [delivery.attempts for delivery in log(database, webhook)] == [1, 0, 0]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.database import Database
-from jobs.settings import Settings
+from jobs.config.settings import Settings
+from jobs.db.database import Database
 from tests.live_api import LiveApi, live_api
 
 

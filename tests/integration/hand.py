@@ -9,16 +9,18 @@ from collections.abc import Callable
 
 import redis
 
-from jobs import chunks, leases, ledger, queue, slots
-from jobs.chunks import ChunkResults
-from jobs.database import Database
+from jobs import queue
+from jobs.config.settings import Settings
+from jobs.data.rows import Result
+from jobs.data.sinks import open_sink
+from jobs.data.store import Store
+from jobs.db.database import Database
 from jobs.errors import LostLease
-from jobs.leases import WorkingLease
-from jobs.rows import Result
-from jobs.settings import Settings
-from jobs.sinks import open_sink
-from jobs.specs import parse_spec
-from jobs.store import Store
+from jobs.ledger import chunks, leases, slots
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.chunks import ChunkResults
+from jobs.ledger.leases import WorkingLease
+from jobs.specs.inference import parse_spec
 
 
 class Hand:
@@ -103,4 +105,4 @@ class Hand:
 def job_state(db: Database, job_id: str) -> str:
     """A job's state."""
     with db.read() as session:
-        return str(ledger.get(session, job_id).state)
+        return str(job_ledger.get(session, job_id).state)

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs.bounds import LONGEST_VALUES_CHARACTERS, MOST_VALUES
+from jobs.specs.bounds import LONGEST_VALUES_CHARACTERS, MOST_VALUES
 from tests.live_api import LiveApi, fresh_api
 
 MOST_SECONDS = 2.0

@@ -13,8 +13,9 @@ import httpx
 import pytest
 from sqlmodel import Session
 
-from jobs import leases, ledger, logs
-from jobs.states import JobState
+from jobs.db.states import JobState
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger import leases, logs
 from scheduler.api.streams import Tail
 from scheduler.client import ApiError
 from scheduler.event_stream import parse_events
@@ -50,7 +51,7 @@ def test_a_stream_gives_each_event_as_it_happens_and_ends_with_the_job(api: Live
     lease = job.lease()
     wait_until(lambda: seen[-1]["name"] == "lease.active", "the lease is seen")
     assert thread.is_alive()
-    ledger.cancel(api.database, job.job_id)
+    job_ledger.cancel(api.database, job.job_id)
     leases.release(api.database, lease.lease_id, "cancelled")
     thread.join(300)
     assert not thread.is_alive()
@@ -64,7 +65,7 @@ def test_a_stream_gives_each_event_as_it_happens_and_ends_with_the_job(api: Live
 def test_a_broken_stream_goes_on_after_the_last_event(api: LiveApi, job: LeasedJob) -> None:
     """Lost: or doubled events after a reconnect, as browsers do it by `Last-Event-ID`."""
     job.lease()
-    ledger.fail(api.database, job.job_id, leases.LostLease())
+    job_ledger.fail(api.database, job.job_id, leases.LostLease())
     everything = list(api.client.events(job.job_id, follow=False))
     assert len(everything) >= 4
     headers = {"Last-Event-ID": str(everything[1]["id"])}
@@ -98,7 +99,7 @@ def test_progress_tells_each_change_of_the_counts_and_the_end(api: LiveApi, job:
     assert (seen[0]["state"], seen[0]["counts"]["total"]) == ("queued", 2)
     job.lease()
     wait_until(lambda: seen[-1]["state"] == "running", "it runs")
-    ledger.fail(api.database, job.job_id, leases.LostLease())
+    job_ledger.fail(api.database, job.job_id, leases.LostLease())
     thread.join(300)
     assert not thread.is_alive()
     assert (seen[-1]["state"], seen[-1]["error"]["code"]) == ("failed", "lost_lease")
@@ -122,7 +123,7 @@ def test_logs_are_paged_and_followed_to_the_last_line(api: LiveApi, job: LeasedJ
     wait_until(lambda: len(seen) == 2, "earlier lines come first")
     assert seen[1]["line"] == "a\u2028b\ufffd"
     assert (seen[0]["slot_id"], seen[0]["attempt"], seen[0]["lease_id"]) == ("slot-0", 1, lease.lease_id)
-    ledger.fail(api.database, job.job_id, leases.LostLease())
+    job_ledger.fail(api.database, job.job_id, leases.LostLease())
     logs.append(api.database, lease, [(3.0, "the last words")], max_lines=100)
     wait_until(lambda: len(seen) == 3, "a line after the end is seen")
     assert thread.is_alive()
@@ -186,6 +187,6 @@ def test_a_history_longer_than_a_page_is_given_whole(api: LiveApi, job: LeasedJo
     lines = [(float(number), f"line {number}") for number in range(2500)]
     logs.append(api.database, lease, lines, max_lines=10_000)
     leases.release(api.database, lease.lease_id, "done")
-    ledger.fail(api.database, job.job_id, leases.LostLease())
+    job_ledger.fail(api.database, job.job_id, leases.LostLease())
     assert [line["line"] for line in api.client.logs(job.job_id, follow=True)] == [text for _, text in lines]
     assert [line["line"] for line in api.client.logs(job.job_id)] == [text for _, text in lines]

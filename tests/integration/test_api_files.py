@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 from sqlmodel import select
 
-from jobs.database import Database
-from jobs.settings import Settings
-from jobs.tables import StoredFile
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.tables import StoredFile
 from scheduler.client import ApiError
 from tests.conftest import wait_until
 from tests.live_api import LiveApi, live_api, spec_document, write_rows

@@ -9,11 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from jobs import batches, ledger
-from jobs.batches import NewBatch
-from jobs.specs import parse_spec
-from jobs.store import artifact_key
-from jobs.tables import Artifact, Batch
+from jobs.data.store import artifact_key
+from jobs.db.tables import Artifact, Batch
+from jobs.ledger import batches
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.batches import NewBatch
+from jobs.specs.inference import parse_spec
 from scheduler.api import listed
 from scheduler.keys import create_key, list_keys, revoke_key
 from tests.conftest import wait_until
@@ -41,7 +42,7 @@ def file_path(api: LiveApi) -> str:
 def job_id(api: LiveApi, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A queued job with an artifact."""
     rows = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 2)
-    job = ledger.submit(api.database, parse_spec(spec_document(rows)), project="default")
+    job = job_ledger.submit(api.database, parse_spec(spec_document(rows)), project="default")
     stored = api.store.put(artifact_key(job.id, "made.bin"), [CONTENT])
     with api.database.write() as session:
         session.add(
@@ -163,7 +164,7 @@ def test_lists_leave_out_what_is_large_and_one_job_has_it(api: LiveApi, tmp_path
     rows = str(write_rows(tmp_path / "rows.jsonl", 1))
     document = spec_document([rows] * 200, parameters=large)
     document["input"]["path"] = [rows] * 200
-    job = ledger.submit(api.database, parse_spec(document), project="search")
+    job = job_ledger.submit(api.database, parse_spec(document), project="search")
     search = api.client_of("search")
     (entry,) = search.get("/v1/jobs").json()["data"]
     assert entry["spec_is_cut"]
@@ -184,7 +185,7 @@ def test_a_page_of_large_jobs_is_shorter_and_the_next_goes_on(
 ) -> None:
     rows = str(write_rows(tmp_path / "rows.jsonl", 1))
     document = spec_document(rows, parameters={"targets": ["word"] * 5000})
-    made = [ledger.submit(api.database, parse_spec(document), project="pages").id for _ in range(5)]
+    made = [job_ledger.submit(api.database, parse_spec(document), project="pages").id for _ in range(5)]
     monkeypatch.setattr(listed, "PAGE_CHARACTERS", 50_000)
     client = api.client_of("pages")
     found: list[str] = []

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from jobs.database import Database
-from jobs.settings import Settings
+from jobs.config.settings import Settings
+from jobs.db.database import Database
 from scheduler.api.auth import is_loopback
 from scheduler.client import ApiError, StokerClient
 from scheduler.keys import create_key, revoke_key

@@ -10,14 +10,15 @@ import pytest
 import yaml
 from sqlalchemy import select
 
-from jobs import leases, ledger, slots, sweeps
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import artifact_key
+from jobs.db.database import Database
+from jobs.db.states import JobState, LeaseState
+from jobs.db.tables import Artifact, Lease
 from jobs.errors import NotKept, StokerError
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.states import JobState, LeaseState
-from jobs.store import artifact_key
-from jobs.tables import Artifact, Lease
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger import leases, slots, sweeps
+from jobs.specs.inference import parse_spec
 from scheduler.client import ApiError
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi, spec_document, write_rows
@@ -132,7 +133,7 @@ def test_a_failed_job_says_why_and_is_retried_as_a_new_one(api: LiveApi, rows: P
     """Lost: the second try of a job whose trouble has been mended."""
     job = api.client.submit(spec_document(rows))
     assert api.http.post(f"/v1/jobs/{job['id']}/retry").status_code == 409
-    ledger.fail(api.database, job["id"], StokerError("the disk is on fire"))
+    job_ledger.fail(api.database, job["id"], StokerError("the disk is on fire"))
     failed = api.client.job(job["id"])
     assert failed["error"] == {"code": "internal_error", "message": "the disk is on fire"}
     again = api.client.retry(job["id"])
@@ -147,7 +148,7 @@ def test_a_retry_asked_for_twice_is_one_job_until_it_ends(api: LiveApi, rows: Pa
     first, second = (api.http.post(f"/v1/jobs/{job['id']}/retry") for _ in range(2))
     assert (first.status_code, second.status_code) == (201, 200)
     assert first.json()["id"] == second.json()["id"]
-    assert ledger.retry(api.database, job["id"]).id == first.json()["id"], "also of two requests at once"
+    assert job_ledger.retry(api.database, job["id"]).id == first.json()["id"], "also of two requests at once"
     api.client.cancel(first.json()["id"])
     third = api.http.post(f"/v1/jobs/{job['id']}/retry")
     assert third.status_code == 201
@@ -161,17 +162,17 @@ def test_what_waited_for_a_cancelled_training_is_not_retried(api: LiveApi, rows:
             "data": {"train": str(rows), "columns": {"label": "id"}},
         }
     )  # fmt: skip
-    trained = ledger.submit(api.database, training)
+    trained = job_ledger.submit(api.database, training)
     waiting = api.client.submit(spec_document(rows, model=f"job:{trained.id}"))
     for job_id in (trained.id, waiting["id"]):
-        ledger.cancel(api.database, job_id)
+        job_ledger.cancel(api.database, job_id)
     refused = api.http.post(f"/v1/jobs/{waiting['id']}/retry")
     assert refused.status_code == 400
     error = refused.json()["error"]
     assert error["param"] == "model"
     assert error["message"] == f"model 'job:{trained.id}': that training is cancelled, and made no model"
     with api.database.read() as session:
-        assert ledger.live_retry(session, waiting["id"]) is None, "nothing was kept"
+        assert job_ledger.live_retry(session, waiting["id"]) is None, "nothing was kept"
 
 
 def test_a_waiting_job_says_what_it_waits_for(

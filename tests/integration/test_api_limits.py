@@ -14,14 +14,15 @@ import httpx
 import pytest
 from sqlmodel import select
 
-from jobs import batches, ledger
-from jobs.database import Database
+from jobs.config.limits import ProjectLimits
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import BatchState
+from jobs.db.tables import Batch, Job, StoredFile
 from jobs.errors import StokerError, TooManyRequests
-from jobs.limits import ProjectLimits
-from jobs.settings import Settings
-from jobs.states import BatchState
-from jobs.store import Store
-from jobs.tables import Batch, Job, StoredFile
+from jobs.ledger import batches
+from jobs.ledger import jobs as job_ledger
 from scheduler import demand
 from scheduler.api.throttle import Throttle
 from scheduler.batches import take_in
@@ -399,7 +400,7 @@ def test_jobs_from_before_the_limit_count_as_well(limited: Settings, sqlite_data
         assert mine.get("/v1/limits").json()["queued_rows"] == {"limit": ROWS, "used": 50}
         document = spec_document(write_rows(tmp_path / "1.jsonl", 1))
         check_refusal(mine.post("/v1/jobs", json=document), "queued_rows_exceeded")
-        ledger.fail(sqlite_database, job["id"], StokerError("enough"))
+        job_ledger.fail(sqlite_database, job["id"], StokerError("enough"))
         assert mine.post("/v1/jobs", json=document).status_code == 201
 
 

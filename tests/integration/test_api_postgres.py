@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.database import Database
-from jobs.settings import Settings
+from jobs.config.settings import Settings
+from jobs.db.database import Database
 from tests.live_api import LiveApi, live_api, spec_document, write_rows
 
 

@@ -12,15 +12,16 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs import batches, ledger, slots, webhooks
-from jobs.batches import BatchPlan
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import artifact_key
+from jobs.db.database import Database
+from jobs.db.states import JobState
+from jobs.db.tables import Artifact, Job
 from jobs.errors import StokerError
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.states import JobState
-from jobs.store import artifact_key
-from jobs.tables import Artifact, Job
+from jobs.ledger import batches, slots, webhooks
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.batches import BatchPlan
+from jobs.specs.inference import parse_spec
 from scheduler.planner import plan_job
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi, spec_document, write_rows
@@ -159,8 +160,8 @@ def test_a_plan_reads_with_its_jobs_own_eyes(api: LiveApi, settings: Settings) -
     """Lost: the same wall, behind the API: a job that was written down some other way."""
     mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
     with api.database.read() as session:
-        spec = ledger.get(session, theirs.job_id).spec
-    job = ledger.submit(api.database, parse_spec(spec), project="mine")
+        spec = job_ledger.get(session, theirs.job_id).spec
+    job = job_ledger.submit(api.database, parse_spec(spec), project="mine")
     for job_id in (job.id, theirs.job_id):
         plan_job(api.database, api.store, settings, job_id)
     assert mine.http.get(f"/v1/jobs/{job.id}").json()["error"]["code"] == "invalid_input"
@@ -201,7 +202,7 @@ def test_a_slot_tells_only_of_models_that_ones_own_jobs_use(
     mine = api.client_of("mine")
     own = mine.post("/v1/jobs", json=spec_document(job.input)).json()["id"]
     with sqlite_database.read() as session:
-        shared = ledger.get(session, own).model_key
+        shared = job_ledger.get(session, own).model_key
     secret = "embeddings|/home/theirs/model|auto"
     slots.beat(sqlite_database, "slot-0", "slot-0-1", [secret, "fill-mask|job:job_theirs|auto", shared])
     assert [slot["warm_models"] for slot in mine.get("/v1/slots").json()["data"]] == [[shared]]
@@ -217,7 +218,7 @@ def test_a_model_or_processor_of_another_project_is_not_there(api: LiveApi, tmp_
         "model": {"architecture": "bert"},
         "data": {"train": str(rows), "columns": {"label": "id"}},
     }
-    theirs = ledger.submit(api.database, parse_spec(training), project="theirs")
+    theirs = job_ledger.submit(api.database, parse_spec(training), project="theirs")
     with api.database.write() as session:
         session.get_one(Job, theirs.id).state = JobState.COMPLETED
     name = f"job:{theirs.id}"
@@ -236,7 +237,7 @@ def test_a_model_or_processor_of_another_project_is_not_there(api: LiveApi, tmp_
 def test_a_failed_jobs_error_stays_in_its_project(api: LiveApi) -> None:
     """Lost: paths and messages of another team's jobs, in a stream or page of events."""
     mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
-    ledger.fail(api.database, theirs.job_id, StokerError("a secret"))
+    job_ledger.fail(api.database, theirs.job_id, StokerError("a secret"))
     answers: list[Any] = [mine.http.get(f"/v1/jobs/{theirs.job_id}/{part}") for part in ("events", "logs", "results")]
     assert [answer.status_code for answer in answers] == [404] * 3
     assert all("a secret" not in answer.text for answer in answers)

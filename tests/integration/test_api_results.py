@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import chunks
-from jobs.chunks import ChunkResults
-from jobs.rows import Result, RowError
-from jobs.sinks.export import ExportFormat
+from jobs.data.rows import Result, RowError
+from jobs.data.sinks.export import ExportFormat
+from jobs.ledger import chunks
+from jobs.ledger.chunks import ChunkResults
 from scheduler.api.results import write_results
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi

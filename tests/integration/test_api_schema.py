@@ -26,16 +26,16 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from jobs import ledger
-from jobs.database import Database
+from jobs.config.limits import ProjectLimits
+from jobs.config.settings import Settings
+from jobs.data.store import Store, artifact_key, upload_key
+from jobs.db.database import Database
+from jobs.db.states import BatchState, JobState, SlotState
+from jobs.db.tables import Artifact, Batch, Event, Job, LogLine, ResultRecord, Slot, StoredFile, Webhook
 from jobs.errors import StokerError
-from jobs.limits import ProjectLimits
+from jobs.ledger import jobs as job_ledger
 from jobs.queue import Doorbell
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.states import BatchState, JobState, SlotState
-from jobs.store import Store, artifact_key, upload_key
-from jobs.tables import Artifact, Batch, Event, Job, LogLine, ResultRecord, Slot, StoredFile, Webhook
+from jobs.specs.inference import parse_spec
 from scheduler.api.app import create_app
 from tests.live_api import LiveApi, fresh_api
 
@@ -216,6 +216,6 @@ def test_every_answer_is_in_the_document(api: World, case: Case) -> None:
     response = case.call(base_url=api.url, headers={"Authorization": f"Bearer {api.key}"})
     if case.path in ("/v1/jobs", "/v1/jobs/{job_id}/retry") and response.status_code == 201:
         # Ended, so that its streams end.
-        ledger.fail(api.database, response.json()["id"], StokerError("nothing runs here"))
+        job_ledger.fail(api.database, response.json()["id"], StokerError("nothing runs here"))
     api.seen[case.operation.label].add(response.status_code)
     case.validate_response(response, checks=CHECKS)

@@ -14,9 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from jobs import migrations, process
-from jobs.database import Database
-from jobs.settings import Settings
+from jobs import process
+from jobs.config.settings import Settings
+from jobs.db import migrations
+from jobs.db.database import Database
 from scheduler.client import StokerClient
 from scheduler.keys import ensure_local_key
 from tests.conftest import RedisServer, wait_until

@@ -10,14 +10,15 @@ import httpx
 import pytest
 from sqlmodel import select
 
-from jobs import ledger, webhooks
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.tables import Webhook
 from jobs.errors import MachineError
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger import webhooks
+from jobs.ledger.webhooks import EVENT_TYPES
 from jobs.retries import RetryPolicy
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.tables import Webhook
-from jobs.webhooks import EVENT_TYPES
+from jobs.specs.inference import parse_spec
 from scheduler.keys import create_key
 from tests.live_api import LiveApi, live_api, spec_document
 
@@ -40,8 +41,8 @@ def make(http: httpx.Client, **fields: Any) -> dict[str, Any]:
 
 def told(api: LiveApi, project: str = "default") -> str:
     """The id of a job whose end is an event."""
-    job_id = ledger.submit(api.database, parse_spec(spec_document("rows.jsonl")), project=project).id
-    ledger.cancel(api.database, job_id)
+    job_id = job_ledger.submit(api.database, parse_spec(spec_document("rows.jsonl")), project=project).id
+    job_ledger.cancel(api.database, job_id)
     return job_id
 
 

@@ -10,19 +10,20 @@ from typing import Any
 
 import pytest
 
-from jobs import batch_ends, batches, chunks, leases, ledger, slots
-from jobs.batches import NewBatch
-from jobs.chunks import ChunkResults
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.rows import Result, RowError
+from jobs.data.sinks import open_sink
+from jobs.data.store import Store, upload_key
+from jobs.db.database import Database
+from jobs.db.states import BatchState, JobState
+from jobs.db.tables import Batch, Job, StoredFile
 from jobs.errors import ServiceUnavailable
-from jobs.leases import Grant
-from jobs.rows import Result, RowError
-from jobs.settings import Settings
-from jobs.sinks import open_sink
-from jobs.specs import parse_spec
-from jobs.states import BatchState, JobState
-from jobs.store import Store, upload_key
-from jobs.tables import Batch, Job, StoredFile
+from jobs.ledger import batch_ends, batches, chunks, leases, slots
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.batches import NewBatch
+from jobs.ledger.chunks import ChunkResults
+from jobs.ledger.leases import Grant
+from jobs.specs.inference import parse_spec
 from scheduler.batches import break_off, finish, take_in
 from scheduler.finalizer import finalize_job
 from scheduler.planner import plan_job
@@ -226,7 +227,7 @@ def test_a_job_that_broke_fails_its_lines_alone(hall: Hall) -> None:
     batch = hall.take_in(hall.create([line(0), line(1, "b"), line(2)]))
     first, second = sorted(hall.jobs(batch), key=lambda job: job.spec["dtype"])
     hall.compute(first, good)
-    ledger.fail(hall.db, second.id, ServiceUnavailable("the hub is away"))
+    job_ledger.fail(hall.db, second.id, ServiceUnavailable("the hub is away"))
     ended = hall.finish(batch)
     assert (ended.state, ended.num_completed, ended.num_failed) == ("completed", 2, 1)
     (lost,) = hall.lines(ended.error_file_id)
@@ -238,7 +239,7 @@ def test_a_job_that_broke_fails_its_lines_alone(hall: Hall) -> None:
 def test_a_batch_whose_every_job_broke_has_failed(hall: Hall) -> None:
     """`completed` would make a client look for an output."""
     batch = hall.take_in(hall.create([line(0)]))
-    ledger.fail(hall.db, hall.jobs(batch)[0].id, ServiceUnavailable("no device"))
+    job_ledger.fail(hall.db, hall.jobs(batch)[0].id, ServiceUnavailable("no device"))
     ended = hall.finish(batch)
     assert (ended.state, ended.output_file_id) == (BatchState.FAILED, None)
 

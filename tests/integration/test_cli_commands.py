@@ -13,12 +13,13 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
-from jobs import chunks, leases, ledger, logs, webhooks
-from jobs.chunks import ChunkResults
-from jobs.database import Database
-from jobs.rows import Result, RowError
-from jobs.settings import Settings
-from jobs.tables import Job
+from jobs.config.settings import Settings
+from jobs.data.rows import Result, RowError
+from jobs.db.database import Database
+from jobs.db.tables import Job
+from jobs.ledger import chunks, leases, logs, webhooks
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.chunks import ChunkResults
 from scheduler.cli import main
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi, live_api, spec_document, write_rows
@@ -85,7 +86,7 @@ def recorded_job(api: LiveApi, folder: Path) -> LeasedJob:
 def completed_job(api: LiveApi, folder: Path) -> str:
     """The same job after its end."""
     job = recorded_job(api, folder)
-    ledger.complete(api.database, job.job_id, [])
+    job_ledger.complete(api.database, job.job_id, [])
     return job.job_id
 
 
@@ -180,7 +181,7 @@ def test_artifacts_are_listed_and_fetched_whole(api: LiveApi, tmp_path: Path, st
     job = recorded_job(api, tmp_path)
     key = f"jobs/{job.job_id}/artifacts/merged/out.bin"
     stored = api.store.put(key, [b"12", b"34"])
-    from jobs.tables import Artifact
+    from jobs.db.tables import Artifact
 
     artifact = Artifact(
         job_id=job.job_id,
@@ -190,7 +191,7 @@ def test_artifacts_are_listed_and_fetched_whole(api: LiveApi, tmp_path: Path, st
         sha256=stored.sha256,
         created_at=1.0,
     )
-    ledger.complete(api.database, job.job_id, [artifact])
+    job_ledger.complete(api.database, job.job_id, [artifact])
     out, _ = stoker("artifacts", job.job_id)
     assert "merged/out.bin" in out
     out, _ = stoker("artifacts", job.job_id, "--json")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ledger
-from jobs.specs import parse_spec
-from jobs.store import artifact_key
-from jobs.tables import Artifact, ResultRecord
+from jobs.data.store import artifact_key
+from jobs.db.tables import Artifact, ResultRecord
+from jobs.ledger import jobs as job_ledger
+from jobs.specs.inference import parse_spec
 from tests.acceptance.stack import free_port
 from tests.live_api import LiveApi, fresh_api, spec_document, write_rows
 
@@ -62,7 +62,7 @@ def test_run_cannot_start_a_stack(tmp_path: Path) -> None:
 
 def test_results_and_artifacts_cannot_be_written(api: LiveApi, tmp_path: Path) -> None:
     variables = {"STOKER_URL": api.url, "STOKER_API_KEY": api.key, "STOKER_DATA_DIR": str(api.settings.data_dir)}
-    made = ledger.submit(api.database, parse_spec(spec_document(tmp_path / "in.jsonl")), project="default")
+    made = job_ledger.submit(api.database, parse_spec(spec_document(tmp_path / "in.jsonl")), project="default")
     with api.database.write() as session:
         for row in range(50):
             session.add(ResultRecord(job_id=made.id, row_index=row, output='"' + "x" * 1000 + '"'))

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from jobs import leases, ledger, planning, slots, sweeps, training
-from jobs.database import Database
-from jobs.leases import Grant
-from jobs.settings import Settings
-from jobs.specs import parse_spec
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.ledger import attempts, leases, planning, slots, sweeps
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.leases import Grant
+from jobs.specs.inference import parse_spec
 from scheduler.cli import main
 from scheduler.leader import Leader
 from tests.live_api import LiveApi, live_api
@@ -46,7 +47,7 @@ def queued(api: LiveApi, num_slots: int) -> str:
         "kind": "training", "task": "text-classification", "model": "m", "data": {"train": "x.jsonl"},
         "slots": num_slots,
     }  # fmt: skip
-    job = ledger.submit(api.database, parse_spec(document))
+    job = job_ledger.submit(api.database, parse_spec(document))
     planning.enqueue(api.database, job.id)
     return job.id
 
@@ -56,7 +57,7 @@ def begun(api: LiveApi, job_id: str, *slot_ids: str) -> str:
     lease_ids = leases.grant(api.database, Grant(job_id, slot_ids), lease_seconds=600.0)
     for lease_id, slot_id in zip(lease_ids, slot_ids, strict=True):
         assert leases.activate(api.database, lease_id, slot_id, lease_seconds=600.0) is not None
-    training.begin(api.database, lease_ids[0], resumed_step=0)
+    attempts.begin(api.database, lease_ids[0], resumed_step=0)
     return lease_ids[0]
 
 
@@ -109,7 +110,7 @@ def test_only_an_attempt_that_did_not_complete_says_why(api: LiveApi, capfd: Any
     leases.release(api.database, begun(api, job_id, SLOTS[0]), "stopped")
     sweeps.requeue_idle(api.database)
     leader = begun(api, job_id, SLOTS[1])
-    training.finish(api.database, leader, [], step=6)
+    attempts.finish(api.database, leader, [], step=6)
     leases.release(api.database, leader, "drained")
     out = " ".join(shown(capfd, "status", job_id).split())
     assert "shutdown stopped" in out

@@ -13,21 +13,22 @@ from celery import Celery
 from sqlalchemy import event, select, update
 from sqlmodel import col
 
-from jobs import chunks, history, leases, ledger, planning, slots, webhooks
-from jobs.chunks import ChunkResults
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.rows import Result
+from jobs.data.sinks import open_sink
+from jobs.data.store import Store, part_key, upload_key
+from jobs.db.database import Database
+from jobs.db.states import JobState, LeaseState, SlotState
+from jobs.db.tables import Chunk, Event, Job, Lease, ResultRecord, Slot, StoredFile
 from jobs.errors import MachineError
-from jobs.leases import Grant
+from jobs.ledger import chunks, history, leases, planning, slots, webhooks
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.chunks import ChunkResults
+from jobs.ledger.leases import Grant
+from jobs.ledger.slots import Standing
 from jobs.queue import make_app
 from jobs.retries import RetryPolicy
-from jobs.rows import Result
-from jobs.settings import Settings
-from jobs.sinks import open_sink
-from jobs.slots import Standing
-from jobs.specs import parse_spec
-from jobs.states import JobState, LeaseState, SlotState
-from jobs.store import Store, part_key, upload_key
-from jobs.tables import Chunk, Event, Job, Lease, ResultRecord, Slot, StoredFile
+from jobs.specs.inference import parse_spec
 from scheduler import metrics
 from scheduler.dispatcher import dispatch, explain, read_views
 from scheduler.finalizer import finalize_job
@@ -69,7 +70,7 @@ class House:
 
     def job(self, num_chunks: int = 4, **fields: Any) -> str:
         document = {"task": "text-classification", "model": "org/name", "input": {"path": "rows.jsonl"}, **fields}
-        job = ledger.submit(self.db, parse_spec(document))
+        job = job_ledger.submit(self.db, parse_spec(document))
         if num_chunks:
             planning.plan(self.db, job.id, [Range(number * 10, number * 10 + 10) for number in range(num_chunks)])
         return job.id
@@ -106,7 +107,7 @@ class House:
         leases.grant(self.db, Grant(job_id, (slot_id,)), lease_seconds=30.0)
         lease_id = self.activate(slot_id)
         with self.db.read() as session:
-            spec = parse_spec(ledger.get(session, job_id).spec)
+            spec = parse_spec(job_ledger.get(session, job_id).spec)
         sink = open_sink(spec.output, vector_output=False, database=self.db, store=self.store)
         for claim in chunks.claim(self.db, lease_id, limit=1000):
             results = [Result(row, None, [{"label": "a"}]) for row in range(claim.start_row, claim.stop_row)]
@@ -146,7 +147,7 @@ def test_the_warm_slot_is_chosen(house: House) -> None:
     house.online("s0", "s1")
     job_id = house.job(num_chunks=1)
     with house.db.read() as session:
-        model_key = ledger.get(session, job_id).model_key
+        model_key = job_ledger.get(session, job_id).model_key
     house.beat("s1", warm=(model_key,))
     house.dispatch()
     assert house.live() == {"s1": job_id}
@@ -326,7 +327,7 @@ def test_a_cancel_is_settled_when_the_last_holder_is_dead(house: House) -> None:
     job_id = house.job()
     house.dispatch()
     house.activate("s0")
-    ledger.cancel(house.db, job_id)
+    job_ledger.cancel(house.db, job_id)
     assert job_state(house.db, job_id) == JobState.CANCELLING
     house.time += house.settings.lease_seconds + 1
     house.reap()
@@ -347,7 +348,7 @@ def test_a_finalizing_that_was_cut_off_is_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ledger, "complete", cut_off)
+        patched.setattr(job_ledger, "complete", cut_off)
         with pytest.raises(KeyboardInterrupt):
             house.finish(job_id, "s0")
     first = out.read_bytes()
@@ -380,7 +381,7 @@ def test_parts_that_no_chunk_names_are_deleted_and_results_stay_readable(house: 
 
 def house_spec(house: House, job_id: str) -> dict[str, Any]:
     with house.db.read() as session:
-        return ledger.get(session, job_id).spec
+        return job_ledger.get(session, job_id).spec
 
 
 def upload(house: House, file_id: str, *, expires_at: float | None = None) -> None:
@@ -408,7 +409,7 @@ def test_expired_uploads_are_deleted_unless_a_live_job_reads_them(house: House) 
         True,
         True,
     ]
-    ledger.cancel(house.db, job_id)
+    job_ledger.cancel(house.db, job_id)
     house.time += house.settings.upload_days * DAY
     house.retain()
     assert list(house.store.list("uploads/")) == []

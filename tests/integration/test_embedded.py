@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import redis
 
+from jobs.config.settings import Settings
 from jobs.errors import ServiceUnavailable
-from jobs.settings import Settings
 from scheduler import redis_server
 from scheduler.client import StokerClient
 from scheduler.data_dir import AlreadyRunning, StackLock, Use, is_running

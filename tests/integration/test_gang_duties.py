@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import redis
 
-from jobs import leases, ledger, planning, slots, training
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import AttemptEnd, JobState
+from jobs.ledger import attempts, leases, planning, slots
+from jobs.ledger import jobs as job_ledger
 from jobs.queue import make_app, queue_name
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.states import AttemptEnd, JobState
-from jobs.store import Store
+from jobs.specs.inference import parse_spec
 from scheduler.dispatcher import explain
 from scheduler.victims import MOST_PREEMPTIONS
 from tests.conftest import RedisServer
@@ -37,7 +38,7 @@ class GangHouse(House):
             "kind": "training", "task": "text-classification", "model": "m", "data": {"train": "x.jsonl"},
             "slots": num_slots, **fields,
         }  # fmt: skip
-        job = ledger.submit(self.db, parse_spec(document))
+        job = job_ledger.submit(self.db, parse_spec(document))
         planning.enqueue(self.db, job.id)
         return job.id
 
@@ -45,7 +46,7 @@ class GangHouse(House):
         """Have every slot of a granted gang take its lease up, and the training begin; gives the leader's lease."""
         slot_ids = [slot_id for slot_id, holder in self.live().items() if holder == job_id]
         lease_ids = {self.lease_on(slot_id).rank: self.activate(slot_id) for slot_id in slot_ids}
-        training.begin(self.db, lease_ids[0], resumed_step=0)
+        attempts.begin(self.db, lease_ids[0], resumed_step=0)
         return lease_ids[0]
 
 
@@ -94,7 +95,7 @@ def test_a_gang_one_of_whose_slots_is_lost_starts_again_elsewhere(gang_house: Ga
     assert set(gang_house.live()) == {"a0", "a1"}
     gang_house.begin(job_id)
     with gang_house.db.read() as session:
-        tries = training.attempts(session, job_id)
+        tries = attempts.attempts(session, job_id)
     assert [(attempt.number, attempt.end) for attempt in tries] == [(1, AttemptEnd.LOST), (2, None)]
 
 
@@ -123,7 +124,7 @@ def test_a_high_training_preempts_a_lower_one_a_few_times_and_each_goes_on(gang_
         assert gang_house.dispatch() == 2
         assert set(gang_house.live().values()) == {high}
         leases.release(gang_house.db, gang_house.begin(high), "drained")
-        ledger.cancel(gang_house.db, high)
+        job_ledger.cancel(gang_house.db, high)
         gang_house.reap()
         assert gang_house.dispatch() == 3
     pytest.fail("it was preempted without end")

@@ -14,14 +14,14 @@ import torch
 import transformers
 from sqlmodel import Session
 
-from jobs import chunks, leases
-from jobs.activities import Activity
-from jobs.chunks import ChunkResults
-from jobs.database import Database
+from jobs.config.activities import Activity
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.tables import SafeBudget
 from jobs.errors import InvalidInput, LostLease, MachineError, ServiceUnavailable, UserError
-from jobs.leases import WorkingLease
-from jobs.settings import Settings
-from jobs.tables import SafeBudget
+from jobs.ledger import chunks, leases
+from jobs.ledger.chunks import ChunkResults
+from jobs.ledger.leases import WorkingLease
 from tests import tiny
 from tests.leased_job import LeasedJob, threads_of_the_pipeline
 from tests.scripted_model import ScriptedModel

@@ -16,16 +16,17 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import leases, ledger, slots, sweeps
-from jobs.activities import Activity
-from jobs.database import Database
-from jobs.leases import Grant
-from jobs.logs import lines_of
+from jobs.config.activities import Activity
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import JobState, LeaseState
+from jobs.db.tables import Lease
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger import leases, slots, sweeps
+from jobs.ledger.leases import Grant
+from jobs.ledger.logs import lines_of
 from jobs.queue import Doorbell
 from jobs.retries import RetryPolicy
-from jobs.settings import Settings
-from jobs.states import JobState, LeaseState
-from jobs.tables import Lease
 from tests.conftest import wait_until
 from tests.frozen import frozen
 from tests.leased_job import LeasedJob
@@ -323,7 +324,7 @@ def test_a_heartbeat_tells_what_the_runner_does(open_bench: Opener, tmp_path: Pa
             assert lease.activity_at is not None
             assert lease.activated_at is not None
             assert lease.activity_at >= lease.activated_at - 1.0
-            ledger.cancel(bench.database, job.job_id)
+            job_ledger.cancel(bench.database, job.job_id)
 
 
 def test_a_cancel_reaches_the_runner(open_bench: Opener, tmp_path: Path) -> None:
@@ -331,7 +332,7 @@ def test_a_cancel_reaches_the_runner(open_bench: Opener, tmp_path: Path) -> None
         job = bench.job(tmp_path, "wait")
         with bench.running(job) as lease_id:
             wait_until(lambda: bench.standby.warm_models, "the runner works")
-            ledger.cancel(bench.database, job.job_id)
+            job_ledger.cancel(bench.database, job.job_id)
         assert (bench.lease(lease_id).state, bench.lease(lease_id).end_reason) == (LeaseState.RELEASED, "stopped")
         assert job.job().state == JobState.CANCELLED
         assert not bench.runners[0].is_gone
@@ -342,7 +343,7 @@ def test_a_runner_deaf_to_a_cancel_is_killed_after_the_grace(open_bench: Opener,
         job = bench.job(tmp_path, "deaf")
         with bench.running(job) as lease_id:
             wait_until(lambda: bench.standby.warm_models, "the runner works")
-            ledger.cancel(bench.database, job.job_id)
+            job_ledger.cancel(bench.database, job.job_id)
         assert bench.lease(lease_id).state == LeaseState.RELEASED
         assert bench.runners[0].is_gone
         assert job.job().state == JobState.CANCELLED

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from jobs import gangs, leases, ledger, planning, slots
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import JobState, LeaseState
+from jobs.db.tables import Lease
 from jobs.errors import LostLease
-from jobs.leases import Grant, WorkingLease
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.states import JobState, LeaseState
-from jobs.tables import Lease
+from jobs.ledger import gangs, leases, planning, slots
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.leases import Grant, WorkingLease
+from jobs.specs.inference import parse_spec
 from tests.conftest import wait_until
 from tests.integration.test_keeper import SLOT, Bench
 from worker.stop import Stop
@@ -37,7 +38,7 @@ class GangBench(Bench):
         document = {
             "kind": "training", "task": "text-classification", "model": model, "data": {"train": "x.jsonl"}, "slots": 2,
         }  # fmt: skip
-        job = ledger.submit(self.database, parse_spec(document))
+        job = job_ledger.submit(self.database, parse_spec(document))
         planning.enqueue(self.database, job.id)
         return job.id
 
@@ -261,7 +262,7 @@ def test_a_leader_that_is_to_stop_does_not_wait_any_longer(open_bench: Callable[
         stop = Looks(lambda _: stop.ask("shutdown"))
         assert gather(leader, database=bench.database, stop=stop) is None
         with bench.database.read() as session:
-            assert ledger.get(session, leader.job_id).state == JobState.RUNNING
+            assert job_ledger.get(session, leader.job_id).state == JobState.RUNNING
 
 
 def test_a_lease_that_stands_alone_waits_for_nobody(open_bench: Callable[..., Any]) -> None:

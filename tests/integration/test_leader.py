@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import delete, update
 
-from jobs.database import Database
-from jobs.tables import LeaderLock
+from jobs.db.database import Database
+from jobs.db.tables import LeaderLock
 from scheduler.leader import Leader
 from tests.conftest import wait_until
 

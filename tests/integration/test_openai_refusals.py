@@ -11,10 +11,10 @@ import httpx
 import openai
 import pytest
 
-from jobs import usage
-from jobs.database import Database
-from jobs.limits import ProjectLimits
-from jobs.settings import Settings
+from jobs.config.limits import ProjectLimits
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.ledger import usage
 from scheduler.keys import create_key
 from tests.live_api import LiveApi, live_api
 

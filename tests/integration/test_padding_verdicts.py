@@ -11,11 +11,12 @@ import torch
 from sqlalchemy import select
 from transformers import FNetForMaskedLM, pipeline
 
-from jobs import history, leases, ledger, notices
-from jobs.database import Database
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.tables import PaddingVerdict
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.tables import PaddingVerdict
+from jobs.ledger import history, leases, notices
+from jobs.ledger import jobs as job_ledger
+from jobs.specs.inference import parse_spec
 from scheduler.cli import main
 from tests.architectures import save_small, small_config
 from tests.leased_job import LeasedJob
@@ -144,7 +145,7 @@ def test_too_little_memory_for_trying_is_not_remembered(
 def test_status_and_the_api_show_a_notice_once(
     api: LiveApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    job_id = ledger.submit(api.database, parse_spec(spec_document(tmp_path / "rows.jsonl"))).id
+    job_id = job_ledger.submit(api.database, parse_spec(spec_document(tmp_path / "rows.jsonl"))).id
     assert api.client.job(job_id)["notices"] == []
     assert [notices.add(api.database, job_id, notices.PADDING, MESSAGE) for _ in range(2)] == [True, False]
     (notice,) = api.client.job(job_id)["notices"]

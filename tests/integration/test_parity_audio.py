@@ -11,7 +11,7 @@ import transformers
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor, pipeline
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
 
-from jobs.rows import Row
+from jobs.data.rows import Row
 from tests.architectures import save_small, small_config
 from tests.task_kit import load, same
 from tests.through_engine import compute

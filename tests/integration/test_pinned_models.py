@@ -13,12 +13,12 @@ from huggingface_hub import constants
 from sqlalchemy import update
 from sqlmodel import col
 
-from jobs import leases
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.tables import Job
 from jobs.errors import InvalidModel, LostLease
-from jobs.leases import WorkingLease
-from jobs.settings import Settings
-from jobs.tables import Job
+from jobs.ledger import leases
+from jobs.ledger.leases import WorkingLease
 from tests import tiny
 from tests.leased_job import LeasedJob
 from worker.inference.models import ModelCache

@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import func, null, select, update
 from sqlmodel import col
 
-from jobs import ledger
-from jobs.pins import PinnedFiles, Pins
-from jobs.states import JobState
-from jobs.tables import Chunk, Job
+from jobs.access.pins import PinnedFiles, Pins
+from jobs.db.states import JobState
+from jobs.db.tables import Chunk, Job
+from jobs.ledger import jobs as job_ledger
 from scheduler.planner import plan_job
 from tests import tiny
 from tests.live_api import LiveApi, fresh_api
@@ -84,7 +84,7 @@ def plan(api: LiveApi, job_id: str) -> Job:
 def look(api: LiveApi, job_id: str) -> Job:
     """The job as it is now."""
     with api.database.read() as session:
-        return ledger.get(session, job_id)
+        return job_ledger.get(session, job_id)
 
 
 def pin_of(job: Job, part: str) -> PinnedFiles:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs import slots
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import SlotState
+from jobs.db.tables import Slot
 from jobs.errors import ServiceUnavailable
+from jobs.ledger import slots
 from jobs.queue import Doorbell, broker_trouble, connect, make_app, queue_name, ring
-from jobs.settings import Settings
-from jobs.states import SlotState
-from jobs.tables import Slot
 from tests.conftest import RedisServer
 from worker.hearing import Hearing, Verdict
 from worker.mailbox import find_lease_id

@@ -17,15 +17,17 @@ from sqlalchemy import func, select
 from sqlmodel import col
 
 import scheduler.service
-from jobs import chunks, history, leases, ledger, process
-from jobs.database import Database
+from jobs import process
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import JobState, LeaseState
+from jobs.db.tables import Chunk, Job, LeaderLock, Lease, Slot
 from jobs.errors import ServiceUnavailable
+from jobs.ledger import chunks, history, leases
+from jobs.ledger import jobs as job_ledger
 from jobs.queue import Doorbell, make_app
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.states import JobState, LeaseState
-from jobs.store import Store
-from jobs.tables import Chunk, Job, LeaderLock, Lease, Slot
+from jobs.specs.inference import parse_spec
 from scheduler.leader import Leader
 from scheduler.service import Service
 from tests.conftest import RedisServer, wait_until
@@ -62,13 +64,13 @@ class House:
         if not path.exists():
             path.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(num_rows)))
         document = {"task": "text-classification", "model": "org/name", "input": {"path": str(path)}, **fields}
-        job = ledger.submit(self.db, parse_spec(document))
+        job = job_ledger.submit(self.db, parse_spec(document))
         self.doorbell.wake()
         return job.id
 
     def job(self, job_id: str) -> Job:
         with self.db.read() as session:
-            return ledger.get(session, job_id)
+            return job_ledger.get(session, job_id)
 
     def wait_for(self, job_id: str, state: JobState) -> Job:
         wait_until(lambda: job_state(self.db, job_id) == state, f"the job is {state}")
@@ -136,7 +138,7 @@ def test_a_file_output_is_merged_and_delivered(house: House, tmp_path: Path) -> 
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["row_index"] for line in lines] == list(range(300))
     with house.db.read() as session:
-        (artifact,) = ledger.artifacts(session, job_id)
+        (artifact,) = job_ledger.artifacts(session, job_id)
     with house.store.open(artifact.key) as merged:
         assert merged.read() == out.read_bytes()
 

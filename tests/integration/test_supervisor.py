@@ -17,14 +17,15 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import leases, migrations, slots, sweeps
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db import migrations
+from jobs.db.database import Database
+from jobs.db.states import JobState, LeaseState, SlotState
+from jobs.db.tables import Lease, Slot
 from jobs.errors import Conflict
-from jobs.leases import Grant
+from jobs.ledger import leases, slots, sweeps
+from jobs.ledger.leases import Grant
 from jobs.queue import connect, make_app, queue_name, ring
-from jobs.settings import Settings
-from jobs.states import JobState, LeaseState, SlotState
-from jobs.tables import Lease, Slot
 from tests.conftest import RedisServer, wait_until
 from tests.frozen import frozen
 from tests.leased_job import LeasedJob

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.rows import RowError
+from jobs.data.rows import RowError
 from tests.task_kit import LONG_TEXT, load, outputs, text_rows
 from tests.tiny import SENTENCES, tiny_classifier, tiny_encoder, wordpiece_tokenizer
 from worker.inference.tasks import many

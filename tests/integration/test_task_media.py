@@ -14,9 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import pipeline
 
-from jobs.rows import Row, RowError
-from jobs.settings import Settings
-from jobs.sources.media import media_value
+from jobs.config.settings import Settings
+from jobs.data.rows import Row, RowError
+from jobs.data.sources.media import media_value
 from tests.task_kit import error_codes, load, outputs, same
 from tests.tiny import tiny_ctc, tiny_image_classifier
 from tests.tiny_media import tiny_film_classifier, tiny_sound_classifier, write_film, write_wav

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs.data.rows import Row
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, MachineError
-from jobs.rows import Row
 from tests.task_kit import LONG_TEXT, error_codes, load, outputs, text_rows
 from tests.tiny import (
     tiny_causal_lm,

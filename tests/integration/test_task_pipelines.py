@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from jobs.rows import Row, RowError
-from jobs.tasks import ALIASES, REMOVED_TASKS, TASKS
+from jobs.data.rows import Row, RowError
+from jobs.specs.tasks import ALIASES, REMOVED_TASKS, TASKS
 from tests import tiny_media
 from tests.task_kit import CPU, load, same
 from tests.tiny import (

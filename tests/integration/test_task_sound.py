@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.data.rows import RowError
 from jobs.errors import InvalidInput
-from jobs.rows import RowError
 from worker.inference.tasks import sound
 from worker.inference.tasks.sound import decode_sound, plain_wav, resample
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, pipeline
 
+from jobs.data.rows import Row
 from jobs.errors import InvalidModel, InvalidSpec
-from jobs.rows import Row
 from tests.task_kit import LONG_TEXT, TEXTS, error_codes, load, outputs, same, text_rows
 from tests.tiny import byte_level_tokenizer, tiny_classifier, tiny_encoder, tiny_masked_lm
 

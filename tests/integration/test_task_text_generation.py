@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
+from jobs.data.rows import Row, RowError
 from jobs.errors import InvalidModel, InvalidSpec
-from jobs.parameters import NO_TEMPLATE_VARIABLES, check_parameters
-from jobs.rows import Row, RowError
+from jobs.specs.parameters import NO_TEMPLATE_VARIABLES, check_parameters
 from tests.task_kit import TEXTS, error_codes, load, outputs, text_rows
 from tests.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_classifier, tiny_gpt2, tiny_mistral
 from worker.inference.tasks.interface import Counted

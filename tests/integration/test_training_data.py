@@ -27,8 +27,8 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
+from jobs.config.settings import Settings
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, LossNotFinite, UserError
-from jobs.settings import Settings
 from tests import tiny
 from tests.trained import write_rows
 from worker.stop import Stop

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs import leases, ledger, planning, slots, training
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import Store, StoredObject, checkpoint_prefix, job_prefix
+from jobs.db.database import Database
 from jobs.errors import NotKept, ServiceUnavailable, StoreUnwritable
-from jobs.leases import Grant, WorkingLease
-from jobs.settings import Settings
-from jobs.specs import TrainingSpec, parse_spec
-from jobs.store import Store, StoredObject, checkpoint_prefix, job_prefix
-from jobs.training import KeepRule, NewCheckpoint
+from jobs.ledger import attempts, leases, planning, slots
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.attempts import KeepRule, NewCheckpoint
+from jobs.ledger.leases import Grant, WorkingLease
+from jobs.specs.inference import TrainingSpec, parse_spec
 from worker.pulse import Pulse
 from worker.training.deposit import Deposit, prepare_store, put_folder
 from worker.training.reports import Saved
@@ -41,14 +42,14 @@ def hold(sqlite_database: Database, settings: Settings) -> Callable[[], WorkingL
     """Makes an active lease of one training, a further attempt each time."""
     slots.register(sqlite_database, [slots.SlotInfo("s0", "host", "cpu", None, "CPU", 0, 1)])
     slots.enter(sqlite_database, "s0", "s0-1", settings)
-    job = ledger.submit(sqlite_database, SPEC)
+    job = job_ledger.submit(sqlite_database, SPEC)
     planning.enqueue(sqlite_database, job.id)
 
     def hold() -> WorkingLease:
         (lease_id,) = leases.grant(sqlite_database, Grant(job.id, ("s0",)), lease_seconds=600.0)
         lease = leases.activate(sqlite_database, lease_id, "s0-1", lease_seconds=600.0)
         assert lease is not None
-        training.begin(sqlite_database, lease_id, resumed_step=0)
+        attempts.begin(sqlite_database, lease_id, resumed_step=0)
         return lease
 
     return hold
@@ -84,7 +85,7 @@ def test_nothing_is_left_of_a_checkpoint_that_finds_no_room(
         keep(lease, store, sqlite_database, saved(tmp_path, 10))
     assert list(store.list(job_prefix(lease.job_id))) == kept
     with sqlite_database.read() as session:
-        assert [one.step for one in training.checkpoints(session, lease.job_id)] == [5]
+        assert [one.step for one in attempts.checkpoints(session, lease.job_id)] == [5]
 
 
 def test_what_a_training_made_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_no_attempt_computes_where_its_checkpoint_does_not_fit(
     lease, store = hold(), Store(str(tmp_path / "store"))
     prefix = checkpoint_prefix(lease.job_id, 5, lease.lease_id)
     large = NewCheckpoint(5, prefix, [StoredObject(f"{prefix}weights", 2**60, "ab")])
-    training.keep_checkpoint(sqlite_database, lease.lease_id, large, KeepRule(1))
+    attempts.keep_checkpoint(sqlite_database, lease.lease_id, large, KeepRule(1))
     with pytest.raises(StoreUnwritable, match=f"bytes left, and {2**60} are needed"):
         prepare_store(lease, database=sqlite_database, store=store)
 

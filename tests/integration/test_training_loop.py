@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from jobs.config.settings import Settings
 from jobs.errors import Forbidden, UserError
-from jobs.settings import Settings
 from tests.trained import Attempt, attempt, shot_at, shot_thrice, write_rows
 from worker.training.loading import load_module
 from worker.training.rehearsal import rehearse

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from jobs.errors import InvalidSpec
-from jobs.specs import TrainingSpec, parse_spec
+from jobs.specs.inference import TrainingSpec, parse_spec
 from worker.training.rehearsal import Rehearsal, rehearse
 
 pytestmark = pytest.mark.slow

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.config.settings import Settings
+from jobs.data.rows import Row
 from jobs.errors import DeviceOutOfMemory, InvalidSpec
-from jobs.rows import Row
-from jobs.settings import Settings
-from jobs.specs import InferenceSpec, model_key, parse_spec
+from jobs.specs.inference import InferenceSpec, model_key, parse_spec
 from tests import scripted_vllm
 from tests.integration.test_task_text_generation import generated, rows_of
 from tests.scripted_vllm import LLMEngine

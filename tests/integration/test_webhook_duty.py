@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from jobs import ledger, webhooks
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import DeliveryState
+from jobs.db.tables import WebhookDelivery
 from jobs.errors import Conflict
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.states import DeliveryState
-from jobs.tables import WebhookDelivery
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger import webhooks
+from jobs.specs.inference import parse_spec
 from tests.conftest import RedisServer, wait_until
 from tests.integration.test_service import House, start_process
 from tests.receiver import Receiver, receiver
@@ -34,9 +35,9 @@ class Office(House):
 
     def end_a_job(self) -> str:
         """The id of a job that has just ended."""
-        job_id = ledger.submit(self.db, parse_spec(SPEC)).id
+        job_id = job_ledger.submit(self.db, parse_spec(SPEC)).id
         with contextlib.suppress(Conflict):  # the planner has found already that there is no input
-            ledger.cancel(self.db, job_id)
+            job_ledger.cancel(self.db, job_id)
         self.doorbell.wake()
         return job_id
 

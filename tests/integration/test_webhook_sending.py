@@ -17,9 +17,9 @@ import orjson
 import pytest
 import trustme
 
+from jobs.config.settings import Settings
 from jobs.errors import UserError
-from jobs.settings import Settings
-from jobs.webhooks import Sending
+from jobs.ledger.webhooks import Sending
 from scheduler import webhooks
 from scheduler.webhooks import Undelivered, check_url, send
 from tests.receiver import receiver

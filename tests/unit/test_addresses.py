@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from jobs.addresses import find_addresses, is_public
+from jobs.config.addresses import find_addresses, is_public
+from jobs.config.settings import Settings
 from jobs.errors import ServiceUnavailable, UserError
-from jobs.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from jobs.bounds import (
+from jobs.errors import InvalidModel, InvalidSpec, NotFound
+from jobs.messages import LONGEST_SHOWN_CHARACTERS, shown
+from jobs.specs.bounds import (
     DEEPEST_LEVELS,
     LONGEST_NAME_CHARACTERS,
     LONGEST_PATH_BYTES,
@@ -19,9 +21,7 @@ from jobs.bounds import (
     MOST_TARGET_MODULES,
     MOST_VALUES,
 )
-from jobs.errors import InvalidModel, InvalidSpec, NotFound
-from jobs.specs import parse_spec
-from jobs.wording import LONGEST_SHOWN_CHARACTERS, shown
+from jobs.specs.inference import parse_spec
 from scheduler.plain_data import parse_document
 
 SPEC: dict[str, Any] = {"task": "fill-mask", "model": "org/model", "input": {"path": "/a.jsonl"}}

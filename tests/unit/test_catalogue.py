@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from jobs.catalogue import CatalogueModel, resolve, with_catalogue
+from jobs.config.catalogue import CatalogueModel, resolve, with_catalogue
+from jobs.config.settings import Settings
 from jobs.errors import InvalidModel, UnknownModel
-from jobs.settings import Settings
-from jobs.specs import parse_spec
+from jobs.specs.inference import parse_spec
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from jobs.errors import InvalidInput, InvalidModel, InvalidOutput, InvalidSpec, NotFound
-from jobs.specs import parse_spec
+from jobs.specs.inference import parse_spec
 from scheduler.cli.documents import absolute_path, bring, check_local_inputs, parse_pairs, parse_parameters, read_spec
 from scheduler.cli.outputs import check_output
 from scheduler.client import StokerClient

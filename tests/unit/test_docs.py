@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import typer
 
-from jobs.settings import Settings
-from jobs.specs import InferenceSpec, InputSpec, parse_spec
+from jobs.config.settings import Settings
+from jobs.specs.inference import InferenceSpec, InputSpec, parse_spec
 from scheduler.cli import app as cli
 from scheduler.plain_data import parse_document
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.rows import Row
+from jobs.data.rows import Row
 from tests.scripted_model import ScriptedModel
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.data.rows import Result, RowError
+from jobs.data.sinks.export import ExportFormat, deliver_output, export_results
+from jobs.data.store import Store
 from jobs.errors import InvalidOutput, NotFound
-from jobs.rows import Result, RowError
-from jobs.sinks.export import ExportFormat, deliver_output, export_results
-from jobs.store import Store
 
 FORMATS = get_args(ExportFormat)
 ROWS = [
@@ -167,8 +167,8 @@ def test_a_full_disk_is_the_machines_error_and_leaves_nothing(tmp_path: Path) ->
     """The kernel refuses to write on, as it does on a full disk; blaming the user would forbid the retry."""
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from jobs.errors import ServiceUnavailable; from jobs.rows import Result\n"
-        "from jobs.sinks.export import *\n"
+        "from jobs.errors import ServiceUnavailable; from jobs.data.rows import Result\n"
+        "from jobs.data.sinks.export import *\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: export_results([Result(0, None, 'x' * 200_000)], sys.argv[2], Path(sys.argv[1]), vector_output=False)\n"
         "except ServiceUnavailable as error: print(error)\n"
@@ -203,7 +203,7 @@ def test_delivering_what_is_not_there_keeps_the_older_file(tmp_path: Path) -> No
 def test_what_a_killed_writer_left_beside_the_output_is_removed_by_the_next(tmp_path: Path) -> None:
     """Else each death while delivering would leave a hidden file as large as the output in the user's folder."""
     script = (
-        "import os, sys; from pathlib import Path; from jobs.atomic import write_aside\n"
+        "import os, sys; from pathlib import Path; from jobs.data.atomic import write_aside\n"
         "with write_aside(Path(sys.argv[1])) as out:\n"
         "    out.write(b'half'); out.flush(); os.kill(os.getpid(), 9)\n"
     )

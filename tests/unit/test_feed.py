@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from jobs import chunks, leases
-from jobs.chunks import Claim
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.rows import Row, RowError
+from jobs.data.sources import ChunkRange, Source
+from jobs.db.database import Database
 from jobs.errors import InvalidInput, LostLease, ServiceUnavailable
-from jobs.leases import WorkingLease
-from jobs.rows import Row, RowError
-from jobs.settings import Settings
-from jobs.sources import ChunkRange, Source
+from jobs.ledger import chunks, leases
+from jobs.ledger.chunks import Claim
+from jobs.ledger.leases import WorkingLease
 from tests.conftest import wait_until
 from tests.leased_job import LeasedJob, threads_of_the_pipeline
 from tests.scripted_model import ScriptedModel

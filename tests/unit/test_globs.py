@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.data.sources import globs
+from jobs.data.sources.globs import local_matches
 from jobs.errors import InvalidInput
-from jobs.sources import globs
-from jobs.sources.globs import local_matches
 
 
 @pytest.fixture

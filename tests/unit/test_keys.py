@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from jobs import migrations
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.db import migrations
+from jobs.db.database import Database
 from jobs.errors import Conflict, InvalidSpec, NotFound
-from jobs.settings import Settings
 from scheduler.keys import create_key, ensure_local_key, find_key, list_keys, revoke_key
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from jobs.limits import ProjectLimits, limits_of
-from jobs.settings import Settings
-from jobs.usage import seconds_until
+from jobs.config.limits import ProjectLimits, limits_of
+from jobs.config.settings import Settings
+from jobs.ledger.usage import seconds_until
 from scheduler.environment import settings_environment
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.config.settings import Settings
 from jobs.errors import DeviceOutOfMemory, InvalidModel, MachineError, ServiceUnavailable
-from jobs.settings import Settings
-from jobs.specs import InferenceSpec
+from jobs.specs.inference import InferenceSpec
 from tests.scripted_model import ScriptedModel
 from worker.inference.models import ModelCache
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from jobs import model_files
+from jobs.access import model_files
+from jobs.access.model_check import check_model
+from jobs.access.model_fit import template_fault
+from jobs.config.settings import Settings
 from jobs.errors import Forbidden, InvalidModel
-from jobs.model_fit import template_fault
-from jobs.modelcheck import check_model
-from jobs.settings import Settings
 
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from jobs.database import Database
+from jobs.access.model_check import check_model, local_model
+from jobs.access.sentence_folder import check_vectors
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
 from jobs.errors import Forbidden, InvalidModel, InvalidSpec
-from jobs.modelcheck import check_model, local_model
-from jobs.parameters import OPEN_PARAMETERS, PARAMETERS, check_parameters
-from jobs.sentence_folder import check_vectors
-from jobs.settings import Settings
-from jobs.specs import parse_spec
-from jobs.store import Store
-from jobs.tasks import TASKS
+from jobs.specs.inference import parse_spec
+from jobs.specs.parameters import OPEN_PARAMETERS, PARAMETERS, check_parameters
+from jobs.specs.tasks import TASKS
 from scheduler.planner import check_submission
 
 TENSOR = {"weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
@@ -411,7 +411,7 @@ def test_parameters_are_those_of_tasks() -> None:
 
 def test_checking_needs_no_torch() -> None:
     """The scheduler would take seconds and gigabytes more to start."""
-    code = "import sys, jobs.modelcheck, jobs.parameters\n"
+    code = "import sys, jobs.access.model_check, jobs.specs.parameters\n"
     code += "sys.exit(len({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from jobs.access.paths import (
+    check_code_path,
+    check_input_url,
+    is_local,
+    resolve_input_path,
+    resolve_output_path,
+    upload_id,
+)
+from jobs.config.settings import Settings
 from jobs.errors import Forbidden, InvalidInput, InvalidOutput
-from jobs.paths import check_code_path, check_input_url, is_local, resolve_input_path, resolve_output_path, upload_id
-from jobs.settings import Settings
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs import pins
+from jobs.access import pins
+from jobs.access.pins import PinnedRevision, Pins, check_pin, pin_path
+from jobs.config.settings import Settings
 from jobs.errors import InvalidModel, InvalidSpec
-from jobs.job_pins import check_spec, pin_spec, stamp_spec
-from jobs.leases import WorkingLease
-from jobs.pins import PinnedRevision, Pins, check_pin, pin_path
-from jobs.settings import Settings
-from jobs.specs import JobSpec, TrainingSpec, parse_spec
+from jobs.ledger.job_pins import check_spec, pin_spec, stamp_spec
+from jobs.ledger.leases import WorkingLease
+from jobs.specs.inference import JobSpec, TrainingSpec, parse_spec
 
 
 @pytest.fixture

@@ -16,15 +16,16 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs import ledger, planning, slots
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.sources import ChunkRange
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import JobState
+from jobs.db.tables import Chunk, Job
 from jobs.errors import Conflict, Forbidden, InvalidInput, InvalidModel, InvalidOutput, InvalidSpec, NotFound, UserError
-from jobs.settings import Settings
-from jobs.sources import ChunkRange
-from jobs.specs import InferenceSpec, parse_spec
-from jobs.states import JobState
-from jobs.store import Store
-from jobs.tables import Chunk, Job
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger import planning, slots
+from jobs.specs.inference import InferenceSpec, parse_spec
 from scheduler import planner
 from scheduler.planner import (
     MOST_FILES_LOOKED_AT,
@@ -70,7 +71,7 @@ def chunks_of(db: Database, job_id: str) -> list[Chunk]:
 
 def state_of(db: Database, job_id: str) -> Job:
     with db.read() as session:
-        return ledger.get(session, job_id)
+        return job_ledger.get(session, job_id)
 
 
 def tiled(ranges: list[ChunkRange], num_rows: int) -> bool:
@@ -132,10 +133,10 @@ def test_the_planner_looks_at_the_columns_of_every_file(
         (tmp_path / f"{number:02}.csv").write_text("text\na\n" if number < MOST_FILES_LOOKED_AT else "text,text\na,b\n")
     spec = spec_of(str(tmp_path / "*.csv"))
     check_submission(spec, settings=settings, store=store, database=sqlite_database)
-    job_id = ledger.submit(sqlite_database, spec).id
+    job_id = job_ledger.submit(sqlite_database, spec).id
     plan_job(sqlite_database, store, settings, job_id)
     with sqlite_database.read() as session:
-        job = ledger.get(session, job_id)
+        job = job_ledger.get(session, job_id)
     assert job.state == JobState.FAILED
     assert f"{MOST_FILES_LOOKED_AT}.csv' has several columns 'text'" in (job.error_message or "")
 
@@ -230,7 +231,7 @@ def test_a_planned_job_is_queued_and_its_chunks_hold_every_row(
     slots.register(database, [slots.SlotInfo(f"s{n}", "host", "cpu", None, "CPU", 0, 1) for n in range(2)])
     for number in range(2):
         slots.enter(database, f"s{number}", f"i{number}", settings)
-    job = ledger.submit(database, spec_of(str(write_rows(tmp_path / "rows.jsonl", 500))))
+    job = job_ledger.submit(database, spec_of(str(write_rows(tmp_path / "rows.jsonl", 500))))
     plan_job(database, store, settings, job.id)
     planned = state_of(database, job.id)
     assert (planned.state, planned.num_rows) == (JobState.QUEUED, 500)
@@ -250,7 +251,7 @@ def test_the_number_of_rows_a_user_asked_for_is_kept(
     tmp_path: Path, settings: Settings, store: Store, sqlite_database: Database
 ) -> None:
     spec = spec_of(str(write_rows(tmp_path / "rows.jsonl", 10)), batching={"chunk_rows": 3})
-    job = ledger.submit(sqlite_database, spec)
+    job = job_ledger.submit(sqlite_database, spec)
     plan_job(sqlite_database, store, settings, job.id)
     assert [chunk.stop_row - chunk.start_row for chunk in chunks_of(sqlite_database, job.id)] == [3, 3, 3, 1]
 
@@ -260,7 +261,7 @@ def test_too_many_chunks_fail_the_job_with_a_reason(
 ) -> None:
     monkeypatch.setattr(planner, "MOST_CHUNKS_ASKED", 5)
     spec = spec_of(str(write_rows(tmp_path / "rows.jsonl", 10)), batching={"chunk_rows": 1})
-    job = ledger.submit(sqlite_database, spec)
+    job = job_ledger.submit(sqlite_database, spec)
     plan_job(sqlite_database, store, settings, job.id)
     failed = state_of(sqlite_database, job.id)
     assert failed.state == JobState.FAILED
@@ -270,7 +271,7 @@ def test_too_many_chunks_fail_the_job_with_a_reason(
 def test_an_input_that_vanished_after_submission_fails_the_job(
     tmp_path: Path, settings: Settings, store: Store, database: Database
 ) -> None:
-    job = ledger.submit(database, spec_of(str(tmp_path / "gone.jsonl")))
+    job = job_ledger.submit(database, spec_of(str(tmp_path / "gone.jsonl")))
     plan_job(database, store, settings, job.id)
     failed = state_of(database, job.id)
     assert (failed.state, failed.error_code) == (JobState.FAILED, "invalid_input")
@@ -280,7 +281,7 @@ def test_a_planning_that_is_not_wanted_any_more_leaves_the_job_to_the_next(
     tmp_path: Path, settings: Settings, store: Store, database: Database
 ) -> None:
     spec = spec_of(str(write_rows(tmp_path / "rows.jsonl", 500)), batching={"chunk_rows": 1})
-    job = ledger.submit(database, spec)
+    job = job_ledger.submit(database, spec)
     answers = iter([True] * 700)
     plan_job(database, store, settings, job.id, is_wanted=lambda: next(answers, False))
     assert state_of(database, job.id).state == JobState.VALIDATING
@@ -297,7 +298,7 @@ def interrupted_by(work: Callable[[], object]) -> Iterator[Range]:
 
 def test_a_planner_that_was_frozen_cannot_spoil_its_successors_plan(database: Database) -> None:
     """Else a job would lack a chunk, and never complete."""
-    job = ledger.submit(database, spec_of("rows.jsonl"))
+    job = job_ledger.submit(database, spec_of("rows.jsonl"))
 
     def succeed() -> None:
         planning.plan(database, job.id, [Range(0, 7), Range(7, 20)])
@@ -310,7 +311,7 @@ def test_a_planner_that_was_frozen_cannot_spoil_its_successors_plan(database: Da
 def test_two_plannings_of_one_job_never_mix(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """One planner is frozen after its first chunk; another begins anew; the first then goes on, and must be refused."""
     monkeypatch.setattr(planning, "_PLAN_BATCH", 1)
-    job = ledger.submit(database, spec_of("rows.jsonl"))
+    job = job_ledger.submit(database, spec_of("rows.jsonl"))
     frozen, thawed = threading.Event(), threading.Event()
     refused = []
 

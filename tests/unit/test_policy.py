@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from jobs.leases import Grant
+from jobs.ledger.leases import Grant
 from scheduler.policy import decide
 from scheduler.victims import HOLD_SECONDS, MOST_PREEMPTIONS
 from scheduler.views import AGED_SECONDS, Decisions, JobView, LeaseView, SlotView

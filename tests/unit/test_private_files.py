@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.private_files import FOLDERS, make_database_file, make_private, open_private
-from jobs.settings import Settings
+from jobs.config.private_files import FOLDERS, make_database_file, make_private, open_private
+from jobs.config.settings import Settings
 from scheduler.cli import main
 from scheduler.data_dir import StackLock
 from scheduler.embedded import code_roots

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import row_errors
+from jobs.data import row_errors
+from jobs.data.row_errors import FIRST_ROWS, RowErrors, note, verdict
+from jobs.data.rows import Result, RowError
 from jobs.errors import InvalidSpec
-from jobs.row_errors import FIRST_ROWS, RowErrors, note, verdict
-from jobs.rows import Result, RowError
-from jobs.spec_fields import parse_row_error_limit
-from jobs.specs import parse_spec
+from jobs.specs.fields import parse_row_error_limit
+from jobs.specs.inference import parse_spec
 
 
 def failed(row: int, message: str = "the row has no text", code: str = "null_value") -> Result:

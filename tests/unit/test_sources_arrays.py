@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.config.settings import Settings
+from jobs.data.sources.formats import scanning
 from jobs.errors import InvalidInput
-from jobs.settings import Settings
-from jobs.sources import scanning
 from tests.sources_kit import open_at, outcomes, read_all
 
 

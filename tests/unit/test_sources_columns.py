@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.config.settings import Settings
+from jobs.data.rows import Row
+from jobs.data.sources import check_columns, open_source
+from jobs.data.store import Store
 from jobs.errors import InvalidInput, InvalidSpec
-from jobs.rows import Row
-from jobs.settings import Settings
-from jobs.sources import check_columns, open_source
-from jobs.specs import InferenceSpec, parse_spec
-from jobs.store import Store
+from jobs.specs.inference import InferenceSpec, parse_spec
 from tests.sources_kit import open_at, read_all
 
 Records = list[dict[str, Any]]

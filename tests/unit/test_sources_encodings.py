@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.data.sources.formats import scanning
+from jobs.data.sources.formats.encodings import text_encoding
 from jobs.errors import InvalidInput
-from jobs.sources import scanning
-from jobs.text_encodings import text_encoding
 from tests.sources_kit import open_at, outcomes, read_all
 
 LATIN = ["plain", "Grüße aus München", "crème"]

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.config.settings import Settings
+from jobs.data.sources.formats.parquet import expansion
 from jobs.errors import InvalidInput
-from jobs.settings import Settings
-from jobs.sources.parquet import expansion
 from tests.sources_kit import open_at, outcomes, read_all
 
 MIB = 2**20

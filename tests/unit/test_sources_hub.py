@@ -10,8 +10,8 @@ from pathlib import Path
 import datasets
 import pytest
 
+from jobs.config.settings import Settings
 from jobs.errors import Forbidden, InvalidInput
-from jobs.settings import Settings
 from tests.sources_kit import open_at, outcomes, read_all
 
 
@@ -151,9 +151,9 @@ def test_a_data_set_does_not_lead_out_of_the_roots(tmp_path: Path, way: str) -> 
 def test_reading_files_loads_no_heavy_library() -> None:
     """The scheduler stays small: neither torch nor datasets nor pyarrow for JSON lines; no torch for data sets."""
     code = (
-        "import sys, jobs.sources, jobs.sources.jsonl, jobs.sources.delimited\n"
+        "import sys, jobs.data.sources, jobs.data.sources.formats.jsonl, jobs.data.sources.formats.delimited\n"
         "assert not {'torch', 'datasets', 'pyarrow', 'pandas'} & set(sys.modules)\n"
-        "import jobs.sources.hub, datasets\n"
+        "import jobs.data.sources.hub, datasets\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

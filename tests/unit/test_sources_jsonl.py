@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.config.settings import Settings
+from jobs.data.sources import check_columns
+from jobs.data.sources.formats import scanning
 from jobs.errors import InvalidInput
-from jobs.settings import Settings
-from jobs.sources import check_columns, scanning
-from jobs.specs import InputSpec
+from jobs.specs.inference import InputSpec
 from tests.sources_kit import open_at, outcomes, read_all
 
 

@@ -11,12 +11,12 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from jobs.config.settings import Settings
+from jobs.data.sources import open_source
+from jobs.data.store import Store
+from jobs.db.tables import StoredFile
 from jobs.errors import Forbidden, InvalidInput, NotFound, ServiceUnavailable
-from jobs.settings import Settings
-from jobs.sources import open_source
-from jobs.specs import InputSpec
-from jobs.store import Store
-from jobs.tables import StoredFile
+from jobs.specs.inference import InputSpec
 from tests.sources_kit import open_at, outcomes, read_all
 
 LINE = '{"text":"%s"}\n'

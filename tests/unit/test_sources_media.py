@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 
-from jobs.rows import RowError
-from jobs.sources.media import media_value
+from jobs.data.rows import RowError
+from jobs.data.sources.media import media_value
 
 
 def test_paths_urls_and_sounds_pass_as_they_are() -> None:

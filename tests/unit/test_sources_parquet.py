@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.data.sources import check_columns, opening
 from jobs.errors import InvalidInput
-from jobs.sources import check_columns, opening
-from jobs.specs import InputSpec
+from jobs.specs.inference import InputSpec
 from tests.sources_kit import open_at, outcomes, read_all
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from jobs.data.sources.formats import scanning
 from jobs.errors import InvalidInput
-from jobs.sources import scanning
 from tests.sources_kit import open_at, outcomes, read_all
 
 SPARK = (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import InvalidSpec
-from jobs.specs import Priority, model_key, parse_spec
+from jobs.specs.inference import Priority, model_key, parse_spec
 
 GOOD: dict[str, Any] = {
     "kind": "inference",

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
+from jobs.access.stamps import file_stamp, is_same
 from jobs.errors import InvalidInput
-from jobs.stamps import file_stamp, is_same
 from tests.sources_kit import open_at, outcomes
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
 from jobs.queue import Doorbell
-from jobs.settings import Settings
-from jobs.store import Store
 from scheduler.api.app import create_app
 
 ROUTES = {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from jobs.settings import Settings
+from jobs.config.settings import Settings
 
 REFERENCE = Path(__file__).parents[2] / "ops" / "docs" / "reference.md"
 SETTINGS: dict[str, Any] = {

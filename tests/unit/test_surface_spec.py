@@ -10,15 +10,15 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from jobs.db.states import AttemptEnd, BatchState, DeliveryState, JobState, SlotState
 from jobs.errors import StokerError
-from jobs.parameters import PARAMETERS
-from jobs.specs import InferenceSpec, TrainingSpec
-from jobs.states import AttemptEnd, BatchState, DeliveryState, JobState, SlotState
-from jobs.tasks import ALIASES, TASKS
-from jobs.training_arguments import ARGUMENTS
-from jobs.training_spec import DataSpec
-from jobs.training_tasks import TRAINING_TASKS
-from jobs.webhooks import EVENT_TYPES, TEST_EVENT
+from jobs.ledger.webhooks import EVENT_TYPES, TEST_EVENT
+from jobs.specs.inference import InferenceSpec, TrainingSpec
+from jobs.specs.parameters import PARAMETERS
+from jobs.specs.tasks import ALIASES, TASKS
+from jobs.specs.training import DataSpec
+from jobs.specs.training_arguments import ARGUMENTS
+from jobs.specs.training_tasks import TRAINING_TASKS
 from tests.unit.test_surface_routes import ROUTES
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from jobs.training_spec import LoraSpec
+from jobs.specs.training import LoraSpec
 from worker.training.adapters import merged
 from worker.training.tasks.text_generation import with_adapters
 

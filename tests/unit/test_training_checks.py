@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from transformers.models.auto import modeling_auto as auto
 
-from jobs import ledger
-from jobs.architectures import KNOWN, RENAMED, TRAINABLE
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import JobState
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, UserError
-from jobs.settings import Settings
-from jobs.specs import TrainingSpec, parse_spec
-from jobs.states import JobState
-from jobs.store import Store
-from jobs.training_arguments import ARGUMENTS, RESERVED, SCHEDULES, check_arguments
+from jobs.ledger import jobs as job_ledger
+from jobs.specs.architectures import KNOWN, RENAMED, TRAINABLE
+from jobs.specs.inference import TrainingSpec, parse_spec
+from jobs.specs.training_arguments import ARGUMENTS, RESERVED, SCHEDULES, check_arguments
 from scheduler.planner import check_submission, plan_job
 from tests import tiny
 
@@ -284,10 +284,10 @@ def test_labels_that_cannot_be_learned_fail_the_job_before_a_slot(
 ) -> None:  # fmt: skip
     """Lost: a GPU's hours on rows that teach nothing."""
     document["data"] = {"train": write(tmp_path / "t.jsonl", labels), "eval": write(tmp_path / "e.jsonl", judged)}
-    job_id = ledger.submit(sqlite_database, parse_spec(document)).id
+    job_id = job_ledger.submit(sqlite_database, parse_spec(document)).id
     plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
     with sqlite_database.read() as session:
-        job = ledger.get(session, job_id)
+        job = job_ledger.get(session, job_id)
     assert (job.state, job.error_message) == (JobState.FAILED, words)
 
 
@@ -319,10 +319,10 @@ def test_texts_of_every_row_are_looked_at_before_a_slot(
     rows = [{"text": "some text"}] * 100 + [{"text": ["some", "text"]}]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     document |= {"task": "text-generation", "data": {"train": str(tmp_path / "t.jsonl")}}
-    job_id = ledger.submit(sqlite_database, parse_spec(document)).id
+    job_id = job_ledger.submit(sqlite_database, parse_spec(document)).id
     plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
     with sqlite_database.read() as session:
-        message = ledger.get(session, job_id).error_message
+        message = job_ledger.get(session, job_id).error_message
     assert message is not None
     assert message.startswith("data.train: row 100, line 101: column 'text' must be text")
 
@@ -341,10 +341,10 @@ def test_names_of_a_data_set_are_the_classes(
     document["data"] = {"train": str(tmp_path / "t.parquet"), "format": "parquet"}
     datasets.Dataset.from_list([{"text": "b", "label": label} for label in judged]).to_parquet(tmp_path / "e.parquet")
     document["data"]["eval"] = str(tmp_path / "e.parquet")
-    job_id = ledger.submit(sqlite_database, parse_spec(document)).id
+    job_id = job_ledger.submit(sqlite_database, parse_spec(document)).id
     plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
     with sqlite_database.read() as session:
-        job = ledger.get(session, job_id)
+        job = job_ledger.get(session, job_id)
     assert (job.state, job.error_message) == (JobState.QUEUED, None)
 
 
@@ -354,7 +354,7 @@ def test_what_a_module_trained_is_no_model_to_start_from(
 ) -> None:
     """Lost: the wait for a training's end, and for a slot, to learn that its weights fit nobody else."""
     trained = {"kind": "training", "trainer": "torch", "module": "recipes.cnn"}
-    document["model"] = f"job:{ledger.submit(sqlite_database, parse_spec(trained)).id}"
+    document["model"] = f"job:{job_ledger.submit(sqlite_database, parse_spec(trained)).id}"
     if kind == "inference":
         document = {"task": document["task"], "model": document["model"], "input": {"path": document["data"]["train"]}}
     store = Store(settings.resolved_store_url)
@@ -365,16 +365,16 @@ def test_what_a_module_trained_is_no_model_to_start_from(
 
 def test_a_good_one_is_queued(document: dict[str, Any], settings: Settings, sqlite_database: Database) -> None:
     """Lost: all of them."""
-    job_id = ledger.submit(sqlite_database, parse_spec(document)).id
+    job_id = job_ledger.submit(sqlite_database, parse_spec(document)).id
     plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
     with sqlite_database.read() as session:
-        assert ledger.get(session, job_id).state == JobState.QUEUED
+        assert job_ledger.get(session, job_id).state == JobState.QUEUED
 
 
 def test_the_architectures_are_those_of_transformers() -> None:
     """Lost: a model that could be trained, or the sentence on one that cannot be."""
     for task, names in MAPPINGS.items():
-        assert TRAINABLE[task] == set(names), f"make jobs/architectures.py anew for {task}"
+        assert TRAINABLE[task] == set(names), f"make jobs/specs/architectures.py anew for {task}"
     assert set(auto.MODEL_MAPPING_NAMES).union(*MAPPINGS.values()) == KNOWN
 
 
@@ -385,7 +385,7 @@ def test_models_whose_weights_are_renamed_are_those_of_transformers() -> None:
     for kind, names in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         classes = [names] if isinstance(names, str) else names
         if any(conversion(name) is not None for name in (kind, *classes)):
-            assert kind in RENAMED, f"add {kind} to RENAMED of jobs/architectures.py"
+            assert kind in RENAMED, f"add {kind} to RENAMED of jobs/specs/architectures.py"
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

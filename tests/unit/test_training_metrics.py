@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobs.errors import InvalidSpec
-from jobs.specs import TrainingSpec, parse_spec
-from jobs.training_metrics import LESS_IS_BETTER, MORE_IS_BETTER, Mode, mode_of
+from jobs.specs.inference import TrainingSpec, parse_spec
+from jobs.specs.training_metrics import LESS_IS_BETTER, MORE_IS_BETTER, Mode, mode_of
 from worker.training.checkpoints import Best, Judged
 from worker.training.schedule import Schedule
 
@@ -91,7 +91,7 @@ def test_eval_steps_alone_means_evaluations_at_these_steps() -> None:
 
 
 def test_a_metric_that_a_module_does_not_have_costs_no_step(tmp_path: Path) -> None:
-    from jobs.settings import Settings
+    from jobs.config.settings import Settings
     from worker.stop import Stop
     from worker.training.gang import Alone
     from worker.training.loading import load_module

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config.settings import Settings
 from jobs.errors import ModuleFailed, UserError
-from jobs.settings import Settings
 from worker.stop import Stop
 from worker.training import process
 from worker.training.gang import Alone

@@ -15,10 +15,10 @@ import yaml
 from PIL import Image
 
 from jobs.errors import InvalidSpec
-from jobs.recipe_options import OPTIONS
-from jobs.specs import TrainingSpec, parse_spec
-from jobs.training_metrics import RECIPE_METRICS
-from jobs.training_spec import RECIPES, recipe_name
+from jobs.specs.inference import TrainingSpec, parse_spec
+from jobs.specs.recipe_options import OPTIONS
+from jobs.specs.training import RECIPES, recipe_name
+from jobs.specs.training_metrics import RECIPE_METRICS
 from worker.training.module import Loss, Parts, Rows, Setup
 from worker.training.recipes.ctc import decode
 from worker.training.recipes.tones import BLANK, LETTERS, Tones

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from jobs.settings import Settings
-from jobs.sources import open_source
-from jobs.spec_fields import InputSpec
-from jobs.store import Store
-from jobs.training_rows import RowCheck, RowFlaw
-from jobs.training_tasks import TRAINING_TASKS
+from jobs.config.settings import Settings
+from jobs.data.sources import open_source
+from jobs.data.sources.training_rows import RowCheck, RowFlaw
+from jobs.data.store import Store
+from jobs.specs.fields import InputSpec
+from jobs.specs.training_tasks import TRAINING_TASKS
 from worker.training.classes import Classes
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from jobs.ledger.slots import SlotInfo
 from jobs.process import status_in_words
-from jobs.slots import SlotInfo
 from worker.children import app_command, app_environment, python_module, runner_environment
 from worker.main import restart_delay
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.activities import Activity, stall_limits
+from jobs.config.activities import Activity, stall_limits
+from jobs.config.settings import Settings
 from jobs.errors import InvalidModel, RunnerDied, RunnerStalled, ServiceUnavailable
-from jobs.settings import Settings
 from worker.decisions import (
     Decision,
     Ending,

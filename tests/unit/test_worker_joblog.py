@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from jobs.database import Database
-from jobs.leases import WorkingLease
-from jobs.logs import lines_of
-from jobs.settings import Settings
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.ledger.leases import WorkingLease
+from jobs.ledger.logs import lines_of
 from tests.conftest import wait_until
 from tests.leased_job import LeasedJob
 from worker.joblog import JobLog

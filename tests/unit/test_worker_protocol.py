@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.activities import Activity
+from jobs.access.pins import PinnedFile, PinnedFiles, PinnedRevision, Pins
+from jobs.config.activities import Activity
 from jobs.errors import DeviceOutOfMemory, InvalidInput, MachineError, UserError
-from jobs.leases import WorkingLease
-from jobs.pins import PinnedFile, PinnedFiles, PinnedRevision, Pins
+from jobs.ledger.leases import WorkingLease
 from worker.protocol import (
     Done,
     Failed,

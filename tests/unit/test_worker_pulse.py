@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.activities import Activity
+from jobs.config.activities import Activity
 from tests.conftest import wait_until
 from worker.pulse import Beat, Pulse, moved_bytes
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import Settings
+from jobs.config.settings import Settings
 from worker import slots
 from worker.slots import Device, available_cores, cpu_slots, discover, select_visible
 

@@ -9,10 +9,10 @@ import torch
 from sqlalchemy import select
 from sqlmodel import col
 
-from jobs.database import Database
+from jobs.db.database import Database
+from jobs.db.tables import SafeBudget
 from jobs.errors import ServiceUnavailable
-from jobs.specs import InferenceSpec, model_key
-from jobs.tables import SafeBudget
+from jobs.specs.inference import InferenceSpec, model_key
 from worker.device import device_name, total_memory_bytes
 from worker.inference.batching import (
     auto_cache_tokens,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.chunks import Claim
-from jobs.rows import Result, Row, RowError
+from jobs.data.rows import Result, Row, RowError
+from jobs.ledger.chunks import Claim
 from worker.device import Moment
 from worker.inference.tasks.interface import Counted, Encoded
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from jobs.data.rows import Row, RowError
 from jobs.errors import MachineError, StokerError
-from jobs.rows import Row, RowError
 from worker.device import Moment, is_out_of_memory, is_poisoned, one_line, release_memory, side_stream
 from worker.inference.batching import pack, padded_tokens
 from worker.inference.budget import Budget

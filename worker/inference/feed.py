@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from jobs import chunks
-from jobs.activities import Activity
-from jobs.chunks import Claim
-from jobs.database import Database
+from jobs.config.activities import Activity
+from jobs.config.settings import Settings
+from jobs.data.rows import Row
+from jobs.data.sources import Source
+from jobs.db.database import Database
 from jobs.errors import InvalidInput, MachineError
-from jobs.leases import WorkingLease
-from jobs.rows import Row
-from jobs.settings import Settings
-from jobs.sources import Source
+from jobs.ledger import chunks
+from jobs.ledger.chunks import Claim
+from jobs.ledger.leases import WorkingLease
 from worker.device import one_line
 from worker.inference.chunks import Batch, OpenChunk
 from worker.inference.engine import Engine

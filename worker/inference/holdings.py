@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from jobs.chunks import Claim
-from jobs.database import Database
-from jobs.states import LIVE_LEASE_STATES, ChunkState
-from jobs.tables import Chunk, Lease
+from jobs.db.database import Database
+from jobs.db.states import LIVE_LEASE_STATES, ChunkState
+from jobs.db.tables import Chunk, Lease
+from jobs.ledger.chunks import Claim
 
 
 @dataclass(frozen=True, slots=True)

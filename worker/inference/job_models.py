@@ -7,14 +7,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from jobs import ledger
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import JobState
+from jobs.db.tables import Artifact
 from jobs.errors import InvalidModel, ServiceUnavailable
-from jobs.settings import Settings
-from jobs.specs import JOB_PREFIX, JobSpec, processor_job, source_job
-from jobs.states import JobState
-from jobs.store import Store
-from jobs.tables import Artifact
+from jobs.ledger import jobs as job_ledger
+from jobs.specs.inference import JOB_PREFIX, JobSpec, processor_job, source_job
 
 MODEL_FOLDER = "model/"
 """What the names of a training's artifacts begin with that are its model."""
@@ -40,8 +40,8 @@ def _fetch_job(job_id: str, param: str, *, database: Database, store: Store, set
     if (settings.job_models_path / job_id).is_dir():
         return
     with database.read() as session:
-        job = ledger.get(session, job_id)
-        artifacts = ledger.artifacts(session, job_id)
+        job = job_ledger.get(session, job_id)
+        artifacts = job_ledger.artifacts(session, job_id)
         made = [artifact for artifact in artifacts if artifact.name.startswith(MODEL_FOLDER)]
     if job.state != JobState.COMPLETED or not made:
         raise InvalidModel(f"{param} '{JOB_PREFIX}{job_id}': that job made no model", param=param)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from jobs.access.paths import local_path
+from jobs.access.pins import folder_stamp
+from jobs.config.settings import Settings
 from jobs.errors import DeviceOutOfMemory, StokerError
-from jobs.paths import local_path
-from jobs.pins import folder_stamp
-from jobs.settings import Settings
-from jobs.specs import InferenceSpec, model_key
+from jobs.specs.inference import InferenceSpec, model_key
 from worker.device import device_name, free_memory_bytes, is_out_of_memory, release_memory, resolve_dtype
 from worker.inference.tasks.interface import Closable, TaskModel
 from worker.inference.tasks.loading import load_error

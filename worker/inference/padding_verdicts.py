@@ -13,11 +13,11 @@ from sqlalchemy import select
 from sqlmodel import col
 from transformers import PreTrainedModel
 
-from jobs import notices
-from jobs.database import Database
+from jobs.db.database import Database
+from jobs.db.tables import PaddingVerdict
 from jobs.errors import ServiceUnavailable
-from jobs.specs import InferenceSpec, model_key
-from jobs.tables import PaddingVerdict
+from jobs.ledger import notices
+from jobs.specs.inference import InferenceSpec, model_key
 from worker.device import device_name, is_out_of_memory, one_line, release_memory
 from worker.inference.tasks.interface import TaskModel
 from worker.inference.tasks.padding import NOTICES, Padding

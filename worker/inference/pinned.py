@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.database import Database
-from jobs.job_pins import pin_revision
-from jobs.leases import WorkingLease
-from jobs.modelcheck import local_model
-from jobs.pins import Part, PinnedFiles, PinnedRevision, check_pin
-from jobs.settings import Settings
-from jobs.specs import JOB_PREFIX
+from jobs.access.model_check import local_model
+from jobs.access.pins import Part, PinnedFiles, PinnedRevision, check_pin
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.ledger.job_pins import pin_revision
+from jobs.ledger.leases import WorkingLease
+from jobs.specs.inference import JOB_PREFIX
 from worker.inference.tasks.loading import fetch_model
 
 

@@ -12,17 +12,17 @@ import logging
 import time
 from functools import partial
 
-from jobs import chunks
-from jobs.activities import Activity
-from jobs.database import Database
+from jobs.config.activities import Activity
+from jobs.config.settings import Settings
+from jobs.data.sinks import open_sink
+from jobs.data.sources import open_source
+from jobs.data.store import Store
+from jobs.db.database import Database
 from jobs.errors import LostLease, ServiceUnavailable
-from jobs.leases import WorkingLease
-from jobs.settings import Settings
-from jobs.sinks import open_sink
-from jobs.sources import open_source
-from jobs.specs import InferenceSpec, parse_spec
-from jobs.store import Store
-from jobs.uploads import find_upload
+from jobs.ledger import chunks
+from jobs.ledger.leases import WorkingLease
+from jobs.ledger.uploads import find_upload
+from jobs.specs.inference import InferenceSpec, parse_spec
 from worker.device import device_name
 from worker.inference.budget import open_budget
 from worker.inference.engine import Engine

@@ -13,17 +13,17 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
-from jobs import chunks
-from jobs.activities import Activity
-from jobs.chunks import ChunkResults
-from jobs.database import Database
+from jobs.config.activities import Activity
+from jobs.config.settings import Settings
+from jobs.data.rows import Result, RowError
+from jobs.data.sinks import Sink
+from jobs.db.database import Database
+from jobs.db.states import ChunkState
+from jobs.db.tables import Chunk
 from jobs.errors import LostLease, MachineError, ServiceUnavailable
-from jobs.leases import WorkingLease
-from jobs.rows import Result, RowError
-from jobs.settings import Settings
-from jobs.sinks import Sink
-from jobs.states import ChunkState
-from jobs.tables import Chunk
+from jobs.ledger import chunks
+from jobs.ledger.chunks import ChunkResults
+from jobs.ledger.leases import WorkingLease
 from worker.device import one_line
 from worker.inference.chunks import Batch, OpenChunk, Piece
 from worker.inference.engine import Engine

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from jobs.specs import TrainingSpec
-from jobs.training_spec import ArchitectureSpec
+from jobs.specs.inference import TrainingSpec
+from jobs.specs.training import ArchitectureSpec
 from worker.training.module import Parts
 from worker.training.weights import num_learned
 

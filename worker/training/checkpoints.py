@@ -12,9 +12,9 @@ from pathlib import Path
 
 import orjson
 
-from jobs.atomic import sync_directory
+from jobs.data.atomic import sync_directory
 from jobs.errors import InvalidSpec
-from jobs.training_metrics import Mode, is_better
+from jobs.specs.training_metrics import Mode, is_better
 from worker.training.gang import Gang
 
 _BEST_FOLDER, _BEST_FILE = "best", "best.json"

@@ -23,16 +23,16 @@ import pyarrow
 import pyarrow.compute
 from datasets import Dataset
 
-from jobs.database import Database
+from jobs.config.settings import Settings
+from jobs.data.sources import Source, open_source
+from jobs.data.sources.training_rows import RowCheck, RowFlaw, naming_data
+from jobs.data.store import Store
+from jobs.db.database import Database
 from jobs.errors import InvalidInput
-from jobs.settings import Settings
-from jobs.sources import Source, open_source
-from jobs.spec_fields import InputSpec
-from jobs.specs import TrainingSpec
-from jobs.store import Store
-from jobs.training_rows import RowCheck, RowFlaw, naming_data
-from jobs.training_tasks import TrainingTask
-from jobs.uploads import find_upload
+from jobs.ledger.uploads import find_upload
+from jobs.specs.fields import InputSpec
+from jobs.specs.inference import TrainingSpec
+from jobs.specs.training_tasks import TrainingTask
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import torch
 
-from jobs.specs import TrainingSpec
-from jobs.store import is_name
+from jobs.data.store import is_name
+from jobs.specs.inference import TrainingSpec
 from worker.device import device_name
 from worker.training.adapters import merged
 from worker.training.card import write_card, write_parts_card

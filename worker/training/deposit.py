@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from jobs import ledger, training
-from jobs.activities import Activity
-from jobs.database import Database
+from jobs.config.activities import Activity
+from jobs.data.store import Store, StoredObject, checkpoint_prefix, job_prefix
+from jobs.db.database import Database
+from jobs.db.tables import Checkpoint
 from jobs.errors import MachineError, NotFound, NotKept, ServiceUnavailable, StoreUnwritable
-from jobs.leases import WorkingLease
-from jobs.specs import TrainingSpec
-from jobs.store import Store, StoredObject, checkpoint_prefix, job_prefix
-from jobs.tables import Checkpoint
-from jobs.training import KeepRule, NewCheckpoint
-from jobs.wording import reason
+from jobs.ledger import attempts
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.attempts import KeepRule, NewCheckpoint
+from jobs.ledger.leases import WorkingLease
+from jobs.messages import reason
+from jobs.specs.inference import TrainingSpec
 from worker.pulse import Pulse
 from worker.training.reports import Saved
 
@@ -96,7 +97,7 @@ class Deposit:
         prefix = checkpoint_prefix(self._lease.job_id, saved.step, self._lease.lease_id)
         files = put_folder(self._store, prefix, folder, what=f"the checkpoint of step {saved.step}")
         new = NewCheckpoint(saved.step, prefix, files, saved.metric)
-        for dropped in training.keep_checkpoint(self._database, self._lease.lease_id, new, self._rule):
+        for dropped in attempts.keep_checkpoint(self._database, self._lease.lease_id, new, self._rule):
             _delete(self._store, dropped)
         shutil.rmtree(folder)
         logger.info("kept the checkpoint of step %d: %d files", saved.step, len(files))
@@ -136,7 +137,7 @@ def prepare_store(lease: WorkingLease, *, database: Database, store: Store) -> N
     with database.read() as session:
         kept = [
             (one.prefix, sum(file["num_bytes"] for file in one.files))
-            for one in training.checkpoints(session, lease.job_id)
+            for one in attempts.checkpoints(session, lease.job_id)
         ]
     folder = job_prefix(lease.job_id)
     if lease.attempt > 1:
@@ -168,17 +169,17 @@ def fetch_newest(lease: WorkingLease, folder: Path, *, database: Database, store
         MachineError: there is no room for it on this machine.
     """
     with database.read() as session:
-        found = training.checkpoints(session, lease.job_id)
-        retried = ledger.get(session, lease.job_id).retry_of
+        found = attempts.checkpoints(session, lease.job_id)
+        retried = job_ledger.get(session, lease.job_id).retry_of
         if not found and retried is not None:
-            found = training.checkpoints(session, retried)
+            found = attempts.checkpoints(session, retried)
     for checkpoint in found:
         flaw = _fetch(checkpoint, folder, store)
         if flaw is None:
             return Resumed(checkpoint.step, folder, checkpoint.job_id == lease.job_id)
         logger.warning("the checkpoint of step %d cannot be used: %s", checkpoint.step, flaw)
         if checkpoint.job_id == lease.job_id:
-            training.forget_checkpoint(database, lease.lease_id, checkpoint.step, flaw)
+            attempts.forget_checkpoint(database, lease.lease_id, checkpoint.step, flaw)
     return None
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from jobs import gangs
-from jobs.database import Database
+from jobs.db.database import Database
 from jobs.errors import LostLease
-from jobs.gangs import Place
-from jobs.leases import WorkingLease
+from jobs.ledger import gangs
+from jobs.ledger.gangs import Place
+from jobs.ledger.leases import WorkingLease
 from worker.stop import Stop
 
 _LOOK_SECONDS = 0.1  # the members end their runners first, which takes about as long

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, EvalPrediction, PretrainedConfig, PreTrainedModel
 
+from jobs.config.settings import Settings
 from jobs.errors import InvalidModel
-from jobs.settings import Settings
-from jobs.specs import TrainingSpec
-from jobs.training_spec import ArchitectureSpec
+from jobs.specs.inference import TrainingSpec
+from jobs.specs.training import ArchitectureSpec
 from worker.device import is_out_of_memory, one_line
 from worker.inference.tasks.limits import longest_row
 from worker.training.data import InputRows

@@ -17,10 +17,10 @@ from typing import cast
 from torch import nn
 from torch.optim import Optimizer
 
+from jobs.access.paths import check_code_path
+from jobs.config.settings import Settings
 from jobs.errors import InvalidSpec, ModuleFailed, StokerError
-from jobs.paths import check_code_path
-from jobs.settings import Settings
-from jobs.training_spec import recipe_name
+from jobs.specs.training import recipe_name
 from worker.device import is_out_of_memory, one_line
 from worker.training.module import Module, Parts, Phase, Setup
 from worker.training.sources import KeptLoader, Sources

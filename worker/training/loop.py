@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from jobs.config.settings import Settings
 from jobs.errors import InvalidInput, InvalidSpec
-from jobs.settings import Settings
-from jobs.specs import TrainingSpec
-from jobs.training_spec import recipe_name
+from jobs.specs.inference import TrainingSpec
+from jobs.specs.training import recipe_name
 from worker.device import pick_device, resolve_dtype
 from worker.stop import Stop
 from worker.training import generators

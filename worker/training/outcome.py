@@ -7,13 +7,13 @@ from pathlib import Path
 
 import orjson
 
-from jobs import training
-from jobs.database import Database
+from jobs.data.store import Store, lease_artifact_prefix
+from jobs.db.database import Database
+from jobs.db.tables import Artifact
 from jobs.errors import NotKept
-from jobs.leases import WorkingLease
-from jobs.store import Store, lease_artifact_prefix
-from jobs.tables import Artifact
-from jobs.wording import reason
+from jobs.ledger import attempts
+from jobs.ledger.leases import WorkingLease
+from jobs.messages import reason
 from worker.training.curves import write_curves
 from worker.training.deposit import put_folder
 from worker.training.reports import Finished
@@ -32,7 +32,7 @@ def record_outcome(lease: WorkingLease, finished: Finished, *, database: Databas
     folder = Path(finished.folder)
     with database.read() as session:
         now = database.time(session)
-        points = [(metric.step, metric.name, metric.value) for metric in training.metrics(session, lease.job_id)]
+        points = [(metric.step, metric.name, metric.value) for metric in attempts.metrics(session, lease.job_id)]
     try:
         with (folder / "metrics.jsonl").open("wb") as out:
             for step, name, value in points:
@@ -52,5 +52,5 @@ def record_outcome(lease: WorkingLease, finished: Finished, *, database: Databas
         )
         for stored in put_folder(store, prefix, folder, what="what the training made")
     ]
-    training.finish(database, lease.lease_id, made, step=finished.step)
+    attempts.finish(database, lease.lease_id, made, step=finished.step)
     logger.info("training is done after %d steps: %d artifacts", finished.step, len(made))

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from jobs.specs import TrainingSpec, parse_spec
+from jobs.specs.inference import TrainingSpec, parse_spec
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from jobs import process
-from jobs.activities import Activity, stall_limits
+from jobs.config.activities import Activity, stall_limits
+from jobs.config.settings import Settings
 from jobs.errors import DeviceOutOfMemory, MachineError, ModuleFailed, StokerError, UserError
-from jobs.settings import Settings
 from worker.log_format import set_up_runner_logging
 from worker.pulse import Beat, Pulse
 from worker.stop import Stop

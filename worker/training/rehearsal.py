@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from jobs.settings import Settings
+from jobs.config.settings import Settings
 from worker.device import pick_device
 from worker.stop import Stop
 from worker.training.gang import Alone

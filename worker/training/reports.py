@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from jobs.activities import Activity
+from jobs.config.activities import Activity
 from worker.protocol import ProtocolError
 from worker.stop import StopReason
 

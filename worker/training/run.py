@@ -14,19 +14,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs import training
-from jobs.activities import Activity
-from jobs.database import Database
+from jobs.access.model_check import check_folder, readable
+from jobs.access.paths import check_code_path
+from jobs.access.pins import check_pin
+from jobs.config.activities import Activity
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
 from jobs.errors import DeviceOutOfMemory, InvalidSpec, MachineError, ModelTooLarge, StokerError
-from jobs.gangs import Place
-from jobs.leases import WorkingLease
-from jobs.modelcheck import check_folder, readable
-from jobs.paths import check_code_path
-from jobs.pins import check_pin
-from jobs.settings import Settings
-from jobs.specs import TrainingSpec, parse_spec
-from jobs.store import Store
-from jobs.training_spec import recipe_name
+from jobs.ledger import attempts
+from jobs.ledger.gangs import Place
+from jobs.ledger.leases import WorkingLease
+from jobs.specs.inference import TrainingSpec, parse_spec
+from jobs.specs.training import recipe_name
 from worker.inference.job_models import fetch_job_model
 from worker.inference.pinned import pinned_model
 from worker.inference.tasks.loading import fetch_model
@@ -89,8 +89,8 @@ def run_training(
         if resumed is None or not resumed.is_own:  # else the module goes on as its checkpoint has it
             check_module(spec, lease, settings)
         with database.read() as session:
-            num_halvings = training.num_memory_failures(session, lease.job_id)
-        training.begin(
+            num_halvings = attempts.num_memory_failures(session, lease.job_id)
+        attempts.begin(
             database, lease.lease_id, resumed_step=0 if resumed is None else resumed.step, num_halvings=num_halvings
         )
         plan = Plan(
@@ -139,9 +139,9 @@ def _follow(
                     pulse.say(Beat(_RANKS, activity, step=step))
                 case Begun(step, total_steps):
                     logger.info("training from step %d of %d", step, total_steps)
-                    training.advance(database, lease.lease_id, step=step, total_steps=total_steps, points=())
+                    attempts.advance(database, lease.lease_id, step=step, total_steps=total_steps, points=())
                 case Progress(step, points):
-                    training.advance(database, lease.lease_id, step=step, total_steps=total_steps, points=points)
+                    attempts.advance(database, lease.lease_id, step=step, total_steps=total_steps, points=points)
                 case Saved():
                     deposit.put(report)
                 case Stopped(step):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.specs import TrainingSpec
+from jobs.specs.inference import TrainingSpec
 from worker.training.defaults import ACCUMULATION, MICRO_BATCH
 
 LOGGING_STEPS = 10

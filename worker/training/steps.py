@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 
-from jobs.activities import Activity
+from jobs.config.activities import Activity
 from jobs.errors import InvalidInput, LossNotFinite, NotKept, StokerError
 from worker.device import is_out_of_memory, one_line
 from worker.stop import Stop, StopReason

@@ -13,9 +13,9 @@ import torch
 import transformers
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from jobs.config.settings import Settings
 from jobs.errors import InvalidInput, InvalidSpec
-from jobs.settings import Settings
-from jobs.specs import TrainingSpec
+from jobs.specs.inference import TrainingSpec
 from worker.device import one_line, pick_device, resolve_dtype
 from worker.stop import Stop
 from worker.training.batches import first_rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from jobs.settings import Settings
-from jobs.specs import InferenceSpec
+from jobs.config.settings import Settings
+from jobs.specs.inference import InferenceSpec
 from worker.inference.tasks.embeddings import Embeddings
 from worker.inference.tasks.fill_mask import FillMask
 from worker.inference.tasks.interface import Encoded, TaskModel

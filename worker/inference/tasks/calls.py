@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from jobs.rows import RowError
+from jobs.data.rows import RowError
 
 LABELS = "candidate_labels"
 Values = Mapping[str, Any]

@@ -6,7 +6,7 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from jobs.rows import RowError
+from jobs.data.rows import RowError
 from worker.device import one_line
 
 FLAT, STRUCTURED = "flat", "structured"

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from jobs.rows import Row, RowError
+from jobs.data.rows import Row, RowError
 from worker.inference.tasks.continuations import NOT_A_NUMBER, STOP, Continuation, Request
 from worker.inference.tasks.interface import NOT_FINITE, Counted
 from worker.inference.tasks.prompts import text_of

@@ -21,11 +21,17 @@ from tokenizers import normalizers
 from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 
+from jobs.access.model_files import read_json
+from jobs.access.sentence_folder import (
+    chosen_prompt,
+    read_pooling,
+    read_prompts,
+    sentence_modules,
+    too_many_dimensions,
+)
+from jobs.data.rows import Row, RowError
 from jobs.errors import InvalidSpec
-from jobs.model_files import read_json
-from jobs.parameters import check_parameters
-from jobs.rows import Row, RowError
-from jobs.sentence_folder import chosen_prompt, read_pooling, read_prompts, sentence_modules, too_many_dimensions
+from jobs.specs.parameters import check_parameters
 from worker.device import is_out_of_memory, is_poisoned, one_line
 from worker.inference.tasks.chat_form import ChatForm, message_format
 from worker.inference.tasks.interface import NOT_FINITE, Encoded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from jobs.wording import short
+from jobs.messages import short
 from worker.device import one_line
 
 _OBJECT = re.compile(r"<(?:\w+\.)*(\w+)[^<>]* at 0x[0-9a-fA-F]+>")

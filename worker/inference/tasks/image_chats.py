@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.rows import RowError
-from jobs.settings import Settings
+from jobs.config.settings import Settings
+from jobs.data.rows import RowError
 from worker.inference.tasks.media import open_media
 
 _SOURCES = ("image", "url", "path", "base64", "image_url")

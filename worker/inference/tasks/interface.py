@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
-from jobs.rows import Row, RowError
+from jobs.data.rows import Row, RowError
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.rows import RowError
+from jobs.data.rows import RowError
 from worker.inference.tasks.interface import NOT_FINITE
 
 

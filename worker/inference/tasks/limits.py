@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from jobs.data.rows import RowError
 from jobs.errors import InvalidSpec
-from jobs.rows import RowError
 
 _UNSET_LENGTH = 1_000_000_000
 """A tokenizer whose longest row is not known says 1e30."""

@@ -23,11 +23,11 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from jobs.access.model_check import check_folder, local_model, readable
+from jobs.access.model_files import read_json
+from jobs.config.settings import Settings
 from jobs.errors import InvalidModel, MachineError, ServiceUnavailable, StokerError
-from jobs.model_files import read_json
-from jobs.modelcheck import check_folder, local_model, readable
-from jobs.settings import Settings
-from jobs.specs import InferenceSpec
+from jobs.specs.inference import InferenceSpec
 from worker.device import is_out_of_memory, is_poisoned, one_line
 from worker.inference.tasks.attention_types import keep_attention_type
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from jobs.rows import Row, RowError
+from jobs.data.rows import Row, RowError
 from worker.inference.tasks.chat_form import ChatForm
 from worker.inference.tasks.interface import Encoded
 from worker.inference.tasks.limits import Limits

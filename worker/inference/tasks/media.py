@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from jobs.bounds import LONGEST_NAME_BYTES, LONGEST_PATH_BYTES
+from jobs.access.paths import resolve_input_path
+from jobs.config.settings import Settings
+from jobs.data.rows import RowError
+from jobs.data.sources.media import MEDIA_INPUTS
 from jobs.errors import InvalidInput, UserError
-from jobs.paths import resolve_input_path
-from jobs.rows import RowError
-from jobs.settings import Settings
-from jobs.sources.media import MEDIA_INPUTS
-from jobs.wording import short
+from jobs.messages import short
+from jobs.specs.bounds import LONGEST_NAME_BYTES, LONGEST_PATH_BYTES
 from worker.inference.tasks.failures import plain_sentence
 from worker.inference.tasks.sound import decode_sound, impossible_rate, resample, too_long
 

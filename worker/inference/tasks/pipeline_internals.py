@@ -20,8 +20,8 @@ from transformers import PretrainedConfig
 from transformers.pipelines import REMOVED_TASKS, SUPPORTED_TASKS, TASK_ALIASES
 from transformers.pipelines.base import ChunkPipeline, Pipeline
 
+from jobs.access.model_files import read_json
 from jobs.errors import MachineError
-from jobs.model_files import read_json
 from worker.device import is_out_of_memory
 from worker.inference.tasks.loading import ModelFolder, load_error
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from jobs.errors import InvalidSpec
-from jobs.parameters import FORBIDDEN_NAMES, PARAMETERS, check_inner_names, check_parameters, unknown_parameter
+from jobs.specs.parameters import FORBIDDEN_NAMES, PARAMETERS, check_inner_names, check_parameters, unknown_parameter
 from worker.inference.tasks.failures import plain_sentence
 from worker.inference.tasks.pipeline_internals import (
     accepted_names,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jobs.model_files import check_safetensors, read_json
+from jobs.access.model_files import check_safetensors, read_json
 from worker.inference.tasks.loading import ModelFolder
 
 PoolingMode = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from jobs.rows import Row, RowError
+from jobs.data.rows import Row, RowError
 from worker.device import one_line
 from worker.inference.tasks.interface import Encoded
 from worker.inference.tasks.limits import Limits

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from jobs.data.rows import RowError
 from jobs.errors import InvalidInput
-from jobs.rows import RowError
 from worker.inference.tasks.failures import plain_sentence
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # formats of a WAV file

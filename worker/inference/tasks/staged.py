@@ -15,9 +15,9 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
+from jobs.config.settings import Settings
+from jobs.data.rows import Row, RowError
 from jobs.errors import StokerError
-from jobs.rows import Row, RowError
-from jobs.settings import Settings
 from worker.device import is_out_of_memory, is_poisoned
 from worker.inference.batching import auto_max_tokens
 from worker.inference.tasks import pipeline_internals as internals

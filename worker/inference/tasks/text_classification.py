@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from jobs.parameters import check_parameters
-from jobs.rows import Row
+from jobs.data.rows import Row
+from jobs.specs.parameters import check_parameters
 from worker.inference.tasks.interface import NOT_FINITE, Encoded
 from worker.inference.tasks.limits import longest_row, resolve_limits
 from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes

@@ -18,10 +18,10 @@ from typing import Any, Self
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from jobs.data.rows import Row, RowError
+from jobs.data.sources.values import kind_name
 from jobs.errors import InvalidSpec
-from jobs.parameters import check_parameters
-from jobs.rows import Row, RowError
-from jobs.sources.values import kind_name
+from jobs.specs.parameters import check_parameters
 from worker.inference.tasks.completions import Detokenizer
 from worker.inference.tasks.continuations import Continuation, Request
 from worker.inference.tasks.decoding import Decoder

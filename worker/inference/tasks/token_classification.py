@@ -17,9 +17,9 @@ from typing import Any, Self
 import torch
 from transformers import AutoModelForTokenClassification, TokenClassificationPipeline
 
+from jobs.data.rows import Row, RowError
 from jobs.errors import InvalidSpec
-from jobs.parameters import check_parameters
-from jobs.rows import Row, RowError
+from jobs.specs.parameters import check_parameters
 from worker.inference.tasks.interface import NOT_FINITE, Encoded
 from worker.inference.tasks.limits import longest_row, resolve_limits
 from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes

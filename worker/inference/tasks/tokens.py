@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from jobs.rows import Row, RowError
+from jobs.data.rows import Row, RowError
 from worker.device import one_line
 from worker.inference.tasks.chat_form import ChatForm
 from worker.inference.tasks.interface import Encoded

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from jobs.recipe_options import CnnOptions, read_options
+from jobs.specs.recipe_options import CnnOptions, read_options
 from worker.training.module import Parts, Phase, Setup
 from worker.training.recipes.digits import NUM_CLASSES, SIDE, load_digits
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from jobs.recipe_options import CtcOptions, read_options
+from jobs.specs.recipe_options import CtcOptions, read_options
 from worker.training.edits import edits
 from worker.training.module import Parts, Phase, Setup
 from worker.training.recipes.tones import BLANK, LETTERS, NUM_FREQUENCIES, SAMPLE_RATE, Batch, Tones, collate

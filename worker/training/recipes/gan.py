@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from jobs.recipe_options import GanOptions, read_options
+from jobs.specs.recipe_options import GanOptions, read_options
 from worker.training.module import Parts, Phase, Setup
 from worker.training.recipes.digits import SIDE, load_digits, write_grid
 

@@ -11,9 +11,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from jobs.config.settings import Settings
+from jobs.data.rows import RowError
 from jobs.errors import InvalidInput
-from jobs.rows import RowError
-from jobs.settings import Settings
 from worker.inference.tasks.media import open_media
 from worker.training.classes import Classes
 from worker.training.data import Columns, InputRows, Record, Survey, left_out, prepared

@@ -12,9 +12,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCTC, AutoProcessor, EvalPrediction
 
-from jobs.rows import RowError
-from jobs.settings import Settings
-from jobs.sources.media import media_value
+from jobs.config.settings import Settings
+from jobs.data.rows import RowError
+from jobs.data.sources.media import media_value
 from worker.inference.tasks.media import open_media
 from worker.training.alphabet import Alphabet
 from worker.training.data import Columns, InputRows, Record, Survey, prepared, row_lengths

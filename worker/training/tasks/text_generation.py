@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, EvalPrediction, PreTrainedModel
 
 from jobs.errors import InvalidSpec
-from jobs.training_spec import LoraSpec
+from jobs.specs.training import LoraSpec
 from worker.device import one_line
 from worker.training.data import Columns, InputRows, Record, prepared
 from worker.training.learning import Learning, Origin, tokenizer_identity

@@ -1,0 +1,68 @@
+"""Whether a model has the modules that a training wants adapters for, as the names of its weights tell; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.access.model_files import Header
+from jobs.errors import InvalidSpec
+from jobs.messages import shown
+from jobs.specs.architectures import KNOWN, RENAMED
+
+_MOST_NAMED = 12
+_SHARED = frozenset(
+    {
+        "decoder", "embed_in", "embed_out", "embed_tokens", "embeddings", "generator_lm_head", "head",
+        "input_embedding", "lm_head", "lm_loss", "output", "output_projection", "proj", "proj_out", "tok_embeddings",
+        "tokens_embed", "w", "word_embedding", "word_embeddings", "wte",
+    }
+)  # fmt: skip
+"""What language models call their first and last layer. Where the two share a weight, the files have it once."""
+
+
+def check_targets(targets: Sequence[str] | str, config: Mapping[str, Any], header: Header, name: str) -> None:
+    """Refuse adapters for modules of which the model has none.
+
+    A target is a module's whole name or the end of it, as peft has it. Models whose files call their weights otherwise
+    than the model does, and models that bring code of their own, are left to the worker.
+
+    Args:
+        targets: A spec's `lora.target_modules`.
+        config: The model's configuration.
+        header: What its safetensors files hold.
+        name: What the user called the model, for the message.
+
+    Raises:
+        InvalidSpec: No module of the model has any of these names.
+    """
+    kind = config.get("model_type")
+    if isinstance(targets, str) or kind not in KNOWN or kind in RENAMED or "auto_map" in config:
+        return
+    by_last_name: dict[str, list[str]] = {}
+    for module in _modules(header):
+        by_last_name.setdefault(module.rpartition(".")[2], []).append(module)
+    for target in targets:
+        last = target.rpartition(".")[2]
+        if last in _SHARED or any(_may_be(target, module) for module in by_last_name.get(last, ())):
+            return
+    layers = sorted({key.split(".")[-2] for key, shape in header.shapes.items() if len(shape) == 2 and "." in key})
+    has = ", ".join(layers[:_MOST_NAMED]) + (", ..." if len(layers) > _MOST_NAMED else "")
+    param = "lora.target_modules"
+    raise InvalidSpec(f"{param}: the model '{name}' has no module {shown(targets[0], 80)}; it has {has}", param=param)
+
+
+def _modules(header: Header) -> set[str]:
+    """Names of all modules that hold weights, and of those that these lie in."""
+    found: set[str] = set()
+    for key in header.shapes:
+        module = key.rpartition(".")[0]
+        while module and module not in found:
+            found.add(module)
+            module = module.rpartition(".")[0]
+    return found
+
+
+def _may_be(target: str, module: str) -> bool:
+    """Whether a target names a module. Files may leave out the prefix that all of a model's modules have."""
+    return target == module or module.endswith(f".{target}") or target.endswith(f".{module}")

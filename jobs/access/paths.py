@@ -1,0 +1,237 @@
+"""Which paths and URLs a spec may name: local ones under configured roots, remote ones under configured prefixes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.config.settings import Settings
+from jobs.errors import Forbidden, InvalidInput, InvalidOutput, UserError
+from jobs.messages import shown
+from jobs.specs.bounds import path_fault
+
+REMOTE_PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"})
+"""Protocols of object stores that inputs are read from. Others, such as http, would let a spec reach inner services."""
+
+_SAME_PROTOCOLS = {"s3a": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
+_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:::|://)")
+_KERNEL_PLACES = (Path("/proc"), Path("/sys"))
+"""Files of the kernel: the environments of processes, which hold passwords, and ways into their open files."""
+_LOCAL_PREFIXES = ("file://", "local://")
+_UPLOAD_PREFIX = "file:"
+
+
+def upload_id(path: str) -> str | None:
+    """The id in `file:<id>`, or None where `path` does not name an uploaded file."""
+    if path.startswith(_UPLOAD_PREFIX) and not path.startswith("file://"):
+        return path.removeprefix(_UPLOAD_PREFIX)
+    return None
+
+
+def local_path(path: str) -> Path | None:
+    """The path on this machine's file systems that `path` or a `file://` URL names, or None for anything else."""
+    for prefix in _LOCAL_PREFIXES:
+        if path.startswith(prefix):
+            return Path(path.removeprefix(prefix))
+    if path.startswith(_UPLOAD_PREFIX) or _PROTOCOL.match(path):
+        return None
+    return Path(path)
+
+
+def is_local(path: str) -> bool:
+    """Whether `path` names something on this machine's file systems: not an upload and no URL but `file://`."""
+    return local_path(path) is not None
+
+
+def resolve_input_path(path: str | Path, settings: Settings, *, param: str = "input.path") -> Path:
+    """The real path behind `path`, if jobs may read it.
+
+    Args:
+        path: local path or `file://` URL; `~` is the home of this process's user, a relative path starts at its
+            working directory. It need not exist.
+        settings: whose `input_roots` bound it; an empty list allows no local path.
+        param: the field of the spec that an error names.
+
+    Returns:
+        An absolute path without symbolic links that lies under one of the roots.
+
+    Raises:
+        Forbidden: it lies elsewhere. Whether it exists is not told.
+        InvalidInput: it is not a path at all.
+    """
+    resolved = _resolve(path, error=InvalidInput, param=param)
+    _check_roots(path, resolved, settings.input_roots, setting="input_roots", param=param)
+    _check_not_own(path, resolved, settings, param=param)
+    return resolved
+
+
+def check_code_path(path: str | Path, settings: Settings, *, param: str) -> Path:
+    """The real path of a user's own Python file, if it may be run.
+
+    Args:
+        path: local path of the file.
+        settings: whose `code_roots` bound it; an empty list allows none.
+        param: the field of the spec that an error names.
+
+    Raises:
+        Forbidden: it lies elsewhere. Whether it exists is not told.
+        InvalidInput: it is not a Python file.
+    """
+    resolved = _resolve(path, error=InvalidInput, param=param)
+    _check_roots(path, resolved, settings.code_roots, setting="code_roots", param=param)
+    _check_not_own(path, resolved, settings, param=param)
+    if resolved.suffix != ".py" or not _is_file(resolved):
+        raise InvalidInput(f"{param}: '{path}' is not a Python file", param=param)
+    return resolved
+
+
+def check_replaces_no_input(output: Path, inputs: Sequence[str], *, param: str) -> None:
+    """Refuse a file of results that is one of a job's own inputs, which it would replace.
+
+    Args:
+        output: where the results are to go; it may exist.
+        inputs: valid local paths, globs and `file://` URLs; all others are passed over.
+        param: the field or option that an error names.
+
+    Raises:
+        InvalidOutput: it is there, and one of the inputs names it.
+    """
+    if not output.exists():
+        return
+    target = output.resolve()
+    for name in inputs:
+        path = local_path(name)
+        if path is None:
+            continue
+        path = path.expanduser().absolute()
+        if path.resolve() == target or target.match(str(path)):
+            raise InvalidOutput(f"{param}: '{output}' is an input of this job; name another file", param=param)
+
+
+def resolve_output_path(path: str | Path, settings: Settings, *, param: str = "output.path") -> Path:
+    """The real path behind `path`, if jobs may write a file there.
+
+    Args:
+        path: local path or `file://` URL of the file to write, as in `resolve_input_path`.
+        settings: whose `output_roots` bound it; an empty list allows no local path.
+        param: the field of the spec that an error names.
+
+    Returns:
+        An absolute path without symbolic links, in an existing folder that this process may write to.
+
+    Raises:
+        Forbidden: it lies outside the roots.
+        InvalidOutput: its folder is missing or cannot be written to, or it is a directory itself.
+    """
+    resolved = _resolve(path, error=InvalidOutput, param=param)
+    _check_roots(path, resolved, settings.output_roots, setting="output_roots", param=param)
+    _check_not_own(path, resolved, settings, param=param)
+    parent = resolved.parent
+    try:
+        if resolved.is_dir():
+            raise InvalidOutput(f"{param}: '{path}' is a directory; name a file in it", param=param)
+        if not parent.is_dir():
+            raise InvalidOutput(f"{param}: there is no folder '{parent}' to write '{resolved.name}' to", param=param)
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise InvalidOutput(f"{param}: the folder '{parent}' may not be written to: permission denied", param=param)
+        if resolved.exists() and not resolved.is_file():
+            raise InvalidOutput(f"{param}: '{path}' is not a regular file", param=param)
+    except OSError as error:  # a folder on the way that may not be entered; a name that is too long for its file system
+        raise InvalidOutput(f"{param}: '{path}' cannot be written: {error.strerror}", param=param) from error
+    return resolved
+
+
+def check_input_url(url: str, settings: Settings, *, param: str = "input.path") -> None:
+    """Refuse a remote URL that jobs may not read.
+
+    `hf://` is always allowed, as hub ids are. Other object stores are read with this host's own credentials, so a URL
+    must lie under one of `settings.input_urls`; input roots that hold `/` (one user's own machine) allow all of them.
+
+    Raises:
+        InvalidInput: the protocol is not one that inputs are read from.
+        Forbidden: the URL is under none of the configured prefixes.
+    """
+    match = _PROTOCOL.match(url)
+    protocol = match.group(1).lower() if match else ""
+    if protocol not in REMOTE_PROTOCOLS or "::" in url or "/../" in f"{url}/":
+        known = ", ".join(f"{name}://" for name in sorted(REMOTE_PROTOCOLS))
+        raise InvalidInput(f"{param}: '{url}' is not a URL that inputs are read from ({known})", param=param)
+    if protocol == "hf":
+        return
+    if _is_in_store(url, settings):
+        raise Forbidden(f"{param}: '{url}' lies in Stoker's own store, which no job may name", param=param)
+    if Path("/") in settings.input_roots:
+        return
+    if not any(url == prefix or url.startswith(prefix.rstrip("/") + "/") for prefix in settings.input_urls):
+        raise Forbidden(f"{param}: '{url}' is under none of the URLs allowed here (setting input_urls)", param=param)
+
+
+def own_places(settings: Settings) -> tuple[Path, ...]:
+    """The files and folders that no job may name, whatever the roots allow: Stoker's own, with keys, the database and
+    what other projects have uploaded, and the kernel's.
+
+    Links to them are followed; a hard link is not known as one, and only a user of this host who may write to such a
+    file can make one. A second mount of the same folder is not known either.
+    """
+    return _own_places(settings.data_dir, settings.resolved_store_url, settings.database_url, settings.config_path)
+
+
+@functools.lru_cache(maxsize=16)
+def _own_places(data_dir: Path, store_url: str, database_url: str, config_path: Path) -> tuple[Path, ...]:
+    places = [data_dir, config_path]
+    store = local_path(store_url)
+    if store is not None:
+        places.append(store)
+    if database_url.startswith("sqlite:///"):
+        file = database_url.removeprefix("sqlite:///").partition("?")[0]
+        places.extend(Path(file + ending) for ending in ("", "-wal", "-shm", "-journal"))
+    return (*(place.expanduser().resolve() for place in places), *_KERNEL_PLACES)
+
+
+def _is_in_store(url: str, settings: Settings) -> bool:
+    """Whether an object store's URL lies in the artifact store, or is a glob that may match what does."""
+
+    def plain(name: str) -> str:
+        protocol, _, rest = name.partition("://")
+        return f"{_SAME_PROTOCOLS.get(protocol.lower(), protocol.lower())}://{rest.rstrip('/')}/"
+
+    return "://" in settings.store_url and plain(url).startswith(plain(settings.store_url))
+
+
+def _resolve(path: str | Path, *, error: type[UserError], param: str) -> Path:
+    local = local_path(path) if isinstance(path, str) else path
+    if local is None:
+        raise error(f"{param}: '{path}' is not a local path", param=param)
+    fault = path_fault(str(path))  # before it is followed, which takes a look at each name in it
+    if fault is not None:
+        raise error(f"{param}: {shown(str(path))} {fault}", param=param)
+    try:
+        resolved = local.expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as cause:  # a loop of links, an unknown ~user
+        raise error(f"{param}: {shown(str(path))} is not a usable path", param=param) from cause
+    fault = path_fault(str(resolved))
+    if fault is not None:
+        raise error(f"{param}: {shown(str(path))} leads to a path that {fault}", param=param)
+    return resolved
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder on the way that may not be entered
+        return False
+
+
+def _check_roots(path: str | Path, resolved: Path, roots: Sequence[Path], *, setting: str, param: str) -> None:
+    if not roots:
+        raise Forbidden(f"{param}: '{path}': no local paths are allowed here (setting {setting} is empty)", param=param)
+    if not any(resolved.is_relative_to(root) for root in roots):
+        raise Forbidden(f"{param}: '{path}' is outside the folders allowed here (setting {setting})", param=param)
+
+
+def _check_not_own(path: str | Path, resolved: Path, settings: Settings, *, param: str) -> None:
+    if any(resolved.is_relative_to(place) for place in own_places(settings)):
+        raise Forbidden(f"{param}: '{path}' belongs to Stoker or the system, and no job may name it", param=param)

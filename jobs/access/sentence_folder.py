@@ -1,0 +1,181 @@
+"""What a folder says of how vectors are made of texts: its modules, pooling, prompts and dimensions. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.access.model_files import invalid, parse_json, read_json
+from jobs.errors import InvalidSpec
+from jobs.specs.architectures import KNOWN
+
+SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout", "Normalize")
+"""The modules of a sentence-transformers folder that the `embeddings` task runs."""
+_MODULES_WITH_CONFIG = frozenset({"Pooling", "Dense", "LayerNorm"})
+_LEGACY_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""What folders saved before sentence-transformers 5.2 say, in the order in which several modes are joined."""
+POOLING_MODES = tuple(_LEGACY_FLAGS.values())
+"""sentence-transformers' names of how the vectors of a row's tokens become one."""
+_WIDTHS = ("hidden_size", "d_model", "n_embd", "n_embed", "dim", "emb_dim", "d_latents", "hidden_dim")
+"""What configurations call the dimensions of a token's vector."""
+_WIDER = {"reformer": 2}
+"""Type of a model -> how many times as wide its vectors are."""
+
+
+def sentence_modules(folder: Path, *, name: str) -> list[tuple[str, str]]:
+    """The modules of a sentence-transformers folder, in the order in which they run.
+
+    Args:
+        folder: of the model; any other model's has no `modules.json`.
+        name: what the user called it, for the message.
+
+    Returns:
+        Kind (one of `SENTENCE_MODULES`) and sub-folder of each; empty where there is no `modules.json`.
+
+    Raises:
+        InvalidModel: the file is damaged, or names a module that is not supported.
+    """
+    if not (folder / "modules.json").is_file():
+        return []
+    listed = parse_json(folder / "modules.json", name=name)
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        raise invalid(name, "its modules.json is not a list of modules")
+    modules = []
+    for item in listed:
+        full, path = str(item.get("type", "")), str(item.get("path", ""))
+        kind = full.rsplit(".", 1)[-1]
+        # The packages were renamed between versions (`models.Pooling`, `sentence_transformer.modules.pooling.Pooling`).
+        if not full.startswith("sentence_transformers.") or kind not in SENTENCE_MODULES:
+            known = ", ".join(SENTENCE_MODULES)
+            raise invalid(name, f"its modules.json has the module '{full}'; supported are {known}")
+        if not (folder / path).resolve().is_relative_to(folder.resolve()):
+            raise invalid(name, f"its modules.json leads outside the model's folder: '{path}'")
+        if kind in _MODULES_WITH_CONFIG and not (folder / path / "config.json").is_file():
+            raise invalid(name, f"has no {path}/config.json, which the module '{kind}' of its modules.json needs")
+        modules.append((kind, path))
+    if [kind for kind, _ in modules[:2]] != ["Transformer", "Pooling"]:
+        raise invalid(name, "its modules.json does not begin with a Transformer and a Pooling module")
+    return modules
+
+
+def read_pooling(folder: Path, path: str, *, name: str) -> tuple[tuple[str, ...], bool]:
+    """The modes of a Pooling module, and whether a prompt's tokens are pooled with the text's.
+
+    Args:
+        folder: The model's.
+        path: The module's sub-folder.
+        name: What the user called the model, for the message.
+
+    Raises:
+        InvalidModel: It has a mode that is not known.
+    """
+    config = read_json(folder / path / "config.json", name=name)
+    if "pooling_mode" in config:
+        said = config["pooling_mode"]
+        modes = tuple(said) if isinstance(said, list) else (said,)
+    else:
+        modes = tuple(mode for flag, mode in _LEGACY_FLAGS.items() if config.get(flag)) or ("mean",)
+    for mode in modes:
+        if mode not in POOLING_MODES:
+            raise invalid(name, f"its pooling mode '{mode}' is not known; known are {', '.join(POOLING_MODES)}")
+    return modes, bool(config.get("include_prompt", True))
+
+
+def read_prompts(folder: Path, *, name: str) -> tuple[dict[str, str], str | None]:
+    """The prompts of a sentence-transformers folder by their names, and the name of the one that is used by default.
+
+    Raises:
+        InvalidModel: They are damaged.
+    """
+    file = "config_sentence_transformers.json"
+    said = read_json(folder / file, name=name, required=False) if (folder / "modules.json").is_file() else {}
+    prompts, default = said.get("prompts") or {}, said.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in (*prompts.values(), default)):
+        raise invalid(name, f"the prompts in its {file} are not a mapping of names to texts")
+    return {key: text or "" for key, text in prompts.items()}, default
+
+
+def chosen_prompt(prompts: Mapping[str, str], default: str | None, parameters: Mapping[str, Any]) -> str:
+    """The text that stands before each row's, as a job's parameters choose it; empty where there is none.
+
+    Args:
+        prompts: The model's, by their names.
+        default: The name of the one that is used where the parameters choose none.
+        parameters: The job's.
+
+    Raises:
+        InvalidSpec: The model has no prompt of the name that they give.
+    """
+    prompt, name = parameters.get("prompt"), parameters.get("prompt_name")
+    if prompt is not None:
+        return str(prompt)
+    if name is None:
+        return prompts.get(default or "") or ""
+    if name not in prompts:
+        param = "parameters.prompt_name"
+        known = f"it has {', '.join(prompts)}" if prompts else "it has none"
+        raise InvalidSpec(f"{param}: the model has no prompt '{name}'; {known}", param=param)
+    return prompts[name]
+
+
+def check_vectors(folder: Path, parameters: Mapping[str, Any], *, name: str) -> None:
+    """Refuse a prompt that the model does not have, and more dimensions than its vectors can have.
+
+    Args:
+        folder: The model's, which has passed `check_folder`.
+        parameters: The job's.
+        name: What the user called the model, for the message.
+
+    Raises:
+        InvalidSpec: A parameter does not fit the model.
+        InvalidModel: A file that says it is damaged.
+    """
+    chosen_prompt(*read_prompts(folder, name=name), parameters)
+    dimensions = parameters.get("dimensions")
+    if dimensions is None:
+        return
+    most = _most_dimensions(folder, parameters, name=name)
+    if most is not None and dimensions > most:
+        raise too_many_dimensions(most)
+
+
+def too_many_dimensions(most: int) -> InvalidSpec:
+    """The error of a job that wants more dimensions than the model's vectors have."""
+    param = "parameters.dimensions"
+    return InvalidSpec(f"{param}: the model's vectors have only {most} dimensions", param=param)
+
+
+def _most_dimensions(folder: Path, parameters: Mapping[str, Any], *, name: str) -> int | None:
+    """A number of dimensions that a row's vector does not exceed; None where the files do not tell one for certain.
+
+    It may be larger than the vector's own: some models project their vectors at the end.
+    """
+    modules = sentence_modules(folder, name=name)
+    dense = [path for kind, path in modules if kind == "Dense"]
+    if dense:
+        said = read_json(folder / dense[-1] / "config.json", name=name).get("out_features")
+        return said if isinstance(said, int) else None
+    config = read_json(folder / (modules[0][1] if modules else "") / "config.json", name=name)
+    kind = str(config.get("model_type"))
+    widths = list(_widths(config))
+    if kind not in KNOWN or "auto_map" in config or not widths:
+        return None
+    modes = read_pooling(folder, modules[1][1], name=name)[0] if modules else ("mean",)
+    num_modes = len(modes) if parameters.get("pooling") is None else 1
+    return max(widths) * _WIDER.get(kind, 1) * num_modes
+
+
+def _widths(config: Mapping[str, Any]) -> Iterator[int]:
+    for key, value in config.items():
+        if key in _WIDTHS and isinstance(value, int):
+            yield value
+        elif isinstance(value, dict):
+            yield from _widths(value)

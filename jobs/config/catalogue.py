@@ -1,0 +1,95 @@
+"""The operator's catalogue: the names that clients call models by, and the folders or hub ids behind them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+
+from jobs.errors import InvalidModel, UnknownModel
+from jobs.messages import did_you_mean
+from jobs.specs.tasks import TASKS, find_task
+
+if TYPE_CHECKING:
+    from jobs.specs.inference import JobSpec
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,199}$")]
+"""What a client may call a model."""
+
+
+class CatalogueModel(BaseModel):
+    """One model that clients may name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(min_length=1)
+    """A folder, or a hub id, `org/name[@revision]`."""
+    task: str | None = None
+    """The one task that it is for; any that it can do, where absent."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """What generates text with it, where a job does not say otherwise; other tasks have one engine."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """Of the task, where a job does not say otherwise."""
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str | None) -> str | None:
+        task = None if value is None else find_task(value)
+        if value is not None and task is None:
+            raise ValueError(f"unknown task '{value}'; known tasks: {', '.join(TASKS)}")
+        return None if task is None else task.name
+
+    def engine_of(self, task: str) -> str:
+        """The engine of a job of this task."""
+        return self.engine if task == "text-generation" else "auto"
+
+
+def _of_short_form(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+Catalogue = dict[ModelName, Annotated[CatalogueModel, BeforeValidator(_of_short_form)]]
+"""Models by the names that clients call them by; a text alone is a model without anything else to say."""
+
+
+def resolve(name: str, models: Catalogue, *, task: str, any_model: bool = False) -> CatalogueModel:
+    """The model behind the name that a client sent.
+
+    Args:
+        name: What the client called the model.
+        models: The catalogue.
+        task: What the client wants the model to do.
+        any_model: Whether a folder or a hub id `org/name` is a name too, as it is in the embedded stack.
+
+    Raises:
+        UnknownModel: there is none of this name.
+        InvalidModel: it is for another task.
+    """
+    entry = models.get(name)
+    if entry is None and any_model and ("/" in name or Path(name).exists()):
+        entry = CatalogueModel(model=name)
+    if entry is None:
+        raise UnknownModel(f"there is no model '{name}'{did_you_mean(name, models)}")
+    if entry.task not in (None, task):
+        raise InvalidModel(f"model '{name}' is for {entry.task}, not for {task}", param="model")
+    return entry
+
+
+def with_catalogue(spec: JobSpec, models: Catalogue) -> JobSpec:
+    """The spec with the model behind its `model`, where that is a name of the catalogue; else as it is.
+
+    Raises:
+        InvalidModel: the model is for another task.
+    """
+    if not isinstance(spec.model, str) or spec.model not in models or spec.task is None:
+        return spec
+    entry = resolve(spec.model, models, task=spec.task)
+    if spec.kind == "training":
+        return spec.model_copy(update={"model": entry.model})
+    dtype = entry.dtype if spec.dtype == "auto" else spec.dtype
+    engine = entry.engine_of(spec.task) if spec.engine == "auto" else spec.engine
+    parameters = {**entry.parameters, **spec.parameters}
+    changed = {"model": entry.model, "dtype": dtype, "engine": engine, "parameters": parameters}
+    return type(spec).model_validate({**spec.model_dump(), **changed})

@@ -1,0 +1,106 @@
+"""Results into a file of the user's: any result stream as JSONL, Parquet or CSV, and finished artifacts as they are."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from jobs.data.atomic import write_aside
+from jobs.data.rows import Result
+from jobs.data.sinks.jsonl_sink import JsonLines
+from jobs.data.sinks.lines import error_json, output_json, storable_text
+from jobs.data.sinks.protocol import ResultWriter
+from jobs.data.store import Store
+
+_FORMULA = re.compile(r"[=+\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")
+"""How cells begin that spreadsheets compute (OWASP, "CSV Injection")."""
+_PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+_QUOTED = re.compile(r'[,"\r\n]')
+ExportFormat = Literal["jsonl", "parquet", "csv"]
+_BLOCK_BYTES = 2**20
+
+
+def export_results(results: Iterable[Result], fmt: ExportFormat, path: Path, *, vector_output: bool) -> int:
+    """Write results to a local file, which appears whole or not at all.
+
+    Args:
+        results: in the order in which they shall stand; taken one by one.
+        fmt: `jsonl`: result lines. `parquet`: the columns row_index, key, output, error. `csv`: the same columns, with
+            output and error as JSON text and nothing where there is none, and keys that a spreadsheet would compute as
+            formulas behind an apostrophe.
+        path: the file; an older one is replaced.
+        vector_output: whether an output is one float32 vector.
+
+    Returns:
+        How many results were written.
+
+    Raises:
+        InvalidOutput: no file can be written there, or an output cannot be written as JSON.
+        ServiceUnavailable: the disk is full or failing.
+    """
+    with write_aside(path) as out, open_writer(fmt, out, vector_output=vector_output) as writer:
+        return writer.add(results)
+
+
+def deliver_output(path: Path, store: Store, key: str) -> None:
+    """Copy a finished artifact to the user's output path, where it appears whole or not at all.
+
+    Raises:
+        InvalidOutput: no file can be written there.
+        NotFound: the store has no such object.
+        ServiceUnavailable: the store cannot be reached, or the disk is full or failing.
+    """
+    with closing(store.open(key)) as artifact, write_aside(path) as out:
+        shutil.copyfileobj(artifact, out, _BLOCK_BYTES)
+
+
+def open_writer(fmt: ExportFormat, out: BinaryIO, *, vector_output: bool) -> AbstractContextManager[ResultWriter]:
+    """Write results in a format to `out`, which need not be seekable and stays open; complete when the block ends."""
+    match fmt:
+        case "jsonl":
+            return JsonLines(vector_output=vector_output).writer(out)
+        case "csv":
+            return _csv_writer(out)
+        case "parquet":
+            from jobs.data.sinks.parquet_sink import Parquet
+
+            return Parquet(vector_output=vector_output).writer(out)
+
+
+@contextmanager
+def _csv_writer(out: BinaryIO) -> Iterator[ResultWriter]:
+    text = io.TextIOWrapper(out, encoding="utf-8", newline="")
+    yield _CsvWriter(text)
+    text.flush()
+    text.detach()  # else its end would close `out`, which is the caller's
+
+
+class _CsvWriter:
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self._text.write("row_index,key,output,error\n")
+
+    def add(self, results: Iterable[Result]) -> int:
+        num_rows = 0
+        for result in results:
+            key = "" if result.key is None else _no_formula(storable_text(result.key))
+            output = "" if result.error is not None else output_json(result).decode()
+            error = "" if result.error is None else error_json(result.error).decode()
+            self._text.write(f"{result.row_index},{_cell(key)},{_cell(output)},{_cell(error)}\n")
+            num_rows += 1
+        return num_rows
+
+
+def _cell(text: str) -> str:
+    """A text as RFC 4180 has it; Python's own writer leaves a carriage return without quotes, which ends the row."""
+    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
+
+
+def _no_formula(text: str) -> str:
+    """A user's text as a cell that no spreadsheet computes; outputs and errors are JSON, which never is a formula."""
+    return f"'{text}" if _FORMULA.match(text) and not _PLAIN_NUMBER.fullmatch(text) else text

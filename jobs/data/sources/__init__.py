@@ -1,0 +1,149 @@
+"""Where the rows of a job come from: JSON, CSV, text and Parquet files and data sets, behind one protocol."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import PurePosixPath
+
+from jobs.config.settings import Settings
+from jobs.data.sources.formats.delimited import DelimitedReader
+from jobs.data.sources.formats.encodings import text_encoding
+from jobs.data.sources.formats.jsonl import JsonReader
+from jobs.data.sources.formats.plain_text import PlainTextReader
+from jobs.data.sources.inputs import InputSource
+from jobs.data.sources.locate import SUFFIXES, Locator
+from jobs.data.sources.reader import Reader
+from jobs.data.sources.source import ChunkRange, Source
+from jobs.data.sources.values import RowMapper
+from jobs.data.store import Store
+from jobs.db.tables import StoredFile
+from jobs.errors import InvalidInput
+from jobs.messages import short
+from jobs.specs.inference import InputSpec
+
+__all__ = ["ChunkRange", "Source", "check_columns", "open_source"]
+
+_SHOWN_COLUMNS = 20
+_SHOWN_CHARACTERS = 60
+_TEXT_FORMATS = frozenset({"jsonl", "json", "text"})
+_CSV_FIELDS = ("quoting", "quotechar", "escapechar")
+
+
+def open_source(
+    spec_input: InputSpec,
+    columns: Mapping[str, str],
+    *,
+    settings: Settings,
+    store: Store,
+    find_upload: Callable[[str], StoredFile],
+    optional: Collection[str] = (),
+) -> Source:
+    """The source that a spec names. Nothing is looked at yet: files are found when they are named or indexed.
+
+    Args:
+        spec_input: paths, format, key, split, and how text files are to be read.
+        columns: the task's input name -> the user's column.
+        settings: `input_roots` and `max_row_bytes` bound what is read.
+        store: where uploads lie.
+        find_upload: finds an upload by its id; raises NotFound. Not used to read.
+        optional: inputs that a row may leave out.
+
+    Raises:
+        InvalidInput: one of the fields for text files cannot be used.
+    """
+    needed = sorted({*columns.values(), *([] if spec_input.key is None else [spec_input.key])})
+    max_row_bytes = settings.max_row_bytes
+
+    def open_reader(form: str) -> Reader:
+        _check_fields(spec_input, form)
+        encoding = text_encoding(spec_input.encoding)
+        if form in {"jsonl", "json"}:
+            return JsonReader(max_row_bytes=max_row_bytes, encoding=encoding, may_be_array=form == "json")
+        if form == "csv":
+            return DelimitedReader(spec_input, max_row_bytes=max_row_bytes)
+        if form == "text":
+            return PlainTextReader(max_row_bytes=max_row_bytes, encoding=encoding)
+        if form == "parquet":
+            from jobs.data.sources.formats.parquet import ParquetReader  # pyarrow is heavy
+
+            return ParquetReader(columns=needed, max_row_bytes=max_row_bytes)
+        from jobs.data.sources.hub import DatasetReader
+
+        return DatasetReader(columns=needed, split=spec_input.split, config=spec_input.config, settings=settings)
+
+    locator = Locator(spec_input, settings=settings, store=store, find_upload=find_upload)
+    mapper = RowMapper(columns, spec_input.key, max_row_bytes=max_row_bytes, optional=optional)
+    return InputSource(locator.files, open_reader, mapper, settings=settings)
+
+
+def check_columns(
+    source: Source,
+    spec_input: InputSpec,
+    columns: Mapping[str, str],
+    *,
+    optional: Collection[str] = (),
+    most_files: int | None = None,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> None:
+    """Refuse a job whose columns its input does not have, or has twice, in any of its files.
+
+    An optional input of its own name may be in no file at all; one that the spec maps must be in one file at least.
+
+    Args:
+        source: of the job.
+        spec_input: whose key is checked as well.
+        columns: the task's input name -> the user's column.
+        optional: inputs that a row may leave out.
+        most_files: look at the first ones only; None: at all of them.
+        is_wanted: asked between files.
+
+    Raises:
+        InvalidInput: a column is missing or there are two of its name; or as in `Source.column_names`.
+        InterruptedError: it is not wanted any more.
+    """
+    wanted = [(f"input.columns.{name}", column, name in optional) for name, column in columns.items()]
+    if spec_input.key is not None:
+        wanted.append(("input.key", spec_input.key, False))
+    seen: dict[str, None] = {}
+    num_files = 0
+    for file, names in itertools.islice(source.columns_by_file(), most_files):
+        if not is_wanted():
+            raise InterruptedError("nobody waits for the columns any more")
+        num_files += 1
+        seen.update(dict.fromkeys(names))
+        for param, column, may_miss in wanted:
+            if column not in names and not may_miss:
+                advice = ""
+                if len(names) == 1 and _is_csv(spec_input, file):
+                    advice = "; if it has no header and each line is a row, set input.format to text"
+                raise InvalidInput(
+                    f"{param}: '{file}' has no column '{column}', only {_listed(names)}{advice}", param=param
+                )
+            if names.count(column) > 1:
+                raise InvalidInput(f"{param}: '{file}' has several columns '{column}'", param=param)
+    if num_files == most_files:
+        return  # another file may have it
+    for name, column in columns.items():
+        if name in optional and name in spec_input.columns and column not in seen:
+            param = f"input.columns.{name}"
+            raise InvalidInput(f"{param}: the input has no column '{column}', only {_listed(seen)}", param=param)
+
+
+def _is_csv(spec_input: InputSpec, file: str) -> bool:
+    suffix = PurePosixPath(file).suffix.lower()
+    return spec_input.format == "csv" or (spec_input.format == "auto" and SUFFIXES.get(suffix) == "csv")
+
+
+def _check_fields(spec_input: InputSpec, form: str) -> None:
+    """Refuse a field that would be passed over in silence, for it does not go with the format."""
+    for name in () if form == "csv" else _CSV_FIELDS if form in _TEXT_FORMATS else (*_CSV_FIELDS, "encoding"):
+        if getattr(spec_input, name) != InputSpec.model_fields[name].default:
+            kinds = "text files" if name == "encoding" else "CSV files"
+            raise InvalidInput(f"input.{name}: goes with {kinds}, and the input is {form}", param=f"input.{name}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [short(name, _SHOWN_CHARACTERS) for name in names]
+    rest = len(shown) - _SHOWN_COLUMNS
+    return ", ".join(shown[:_SHOWN_COLUMNS]) + (f" and {rest} more" if rest > 0 else "")

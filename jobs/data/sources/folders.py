@@ -1,0 +1,159 @@
+"""Look through a data set's folder before the library reads it: which files it names, and what they unpack to.
+
+The library follows URLs that a README names, and unpacks and converts all files into its cache before anything can be
+counted.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+from fsspec.compression import compr
+
+from jobs.access.paths import resolve_input_path
+from jobs.config.settings import Settings
+from jobs.data.sources.opening import PARAM
+from jobs.data.sources.reader import InputFile
+from jobs.errors import InvalidInput
+
+_NOTES = ("README.md", ".huggingface.yaml")
+_OTHER_NOTES = ("dataset_infos.json", "dataset_dict.json", "state.json", "dataset_info.json")
+_LARGEST_NOTES = 2**20
+_BLOCK_BYTES = 2**20
+_PICKLED = (".pth",)
+"""Members of a tar file that the library would load with torch."""
+_CODECS = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bz2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+)
+
+
+def check_notes(file: InputFile, settings: Settings) -> None:
+    """Refuse a folder whose README names files elsewhere than in local folders; nothing is fetched to find that out.
+
+    Raises:
+        InvalidInput: it names a URL, or its notes cannot be read.
+        Forbidden: its notes are links to files that jobs may not read.
+    """
+    folder = Path(file.url)
+    for name in (*_NOTES, *_OTHER_NOTES):
+        path = folder / name
+        if not path.exists():
+            continue
+        resolved = resolve_input_path(path, settings)
+        if name in _NOTES:
+            if resolved.stat().st_size > _LARGEST_NOTES:
+                raise _refused(file, f"its {name} is longer than {_LARGEST_NOTES} bytes")
+            for text in _named_files(_configurations(resolved, file)):
+                if "://" in text or "::" in text:
+                    raise _refused(file, f"its {name} names '{text}', and a folder's files must lie in it")
+
+
+def check_expansion(file: InputFile, paths: Iterable[str], *, most_bytes: int, max_row_bytes: int) -> None:
+    """Refuse files that unpack to more than the limit, or hold what is never loaded; nothing is written.
+
+    Args:
+        file: the data set.
+        paths: its local files.
+        most_bytes: what all of them together may take, unpacked (setting `max_dataset_bytes`).
+        max_row_bytes: longest value that is not a row error.
+
+    Raises:
+        InvalidInput: they take more, or one is damaged or holds pickled data.
+    """
+    left = most_bytes
+    for path in dict.fromkeys(paths):
+        for num_bytes in _unpacked(file, Path(path), left, max_row_bytes):
+            left -= num_bytes
+            if left < 0:
+                raise _refused(file, f"it takes more than {most_bytes} bytes unpacked (setting max_dataset_bytes)")
+
+
+def _unpacked(file: InputFile, path: Path, limit: int, max_row_bytes: int) -> Iterator[int]:
+    """The bytes that a file unpacks to, in parts, so that nobody has to read on behind a limit."""
+    with path.open("rb") as handle:
+        head = handle.read(512)
+        handle.seek(0)
+        codec = next((name for mark, name in _CODECS if head.startswith(mark)), None)
+        if head.startswith(b"PK"):
+            with zipfile.ZipFile(handle) as archive:  # which reads no more of a member than its notes say
+                yield from (member.file_size for member in archive.infolist())
+        elif ".tar" in path.suffixes or path.suffix == ".tgz" or head[257:262] == b"ustar":
+            yield from _members(file, handle, limit)
+        elif codec is not None:
+            yield from _stream(handle, codec)
+        elif head.startswith(b"PAR1"):
+            yield _parquet_bytes(file, path, max_row_bytes)
+        else:
+            yield path.stat().st_size
+
+
+def _members(file: InputFile, handle: BinaryIO, limit: int) -> Iterator[int]:
+    with tarfile.open(fileobj=handle, mode="r|*") as archive:
+        for member in archive:
+            if member.name.lower().endswith(_PICKLED):
+                raise _refused(file, f"it holds '{member.name}', pickled data, which is never loaded")
+            yield member.size
+            limit -= member.size
+            if limit < 0:  # else a packed file would be unpacked to its end to find the next one
+                return
+
+
+def _stream(handle: BinaryIO, codec: str) -> Iterator[int]:
+    if codec not in compr:
+        return  # the library says which package is missing
+    with compr[codec](handle, mode="rb") as unpacked:
+        while block := unpacked.read(_BLOCK_BYTES):
+            yield len(block)
+
+
+def _parquet_bytes(file: InputFile, path: Path, max_row_bytes: int) -> int:
+    import pyarrow.parquet as pq
+
+    from jobs.data.sources.formats.parquet import expansion
+
+    with pq.ParquetFile(path) as parquet:
+        metadata = parquet.metadata
+        fault = expansion(metadata, path.stat().st_size, None, max_row_bytes)
+        if fault is not None:
+            raise _refused(file, f"'{path.name}' {fault}")
+        return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+
+
+def _configurations(path: Path, file: InputFile) -> Any:
+    """What the library takes for the data set's configurations."""
+    try:
+        if path.suffix == ".md":
+            from huggingface_hub import metadata_load
+
+            notes = metadata_load(path)
+        else:
+            notes = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _refused(file, f"the notes in {path.name} are not valid YAML") from error
+    return notes.get("configs") if isinstance(notes, dict) else None
+
+
+def _named_files(configurations: Any) -> Iterator[str]:
+    each: Sequence[Any] = configurations if isinstance(configurations, list) else [configurations]
+    todo = [part.get(key) for part in each if isinstance(part, dict) for key in ("data_files", "data_dir")]
+    seen: set[int] = set()  # aliases make one value stand in many places
+    while todo:
+        value = todo.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (list, dict)) and id(value) not in seen:
+            seen.add(id(value))
+            todo.extend(value.values() if isinstance(value, dict) else value)
+
+
+def _refused(file: InputFile, reason: str) -> InvalidInput:
+    return InvalidInput(f"{PARAM}: data set '{file.name}': {reason}", param=PARAM)

@@ -1,0 +1,37 @@
+"""Turn Arrow tables into rows of Python values, with one bad value costing one row only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.data.rows import RowError
+from jobs.data.sources.reader import Record
+
+
+def table_records(table: pa.Table | pa.RecordBatch) -> Iterator[Record]:
+    """One record for each row of `table`, whose columns are the ones that were asked for."""
+    names = table.column_names
+    columns = [_values(name, table.column(at)) for at, name in enumerate(names)]
+    for at in range(table.num_rows):
+        error = next((column[at] for column in columns if isinstance(column[at], RowError)), None)
+        yield Record(error or {name: column[at] for name, column in zip(names, columns, strict=True)}, None)
+
+
+def _values(name: str, column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException):
+        return [_value(name, scalar) for scalar in column]
+    return values
+
+
+def _value(name: str, scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return RowError("invalid_utf8", f"column '{name}' is not valid UTF-8")
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        return RowError("invalid_value", f"column '{name}' has a value that Python cannot hold: {error}")

@@ -1,0 +1,206 @@
+"""Read Parquet by row groups: only the columns that are needed, a few rows at a time."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.access.paths import is_local
+from jobs.data.sources import opening
+from jobs.data.sources.formats.arrow import table_records
+from jobs.data.sources.formats.class_names import names_in_metadata
+from jobs.data.sources.reader import Cut, InputFile, Record
+from jobs.errors import InvalidInput
+from jobs.messages import first_line
+
+_BATCH_BYTES = 8 * 2**20
+_BATCH_ROWS = 256  # bounds what a long value that a dictionary repeats can take
+_BUFFER_BYTES = 2**20
+_MOST_ROWS_PER_BYTE = 100_000
+"""Writers keep some ten thousand rows in a page, and a page of equal values takes some ten bytes."""
+_LARGE_BYTES = 64 * 2**20
+"""What a column may take in one row group whatever its rows are."""
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """A file that is being decoded, and how far that got."""
+
+    file: InputFile
+    group_starts: list[int]
+    """The file's row at which each row group begins."""
+    batches: Iterator[pa.RecordBatch]
+    row: int
+    """The file's row that comes next: the first one of `batch`, or else of `batches`."""
+    batch: pa.RecordBatch | None
+    resources: ExitStack
+
+
+class ParquetReader:
+    """Reads `.parquet` files.
+
+    Row groups are decoded as they are read, so a chunk may be a small part of a large group. The place where a read
+    stopped is kept open: the next chunk behind it goes on there instead of decoding its group from the beginning.
+    """
+
+    def __init__(self, *, columns: Sequence[str], max_row_bytes: int) -> None:
+        """
+        Args:
+            columns: top-level columns to read; one that a file lacks is left out of its records.
+            max_row_bytes: longest value that is not a row error.
+        """
+        self._columns = frozenset(columns)
+        self._max_row_bytes = max_row_bytes
+        self._cursor: _Cursor | None = None
+
+    def stamped(self, file: InputFile) -> InputFile:
+        """The same file with its present size and stamp."""
+        return opening.stamped(file)
+
+    def column_names(self, file: InputFile) -> list[str] | None:
+        """The top-level columns of the schema."""
+        with self._file(file) as parquet:
+            return list(parquet.schema_arrow.names)
+
+    def class_names(self, file: InputFile, column: str) -> list[str] | None:
+        """The names that the `datasets` library wrote beside the schema."""
+        with self._file(file) as parquet:
+            return names_in_metadata(parquet.schema_arrow.metadata, column)
+
+    def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
+        """Cut by the row counts in the file's footer; no data is read."""
+        with self._file(file) as parquet:
+            starts = _group_starts(parquet.metadata)
+            num_rows = parquet.metadata.num_rows
+        for row in range(0, num_rows, chunk_rows):
+            group = bisect_right(starts, row) - 1
+            yield Cut(row, min(row + chunk_rows, num_rows), starts[group], {"group": group})
+
+    def records(self, file: InputFile, place: Mapping[str, Any], skip: int, count: int) -> Iterator[Record]:
+        """Decode the rows behind the beginning of the row group at `place`."""
+        cursor, self._cursor = self._cursor, None  # taken out, so that reads that overlap do not share one
+        group: int = place["group"]
+        with _decoding(file):
+            if cursor is None or not _can_go_on(cursor, file, group, skip):
+                if cursor is not None:
+                    cursor.resources.close()
+                cursor = self._open(file, group)
+            try:
+                first = cursor.group_starts[group] + skip
+                for batch in _advance(cursor, first, first + count):
+                    yield from table_records(batch)
+            except BaseException:
+                cursor.resources.close()
+                raise
+        self._cursor = cursor
+
+    @contextmanager
+    def _file(self, file: InputFile) -> Iterator[Any]:
+        """The open file, once it is sure that it can be decoded in bounded memory."""
+        with opening.opened(file) as handle, _decoding(file), pq.ParquetFile(handle) as parquet:
+            fault = expansion(parquet.metadata, handle.seek(0, 2), self._columns, self._max_row_bytes)
+            if fault is not None:
+                raise InvalidInput(f"{opening.PARAM}: '{file.name}' {fault}", param=opening.PARAM)
+            yield parquet
+
+    def _open(self, file: InputFile, group: int) -> _Cursor:
+        with ExitStack() as resources:
+            handle = resources.enter_context(opening.opened(file))
+            resources.enter_context(_decoding(file))
+            parquet = resources.enter_context(pq.ParquetFile(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False))
+            starts = _group_starts(parquet.metadata)
+            columns = [name for name in parquet.schema_arrow.names if name in self._columns]
+            batches = parquet.iter_batches(
+                batch_size=_batch_rows(parquet.metadata, group, columns),
+                row_groups=range(group, len(starts)),
+                columns=columns,
+                use_threads=False,
+            )
+            return _Cursor(file, starts, batches, starts[group], None, resources.pop_all())
+
+
+def _can_go_on(cursor: _Cursor, file: InputFile, group: int, skip: int) -> bool:
+    start = cursor.group_starts[group] if cursor.file == file else -1
+    return start >= 0 and start <= cursor.row <= start + skip
+
+
+def _advance(cursor: _Cursor, first: int, stop: int) -> Iterator[pa.RecordBatch]:
+    """The rows [first, stop) of the file in batches; what is left of the last one stays in the cursor."""
+    while cursor.row < stop:
+        batch = cursor.batch if cursor.batch is not None else next(cursor.batches, None)
+        if batch is None:
+            return
+        begin = min(max(first - cursor.row, 0), batch.num_rows)
+        end = min(stop - cursor.row, batch.num_rows)
+        cursor.batch = batch.slice(end) if end < batch.num_rows else None
+        cursor.row += end
+        if begin < end:
+            yield batch.slice(begin, end - begin)
+
+
+def _group_starts(metadata: Any) -> list[int]:
+    counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return list(accumulate(counts[:-1], initial=0)) if counts else []
+
+
+def _batch_rows(metadata: Any, group: int, columns: list[str]) -> int:
+    """Rows of about `_BATCH_BYTES`, going by the average in the row group."""
+    facts = metadata.row_group(group)
+    chunks = [facts.column(at) for at in range(facts.num_columns)]
+    num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+    fitting: int = _BATCH_BYTES * facts.num_rows // max(num_bytes, 1)
+    return max(1, min(_BATCH_ROWS, fitting))
+
+
+def expansion(metadata: Any, num_bytes: int, columns: Collection[str] | None, max_row_bytes: int) -> str | None:
+    """What makes a file one that expands beyond measure when it is decoded, by its footer; None where nothing does.
+
+    Args:
+        metadata: the file's footer.
+        num_bytes: size of the file.
+        columns: those that are to be read; None: all.
+        max_row_bytes: longest value that is not a row error.
+    """
+    if metadata.num_rows > _MOST_ROWS_PER_BYTE * num_bytes:
+        return f"claims {metadata.num_rows} rows in {num_bytes} bytes, more than any file of real rows has"
+    for group in range(metadata.num_row_groups):
+        facts = metadata.row_group(group)
+        for at in range(facts.num_columns):
+            chunk = facts.column(at)
+            name = chunk.path_in_schema.split(".")[0]
+            size = chunk.total_uncompressed_size
+            is_read = columns is None or name in columns
+            if is_read and size > _LARGE_BYTES and size > max_row_bytes * facts.num_rows:
+                return (
+                    f"expands column '{name}' to {size} bytes in a row group with a num_rows of {facts.num_rows}, "
+                    f"more than {max_row_bytes} bytes for each row (setting max_row_bytes)"
+                )
+    return None
+
+
+@contextmanager
+def _decoding(file: InputFile) -> Iterator[None]:
+    try:
+        with opening.translated(file):
+            try:
+                yield
+            except OSError as error:
+                if error.errno is None and type(error) is OSError and is_local(file.url):  # Arrow's word for damage
+                    raise _not_parquet(file, error) from error
+                raise
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
+        raise _not_parquet(file, error) from error
+
+
+def _not_parquet(file: InputFile, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"{opening.PARAM}: '{file.name}' is not a readable Parquet file: {first_line(error)}",
+        param=opening.PARAM,
+    )

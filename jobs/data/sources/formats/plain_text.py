@@ -1,0 +1,63 @@
+"""Read plain text by byte offsets: each line is a row with one column, `text`, blank lines included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+from jobs.data.sources import opening
+from jobs.data.sources.formats import scanning
+from jobs.data.sources.formats.encodings import TextEncoding
+from jobs.data.sources.formats.texts import check_encoding, data_start, row_text, too_large
+from jobs.data.sources.reader import Cut, InputFile, Record
+
+COLUMN = "text"
+
+
+class PlainTextReader:
+    """Reads `.txt` files: as many rows as there are lines; LF or CRLF, with or without a byte order mark."""
+
+    def __init__(self, *, max_row_bytes: int, encoding: TextEncoding) -> None:
+        """
+        Args:
+            max_row_bytes: longest line, without its ending; a longer one is a row error.
+            encoding: of the files.
+        """
+        self._max_row_bytes = max_row_bytes
+        self._encoding = encoding
+
+    def stamped(self, file: InputFile) -> InputFile:
+        """The same file with its present size and stamp."""
+        return opening.stamped(file)
+
+    def column_names(self, file: InputFile) -> list[str] | None:
+        """The one column.
+
+        Raises:
+            InvalidInput: the file is in another encoding.
+        """
+        with opening.opened(file) as handle:
+            start = data_start(handle, file)
+            check_encoding(self._texts(handle, start, 1, 0, 2**62), file, self._encoding)
+            handle.seek(start)
+            return [COLUMN] if handle.read(1) else None
+
+    def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
+        """Count lines block by block."""
+        with opening.opened(file) as handle:
+            lines, start = scanning.Lines(keep_blank=True), data_start(handle, file)
+            yield from scanning.cut_rows(handle, file, lines, chunk_rows, offset=start, line=1)
+
+    def records(self, file: InputFile, place: Mapping[str, Any], skip: int, count: int) -> Iterator[Record]:
+        """Decode the lines at `place`."""
+        with opening.opened(file) as handle:
+            for text in self._texts(handle, place["offset"], place["line"], skip, count):
+                if text.data is None:
+                    yield Record(too_large(text.line, self._max_row_bytes), text.line)
+                    continue
+                row = row_text(text.data, text.line, self._encoding)
+                yield Record({COLUMN: row} if isinstance(row, str) else row, text.line)
+
+    def _texts(self, handle: BinaryIO, offset: int, line: int, skip: int, count: int) -> Iterator[scanning.Text]:
+        lines, limit = scanning.Lines(keep_blank=True), self._max_row_bytes
+        return scanning.read_rows(handle, lines, offset=offset, line=line, skip=skip, count=count, max_bytes=limit)

@@ -1,0 +1,224 @@
+"""Read Hugging Face data sets: from the hub, from a script-free folder, or saved to disk; always memory-mapped."""
+
+from __future__ import annotations
+
+import errno
+import json
+import lzma
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import yaml
+
+from jobs.access.paths import resolve_input_path
+from jobs.access.stamps import file_stamp
+from jobs.config.settings import Settings
+from jobs.data.sources.folders import check_expansion, check_notes
+from jobs.data.sources.formats.arrow import table_records
+from jobs.data.sources.formats.class_names import names_of_feature
+from jobs.data.sources.opening import PARAM, check_unchanged
+from jobs.data.sources.reader import Cut, InputFile, Record
+from jobs.errors import Forbidden, InvalidInput, ServiceUnavailable
+from jobs.messages import first_line
+
+_HUB_PREFIX = "hf://datasets/"
+_BATCH_ROWS = 256
+_SPLIT_PARAM = "input.split"
+_CONFIG_PARAM = "input.config"
+_DEFAULT_SPLIT = "train"
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+_DAMAGE = (
+    RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError, EOFError,
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, yaml.YAMLError, pyarrow.ArrowException,
+)  # fmt: skip
+"""What the library and those below it raise for a script, and for files that are damaged or no data set."""
+
+
+class DatasetReader:
+    """Reads data sets through the `datasets` library, which is loaded only where one is read.
+
+    `HF_HUB_OFFLINE` and the other `HF_*` variables work as everywhere. Data sets that come with a script are refused.
+    """
+
+    def __init__(self, *, columns: Sequence[str], split: str, config: str | None, settings: Settings) -> None:
+        """
+        Args:
+            columns: columns to read; one that the data set lacks is left out of its records.
+            split: name of the split, or of a slice of it (`train[:1000]`) where the data set is not a saved one.
+            config: configuration of a hub data set or of a folder that declares several.
+            settings: whose `input_roots` bound the files that a data set names.
+        """
+        self._columns = tuple(columns)
+        self._split = split
+        self._config = config
+        self._settings = settings
+        self._loaded: tuple[str, Any] | None = None
+
+    def stamped(self, file: InputFile) -> InputFile:
+        """The data set with its number of rows and its fingerprint."""
+        return _stamped(file, self._data(file))
+
+    def column_names(self, file: InputFile) -> list[str] | None:
+        """The names of its features."""
+        data = self._data(file)
+        return list(data.column_names) if len(data) else None
+
+    def class_names(self, file: InputFile, column: str) -> list[str] | None:
+        """The names of a `ClassLabel`, or of a list of them."""
+        return names_of_feature(self._data(file).features.get(column))
+
+    def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
+        """Cut by the number of rows alone."""
+        num_rows = len(self._data(file))
+        for row in range(0, num_rows, chunk_rows):
+            yield Cut(row, min(row + chunk_rows, num_rows), row, {"index": row})
+
+    def records(self, file: InputFile, place: Mapping[str, Any], skip: int, count: int) -> Iterator[Record]:
+        """Slice the memory-mapped tables; nothing is decoded but Arrow's own values."""
+        data = self._data(file)
+        check_unchanged(file, len(data), _stamped(file, data).stamp)
+        columns = [name for name in data.column_names if name in self._columns]
+        start = place["index"] + skip
+        stop = min(start + count, len(data))
+        if not columns:
+            yield from (Record({}, None) for _ in range(start, stop))
+            return
+        table = data.select_columns(columns).with_format("arrow")
+        for begin in range(start, stop, _BATCH_ROWS):
+            yield from table_records(table[begin : min(begin + _BATCH_ROWS, stop)])
+
+    def _data(self, file: InputFile) -> Any:
+        if self._loaded is None or self._loaded[0] != file.url:
+            with _translated(file):
+                self._loaded = (file.url, self._load(file))
+        return self._loaded[1]
+
+    def _load(self, file: InputFile) -> Any:
+        import datasets
+
+        datasets.disable_progress_bars()  # a runner's log is no terminal
+        if not file.url.startswith(_HUB_PREFIX):
+            folder = Path(file.url)
+            check_notes(file, self._settings)
+            saved = _saved_folder(folder, self._split, file)
+            if saved is not None:
+                data = _saved(saved, self._split, file, is_single=saved == folder)
+                self._check_allowed(file, [facts["filename"] for facts in data.cache_files])
+                return data
+            return self._built(file, datasets.load_dataset_builder(str(folder), name=self._config))
+        name, _, revision = file.url.removeprefix(_HUB_PREFIX).partition("@")
+        if Path(name).exists():  # the library would prefer it, and it may lie outside the input roots
+            raise InvalidInput(f"{PARAM}: a local '{name}' in the working directory hides the hub's", param=PARAM)
+        return self._built(file, datasets.load_dataset_builder(name, name=self._config, revision=revision or None))
+
+    def _built(self, file: InputFile, builder: Any) -> Any:
+        named = builder.config.data_files or {}
+        urls = [url for urls in named.values() for url in urls]
+        self._check_allowed(file, urls)
+        if not file.url.startswith(_HUB_PREFIX) and not Path(builder.cache_dir).exists():
+            paths = [url.rpartition("::")[2] for url in urls]
+            settings = self._settings
+            check_expansion(file, paths, most_bytes=settings.max_dataset_bytes, max_row_bytes=settings.max_row_bytes)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=self._split)
+
+    def _check_allowed(self, file: InputFile, urls: Iterable[str]) -> None:
+        """Refuse files that jobs may not read: a README, a link or a saved set's own notes may name any."""
+        for url in urls:
+            place = url.rpartition("::")[2]  # of a member of an archive, the archive
+            if not file.url.startswith(_HUB_PREFIX):
+                resolve_input_path(place, self._settings)
+            elif not place.startswith("hf://"):
+                raise Forbidden(
+                    f"{PARAM}: data set '{file.name}' names the file '{place}' outside the hub", param=PARAM
+                )
+
+
+def _stamped(file: InputFile, data: Any) -> InputFile:
+    """With rows and fingerprint; of a saved data set also its files' sizes and times, for its fingerprint is a note."""
+    stamp = str(data._fingerprint)
+    if not file.url.startswith(_HUB_PREFIX):
+        folder = Path(file.url)
+        states = [Path(facts["filename"]).stat() for facts in data.cache_files]
+        if all(Path(facts["filename"]).is_relative_to(folder) for facts in data.cache_files):
+            stamp = "-".join([stamp, *(f"{state.st_size}.{file_stamp(state)}" for state in states)])
+    return replace(file, size=len(data), stamp=stamp)
+
+
+def _saved_folder(folder: Path, split: str, file: InputFile) -> Path | None:
+    """The folder of the one data set to load where `folder` was saved to disk, else None."""
+    if (folder / "state.json").is_file():
+        return folder
+    marks = folder / "dataset_dict.json"
+    if not marks.is_file():
+        return None
+    splits = [str(name) for name in json.loads(marks.read_bytes())["splits"]]
+    if split not in splits:
+        raise _unknown_split(split, file, splits)
+    return folder / split
+
+
+def _saved(folder: Path, split: str, file: InputFile, *, is_single: bool) -> Any:
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except IndexError as error:  # the library's answer to tables without rows
+        raise InvalidInput(f"{PARAM}: '{file.name}' has no rows", param=PARAM) from error
+    own = str(data.split) if data.split is not None else None
+    if is_single and split not in {_DEFAULT_SPLIT, own}:
+        raise _unknown_split(split, file, [own or _DEFAULT_SPLIT])
+    return data
+
+
+def _unknown_split(split: str, file: InputFile, splits: Sequence[str]) -> InvalidInput:
+    known = ", ".join(splits)
+    message = f"{_SPLIT_PARAM}: data set '{file.name}' has no split '{split}'; it has {known}"
+    return InvalidInput(message, param=_SPLIT_PARAM)
+
+
+@contextmanager
+def _translated(file: InputFile) -> Iterator[None]:
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except (FileNotFoundError, DatasetsError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
+            raise ServiceUnavailable(f"the cache of data sets cannot be written: {first_line(cause)}") from error
+        raise _unreadable(file, first_line(error) if isinstance(error, OSError) else first_line(cause)) from error
+    except PermissionError as error:
+        raise _unreadable(file, "permission denied") from error
+    except (ConnectionError, TimeoutError) as error:
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        if HF_HUB_OFFLINE:
+            raise _unreadable(file, "it is not in the cache of this host, and HF_HUB_OFFLINE is set") from error
+        raise ServiceUnavailable(f"the hub cannot be reached: {first_line(error)}", param=PARAM) from error
+    except ValueError as error:
+        text = first_line(error)
+        unknown = re.match(r'Unknown split "(.*?)"\. Should be one of \[(.*)\]', text)
+        if unknown:
+            splits = re.findall(r"'([^']*)'", unknown.group(2))
+            raise _unknown_split(unknown.group(1), file, splits) from error
+        param = _CONFIG_PARAM if re.search(r"BuilderConfig|Config name", text) else PARAM
+        raise InvalidInput(f"{param}: data set '{file.name}': {text}", param=param) from error
+    except OSError as error:
+        if error.errno is not None or file.url.startswith(_HUB_PREFIX):
+            raise ServiceUnavailable(f"'{file.name}' cannot be read now: {first_line(error)}", param=PARAM) from error
+        raise _unreadable(file, first_line(error)) from error  # what libraries raise for damaged files
+    except _DAMAGE as error:
+        raise _unreadable(file, first_line(error)) from error
+
+
+def _unreadable(file: InputFile, reason: str) -> InvalidInput:
+    return InvalidInput(f"{PARAM}: '{file.name}' cannot be read as a data set: {reason}", param=PARAM)

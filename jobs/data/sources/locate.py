@@ -1,0 +1,174 @@
+"""Find the files that a spec's `input.path` means, in their order, without opening any of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from jobs.access.paths import check_input_url, local_path, resolve_input_path, upload_id
+from jobs.config.settings import Settings
+from jobs.data.sources.globs import local_matches
+from jobs.data.sources.opening import PARAM, directory_message, remote_file_system, translated
+from jobs.data.sources.reader import InputFile
+from jobs.data.store import Store
+from jobs.db.tables import StoredFile
+from jobs.errors import InvalidInput, NotFound
+from jobs.specs.bounds import MOST_INPUT_FILES, glob_fault
+from jobs.specs.inference import InputSpec
+
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".txt": "text",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+"""File name ending -> format."""
+
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".7z"}
+_HUB_PREFIX = "hf://datasets/"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+_GLOB = re.compile(r"[*?\[]")
+_SAVED_DATASET_MARKS = ("dataset_dict.json", "state.json")
+
+
+class Locator:
+    """Turns a spec's paths into files."""
+
+    def __init__(
+        self, spec_input: InputSpec, *, settings: Settings, store: Store, find_upload: Callable[[str], StoredFile]
+    ) -> None:
+        """
+        Args:
+            spec_input: the paths and the format.
+            settings: whose roots bound what may be read.
+            store: where uploads lie.
+            find_upload: finds an upload by its id; raises NotFound.
+        """
+        self._spec = spec_input
+        self._settings = settings
+        self._store = store
+        self._find_upload = find_upload
+
+    def files(self) -> list[InputFile]:
+        """Every file, in the order of the spec's paths; those of one glob sorted by name.
+
+        Raises:
+            InvalidInput: a path means no file, or a file's format is not known, or the formats differ.
+            Forbidden: a path lies where jobs may not read.
+        """
+        found: list[InputFile] = []
+        for path in self._spec.paths:
+            with translated(InputFile(path, path, "")):
+                for file in self._files_of(path):
+                    found.append(file)
+                    if len(found) > MOST_INPUT_FILES:
+                        raise _invalid(f"these are more than {MOST_INPUT_FILES} files; put several into one")
+        other = next((file for file in found if file.format != found[0].format), None)
+        if other is not None:
+            raise _invalid(
+                f"'{found[0].name}' is {found[0].format} and '{other.name}' is {other.format}; "
+                "the files of one job have one format"
+            )
+        return found
+
+    def _files_of(self, path: str) -> Iterator[InputFile]:
+        if not path or "\0" in path:
+            raise _invalid(f"{path!r} is not a usable path")
+        upload = upload_id(path)
+        if upload is not None:
+            yield self._upload(path, upload)
+        elif self._is_hub_dataset(path):
+            yield InputFile(path if path.startswith(_HUB_PREFIX) else _HUB_PREFIX + path, path, "dataset")
+        elif local_path(path) is None:
+            yield from self._remote(path)
+        else:
+            yield from self._local(path)
+
+    def _is_hub_dataset(self, path: str) -> bool:
+        if path.startswith(_HUB_PREFIX):
+            name = path.removeprefix(_HUB_PREFIX)
+            is_file_in_it = name.count("/") > 1 and PurePosixPath(name).suffix.lower() in SUFFIXES
+            return self._spec.format == "dataset" or (_HUB_NAME.fullmatch(name) is not None and not is_file_in_it)
+        looks_local = path.startswith(("/", ".", "~")) or Path(path).exists()
+        return self._spec.format == "dataset" and not looks_local and _HUB_NAME.fullmatch(path) is not None
+
+    def _upload(self, path: str, file_id: str) -> InputFile:
+        try:
+            stored = self._find_upload(file_id)
+        except NotFound as error:
+            raise _invalid(f"there is no uploaded file '{file_id}'") from error
+        if self._spec.format == "dataset":
+            raise _invalid(f"'{path}' is one file, not a data set; leave input.format at auto")
+        form = self._format(stored.filename)
+        return InputFile(self._store.url(stored.key), stored.filename or path, form, is_upload=True)
+
+    def _remote(self, url: str) -> Iterator[InputFile]:
+        check_input_url(url, self._settings)
+        if self._spec.format == "dataset":
+            raise _invalid(f"'{url}': a data set is read from a local folder or the hub ({_HUB_PREFIX}<name>)")
+        if not _GLOB.search(url):
+            yield InputFile(url, url, self._format(url))
+            return
+        if fault := glob_fault(url):
+            raise _invalid(f"'{url}' {fault}")
+        with translated(InputFile(url, url, "")):
+            system, pattern = remote_file_system(url)
+            matches = sorted(
+                name for name, facts in system.glob(pattern, detail=True).items() if facts["type"] == "file"
+            )
+        if not matches:
+            raise _invalid(f"no file matches '{url}'")
+        for match in matches:
+            full = str(system.unstrip_protocol(match))
+            check_input_url(full, self._settings)
+            yield InputFile(full, full, self._format(full))
+
+    def _local(self, path: str) -> Iterator[InputFile]:
+        resolved = resolve_input_path(path, self._settings)
+        if _GLOB.search(path) and not resolved.exists():
+            yield from self._matches(path)
+        elif resolved.is_dir():
+            is_saved = any((resolved / mark).is_file() for mark in _SAVED_DATASET_MARKS)
+            if self._spec.format != "dataset" and not (self._spec.format == "auto" and is_saved):
+                raise _invalid(directory_message(path).removeprefix(f"{PARAM}: "))
+            yield InputFile(str(resolved), path, "dataset")
+        elif not resolved.exists():
+            raise _invalid(f"there is no {'data set folder' if self._spec.format == 'dataset' else 'file'} '{path}'")
+        elif self._spec.format == "dataset":
+            raise _invalid(f"'{path}' is a file, not the folder of a data set; leave input.format at auto")
+        else:
+            yield InputFile(str(resolved), path, self._format(path))
+
+    def _matches(self, pattern: str) -> Iterator[InputFile]:
+        local = local_path(pattern)
+        files = [] if local is None else local_matches(str(local.expanduser()))
+        if not files:
+            raise _invalid(f"no file matches '{pattern}'")
+        for match in files:
+            yield InputFile(str(resolve_input_path(match, self._settings)), match, self._format(match))
+
+    def _format(self, name: str) -> str:
+        if self._spec.format not in {"auto", "dataset"}:
+            return self._spec.format
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in _COMPRESSED:
+            raise _invalid(
+                f"'{name}' is compressed, and rows cannot be found in it without reading all of it; unpack it first"
+            )
+        if suffix not in SUFFIXES:
+            known = ", ".join(SUFFIXES)
+            raise _invalid(
+                f"the format of '{name}' is not known by its name ({known} are); "
+                "set input.format to jsonl, json, csv, text, parquet or dataset"
+            )
+        return SUFFIXES[suffix]
+
+
+def _invalid(message: str) -> InvalidInput:
+    return InvalidInput(f"{PARAM}: {message}", param=PARAM)

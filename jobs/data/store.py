@@ -1,0 +1,365 @@
+"""The artifact store on fsspec: objects that appear whole or not at all, by names that are made only here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from jobs.data.atomic import make_directory, sync_directory
+from jobs.errors import Forbidden, InvalidSpec, NotFound, ServiceUnavailable, StokerError, TooLarge
+from jobs.messages import reason
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_ATOMIC_UPLOADS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
+"""Protocols whose uploads appear whole by nature; others would need a rename that fsspec does not promise."""
+_ASIDE = ".tmp"
+_BLOCK_BYTES = 2**20
+_LONGEST_NAME_BYTES = 255
+_PUBLISH_TRIES = 20
+
+
+# -- the names of keys ---------------------------------------------------------------------------------------------
+
+
+def upload_key(file_id: str) -> str:
+    """Where an uploaded file lies."""
+    return f"uploads/{file_id}"
+
+
+def job_prefix(job_id: str) -> str:
+    """What the keys of everything that a job made begin with."""
+    return f"jobs/{job_id}/"
+
+
+def batch_prefix(batch_id: str) -> str:
+    """What the keys of everything that a batch's input is split into begin with."""
+    return f"batches/{batch_id}/"
+
+
+def part_key(job_id: str, start_row: int, lease_id: str, suffix: str) -> str:
+    """Where one chunk's results lie. The lease in it keeps a lost owner from ever overwriting the live owner's part."""
+    return f"{job_prefix(job_id)}parts/{start_row:012d}-{lease_id}{suffix}"
+
+
+def artifact_key(job_id: str, name: str) -> str:
+    """Where an artifact of a job lies."""
+    return f"{job_prefix(job_id)}artifacts/{name}"
+
+
+def checkpoint_prefix(job_id: str, step: int, lease_id: str) -> str:
+    """What the keys of a checkpoint's files begin with; the lease in it keeps a lost owner from overwriting any."""
+    return f"{job_prefix(job_id)}checkpoints/{step:012d}-{lease_id}/"
+
+
+def lease_artifact_prefix(job_id: str, lease_id: str) -> str:
+    """What the keys of artifacts begin with that a lease's holder makes itself, before they are the job's."""
+    return f"{job_prefix(job_id)}artifacts-{lease_id}/"
+
+
+# -- the store -----------------------------------------------------------------------------------------------------
+
+
+def is_name(key: str) -> bool:
+    """Whether an artifact can be called that: names without control characters, with `/` between them."""
+    return (
+        key.isprintable()
+        and "\\" not in key
+        and all(
+            name not in {"", ".", ".."} and len(name.encode(errors="replace")) <= _LONGEST_NAME_BYTES
+            for name in key.split("/")
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object that is in the store, as it was when it was put there."""
+
+    key: str
+    num_bytes: int
+    sha256: str
+    """Hexadecimal digest of its content."""
+
+
+class Draft(io.RawIOBase):
+    """An object being written: counted and hashed on the way, under its key only once its `create` block has ended."""
+
+    def __init__(self, key: str, handle: BinaryIO, max_bytes: int | None) -> None:
+        super().__init__()
+        self._key = key
+        self._handle = handle
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._digest = hashlib.sha256()
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        """Append all of `data`.
+
+        Raises:
+            TooLarge: it would be larger than `max_bytes`.
+            ServiceUnavailable: the disk is full or failing.
+        """
+        view = memoryview(data).cast("B")
+        if self._max_bytes is not None and self._num_bytes + view.nbytes > self._max_bytes:
+            raise TooLarge(f"the upload is larger than the limit of {self._max_bytes} bytes")
+        with _failing_writes(self._key, OSError):
+            self._handle.write(view)
+        self._digest.update(view)
+        self._num_bytes += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._num_bytes
+
+    @property
+    def stored(self) -> StoredObject:
+        """What stands in the store once the `create` block has ended."""
+        return StoredObject(self._key, self._num_bytes, self._digest.hexdigest())
+
+
+class Store:
+    """Objects by key in one local folder or bucket. Threads may share it; make a new one after a fork.
+
+    A local object is written aside, synced and renamed. For an object store it is spooled to the local temporary folder
+    and then uploaded, so that a half-written object can never be completed by whatever ends its writer.
+    """
+
+    def __init__(self, url: str) -> None:
+        """
+        Args:
+            url: a local path, or a URL such as `s3://bucket/folder` or `gs://bucket/folder`.
+
+        Raises:
+            InvalidSpec: no store can be at that URL, or the package for it is not installed.
+        """
+        import fsspec
+
+        try:
+            # listings are never cached: other processes write here too
+            self._fs, self._base = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise InvalidSpec(f"store_url: '{url}' cannot be used: {reason(error)}", param="store_url") from error
+        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        self._root = Path(self._base).absolute() if "file" in protocols else None
+        if self._root is None and not protocols & _ATOMIC_UPLOADS:
+            raise InvalidSpec(
+                f"store_url: '{url}' is neither a local path nor s3://, gs:// or az://", param="store_url"
+            )
+        self._failures: type[Exception] = OSError if self._root is not None else Exception
+
+    # -- writing
+
+    @contextmanager
+    def create(self, key: str, *, max_bytes: int | None = None) -> Iterator[Draft]:
+        """Write an object piece by piece; it replaces what was at `key` when the block ends, never when it raises.
+
+        Yields:
+            A file to write to, whose `stored` is the result once the block has ended.
+
+        Raises:
+            TooLarge: more than `max_bytes` were written.
+            ServiceUnavailable: the store cannot be reached or is full.
+        """
+        location = self._locate(key)
+        with _failing_writes(key, OSError):
+            aside, handle = self._open_aside()
+        try:
+            with handle:
+                draft = Draft(key, handle, max_bytes)
+                yield draft
+                with _failing_writes(key, OSError):
+                    handle.flush()
+                    if self._root is not None:
+                        os.fsync(handle.fileno())
+            with _failing_writes(key, self._failures):
+                self._publish(aside, location)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def put(self, key: str, chunks: Iterable[bytes], *, max_bytes: int | None = None) -> StoredObject:
+        """Store an object from pieces; see `create`."""
+        with self.create(key, max_bytes=max_bytes) as draft:
+            for chunk in chunks:
+                draft.write(chunk)
+        return draft.stored
+
+    def put_file(self, key: str, path: Path) -> StoredObject:
+        """Store a copy of a local file; see `create`."""
+        with path.open("rb") as source:
+            return self.put(key, iter(lambda: source.read(_BLOCK_BYTES), b""))
+
+    def check_writable(self, key: str, num_bytes: int) -> None:
+        """Find out whether the store takes objects now, by putting one at `key` and deleting it.
+
+        Args:
+            key: of an object that nobody else has.
+            num_bytes: How large the objects will be in all; compared with what the disk of a local store has left.
+
+        Raises:
+            ServiceUnavailable: it does not, or has too little room.
+        """
+        self.put(key, [b"x"])
+        self.delete(key)
+        if self._root is not None and (free := shutil.disk_usage(self._root).free) < num_bytes:
+            raise ServiceUnavailable(f"the artifact store has {free} bytes left, and {num_bytes} are needed")
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error where there is none. Takes the names of `stale_temporaries` too."""
+        location = self._locate(key, temporaries=True)
+        with self._reaching(key, "delete"):
+            try:
+                self._fs.rm_file(location)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return
+            self._prune(Path(location).parent)
+
+    # -- reading
+
+    def open(self, key: str) -> BinaryIO:
+        """Open an object for reading; the file is seekable and the caller's to close.
+
+        Raises:
+            NotFound: there is no such object.
+            ServiceUnavailable: the store cannot be reached.
+        """
+        with self._reaching(key, "read"):
+            handle = self._fs.open(self._locate(key), "rb")
+            if isinstance(handle, io.BytesIO):  # fsspec's memory files share one position among all their readers
+                return io.BytesIO(handle.getvalue())
+            return cast("BinaryIO", handle)
+
+    def url(self, key: str) -> str:
+        """What `fsspec.open` takes for this object: the absolute path of a local one."""
+        location = self._locate(key)
+        return location if self._root is not None else str(self._fs.unstrip_protocol(location))
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        with self._reaching(key, "read"):
+            return bool(self._fs.isfile(self._locate(key)))
+
+    def size(self, key: str) -> int:
+        """Bytes of an object.
+
+        Raises:
+            NotFound: there is no such object.
+        """
+        with self._reaching(key, "read"):
+            found = self._fs.info(self._locate(key))
+            if found["type"] != "file":
+                raise FileNotFoundError(key)
+            return int(found["size"])
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """The keys that begin with `prefix`, in the order of a sorted walk."""
+        folder = prefix.rpartition("/")[0]
+        start = self._locate(folder) if folder else self._base
+        found = self._walk(Path(start)) if self._root is not None else self._find(start)
+        return (key for key in found if key.startswith(prefix) and not key.startswith(f"{_ASIDE}/"))
+
+    def stale_temporaries(self, older_than_seconds: float) -> Iterator[str]:
+        """Names for `delete` of what dead writers left behind in a local store; buckets have lifecycle rules for it."""
+        folder = None if self._root is None else self._root / _ASIDE
+        if folder is None or not folder.is_dir():
+            return
+        latest = time.time() - older_than_seconds  # file times are this host's own, as is this clock
+        for path in sorted(folder.iterdir()):
+            try:
+                modified = path.stat().st_mtime
+            except FileNotFoundError:  # its writer has just finished
+                continue
+            if modified <= latest:
+                yield f"{_ASIDE}/{path.name}"
+
+    # -- inside
+
+    def _locate(self, key: str, *, temporaries: bool = False) -> str:
+        names = key.split("/")
+        if not is_name(key) or (names[0] == _ASIDE and not temporaries):
+            raise Forbidden(f"{key!r} is not a name in the artifact store")
+        return "/".join([str(self._root) if self._root is not None else self._base.rstrip("/"), *names])
+
+    def _open_aside(self) -> tuple[Path, BinaryIO]:
+        folder = Path(tempfile.gettempdir()) if self._root is None else self._root / _ASIDE
+        make_directory(folder)
+        mode = 0o600 if self._root is None else 0o666  # the temporary folder is everybody's; a store goes by the umask
+        aside = folder / f"stoker-{secrets.token_hex(16)}"
+        return aside, os.fdopen(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode), "wb")
+
+    def _publish(self, aside: Path, location: str) -> None:
+        if self._root is None:
+            self._fs.put_file(str(aside), location)
+            return
+        path = Path(location)
+        for tries_left in reversed(range(_PUBLISH_TRIES)):
+            try:
+                make_directory(path.parent)
+                aside.replace(path)
+                sync_directory(path.parent)
+            except FileNotFoundError:  # a `delete` has just pruned the folder: make it again
+                if not tries_left or not aside.exists():
+                    raise
+            else:
+                return
+
+    def _prune(self, folder: Path) -> None:
+        """Remove folders that a deletion has emptied, up to the ones right under the root."""
+        while self._root is not None and self._root in folder.parent.parents:
+            try:
+                folder.rmdir()
+            except OSError:  # not empty, or pruned by another already: either way there is no more to do here
+                return
+            folder = folder.parent
+
+    def _walk(self, folder: Path) -> Iterator[str]:
+        with self._reaching(str(folder), "list"):
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(Path(entry.path))
+            else:
+                yield Path(entry.path).relative_to(cast("Path", self._root)).as_posix()
+
+    def _find(self, folder: str) -> Iterator[str]:
+        with self._reaching(folder, "list"):
+            found: list[Any] = sorted(self._fs.find(folder))
+        yield from (str(path).removeprefix(self._base.rstrip("/")).lstrip("/") for path in found)
+
+    @contextmanager
+    def _reaching(self, key: str, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except StokerError:
+            raise
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise NotFound(f"the artifact store has no object '{key}'") from error
+        except self._failures as error:
+            raise ServiceUnavailable(f"the artifact store cannot {verb} '{key}': {reason(error)}") from error
+
+
+@contextmanager
+def _failing_writes(key: str, failures: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except failures as error:
+        raise ServiceUnavailable(f"the artifact store cannot write '{key}': {reason(error)}") from error

@@ -1,0 +1,51 @@
+"""The database's schema over time, by Alembic, shipped inside the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+from jobs.db.database import Database
+
+_UPGRADE_LOCK = 0x5706E5  # any constant; only our own upgrades take it
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def head() -> str:
+    """The revision this version of the code needs."""
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    if revision is None:
+        raise RuntimeError("the package holds no migrations")
+    return revision
+
+
+def current(db: Database) -> str | None:
+    """The revision the database is at; None for an empty one."""
+    with db.engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(db: Database, revision: str = "head") -> str:
+    """Bring the database to a schema, the newest one if none is named; two at once wait for each other.
+
+    Returns:
+        The revision it is at now.
+    """
+    config = _config()
+    with db.engine.connect().execution_options(stoker_immediate=True) as connection, connection.begin():
+        if not db.is_sqlite:
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    return head() if revision == "head" else revision

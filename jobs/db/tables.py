@@ -1,0 +1,469 @@
+"""The SQLModel tables, nouns only: `ledger`, `leases`, `chunks` have the verbs. Times are Unix seconds."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, Double, Enum, Index, Integer, LargeBinary, Text, text
+from sqlmodel import Field, SQLModel
+
+from jobs.db.states import AttemptEnd, BatchState, ChunkState, DeliveryState, JobState, LeaseState, SlotState
+
+_BIG_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
+
+
+def _state(states: type[StrEnum], default: StrEnum | None = None) -> Any:
+    values = Enum(states, native_enum=False, length=20, create_constraint=False, values_callable=list)
+    column: Any = Column(values, nullable=False)
+    return Field(sa_column=column) if default is None else Field(default=default, sa_column=column)
+
+
+def _state_or_none(states: type[StrEnum]) -> Any:
+    values = Enum(states, native_enum=False, length=20, create_constraint=False, values_callable=list)
+    return Field(default=None, sa_column=Column(values, nullable=True))
+
+
+def _text(nullable: bool = False) -> Any:
+    return Column(Text, nullable=nullable)
+
+
+class Job(SQLModel, table=True):
+    """What a user submitted, and its life."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("jobs_by_state", "state", "priority", "created_at"),
+        Index("jobs_by_batch", "batch_id"),
+        Index("jobs_by_retried", "retry_of"),
+        Index("jobs_by_model", "project", "model_key"),
+    )
+
+    id: str = Field(primary_key=True)
+    kind: str
+    name: str | None = None
+    state: JobState = _state(JobState)
+    spec: dict[str, Any] = Field(sa_type=JSON)
+    priority: int = 1
+    """Rank of the class; 0 is served first."""
+    max_slots: int | None = None
+    """Most slots it may hold; of a training, how many it needs at once."""
+    model_key: str = ""
+    """Task, model and dtype; slots that hold it loaded are preferred."""
+    num_rows: int = Field(default=0, sa_type=BigInteger)
+    """Of the input; of a training job, all its steps, once they are known."""
+    num_done: int = Field(default=0, sa_type=BigInteger)
+    """Rows with a recorded result, row errors included; steps that are done."""
+    num_failed: int = Field(default=0, sa_type=BigInteger)
+    """Of `num_done`, those whose result is a row error."""
+    num_tokens: int = Field(default=0, sa_type=BigInteger)
+    crashes: int = 0
+    """Runner deaths outside any chunk since a chunk was last recorded."""
+    attempt: int = 1
+    plan_token: str | None = None
+    """Whose plan is being written; a planner that was overtaken finds another's token and stops."""
+    retry_of: str | None = None
+    batch_id: str | None = None
+    """The batch that this job carries out, or a part of."""
+    waits_for: str | None = None
+    """The training job whose model it uses; it is planned once that one has completed."""
+    pins: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    """What it computes with, as that was when it was submitted: `jobs.access.pins.Pins`. NULL in a job that an older release
+    took in and that is not planned yet."""
+    max_row_errors: str | None = None
+    """The spec's limit of row errors, where it sets one: a number of rows, or a share such as `5%`."""
+    num_first: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    """Number of recorded rows among the job's first rows; see `jobs.data.row_errors`."""
+    is_mixed: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    """Whether its first rows did not all fail alike."""
+    row_error: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    """The lowest row that failed so far, and why: the fields of `jobs.data.row_errors.FailedRow`."""
+    project: str = "default"
+    idempotency_key: str | None = Field(default=None, unique=True)
+    created_at: float = Field(sa_type=Double)
+    started_at: float | None = Field(default=None, sa_type=Double)
+    ended_at: float | None = Field(default=None, sa_type=Double)
+    deadline_at: float | None = Field(default=None, sa_type=Double)
+    not_before: float = Field(default=0.0, sa_type=Double)
+    """No lease is granted before this time (backoff)."""
+    error_code: str | None = None
+    error_message: str | None = Field(default=None, sa_column=_text(nullable=True))
+
+
+class Chunk(SQLModel, table=True):
+    """A contiguous range of input rows: the unit of claim, commit and retry."""
+
+    __tablename__ = "chunks"
+    __table_args__ = (
+        Index("chunks_by_state", "job_id", "state", "start_row"),
+        Index("chunks_by_lease", "lease_id"),
+    )
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    start_row: int = Field(primary_key=True, sa_type=BigInteger)
+    stop_row: int = Field(sa_type=BigInteger)
+    locator: dict[str, Any] = Field(sa_type=JSON)
+    """The source's own note of where reading may begin (file, byte offset or row group, and the row found there)."""
+    state: ChunkState = _state(ChunkState, ChunkState.PENDING)
+    lease_id: str | None = None
+    """The live owner while `leased`; the one that recorded it once `done` or `failed`."""
+    attempt: int = 1
+    crashes: int = 0
+    """Runner deaths while this chunk was being computed."""
+    errors: int = 0
+    """Tries that ended in an error of the machine."""
+    not_before: float = Field(default=0.0, sa_type=Double)
+    error: str | None = Field(default=None, sa_column=_text(nullable=True))
+    part: str | None = None
+    """Store key of the file part with this chunk's results, for file sinks."""
+
+
+class ResultRecord(SQLModel, table=True):
+    """One result in the database sink: JSON text or a float32 vector, or an error."""
+
+    __tablename__ = "results"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    row_index: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    key: str | None = Field(default=None, sa_column=_text(nullable=True))
+    output: str | None = Field(default=None, sa_column=_text(nullable=True))
+    """JSON text. Beside a vector: the shape `[k, dimensions]` of several vectors of one row."""
+    vector: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+    """Little-endian float32 values."""
+    error: str | None = Field(default=None, sa_column=_text(nullable=True))
+    """JSON text of a row error."""
+    num_tokens: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    """Tokens the model saw for this row, padding not counted."""
+
+
+class Slot(SQLModel, table=True):
+    """One accelerator, MIG slice or CPU share on one host, with one Celery worker pinned to it."""
+
+    __tablename__ = "slots"
+
+    id: str = Field(primary_key=True)
+    host: str
+    device: str
+    """`cuda` or `cpu`."""
+    device_uuid: str | None = None
+    name: str
+    memory_bytes: int = Field(default=0, sa_type=BigInteger)
+    num_threads: int = 1
+    state: SlotState = _state(SlotState, SlotState.ONLINE)
+    reason: str | None = Field(default=None, sa_column=_text(nullable=True))
+    warm_models: list[str] = Field(default_factory=list, sa_type=JSON)
+    """Keys of the models its runner holds, most recent last."""
+    incarnation: str = ""
+    """Token of the worker process that owns the slot now."""
+    registered_at: float = Field(sa_type=Double)
+    heartbeat_at: float = Field(sa_type=Double)
+
+
+class Lease(SQLModel, table=True):
+    """The right of one slot to work on one job for a limited time. Its id is the fencing token."""
+
+    __tablename__ = "leases"
+    __table_args__ = (
+        Index(
+            "leases_one_live_per_slot",
+            "slot_id",
+            unique=True,
+            sqlite_where=text("state IN ('granted', 'active')"),
+            postgresql_where=text("state IN ('granted', 'active')"),
+        ),
+        Index("leases_by_job", "job_id", "state"),
+        Index("leases_by_state", "state", "expires_at"),
+    )
+
+    id: str = Field(primary_key=True)
+    job_id: str = Field(foreign_key="jobs.id")
+    slot_id: str = Field(foreign_key="slots.id")
+    state: LeaseState = _state(LeaseState)
+    gang_id: str | None = None
+    rank: int = 0
+    """Place in its gang; 0 leads."""
+    attempt: int = 1
+    """Of a training the how-manieth try this is, else the how-manieth grant of its job; equal in a gang."""
+    incarnation: str | None = None
+    """Token of the worker process that activated it."""
+    yield_asked: bool = False
+    """The holder is to give it back at the next chunk boundary."""
+    shutdown_asked: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    """Of a gang's leader: a member's worker is going down, so the training is to stop soon, with a checkpoint."""
+    rings: int = 0
+    granted_at: float = Field(sa_type=Double)
+    rung_at: float = Field(sa_type=Double)
+    activated_at: float | None = Field(default=None, sa_type=Double)
+    held_at: float | None = Field(default=None, sa_type=Double)
+    """Of a gang's member: when its device was free for the leader's processes."""
+    expires_at: float = Field(sa_type=Double)
+    ended_at: float | None = Field(default=None, sa_type=Double)
+    end_reason: str | None = Field(default=None, sa_column=_text(nullable=True))
+    activity: str | None = Field(default=None, sa_column=_text(nullable=True))
+    """What its runner did at the last heartbeat, in words."""
+    activity_at: float | None = Field(default=None, sa_type=Double)
+    """When its runner began with that, Unix seconds."""
+
+
+class Event(SQLModel, table=True):
+    """One append-only line of a job's history, written in the transaction of the change it tells."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("events_by_job", "job_id", "id"),)
+
+    id: int | None = Field(default=None, sa_column=Column(_BIG_ID, primary_key=True, autoincrement=True))
+    job_id: str
+    at: float = Field(sa_type=Double)
+    name: str
+    """`job.queued`, `lease.granted`, `chunk.split`, ..."""
+    data: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+
+
+class LogLine(SQLModel, table=True):
+    """One line that a job's runner logged."""
+
+    __tablename__ = "log_lines"
+    __table_args__ = (Index("log_lines_by_job", "job_id", "id"),)
+
+    id: int | None = Field(default=None, sa_column=Column(_BIG_ID, primary_key=True, autoincrement=True))
+    job_id: str
+    lease_id: str
+    slot_id: str
+    attempt: int
+    at: float = Field(sa_type=Double)
+    line: str = Field(sa_column=_text())
+
+
+class Artifact(SQLModel, table=True):
+    """A named file that a job made."""
+
+    __tablename__ = "artifacts"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    name: str = Field(primary_key=True)
+    key: str
+    """Where it lies in the store."""
+    num_bytes: int = Field(sa_type=BigInteger)
+    sha256: str
+    created_at: float = Field(sa_type=Double)
+
+
+class Attempt(SQLModel, table=True):
+    """One try of a training job: what it went on from, how far it came, and why it ended."""
+
+    __tablename__ = "attempts"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    number: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    """Its lease's `attempt`."""
+    lease_id: str
+    slot_id: str
+    started_at: float = Field(sa_type=Double)
+    ended_at: float | None = Field(default=None, sa_type=Double)
+    resumed_step: int = Field(default=0, sa_type=BigInteger)
+    """Step of the checkpoint that it went on from; 0: from the beginning."""
+    last_step: int = Field(default=0, sa_type=BigInteger)
+    num_halvings: int = 0
+    """How often the micro-batch was halved for want of memory."""
+    end: AttemptEnd | None = _state_or_none(AttemptEnd)
+    reason: str | None = Field(default=None, sa_column=_text(nullable=True))
+    """The end in words."""
+
+
+class Metric(SQLModel, table=True):
+    """A number of a training job at a step; a step that is computed again replaces it."""
+
+    __tablename__ = "metrics"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    step: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    name: str = Field(primary_key=True)
+    """`loss`, `learning_rate`, `eval_loss`, ..."""
+    value: float | None = Field(default=None, sa_type=Double)
+    """None where it was not a finite number."""
+    attempt: int
+
+
+class Checkpoint(SQLModel, table=True):
+    """All that a training job needs to go on from a step, as files in the store."""
+
+    __tablename__ = "checkpoints"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    step: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    attempt: int
+    prefix: str
+    """What the keys of its files begin with."""
+    files: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
+    """Each `{name, num_bytes, sha256}`."""
+    metric: float | None = Field(default=None, sa_type=Double)
+    """Of `checkpoint.best`, where it was evaluated at this step."""
+    created_at: float = Field(sa_type=Double)
+
+
+class StoredFile(SQLModel, table=True):
+    """A file that a user uploaded."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("files_by_age", "created_at", "id"),)
+
+    id: str = Field(primary_key=True)
+    filename: str = Field(sa_column=_text())
+    purpose: str
+    key: str
+    num_bytes: int = Field(sa_type=BigInteger)
+    sha256: str
+    project: str = "default"
+    created_at: float = Field(sa_type=Double)
+    expires_at: float | None = Field(default=None, sa_type=Double)
+
+
+class Batch(SQLModel, table=True):
+    """A batch of OpenAI's contract: the lines of one uploaded file, carried out by one job for each model."""
+
+    __tablename__ = "batches"
+    __table_args__ = (Index("batches_by_age", "created_at", "id"), Index("batches_by_state", "state"))
+
+    id: str = Field(primary_key=True)
+    project: str = "default"
+    state: BatchState = _state(BatchState)
+    endpoint: str
+    """`/v1/embeddings`, ..."""
+    input_file_id: str
+    completion_window: str
+    """As the client wrote it; `expires_at` follows from it."""
+    labels: dict[str, str] | None = Field(default=None, sa_type=JSON)
+    """The contract's `metadata`."""
+    output_seconds: int | None = None
+    """Life of the output files, from their making; None: as long as an upload."""
+    retry_of: str | None = None
+    idempotency_key: str | None = Field(default=None, unique=True)
+    digest: str
+    """Of the request; an SDK's retry of it is known by this."""
+    errors: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON)
+    """Each `{code, message, line, param}`."""
+    model: str | None = None
+    """As its lines name it, where they all name one."""
+    num_lines: int = Field(default=0, sa_type=BigInteger)
+    num_carried: int = Field(default=0, sa_type=BigInteger)
+    """Of `num_lines`, those whose answers were taken over from the batch that this one retries."""
+    carried_key: str | None = None
+    """Where those answers lie in the store."""
+    num_completed: int | None = Field(default=None, sa_type=BigInteger)
+    """Once it has ended: lines with an answer; until then its jobs are counted."""
+    num_failed: int | None = Field(default=None, sa_type=BigInteger)
+    input_tokens: int = Field(default=0, sa_type=BigInteger)
+    output_tokens: int = Field(default=0, sa_type=BigInteger)
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    created_at: float = Field(sa_type=Double)
+    expires_at: float = Field(sa_type=Double)
+    in_progress_at: float | None = Field(default=None, sa_type=Double)
+    finalizing_at: float | None = Field(default=None, sa_type=Double)
+    completed_at: float | None = Field(default=None, sa_type=Double)
+    failed_at: float | None = Field(default=None, sa_type=Double)
+    expired_at: float | None = Field(default=None, sa_type=Double)
+    cancelling_at: float | None = Field(default=None, sa_type=Double)
+    cancelled_at: float | None = Field(default=None, sa_type=Double)
+
+
+class Webhook(SQLModel, table=True):
+    """An address that is told of what happens in a project."""
+
+    __tablename__ = "webhooks"
+
+    id: str = Field(primary_key=True)
+    project: str = "default"
+    url: str = Field(sa_column=_text())
+    secret: str
+    """`whsec_<base64>`; kept as it is, since each delivery is signed with it."""
+    events: list[str] = Field(default_factory=list, sa_type=JSON)
+    """Types it wants, such as `batch.completed`; empty: all."""
+    created_at: float = Field(sa_type=Double)
+
+
+class WebhookDelivery(SQLModel, table=True):
+    """One event on its way to one webhook: also the log of how that went."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index("webhook_deliveries_by_state", "state", "not_before"),
+        Index("webhook_deliveries_by_webhook", "webhook_id", "created_at", "id"),
+    )
+
+    id: str = Field(primary_key=True)
+    """Also the `webhook-id` header: the same at each try."""
+    webhook_id: str
+    type: str
+    body: str = Field(sa_column=_text())
+    """The JSON text that is signed and sent."""
+    state: DeliveryState = _state(DeliveryState, DeliveryState.PENDING)
+    attempts: int = 0
+    not_before: float = Field(default=0.0, sa_type=Double)
+    status_code: int | None = None
+    """Of the last answer."""
+    error: str | None = Field(default=None, sa_column=_text(nullable=True))
+    """Why the last try failed."""
+    created_at: float = Field(sa_type=Double)
+    ended_at: float | None = Field(default=None, sa_type=Double)
+
+
+class ApiKey(SQLModel, table=True):
+    """A bearer key, of which only the hash is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: str = Field(primary_key=True)
+    name: str
+    project: str = "default"
+    sha256: str = Field(unique=True)
+    created_at: float = Field(sa_type=Double)
+    revoked_at: float | None = Field(default=None, sa_type=Double)
+
+
+class LeaderLock(SQLModel, table=True):
+    """Who is the one scheduler that acts."""
+
+    __tablename__ = "leader"
+
+    name: str = Field(primary_key=True)
+    owner: str
+    expires_at: float = Field(sa_type=Double)
+
+
+class SafeBudget(SQLModel, table=True):
+    """The largest batch that was seen to fit after an out-of-memory, per model, device and dtype."""
+
+    __tablename__ = "safe_budgets"
+
+    model_key: str = Field(primary_key=True)
+    device_name: str = Field(primary_key=True)
+    max_tokens: int
+    recorded_at: float = Field(sa_type=Double)
+
+
+class PaddingVerdict(SQLModel, table=True):
+    """Which rows of a model may share a batch, as a runner found out by trying."""
+
+    __tablename__ = "padding_verdicts"
+
+    task: str = Field(primary_key=True)
+    fingerprint: str = Field(primary_key=True)
+    """Digest of the model's config and weights, its dtype, its tokenizer's padding and the libraries' versions."""
+    device_name: str = Field(primary_key=True)
+    padding: str
+    """`right`, `left`, `equal_lengths` or `one_by_one`."""
+    model_key: str
+    """Task, model and dtype of the job that found it, for people."""
+    recorded_at: float = Field(sa_type=Double)
+
+
+class Notice(SQLModel, table=True):
+    """What a job's user should know about how it runs, although nothing is wrong."""
+
+    __tablename__ = "notices"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    code: str = Field(primary_key=True)
+    message: str = Field(sa_column=_text())
+    at: float = Field(sa_type=Double)

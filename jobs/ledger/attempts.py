@@ -1,0 +1,263 @@
+"""Verbs of a training job's holder, fenced by its lease: begin an attempt, record steps and checkpoints, finish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, func, select, update
+from sqlmodel import Session, col
+
+from jobs.data.store import StoredObject
+from jobs.db.database import Database
+from jobs.db.states import AttemptEnd, JobState
+from jobs.db.tables import Artifact, Attempt, Checkpoint, Job, Lease, Metric
+from jobs.errors import LostLease
+from jobs.ledger import history
+from jobs.ledger.leases import hold
+from jobs.specs.training_metrics import Mode, is_better
+
+_POINTS_AT_ONCE = 1000  # rows of one statement
+_NEWEST_POINTS = 300  # a look costs the same, however long the training is
+
+Point = tuple[int, str, float]
+"""(step, name, value) of one metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCheckpoint:
+    """A checkpoint that lies whole in the store."""
+
+    step: int
+    prefix: str
+    files: Sequence[StoredObject]
+    metric: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeepRule:
+    """Which checkpoints of a job stay."""
+
+    newest: int
+    best: str | None = None
+    """Name of the metric by which one more stays."""
+    mode: Mode = "min"
+    """Whether the least or the largest value of `best` is the best."""
+
+
+def begin(db: Database, lease_id: str, *, resumed_step: int, num_halvings: int = 0) -> Attempt:
+    """Write an attempt down before its first step.
+
+    Raises:
+        LostLease: the lease is not active any more.
+    """
+    with db.write() as session:
+        lease = hold(session, lease_id)
+        attempt = Attempt(
+            job_id=lease.job_id,
+            number=lease.attempt,
+            lease_id=lease.id,
+            slot_id=lease.slot_id,
+            started_at=db.time(session),
+            resumed_step=resumed_step,
+            last_step=resumed_step,
+            num_halvings=num_halvings,
+        )
+        session.add(attempt)
+        session.flush()
+        history.record(
+            session, db, lease.job_id, "attempt.began", lease=lease.id, slot=lease.slot_id, attempt=lease.attempt,
+            resumed_step=resumed_step, num_halvings=num_halvings,
+        )  # fmt: skip
+        return attempt
+
+
+def advance(db: Database, lease_id: str, *, step: int, total_steps: int, points: Sequence[Point]) -> None:
+    """Record steps that are done, with their metrics; those of a step that was computed before are replaced.
+
+    Raises:
+        LostLease: the lease is not active any more, or the job has ended; nothing was recorded.
+    """
+    with db.write() as session:
+        lease = hold(session, lease_id)
+        records = [
+            {
+                "job_id": lease.job_id,
+                "step": at,
+                "name": name,
+                "value": value if math.isfinite(value) else None,
+                "attempt": lease.attempt,
+            }
+            for (at, name), value in {(at, name): value for at, name, value in points}.items()
+        ]
+        for first in range(0, len(records), _POINTS_AT_ONCE):
+            insert = db.insert(Metric).values(records[first : first + _POINTS_AT_ONCE])
+            changed = {"value": insert.excluded.value, "attempt": insert.excluded.attempt}
+            session.execute(insert.on_conflict_do_update(index_elements=["job_id", "step", "name"], set_=changed))
+        at_step = update(Attempt).where(col(Attempt.job_id) == lease.job_id, col(Attempt.number) == lease.attempt)
+        session.execute(at_step.values(last_step=step))
+        _count_steps(session, lease, step, total_steps)
+
+
+def keep_checkpoint(db: Database, lease_id: str, new: NewCheckpoint, rule: KeepRule) -> list[str]:
+    """Make a checkpoint the newest one of its job.
+
+    Returns:
+        Prefixes of the checkpoints that are not kept any more: their objects are nobody's now.
+
+    Raises:
+        LostLease: the lease is not active any more; the checkpoint is not the job's.
+    """
+    with db.write() as session:
+        lease = hold(session, lease_id)
+        session.flush()
+        is_progress = all(one.step < new.step for one in checkpoints(session, lease.job_id))
+        before = session.get(Checkpoint, (lease.job_id, new.step))
+        dropped = [] if before is None else [before.prefix]
+        if before is not None:
+            session.delete(before)
+            session.flush()
+        session.add(
+            Checkpoint(
+                job_id=lease.job_id,
+                step=new.step,
+                attempt=lease.attempt,
+                prefix=new.prefix,
+                files=[
+                    {"name": file.key.removeprefix(new.prefix), "num_bytes": file.num_bytes, "sha256": file.sha256}
+                    for file in new.files
+                ],
+                metric=new.metric,
+                created_at=db.time(session),
+            )
+        )
+        if is_progress:  # that stays: the deaths before it do not count any more
+            session.execute(update(Job).where(col(Job.id) == lease.job_id).values(crashes=0))
+        session.flush()
+        history.record(
+            session, db, lease.job_id, "checkpoint.kept", lease=lease.id, step=new.step, metric=new.metric,
+            bytes=sum(file.num_bytes for file in new.files),
+        )  # fmt: skip
+        for old in _superseded(checkpoints(session, lease.job_id), rule):
+            dropped.append(old.prefix)
+            session.delete(old)
+        return dropped
+
+
+def forget_checkpoint(db: Database, lease_id: str, step: int, reason: str) -> None:
+    """Drop a checkpoint that turned out to be damaged, so that an older one is used.
+
+    Raises:
+        LostLease: the lease is not active any more.
+    """
+    with db.write() as session:
+        lease = hold(session, lease_id)
+        gone = delete(Checkpoint).where(col(Checkpoint.job_id) == lease.job_id, col(Checkpoint.step) == step)
+        session.execute(gone)
+        history.record(session, db, lease.job_id, "checkpoint.damaged", lease=lease.id, step=step, reason=reason)
+
+
+def finish(db: Database, lease_id: str, made: Sequence[Artifact], *, step: int) -> None:
+    """Record what a training made, and take its job to `finalizing`.
+
+    Raises:
+        LostLease: the lease is not active any more, or the job is not running; nothing was recorded.
+    """
+    with db.write() as session:
+        lease = hold(session, lease_id)
+        finished = (
+            update(Job)
+            .where(col(Job.id) == lease.job_id, col(Job.state) == JobState.RUNNING)
+            .values(state=JobState.FINALIZING, num_done=step, num_rows=step, crashes=0)
+            .returning(col(Job.id))
+        )
+        if session.execute(finished).one_or_none() is None:
+            raise LostLease("the job has ended")
+        for artifact in made:
+            session.merge(artifact)
+        history.record(session, db, lease.job_id, "job.finalizing")
+
+
+# -- looking -------------------------------------------------------------------------------------------------------
+
+
+def checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
+    """A job's checkpoints, newest first."""
+    return list(
+        session.scalars(
+            select(Checkpoint).where(col(Checkpoint.job_id) == job_id).order_by(col(Checkpoint.step).desc())
+        )
+    )
+
+
+def attempts(session: Session, job_id: str) -> list[Attempt]:
+    """A job's attempts, oldest first."""
+    return list(session.scalars(select(Attempt).where(col(Attempt.job_id) == job_id).order_by(col(Attempt.number))))
+
+
+def slots_by_leader(session: Session, job_id: str) -> dict[str, list[str]]:
+    """The slots that each of a job's leases worked with, by rank, by the id of the lease that led."""
+    found = session.scalars(select(Lease).where(col(Lease.job_id) == job_id).order_by(col(Lease.rank))).all()
+    by_gang: dict[str, list[str]] = {}
+    for lease in found:
+        by_gang.setdefault(lease.gang_id or lease.id, []).append(lease.slot_id)
+    return {lease.id: by_gang[lease.gang_id or lease.id] for lease in found if lease.rank == 0}
+
+
+def metrics(
+    session: Session, job_id: str, *, name: str | None = None, after_step: int = -1, limit: int | None = None
+) -> list[Metric]:
+    """A job's metrics by step and name.
+
+    Args:
+        name: only this one.
+        after_step: only later steps.
+        limit: at most so many.
+    """
+    query = select(Metric).where(col(Metric.job_id) == job_id, col(Metric.step) > after_step)
+    if name is not None:
+        query = query.where(col(Metric.name) == name)
+    return list(session.scalars(query.order_by(col(Metric.step), col(Metric.name)).limit(limit)))
+
+
+def latest_metrics(session: Session, job_id: str) -> dict[str, float]:
+    """The latest finite value of each of a job's metrics, as far as its newest entries tell."""
+    newest = select(Metric).where(col(Metric.job_id) == job_id).order_by(col(Metric.step).desc()).limit(_NEWEST_POINTS)
+    latest: dict[str, float] = {}
+    for one in session.scalars(newest):
+        if one.value is not None:
+            latest.setdefault(one.name, one.value)
+    return dict(sorted(latest.items()))
+
+
+def num_memory_failures(session: Session, job_id: str) -> int:
+    """How many attempts of a job ended for want of memory."""
+    counted = select(func.count()).where(col(Attempt.job_id) == job_id, col(Attempt.end) == AttemptEnd.OUT_OF_MEMORY)
+    return session.scalar(counted) or 0
+
+
+def _superseded(found: Sequence[Checkpoint], rule: KeepRule) -> list[Checkpoint]:
+    """Of a job's checkpoints, newest first, those that are not kept."""
+    best: Checkpoint | None = None
+    for one in found:
+        if rule.best is None or one.metric is None:
+            continue
+        if best is None or best.metric is None or is_better(one.metric, best.metric, rule.mode):
+            best = one
+    return [one for place, one in enumerate(found) if place >= rule.newest and one is not best]
+
+
+def _count_steps(session: Session, lease: Lease, step: int, total_steps: int) -> None:
+    counted = (
+        update(Job)
+        .where(
+            col(Job.id) == lease.job_id,
+            # One that is being ended comes to its last step yet, and to a checkpoint of it.
+            col(Job.state).in_((JobState.RUNNING, JobState.CANCELLING, JobState.EXPIRED)),
+        )
+        .values(num_done=step, num_rows=total_steps)
+        .returning(col(Job.id))
+    )
+    if session.execute(counted).one_or_none() is None:
+        raise LostLease("the job has ended")

@@ -1,0 +1,97 @@
+"""The end of a batch: found once its jobs have ended, taken to `finalizing`, ended with its output files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, exists, or_, select
+from sqlmodel import Session, col
+
+from jobs.data.store import StoredObject, batch_prefix
+from jobs.db.database import Database
+from jobs.db.states import LIVE_JOB_STATES, BatchState, JobState
+from jobs.db.tables import Batch, Job, StoredFile
+from jobs.ledger import announcements, history
+from jobs.ledger.batches import OUTPUT_PURPOSE, ROWS_PURPOSE, BatchCounts, lock, stored_file
+
+_UNTOLD = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING)  # of a job that a cancel would change
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutcome:
+    """How a batch ended, and the files that say it line by line."""
+
+    state: BatchState
+    counts: BatchCounts
+    output: StoredObject | None
+    """None where no line has an answer."""
+    errors_file: StoredObject | None
+    """None where every line has one."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    errors: Sequence[Mapping[str, Any]] = ()
+
+
+def to_finish(session: Session) -> list[str]:
+    """The batches of which every job has ended, and cancelled ones whose jobs do not know it yet; oldest first."""
+    of_batch = col(Job.batch_id) == col(Batch.id)
+    live = exists().where(of_batch, col(Job.state).in_(LIVE_JOB_STATES))
+    untold = exists().where(of_batch, col(Job.state).in_(_UNTOLD))
+    at_work = (BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING)
+    ready = or_(col(Batch.state).in_(at_work) & ~live, (col(Batch.state) == BatchState.CANCELLING) & untold)
+    return list(session.scalars(select(col(Batch.id)).where(ready).order_by(col(Batch.created_at))))
+
+
+def begin_finalizing(db: Database, batch_id: str) -> Batch:
+    """Take a batch whose jobs have ended to `finalizing`; one that is there already, or `cancelling`, stays as it is.
+
+    Raises:
+        Conflict: it has ended.
+    """
+    with db.write() as session:
+        batch = lock(session, batch_id, BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING)
+        if batch.state == BatchState.IN_PROGRESS:
+            batch.state, batch.finalizing_at = BatchState.FINALIZING, db.time(session)
+            session.flush()
+            history.record(session, db, batch_id, "batch.finalizing")
+        return batch
+
+
+def end(db: Database, batch_id: str, outcome: BatchOutcome, *, default_seconds: float) -> None:
+    """End a batch, with its output files.
+
+    Args:
+        default_seconds: life of the output files where the client asked for none.
+
+    Raises:
+        Conflict: another scheduler was first.
+    """
+    is_cancel = outcome.state == BatchState.CANCELLED
+    with db.write() as session:
+        batch = lock(session, batch_id, BatchState.CANCELLING if is_cancel else BatchState.FINALIZING)
+        now = db.time(session)
+        expires_at = now + (batch.output_seconds or default_seconds)
+        for file_id, content in ((batch.output_file_id, outcome.output), (batch.error_file_id, outcome.errors_file)):
+            if file_id is not None and content is not None:
+                session.add(stored_file(batch, file_id, OUTPUT_PURPOSE, content, now, expires_at=expires_at))
+        batch.output_file_id = None if outcome.output is None else batch.output_file_id
+        batch.error_file_id = None if outcome.errors_file is None else batch.error_file_id
+        batch.state = outcome.state
+        setattr(batch, f"{outcome.state}_at", now)
+        batch.num_completed, batch.num_failed = outcome.counts.completed, outcome.counts.failed
+        batch.input_tokens, batch.output_tokens = outcome.input_tokens, outcome.output_tokens
+        batch.errors = [dict(error) for error in outcome.errors] or None
+        session.flush()
+        announcements.tell_batch(session, db, batch)
+
+
+def forget_rows(db: Database, batch_id: str) -> None:
+    """Delete the records of the files that an ended batch's input was split into; their objects are gone already."""
+    with db.write() as session:
+        rows = (
+            col(StoredFile.purpose) == ROWS_PURPOSE,
+            col(StoredFile.key).startswith(batch_prefix(batch_id), autoescape=True),
+        )
+        session.execute(delete(StoredFile).where(*rows))

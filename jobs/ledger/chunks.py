@@ -1,0 +1,208 @@
+"""Verbs of a chunk's holder, fenced by its lease: claim, commit, give back, fail. Exactly-once recording lives here.
+
+Each is one short transaction that holds the lease's row first, then chunks, then the job's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import orjson
+from sqlalchemy import CursorResult, case, select, update
+from sqlmodel import Session, col
+
+from jobs.config.settings import Settings
+from jobs.data import row_errors
+from jobs.data.row_errors import FailedRow, RowErrors
+from jobs.data.rows import Result, RowError
+from jobs.db.database import Database
+from jobs.db.states import ChunkState, JobState
+from jobs.db.tables import Chunk, Job, Lease
+from jobs.errors import LostLease, StokerError
+from jobs.ledger import history, lost_work
+from jobs.ledger.leases import hold
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A chunk that the lease now owns."""
+
+    start_row: int
+    stop_row: int
+    locator: dict[str, Any]
+    attempt: int
+    crashes: int
+    verdict: RowError | None = None
+    """Set when this chunk was given up: record this error for each of its rows instead of computing them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResults:
+    """A computed chunk, ready to be recorded."""
+
+    start_row: int
+    stop_row: int
+    results: Sequence[Result]
+    """One for each row, in row order."""
+    part: str | None = None
+    """Store key of its file part, for file sinks."""
+
+
+def claim(db: Database, lease_id: str, *, limit: int) -> list[Claim]:
+    """Take up to `limit` pending chunks of the lease's job, lowest rows first.
+
+    Returns:
+        The chunks; none where nothing is pending, the job is ending, or the lease is asked to yield.
+
+    Raises:
+        LostLease: the lease is not active any more.
+    """
+    with db.write() as session:
+        lease = hold(session, lease_id)
+        if (
+            lease.yield_asked
+            or session.scalar(select(col(Job.state)).where(col(Job.id) == lease.job_id)) != JobState.RUNNING
+        ):
+            return []
+        pending = (
+            select(Chunk)
+            .where(
+                col(Chunk.job_id) == lease.job_id,
+                col(Chunk.state) == ChunkState.PENDING,
+                col(Chunk.not_before) <= db.now(),
+            )
+            .order_by(col(Chunk.start_row))
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        chunks = list(session.scalars(pending))
+        for chunk in chunks:
+            chunk.state, chunk.lease_id = ChunkState.LEASED, lease_id
+        if chunks:
+            starts = [chunk.start_row for chunk in chunks]
+            history.record(
+                session, db, lease.job_id, "chunks.claimed", lease=lease_id, slot=lease.slot_id, start_rows=starts
+            )
+        return [_as_claim(chunk) for chunk in chunks]
+
+
+def commit(
+    db: Database, lease_id: str, chunks: Sequence[ChunkResults], record: Callable[[Session], None] | None = None
+) -> None:
+    """Record computed chunks exactly once: results, chunk states and counters, fenced by the lease, in one transaction.
+
+    The same transaction fails the job where more rows failed than it allows; what is recorded stays readable.
+
+    Args:
+        chunks: chunks this lease claimed, each with one result for each of its rows.
+        record: writes the results into the sink's tables, called inside the transaction after the fence.
+
+    Raises:
+        LostLease: the lease is not the live owner of all of them any more, or the job has ended; nothing was recorded.
+        ServiceUnavailable: the database went away; if it did so while committing, the outcome is unknown until the
+            chunks are read back.
+    """
+    for chunk in chunks:
+        if [result.row_index for result in chunk.results] != list(range(chunk.start_row, chunk.stop_row)):
+            raise ValueError(f"chunk {chunk.start_row}: its results are not one for each row, in row order")
+    with db.write() as session:
+        lease = hold(session, lease_id)
+        for chunk in chunks:
+            _finish_chunk(session, lease, chunk)
+        if record is not None:
+            record(session)
+        _count(session, db, lease, [result for chunk in chunks for result in chunk.results], len(chunks))
+
+
+def give_back(db: Database, lease_id: str, start_rows: Sequence[int]) -> None:
+    """Make claimed chunks pending again that were not computed; their attempt does not count.
+
+    Raises:
+        LostLease: the lease is not active any more; its chunks are pending already.
+    """
+    with db.write() as session:
+        lease = hold(session, lease_id)
+        lost_work.return_chunks(session, lease.id, start_rows)
+
+
+def fail(db: Database, lease_id: str, start_row: int, error: StokerError, settings: Settings) -> None:
+    """Deal with a claimed chunk that an error of the machine kept from being computed: later again, or given up.
+
+    Raises:
+        LostLease: the lease does not own the chunk any more.
+    """
+    with db.write() as session:
+        lease = hold(session, lease_id)
+        chunk = session.get(Chunk, (lease.job_id, start_row), with_for_update=True)
+        if chunk is None or chunk.state != ChunkState.LEASED or chunk.lease_id != lease_id:
+            raise LostLease
+        lost_work.retry_or_give_up(session, db, chunk, error, settings)
+
+
+def _finish_chunk(session: Session, lease: Lease, chunk: ChunkResults) -> None:
+    finished = (
+        update(Chunk)
+        .where(
+            col(Chunk.job_id) == lease.job_id,
+            col(Chunk.start_row) == chunk.start_row,
+            col(Chunk.stop_row) == chunk.stop_row,
+            col(Chunk.state) == ChunkState.LEASED,
+            col(Chunk.lease_id) == lease.id,
+        )
+        .values(
+            state=case((col(Chunk.error).is_(None), ChunkState.DONE.value), else_=ChunkState.FAILED.value),
+            part=chunk.part,
+        )
+    )
+    if cast("CursorResult[Any]", session.execute(finished)).rowcount != 1:
+        raise LostLease
+
+
+def _count(session: Session, db: Database, lease: Lease, results: Sequence[Result], num_chunks: int) -> None:
+    """Add to the job's counters; its row is locked last and shortly, and the last one in sees every other commit."""
+    num_failed = sum(result.error is not None for result in results)
+    counted = (
+        update(Job)
+        .where(col(Job.id) == lease.job_id, col(Job.state).in_((JobState.RUNNING, JobState.CANCELLING)))
+        .values(
+            num_done=Job.num_done + len(results),
+            num_failed=Job.num_failed + num_failed,
+            num_tokens=Job.num_tokens + sum(result.num_tokens for result in results),
+            crashes=0,
+        )
+        .returning(
+            col(Job.num_done), col(Job.num_rows), col(Job.num_failed), col(Job.state), col(Job.batch_id),
+            col(Job.max_row_errors), col(Job.num_first), col(Job.is_mixed), col(Job.row_error),
+        )
+    )  # fmt: skip
+    row = session.execute(counted).one_or_none()
+    if row is None:
+        raise LostLease("the job has ended")
+    history.record(
+        session, db, lease.job_id, "chunks.done", lease=lease.id, slot=lease.slot_id, chunks=num_chunks,
+        rows=len(results), failed=num_failed, done=row.num_done, total=row.num_rows,
+    )  # fmt: skip
+    first = None if row.row_error is None else FailedRow(**row.row_error)
+    before = RowErrors(row.num_first, row.is_mixed, first)
+    noted = row_errors.note(before, results)
+    if noted != before:  # the job's row is locked by now, so nobody notes anything between
+        row_error = None if noted.first is None else asdict(noted.first)
+        remembered = {"num_first": noted.num_first, "is_mixed": noted.is_mixed, "row_error": row_error}
+        session.execute(update(Job).where(col(Job.id) == lease.job_id).values(remembered))
+    if row.state != JobState.RUNNING:
+        return
+    error = None
+    if row.batch_id is None:
+        error = row_errors.verdict(row.max_row_errors, noted, num_rows=row.num_rows, num_failed=row.num_failed)
+    if error is not None:
+        lost_work.fail_job(session, db, lease.job_id, error.code, error.message)
+    elif row.num_done == row.num_rows:
+        session.execute(update(Job).where(col(Job.id) == lease.job_id).values(state=JobState.FINALIZING))
+        history.record(session, db, lease.job_id, "job.finalizing")
+
+
+def _as_claim(chunk: Chunk) -> Claim:
+    verdict = None if chunk.error is None else RowError(**orjson.loads(chunk.error))
+    return Claim(chunk.start_row, chunk.stop_row, chunk.locator, chunk.attempt, chunk.crashes, verdict)

@@ -1,0 +1,108 @@
+"""Verbs of a gang, the leases of one training on several slots: its members hold their slots, its leader works.
+
+A gang's leases are granted together and end together (`lease_ends`). Rank 0 leads: it alone computes, on the devices of
+all. Each other lease is held by its own slot's worker, which has nothing to do but to keep its device free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import aliased
+from sqlmodel import col
+
+from jobs.db.database import Database
+from jobs.db.states import LIVE_LEASE_STATES, LeaseState
+from jobs.db.tables import Lease, Slot
+from jobs.errors import LostLease
+from jobs.ledger import history
+from jobs.ledger.leases import hold
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a lease stands, as far as its holder must know at once."""
+
+    is_active: bool
+    shutdown_asked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One slot of a gang."""
+
+    rank: int
+    slot_id: str
+    device_uuid: str | None
+    num_threads: int
+    is_live: bool
+    """Whether its lease has not ended."""
+    is_held: bool
+    """Whether its device is free for the leader's processes; the leader's own is, once its lease is active."""
+
+
+def hold_place(db: Database, lease_id: str) -> None:
+    """Say that a member's device is free: the leader begins once all are.
+
+    Raises:
+        LostLease: the lease is not active any more.
+    """
+    with db.write() as session:
+        lease = hold(session, lease_id)
+        lease.held_at = db.time(session)
+        session.flush()
+        history.record(session, db, lease.job_id, "lease.held", lease=lease.id, slot=lease.slot_id, rank=lease.rank)
+
+
+def look(db: Database, lease_id: str) -> Standing:
+    """How a lease stands: one read by its key, cheap enough to be asked several times a second."""
+    asked = select(col(Lease.state), col(Lease.shutdown_asked)).where(col(Lease.id) == lease_id)
+    with db.read() as session:
+        row = session.execute(asked).one_or_none()
+    if row is None:
+        return Standing(is_active=False, shutdown_asked=False)
+    return Standing(row.state == LeaseState.ACTIVE, row.shutdown_asked)
+
+
+def places(db: Database, lease_id: str) -> tuple[Place, ...]:
+    """The slots that work together under a lease, by rank; of one that stands alone, its own."""
+    ours = aliased(Lease)
+    same = (col(Lease.id) == ours.id) | (col(Lease.gang_id) == ours.gang_id)
+    found = (
+        select(Lease, Slot)
+        .join(ours, same)
+        .join(Slot, col(Slot.id) == col(Lease.slot_id))
+        .where(ours.id == lease_id)  # type: ignore[arg-type]
+        .order_by(col(Lease.rank))
+    )
+    with db.read() as session:
+        return tuple(
+            Place(
+                lease.rank,
+                slot.id,
+                slot.device_uuid,
+                slot.num_threads,
+                is_live=lease.state in LIVE_LEASE_STATES,
+                is_held=lease.state == LeaseState.ACTIVE and (lease.rank == 0 or lease.held_at is not None),
+            )
+            for lease, slot in session.execute(found)
+        )
+
+
+def ask_shutdown(db: Database, lease_id: str) -> None:
+    """Ask the leader of a lease's gang to stop soon, with a checkpoint: this member's worker is going down.
+
+    Raises:
+        LostLease: the lease is not live any more.
+    """
+    gang = select(col(Lease.gang_id)).where(col(Lease.id) == lease_id, col(Lease.state).in_(LIVE_LEASE_STATES))
+    asked = (
+        update(Lease)
+        .where(col(Lease.gang_id).in_(gang), col(Lease.rank) == 0, col(Lease.state).in_(LIVE_LEASE_STATES))
+        .values(shutdown_asked=True)
+        .returning(col(Lease.id))
+    )
+    with db.write() as session:
+        if session.execute(asked).one_or_none() is None:
+            raise LostLease

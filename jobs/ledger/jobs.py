@@ -1,0 +1,289 @@
+"""Job verbs: submit, find, complete, fail, cancel, retry. The planner's are in `planning`, the sweeps in `sweeps`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col
+
+from jobs.access.pins import Pins
+from jobs.db.database import Database
+from jobs.db.ids import new_id
+from jobs.db.states import LIVE_JOB_STATES, JobState
+from jobs.db.tables import Artifact, Job, Lease
+from jobs.errors import Conflict, NotFound, StokerError
+from jobs.ledger import announcements, history, lease_ends, lost_work, paging, usage
+from jobs.ledger.paging import Order
+from jobs.ledger.usage import RowsWanted
+from jobs.specs.inference import InferenceSpec, JobSpec, model_key, parse_spec, source_job
+
+# -- making and finding --------------------------------------------------------------------------------------------
+
+
+def new_job_id() -> str:
+    """An id for a job that is about to be submitted."""
+    return new_id("job")
+
+
+def submit(
+    db: Database,
+    spec: JobSpec,
+    *,
+    project: str = "default",
+    idempotency_key: str | None = None,
+    wanted: RowsWanted | None = None,
+    pins: Pins | None = None,
+) -> Job:
+    """Write a job down as `validating`; the planner takes it from there.
+
+    Args:
+        idempotency_key: a repeated submission of the project with the same key gives the job of the first one.
+        wanted: the room that it needs, where its project's queue has a limit.
+        pins: what it computes with, as that is now.
+
+    Raises:
+        QueueFull: there is no such room now.
+        TooManyRows: there never will be.
+    """
+    num_rows = 0
+    try:
+        with db.write() as session:
+            if wanted is not None:
+                usage.take_rows(session, db, project, wanted)
+                num_rows = wanted.num_rows or 0
+            return add(
+                session,
+                db,
+                spec,
+                project=project,
+                idempotency_key=idempotency_key,
+                num_rows=num_rows,
+                pins=pins,
+            )
+    except IntegrityError:
+        with db.read() as session:
+            first = None if idempotency_key is None else find_submitted(session, project, idempotency_key)
+        if first is None:
+            raise
+        return first
+
+
+def find_submitted(session: Session, project: str, idempotency_key: str) -> Job | None:
+    """The job that a project submitted under this key before, or None."""
+    return session.scalar(select(Job).where(col(Job.idempotency_key) == _key_of(project, idempotency_key)))
+
+
+def add(
+    session: Session,
+    db: Database,
+    spec: JobSpec,
+    *,
+    project: str,
+    idempotency_key: str | None = None,
+    retry_of: str | None = None,
+    batch_id: str | None = None,
+    deadline_at: float | None = None,
+    num_rows: int = 0,
+    pins: Pins | None = None,
+) -> Job:
+    """Write a job down as `validating` in the caller's transaction.
+
+    Args:
+        num_rows: where they are counted already; the plan's own count replaces it.
+        batch_id: the batch that it carries out, or a part of.
+        deadline_at: when it expires, in Unix seconds, where its spec has no time limit.
+        pins: as for `submit`.
+    """
+    now = db.time(session)
+    job = Job(
+        id=new_job_id(),
+        kind=spec.kind,
+        name=spec.name,
+        state=JobState.VALIDATING,
+        spec=spec.model_dump(mode="json"),
+        priority=spec.priority.rank,
+        max_slots=spec.slots.max if isinstance(spec, InferenceSpec) else spec.slots,
+        model_key=model_key(spec),
+        project=project,
+        idempotency_key=None if idempotency_key is None else _key_of(project, idempotency_key),
+        retry_of=retry_of,
+        batch_id=batch_id,
+        num_rows=num_rows,
+        waits_for=source_job(spec),
+        max_row_errors=_row_error_limit(spec),
+        pins=None if pins is None else pins.stored(),
+        created_at=now,
+        deadline_at=deadline_at if spec.time_limit is None else now + spec.time_limit,
+    )
+    session.add(job)
+    session.flush()
+    told = spec.model_dump(mode="json", include={"kind", "task", "model", "module"}, exclude_none=True)
+    history.record(session, db, job.id, "job.submitted", **told)
+    return job
+
+
+def get(session: Session, job_id: str) -> Job:
+    """The job.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"there is no job '{job_id}'")
+    return job
+
+
+def list_jobs(
+    session: Session,
+    *,
+    project: str | None = None,
+    after: str | None = None,
+    limit: int = 20,
+    state: JobState | None = None,
+    order: Order = "desc",
+) -> tuple[list[Job], bool]:
+    """A page of jobs by time of submission; their specs and pins, which may be megabytes, are not read with it.
+
+    Args:
+        project: whose jobs; None for all.
+        after: id of the last job of the page before.
+        order: `desc`, newest first, or `asc`.
+
+    Returns:
+        The jobs, and whether there are more after them.
+
+    Raises:
+        NotFound: there is no job `after`.
+    """
+    conditions = []
+    if project is not None:
+        conditions.append(col(Job.project) == project)
+    if state is not None:
+        conditions.append(col(Job.state) == state)
+    last = None if after is None else get(session, after)
+    return paging.page(session, Job, *conditions, last=last, limit=limit, order=order, large=[Job.spec, Job.pins])
+
+
+def artifacts(session: Session, job_id: str) -> list[Artifact]:
+    """A job's artifacts by name."""
+    return list(session.scalars(select(Artifact).where(col(Artifact.job_id) == job_id).order_by(col(Artifact.name))))
+
+
+# -- the way of a job ----------------------------------------------------------------------------------------------
+
+
+def complete(db: Database, job_id: str, made: Sequence[Artifact]) -> None:
+    """End a finalizing job well, with the artifacts it made.
+
+    Raises:
+        Conflict: the job is not finalizing (another finalizer was first, or its time limit passed).
+    """
+    with db.write() as session:
+        completed = (
+            update(Job)
+            .where(col(Job.id) == job_id, col(Job.state) == JobState.FINALIZING)
+            .values(state=JobState.COMPLETED, ended_at=db.now(), error_code=None, error_message=None)
+            .returning(col(Job.num_done), col(Job.num_failed))
+        )
+        row = session.execute(completed).one_or_none()
+        if row is None:
+            raise Conflict(f"job {job_id} is not finalizing")
+        for artifact in made:
+            session.merge(artifact)
+        announcements.tell_job(session, db, job_id, JobState.COMPLETED, done=row.num_done, failed=row.num_failed)
+
+
+def fail(db: Database, job_id: str, error: StokerError) -> bool:
+    """Fail a live job; holders of its leases learn it at their next heartbeat, claim or commit.
+
+    Returns:
+        Whether it was live.
+    """
+    with db.write() as session:
+        lease_ends.withdraw(session, db, "the job failed", col(Lease.job_id) == job_id)
+        return lost_work.fail_job(session, db, job_id, error.code, error.message)
+
+
+def cancel(db: Database, job_id: str) -> Job:
+    """Ask for a job's end. It is cancelled at once where no lease is active, else as soon as the last one is back.
+
+    A job that is being finalized has all its results already, and completes.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: it has ended.
+    """
+    with db.write() as session:
+        lease_ends.withdraw(session, db, "the job was cancelled", col(Lease.job_id) == job_id)
+        job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
+        if job is None:
+            raise NotFound(f"there is no job '{job_id}'")
+        if job.state.is_terminal:
+            raise Conflict(f"job {job_id} has ended already: {job.state}")
+        if job.state in (JobState.VALIDATING, JobState.QUEUED):
+            job.state, job.ended_at = JobState.CANCELLED, db.time(session)
+            session.flush()
+            announcements.tell_job(session, db, job_id, JobState.CANCELLED)
+        elif job.state == JobState.RUNNING:
+            job.state = JobState.CANCELLING
+            session.flush()
+            history.record(session, db, job_id, "job.cancelling")
+            lost_work.settle_if_cancelling(session, db, job_id)
+        session.flush()
+        session.refresh(job)
+        return job
+
+
+def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None, pins: Pins | None = None) -> Job:
+    """Submit an ended job's spec again, as a new job that says what it is a retry of.
+
+    Asked again while that retry is live, this gives the same one, so that a command repeated by mistake or after a lost
+    answer does the work once.
+
+    Args:
+        wanted: as for `submit`.
+        pins: as for `submit`.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: it has not ended, or it completed.
+        QueueFull: as for `submit`.
+        TooManyRows: as for `submit`.
+    """
+    with db.write() as session:
+        job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())  # two retries wait here
+        if job is None:
+            raise NotFound(f"there is no job '{job_id}'")
+        if job.state not in (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
+            raise Conflict(f"job {job_id} is {job.state}; only a failed, cancelled or expired job is retried")
+        live = live_retry(session, job_id)
+        if live is not None:
+            return live
+        num_rows = 0
+        if wanted is not None:
+            usage.take_rows(session, db, job.project, wanted)
+            num_rows = wanted.num_rows or 0
+        spec = parse_spec(job.spec)
+        return add(session, db, spec, project=job.project, retry_of=job.id, num_rows=num_rows, pins=pins)
+
+
+def live_retry(session: Session, job_id: str) -> Job | None:
+    """The retry of a job that has not ended yet, or None."""
+    retries = select(Job).where(col(Job.retry_of) == job_id, col(Job.state).in_(LIVE_JOB_STATES))
+    return session.scalar(retries.order_by(col(Job.created_at)).limit(1))
+
+
+# -- what they share -----------------------------------------------------------------------------------------------
+
+
+def _row_error_limit(spec: JobSpec) -> str | None:
+    limit = spec.max_row_errors if isinstance(spec, InferenceSpec) else None
+    return None if limit is None else str(limit)
+
+
+def _key_of(project: str, idempotency_key: str) -> str:
+    """Projects choose their keys by themselves, so equal ones of two projects mean nothing."""
+    return f"{project}/{idempotency_key}"

@@ -1,0 +1,132 @@
+"""The ends of leases: one that ends, however that is, takes the rest of its gang with it in the same transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, or_, select
+from sqlmodel import Session, col
+
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import LIVE_LEASE_STATES, AttemptEnd, LeaseState
+from jobs.db.tables import Lease
+from jobs.errors import StokerError
+from jobs.ledger import history, lost_work
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A lease whose row, with those of its whole gang, is locked until the transaction ends."""
+
+    lease: Lease
+    mates: tuple[Lease, ...]
+    """The other leases of its gang that were live then; none for a lease that stands alone."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether nothing has ended it since it was locked, as the end of a mate does."""
+        return self.lease.state in LIVE_LEASE_STATES
+
+
+def lock(session: Session, *conditions: Any) -> list[Locked]:
+    """Lock the live leases that meet the conditions, and their gangs.
+
+    Whatever may end a lease calls this before it locks anything else. All rows are locked in the order of their ids, so
+    that two transactions that end leases of one gang, each for a reason of its own, wait for one another in a row.
+
+    Returns:
+        Those that still meet them, now that nobody else can change them: the leader of a gang first, else by id.
+    """
+    is_live = col(Lease.state).in_(LIVE_LEASE_STATES)
+    gangs = select(col(Lease.gang_id)).where(is_live, col(Lease.gang_id).is_not(None), *conditions)
+    wanted = select(Lease).where(is_live, or_(and_(*conditions), col(Lease.gang_id).in_(gangs)))
+    found = session.scalars(wanted.order_by(col(Lease.id)).with_for_update()).all()
+    if not found:
+        return []
+    # Asked again under the locks: one may have been renewed, or have ended, while this waited for its row.
+    still = select(col(Lease.id)).where(col(Lease.id).in_([lease.id for lease in found]), is_live, *conditions)
+    meant = set(session.scalars(still))
+    return [
+        Locked(lease, tuple(mate for mate in found if mate.gang_id == lease.gang_id is not None and mate is not lease))
+        for lease in sorted(found, key=lambda lease: (lease.rank, lease.id))
+        if lease.id in meant
+    ]
+
+
+def end(session: Session, db: Database, locked: Locked, state: LeaseState, reason: str) -> list[Lease]:
+    """End a live lease that `lock` gave, and its gang.
+
+    Returns:
+        The leases that ended: itself first.
+    """
+    lease = locked.lease
+    ended = [lease, *(mate for mate in locked.mates if mate.state in LIVE_LEASE_STATES)]
+    for one in ended:
+        if one is lease:
+            how, why = state, reason
+        else:
+            in_order = state is LeaseState.RELEASED and one.state is LeaseState.ACTIVE
+            how, why = LeaseState.RELEASED if in_order else LeaseState.REVOKED, f"its gang has ended: {reason}"
+        one.state, one.ended_at, one.end_reason = how, db.time(session), why
+    session.flush()
+    for one in ended:
+        history.record(
+            session, db, one.job_id, f"lease.{one.state}", lease=one.id, slot=one.slot_id, reason=one.end_reason
+        )
+    return ended
+
+
+def revoke(session: Session, db: Database, locked: Locked, reason: str) -> None:
+    """Take one live lease back that nobody has begun to work on, and its gang, in the caller's transaction."""
+    for lease in end(session, db, locked, LeaseState.REVOKED, reason):
+        lost_work.return_chunks(session, lease.id)
+    lost_work.end_attempt(session, db, locked.lease, AttemptEnd.LOST, reason)
+
+
+def withdraw(session: Session, db: Database, reason: str, *conditions: Any) -> list[str]:
+    """Revoke the leases that meet the conditions and that nobody has taken up yet, in the caller's transaction.
+
+    Leases are locked before jobs, always, so a caller that changes a job does this first.
+
+    Returns:
+        The ids of their jobs, sorted: the order to lock those in.
+    """
+    withdrawn = set()
+    for locked in lock(session, col(Lease.state) == LeaseState.GRANTED, *conditions):
+        if locked.is_live:
+            revoke(session, db, locked, reason)
+            withdrawn.add(locked.lease.job_id)
+    return sorted(withdrawn)
+
+
+def lose(
+    session: Session,
+    db: Database,
+    locked: Locked,
+    how: AttemptEnd,
+    reason: str,
+    settings: Settings,
+    *,
+    computing: int | None = None,
+    error: StokerError | None = None,
+) -> list[Lease]:
+    """End a lease whose holder is lost, and its gang: one end of an attempt, and every chunk pending again."""
+    ended = end(session, db, locked, LeaseState.EXPIRED, reason)
+    lost_work.end_attempt(session, db, locked.lease, how, reason)
+    for lease in ended:
+        blamed = computing if lease is locked.lease else None
+        lost_work.return_lost_chunks(session, db, lease, settings, computing=blamed, error=error)
+    return ended
+
+
+def expire(session: Session, db: Database, locked: Locked, reason: str, settings: Settings) -> list[str]:
+    """End one live lease whose holder is gone, and its gang, in the caller's transaction; its chunks are pending again.
+
+    Returns:
+        The ids of the leases that ended.
+    """
+    ended = lose(session, db, locked, AttemptEnd.LOST, reason, settings)
+    lost_work.settle_if_cancelling(session, db, locked.lease.job_id)
+    return [lease.id for lease in ended]

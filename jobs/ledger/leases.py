@@ -1,0 +1,342 @@
+"""Lease verbs: grant, ask yield, ring again, expire; activate, renew, release, crash; hold, the fence of all the rest.
+
+Every verb is one short transaction. Rows are locked in one order everywhere, leases by their ids, then chunks, then
+job, so that two verbs can never wait for each other in a circle. A lease counts as live until a verb ends it in the
+database: its holder may commit a moment late as long as nobody else was given its work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col
+
+from jobs.access.pins import Pins
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.ids import new_id
+from jobs.db.states import AttemptEnd, JobState, LeaseState, SlotState
+from jobs.db.tables import Attempt, Job, Lease, Slot
+from jobs.errors import Conflict, DeviceOutOfMemory, LostLease, StokerError
+from jobs.ledger import history, lease_ends, lost_work
+from jobs.ledger.lease_ends import Locked
+from jobs.ledger.slots import UNHEARD
+from jobs.specs.inference import TRAINING
+
+_WORKABLE = (JobState.QUEUED, JobState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A decision to give a job some slots at once."""
+
+    job_id: str
+    slot_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkingLease:
+    """What the holder of an active lease needs to know."""
+
+    lease_id: str
+    job_id: str
+    slot_id: str
+    kind: str
+    spec: dict[str, Any]
+    attempt: int
+    rank: int
+    gang_id: str | None = None
+    """None where the lease stands alone."""
+    pins: Pins = field(default_factory=Pins)
+    """What the job computes with, as that was when it was submitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerActivity:
+    """What the runner of a lease does, as its heartbeat tells it."""
+
+    activity: str
+    """What it does, in words."""
+    seconds: float
+    """How long it has been doing that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a heartbeat brings back."""
+
+    stop: str | None
+    """None, `yield` (give the lease back at the next chunk boundary), `cancel` (stop at once) or, of a training,
+    `shutdown` (stop soon, with a checkpoint)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A doorbell that has to be rung (again)."""
+
+    lease_id: str
+    slot_id: str
+
+
+# -- the scheduler's verbs -----------------------------------------------------------------------------------------
+
+
+def grant(db: Database, grant: Grant, *, lease_seconds: float) -> list[str]:
+    """Write the leases of a grant, all or none; the doorbells are rung after this commits.
+
+    Returns:
+        The lease ids, in the order of `grant.slot_ids`.
+
+    Raises:
+        Conflict: the job or one of the slots is not free any more; nothing was written.
+    """
+    try:
+        with db.write() as session:
+            now = db.time(session)
+            online = select(func.count()).where(col(Slot.id).in_(grant.slot_ids), col(Slot.state) == SlotState.ONLINE)
+            if session.scalar(online) != len(set(grant.slot_ids)):
+                raise Conflict(f"a slot of {', '.join(grant.slot_ids)} is not online")
+            attempt = _last_attempt(session, grant.job_id) + 1
+            gang_id = new_id("gang") if len(grant.slot_ids) > 1 else None
+            lease_ids = [new_id("lease") for _ in grant.slot_ids]
+            for rank, (lease_id, slot_id) in enumerate(zip(lease_ids, grant.slot_ids, strict=True)):
+                session.add(
+                    Lease(
+                        id=lease_id,
+                        job_id=grant.job_id,
+                        slot_id=slot_id,
+                        state=LeaseState.GRANTED,
+                        gang_id=gang_id,
+                        rank=rank,
+                        attempt=attempt,
+                        rings=1,
+                        granted_at=now,
+                        rung_at=now,
+                        expires_at=now + lease_seconds,
+                    )
+                )
+            session.flush()
+            started = (
+                update(Job)
+                .where(col(Job.id) == grant.job_id, col(Job.state).in_(_WORKABLE))
+                .values(state=JobState.RUNNING, started_at=func.coalesce(Job.started_at, now))
+            )
+            if _changed(session, started) != 1:
+                raise Conflict(f"job {grant.job_id} is not waiting for slots")
+            for lease_id, slot_id in zip(lease_ids, grant.slot_ids, strict=True):
+                history.record(session, db, grant.job_id, "lease.granted", lease=lease_id, slot=slot_id)
+        return lease_ids
+    except IntegrityError as error:
+        raise Conflict(f"a slot of {', '.join(grant.slot_ids)} already has a live lease") from error
+
+
+def ask_yield(db: Database, lease_ids: Sequence[str]) -> None:
+    """Ask the holders of live leases to give them back: at the next chunk boundary, or a training's next step."""
+    with db.write() as session:
+        for locked in lease_ends.lock(session, col(Lease.id).in_(lease_ids)):
+            for lease in (locked.lease, *locked.mates):  # a gang yields whole
+                lease.yield_asked = True
+
+
+def unanswered(db: Database, settings: Settings) -> list[Ring]:
+    """Granted leases whose doorbell has to ring again; one that was rung too often ends, and its slot goes offline."""
+    with db.write() as session:
+        now = db.time(session)
+        is_late = (col(Lease.state) == LeaseState.GRANTED, col(Lease.rung_at) <= now - settings.doorbell_seconds)
+        rung = []
+        for locked in lease_ends.lock(session, *is_late):
+            lease = locked.lease
+            if not locked.is_live:
+                continue  # its gang has ended just now
+            if lease.rings >= settings.doorbell_rings:
+                reason = f"{UNHEARD} was not answered {lease.rings} times"
+                lease_ends.lose(session, db, locked, AttemptEnd.LOST, reason, settings)
+                silent = update(Slot).where(col(Slot.id) == lease.slot_id, col(Slot.state) == SlotState.ONLINE)
+                session.execute(silent.values(state=SlotState.OFFLINE, reason=reason))
+            else:
+                lease.rings, lease.rung_at, lease.expires_at = lease.rings + 1, now, now + settings.lease_seconds
+                rung.append(locked)
+        return [Ring(locked.lease.id, locked.lease.slot_id) for locked in rung if locked.is_live]
+
+
+def expire_dead(db: Database, settings: Settings) -> list[str]:
+    """End active leases that were not renewed in time, with their gangs; their chunks are pending again.
+
+    Returns:
+        The ids of the leases that ended.
+    """
+    with db.write() as session:
+        is_dead = (col(Lease.state) == LeaseState.ACTIVE, col(Lease.expires_at) < db.time(session))
+        ended: list[str] = []
+        for locked in lease_ends.lock(session, *is_dead):
+            if locked.is_live:
+                ended += lease_ends.expire(session, db, locked, "it was not renewed in time", settings)
+        return ended
+
+
+# -- the holder's verbs --------------------------------------------------------------------------------------------
+
+
+def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: float) -> WorkingLease | None:
+    """Take up a granted lease.
+
+    Returns:
+        The lease, or None where the message is a duplicate or too late and must be dropped.
+    """
+    with db.write() as session:
+        now = db.time(session)
+        found = lease_ends.lock(session, col(Lease.id) == lease_id, col(Lease.state) == LeaseState.GRANTED)
+        if not found:
+            return None
+        lease = found[0].lease
+        job = session.get_one(Job, lease.job_id)
+        if job.state != JobState.RUNNING:
+            lease_ends.revoke(session, db, found[0], f"the job was {job.state} already")
+            lost_work.settle_if_cancelling(session, db, job.id)
+            return None
+        lease.state, lease.incarnation = LeaseState.ACTIVE, incarnation
+        lease.activated_at, lease.expires_at = now, now + lease_seconds
+        history.record(session, db, job.id, "lease.active", lease=lease.id, slot=lease.slot_id, attempt=lease.attempt)
+        return WorkingLease(
+            lease.id,
+            job.id,
+            lease.slot_id,
+            job.kind,
+            job.spec,
+            lease.attempt,
+            lease.rank,
+            lease.gang_id,
+            Pins.parse(job.pins),
+        )
+
+
+def renew(db: Database, lease_id: str, *, lease_seconds: float, doing: RunnerActivity | None = None) -> Renewal:
+    """The heartbeat: prolong an active lease and learn whether its holder is to stop.
+
+    Args:
+        doing: what the runner does, where that is known.
+
+    Raises:
+        LostLease: the lease is not active any more; whatever its holder runs must end now.
+    """
+    with db.write() as session:
+        renewed = (
+            update(Lease)
+            .where(col(Lease.id) == lease_id, col(Lease.state) == LeaseState.ACTIVE)
+            .values(
+                expires_at=db.now() + lease_seconds,
+                activity=None if doing is None else doing.activity,
+                activity_at=None if doing is None else db.now() - doing.seconds,
+            )
+            .returning(col(Lease.job_id), col(Lease.yield_asked), col(Lease.shutdown_asked))
+        )
+        row = session.execute(renewed).one_or_none()
+        if row is None:
+            raise LostLease
+        job = session.execute(select(col(Job.state), col(Job.kind)).where(col(Job.id) == row.job_id)).one()
+    if job.kind == TRAINING and job.state in (JobState.CANCELLING, JobState.EXPIRED):
+        return Renewal("shutdown")  # with a checkpoint, which a retry goes on from
+    if job.state not in (JobState.RUNNING, JobState.FINALIZING):
+        return Renewal("cancel")
+    if row.shutdown_asked:
+        return Renewal("shutdown")
+    return Renewal("yield" if row.yield_asked else None)
+
+
+def release(db: Database, lease_id: str, reason: str, *, error: StokerError | None = None) -> None:
+    """Give a lease back in order, with its gang; chunks it still holds are pending again, their attempt not counted.
+
+    Args:
+        reason: in words.
+        error: of the machine, where that is why.
+
+    Raises:
+        LostLease: the lease was not active any more.
+    """
+    with db.write() as session:
+        locked = _lock_active(session, lease_id)
+        lease = locked.lease
+        ended = lease_ends.end(session, db, locked, LeaseState.RELEASED, reason)
+        lost_work.end_attempt(session, db, lease, _attempt_end(session, lease, error), reason)
+        for one in ended:
+            lost_work.return_chunks(session, one.id)
+        lost_work.settle_if_cancelling(session, db, lease.job_id)
+
+
+def crash(db: Database, lease_id: str, error: StokerError, *, computing: int | None, settings: Settings) -> None:
+    """End an active lease whose runner died.
+
+    Args:
+        error: how it died.
+        computing: first row of the chunk that was being computed, which is blamed: it is cut in two after
+            `settings.chunk_crashes` deaths, until the row that kills is alone and becomes a row error. None: the death
+            is the job's (loading the model, say), which fails after `settings.job_crashes` of them in a row.
+
+    Raises:
+        LostLease: the lease was not active any more; somebody else has dealt with its work already.
+    """
+    with db.write() as session:
+        locked = _lock_active(session, lease_id)
+        job_id = locked.lease.job_id
+        end = AttemptEnd.OUT_OF_MEMORY if error.code == DeviceOutOfMemory.code else AttemptEnd.MACHINE
+        lease_ends.lose(session, db, locked, end, error.message, settings, computing=computing, error=error)
+        if computing is None:
+            lost_work.count_job_crash(session, db, job_id, error, settings)
+        lost_work.settle_if_cancelling(session, db, job_id)
+
+
+# -- what they share -----------------------------------------------------------------------------------------------
+
+
+def hold(session: Session, lease_id: str) -> Lease:
+    """The active lease, its row locked until the transaction ends: the fence of everything that is recorded under it.
+
+    Raises:
+        LostLease: it is not active any more.
+    """
+    held = select(Lease).where(col(Lease.id) == lease_id, col(Lease.state) == LeaseState.ACTIVE)
+    lease = session.scalar(held.with_for_update())
+    if lease is None:
+        raise LostLease
+    return lease
+
+
+def _lock_active(session: Session, lease_id: str) -> Locked:
+    found = lease_ends.lock(session, col(Lease.id) == lease_id, col(Lease.state) == LeaseState.ACTIVE)
+    if not found:
+        raise LostLease
+    return found[0]
+
+
+def _last_attempt(session: Session, job_id: str) -> int:
+    """The number of a job's latest attempt: of a training those that began, of another kind every grant."""
+    kind = session.scalar(select(col(Job.kind)).where(col(Job.id) == job_id))
+    number, owner = (Attempt.number, Attempt.job_id) if kind == TRAINING else (Lease.attempt, Lease.job_id)
+    return session.scalar(select(func.max(number)).where(col(owner) == job_id)) or 0
+
+
+def _attempt_end(session: Session, lease: Lease, error: StokerError | None) -> AttemptEnd:
+    """Why the attempt of a lease that is given back has ended."""
+    job = session.get_one(Job, lease.job_id)
+    match job.state:
+        case JobState.FAILED:
+            is_memory = job.error_code == DeviceOutOfMemory.code
+            return AttemptEnd.OUT_OF_MEMORY if is_memory else AttemptEnd.USER_ERROR
+        case JobState.EXPIRED:
+            return AttemptEnd.TIME_LIMIT
+        case JobState.CANCELLING | JobState.CANCELLED:
+            return AttemptEnd.CANCELLED
+        case JobState.FINALIZING | JobState.COMPLETED:
+            return AttemptEnd.COMPLETED
+        case _ if error is not None:
+            return AttemptEnd.MACHINE
+        case _:
+            return AttemptEnd.PREEMPTED if lease.yield_asked else AttemptEnd.SHUTDOWN
+
+
+def _changed(session: Session, statement: Any) -> int:
+    return cast("CursorResult[Any]", session.execute(statement)).rowcount

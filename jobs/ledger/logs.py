@@ -1,0 +1,55 @@
+"""The lines that a job's runners logged: kept under the lease that they were logged under, up to a number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, insert, select
+from sqlmodel import Session, col
+
+from jobs.db.database import Database
+from jobs.db.tables import LogLine
+from jobs.ledger.leases import WorkingLease
+
+_LONGEST_LINE = 8192  # characters; the rest of a longer one is cut off
+
+
+def append(db: Database, lease: WorkingLease, lines: Sequence[tuple[float, str]], *, max_lines: int) -> int:
+    """Keep lines that a lease's runner logged, up to `max_lines` for the lease.
+
+    Args:
+        lines: pairs of Unix seconds and text; NUL characters, which PostgreSQL refuses, are replaced.
+
+    Returns:
+        How many of the lines were kept.
+    """
+    with db.write() as session:
+        # By job too: the index is by job, and this reads under SQLite's write lock.
+        of_lease = (col(LogLine.job_id) == lease.job_id, col(LogLine.lease_id) == lease.lease_id)
+        kept = session.scalar(select(func.count()).where(*of_lease)) or 0
+        room = lines[: max(0, max_lines - kept)]
+        records = [
+            {
+                "job_id": lease.job_id,
+                "lease_id": lease.lease_id,
+                "slot_id": lease.slot_id,
+                "attempt": lease.attempt,
+                "at": at,
+                "line": line[:_LONGEST_LINE].replace("\0", "\ufffd"),
+            }
+            for at, line in room
+        ]
+        if records:
+            session.execute(insert(LogLine), records)
+    return len(records)
+
+
+def lines_of(session: Session, job_id: str, *, after: int = 0, limit: int = 1000) -> list[LogLine]:
+    """A job's log lines with an id above `after`, oldest first."""
+    query = (
+        select(LogLine)
+        .where(col(LogLine.job_id) == job_id, col(LogLine.id) > after)
+        .order_by(col(LogLine.id))
+        .limit(limit)
+    )
+    return list(session.scalars(query))

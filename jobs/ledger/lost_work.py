@@ -1,0 +1,183 @@
+"""What becomes of the work of a lease that ended: attempts closed, chunks back, blame, the search for a poison row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import orjson
+from sqlalchemy import exists, select, update
+from sqlmodel import Session, col
+
+from jobs.config.settings import Settings
+from jobs.data.rows import RowError
+from jobs.db.database import Database
+from jobs.db.states import LIVE_JOB_STATES, LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState
+from jobs.db.tables import Attempt, Chunk, Job, Lease
+from jobs.errors import DeviceOutOfMemory, StokerError, StoreUnwritable
+from jobs.ledger import announcements, history
+from jobs.retries import GiveUp, RetryAt, RetryPolicy, decide
+from jobs.specs.inference import TRAINING
+
+
+def end_attempt(session: Session, db: Database, lease: Lease, end: AttemptEnd, reason: str) -> None:
+    """Say of a training's attempt why it ended; of a lease of another kind there is none."""
+    ended = (
+        update(Attempt)
+        .where(
+            col(Attempt.job_id) == lease.job_id, col(Attempt.number) == lease.attempt, col(Attempt.ended_at).is_(None)
+        )
+        .values(ended_at=db.now(), end=end.value, reason=reason.replace("\0", "\ufffd"))
+        .returning(col(Attempt.last_step))
+    )
+    row = session.execute(ended).one_or_none()
+    if row is not None:
+        history.record(
+            session, db, lease.job_id, "attempt.ended", lease=lease.id, attempt=lease.attempt, end=end, reason=reason,
+            last_step=row.last_step,
+        )  # fmt: skip
+
+
+def return_chunks(session: Session, lease_id: str, start_rows: Sequence[int] | None = None) -> None:
+    """Make the chunks that a lease holds, or those of these first rows, pending again; their attempt does not count."""
+    held = update(Chunk).where(col(Chunk.lease_id) == lease_id, col(Chunk.state) == ChunkState.LEASED)
+    if start_rows is not None:
+        held = held.where(col(Chunk.start_row).in_(start_rows))
+    session.execute(held.values(state=ChunkState.PENDING, lease_id=None))
+
+
+def return_lost_chunks(
+    session: Session,
+    db: Database,
+    lease: Lease,
+    settings: Settings,
+    *,
+    computing: int | None = None,
+    error: StokerError | None = None,
+) -> None:
+    """Make every chunk of a lost lease pending again, one attempt further; blame the one that was being computed."""
+    held = select(Chunk).where(col(Chunk.lease_id) == lease.id, col(Chunk.state) == ChunkState.LEASED).with_for_update()
+    for chunk in session.scalars(held).all():
+        chunk.state, chunk.lease_id, chunk.attempt = ChunkState.PENDING, None, chunk.attempt + 1
+        if computing is not None and error is not None and chunk.start_row == computing:
+            _blame(session, db, chunk, error, settings)
+    session.flush()
+
+
+def _blame(session: Session, db: Database, chunk: Chunk, error: StokerError, settings: Settings) -> None:
+    """Count a death against a chunk; at the limit cut it in two, or, when it is one row, make that row an error.
+
+    Each half starts one death below the limit, so a poison row among n is alone after about log2(n) further deaths.
+    """
+    chunk.crashes += 1
+    if chunk.crashes < settings.chunk_crashes:
+        chunk.not_before = db.time(session) + settings.retry_seconds
+        return
+    if chunk.stop_row - chunk.start_row == 1:
+        verdict = RowError("poison_row", f"computing this row ended the runner {chunk.crashes} times: {error.message}")
+        give_up(session, db, chunk, verdict)
+        return
+    middle = (chunk.start_row + chunk.stop_row) // 2
+    chunk.crashes -= 1
+    session.add(
+        Chunk(
+            job_id=chunk.job_id,
+            start_row=middle,
+            stop_row=chunk.stop_row,
+            locator=chunk.locator,
+            attempt=chunk.attempt,
+            crashes=chunk.crashes,
+        )
+    )
+    history.record(
+        session, db, chunk.job_id, "chunk.split", start_row=chunk.start_row, stop_row=chunk.stop_row, at_row=middle,
+        reason=error.message,
+    )  # fmt: skip
+    chunk.stop_row = middle
+
+
+def retry_or_give_up(session: Session, db: Database, chunk: Chunk, error: StokerError, settings: Settings) -> None:
+    """Put a chunk that an error kept from being computed back for later, or give it up."""
+    chunk.errors += 1
+    policy = RetryPolicy(settings.chunk_attempts, settings.retry_seconds, settings.retry_max_seconds)
+    chunk.state, chunk.lease_id, chunk.attempt = ChunkState.PENDING, None, chunk.attempt + 1
+    match decide(error, chunk.errors, policy):
+        case RetryAt(delay_seconds):
+            chunk.not_before = db.time(session) + delay_seconds
+            history.record(
+                session, db, chunk.job_id, "chunk.retried", start_row=chunk.start_row, reason=error.message,
+                delay_seconds=round(delay_seconds, 3),
+            )  # fmt: skip
+        case GiveUp(reason) if chunk.error is None:
+            give_up(session, db, chunk, RowError(error.code, reason))
+        case GiveUp(reason):  # not even its row errors could be recorded: its input cannot be read
+            fail_job(session, db, chunk.job_id, error.code, reason)
+
+
+def give_up(session: Session, db: Database, chunk: Chunk, verdict: RowError) -> None:
+    """Leave a verdict on a pending chunk: whoever claims it next records it for each row, with the rows' keys."""
+    chunk.error, chunk.not_before = orjson.dumps(verdict.to_json()).decode(), 0.0
+    history.record(
+        session, db, chunk.job_id, "chunk.given_up", start_row=chunk.start_row, stop_row=chunk.stop_row,
+        code=verdict.code, reason=verdict.message,
+    )  # fmt: skip
+
+
+def count_job_crash(session: Session, db: Database, job_id: str, error: StokerError, settings: Settings) -> None:
+    """Count a death that no chunk is to blame for; the job waits a while, or fails when it made no progress between."""
+    job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
+    if job is None or job.state != JobState.RUNNING:
+        return
+    if job.kind == TRAINING and error.code == DeviceOutOfMemory.code:
+        return  # no fault of the machine's, and nothing to wait for: the next try has half the micro-batch
+    if error.code == StoreUnwritable.code:  # nothing was computed, so there is nothing to count: the job waits
+        job.not_before = db.time(session) + settings.retry_max_seconds
+        return
+    job.crashes += 1
+    session.flush()
+    policy = RetryPolicy(settings.job_crashes, settings.retry_seconds, settings.retry_max_seconds)
+    match decide(error, job.crashes, policy):
+        case RetryAt(delay_seconds):
+            job.not_before = db.time(session) + delay_seconds
+        case GiveUp(reason):
+            what = "the training could not go on" if job.kind == TRAINING else "the runner could not work on this job"
+            fail_job(session, db, job_id, error.code, f"{what}: {reason}")
+
+
+def fail_job(session: Session, db: Database, job_id: str, code: str, message: str) -> bool:
+    """Fail a live job in the caller's transaction.
+
+    Returns:
+        Whether it was live.
+    """
+    failed = (
+        update(Job)
+        .where(col(Job.id) == job_id, col(Job.state).in_(LIVE_JOB_STATES))
+        .values(
+            state=JobState.FAILED, ended_at=db.now(), error_code=code, error_message=message.replace("\0", "\ufffd")
+        )
+        .returning(col(Job.id))
+    )
+    if session.execute(failed).one_or_none() is None:
+        return False
+    announcements.tell_job(session, db, job_id, JobState.FAILED, code=code, reason=message)
+    return True
+
+
+def settle_if_cancelling(session: Session, db: Database, job_id: str) -> bool:
+    """End a job whose cancel was asked for, once none of its leases is live.
+
+    Returns:
+        Whether it ended now.
+    """
+    session.flush()
+    live = exists().where(col(Lease.job_id) == job_id, col(Lease.state).in_(LIVE_LEASE_STATES))
+    settled = (
+        update(Job)
+        .where(col(Job.id) == job_id, col(Job.state) == JobState.CANCELLING, ~live)
+        .values(state=JobState.CANCELLED, ended_at=db.now())
+        .returning(col(Job.id))
+    )
+    if session.execute(settled).one_or_none() is None:
+        return False
+    announcements.tell_job(session, db, job_id, JobState.CANCELLED)
+    return True

@@ -1,0 +1,35 @@
+"""What a job's user should know about how it runs although nothing is wrong, said once for each job and code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlmodel import Session, col
+
+from jobs.db.database import Database
+from jobs.db.tables import Notice
+from jobs.ledger import history
+
+PADDING = "padding"
+"""Code of the notice that rows of other lengths cannot share a batch."""
+
+
+def add(db: Database, job_id: str, code: str, message: str) -> bool:
+    """Tell a job's user something, unless a notice with this code was given before; says whether it is new."""
+    with db.write() as session:
+        fresh = db.insert(Notice).values(job_id=job_id, code=code, message=message, at=db.time(session))
+        only_new = fresh.on_conflict_do_nothing(index_elements=["job_id", "code"]).returning(col(Notice.code))
+        added = session.scalar(only_new) is not None
+        if added:
+            history.record(session, db, job_id, "job.notice", code=code, message=message)
+    return added
+
+
+def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[Notice]]:
+    """The notices of each of these jobs that has any, oldest first."""
+    query = select(Notice).where(col(Notice.job_id).in_(job_ids)).order_by(col(Notice.at), col(Notice.code))
+    found: dict[str, list[Notice]] = {}
+    for notice in session.scalars(query):
+        found.setdefault(notice.job_id, []).append(notice)
+    return found

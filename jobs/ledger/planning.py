@@ -1,0 +1,122 @@
+"""Verbs of a job's planning: its chunks written and the job queued, or queued without any."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from sqlalchemy import delete, insert, select
+from sqlmodel import Session, col
+
+from jobs.access.pins import Pins
+from jobs.db.database import Database
+from jobs.db.ids import new_id
+from jobs.db.states import ChunkState, JobState
+from jobs.db.tables import Chunk, Job
+from jobs.errors import Conflict
+from jobs.ledger import history
+
+_PLAN_BATCH = 2000  # chunks written in one transaction, so that planning never holds the write lock for long
+
+
+class PlannedChunk(Protocol):
+    """What a plan says of a chunk."""
+
+    @property
+    def start_row(self) -> int:
+        """First row."""
+
+    @property
+    def stop_row(self) -> int:
+        """The row after the last."""
+
+    @property
+    def locator(self) -> dict[str, Any]:
+        """Where the source may begin to read."""
+
+
+def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Pins | None = None) -> int:
+    """Write a validating job's chunks and queue it. Starts over what an interrupted planning left.
+
+    Args:
+        chunks: contiguous ranges from row 0 on, made lazily; written some thousand at a time.
+        pins: what the job computes with; None leaves what its submission wrote.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        Conflict: the job is not validating any more (it was cancelled, say).
+    """
+    num_rows = num_chunks = 0
+    token = new_id("plan")
+    remaining = iter(chunks)
+    batch = list(itertools.islice(remaining, _PLAN_BATCH))
+    while True:
+        records = []
+        for chunk in batch:
+            if chunk.start_row != num_rows or chunk.stop_row <= chunk.start_row:
+                raise ValueError(f"chunk [{chunk.start_row}, {chunk.stop_row}) does not follow row {num_rows}")
+            num_rows = chunk.stop_row
+            records.append(_chunk_record(job_id, chunk))
+        following = list(itertools.islice(remaining, _PLAN_BATCH))
+        with db.write() as session:
+            job = _lock_validating(session, job_id)
+            if num_chunks == 0:  # whatever an interrupted planning left is void, and so is its token
+                session.execute(delete(Chunk).where(col(Chunk.job_id) == job_id))
+                job.plan_token = token
+            elif job.plan_token != token:
+                raise Conflict(f"job {job_id} is being planned by another scheduler as well")
+            if records:
+                session.execute(insert(Chunk), records)
+            num_chunks += len(records)
+            if not following:  # a small plan is this one transaction
+                job.state, job.num_rows = JobState.QUEUED, num_rows
+                if pins is not None:
+                    job.pins = pins.stored()
+                session.flush()
+                history.record(session, db, job_id, "job.queued", rows=num_rows, chunks=num_chunks)
+        if not following:
+            return num_rows
+        batch = following
+
+
+def enqueue(db: Database, job_id: str, *, pins: Pins | None = None) -> None:
+    """Queue a validating job that has no chunks, as a training has none.
+
+    Args:
+        pins: as for `plan`.
+
+    Raises:
+        Conflict: the job is not validating any more.
+    """
+    with db.write() as session:
+        job = _lock_validating(session, job_id)
+        job.state = JobState.QUEUED
+        if pins is not None:
+            job.pins = pins.stored()
+        session.flush()
+        history.record(session, db, job_id, "job.queued")
+
+
+def _lock_validating(session: Session, job_id: str) -> Job:
+    """Hold the job's row, so that nobody cancels it or ends its planning meanwhile."""
+    job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
+    if job is None or job.state != JobState.VALIDATING:
+        raise Conflict(f"job {job_id} is not being planned any more")
+    return job
+
+
+def _chunk_record(job_id: str, chunk: PlannedChunk) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "start_row": chunk.start_row,
+        "stop_row": chunk.stop_row,
+        "locator": chunk.locator,
+        "state": ChunkState.PENDING,
+        "attempt": 1,
+        "crashes": 0,
+        "errors": 0,
+        "not_before": 0.0,
+    }

@@ -1,0 +1,161 @@
+"""Slot verbs: which slots there are, which worker process owns each, and which have fallen silent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, select, update
+from sqlmodel import col
+
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import LeaseState, SlotState
+from jobs.db.tables import Lease, Slot
+from jobs.ledger import lease_ends, lost_work
+
+UNHEARD = "the doorbell"
+"""The beginning of the reason of a slot that is offline because its doorbell was rung in vain."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotInfo:
+    """What is known of a slot before its worker runs."""
+
+    id: str
+    host: str
+    device: str
+    """`cuda` or `cpu`."""
+    device_uuid: str | None
+    """`GPU-...` or `MIG-...`; None for a CPU slot."""
+    name: str
+    """The device's product name."""
+    memory_bytes: int
+    num_threads: int
+    """Torch threads of its runner."""
+
+
+def register(db: Database, infos: Sequence[SlotInfo]) -> None:
+    """Write the slots of a host; a known one is updated. They stay offline until their worker enters."""
+    with db.write() as session:
+        now = db.time(session)
+        for info in infos:
+            fields = asdict(info)
+            values = {**fields, "state": SlotState.OFFLINE, "registered_at": now, "heartbeat_at": now}
+            insert = db.insert(Slot).values(**values, warm_models=[], incarnation="", reason="its worker is starting")
+            changes = {name: value for name, value in fields.items() if name != "id"} | {"registered_at": now}
+            session.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changes))
+
+
+def enter(db: Database, slot_id: str, incarnation: str, settings: Settings) -> None:
+    """A new worker process takes over a slot: what an earlier one held ends now, not when its lease would run out.
+
+    Args:
+        incarnation: the process's own token; only its heartbeats count from here on.
+    """
+    with db.write() as session:
+        now = db.time(session)
+        for locked in lease_ends.lock(session, col(Lease.slot_id) == slot_id):
+            if locked.lease.state == LeaseState.ACTIVE:
+                lease_ends.expire(session, db, locked, "its worker was restarted", settings)
+            else:
+                # Its message may be lost: the next sweep rings, and rings that nobody was there to hear do not count.
+                locked.lease.rings, locked.lease.rung_at = 0, 0.0
+        session.execute(
+            update(Slot)
+            .where(col(Slot.id) == slot_id)
+            .values(incarnation=incarnation, heartbeat_at=now, warm_models=[], state=SlotState.ONLINE, reason=None)
+        )
+
+
+class Standing(StrEnum):
+    """How a worker process stands to its slot."""
+
+    OWNER = "owner"  # the slot is its own, and gets leases
+    UNHEARD = "unheard"  # the owner, but its doorbell was rung in vain: it gets nothing until `mark_heard`
+    DISPLACED = "displaced"  # the slot is another process's; this one must end
+
+
+def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str]) -> Standing:
+    """A worker's heartbeat; a silent slot is online again with it, a broken one when its runner is ready (`enter`), one
+    that did not answer its doorbell once it is known to hear (`mark_heard`)."""
+    with db.write() as session:
+        mine = (col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation)
+        beaten = update(Slot).where(*mine).values(heartbeat_at=db.now(), warm_models=list(warm_models))
+        row = session.execute(beaten.returning(col(Slot.state), col(Slot.reason))).one_or_none()
+        if row is None:
+            return Standing.DISPLACED
+        if row.state == SlotState.OFFLINE and (row.reason or "").startswith(UNHEARD):
+            return Standing.UNHEARD
+        silent = update(Slot).where(*mine, col(Slot.state) == SlotState.OFFLINE)
+        session.execute(silent.values(state=SlotState.ONLINE, reason=None))
+        return Standing.OWNER
+
+
+def mark_heard(db: Database, slot_id: str, incarnation: str) -> None:
+    """Put a slot back into use that did not answer its doorbell: its worker hears it."""
+    with db.write() as session:
+        silent = update(Slot).where(
+            col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation, col(Slot.state) == SlotState.OFFLINE
+        )
+        session.execute(silent.values(state=SlotState.ONLINE, reason=None))
+
+
+def mark_broken(db: Database, slot_id: str, incarnation: str, reason: str) -> None:
+    """Take a slot out of use because its runner cannot start."""
+    with db.write() as session:
+        mine = update(Slot).where(col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation)
+        session.execute(mine.values(state=SlotState.BROKEN, reason=reason))
+
+
+def mark_mended(db: Database, slot_id: str, incarnation: str) -> None:
+    """Put a broken slot back into use: its runner has started."""
+    with db.write() as session:
+        broken = update(Slot).where(
+            col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation, col(Slot.state) == SlotState.BROKEN
+        )
+        session.execute(broken.values(state=SlotState.ONLINE, reason=None))
+
+
+def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None) -> None:
+    """Set slots offline whose workers were ended in order; a lease just granted to one goes back at once.
+
+    Args:
+        incarnation: only while this process owns them; where absent, whoever does.
+    """
+    with db.write() as session:
+        lease_ends.lock(session, col(Lease.slot_id).in_(slot_ids), col(Lease.state) == LeaseState.GRANTED)
+        ended = update(Slot).where(col(Slot.id).in_(slot_ids), col(Slot.state) != SlotState.OFFLINE)
+        if incarnation is not None:
+            ended = ended.where(col(Slot.incarnation) == incarnation)
+        values = {"state": SlotState.OFFLINE, "reason": "its worker was stopped", "incarnation": ""}
+        retired = session.scalars(ended.values(values).returning(col(Slot.id))).all()
+        for job_id in lease_ends.withdraw(session, db, "its worker was stopped", col(Lease.slot_id).in_(retired)):
+            lost_work.settle_if_cancelling(session, db, job_id)
+
+
+def sweep_silent(db: Database, slot_seconds: float) -> list[str]:
+    """Set slots offline whose worker has been silent for `slot_seconds`.
+
+    Returns:
+        Their ids.
+    """
+    with db.write() as session:
+        silent = (
+            update(Slot)
+            .where(col(Slot.state) != SlotState.OFFLINE, col(Slot.heartbeat_at) < db.now() - slot_seconds)
+            .values(state=SlotState.OFFLINE, reason=f"its worker was silent for {slot_seconds:g} s")
+            .returning(col(Slot.id))
+        )
+        return list(session.scalars(silent))
+
+
+def list_slots(session: Any) -> list[Slot]:
+    """Every slot ever registered, by id."""
+    return list(session.scalars(select(Slot).order_by(col(Slot.id))))
+
+
+def _changed(session: Any, statement: Any) -> int:
+    return cast("CursorResult[Any]", session.execute(statement)).rowcount

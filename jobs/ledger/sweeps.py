@@ -1,0 +1,70 @@
+"""The sweeps over all jobs: settle what was cancelled, end what is overdue, queue again what lost its leases."""
+
+from __future__ import annotations
+
+from sqlalchemy import exists, select, update
+from sqlmodel import col
+
+from jobs.db.database import Database
+from jobs.db.states import EXPIRABLE_JOB_STATES, LIVE_LEASE_STATES, JobState
+from jobs.db.tables import Job, Lease
+from jobs.errors import DeadlineExceeded
+from jobs.ledger import announcements, history, lease_ends, lost_work
+
+
+def settle_cancelled(db: Database) -> list[str]:
+    """End the jobs whose cancel was asked for and whose last lease is gone.
+
+    Returns:
+        Their ids.
+    """
+    with db.write() as session:
+        cancelling = session.scalars(select(col(Job.id)).where(col(Job.state) == JobState.CANCELLING)).all()
+        return [job_id for job_id in cancelling if lost_work.settle_if_cancelling(session, db, job_id)]
+
+
+def expire_overdue(db: Database) -> list[str]:
+    """End the jobs whose time limit has passed; what they finished stays readable.
+
+    Returns:
+        Their ids.
+    """
+    with db.write() as session:
+        late = DeadlineExceeded("the job's time limit passed before it was done")
+        can_expire = col(Job.state).in_(EXPIRABLE_JOB_STATES)
+        overdue = select(col(Job.id)).where(can_expire, col(Job.deadline_at) < db.now())
+        expired = []
+        for job_id in session.scalars(overdue).all():
+            lease_ends.withdraw(session, db, "the job's time limit passed", col(Lease.job_id) == job_id)
+            ended = (
+                update(Job)
+                .where(col(Job.id) == job_id, can_expire)
+                .values(state=JobState.EXPIRED, ended_at=db.now(), error_code=late.code, error_message=late.message)
+                .returning(col(Job.id))
+            )
+            if session.execute(ended).one_or_none() is not None:
+                announcements.tell_job(session, db, job_id, JobState.EXPIRED)
+                expired.append(job_id)
+        return expired
+
+
+def requeue_idle(db: Database) -> list[str]:
+    """Set running jobs that hold no live lease back to queued.
+
+    Returns:
+        Their ids.
+    """
+    with db.write() as session:
+        live = exists().where(col(Lease.job_id) == col(Job.id), col(Lease.state).in_(LIVE_LEASE_STATES))
+        idle = select(Job).where(col(Job.state) == JobState.RUNNING, ~live)
+        requeued = []
+        for job in session.scalars(idle.with_for_update(skip_locked=True)).all():
+            # Asked again under the lock: a grant may have come between (PostgreSQL reads committed).
+            held = select(exists().where(col(Lease.job_id) == job.id, col(Lease.state).in_(LIVE_LEASE_STATES)))
+            if session.scalar(held):
+                continue
+            job.state = JobState.QUEUED
+            session.flush()
+            history.record(session, db, job.id, "job.queued")
+            requeued.append(job.id)
+        return requeued

@@ -1,0 +1,65 @@
+"""Uploaded files as jobs see them: found by id, and which of them live jobs and batches still read."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlmodel import Session, col
+
+from jobs.access.paths import upload_id
+from jobs.config.projects import OPERATOR, sees
+from jobs.db.database import Database
+from jobs.db.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, BatchState
+from jobs.db.tables import Batch, Job, StoredFile
+from jobs.errors import NotFound
+
+PURPOSES = ("input", "batch")
+"""What a user may upload for: a job's input, or the input of one of OpenAI's batches."""
+
+
+def find_upload(database: Database, file_id: str, *, project: str = OPERATOR) -> StoredFile:
+    """The upload that `file:<id>` names.
+
+    Args:
+        project: on whose behalf it is read.
+
+    Raises:
+        NotFound: there is none of this id that the project sees.
+    """
+    with database.read() as session:
+        upload = session.get(StoredFile, file_id)
+    if upload is None or not sees(project, upload.project):
+        raise NotFound(f"input.path: there is no uploaded file '{file_id}'", param="input.path")
+    return upload
+
+
+def uploads_in_use(session: Session) -> dict[str, str]:
+    """The ids of the files that live jobs and batches read, each with what reads it: `job job_...`, `batch batch_...`.
+
+    Specs are read as they were stored, since an older version's need not be valid any more.
+    """
+    in_use: dict[str, str] = {}
+    for job_id, spec in session.execute(select(col(Job.id), col(Job.spec)).where(col(Job.state).in_(LIVE_JOB_STATES))):
+        data = spec.get("data") or {}
+        for paths in (spec.get("input", {}).get("path"), data.get("train"), data.get("eval")):
+            for path in [paths] if isinstance(paths, str) else paths or []:
+                file_id = upload_id(path)
+                if file_id is not None:
+                    in_use[file_id] = f"job {job_id}"
+    _add_files_of_batches(session, in_use)
+    return in_use
+
+
+def _add_files_of_batches(session: Session, in_use: dict[str, str]) -> None:
+    live = select(Batch).where(col(Batch.state).in_(LIVE_BATCH_STATES))
+    for batch in session.scalars(live).all():
+        reader = f"batch {batch.id}"
+        in_use[batch.input_file_id] = reader
+        jobs = select(col(Job.spec)).where(col(Job.batch_id) == batch.id)  # ended ones too: their rows are answered yet
+        for spec in session.scalars(jobs).all():
+            in_use[upload_id(spec["input"]["path"]) or ""] = reader
+        carried = select(col(StoredFile.id)).where(col(StoredFile.key) == batch.carried_key)
+        in_use.update(dict.fromkeys(session.scalars(carried).all(), reader))
+        if batch.state == BatchState.VALIDATING and batch.retry_of is not None:
+            retried = session.get(Batch, batch.retry_of)
+            if retried is not None and retried.output_file_id is not None:
+                in_use[retried.output_file_id] = reader

@@ -1,0 +1,155 @@
+"""What a project holds now, and whether its limits leave room for more, asked in the transaction that takes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, func, or_, select
+from sqlmodel import Session, col
+
+from jobs.db.database import Database
+from jobs.db.states import LIVE_JOB_STATES, BatchState, JobState
+from jobs.db.tables import Batch, Job, StoredFile
+from jobs.errors import QueueFull, StorageFull, TooManyRows
+from jobs.ledger.uploads import PURPOSES
+from jobs.specs.inference import TRAINING
+
+_LONGEST_WAIT_SECONDS = 30  # OpenAI's SDK waits for as long as it is told, up to 60 s
+_GUESSED_WAIT_SECONDS = 5  # where nothing tells how long it will take
+
+
+@dataclass(frozen=True, slots=True)
+class RowsWanted:
+    """The room in a project's queue that a submission needs."""
+
+    limit: int
+    """The project's `queued_rows`."""
+    num_rows: int | None
+    """Of the submission; None where counting them takes long. It is then the only one of its kind at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What a project has in the queue."""
+
+    num_rows: int
+    """Rows that are not done, of every job and batch that is counted."""
+    num_uncounted: int
+    """Jobs and batches whose rows nobody knows yet."""
+    rows_per_second: float
+    """How fast its running jobs have been; 0 where none runs."""
+
+
+def queue_of(session: Session, db: Database, project: str) -> Queue:
+    """A project's queue now. A batch is its lines while it is validated, then its jobs' rows; a training has none."""
+    running = col(Job.state) == JobState.RUNNING
+    of_jobs = select(
+        _sum(Job.num_rows - Job.num_done),
+        _count((col(Job.state) == JobState.VALIDATING) & (col(Job.num_rows) == 0)),
+        _sum(case((running, col(Job.num_done)), else_=0)),
+        func.min(case((running, col(Job.started_at)))),
+        db.now(),
+    ).where(col(Job.project) == project, col(Job.state).in_(LIVE_JOB_STATES), col(Job.kind) != TRAINING)
+    of_batches = select(_sum(Batch.num_lines), _count(col(Batch.num_lines) == 0)).where(
+        col(Batch.project) == project, col(Batch.state) == BatchState.VALIDATING
+    )
+    num_rows, num_uncounted, num_done, started_at, now = session.execute(of_jobs).one()
+    num_lines, num_unread = session.execute(of_batches).one()
+    seconds = 0.0 if started_at is None else now - started_at
+    return Queue(
+        num_rows=int(num_rows) + int(num_lines),
+        num_uncounted=int(num_uncounted) + int(num_unread),
+        rows_per_second=int(num_done) / seconds if seconds > 0 else 0.0,
+    )
+
+
+def take_rows(session: Session, db: Database, project: str, wanted: RowsWanted) -> None:
+    """Make sure that a submission fits into its project's queue. The caller writes it down in this transaction.
+
+    Submissions of one project wait for each other here, so that two of them never take the same room.
+
+    Raises:
+        QueueFull: it does not fit now.
+        TooManyRows: it would not fit into an empty queue.
+    """
+    if wanted.num_rows is not None and wanted.num_rows > wanted.limit:
+        raise too_many_rows(project, wanted.limit)
+    db.take_turn(session, f"queue/{project}")
+    queue = queue_of(session, db, project)
+    if queue.num_uncounted:
+        message = f"project '{project}' has a submission whose rows are still being counted; try again when they are"
+        raise QueueFull(message, retry_after_seconds=_GUESSED_WAIT_SECONDS)
+    excess = queue.num_rows + (wanted.num_rows or 1) - wanted.limit
+    if excess > 0:
+        asked = "" if wanted.num_rows is None else f" and these are {wanted.num_rows} more"
+        raise QueueFull(
+            f"project '{project}' has {queue.num_rows} rows in the queue{asked}; its limit is {wanted.limit} "
+            "(queued_rows). Try again when some are done",
+            retry_after_seconds=seconds_until(excess, per_second=queue.rows_per_second),
+        )
+
+
+def too_many_rows(project: str, limit: int, *, param: str = "input.path") -> TooManyRows:
+    """What a submission is told that would not even fit into an empty queue."""
+    return TooManyRows(
+        f"{param}: has more than the {limit} rows that project '{project}' may have in the queue at all (queued_rows); "
+        "split it",
+        param=param,
+    )
+
+
+def seconds_until(num_rows: int, *, per_second: float) -> int:
+    """An estimate of when so many rows are done, in whole seconds that a client will wait."""
+    if per_second <= 0:
+        return _GUESSED_WAIT_SECONDS
+    return max(1, min(math.ceil(num_rows / per_second), _LONGEST_WAIT_SECONDS))
+
+
+# -- uploads -------------------------------------------------------------------------------------------------------
+
+
+def uploaded_bytes(session: Session, db: Database, project: str) -> int:
+    """Bytes of a project's uploads that have not expired. What batches write is not counted."""
+    return int(session.scalar(select(_sum(StoredFile.num_bytes)).where(*_kept(db, project))) or 0)
+
+
+def take_bytes(session: Session, db: Database, project: str, *, limit: int, num_bytes: int) -> None:
+    """Make sure that an upload fits beside the project's others. The caller writes it down in this transaction.
+
+    Raises:
+        StorageFull: it does not.
+    """
+    db.take_turn(session, f"uploads/{project}")
+    if uploaded_bytes(session, db, project) + num_bytes > limit:
+        raise storage_full(session, db, project, limit=limit)
+
+
+def storage_full(session: Session, db: Database, project: str, *, limit: int) -> StorageFull:
+    """What an upload is told that does not fit beside the project's others."""
+    first = session.scalar(select(func.min(StoredFile.expires_at)).where(*_kept(db, project)))
+    seconds = _LONGEST_WAIT_SECONDS if first is None else math.ceil(first - db.time(session))
+    return StorageFull(
+        f"file: with this one, the uploads of project '{project}' would have more than {limit} bytes (upload_bytes); "
+        "delete some, or wait until they expire",
+        param="file",
+        retry_after_seconds=max(1, min(seconds, _LONGEST_WAIT_SECONDS)),
+    )
+
+
+def _kept(db: Database, project: str) -> tuple[ColumnElement[bool], ...]:
+    expires_at = col(StoredFile.expires_at)
+    return (
+        col(StoredFile.project) == project,
+        col(StoredFile.purpose).in_(PURPOSES),
+        or_(expires_at.is_(None), expires_at > db.now()),
+    )
+
+
+def _sum(values: Any) -> ColumnElement[int]:
+    return func.coalesce(func.sum(values), 0)
+
+
+def _count(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return _sum(case((condition, 1), else_=0))

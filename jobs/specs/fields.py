@@ -1,0 +1,180 @@
+"""What the specs of all kinds of job share: strictness, durations, priorities, and where rows come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from jobs.specs.bounds import MOST_FIELDS, Columns, Name, Paths
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_UNIT_SECONDS = (86400, 3600, 60, 1)
+_LONGEST_SECONDS = 3650 * 86400
+_LONGEST_DURATION_CHARACTERS = 50
+LARGEST_INTEGER = 2**31 - 1
+"""What a database column and a tensor's size surely hold."""
+MOST_ROW_ERRORS = 2**53
+"""The largest number that `max_row_errors` may be."""
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
+
+
+def parse_duration(value: object) -> object:
+    """Seconds from `90`, `"90s"`, `"2h"`, `"1h30m"` or `"1d"`; anything else is left for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    if len(value) > _LONGEST_DURATION_CHARACTERS:
+        raise ValueError("must be a duration such as 90, '90s', '2h' or '1h30m'")
+    if value.isdecimal():
+        return int(value)
+    match = _DURATION.fullmatch(value)
+    if not value or match is None:
+        raise ValueError("must be a duration such as 90, '90s', '2h' or '1h30m'")
+    return sum(int(part or 0) * unit for part, unit in zip(match.groups(), _UNIT_SECONDS, strict=True))
+
+
+_DURATION_FORMS = [
+    {"type": "integer", "exclusiveMinimum": 0, "maximum": _LONGEST_SECONDS},
+    {
+        "type": "string",
+        "pattern": r"^([0-9]+|([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?)$",
+        "minLength": 1,
+        "maxLength": _LONGEST_DURATION_CHARACTERS,
+    },
+]
+
+Duration = Annotated[
+    int,
+    BeforeValidator(parse_duration),
+    Field(gt=0, le=_LONGEST_SECONDS),
+    WithJsonSchema({"anyOf": _DURATION_FORMS}, mode="validation"),
+]
+"""A positive number of seconds up to ten years, also written `2h` or `1h30m`."""
+
+
+def parse_row_error_limit(value: object) -> Fraction | int:
+    """A limit as a number of rows, or as a share of all.
+
+    Args:
+        value: a whole number, or a text such as `5%`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_ROW_ERRORS:
+        return value
+    match = _SHARE.fullmatch(value) if isinstance(value, str) else None
+    share = None if match is None else Fraction(match[1]) / 100
+    if share is None or share > 1:
+        raise ValueError("must be a whole number of rows from 0, or a share of all rows from '0%' to '100%'")
+    return share
+
+
+def _row_error_limit(value: object) -> object:
+    parse_row_error_limit(value)
+    return value
+
+
+RowErrorLimit = Annotated[
+    int | str,
+    BeforeValidator(_row_error_limit),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": MOST_ROW_ERRORS},
+                {"type": "string", "pattern": r"^(100(\.0{1,6})?|[0-9]{1,2}(\.[0-9]{1,6})?)%$", "maxLength": 11},
+            ]
+        },
+        mode="validation",
+    ),
+]
+"""A number of rows, or a share of all rows such as `5%`."""
+
+
+class Priority(StrEnum):
+    """A job's class: higher ones are served first, and one that has waited for a day counts one class up."""
+
+    HIGH = "high"  # before everything else; takes slots back from lower classes at chunk boundaries
+    NORMAL = "normal"  # the default
+    LOW = "low"  # fills what others leave
+
+    @property
+    def rank(self) -> int:
+        """0 is served first."""
+        return list(Priority).index(self)
+
+
+class Strict(BaseModel):
+    """A part of a spec: frozen, and no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MOST_FIELDS:  # each unknown one would become an error of its own
+            raise ValueError(f"has {len(value)} fields, more than {MOST_FIELDS}")
+        return value
+
+
+InputFormat = Literal["auto", "jsonl", "json", "csv", "text", "parquet", "dataset"]
+"""How rows are written down."""
+
+
+class TextFields(Strict):
+    """How text files are to be read; by the names that pandas has for it."""
+
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Character between the cells of a CSV file; found out from the header line when absent."""
+    quoting: Literal["auto", "minimal", "none"] = "auto"
+    """Whether quotes enclose cells of a CSV file (`minimal`) or are text (`none`); `auto`: text in `.tsv` files."""
+    quotechar: str = Field(default='"', min_length=1, max_length=1)
+    """Character that encloses cells of a CSV file."""
+    escapechar: str | None = Field(default=None, min_length=1, max_length=1)
+    """Character that makes the next one of a CSV file text, such as a backslash; none when absent."""
+    encoding: str = Field(default="utf-8", min_length=1, max_length=40)
+    """Encoding of CSV, JSON and text files, by Python's name."""
+
+
+class InputSpec(TextFields):
+    """Where the rows come from and which columns the task reads."""
+
+    path: Paths = Field(min_length=1)
+    """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
+    format: InputFormat = "auto"
+    """`auto` goes by the file name's ending; `json` is one array of objects or JSON lines, `text` a row in each line,
+    `dataset` a Hugging Face data set (hub name or folder)."""
+    columns: Columns = Field(default_factory=dict)
+    """The task's input name -> the user's column; an input not named here is read from the column of its own name, and
+    an optional one that is null here is not read."""
+    key: Name | None = None
+    """The column that identifies a row to the user; copied into each result as text."""
+    split: Name = "train"
+    """Which split of a data set."""
+    config: Name | None = None
+    """Which configuration of a hub data set."""
+
+    @property
+    def paths(self) -> list[str]:
+        """`path` as a list."""
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+
+def read_columns(names: Iterable[str], mapped: Mapping[str, str | None]) -> dict[str, str]:
+    """The task's input name -> the user's column, for all of a task's inputs that are read.
+
+    Args:
+        names: of the task's inputs, required and optional ones.
+        mapped: what the spec says; an input that it does not name is read from the column of its own name.
+    """
+    columns = {name: mapped.get(name, name) for name in names}
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+def unread_input(names: Iterable[str], mapped: Mapping[str, str | None]) -> str | None:
+    """The first required input that a spec says not to read; None where there is none."""
+    return next((name for name in names if name in mapped and mapped[name] is None), None)

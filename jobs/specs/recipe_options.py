@@ -1,0 +1,129 @@
+"""The options of our own training modules: typed, with defaults, refused in one sentence that names the option."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from jobs.messages import first_fault
+
+Width = Annotated[int, Field(ge=1, le=4096)]
+"""Units or channels of a layer."""
+Rate = Annotated[float, Field(gt=0, le=10)]
+"""A learning rate."""
+
+
+class Options(BaseModel):
+    """A recipe's options; a subclass has a field with a default for each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class CnnOptions(Options):
+    """What a spec of `recipes.cnn` may set."""
+
+    channels: Width = 16
+    """Of the first convolution; the second has twice as many."""
+    hidden: Width = 64
+    """Units of the first linear layer."""
+    learning_rate: Rate = 0.05
+    """At the start; it falls to zero along half a cosine."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    augment: bool = True
+    """Whether each picture is moved by up to one pixel, anew in each epoch."""
+
+
+class LstmOptions(Options):
+    """What a spec of `recipes.lstm` may set."""
+
+    hidden: Width = 64
+    """Units of each layer."""
+    layers: Annotated[int, Field(ge=1, le=16)] = 1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Of what is known after the last line."""
+    learning_rate: Rate = 0.005
+
+
+class VaeOptions(Options):
+    """What a spec of `recipes.vae` may set."""
+
+    latent: Width = 8
+    """Latent variables of a picture."""
+    hidden: Width = 128
+    """Units of the hidden layer on either side."""
+    learning_rate: Rate = 0.002
+
+
+class GanOptions(Options):
+    """What a spec of `recipes.gan` may set."""
+
+    noise: Width = 16
+    """Numbers that a picture is made of."""
+    hidden: Width = 64
+    """Units of each hidden layer."""
+    learning_rate: Rate = 0.002
+    """Of both optimizers."""
+    real_label: Annotated[float, Field(gt=0.5, le=1)] = 0.9
+    """What the discriminator is to say of real pictures; below 1 it stays unsure, and useful to learn from."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Of the discriminator's hidden layers."""
+
+
+class CtcOptions(Options):
+    """What a spec of `recipes.ctc` may set."""
+
+    rows: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    """Utterances to learn from."""
+    judged_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    """Utterances that are held out."""
+    min_letters: Annotated[int, Field(ge=1, le=100)] = 3
+    """The fewest of an utterance."""
+    max_letters: Annotated[int, Field(ge=1, le=100)] = 7
+    """The most of an utterance."""
+    noise: Annotated[float, Field(ge=0, le=10)] = 0.1
+    """Standard deviation of the noise; a tone's amplitude is about 1."""
+    channels: Width = 64
+    """Of the convolution."""
+    hidden: Width = 64
+    """Units of the recurrent layer."""
+    learning_rate: Rate = 0.01
+
+    @model_validator(mode="after")
+    def _most_letters(self) -> CtcOptions:
+        if self.max_letters < self.min_letters:
+            raise ValueError("options.max_letters: must be at least options.min_letters")
+        return self
+
+
+OPTIONS: Mapping[str, type[Options]] = {
+    "cnn": CnnOptions,
+    "lstm": LstmOptions,
+    "vae": VaeOptions,
+    "gan": GanOptions,
+    "ctc": CtcOptions,
+}
+"""Each recipe's options, by its name."""
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def read_options(kind: type[OptionsT], given: Mapping[str, Any]) -> OptionsT:
+    """Check a spec's options.
+
+    Args:
+        kind: The options that the recipe has.
+        given: The spec's `options`.
+
+    Raises:
+        ValueError: One of them is unknown or has a wrong value; the message begins with `options.` and its name.
+    """
+    for name in given:
+        if name not in kind.model_fields:
+            raise ValueError(f"options.{name}: unknown option; there are {', '.join(kind.model_fields)}")
+    try:
+        return kind.model_validate(dict(given))
+    except ValidationError as error:
+        name, phrase = first_fault(error.errors())
+        raise ValueError(f"options.{name}: {phrase}" if name else phrase) from error

@@ -1,0 +1,281 @@
+"""The pydantic description of a training job: what to train, on which rows, how, and what to keep on the way."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from jobs.errors import InvalidSpec
+from jobs.specs.bounds import MOST_TARGET_MODULES, Columns, Name, Paths, PathText, Values
+from jobs.specs.fields import (
+    LARGEST_INTEGER,
+    Duration,
+    InputFormat,
+    InputSpec,
+    Priority,
+    Strict,
+    TextFields,
+    read_columns,
+    unread_input,
+)
+from jobs.specs.recipe_options import OPTIONS, read_options
+from jobs.specs.training_arguments import check_arguments
+from jobs.specs.training_metrics import PREFIX, RECIPE_METRICS, Mode
+from jobs.specs.training_metrics import best_mode as mode_of_best
+from jobs.specs.training_tasks import TRAINING_TASKS, TrainingTask
+
+MOST_SLOTS = 64
+"""Of one training: more than any one host has."""
+
+TaskName = Literal[
+    "text-classification", "token-classification", "text-generation", "image-classification",
+    "automatic-speech-recognition",
+]  # fmt: skip
+
+RECIPES = tuple(RECIPE_METRICS)
+"""Names of our own modules, each given as `recipes.<name>`."""
+
+
+def recipe_name(module: str) -> str | None:
+    """The name in `recipes.<name>`; None where `module` is the path of a file.
+
+    Raises:
+        InvalidSpec: there is no such recipe.
+    """
+    prefix, dot, name = module.partition(".")
+    if not dot or prefix != "recipes" or "/" in module or module.endswith(".py"):
+        return None
+    if name not in RECIPES:
+        raise InvalidSpec(f"module: there is no '{module}'; the recipes are {', '.join(RECIPES)}", param="module")
+    return name
+
+
+class ArchitectureSpec(Strict):
+    """A model from scratch: transformers' configuration class by its `model_type`, and its values."""
+
+    architecture: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    """transformers' `model_type`: `bert`, `llama`, `vit`, ..."""
+    config: Values = Field(default_factory=dict)
+    """Values of its configuration class."""
+    processor: PathText | None = None
+    """A folder or hub id whose tokenizer, image processor or feature extractor is used."""
+
+
+class DataSpec(TextFields):
+    """The rows to learn from, and those to judge by."""
+
+    train: Paths = Field(min_length=1)
+    """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
+    eval: Paths | None = Field(default=None, min_length=1)
+    """As `train`; or absent."""
+    format: InputFormat = "auto"
+    columns: Columns = Field(default_factory=dict)
+    """The task's input name -> the user's column; an input not named here is read from the column of its own name, and
+    an optional one that is null here is not read."""
+    split: Name = "train"
+    """Which split of a data set `train` is."""
+    eval_split: Name | None = None
+    """Which split of the same data set to judge by, where `eval` is absent."""
+    config: Name | None = None
+    """Which configuration of a hub data set."""
+    max_length: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] | None = None
+    """Tokens that a text is cut to; what the model takes when absent. For `text-generation`, the length of a block."""
+
+    @model_validator(mode="after")
+    def _one_eval(self) -> DataSpec:
+        if self.eval is not None and self.eval_split is not None:
+            raise ValueError("data.eval_split goes without data.eval: it names a split of data.train's data set")
+        return self
+
+    @property
+    def train_input(self) -> InputSpec:
+        """The rows to learn from, as an input."""
+        return self._input(self.train, self.split)
+
+    @property
+    def eval_input(self) -> InputSpec | None:
+        """The rows to judge by, as an input; None where there are none."""
+        if self.eval is not None:
+            return self._input(self.eval, self.split)
+        return None if self.eval_split is None else self._input(self.train, self.eval_split)
+
+    def _input(self, path: str | list[str], split: str) -> InputSpec:
+        text_fields = {name: getattr(self, name) for name in TextFields.model_fields}
+        return InputSpec(path=path, format=self.format, split=split, config=self.config, **text_fields)
+
+
+class LoraSpec(Strict):
+    """Low-rank adapters (Hu et al. 2021) in place of all weights; they are merged into the model at the end."""
+
+    r: Annotated[int, Field(ge=1, le=1024)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: (
+        Annotated[list[Name], Field(min_length=1, max_length=MOST_TARGET_MODULES)] | Literal["all-linear"]
+    ) = "all-linear"
+
+
+class CheckpointSpec(Strict):
+    """What is kept of a training that goes on."""
+
+    every_steps: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] = 500
+    keep: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Newest ones kept, beside the best one where there is a `best`."""
+    best: Name | None = None
+    """A metric of the evaluation, such as `eval_loss` or `eval_accuracy`; its best checkpoint is kept and comes out."""
+    mode: Mode | None = None
+    """Whether the least or the largest value of `best` is the best; absent: what the metric's name says."""
+
+    @property
+    def best_mode(self) -> Mode:
+        """The direction of `best`; without a `best` it means nothing."""
+        return "min" if self.best is None else mode_of_best(self.best, self.mode)
+
+
+class TrainingSpec(Strict):
+    """A training job."""
+
+    version: Literal[1] = 1
+    kind: Literal["training"]
+    name: str | None = Field(default=None, max_length=200)
+    """A label for people."""
+    trainer: Literal["transformers", "torch"] = "transformers"
+    """`transformers`: its Trainer, by `task` and `model`. `torch`: a plain loop over what `module` builds."""
+    task: TaskName | None = None
+    """With `trainer: transformers`."""
+    model: PathText | ArchitectureSpec | None = None
+    """With `trainer: transformers`: a folder or hub id to start from, or an architecture to train from scratch."""
+    module: PathText | None = None
+    """With `trainer: torch`: `recipes.<name>`, or the path of a Python file in a folder that the operator lists."""
+    options: Values = Field(default_factory=dict)
+    """With `trainer: torch`: what the module is given."""
+    data: DataSpec | None = None
+    """With `trainer: transformers` required; with `torch` where the module reads rows."""
+    arguments: Values = Field(default_factory=dict)
+    """By the names of transformers' TrainingArguments."""
+    lora: LoraSpec | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """In which it computes; weights stay float32. `auto`: float32 on a CPU; on a GPU bfloat16 where it has it."""
+    slots: Annotated[int, Field(ge=1, le=MOST_SLOTS)] = 1
+    """How many slots compute together: all of one host, of one kind of device, all at once or none."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    on_out_of_memory: Literal["fail", "halve"] = "fail"
+    """`halve`: try again with half the micro-batch and twice the accumulation."""
+    priority: Priority = Priority.NORMAL
+    time_limit: Duration | None = None
+    """Seconds from submission after which the job is ended as `expired`; also written `2h`."""
+
+    @model_validator(mode="after")
+    def _belongs_to_its_trainer(self) -> TrainingSpec:
+        needed: tuple[str, ...] = ("task", "model", "data")
+        foreign: tuple[str, ...] = ("module", "options")
+        if self.trainer == "torch":
+            needed, foreign = ("module",), ("task", "model", "lora")
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: is required with trainer: {self.trainer}")
+        for name in foreign:
+            if getattr(self, name):
+                raise ValueError(f"{name}: does not go with trainer: {self.trainer}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_words(self) -> TrainingSpec:
+        check_arguments(self.arguments, trainer=self.trainer)
+        if self.task_info is not None and self.data is not None:
+            known = (*self.task_info.inputs, *self.task_info.optional)
+            for name in self.data.columns:
+                if name not in known:
+                    raise InvalidSpec(
+                        f"data.columns.{name}: task '{self.task}' has no '{name}', only {', '.join(known)}",
+                        param=f"data.columns.{name}",
+                    )
+        if self.data is not None:
+            required = tuple(self.data.columns) if self.task_info is None else self.task_info.inputs
+            unread = unread_input(required, self.data.columns)
+            if unread is not None:
+                raise InvalidSpec(f"data.columns.{unread}: must name a column", param=f"data.columns.{unread}")
+        self._check_evaluation()
+        if self.task_info is not None and self.data is not None and self.data.max_length is not None:
+            if not self.task_info.cuts_texts:
+                raise ValueError(f"data.max_length: task {self.task} cuts no texts")
+            if self.task == "text-generation" and self.data.max_length < 2:
+                raise ValueError("data.max_length: must be at least 2: a block of one token has nothing to predict")
+        groups = self.arguments.get("train_sampling_strategy") == "group_by_length"
+        if self.task_info is not None and groups and not self.task_info.has_lengths:
+            raise ValueError(f"arguments.train_sampling_strategy: rows of {self.task} have no length to group by")
+        if self.task == "automatic-speech-recognition" and self.arguments.get("label_smoothing_factor"):
+            raise ValueError("arguments.label_smoothing_factor: does not go with the loss of speech recognition (CTC)")
+        if self.lora is not None and self.task != "text-generation":
+            raise ValueError("lora: goes with task: text-generation only")
+        recipe = None if self.module is None else recipe_name(self.module)
+        if recipe is not None:
+            read_options(OPTIONS[recipe], self.options)
+        if self.trainer == "torch" and self.data is not None and not self.data.columns:
+            raise ValueError("data.columns: is required with trainer: torch: the columns that the module reads")
+        return self
+
+    def _check_evaluation(self) -> None:
+        """Refuse what is said of evaluations that are not there, or contradicts itself."""
+        has_eval = self.data is not None and self.data.eval_input is not None
+        wanted = self.evaluation_param
+        if self.trainer == "transformers" and not has_eval and wanted is not None:
+            raise InvalidSpec(f"{wanted}: needs rows to judge by, data.eval or data.eval_split", param=wanted)
+        strategy, best = self.arguments.get("eval_strategy"), self.checkpoint.best
+        if strategy in ("no", "epoch") and "eval_steps" in self.arguments:
+            raise ValueError(f"arguments.eval_steps: goes with eval_strategy: steps, not {strategy}")
+        if best is None:
+            if self.checkpoint.mode is not None:
+                raise ValueError("checkpoint.mode: goes with checkpoint.best")
+            return
+        if strategy == "no":
+            raise ValueError("checkpoint.best: needs evaluations, and arguments.eval_strategy is no")
+        known = self.eval_metrics
+        if not best.startswith(PREFIX) and (known is None or PREFIX + best in known):
+            told = f"the metrics of an evaluation begin with '{PREFIX}'; did you mean '{PREFIX}{best}'?"
+            raise ValueError(f"checkpoint.best: {told}")
+        if known is not None and best not in known:
+            raise ValueError(f"checkpoint.best: an evaluation has no '{best}', only {', '.join(known)}")
+        mode_of_best(best, self.checkpoint.mode)
+
+    @property
+    def evaluation_param(self) -> str | None:
+        """The field that asks for evaluations on the way, if one does."""
+        if self.checkpoint.best is not None:
+            return "checkpoint.best"
+        asks = {
+            "eval_strategy": self.arguments.get("eval_strategy", "no") != "no",
+            "eval_steps": "eval_steps" in self.arguments and "eval_strategy" not in self.arguments,
+            "eval_on_start": bool(self.arguments.get("eval_on_start")),
+        }
+        return next((f"arguments.{name}" for name, is_asked in asks.items() if is_asked), None)
+
+    @property
+    def eval_metrics(self) -> tuple[str, ...] | None:
+        """The metrics that an evaluation finds; None where only the user's module knows."""
+        if self.task_info is not None:
+            found: tuple[str, ...] = ("loss", *self.task_info.metrics)
+        else:
+            recipe = None if self.module is None else recipe_name(self.module)
+            if recipe is None:
+                return None
+            found = RECIPE_METRICS[recipe]
+        return tuple(f"{PREFIX}{name}" for name in found)
+
+    @property
+    def task_info(self) -> TrainingTask | None:
+        """What the rows of the task hold; None with `trainer: torch`."""
+        return None if self.task is None else TRAINING_TASKS[self.task]
+
+    def columns(self) -> dict[str, str]:
+        """The task's input name -> the user's column; with `trainer: torch` those that were mapped."""
+        mapped = {} if self.data is None else self.data.columns
+        task = self.task_info
+        names = tuple(mapped) if task is None else (*task.inputs, *task.optional)
+        return read_columns(names, mapped)
+
+    @property
+    def optional_inputs(self) -> frozenset[str]:
+        """Inputs that a row may leave out."""
+        return frozenset() if self.task_info is None else frozenset(self.task_info.optional)
