@@ -19,11 +19,11 @@ from jobs.data.store import Store
 from jobs.db import migrations
 from jobs.db.database import Database
 from jobs.queue import Doorbell
+from scheduler.admin.keys import create_key
 from scheduler.api.app import create_app
 from scheduler.api.serve import connection_limits
 from scheduler.api.server import ApiServer
-from scheduler.client import StokerClient
-from scheduler.keys import create_key
+from scheduler.client.http_client import StokerClient
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from jobs.db.tables import StoredFile
 from jobs.ledger import batches
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.batches import NewBatch
-from scheduler.batches import take_in
-from scheduler.planner import plan_job
+from scheduler.control.planner import plan_job
+from scheduler.openai.lifecycle import take_in
 
 _WORDS = "the quick brown fox jumps over the lazy dog while grey clouds gather above the quiet harbour town"
 _MIB = 2**20

@@ -39,7 +39,7 @@ from sqlmodel import col
 from jobs.config.settings import Settings
 from jobs.db.database import Database
 from jobs.db.tables import Event, Job
-from scheduler.client import StokerClient
+from scheduler.client.http_client import StokerClient
 
 STOKER = str(Path(sys.executable).parent / "stoker")
 

@@ -15,7 +15,10 @@ from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.queue import Doorbell
 from jobs.specs.inference import InferenceSpec, TrainingSpec
-from scheduler.api import (
+from scheduler.admin.version import version
+from scheduler.api.context import Context
+from scheduler.api.errors import add_error_handlers
+from scheduler.api.routes import (
     batches,
     events,
     files,
@@ -23,18 +26,15 @@ from scheduler.api import (
     job_metrics,
     jobs,
     limits,
-    metrics,
     models,
+    prometheus,
     results,
     slots,
     webhooks,
 )
-from scheduler.api.batches import BatchRequest
-from scheduler.api.context import Context
-from scheduler.api.errors import add_error_handlers
+from scheduler.api.routes.batches import BatchRequest
+from scheduler.api.routes.webhooks import WebhookRequest
 from scheduler.api.throttle import Throttle
-from scheduler.api.webhooks import WebhookRequest
-from scheduler.version import version
 
 _THREADS = 24  # fewer than the database's pool has connections, so that no request waits for one in vain
 
@@ -71,7 +71,7 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
         redirect_slashes=False,
     )
     app.state.context = context
-    modules = (jobs, job_metrics, results, events, slots, files, batches, webhooks, models, limits, health, metrics)
+    modules = (jobs, job_metrics, results, events, slots, files, batches, webhooks, models, limits, health, prometheus)
     add_error_handlers(app, [route for module in modules for route in module.router.routes])
     for module in modules:
         app.include_router(module.router)

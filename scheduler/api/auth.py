@@ -16,8 +16,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from jobs.config.settings import Settings
 from jobs.db.tables import ApiKey
 from jobs.errors import Forbidden, ServiceUnavailable, Unauthorized
+from scheduler.admin.keys import NewKey, create_key, ensure_local_key, find_key, list_keys, revoke_key
 from scheduler.api.context import Context, InContext
-from scheduler.keys import NewKey, create_key, ensure_local_key, find_key, list_keys, revoke_key
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from jobs.ledger.slots import UNHEARD
 from jobs.messages import short
 from jobs.specs.inference import TRAINING
 from scheduler.api.context import Context
-from scheduler.api.health import redis_state
 from scheduler.api.listed import ShownSpec
+from scheduler.api.routes.health import redis_state
 from scheduler.api.schemas import JobView, job_view
-from scheduler.dispatcher import explain
-from scheduler.leader import has_leader
+from scheduler.control.dispatcher import explain
+from scheduler.control.leader import has_leader
 
 _LONGEST_REASON = 300  # characters of what ended a lease
 _ANSWERED_SECONDS = 2.0

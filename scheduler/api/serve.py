@@ -19,11 +19,11 @@ from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.errors import InvalidSpec, StokerError, UserError
 from jobs.queue import Doorbell, make_app
+from scheduler.admin.schema import check_schema
 from scheduler.api.app import create_app
 from scheduler.api.protocol import ConnectionLimits, fitting
 from scheduler.api.server import ApiServer
-from scheduler.schema import check_schema
-from scheduler.service import Service
+from scheduler.control.service import Service
 
 logger = logging.getLogger(__name__)
 

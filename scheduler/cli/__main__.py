@@ -2,6 +2,6 @@
 
 import sys
 
-from scheduler.cli.app import main
+from scheduler.cli.command_line import main
 
 sys.exit(main())

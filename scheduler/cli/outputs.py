@@ -21,8 +21,8 @@ from scheduler.cli.terminal import (
     show_table,
     stdout,
 )
-from scheduler.client import ResultFormat, StokerClient
-from scheduler.connection import Json
+from scheduler.client.connection import Json
+from scheduler.client.http_client import ResultFormat, StokerClient
 
 _FORMATS: dict[str, ResultFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".csv": "csv"}
 _PREVIEW_ROWS = 10

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from jobs.specs.inference import TRAINING
 from scheduler.cli.terminal import clean, joined, plural, say, short_duration, short_number, stderr
-from scheduler.client import TERMINAL_STATES
-from scheduler.connection import Json
+from scheduler.client.connection import Json
+from scheduler.client.http_client import TERMINAL_STATES
 
 _WINDOW_SECONDS = 15.0
 _LINE_SECONDS = 30.0

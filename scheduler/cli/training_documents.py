@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.errors import InvalidInput
-from scheduler.cli.documents import absolute_input, absolute_model, absolute_path, remote_model, upload_inputs
-from scheduler.client import StokerClient
-from scheduler.connection import Json
+from scheduler.cli.spec_documents import absolute_input, absolute_model, absolute_path, remote_model, upload_inputs
+from scheduler.client.connection import Json
+from scheduler.client.http_client import StokerClient
 
 OnUpload = Callable[[str, int, int], None]
 

@@ -19,7 +19,7 @@ import psutil
 
 from jobs.config.settings import Settings
 from jobs.errors import ServiceUnavailable
-from scheduler.client import ApiError, StokerClient
+from scheduler.client.http_client import ApiError, StokerClient
 from tests.conftest import wait_until
 
 QUICK = {"STOKER_LEASE_SECONDS": "4", "STOKER_SLOT_SECONDS": "4", "STOKER_DOORBELL_SECONDS": "2"}

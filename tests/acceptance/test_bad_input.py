@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from scheduler.client import ApiError
+from scheduler.client.http_client import ApiError
 from tests import tiny
 from tests.acceptance.stack import Stack, stack
 

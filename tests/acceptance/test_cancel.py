@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.client import ApiError, StokerClient
+from scheduler.client.http_client import ApiError, StokerClient
 from tests.acceptance.odd_model import WAITS, odd_encoder, trusting
 from tests.acceptance.records import Records, records_of
 from tests.acceptance.stack import Stack, nothing_left_at_work, stack

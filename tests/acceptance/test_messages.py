@@ -24,8 +24,8 @@ from sqlalchemy.engine import make_url
 from jobs import process, queue
 from jobs.config.settings import Settings
 from jobs.db.tables import LeaderLock
-from scheduler.client import StokerClient
-from scheduler.environment import module_command
+from scheduler.client.http_client import StokerClient
+from scheduler.embedded.environment import module_command
 from tests.acceptance.odd_model import WAITS, odd_encoder, trusting
 from tests.acceptance.records import Records, records_of
 from tests.acceptance.stack import Stack, free_port, stack

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from scheduler.data_dir import is_running
+from scheduler.embedded.data_dir import is_running
 from tests import tiny
 from tests.acceptance.stack import Stack, stack
 from tests.conftest import wait_until

@@ -17,8 +17,8 @@ from jobs.db.states import JobState
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger import leases, logs
 from scheduler.api.streams import Tail
-from scheduler.client import ApiError
-from scheduler.event_stream import parse_events
+from scheduler.client.event_stream import parse_events
+from scheduler.client.http_client import ApiError
 from tests.conftest import wait_until
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi

@@ -17,7 +17,7 @@ from sqlmodel import select
 from jobs.config.settings import Settings
 from jobs.db.database import Database
 from jobs.db.tables import StoredFile
-from scheduler.client import ApiError
+from scheduler.client.http_client import ApiError
 from tests.conftest import wait_until
 from tests.live_api import LiveApi, live_api, spec_document, write_rows
 

@@ -15,8 +15,8 @@ from jobs.ledger import batches
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.batches import NewBatch
 from jobs.specs.inference import parse_spec
+from scheduler.admin.keys import create_key, list_keys, revoke_key
 from scheduler.api import listed
-from scheduler.keys import create_key, list_keys, revoke_key
 from tests.conftest import wait_until
 from tests.live_api import LiveApi, fresh_api, spec_document, write_rows
 

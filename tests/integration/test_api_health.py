@@ -11,11 +11,11 @@ import pytest
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
+from scheduler.admin.keys import create_key, revoke_key
 from scheduler.api.auth import is_loopback
-from scheduler.client import ApiError, StokerClient
-from scheduler.keys import create_key, revoke_key
-from scheduler.leader import Leader
-from scheduler.machine import host_id
+from scheduler.client.http_client import ApiError, StokerClient
+from scheduler.client.local_machine import host_id
+from scheduler.control.leader import Leader
 from tests.conftest import RedisServer
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi, fresh_api, live_api
@@ -83,7 +83,7 @@ def test_a_client_knows_whether_it_shares_files_with_the_api(
     assert api.client.shares_files()
     with live_api(settings.model_copy(update={"input_roots": []}), sqlite_database) as closed:
         assert not closed.client.shares_files()
-    monkeypatch.setattr("scheduler.client.host_id", lambda: "another")
+    monkeypatch.setattr("scheduler.client.http_client.host_id", lambda: "another")
     assert not api.client.shares_files()
     assert host_id() == host_id()
 

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from scheduler.api import jobs as job_routes
-from scheduler.api.documents import MAX_DOCUMENT_BYTES
+from scheduler.api.request_body import MAX_DOCUMENT_BYTES
+from scheduler.api.routes import jobs as job_routes
 from tests.live_api import LiveApi, fresh_api, spec_document
 
 

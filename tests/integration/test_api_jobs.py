@@ -19,7 +19,7 @@ from jobs.errors import NotKept, StokerError
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger import leases, slots, sweeps
 from jobs.specs.inference import parse_spec
-from scheduler.client import ApiError
+from scheduler.client.http_client import ApiError
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi, spec_document, write_rows
 
@@ -181,7 +181,7 @@ def test_a_waiting_job_says_what_it_waits_for(
     """Lost: the answer to 'why does nothing happen?'."""
     first = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
     assert api.client.job(first.job_id)["waiting_reason"] == "no scheduler is running"
-    from scheduler.leader import Leader
+    from scheduler.control.leader import Leader
 
     leader = Leader(sqlite_database, leader_seconds=600)
     leader.acquire()

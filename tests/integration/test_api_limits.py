@@ -23,10 +23,10 @@ from jobs.db.tables import Batch, Job, StoredFile
 from jobs.errors import StokerError, TooManyRequests
 from jobs.ledger import batches
 from jobs.ledger import jobs as job_ledger
-from scheduler import demand
 from scheduler.api.throttle import Throttle
-from scheduler.batches import take_in
-from scheduler.planner import plan_job
+from scheduler.control import admission
+from scheduler.control.planner import plan_job
+from scheduler.openai.lifecycle import take_in
 from tests import tiny
 from tests.conftest import RedisServer, wait_until
 from tests.live_api import LiveApi, live_api, spec_document, write_rows
@@ -139,7 +139,7 @@ def test_an_input_that_takes_long_to_count_is_counted_by_the_scheduler(
     api: LiveApi, mine: httpx.Client, limited: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lost: a client that waits for minutes; or the limit, to inputs that are large enough."""
-    monkeypatch.setattr(demand, "COUNT_SECONDS", -1.0)
+    monkeypatch.setattr(admission, "COUNT_SECONDS", -1.0)
     large = spec_document(write_rows(tmp_path / "large.jsonl", ROWS))
     first = mine.post("/v1/jobs", json=large).json()
     assert first["counts"]["total"] == 0
@@ -164,7 +164,7 @@ def test_a_batch_that_was_not_counted_in_time_is_refused_when_it_is_read(
 ) -> None:
     """Lost: the limit again, by way of a batch; one that fits by a line must run."""
     model = tiny.tiny_classifier(tmp_path / "model")
-    monkeypatch.setattr(demand, "COUNT_SECONDS", -1.0)
+    monkeypatch.setattr(admission, "COUNT_SECONDS", -1.0)
     batch = create(mine, batch_file(mine, num_lines, model=str(model))).json()
     take_in(api.database, api.store, limited.model_copy(update={"any_model": True}), batch["id"])
     read = mine.get(f"/v1/batches/{batch['id']}").json()

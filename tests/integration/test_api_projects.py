@@ -22,7 +22,7 @@ from jobs.ledger import batches, slots, webhooks
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.batches import BatchPlan
 from jobs.specs.inference import parse_spec
-from scheduler.planner import plan_job
+from scheduler.control.planner import plan_job
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi, spec_document, write_rows
 

@@ -16,7 +16,7 @@ from jobs.data.rows import Result, RowError
 from jobs.data.sinks.export import ExportFormat
 from jobs.ledger import chunks
 from jobs.ledger.chunks import ChunkResults
-from scheduler.api.results import write_results
+from scheduler.api.routes.results import write_results
 from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi
 

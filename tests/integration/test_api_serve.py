@@ -18,8 +18,8 @@ from jobs import process
 from jobs.config.settings import Settings
 from jobs.db import migrations
 from jobs.db.database import Database
-from scheduler.client import StokerClient
-from scheduler.keys import ensure_local_key
+from scheduler.admin.keys import ensure_local_key
+from scheduler.client.http_client import StokerClient
 from tests.conftest import RedisServer, wait_until
 from tests.live_api import spec_document, write_rows
 

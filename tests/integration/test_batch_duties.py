@@ -24,10 +24,10 @@ from jobs.ledger.batches import NewBatch
 from jobs.ledger.chunks import ChunkResults
 from jobs.ledger.leases import Grant
 from jobs.specs.inference import parse_spec
-from scheduler.batches import break_off, finish, take_in
-from scheduler.finalizer import finalize_job
-from scheduler.planner import plan_job
-from scheduler.retention import retain
+from scheduler.control.finalizer import finalize_job
+from scheduler.control.planner import plan_job
+from scheduler.control.retention import retain
+from scheduler.openai.lifecycle import break_off, finish, take_in
 from tests import tiny
 
 OTHER = "/v1/classify"

@@ -268,7 +268,7 @@ def test_a_remote_api_gets_the_file_itself(
     api: LiveApi, tmp_path: Path, stoker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else `stoker submit` against another machine would name a file that is not there."""
-    monkeypatch.setattr("scheduler.client.host_id", lambda: "another machine")
+    monkeypatch.setattr("scheduler.client.http_client.host_id", lambda: "another machine")
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "rows.jsonl", 3)
     (tmp_path / "spec.json").write_text(json.dumps(spec_document("rows.jsonl")))

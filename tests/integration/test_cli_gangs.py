@@ -16,7 +16,7 @@ from jobs.ledger import jobs as job_ledger
 from jobs.ledger.leases import Grant
 from jobs.specs.inference import parse_spec
 from scheduler.cli import main
-from scheduler.leader import Leader
+from scheduler.control.leader import Leader
 from tests.live_api import LiveApi, live_api
 
 SLOTS = ("here-gpu0", "here-gpu1", "here-gpu2")

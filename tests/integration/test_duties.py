@@ -29,11 +29,11 @@ from jobs.ledger.slots import Standing
 from jobs.queue import make_app
 from jobs.retries import RetryPolicy
 from jobs.specs.inference import parse_spec
-from scheduler import metrics
-from scheduler.dispatcher import dispatch, explain, read_views
-from scheduler.finalizer import finalize_job
-from scheduler.reaper import reap
-from scheduler.retention import retain
+from scheduler.admin import metrics
+from scheduler.control.dispatcher import dispatch, explain, read_views
+from scheduler.control.finalizer import finalize_job
+from scheduler.control.reaper import reap
+from scheduler.control.retention import retain
 from tests.conftest import RedisServer
 from tests.integration.hand import job_state
 

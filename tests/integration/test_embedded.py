@@ -15,10 +15,10 @@ import redis
 
 from jobs.config.settings import Settings
 from jobs.errors import ServiceUnavailable
-from scheduler import redis_server
-from scheduler.client import StokerClient
-from scheduler.data_dir import AlreadyRunning, StackLock, Use, is_running
-from scheduler.environment import settings_environment
+from scheduler.client.http_client import StokerClient
+from scheduler.embedded import redis_server
+from scheduler.embedded.data_dir import AlreadyRunning, StackLock, Use, is_running
+from scheduler.embedded.environment import settings_environment
 from tests.acceptance.stack import Stack, bare_stack, stack
 from tests.conftest import wait_until
 from tests.frozen import frozen

@@ -17,8 +17,8 @@ from jobs.ledger import attempts, leases, planning, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.queue import make_app, queue_name
 from jobs.specs.inference import parse_spec
-from scheduler.dispatcher import explain
-from scheduler.victims import MOST_PREEMPTIONS
+from scheduler.control.dispatcher import explain
+from scheduler.policy.preemption import MOST_PREEMPTIONS
 from tests.conftest import RedisServer
 from tests.integration.hand import job_state
 from tests.integration.test_duties import House

@@ -9,7 +9,7 @@ from sqlalchemy import delete, update
 
 from jobs.db.database import Database
 from jobs.db.tables import LeaderLock
-from scheduler.leader import Leader
+from scheduler.control.leader import Leader
 from tests.conftest import wait_until
 
 

@@ -15,7 +15,7 @@ from jobs.config.limits import ProjectLimits
 from jobs.config.settings import Settings
 from jobs.db.database import Database
 from jobs.ledger import usage
-from scheduler.keys import create_key
+from scheduler.admin.keys import create_key
 from tests.live_api import LiveApi, live_api
 
 ROWS, BYTES, LARGEST = 10, 20_000, 8_000

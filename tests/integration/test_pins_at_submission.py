@@ -17,7 +17,7 @@ from jobs.access.pins import PinnedFiles, Pins
 from jobs.db.states import JobState
 from jobs.db.tables import Chunk, Job
 from jobs.ledger import jobs as job_ledger
-from scheduler.planner import plan_job
+from scheduler.control.planner import plan_job
 from tests import tiny
 from tests.live_api import LiveApi, fresh_api
 
@@ -149,7 +149,7 @@ def test_a_change_while_the_digests_are_made_fails_the_job(
     api: LiveApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lost: digests of other files, by which runners of other hosts would go."""
-    from scheduler import planner
+    from scheduler.control import planner
 
     submission = of_model(tmp_path)
     job_id = submit(api, submission)

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlmodel import col
 
-import scheduler.service
+import scheduler.control.service
 from jobs import process
 from jobs.config.settings import Settings
 from jobs.data.store import Store
@@ -28,8 +28,8 @@ from jobs.ledger import chunks, history, leases
 from jobs.ledger import jobs as job_ledger
 from jobs.queue import Doorbell, make_app
 from jobs.specs.inference import parse_spec
-from scheduler.leader import Leader
-from scheduler.service import Service
+from scheduler.control.leader import Leader
+from scheduler.control.service import Service
 from tests.conftest import RedisServer, wait_until
 from tests.integration.hand import Hand, job_state
 
@@ -163,14 +163,14 @@ def test_a_store_that_is_away_delays_a_job_and_does_not_fail_it(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a full disk at the very end would cost all that was computed."""
-    real, is_away = scheduler.finalizer.deliver_output, threading.Event()
+    real, is_away = scheduler.control.finalizer.deliver_output, threading.Event()
 
     def deliver(*arguments: Any) -> None:
         if is_away.is_set():
             raise ServiceUnavailable("writing out.jsonl failed: No space left on device")
         real(*arguments)
 
-    monkeypatch.setattr(scheduler.finalizer, "deliver_output", deliver)
+    monkeypatch.setattr(scheduler.control.finalizer, "deliver_output", deliver)
     is_away.set()
     house.serve("s0")
     house.service().start()
@@ -267,7 +267,7 @@ def test_a_duty_that_always_fails_stops_no_other(
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(scheduler.service, "reap", broken)
+    monkeypatch.setattr(scheduler.control.service, "reap", broken)
     house.serve("s0")
     with caplog.at_level(logging.ERROR):
         house.service().start()

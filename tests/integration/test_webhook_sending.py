@@ -20,8 +20,8 @@ import trustme
 from jobs.config.settings import Settings
 from jobs.errors import UserError
 from jobs.ledger.webhooks import Sending
-from scheduler import webhooks
-from scheduler.webhooks import Undelivered, check_url, send
+from scheduler.control import webhook_sender
+from scheduler.control.webhook_sender import Undelivered, check_url, send
 from tests.receiver import receiver
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -92,7 +92,7 @@ def test_the_signature_is_that_of_the_published_example() -> None:
     example = Sending(
         "msg_p5jXN8AQM9LWM0D4loKWxJek", "webhook_1", 1, "http://x.test", SECRET, body.decode(), 1614265330.5
     )
-    headers = webhooks._signed(example, body)
+    headers = webhook_sender._signed(example, body)
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
     assert headers["webhook-timestamp"] == "1614265330"
 
@@ -260,9 +260,9 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[trust
     made = trustme.CA()
     made.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    webhooks._tls.cache_clear()
+    webhook_sender._tls.cache_clear()
     yield made
-    webhooks._tls.cache_clear()
+    webhook_sender._tls.cache_clear()
 
 
 def server_side(certificate: trustme.LeafCert) -> ssl.SSLContext:

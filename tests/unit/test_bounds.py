@@ -22,7 +22,7 @@ from jobs.specs.bounds import (
     MOST_VALUES,
 )
 from jobs.specs.inference import parse_spec
-from scheduler.plain_data import parse_document
+from scheduler.client.plain_data import parse_document
 
 SPEC: dict[str, Any] = {"task": "fill-mask", "model": "org/model", "input": {"path": "/a.jsonl"}}
 TRAINING: dict[str, Any] = {

@@ -10,9 +10,16 @@ import pytest
 
 from jobs.errors import InvalidInput, InvalidModel, InvalidOutput, InvalidSpec, NotFound
 from jobs.specs.inference import parse_spec
-from scheduler.cli.documents import absolute_path, bring, check_local_inputs, parse_pairs, parse_parameters, read_spec
 from scheduler.cli.outputs import check_output
-from scheduler.client import StokerClient
+from scheduler.cli.spec_documents import (
+    absolute_path,
+    bring,
+    check_local_inputs,
+    parse_pairs,
+    parse_parameters,
+    read_spec,
+)
+from scheduler.client.http_client import StokerClient
 
 
 class Api:

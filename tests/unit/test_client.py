@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from jobs.errors import InvalidOutput, InvalidSpec, NotFound, ServiceUnavailable
-from scheduler import connection
-from scheduler.cli.app import exit_code_of
-from scheduler.client import ApiError, StokerClient
-from scheduler.connection import segment
-from scheduler.event_stream import parse_events, read_lines
+from scheduler.cli.command_line import exit_code_of
+from scheduler.client import connection
+from scheduler.client.connection import segment
+from scheduler.client.event_stream import parse_events, read_lines
+from scheduler.client.http_client import ApiError, StokerClient
 
 Handler = Callable[[httpx.Request], httpx.Response]
 

@@ -14,8 +14,8 @@ import typer
 
 from jobs.config.settings import Settings
 from jobs.specs.inference import InferenceSpec, InputSpec, parse_spec
-from scheduler.cli import app as cli
-from scheduler.plain_data import parse_document
+from scheduler.cli import command_line as cli
+from scheduler.client.plain_data import parse_document
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

@@ -14,7 +14,7 @@ from jobs.config.settings import Settings
 from jobs.db import migrations
 from jobs.db.database import Database
 from jobs.errors import Conflict, InvalidSpec, NotFound
-from scheduler.keys import create_key, ensure_local_key, find_key, list_keys, revoke_key
+from scheduler.admin.keys import create_key, ensure_local_key, find_key, list_keys, revoke_key
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from jobs.config.limits import ProjectLimits, limits_of
 from jobs.config.settings import Settings
 from jobs.ledger.usage import seconds_until
-from scheduler.environment import settings_environment
+from scheduler.embedded.environment import settings_environment
 
 
 def settings_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Settings:

@@ -20,7 +20,7 @@ from jobs.errors import Forbidden, InvalidModel, InvalidSpec
 from jobs.specs.inference import parse_spec
 from jobs.specs.parameters import OPEN_PARAMETERS, PARAMETERS, check_parameters
 from jobs.specs.tasks import TASKS
-from scheduler.planner import check_submission
+from scheduler.control.planner import check_submission
 
 TENSOR = {"weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 

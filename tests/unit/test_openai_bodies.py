@@ -9,8 +9,8 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from scheduler.api.openai import ENDPOINTS, Refusal
-from scheduler.api.openai_answers import Answered
+from scheduler.openai.requests import ENDPOINTS, Refusal
+from scheduler.openai.responses import Answered
 
 EMBEDDINGS, CLASSIFY = ENDPOINTS["/v1/embeddings"], ENDPOINTS["/v1/classify"]
 

@@ -26,8 +26,8 @@ from jobs.errors import Conflict, Forbidden, InvalidInput, InvalidModel, Invalid
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger import planning, slots
 from jobs.specs.inference import InferenceSpec, parse_spec
-from scheduler import planner
-from scheduler.planner import (
+from scheduler.control import planner
+from scheduler.control.planner import (
     MOST_FILES_LOOKED_AT,
     check_submission,
     chunk_rows_for,

@@ -8,9 +8,9 @@ import random
 import pytest
 
 from jobs.ledger.leases import Grant
-from scheduler.policy import decide
-from scheduler.victims import HOLD_SECONDS, MOST_PREEMPTIONS
-from scheduler.views import AGED_SECONDS, Decisions, JobView, LeaseView, SlotView
+from scheduler.policy.decide import decide
+from scheduler.policy.preemption import HOLD_SECONDS, MOST_PREEMPTIONS
+from scheduler.policy.types import AGED_SECONDS, Decisions, JobView, LeaseView, SlotView
 
 NOW = 1_000_000.0
 HIGH, NORMAL, LOW = 0, 1, 2

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.policy import decide
-from scheduler.victims import MOST_PREEMPTIONS
-from scheduler.views import Decisions, JobView, LeaseView, SlotView, effective_rank
+from scheduler.policy.decide import decide
+from scheduler.policy.preemption import MOST_PREEMPTIONS
+from scheduler.policy.types import Decisions, JobView, LeaseView, SlotView, effective_rank
 
 PREEMPTABLE_SECONDS = JobView("", 0, 0.0).preemptable_seconds
 

@@ -11,8 +11,8 @@ import pytest
 from jobs.config.private_files import FOLDERS, make_database_file, make_private, open_private
 from jobs.config.settings import Settings
 from scheduler.cli import main
-from scheduler.data_dir import StackLock
-from scheduler.embedded import code_roots
+from scheduler.embedded.data_dir import StackLock
+from scheduler.embedded.stack import code_roots
 
 ROOT = Path(__file__).parents[2]
 

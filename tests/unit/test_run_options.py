@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.cli import app as cli
+from scheduler.cli import command_line as cli
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scheduler.supervisor import Program, Supervisor, describe_exit, last_line, rotate_log
+from scheduler.embedded.supervisor import Program, Supervisor, describe_exit, last_line, rotate_log
 from tests.conftest import wait_until
 
 
@@ -101,7 +101,7 @@ def test_exits_are_described() -> None:
 
 def test_large_logs_are_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stack that runs for years must not fill the disk with its logs."""
-    monkeypatch.setattr("scheduler.supervisor._KEPT_LOG_BYTES", 4)
+    monkeypatch.setattr("scheduler.embedded.supervisor._KEPT_LOG_BYTES", 4)
     log = tmp_path / "a.log"
     for number in range(6):
         log.write_text(f"log {number}")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from scheduler.cli import app as cli
+from scheduler.cli import command_line as cli
 
 EVERYWHERE = {"--data-dir", "--url", "--debug", "--version"}
 COMMANDS = {

@@ -19,7 +19,7 @@ from jobs.ledger import jobs as job_ledger
 from jobs.specs.architectures import KNOWN, RENAMED, TRAINABLE
 from jobs.specs.inference import TrainingSpec, parse_spec
 from jobs.specs.training_arguments import ARGUMENTS, RESERVED, SCHEDULES, check_arguments
-from scheduler.planner import check_submission, plan_job
+from scheduler.control.planner import check_submission, plan_job
 from tests import tiny
 
 Change = Callable[[dict[str, Any]], None]

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.errors import InvalidOutput, ServiceUnavailable, StokerError
 from jobs.retries import RetryPolicy
-from scheduler.workbench import Workbench
+from scheduler.control.retry_pool import Workbench
 from tests.conftest import wait_until
 
 

@@ -1,0 +1,278 @@
+"""Routes of uploaded files, in OpenAI's form: upload straight into the store, list, look at, read back, delete."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+import anyio.from_thread
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Query, Request
+from sqlmodel import Session, col
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from jobs.config.limits import limits_of
+from jobs.config.projects import sees
+from jobs.data.store import StoredObject, upload_key
+from jobs.db.ids import new_id
+from jobs.db.tables import ApiKey, StoredFile
+from jobs.errors import Conflict, NotFound, TooLarge, UserError
+from jobs.ledger import paging
+from jobs.ledger.batches import ROWS_PURPOSE
+from jobs.ledger.uploads import PURPOSES, uploads_in_use
+from jobs.ledger.usage import storage_full, take_bytes, uploaded_bytes
+from scheduler.api.auth import Key, require_key
+from scheduler.api.context import AfterId, Context, FileId, InContext
+from scheduler.api.errors import error_responses
+from scheduler.api.multipart import Part, boundary_of, read_field, read_parts
+from scheduler.api.request_body import next_block
+from scheduler.api.routes.batch_files import find_growing, growing_view, stream_growing
+from scheduler.api.schemas import DeletedFile, FileView, Page, file_view, page
+from scheduler.api.scope import scope_of
+from scheduler.api.stored_object import RANGES, stream_object
+
+logger = logging.getLogger(__name__)
+
+_DAY_SECONDS = 86400.0
+_EXPIRY_SECONDS = re.compile(r"[1-9][0-9]{0,9}")
+_BATCH_ENDINGS = ("", ".jsonl")
+_FRAME_BYTES = 64 * 2**10  # what the multipart form may add around the file
+
+router = APIRouter(
+    prefix="/v1/files", tags=["files"], dependencies=[Depends(require_key)], responses=error_responses(400)
+)
+
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["purpose", "file"],
+                    "properties": {
+                        "purpose": {"type": "string", "enum": list(PURPOSES)},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": 3600},
+                        "file": {"type": "string", "format": "binary"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", response_model=FileView, responses=error_responses(408, 413), openapi_extra=_FORM)
+async def upload_file(request: Request, context: InContext, key: Key) -> FileView:
+    """Upload a file. Name it `file:<id>` in a spec's `input.path`. Fields after the file are taken too."""
+    declared = request.headers.get("content-length", "")
+    num_declared = int(declared) - _FRAME_BYTES if declared.isdigit() else 0  # at least so many bytes has the file
+    room = await run_in_threadpool(_find_room, context, key.project, num_declared)
+    boundary = boundary_of(request.headers.get("content-type", ""))
+    stream = aiter(request.stream())
+
+    def blocks() -> Iterator[bytes]:
+        while (block := anyio.from_thread.run(next_block, request, stream)) is not None:
+            yield block
+
+    # The store is synchronous; its thread pulls the body block by block, so a slow disk slows the client down.
+    async with context.uploads.turn(key.id) as threads:
+        return await anyio.to_thread.run_sync(_receive, context, key.project, blocks(), boundary, room, limiter=threads)
+
+
+@router.get("", responses=error_responses(404))
+def list_files(
+    context: InContext,
+    key: Key,
+    after: AfterId = None,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Entries on a page.")] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: Annotated[str | None, Query(pattern=r"^[a-z_-]{1,50}$", description="Only files of this purpose.")] = None,
+) -> Page[FileView]:
+    """Uploaded files of the key's project, by time of upload."""
+    conditions = [col(StoredFile.purpose) != ROWS_PURPOSE]
+    if (project := scope_of(key)) is not None:
+        conditions.append(col(StoredFile.project) == project)
+    if purpose is not None:
+        conditions.append(col(StoredFile.purpose) == purpose)
+    with context.database.read() as session:
+        last = None if after is None else _find(session, after, key)
+        files, has_more = paging.page(session, StoredFile, *conditions, last=last, limit=limit, order=order)
+    return page([file_view(file) for file in files], has_more=has_more)
+
+
+@router.get("/{file_id}", responses=error_responses(404))
+def get_file(context: InContext, key: Key, file_id: FileId) -> FileView:
+    """One uploaded file."""
+    with context.database.read() as session:
+        growing = find_growing(session, file_id, key)
+        return file_view(_find(session, file_id, key)) if growing is None else growing_view(growing, file_id)
+
+
+@router.get(
+    "/{file_id}/content",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."},
+        **RANGES,
+        **error_responses(404),
+    },
+)
+def get_file_content(request: Request, context: InContext, key: Key, file_id: FileId) -> Response:
+    """The bytes of a file, or of a `Range` of it. Of a batch that still runs, all lines that are known now."""
+    with context.database.read() as session:
+        growing = find_growing(session, file_id, key)
+        if growing is None:
+            file = _find(session, file_id, key)
+    if growing is not None:
+        return stream_growing(context, growing, file_id, key)
+    return stream_object(request, context, key, file.key, num_bytes=file.num_bytes, sha256=file.sha256)
+
+
+@router.delete("/{file_id}", responses=error_responses(404, 409))
+def delete_file(context: InContext, key: Key, file_id: FileId) -> DeletedFile:
+    """Delete an uploaded file. 409 while a live job reads it."""
+    with context.database.read() as session:
+        growing = find_growing(session, file_id, key)
+        if growing is not None:
+            raise Conflict(f"file '{file_id}' is being made by batch {growing.id}; cancel it or wait for its end")
+        file = _find(session, file_id, key)
+        reader = uploads_in_use(session).get(file_id)
+    if reader is not None:
+        raise Conflict(f"{reader} still reads file '{file_id}'; cancel it or wait for its end")
+    context.store.delete(file.key)  # first, so that a deletion that was cut short can be done again
+    with context.database.write() as session:
+        gone = session.get(StoredFile, file_id)
+        if gone is not None:
+            session.delete(gone)
+    return DeletedFile(id=file_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """How large an upload may be, and what one that is larger is told."""
+
+    num_bytes: int
+    refusal: UserError
+
+
+def _find_room(context: Context, project: str, num_declared: int) -> _Room:
+    """The room for an upload, before its body is read.
+
+    Args:
+        num_declared: bytes that the file surely has.
+
+    Raises:
+        TooLarge: that is more than any upload may have.
+        StorageFull: that is more than fits beside the project's other uploads.
+    """
+    limit, database = context.settings.max_upload_bytes, context.database
+    room = _Room(limit, TooLarge(f"the upload is larger than the limit of {limit} bytes", param="file"))
+    total = limits_of(project, context.settings.projects).upload_bytes
+    if total is not None and total < limit:
+        message = f"the upload is larger than all of project '{project}' may be, {total} bytes (upload_bytes)"
+        room = _Room(total, TooLarge(message, param="file"))
+    if num_declared > room.num_bytes:
+        raise room.refusal
+    if total is None:
+        return room
+    with database.read() as session:
+        left = total - uploaded_bytes(session, database, project)
+        if left < room.num_bytes:
+            room = _Room(left, storage_full(session, database, project, limit=total))
+    if num_declared > room.num_bytes or room.num_bytes <= 0:
+        raise room.refusal
+    return room
+
+
+def _receive(context: Context, project: str, blocks: Iterator[bytes], boundary: bytes, room: _Room) -> FileView:
+    """Store an upload and write it down; whatever fails leaves neither."""
+    fields: dict[str, str] = {}
+    file_id = new_id("file")
+    stored: StoredObject | None = None
+    filename = ""
+    try:
+        for part in read_parts(blocks, boundary):
+            if part.filename is None:
+                fields[part.name] = read_field(part)
+                _check_fields(fields)
+            elif part.name != "file" or stored is not None:
+                raise UserError("an upload has one file, in the part 'file'", param="file")
+            else:
+                filename = part.filename
+                _check_filename(filename, fields.get("purpose"))
+                stored = _store(context, file_id, part, room)
+        if stored is None:
+            raise UserError("file: is required, with a filename", param="file")
+        if "purpose" not in fields:
+            raise UserError(f"purpose: is required, one of {', '.join(PURPOSES)}", param="purpose")
+        _check_filename(filename, fields["purpose"])
+        return file_view(_write_down(context, file_id, filename, fields, stored, project))
+    except BaseException:
+        if stored is not None:
+            context.store.delete(stored.key)
+        raise
+
+
+def _store(context: Context, file_id: str, part: Part, room: _Room) -> StoredObject:
+    try:
+        return context.store.put(upload_key(file_id), part.content, max_bytes=room.num_bytes)
+    except TooLarge as error:
+        raise room.refusal from error
+
+
+def _write_down(
+    context: Context, file_id: str, filename: str, fields: dict[str, str], stored: StoredObject, project: str
+) -> StoredFile:
+    longest = context.settings.upload_days * _DAY_SECONDS  # nothing is kept longer, whatever was asked for
+    seconds = min(longest, float(fields.get("expires_after[seconds]", longest)))
+    limit = limits_of(project, context.settings.projects).upload_bytes
+    with context.database.write() as session:
+        if limit is not None:
+            take_bytes(session, context.database, project, limit=limit, num_bytes=stored.num_bytes)
+        now = context.database.time(session)
+        file = StoredFile(
+            id=file_id,
+            filename=filename,
+            purpose=fields["purpose"],
+            key=stored.key,
+            num_bytes=stored.num_bytes,
+            sha256=stored.sha256,
+            project=project,
+            created_at=now,
+            expires_at=now + seconds,
+        )
+        session.add(file)
+    return file
+
+
+def _check_fields(fields: dict[str, str]) -> None:
+    """Refuse what is wrong as soon as it is known: before the file's bytes, where the client sends fields first."""
+    purpose = fields.get("purpose")
+    if purpose is not None and purpose not in PURPOSES:
+        raise UserError(f"purpose: must be one of {', '.join(PURPOSES)}", param="purpose")
+    anchor = fields.get("expires_after[anchor]", "created_at")
+    if anchor != "created_at":
+        raise UserError("expires_after.anchor: must be created_at", param="expires_after.anchor")
+    seconds = fields.get("expires_after[seconds]", "3600")
+    if not _EXPIRY_SECONDS.fullmatch(seconds) or int(seconds) < 3600:
+        raise UserError("expires_after.seconds: must be a number, at least 3600", param="expires_after.seconds")
+
+
+def _check_filename(filename: str, purpose: str | None) -> None:
+    """Refuse another ending for a batch's input; bytes that a program uploads have a name without any."""
+    if purpose == "batch" and PurePosixPath(filename).suffix.lower() not in _BATCH_ENDINGS:
+        raise UserError("file: the input of a batch is a .jsonl file", param="file")
+
+
+def _find(session: Session, file_id: str, key: ApiKey) -> StoredFile:
+    file = session.get(StoredFile, file_id)
+    if file is None or file.purpose == ROWS_PURPOSE or not sees(key.project, file.project):
+        raise NotFound(f"there is no file '{file_id}'")
+    return file

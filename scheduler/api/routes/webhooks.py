@@ -1,0 +1,176 @@
+"""Routes of webhooks: make, list, look at, delete, try out, and read how their deliveries went."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.db.states import DeliveryState
+from jobs.db.tables import Webhook, WebhookDelivery
+from jobs.errors import UserError
+from jobs.ledger import webhooks
+from jobs.ledger.webhooks import EVENT_TYPES
+from scheduler.api.auth import Key, require_key
+from scheduler.api.context import AfterId, InContext, PageSize, WebhookId
+from scheduler.api.errors import error_responses
+from scheduler.api.request_body import parse_request, read_document
+from scheduler.api.schemas import Page, page
+from scheduler.api.scope import find_webhook, scope_of
+from scheduler.control.webhook_sender import LONGEST_URL, check_url
+
+router = APIRouter(
+    prefix="/v1/webhooks", tags=["webhooks"], dependencies=[Depends(require_key)], responses=error_responses(400)
+)
+
+
+_MOST_EVENTS = 100
+
+
+class WebhookRequest(BaseModel):
+    """What makes a webhook."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: str = Field(
+        max_length=LONGEST_URL, description="http or https, of a public host unless the operator lists it."
+    )
+    events: list[Annotated[str, Field(max_length=100)]] = Field(
+        default=[],
+        max_length=_MOST_EVENTS,
+        description="Types to be told of; empty: all.",
+        json_schema_extra={"items": {"type": "string", "enum": list(EVENT_TYPES)}},
+    )
+
+
+class WebhookView(BaseModel):
+    """A webhook. Times are Unix seconds."""
+
+    id: str
+    object: Literal["webhook"] = "webhook"
+    url: str
+    events: list[str] = Field(description="Types that it is told of; empty: all.")
+    project: str = Field(description="Whose events it is told.")
+    created_at: float
+
+
+class NewWebhookView(WebhookView):
+    """A webhook just made."""
+
+    secret: str = Field(description="`whsec_...`, which the signatures are checked with. Shown this once.")
+
+
+class DeletedWebhook(BaseModel):
+    """The answer to a deletion."""
+
+    id: str
+    object: Literal["webhook"] = "webhook"
+    deleted: Literal[True] = True
+
+
+class DeliveryView(BaseModel):
+    """One event on its way to one webhook. Times are Unix seconds."""
+
+    id: str = Field(description="The header `webhook-id`, the same at each try.")
+    object: Literal["webhook_delivery"] = "webhook_delivery"
+    webhook_id: str
+    type: str
+    event: dict[str, Any] = Field(description="What is sent.")
+    state: DeliveryState
+    attempts: int = Field(description="Tries so far, counted also where the receiver was found to be away just before.")
+    status_code: int | None = Field(description="Of the last answer; null where there was none.")
+    error: str | None = Field(description="Why the last try failed.")
+    created_at: float
+    next_attempt_at: float | None = Field(description="When it is tried again, at the earliest, while it is pending.")
+    ended_at: float | None
+
+
+_BODY = {"application/json": {"schema": {"$ref": f"#/components/schemas/{WebhookRequest.__name__}"}}}
+
+
+@router.post(
+    "",
+    status_code=201,
+    responses=error_responses(408, 409, 413),
+    openapi_extra={"requestBody": {"required": True, "content": _BODY}},
+)
+def create_webhook(
+    context: InContext, key: Key, document: Annotated[dict[str, Any], Depends(read_document)]
+) -> NewWebhookView:
+    """Make a webhook for the key's project. Its secret is in this answer and in no other."""
+    asked = parse_request(WebhookRequest, document, noun="a webhook")
+    for event_type in asked.events:
+        if event_type not in EVENT_TYPES:
+            raise UserError(f"events: '{event_type}' is none of {', '.join(EVENT_TYPES)}", param="events")
+    check_url(asked.url, context.settings)
+    webhook = webhooks.create(context.database, asked.url, events=asked.events, project=key.project)
+    return NewWebhookView(**_webhook_view(webhook).model_dump(), secret=webhook.secret)
+
+
+@router.get("", responses=error_responses(404))
+def list_webhooks(context: InContext, key: Key, after: AfterId = None, limit: PageSize = 20) -> Page[WebhookView]:
+    """Webhooks, newest first."""
+    with context.database.read() as session:
+        if after is not None:
+            find_webhook(session, after, key)
+        found, has_more = webhooks.list_webhooks(session, project=scope_of(key), after=after, limit=limit)
+    return page([_webhook_view(webhook) for webhook in found], has_more=has_more)
+
+
+@router.get("/{webhook_id}", responses=error_responses(404))
+def get_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> WebhookView:
+    """One webhook."""
+    with context.database.read() as session:
+        return _webhook_view(find_webhook(session, webhook_id, key))
+
+
+@router.delete("/{webhook_id}", responses=error_responses(404))
+def delete_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> DeletedWebhook:
+    """Delete a webhook and its log; what is not sent yet never is."""
+    with context.database.read() as session:
+        find_webhook(session, webhook_id, key)
+    webhooks.delete(context.database, webhook_id)
+    return DeletedWebhook(id=webhook_id)
+
+
+@router.get("/{webhook_id}/deliveries", responses=error_responses(404))
+def list_deliveries(
+    context: InContext, key: Key, webhook_id: WebhookId, after: AfterId = None, limit: PageSize = 20
+) -> Page[DeliveryView]:
+    """The delivery log, newest first: what was sent, or is to be, and what came of it."""
+    with context.database.read() as session:
+        find_webhook(session, webhook_id, key)
+        found, has_more = webhooks.deliveries(session, webhook_id, after=after, limit=limit)
+    return page([_delivery_view(delivery) for delivery in found], has_more=has_more)
+
+
+@router.post("/{webhook_id}/test", status_code=201, responses=error_responses(404))
+def send_test(context: InContext, key: Key, webhook_id: WebhookId) -> DeliveryView:
+    """Send a `webhook.test` event, whatever the webhook is told of. The log says what came of it."""
+    with context.database.read() as session:
+        find_webhook(session, webhook_id, key)
+    delivery = webhooks.announce_test(context.database, webhook_id)
+    context.doorbell.wake()
+    return _delivery_view(delivery)
+
+
+def _webhook_view(webhook: Webhook) -> WebhookView:
+    return WebhookView(**webhook.model_dump(exclude={"secret"}))
+
+
+def _delivery_view(delivery: WebhookDelivery) -> DeliveryView:
+    return DeliveryView(
+        id=delivery.id,
+        webhook_id=delivery.webhook_id,
+        type=delivery.type,
+        event=orjson.loads(delivery.body),
+        state=delivery.state,
+        attempts=delivery.attempts,
+        status_code=delivery.status_code,
+        error=delivery.error,
+        created_at=delivery.created_at,
+        next_attempt_at=delivery.not_before if delivery.state == DeliveryState.PENDING else None,
+        ended_at=delivery.ended_at,
+    )

@@ -1,0 +1,148 @@
+"""The command line as a whole: every command by name, and the edge where errors become a sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.errors import StokerError, UserError
+from jobs.messages import reason
+from scheduler.cli import (
+    change_commands,
+    fetch_commands,
+    operator_commands,
+    run_command,
+    serve_commands,
+    show_commands,
+    submit_command,
+    webhook_commands,
+)
+from scheduler.cli.connect import Chosen, folder_named
+from scheduler.cli.interrupts import Interrupted
+from scheduler.cli.terminal import ReaderGone, WarningsHandler, complain, show
+from scheduler.client.connection import ApiError
+from scheduler.embedded.data_dir import MAKE_ROOM
+
+DONE, FAILED, USAGE = 0, 1, 2
+"""Exit codes: all well; a job or a service failed; the request was at fault."""
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BROKEN_PIPE = 141  # what a shell reports of a program that a closed pipe ended
+
+# Typer brings its own copy of click; both versions' base of command-line errors is reached through this class.
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="stoker",
+    help="A GPU batch daemon: bulk inference jobs, queued, run on every GPU, recorded exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_GROUPS = (
+    serve_commands,
+    run_command,
+    submit_command,
+    show_commands,
+    fetch_commands,
+    change_commands,
+    webhook_commands,
+    operator_commands,
+)
+for module in _GROUPS:
+    module.add_to(app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from scheduler.admin.version import version
+
+        show(f"stoker {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    context: typer.Context,
+    data_dir: Annotated[
+        Path | None, typer.Option(parser=folder_named, metavar="<path>", help="Data directory [default: ~/.stoker].")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Where the API is.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and log more.")] = False,
+    version: Annotated[  # noqa: ARG001, the callback has dealt with it
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[WarningsHandler()], force=True)
+    context.obj = Chosen(data_dir=data_dir, url=url)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the `stoker` command.
+
+    Args:
+        arguments: without the program's name; the process's own when absent.
+
+    Returns:
+        The exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        code = app(args=given, prog_name="stoker", standalone_mode=False)
+        return code if isinstance(code, int) else DONE
+    except Interrupted as error:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return Interrupted(signal.SIGINT).exit_code
+    except ReaderGone:
+        return _BROKEN_PIPE
+    except _CommandLineError as error:
+        return _say_usage(error)
+    except StokerError as error:
+        if debug:
+            logging.getLogger(__name__).info("the traceback", exc_info=error)
+        complain(error.message)
+        return exit_code_of(error)
+    except OSError as error:
+        if debug:
+            raise
+        complain(_of_the_system(error))
+        return FAILED
+    except Exception as error:
+        if debug:
+            raise
+        complain(f"unexpected {type(error).__name__}: {error} (`stoker --debug ...` shows the traceback)")
+        return FAILED
+
+
+def exit_code_of(error: StokerError) -> int:
+    """2 where the request was at fault, 1 where a service was."""
+    at_fault = error.is_user_error if isinstance(error, ApiError) else isinstance(error, UserError)
+    return USAGE if at_fault else FAILED
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, in a sentence: a full disk, most likely."""
+    place = f"'{error.filename}'" if error.filename else "a file"
+    advice = f"; {MAKE_ROOM}" if error.errno in _FULL else ""
+    return f"{place} cannot be used: {reason(error)}{advice}"
+
+
+def _say_usage(error: Exception) -> int:
+    message = str(getattr(error, "format_message", error.__str__)()).strip().replace("Value error, ", "")
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        show(context.get_help() if context is not None else message)
+        return USAGE
+    path = context.command_path if context is not None else "stoker"
+    complain(f"{message.rstrip('.')} (`{path} --help` tells more)")
+    return USAGE

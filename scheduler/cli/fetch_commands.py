@@ -1,0 +1,112 @@
+"""`stoker results` and `stoker artifacts`: what a job made, brought to the user."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.errors import InvalidOutput, ServiceUnavailable
+from scheduler.cli.connect import DataDir, JobId, Json, Url, reach
+from scheduler.cli.interrupts import interruptible
+from scheduler.cli.outputs import check_output, show_results, write_results
+from scheduler.cli.terminal import age, cell, make_table, plural, say, short_bytes, show_json, show_table
+from scheduler.client import connection
+from scheduler.client.http_client import StokerClient
+
+_BLOCK_BYTES = 1 << 20
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("results")(results)
+    app.command("artifacts")(artifacts)
+
+
+def results(
+    context: typer.Context,
+    job: JobId,
+    output: Annotated[Path | None, typer.Option(help="Result file: .jsonl, .parquet or .csv.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows, printed.")] = None,
+    as_json: Json = False,
+    url: Url = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Fetch a job's results, in row order.
+
+    Of a job that is not done, those recorded so far.
+
+    With --output they go to that file. Without, they go to standard output as JSON lines, or, on a terminal, the first
+    ones as a table.
+    """
+    if output is not None:
+        check_output(output)
+    with interruptible(), reach(context, url, data_dir, waits=True) as client:
+        found = client.job(job)
+        if output is not None:
+            write_results(client, job, output)
+        else:
+            show_results(client, found, as_lines=as_json, limit=limit)
+
+
+def artifacts(
+    context: typer.Context,
+    job: JobId,
+    output: Annotated[Path | None, typer.Option(help="Folder to fetch them into; made where it is missing.")] = None,
+    as_json: Json = False,
+    url: Url = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the files that a job made, or fetch them."""
+    with interruptible(), reach(context, url, data_dir, waits=True) as client:
+        found = client.artifacts(job)
+        if output is not None:
+            _fetch(client, job, found, output)
+        elif as_json:
+            show_json(found)
+        elif found:
+            table = make_table(
+                ("name", {"no_wrap": False, "overflow": "fold"}), ("size", {"justify": "right"}), "sha256", "age"
+            )
+            for each in found:
+                size = short_bytes(each["bytes"])
+                table.add_row(cell(each["name"]), size, cell(each["sha256"][:16]), age(each["created_at"]))
+            show_table(table)
+        else:
+            say("this job has no artifacts")
+
+
+def _fetch(client: StokerClient, job_id: str, found: list[connection.Json], folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidOutput(f"the folder '{folder}' cannot be made: {error.strerror}", param="output") from error
+    inside = folder.resolve()
+    for each in found:
+        target = (inside / each["name"]).resolve()
+        if not target.is_relative_to(inside) or target == inside:
+            raise InvalidOutput(f"the artifact '{each['name']}' would lie outside '{folder}'", param="output")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            client.download_artifact(job_id, each["name"], target)
+        except OSError as error:
+            raise InvalidOutput(f"'{target}' cannot be written: {error.strerror}", param="output") from error
+        if _sha256(target) != each["sha256"]:
+            target.unlink()
+            raise ServiceUnavailable(f"the artifact '{each['name']}' arrived damaged; fetch it again")
+        say(f"{each['name']} ({short_bytes(each['bytes'])})")
+    if found:
+        num_bytes = sum(each["bytes"] for each in found)
+        say(f"{plural(len(found), 'artifact')} written to {folder} ({short_bytes(num_bytes)})")
+    else:
+        say("this job has no artifacts")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

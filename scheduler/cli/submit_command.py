@@ -1,0 +1,40 @@
+"""`stoker submit`: a spec from a file into the queue; its id, alone, on standard output."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.specs.inference import TRAINING
+from scheduler.cli.connect import DataDir, Url, reach
+from scheduler.cli.interrupts import interruptible
+from scheduler.cli.spec_documents import bring, read_spec
+from scheduler.cli.terminal import show
+from scheduler.cli.training_documents import bring_training
+from scheduler.cli.wait import check_completed, wait_for
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("submit")(submit)
+
+
+def submit(
+    context: typer.Context,
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file, or - for standard input.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
+    url: Url = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Submit the job that a file describes; print its id.
+
+    Relative paths in it start at the working directory. Interrupting --wait leaves the job running.
+    """
+    document = read_spec(spec)
+    with interruptible(), reach(context, url, data_dir, waits=True) as client:
+        brought = (bring_training if document.get("kind") == TRAINING else bring)(document, client)
+        job_id = str(client.submit(brought)["id"])
+        show(job_id)
+        if wait:
+            check_completed(wait_for(client, job_id), blame_user=True)

@@ -1,0 +1,76 @@
+"""Waiting for a job as a person does: its progress shown, Ctrl-C answered, its end turned into an exit code."""
+
+from __future__ import annotations
+
+import typer
+
+from jobs.errors import StokerError, UserError
+from scheduler.cli.interrupts import Interrupted
+from scheduler.cli.progress import JobProgress, summary
+from scheduler.cli.terminal import complain, say
+from scheduler.client.connection import ApiError, Json
+from scheduler.client.http_client import StokerClient
+
+_CANCEL_SECONDS = 20.0
+
+
+def wait_for(client: StokerClient, job_id: str) -> Json:
+    """Show a job's progress until it has ended. Returns the job."""
+    with JobProgress() as progress:
+        job = client.wait(job_id, progress.update)
+    say(summary(job))
+    return job
+
+
+def wait_or_cancel(client: StokerClient, job_id: str) -> Json:
+    """As `wait_for`, but an interrupt cancels the job first.
+
+    Raises:
+        Interrupted: after the job was cancelled, or, at a second interrupt, at once.
+    """
+    try:
+        return wait_for(client, job_id)
+    except Interrupted:
+        say(f"cancelling {job_id} ...")
+        _cancel(client, job_id)
+        raise
+
+
+def _cancel(client: StokerClient, job_id: str) -> None:
+    try:
+        client.cancel(job_id)
+        job = client.wait(job_id, timeout_seconds=_CANCEL_SECONDS)
+    except ApiError as error:
+        if error.status != 409:
+            say(f"{job_id} could not be cancelled: {error.message}")
+            return
+        job = client.job(job_id)  # it had ended already
+    except StokerError as error:
+        say(f"{job_id} could not be cancelled: {error.message}")
+        return
+    except TimeoutError:
+        say(f"{job_id} is still being cancelled; `stoker status {job_id}` tells")
+        return
+    say(summary(job))
+
+
+def check_completed(job: Json, *, blame_user: bool) -> None:
+    """End the command unless the job has completed.
+
+    Args:
+        job: in its terminal state.
+        blame_user: whether an error of the user's, such as a missing column, is bad usage of this command (exit
+            code 2). So it is where the command brought the spec; one that only looks at a job reports a failure (1).
+    """
+    if job["state"] == "completed":
+        return
+    error = job["error"]
+    if error is not None:
+        complain(str(error["message"]))
+    if blame_user and error is not None and error["code"] in _user_codes(UserError):
+        raise typer.Exit(2)
+    raise typer.Exit(1)
+
+
+def _user_codes(tree: type[UserError]) -> set[str]:
+    return {tree.code}.union(*(_user_codes(branch) for branch in tree.__subclasses__()))

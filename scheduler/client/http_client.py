@@ -1,0 +1,343 @@
+"""The thin typed HTTP client that the CLI and users' programs drive Stoker's API with."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx
+import orjson
+
+from jobs.db.states import JobState
+from jobs.errors import NotFound, ServiceUnavailable
+from scheduler.client.connection import ApiError, Connection, Json, as_json, segment
+from scheduler.client.event_stream import read_lines
+from scheduler.client.local_machine import host_id
+
+__all__ = ["TERMINAL_STATES", "ApiError", "Json", "ResultFormat", "ServiceUnavailable", "StokerClient"]
+
+ResultFormat = Literal["jsonl", "parquet", "csv"]
+
+TERMINAL_STATES = frozenset(state.value for state in JobState if state.is_terminal)
+"""Values of a job's `state` after which it does not change any more."""
+
+_BLOCK_BYTES = 1 << 20
+
+
+class StokerClient:
+    """One API at one URL. Threads may share it; close it, or use it in a `with`.
+
+    Every method raises `ApiError` where the API refuses, and `ServiceUnavailable` with one clear sentence where
+    nothing answers at the URL. Reading is tried again for `retry_seconds` while the API is away, and so is submitting,
+    which carries an idempotency key; nothing else is ever sent twice. What is refused for now (429) is sent again when
+    the API says, within `retry_seconds` too; an upload is not.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str = "",
+        *,
+        retry_seconds: float = 10.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """
+        Args:
+            url: such as `http://127.0.0.1:8470`.
+            api_key: the bearer key; empty sends none.
+            retry_seconds: how long an API that does not answer is asked again; 0 asks once.
+            transport: for tests.
+        """
+        self._connection = Connection(url, api_key, retry_seconds=retry_seconds, transport=transport)
+        self.url = self._connection.url
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- the API itself
+
+    def health(self) -> Json:
+        """What `/healthz` says, asked once and without a need for a key: `status` (`ok`, `degraded` or `unavailable`),
+        `version`, `host_id`, `database`, `redis`, `schema`, `scheduler`, `input_paths`."""
+        answer = as_json(self._connection.send("GET", "/healthz", accept=(503,)))
+        if "host_id" not in answer:
+            raise ApiError(f"{self.url} answers, but it is not a Stoker", status=502, code="not_stoker")
+        return answer
+
+    def shares_files(self) -> bool:
+        """Whether the API sees the same files as this process and reads inputs by path: else, upload them."""
+        health = self.health()
+        return bool(health["input_paths"]) and health["host_id"] == host_id()
+
+    # -- jobs
+
+    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
+        """Submit a job.
+
+        Args:
+            spec: the spec's document.
+            idempotency_key: two submissions with one key make one job; a fresh key when absent.
+
+        Returns:
+            The job.
+        """
+        return as_json(
+            self._connection.send(
+                "POST",
+                "/v1/jobs",
+                content=orjson.dumps(spec, default=str),
+                headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Content-Type": "application/json"},
+                retry_seconds=self._connection.retry_seconds,
+            )
+        )
+
+    def job(self, job_id: str) -> Json:
+        """One job: `id, object, kind, name, state, spec, priority, counts{total,done,failed}, created_at, started_at,
+        ended_at, error{code,message}|None, num_tokens, retry_of, attempt, slots_held, doing, waiting_reason,
+        notices[{code,message,at}]`."""
+        return self._connection.get(_job_path(job_id))
+
+    def jobs(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Json]:
+        """Jobs, newest first, fetched page by page.
+
+        Args:
+            state: only those in this state.
+            limit: at most so many.
+        """
+        yield from self._connection.pages("/v1/jobs", _present(state=state), limit=limit, page=100)
+
+    def jobs_page(self, *, after: str | None = None, limit: int = 20, state: str | None = None) -> Json:
+        """One page of jobs: `{object, data, first_id, last_id, has_more}`."""
+        return self._connection.get("/v1/jobs", _present(after=after, limit=limit, state=state))
+
+    def cancel(self, job_id: str) -> Json:
+        """Ask a job to stop. Raises ApiError with status 409 when it has ended already. Returns the job."""
+        return as_json(self._connection.send("POST", _job_path(job_id, "cancel")))
+
+    def retry(self, job_id: str) -> Json:
+        """Submit a failed, cancelled or expired job again as a new one. Returns the new job."""
+        return as_json(self._connection.send("POST", _job_path(job_id, "retry")))
+
+    def wait(
+        self,
+        job_id: str,
+        on_progress: Callable[[Json], None] | None = None,
+        *,
+        timeout_seconds: float | None = None,
+    ) -> Json:
+        """Wait until a job has ended, over restarts of the API.
+
+        Args:
+            job_id: the job.
+            on_progress: called with the job at once, at each change of its state or counts, and at its end.
+            timeout_seconds: how long to wait; for ever when absent.
+
+        Returns:
+            The job in its terminal state.
+
+        Raises:
+            TimeoutError: it has not ended in time; it goes on.
+        """
+        for job in self.watch(job_id, timeout_seconds=timeout_seconds):
+            if on_progress is not None:
+                on_progress(job)
+            if job["state"] in TERMINAL_STATES:
+                return job
+        return self.job(job_id)
+
+    def watch(self, job_id: str, *, timeout_seconds: float | None = None) -> Iterator[Json]:
+        """The job at once, then again at each change of its state or counts, the terminal state last.
+
+        Raises:
+            TimeoutError: it has not ended in `timeout_seconds`; it goes on.
+        """
+        path = _job_path(job_id, "events")
+        for message in self._connection.messages(path, {"progress": "true"}, timeout_seconds=timeout_seconds):
+            if message.name == "progress":
+                yield message.data
+
+    def events(self, job_id: str, *, after: int = 0, follow: bool = True) -> Iterator[Json]:
+        """A job's history, oldest first: `{id, job_id, at, name, data}`.
+
+        Args:
+            job_id: the job.
+            after: only events with a larger id.
+            follow: go on until the job has ended, over restarts of the API; else only what there is now.
+        """
+        return self._history(_job_path(job_id, "events"), after=after, follow=follow)
+
+    def logs(self, job_id: str, *, after: int = 0, follow: bool = False) -> Iterator[Json]:
+        """What the job's runners logged: `{id, job_id, slot_id, lease_id, attempt, at, line}`."""
+        return self._history(_job_path(job_id, "logs"), after=after, follow=follow)
+
+    def metrics(self, job_id: str, *, name: str | None = None, after_step: int = -1) -> list[Json]:
+        """A job's numbers: `{step, name, value}`; of a training only those called `name`, of later steps."""
+        query = _present(name=name, after_step=after_step)
+        return list(self._connection.get(_job_path(job_id, "metrics"), query)["data"])
+
+    def attempts(self, job_id: str) -> list[Json]:
+        """The attempts of a training, oldest first."""
+        return list(self._connection.get(_job_path(job_id, "attempts"))["data"])
+
+    # -- results and artifacts
+
+    def results(self, job_id: str, path: Path, *, format: ResultFormat = "jsonl") -> int:  # noqa: A002
+        """Write a job's results to a file, which appears whole or not at all. Returns its size in bytes."""
+        return self._connection.download(_job_path(job_id, "results"), path, {"format": format})
+
+    def iter_results(self, job_id: str, *, after_row: int = -1, limit: int | None = None) -> Iterator[Json]:
+        """Results in row order, `{row_index, key, output, error}`; of a running job, those recorded so far.
+
+        Args:
+            job_id: the job.
+            after_row: only rows with a larger index; where an interrupted reading goes on.
+            limit: at most so many.
+        """
+        query = _present(after_row=after_row, limit=limit)
+        with self._connection.stream(_job_path(job_id, "results"), query) as response:
+            for line in read_lines(response):
+                yield orjson.loads(line)
+
+    def artifacts(self, job_id: str) -> list[Json]:
+        """The files a job made: `{name, bytes, sha256, created_at}`."""
+        return list(self._connection.get(_job_path(job_id, "artifacts"))["data"])
+
+    def download_artifact(self, job_id: str, name: str, path: Path) -> int:
+        """Write an artifact to a file, which appears whole or not at all. Returns its size in bytes."""
+        return self._connection.download(_job_path(job_id, "artifacts", segment(name, keep="/")), path, {})
+
+    # -- slots, limits and files
+
+    def limits(self, project: str | None = None) -> Json:
+        """What a project may use and what it uses: `{object, project, queued_rows{limit,used},
+        upload_bytes{limit,used}, requests_per_second}`. Only an operator's key may name another than its own."""
+        return self._connection.get("/v1/limits", _present(project=project))
+
+    def slots(self) -> list[Json]:
+        """The slots: `{id, object, host, device, device_uuid, name, memory_bytes, num_threads, state, reason,
+        warm_models, job_id, lease_id, registered_at, heartbeat_at}`."""
+        return list(self._connection.get("/v1/slots")["data"])
+
+    def upload(self, path: Path, *, purpose: str = "input", on_progress: Callable[[int], None] | None = None) -> Json:
+        """Upload a file, streamed. Name it `file:<id>` in a spec's `input.path`.
+
+        Args:
+            path: the file.
+            purpose: `input`, or `batch` for OpenAI's batches.
+            on_progress: called with the bytes sent so far.
+
+        Returns:
+            `{id, object, bytes, created_at, filename, purpose, status, expires_at}`.
+        """
+        if not path.is_file():
+            raise NotFound(f"there is no file '{path}' to upload", param="path")
+        boundary = uuid.uuid4().hex
+        head, tail = _multipart_frame(boundary, purpose=purpose, filename=path.name)
+        num_bytes = path.stat().st_size
+
+        def body() -> Iterator[bytes]:
+            yield head
+            sent = 0
+            with path.open("rb") as file:
+                while sent < num_bytes and (block := file.read(min(_BLOCK_BYTES, num_bytes - sent))):
+                    yield block
+                    sent += len(block)
+                    if on_progress is not None:
+                        on_progress(sent)
+            yield tail
+
+        headers = {
+            "Content-Type": f"multipart/form-data; boundary={boundary}",
+            "Content-Length": str(len(head) + num_bytes + len(tail)),
+        }
+        return as_json(self._connection.send("POST", "/v1/files", content=body(), headers=headers))
+
+    def file(self, file_id: str) -> Json:
+        """One uploaded file."""
+        return self._connection.get(f"/v1/files/{segment(file_id)}")
+
+    def files(self, *, purpose: str | None = None, limit: int | None = None) -> Iterator[Json]:
+        """Uploaded files, newest first."""
+        yield from self._connection.pages("/v1/files", _present(purpose=purpose), limit=limit, page=100)
+
+    def download_file(self, file_id: str, path: Path) -> int:
+        """Write an uploaded file to `path`, whole or not at all. Returns its size in bytes."""
+        return self._connection.download(f"/v1/files/{segment(file_id)}/content", path, {})
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete an uploaded file. Raises ApiError with status 409 while a live job reads it."""
+        self._connection.send("DELETE", f"/v1/files/{segment(file_id)}")
+
+    # -- webhooks
+
+    def create_webhook(self, url: str, *, events: Sequence[str] = ()) -> Json:
+        """Make a webhook.
+
+        Args:
+            url: that is told.
+            events: types to be told of; none: all.
+
+        Returns:
+            `{id, object, url, events, project, created_at, secret}`; the secret is in no other answer.
+        """
+        content, headers = orjson.dumps({"url": url, "events": list(events)}), {"Content-Type": "application/json"}
+        return as_json(self._connection.send("POST", "/v1/webhooks", content=content, headers=headers))
+
+    def webhooks(self, *, limit: int | None = None) -> Iterator[Json]:
+        """Webhooks, newest first."""
+        yield from self._connection.pages("/v1/webhooks", {}, limit=limit, page=100)
+
+    def deliveries(self, webhook_id: str, *, limit: int | None = None) -> Iterator[Json]:
+        """A webhook's delivery log, newest first: `{id, object, webhook_id, type, event, state, attempts, status_code,
+        error, created_at, next_attempt_at, ended_at}`."""
+        yield from self._connection.pages(_webhook_path(webhook_id, "deliveries"), {}, limit=limit, page=100)
+
+    def test_webhook(self, webhook_id: str) -> Json:
+        """Send a webhook a `webhook.test` event. Returns the delivery, which is still to be sent."""
+        return as_json(self._connection.send("POST", _webhook_path(webhook_id, "test")))
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Delete a webhook and its log; what is not sent yet never is."""
+        self._connection.send("DELETE", _webhook_path(webhook_id))
+
+    def _history(self, path: str, *, after: int, follow: bool) -> Iterator[Json]:
+        if not follow:
+            yield from self._connection.pages(path, {"after": after}, limit=None, page=1000)
+            return
+        for message in self._connection.messages(path, {"follow": "true"}, after=after):
+            yield message.data
+
+
+def _job_path(job_id: str, *rest: str) -> str:
+    return "/".join(("/v1/jobs", segment(job_id), *rest))
+
+
+def _webhook_path(webhook_id: str, *rest: str) -> str:
+    return "/".join(("/v1/webhooks", segment(webhook_id), *rest))
+
+
+def _present(**query: Any) -> Json:
+    return {name: value for name, value in query.items() if value is not None}
+
+
+def _multipart_frame(boundary: str, *, purpose: str, filename: str) -> tuple[bytes, bytes]:
+    """What stands before and after the file's bytes in an upload, the purpose first so that a wrong one fails early."""
+    quoted = filename.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{quoted}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    )
+    return head.encode(errors="surrogateescape"), f"\r\n--{boundary}--\r\n".encode()

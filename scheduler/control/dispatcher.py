@@ -1,0 +1,222 @@
+"""Carries the policy's decisions out: reads what there is, writes leases, then rings the slots' doorbells."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from sqlalchemy import Select, bindparam, exists, func, or_, select
+from sqlmodel import Session, col
+
+from jobs import queue
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.db.states import LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState, SlotState
+from jobs.db.tables import Attempt, Chunk, Job, Lease, Slot
+from jobs.errors import Conflict, ServiceUnavailable
+from jobs.ledger import leases
+from jobs.ledger.leases import Ring
+from jobs.specs.inference import TRAINING, Priority
+from scheduler.policy.decide import decide
+from scheduler.policy.types import AGED_SECONDS, JobView, LeaseView, SlotView
+
+logger = logging.getLogger(__name__)
+
+_FRESH_SHARE = 0.5  # of `slot_seconds`; a worker beats each quarter of it
+_QUEUE_HEAD = 64  # waiting jobs of each class that one decision looks at, beyond one for each slot
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What the policy is told, read in one transaction."""
+
+    jobs: tuple[JobView, ...]
+    slots: tuple[SlotView, ...]
+    leases: tuple[LeaseView, ...]
+    now: float
+    """Unix seconds by the database's clock."""
+
+
+def dispatch(db: Database, app: Celery, settings: Settings) -> int:
+    """Decide once and carry it out.
+
+    A grant that came too late (the job was cancelled, the slot fell silent) is skipped; the next decision sees why.
+
+    Returns:
+        How many leases were granted.
+    """
+    with db.read() as session:
+        if not session.scalar(_HAS_WORK):
+            return 0  # idle: one query is all that an empty house costs
+        views = read_views(session, db, settings)
+    decisions = decide(views.jobs, views.slots, views.leases, views.now)
+    if decisions.yields:
+        leases.ask_yield(db, decisions.yields)
+    num_granted, is_redis_away = 0, False
+    for grant in decisions.grants:
+        try:
+            lease_ids = leases.grant(db, grant, lease_seconds=settings.lease_seconds)
+        except Conflict as error:
+            logger.info("a grant came too late: %s", error)
+            continue
+        rings = [Ring(lease_id, slot_id) for lease_id, slot_id in zip(lease_ids, grant.slot_ids, strict=True)]
+        # Rung one grant at a time: the first slot works while the leases of the others are still being written.
+        is_redis_away = is_redis_away or ring_all(app, rings) < len(rings)
+        num_granted += len(rings)
+    return num_granted
+
+
+def ring_all(app: Celery, rings: Sequence[Ring]) -> int:
+    """Ring slots' doorbells; when Redis is away the rest is left to the reaper, which rings again.
+
+    Returns:
+        How many were rung.
+    """
+    for number, ring in enumerate(rings):
+        try:
+            queue.ring(app, ring.slot_id, ring.lease_id)
+        except ServiceUnavailable as error:
+            logger.warning("%d of %d doorbells not rung, to be rung again: %s", len(rings) - number, len(rings), error)
+            return number
+    return len(rings)
+
+
+def explain(session: Session, db: Database, settings: Settings) -> Mapping[str, str]:
+    """Why each job at the head of the queue waits, by job id: what the policy would say now. Changes nothing."""
+    views = read_views(session, db, settings)
+    return decide(views.jobs, views.slots, views.leases, views.now).explanations
+
+
+# -- what the policy is told ---------------------------------------------------------------------------------------
+
+
+def read_views(session: Session, db: Database, settings: Settings) -> Views:
+    """Read what the policy needs to know: running jobs, the head of each class's queue, usable slots, live leases.
+
+    Only the head of the queue is read, so that a decision takes as long with ten thousand jobs waiting as with ten.
+    """
+    now = db.time(session)
+    slots = _slot_views(session, heard_since=now - settings.slot_seconds * _FRESH_SHARE)
+    jobs = _candidates(session, now, limit=len(slots) + _QUEUE_HEAD)
+    lease_rows = session.execute(_LIVE_LEASES).all()
+    waited = _waited_before(session, [job for job in jobs if now - job.created_at > AGED_SECONDS])
+    preemptions = _num_preemptions(session, [job.id for job in jobs if job.kind == TRAINING])
+    first_grant: dict[str, float] = {}
+    for row in lease_rows:
+        first_grant[row.job_id] = min(row.granted_at, first_grant.get(row.job_id, row.granted_at))
+    return Views(
+        jobs=tuple(
+            JobView(
+                id=job.id,
+                rank=job.priority,
+                created_at=job.created_at,
+                waited_seconds=first_grant.get(job.id, now) - waited.get(job.id, job.created_at),
+                elastic=job.kind != TRAINING,
+                gang_size=(job.max_slots or 1) if job.kind == TRAINING else 1,
+                max_slots=None if job.kind == TRAINING else job.max_slots,
+                pending_chunks=job.pending,
+                model_key=job.model_key,
+                not_before=job.not_before,
+                preemptable_seconds=settings.preemptable_seconds,
+                num_preemptions=preemptions.get(job.id, 0),
+            )
+            for job in jobs
+        ),
+        slots=slots,
+        leases=tuple(
+            LeaseView(
+                id=row.id,
+                job_id=row.job_id,
+                slot_id=row.slot_id,
+                granted_at=row.granted_at,
+                working=row.working,
+                ending=row.yield_asked or row.job_state != JobState.RUNNING,
+            )
+            for row in lease_rows
+        ),
+        now=now,
+    )
+
+
+def _slot_views(session: Session, *, heard_since: float) -> tuple[SlotView, ...]:
+    rows = session.execute(_USABLE_SLOTS, {"heard_since": heard_since})
+    return tuple(SlotView(row.id, row.host, tuple(row.warm_models), f"{row.device} {row.name}") for row in rows)
+
+
+def _candidates(session: Session, now: float, *, limit: int) -> list[Any]:
+    """Rows of every running job and, by class and age, of the waiting ones that could use a slot now."""
+    told = {"now": now, "limit": limit}
+    rows = list(session.execute(_RUNNING_JOBS, told))
+    for priority in Priority:
+        rows.extend(session.execute(_WAITING_JOBS, {**told, "priority": priority.rank}))
+    return rows
+
+
+def _waited_before(session: Session, old_jobs: Sequence[Any]) -> dict[str, float]:
+    """When the wait of each of these jobs began, if that was not at its submission: when its last lease ended."""
+    if not old_jobs:
+        return {}
+    ended = (
+        select(col(Lease.job_id), func.max(Lease.ended_at).label("at"))
+        .where(col(Lease.job_id).in_([job.id for job in old_jobs]), col(Lease.ended_at).is_not(None))
+        .group_by(col(Lease.job_id))
+    )
+    return {row.job_id: row.at for row in session.execute(ended)}
+
+
+def _num_preemptions(session: Session, training_ids: Sequence[str]) -> dict[str, int]:
+    """How often each of these trainings has given its slots up to another job."""
+    if not training_ids:
+        return {}
+    counted = (
+        select(col(Attempt.job_id), func.count().label("number"))
+        .where(col(Attempt.job_id).in_(training_ids), col(Attempt.end) == AttemptEnd.PREEMPTED)
+        .group_by(col(Attempt.job_id))
+    )
+    return {row.job_id: row.number for row in session.execute(counted)}
+
+
+def _build_jobs() -> tuple[Select[Any], Select[Any]]:
+    claimable = (
+        col(Chunk.job_id) == col(Job.id),
+        col(Chunk.state) == ChunkState.PENDING,
+        col(Chunk.not_before) <= bindparam("now"),
+    )
+    # A job's chunks may be a hundred thousand; no more of them are counted than there can be slots for.
+    some = select(col(Chunk.start_row)).where(*claimable).correlate(Job).limit(bindparam("limit")).subquery()
+    pending = select(func.count()).select_from(some).correlate(Job).scalar_subquery().label("pending")
+    query: Select[Any] = select(
+        col(Job.id), col(Job.kind), col(Job.priority), col(Job.created_at), col(Job.max_slots), col(Job.model_key),
+        col(Job.not_before), pending,
+    )  # fmt: skip
+    waiting = query.where(
+        col(Job.state) == JobState.QUEUED,
+        col(Job.priority) == bindparam("priority"),
+        col(Job.not_before) <= bindparam("now"),
+        or_(exists().where(*claimable), col(Job.kind) == TRAINING),
+    )
+    head = waiting.order_by(col(Job.created_at), col(Job.id)).limit(bindparam("limit"))
+    return query.where(col(Job.state) == JobState.RUNNING), head
+
+
+def _build_leases() -> Select[Any]:
+    holds_chunk = exists().where(col(Chunk.lease_id) == col(Lease.id), col(Chunk.state) == ChunkState.LEASED)
+    columns: list[Any] = [
+        col(Lease.id), col(Lease.job_id), col(Lease.slot_id), col(Lease.granted_at), col(Lease.yield_asked),
+        col(Job.state).label("job_state"), holds_chunk.label("working"),
+    ]  # fmt: skip
+    return select(*columns).join(Job, col(Job.id) == col(Lease.job_id)).where(col(Lease.state).in_(LIVE_LEASE_STATES))
+
+
+# Built once: to put them together would take longer than to run them, on the way of every grant.
+_RUNNING_JOBS, _WAITING_JOBS = _build_jobs()
+_LIVE_LEASES = _build_leases()
+_USABLE_SLOTS = select(col(Slot.id), col(Slot.host), col(Slot.device), col(Slot.name), col(Slot.warm_models)).where(
+    # One that missed heartbeats is probably dead, and work given to it would wait for its rings.
+    col(Slot.state) == SlotState.ONLINE,
+    col(Slot.heartbeat_at) >= bindparam("heard_since"),
+)
+_HAS_WORK = select(exists().where(col(Job.state).in_((JobState.QUEUED, JobState.RUNNING))))

@@ -1,0 +1,288 @@
+"""Validates a job's spec against the world, counts its rows and cuts them into chunks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from sqlalchemy import select
+from sqlmodel import col
+
+from jobs.access.model_check import check_model, local_model
+from jobs.access.paths import check_replaces_no_input, resolve_output_path
+from jobs.access.pins import Pins
+from jobs.access.sentence_folder import check_vectors
+from jobs.config.limits import limits_of
+from jobs.config.projects import OPERATOR
+from jobs.config.settings import Settings
+from jobs.data.sources import ChunkRange, Source, check_columns, open_source
+from jobs.data.sources.media import MEDIA_INPUTS
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import JobState, SlotState
+from jobs.db.tables import Slot
+from jobs.errors import Conflict, InvalidInput, InvalidSpec, UserError
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger import planning
+from jobs.ledger.job_pins import check_spec, pin_spec
+from jobs.ledger.uploads import find_upload
+from jobs.ledger.usage import too_many_rows
+from jobs.specs.inference import InferenceSpec, JobSpec, TrainingSpec, parse_spec
+from jobs.specs.tasks import TASKS
+from scheduler.control.training_checks import check_rows, check_source_job, check_training
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_CHUNK_ROWS = 32
+"""Fewer rows do not fill a batch. Also the grain in which an input of unknown length is first cut."""
+LARGEST_CHUNK_ROWS_CPU = 128
+LARGEST_CHUNK_ROWS_GPU = 2048
+"""Both are a few seconds of work at most, so that little is lost with a slot and a yield is quick."""
+LARGEST_GENERATED_ROWS_CPU = 64
+LARGEST_GENERATED_ROWS_GPU = 512
+"""The same where each row takes hundreds of forward passes: twice as many rows as are at work at once, so that waiting
+ones take the places of those that are done."""
+LARGEST_MEDIA_ROWS_CPU = 64
+LARGEST_MEDIA_ROWS_GPU = 256
+"""The same where each row is an image, a sound or a film: a runner holds the pixels and samples of three chunks."""
+LARGEST_CHUNK_BYTES = 32 * 2**20
+"""Of the input, where its rows have byte offsets: a runner holds some chunks at a time, and rows may be megabytes."""
+CHUNKS_PER_SLOT = 4
+"""At least so many where the input is long enough: slots of unequal speed then end together (work stealing)."""
+MOST_CHUNKS = 100_000
+"""A plan is held in memory before it is written, at about 600 bytes for a chunk; longer inputs get larger chunks."""
+MOST_FILES_LOOKED_AT = 20
+"""Files of an input whose columns are looked at while its submission waits; the planner looks at all of them."""
+MOST_CHUNKS_ASKED = 1_000_000
+"""Most chunks that `batching.chunk_rows` may ask for."""
+
+_FILE_FACTS = frozenset({"file", "format", "size", "stamp", "upload", "name"})
+
+
+def check_submission(
+    spec: JobSpec,
+    *,
+    settings: Settings,
+    store: Store,
+    database: Database,
+    project: str = OPERATOR,
+    most_files: int | None = MOST_FILES_LOOKED_AT,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> None:
+    """Say all that can be said about a spec at once and cheaply, so that a bad one leaves nothing behind.
+
+    Looks at the model's files, the input's columns and first row and the output's folder; counts no rows.
+
+    Args:
+        project: whose job it is or will be.
+        most_files: look at the columns of the input's first files only; None: of all of them.
+        is_wanted: asked between files.
+
+    Raises:
+        UserError: the model, the input, a column or the output cannot be used; the message names the field.
+        ServiceUnavailable: a store or remote file cannot be reached, so that nothing can be said now.
+        InterruptedError: it is not wanted any more.
+    """
+    look = partial(check_columns, most_files=most_files, is_wanted=is_wanted)
+    if isinstance(spec, TrainingSpec):
+        return check_training(spec, settings=settings, store=store, database=database, project=project, look=look)
+    if not check_source_job(spec, database, project=project):
+        check_model(spec.model, spec.task, settings)
+        folder = local_model(spec.model, settings)
+        if spec.task == "embeddings" and folder is not None:
+            check_vectors(folder, spec.parameters, name=spec.model)
+    source = open_input(spec, settings=settings, store=store, database=database, project=project)
+    try:
+        look(source, spec.input, spec.columns(), optional=spec.optional_inputs)
+    except InvalidInput as error:
+        if error.param == "input.columns.candidate_labels" and "candidate_labels" not in spec.input.columns:
+            raise spec.no_labels() from error
+        raise
+    next(source.index(1))  # columns alone, such as a CSV file's header, are no input: this says that it is empty
+    if spec.output.path is not None:
+        output = resolve_output_path(spec.output.path, settings)
+        check_replaces_no_input(output, spec.input.paths, param="output.path")
+
+
+def open_input(
+    spec: InferenceSpec, *, settings: Settings, store: Store, database: Database, project: str = OPERATOR
+) -> Source:
+    """The source of a spec's rows; its uploads are those that the project sees."""
+    return open_source(
+        spec.input,
+        spec.columns(),
+        settings=settings,
+        store=store,
+        find_upload=partial(find_upload, database, project=project),
+        optional=spec.optional_inputs,
+    )
+
+
+def plan_job(
+    db: Database, store: Store, settings: Settings, job_id: str, *, is_wanted: Callable[[], bool] = lambda: True
+) -> None:
+    """Take a validating job to `queued`, or to `failed` where its user is at fault.
+
+    Killed in the middle, it leaves the job validating, and the next call starts over.
+
+    Args:
+        is_wanted: asked between chunks; once it says no, the job is left as it is.
+
+    Raises:
+        MachineError: something could not be reached; try again later.
+    """
+    with db.read() as session:
+        job = job_ledger.get(session, job_id)
+    if job.state != JobState.VALIDATING:
+        return
+    try:
+        spec = parse_spec(job.spec)
+        submitted = None if job.pins is None else Pins.parse(job.pins)
+        if submitted is not None:
+            check_spec(spec, submitted, settings)  # first: other files than its own are not looked at
+        check_submission(
+            spec,
+            settings=settings,
+            store=store,
+            database=db,
+            project=job.project,
+            most_files=None,
+            is_wanted=is_wanted,
+        )
+        pins = pin_spec(spec, settings)
+        if submitted is not None:
+            check_spec(spec, submitted, settings)  # again: so the digests are of what was submitted
+        if isinstance(spec, TrainingSpec):
+            check_rows(spec, settings=settings, store=store, database=db, project=job.project, is_wanted=is_wanted)
+            planning.enqueue(db, job_id, pins=pins)
+            logger.info("training %s is queued", job_id)
+            return
+        source = open_input(spec, settings=settings, store=store, database=db, project=job.project)
+        num_slots, has_gpu = _known_slots(db)
+        largest = largest_chunk_rows(spec.task, has_gpu=has_gpu)
+        asked = spec.batching.chunk_rows
+        ranges = _until_unwanted(source.index(SMALLEST_CHUNK_ROWS if asked == "auto" else asked), is_wanted)
+        ranges = _within_queue(ranges, job.project, limits_of(job.project, settings.projects).queued_rows)
+        chunks = merge_ranges(ranges, num_slots=num_slots, largest=largest) if asked == "auto" else _limited(ranges)
+        num_rows = planning.plan(db, job_id, _until_unwanted(chunks, is_wanted), pins=pins)
+    except (Conflict, InterruptedError) as error:
+        logger.info("planning of %s ended: %s", job_id, error)
+    except UserError as error:
+        logger.info("job %s cannot be planned: %s", job_id, error)
+        job_ledger.fail(db, job_id, error)
+    else:
+        logger.info("job %s has %d rows", job_id, num_rows)
+
+
+def largest_chunk_rows(task: str, *, has_gpu: bool) -> int:
+    """The most rows of a chunk whose work is a few seconds, or as near to that as the task lets it be."""
+    if task == "text-generation":
+        return LARGEST_GENERATED_ROWS_GPU if has_gpu else LARGEST_GENERATED_ROWS_CPU
+    inputs = TASKS[task].inputs if task in TASKS else ()
+    if not MEDIA_INPUTS.isdisjoint(inputs):
+        return LARGEST_MEDIA_ROWS_GPU if has_gpu else LARGEST_MEDIA_ROWS_CPU
+    return LARGEST_CHUNK_ROWS_GPU if has_gpu else LARGEST_CHUNK_ROWS_CPU
+
+
+def chunk_rows_for(num_rows: int, *, num_slots: int, largest: int) -> int:
+    """Rows of a chunk that keep every slot busy to the end without being too small to fill batches.
+
+    Args:
+        num_rows: of the whole input.
+        num_slots: that could work on it.
+        largest: see `largest_chunk_rows`.
+    """
+    wanted = num_rows / (CHUNKS_PER_SLOT * max(1, num_slots))
+    whole_grains = round(wanted / SMALLEST_CHUNK_ROWS) * SMALLEST_CHUNK_ROWS
+    return max(SMALLEST_CHUNK_ROWS, min(largest, whole_grains), -(-num_rows // MOST_CHUNKS))
+
+
+def merge_ranges(ranges: Iterable[ChunkRange], *, num_slots: int, largest: int) -> list[ChunkRange]:
+    """Put small ranges that follow each other in one file together to chunks of a good size.
+
+    Holds at most `MOST_CHUNKS` ranges at a time: when there are more, all of them so far are put together in pairs.
+
+    Args:
+        ranges: of at most `SMALLEST_CHUNK_ROWS` rows each, from row 0 on.
+        num_slots: see `chunk_rows_for`.
+        largest: see `largest_chunk_rows`.
+    """
+    grain = SMALLEST_CHUNK_ROWS
+    merged: list[ChunkRange] = []
+    for following in ranges:
+        _append(merged, following, grain)
+        if len(merged) > MOST_CHUNKS:
+            grain *= 2
+            merged = _coarsened(merged, grain)
+    num_rows = merged[-1].stop_row if merged else 0
+    return _coarsened(merged, chunk_rows_for(num_rows, num_slots=num_slots, largest=largest))
+
+
+def _coarsened(ranges: Iterable[ChunkRange], chunk_rows: int) -> list[ChunkRange]:
+    merged: list[ChunkRange] = []
+    for following in ranges:
+        _append(merged, following, chunk_rows)
+    return merged
+
+
+def _append(merged: list[ChunkRange], following: ChunkRange, chunk_rows: int) -> None:
+    """Add a range to the last one where that stays in one file, within `chunk_rows` and not too large to hold."""
+    last = merged[-1] if merged else None
+    if (
+        last is None
+        or following.stop_row - last.start_row > chunk_rows
+        or not _goes_on(last, following)
+        or following.locator.get("offset", 0) - last.locator.get("offset", 0) > LARGEST_CHUNK_BYTES
+    ):
+        merged.append(following)
+    else:
+        merged[-1] = ChunkRange(last.start_row, following.stop_row, last.locator)
+
+
+def _goes_on(last: ChunkRange, following: ChunkRange) -> bool:
+    """Whether a range lies behind another in one file; the same file may have been named twice in a row."""
+    before, after = last.locator, following.locator
+    if any(before.get(fact) != after.get(fact) for fact in _FILE_FACTS):
+        return False
+    place_before, place_after = _place(before), _place(after)
+    return place_after > place_before or (place_after == place_before and after["row"] == before["row"])
+
+
+def _place(locator: dict[str, Any]) -> list[tuple[str, Any]]:
+    return sorted((name, value) for name, value in locator.items() if name not in _FILE_FACTS and name != "row")
+
+
+def _until_unwanted(ranges: Iterable[ChunkRange], is_wanted: Callable[[], bool]) -> Iterator[ChunkRange]:
+    for item in ranges:
+        if not is_wanted():
+            raise Conflict("this scheduler does not lead any more")
+        yield item
+
+
+def _within_queue(ranges: Iterable[ChunkRange], project: str, limit: int | None) -> Iterator[ChunkRange]:
+    """Refuse what could not be counted when it was submitted and is too much for its project's whole queue."""
+    for item in ranges:
+        if limit is not None and item.stop_row > limit:
+            raise too_many_rows(project, limit)
+        yield item
+
+
+def _limited(ranges: Iterable[ChunkRange]) -> Iterator[ChunkRange]:
+    for number, item in enumerate(ranges):
+        if number >= MOST_CHUNKS_ASKED:
+            raise InvalidSpec(
+                f"batching.chunk_rows: would cut this input into more than {MOST_CHUNKS_ASKED} chunks; "
+                "leave it out or make it larger",
+                param="batching.chunk_rows",
+            )
+        yield item
+
+
+def _known_slots(db: Database) -> tuple[int, bool]:
+    """How many slots are online, and whether any slot known here is a GPU."""
+    with db.read() as session:
+        slots = session.execute(select(col(Slot.state), col(Slot.device))).all()
+    online = [slot for slot in slots if slot.state == SlotState.ONLINE]
+    return len(online), any(slot.device == "cuda" for slot in online or slots)

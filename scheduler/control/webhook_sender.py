@@ -1,0 +1,240 @@
+"""The duty of webhooks: what is due is signed and sent, to public addresses only, each try with a deadline.
+
+Signed as Standard Webhooks says, https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import hashlib
+import hmac
+import logging
+import os
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_address
+
+import httpx
+
+from jobs.config.addresses import Address, find_addresses
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.errors import Conflict, MachineError, StokerError, UserError
+from jobs.ledger import webhooks
+from jobs.ledger.webhooks import SECRET_PREFIX, Sending
+from jobs.retries import RetryPolicy
+from scheduler.admin.version import version
+
+logger = logging.getLogger(__name__)
+
+LONGEST_URL = 2000
+"""The most characters of a webhook's URL."""
+_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
+_CLAIM_TIMEOUTS = 3.0  # life of a claim in timeouts: the name is looked up before the time of the try begins
+_MOST_ADDRESSES = 3  # of one host that are tried
+_GONE = 410  # the receiver's word that it wants nothing more
+
+
+class Undelivered(MachineError):
+    """A try of a delivery failed."""
+
+    def __init__(self, message: str, *, status_code: int | None = None) -> None:
+        """
+        Args:
+            message: one clear sentence, for the delivery log.
+            status_code: of the receiver's answer; None where there was none.
+        """
+        super().__init__(message)
+        self.status_code = status_code
+        self.retryable = status_code != _GONE
+
+
+def check_url(url: str, settings: Settings) -> None:
+    """Refuse a webhook's URL that no delivery could go to.
+
+    Raises:
+        UserError: it is no plain http or https URL, or its host is not to be called.
+        ServiceUnavailable: its host cannot be looked up now.
+    """
+    try:
+        parsed = _parse(url)
+        find_addresses(_host(parsed), _port(parsed), private_hosts=settings.webhook_private_hosts)
+    except UserError as error:
+        raise UserError(f"url: {error.message}", param="url") from error
+
+
+def deliver(db: Database, settings: Settings, webhook_id: str, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    """Send a webhook what is due to it, one delivery after the other; an answer that refuses one stops no other.
+
+    It begins none after the time that one may take, so that slow receivers take turns with the others. Killed anywhere,
+    it leaves a claim that runs out, and the delivery is sent again under the same id.
+
+    Args:
+        is_wanted: asked before each delivery; once it says no, the rest is left for the next leader.
+
+    Raises:
+        Undelivered: the receiver is away, which is recorded; leave it alone for a while.
+        ServiceUnavailable: the database cannot be reached.
+    """
+    policy = RetryPolicy(settings.webhook_attempts, settings.webhook_retry_seconds, settings.webhook_retry_max_seconds)
+    claim_seconds = _CLAIM_TIMEOUTS * settings.webhook_timeout_seconds
+    end_at = time.monotonic() + settings.webhook_timeout_seconds
+    while is_wanted() and time.monotonic() < end_at:
+        sending = webhooks.claim(db, webhook_id, max_attempts=policy.max_attempts, claim_seconds=claim_seconds)
+        if sending is None:
+            return
+        try:
+            _send_and_record(db, settings, sending, policy)
+        except Conflict as error:
+            logger.info("%s", error)
+
+
+def _send_and_record(db: Database, settings: Settings, sending: Sending, policy: RetryPolicy) -> None:
+    try:
+        status_code = send(sending, settings)
+    except Undelivered as error:
+        webhooks.record_failed(db, sending, error, policy, status_code=error.status_code)
+        if error.status_code is None:
+            raise
+        logger.info("%s, try %d: %s", sending.delivery_id, sending.attempt, error)
+    else:
+        webhooks.record_delivered(db, sending, status_code)
+
+
+def send(sending: Sending, settings: Settings) -> int:
+    """Make one try of a delivery.
+
+    Returns:
+        The status of the answer, a 2xx. Of its body nothing is read.
+
+    Raises:
+        Undelivered: any other answer, a redirect included, or none in time, or the host is not to be called.
+    """
+    timeout_seconds = settings.webhook_timeout_seconds
+    try:
+        url = _parse(sending.url)
+        addresses = find_addresses(_host(url), _port(url), private_hosts=settings.webhook_private_hosts)
+    except StokerError as error:
+        raise Undelivered(error.message) from error
+    body = sending.body.encode()
+    headers = {"Content-Type": "application/json", "User-Agent": f"stoker/{version()}"} | _signed(sending, body)
+    try:
+        status_code = asyncio.run(_post(url, addresses, headers, body, timeout_seconds=timeout_seconds))
+    except (TimeoutError, httpx.TimeoutException) as error:
+        raise Undelivered(f"no answer in {timeout_seconds:g} s") from error
+    except httpx.HTTPError as error:
+        raise Undelivered(f"no answer: {_reason(error)}") from error
+    if not 200 <= status_code < 300:
+        raise Undelivered(f"answered {status_code}", status_code=status_code)
+    return status_code
+
+
+# -- what is sent --------------------------------------------------------------------------------------------------
+
+
+def _signed(sending: Sending, body: bytes) -> dict[str, str]:
+    """The headers that say which delivery this is, and that it is ours."""
+    timestamp = str(int(sending.at))
+    key = base64.b64decode(sending.secret.removeprefix(SECRET_PREFIX))
+    signed = b".".join((sending.delivery_id.encode(), timestamp.encode(), body))
+    signature = base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+    return {
+        "webhook-id": sending.delivery_id,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": f"v1,{signature}",
+    }
+
+
+async def _post(
+    url: httpx.URL, addresses: Sequence[Address], headers: Mapping[str, str], body: bytes, *, timeout_seconds: float
+) -> int:
+    """POST to the first of these addresses that can be connected to, as if it had been found by the URL's name.
+
+    Asynchronous for its deadline only: httpx's own timeouts begin anew with each byte that comes. A client of its own,
+    because a connection that was verified for one name must not be used again for another at the same address.
+    """
+    tried = addresses[:_MOST_ADDRESSES]
+    timeout = httpx.Timeout(timeout_seconds, connect=timeout_seconds / len(tried))
+    asked = {"sni_hostname": _host(url)} if _is_name(url) else {}  # what the certificate must be for
+    async with (
+        asyncio.timeout(timeout_seconds),
+        httpx.AsyncClient(verify=_tls(), timeout=timeout, trust_env=False, follow_redirects=False) as client,
+    ):
+        failure = httpx.TransportError("the host has no address")
+        for address in tried:
+            request = client.build_request(
+                "POST",
+                url.copy_with(host=str(address)),
+                headers={"Host": url.netloc.decode("ascii"), **headers},
+                content=body,
+                extensions=asked,
+            )
+            try:
+                answer = await client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failure = error
+            else:
+                await answer.aclose()
+                return answer.status_code
+        raise failure
+
+
+@functools.lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """The usual authorities, or those of `SSL_CERT_FILE`."""
+    return httpx.create_ssl_context()
+
+
+def _reason(error: Exception) -> str:
+    """What was at the bottom of a failed connection, in words that hold nothing of what the receiver sent."""
+    cause: BaseException = error
+    while (deeper := cause.__cause__ or cause.__context__) is not None:
+        cause = deeper
+    match cause:
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not valid: {cause.verify_message.rstrip('.')}"
+        case ssl.SSLError():
+            return f"no TLS: {cause.reason or 'it broke off'}"
+        case OSError() if cause.errno:
+            return os.strerror(cause.errno).lower()
+    return (
+        "what came was no HTTP answer" if isinstance(error, httpx.RemoteProtocolError) else "the connection broke off"
+    )
+
+
+# -- where to ------------------------------------------------------------------------------------------------------
+
+
+def _parse(url: str) -> httpx.URL:
+    if len(url) > LONGEST_URL:
+        raise UserError(f"has more than {LONGEST_URL} characters")
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UserError(f"is not a URL: {error}") from error
+    if parsed.scheme not in _PORTS or not parsed.raw_host:
+        raise UserError("must be a URL that begins with http:// or https:// and a host")
+    if not 0 < _port(parsed) < 2**16:
+        raise UserError("must have a port between 1 and 65535, or none")
+    if parsed.userinfo:
+        raise UserError("must not hold a user or a password; deliveries are known by their signature")
+    return parsed
+
+
+def _host(url: httpx.URL) -> str:
+    return url.raw_host.decode("ascii")
+
+
+def _port(url: httpx.URL) -> int:
+    return _PORTS[url.scheme] if url.port is None else url.port
+
+
+def _is_name(url: httpx.URL) -> bool:
+    try:
+        ip_address(_host(url))
+    except ValueError:
+        return True
+    return False

@@ -1,0 +1,5 @@
+"""OpenAI's Files and Batches: their forms, and how a batch becomes jobs and answers.
+
+`requests` and `responses` translate bodies and are pure; `intake` reads a batch's file, `lifecycle` takes a batch from
+upload to output, `answers` writes the output lines.
+"""

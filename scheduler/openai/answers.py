@@ -1,0 +1,141 @@
+"""A batch's answers, line by line in the order of its input: for the output files, and for a look before its end."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from jobs.access.paths import upload_id
+from jobs.data.rows import Result, RowError
+from jobs.data.sinks.database_sink import read_records
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.db.states import BatchState, JobState
+from jobs.db.tables import Batch, Job
+from jobs.ledger.uploads import find_upload
+from scheduler.openai.requests import ENDPOINTS
+from scheduler.openai.responses import Answered
+
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+_ROW_ERRORS_OF_CLIENTS = frozenset(
+    {
+        "empty_input", "empty_row", "invalid_json_line", "invalid_key", "invalid_messages", "invalid_parameter",
+        "invalid_text", "invalid_utf8", "invalid_value", "no_chat_template", "null_value", "row_too_large",
+        "row_too_long", "too_many_inputs", "unknown_token", "wrong_type",
+    }
+)  # fmt: skip
+"""Codes of row errors that the client can mend, a 400; all others are a 500."""
+_JOB_ERRORS_OF_CLIENTS = frozenset({"invalid_spec", "invalid_model", "invalid_input", "invalid_request"})
+"""Codes of job errors that are each line's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one line."""
+
+    line: int
+    """1-based, in the input file."""
+    text: bytes
+    """The output line, with its newline."""
+    succeeded: bool
+    ran: bool
+    """Whether it has a response at all; False where the batch ended first."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+def answers(db: Database, store: Store, batch: Batch, jobs: list[Job], *, unfinished: bool) -> Iterator[Answer]:
+    """The answers of a batch in the order of its lines, read as they are asked for.
+
+    Equal whenever it is called: ids and times in them follow from the batch and the line.
+
+    Args:
+        jobs: of the batch.
+        unfinished: also tell of the lines that have no result; they will have none.
+    """
+    streams = [_of_job(db, store, batch, job, unfinished=unfinished) for job in jobs]
+    if batch.carried_key is not None:
+        streams.append(_carried(store, batch.carried_key))
+    return heapq.merge(*streams, key=lambda answer: answer.line)
+
+
+def _carried(store: Store, key: str) -> Iterator[Answer]:
+    with store.open(key) as file:
+        for line in file:
+            carried = orjson.loads(line)
+            body = carried["answer"]["response"]["body"]
+            yield Answer(carried["line"], orjson.dumps(carried["answer"], option=_OPTIONS), True, True, *_tokens(body))
+
+
+def _of_job(db: Database, store: Store, batch: Batch, job: Job, *, unfinished: bool) -> Iterator[Answer]:
+    spec_path = job.spec["input"]["path"]
+    rows = find_upload(db, upload_id(spec_path) or "")
+    results = read_records(db, job.id)
+    result = next(results, None)
+    write = _writer(batch)
+    with store.open(rows.key) as file:
+        for row_index, text in enumerate(file):
+            while result is not None and result.row_index < row_index:
+                result = next(results, None)
+            recorded = result if result is not None and result.row_index == row_index else None
+            if recorded is not None or unfinished:
+                yield write(orjson.loads(text), recorded, job)
+
+
+def _writer(batch: Batch) -> Callable[[Mapping[str, Any], Result | None, Job], Answer]:
+    endpoint = ENDPOINTS[batch.endpoint]
+
+    def write(row: Mapping[str, Any], result: Result | None, job: Job) -> Answer:
+        line = row["line"]
+        digest = hashlib.blake2b(f"{batch.id}/{line}".encode(), digest_size=12).hexdigest()
+        document: dict[str, Any] = {"id": f"batch_req_{digest}", "custom_id": row["custom_id"]}
+        if result is None and not (job.state == JobState.FAILED and job.error_code in _JOB_ERRORS_OF_CLIENTS):
+            document.update(response=None, error=_not_run(batch, job))
+            return Answer(line, orjson.dumps(document, option=_OPTIONS), succeeded=False, ran=False)
+        if result is not None and result.error is None:
+            status = 200
+            name = batch.model or row["model"]
+            created_at = int(job.started_at or job.created_at)
+            body = endpoint.write(Answered(result.output, result.num_tokens, name, row.get("form"), digest, created_at))
+        else:
+            status, body = _refused(row, None if result is None else result.error, job, endpoint.prompt)
+        document["response"] = {"status_code": status, "request_id": f"req_{digest}", "body": body}
+        document["error"] = None
+        tokens = _tokens(body) if status == 200 else (0, 0)
+        return Answer(line, orjson.dumps(document, option=_OPTIONS), status == 200, True, *tokens)
+
+    return write
+
+
+def _refused(row: Mapping[str, Any], error: RowError | None, job: Job, prompt: str) -> tuple[int, dict[str, Any]]:
+    """Status and body for a line that has no output; `prompt` is the key that a row's errors are about."""
+    refusal = row.get("refusal")
+    if refusal is not None:
+        return 400, _error_body(refusal["message"], refusal["code"], refusal["param"])
+    if error is None:
+        return 400, _error_body(job.error_message or "", job.error_code or "", None)
+    if error.code in _ROW_ERRORS_OF_CLIENTS:
+        return 400, _error_body(error.message, error.code, prompt)
+    return 500, _error_body(error.message, error.code, None, kind="server_error")
+
+
+def _error_body(message: str, code: str, param: str | None, *, kind: str = "invalid_request_error") -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _not_run(batch: Batch, job: Job) -> dict[str, Any]:
+    if job.state == JobState.EXPIRED:
+        return {"code": "batch_expired", "message": "this request could not be run before the batch's window ended"}
+    if job.state == JobState.FAILED and batch.state != BatchState.CANCELLING:
+        return {"code": job.error_code, "message": job.error_message}
+    return {"code": "batch_cancelled", "message": "this request was not run, as the batch was cancelled"}
+
+
+def _tokens(body: Mapping[str, Any]) -> tuple[int, int]:
+    usage = body["usage"]
+    return usage["prompt_tokens"], usage["total_tokens"] - usage["prompt_tokens"]

@@ -1,0 +1,208 @@
+"""The duties of batches: a new one is checked and split into jobs; one whose jobs have ended gets its output files."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import orjson
+
+from jobs.access.model_check import check_model
+from jobs.config import catalogue
+from jobs.config.catalogue import CatalogueModel
+from jobs.config.limits import limits_of
+from jobs.config.settings import Settings
+from jobs.data.store import Store, batch_prefix, upload_key
+from jobs.db.database import Database
+from jobs.db.states import BatchState, JobState
+from jobs.db.tables import Batch, Job
+from jobs.errors import Conflict, NotFound, StokerError, UserError
+from jobs.ledger import batch_ends, batches
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger.batch_ends import BatchOutcome
+from jobs.ledger.batches import BatchCounts
+from jobs.ledger.job_pins import stamp_spec
+from jobs.ledger.uploads import find_upload
+from scheduler.openai.answers import answers
+from scheduler.openai.intake import BadBatch, Intake
+
+logger = logging.getLogger(__name__)
+
+_DAY_SECONDS = 86400.0
+
+
+def take_in(
+    db: Database, store: Store, settings: Settings, batch_id: str, *, is_wanted: Callable[[], bool] = lambda: True
+) -> None:
+    """Take a validating batch to `in_progress`, or to `failed` where its lines are wrong.
+
+    Killed in the middle, it leaves the batch validating, and the next call starts over.
+
+    Args:
+        is_wanted: asked now and then; once it says no, the batch is left as it is.
+
+    Raises:
+        MachineError: something could not be reached; try again later.
+    """
+    with db.read() as session:
+        batch = batches.get(session, batch_id)
+    if batch.state != BatchState.VALIDATING:
+        return
+
+    def find_model(name: str, task: str) -> CatalogueModel:
+        model = catalogue.resolve(name, settings.models, task=task, any_model=settings.any_model)
+        check_model(model.model, task, settings)
+        return model
+
+    intake = Intake(
+        store,
+        batch_id,
+        batch.endpoint,
+        find_model=find_model,
+        stamp=partial(stamp_spec, settings=settings),
+        max_lines=settings.batch_lines,
+        max_line_bytes=settings.max_row_bytes,
+        max_rows=limits_of(batch.project, settings.projects).queued_rows,
+        is_wanted=is_wanted,
+    )
+    try:
+        with store.open(find_upload(db, batch.input_file_id).key) as file:
+            plan = intake.read(file, _answered_before(db, store, batch))
+        batches.accept(db, batch_id, plan)
+    except BadBatch as bad:
+        logger.info("batch %s has %d wrong lines", batch_id, len(bad.errors))
+        batches.refuse(db, batch_id, bad.errors)
+    except InterruptedError as error:
+        logger.info("reading of %s ended: %s", batch_id, error)
+    except Conflict as error:
+        logger.info("reading of %s ended: %s", batch_id, error)
+        for key in store.list(intake.folder):
+            store.delete(key)
+    except UserError as error:
+        give_up(db, batch_id, error)
+    else:
+        logger.info("batch %s has %d lines in %d jobs", batch_id, plan.num_lines, len(plan.parts))
+        for key in store.list(batch_prefix(batch_id)):
+            if not key.startswith(intake.folder):  # what an interrupted reading left
+                store.delete(key)
+
+
+def finish(db: Database, store: Store, settings: Settings, batch_id: str) -> None:
+    """Write the output files of a batch whose jobs have ended, and end it; end its jobs first where it is cancelled.
+
+    Each step replaces what an earlier, interrupted run of it left, so that it can be done again at any point.
+
+    Raises:
+        MachineError: the store or the database is away or full; try again later.
+    """
+    with db.read() as session:
+        state, jobs = batches.get(session, batch_id).state, batches.jobs_of(session, batch_id)
+    if state == BatchState.CANCELLING:
+        for job in jobs:
+            with contextlib.suppress(Conflict):  # it has ended
+                job_ledger.cancel(db, job.id)
+        with db.read() as session:
+            jobs = batches.jobs_of(session, batch_id)
+    if any(not job.state.is_terminal for job in jobs):
+        return
+    try:
+        batch = batch_ends.begin_finalizing(db, batch_id)
+        outcome = _write_files(db, store, batch, jobs)
+        batch_ends.end(db, batch_id, outcome, default_seconds=settings.upload_days * _DAY_SECONDS)
+    except Conflict as error:
+        logger.info("finishing of %s ended: %s", batch_id, error)
+        return
+    _drop_rows(db, store, batch_id)
+    logger.info("batch %s is %s", batch_id, outcome.state)
+
+
+def break_off(db: Database, batch_id: str, error: StokerError) -> None:
+    """End a batch whose answers cannot be written, so that nobody waits for it; its jobs' results stay readable."""
+    with db.read() as session:
+        batch = batches.get(session, batch_id)
+        done = batches.counts(session, batch)
+    state = BatchState.CANCELLED if batch.state == BatchState.CANCELLING else BatchState.FAILED
+    told = {"code": error.code, "message": error.message, "line": None, "param": None}
+    with contextlib.suppress(Conflict):  # another scheduler could write them
+        batch_ends.end(db, batch_id, BatchOutcome(state, done, None, None, errors=[told]), default_seconds=0.0)
+
+
+def give_up(db: Database, batch_id: str, error: StokerError) -> None:
+    """Fail a validating batch that cannot be read; one that is further on is left to the next try."""
+    with contextlib.suppress(Conflict):
+        batches.refuse(
+            db, batch_id, [{"code": error.code, "message": error.message, "line": None, "param": error.param}]
+        )
+
+
+def _answered_before(db: Database, store: Store, batch: Batch) -> Iterator[Mapping[str, Any]]:
+    """The answers in the output file of the batch that this one retries."""
+    if batch.retry_of is None:
+        return
+    with db.read() as session:
+        retried = batches.get(session, batch.retry_of)
+    if retried.output_file_id is None:
+        return
+    try:
+        output = find_upload(db, retried.output_file_id)
+    except NotFound as error:
+        raise NotFound(f"retry_of: the output file of batch {retried.id} is gone", param="retry_of") from error
+    with store.open(output.key) as file:
+        for line in file:
+            yield orjson.loads(line)
+
+
+def _write_files(db: Database, store: Store, batch: Batch, jobs: list[Job]) -> BatchOutcome:
+    """Both files in one pass over the answers."""
+    output_key, errors_key = upload_key(batch.output_file_id or ""), upload_key(batch.error_file_id or "")
+    completed = failed = not_run = input_tokens = output_tokens = 0
+    with store.create(output_key) as output, store.create(errors_key) as errors_file:
+        for answer in answers(db, store, batch, jobs, unfinished=True):
+            (output if answer.succeeded else errors_file).write(answer.text)
+            completed += answer.succeeded
+            failed += answer.ran and not answer.succeeded
+            not_run += not answer.ran
+            input_tokens += answer.input_tokens
+            output_tokens += answer.output_tokens
+    if not completed:
+        store.delete(output_key)
+    if not failed + not_run:
+        store.delete(errors_key)
+    broken = [job for job in jobs if job.state == JobState.FAILED]
+    state = _end_state(batch, jobs, nothing_done=not completed)
+    told = [_job_error(job) for job in broken] if state != BatchState.CANCELLED else []
+    if state in (BatchState.COMPLETED, BatchState.FAILED):
+        failed += not_run  # the lines of a job that broke; a window's end or a cancel is no failure of theirs
+    return BatchOutcome(
+        state,
+        BatchCounts(batch.num_lines, completed, failed),
+        output.stored if completed else None,
+        errors_file.stored if errors_file.tell() else None,
+        input_tokens,
+        output_tokens,
+        told,
+    )
+
+
+def _end_state(batch: Batch, jobs: list[Job], *, nothing_done: bool) -> BatchState:
+    if batch.state == BatchState.CANCELLING:
+        return BatchState.CANCELLED
+    if any(job.state == JobState.EXPIRED for job in jobs):
+        return BatchState.EXPIRED
+    if nothing_done and jobs and all(job.state == JobState.FAILED for job in jobs):
+        return BatchState.FAILED
+    return BatchState.COMPLETED
+
+
+def _job_error(job: Job) -> dict[str, Any]:
+    return {"code": job.error_code, "message": job.error_message, "line": None, "param": "model"}
+
+
+def _drop_rows(db: Database, store: Store, batch_id: str) -> None:
+    """Delete what the input was split into; it is needed no more. What a kill leaves here goes as old uploads do."""
+    for key in list(store.list(batch_prefix(batch_id))):
+        store.delete(key)
+    batch_ends.forget_rows(db, batch_id)
