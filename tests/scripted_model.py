@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jobs.data.rows import Row, RowError
-from worker.inference.tasks.interface import Encoded
+from worker.models.task_model import Encoded
 
 
 class ScriptedModel:

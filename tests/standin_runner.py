@@ -29,9 +29,9 @@ from jobs.ledger.chunks import ChunkResults, Claim
 from jobs.ledger.leases import WorkingLease
 from jobs.specs.inference import parse_spec
 from worker.log_format import set_up_runner_logging
-from worker.pulse import Pulse
-from worker.runner import parse_arguments, serve
+from worker.runner.main_loop import parse_arguments, serve
 from worker.stop import Stop
+from worker.wire.pulse import Pulse
 
 
 class StandIn:

@@ -13,7 +13,7 @@ from jobs.specs.inference import InferenceSpec
 from tests.tiny import SENTENCES
 from worker.inference.padding_verdicts import PadsRows
 from worker.inference.tasks import TaskModel, load_task_model
-from worker.inference.tasks.interface import Counted
+from worker.models.task_model import Counted
 
 CPU = torch.device("cpu")
 LONG_TEXT = " ".join(SENTENCES) * 20

@@ -11,7 +11,7 @@ from tests.task_kit import CPU
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine
 from worker.inference.tasks import Encoded, TaskModel
-from worker.inference.tasks.interface import Counted
+from worker.models.task_model import Counted
 
 
 @dataclass(frozen=True)

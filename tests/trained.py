@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from worker.stop import StopReason
-from worker.training import process as training_process
+from worker.training.attempt import process as training_process
 from worker.training.plan import Plan
 from worker.training.reports import Broken, Finished, Progress, Report, Saved, Stopped, parse_report, stop_line
 
 # Torch and transformers are loaded once, by a parent of all processes that computes nothing: else most of the time.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["worker.training.trainer", "worker.training.loop"])
+_PROCESSES.set_forkserver_preload(["worker.training.loops.trainer", "worker.training.loops.loop"])
 
 
 @dataclass

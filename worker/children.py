@@ -9,7 +9,7 @@ from pathlib import Path
 import worker
 from jobs.ledger.slots import SlotInfo
 
-RUNNER_MODULE = "worker.runner"
+RUNNER_MODULE = "worker.runner.main_loop"
 """The runner that carries the inference engine; anything that speaks `protocol` can stand in for it."""
 DISPLACED_STATUS = 76
 """Exit status of a Celery worker whose slot now belongs to another worker process; it is not to be started again."""
@@ -27,7 +27,7 @@ def python_module(module: str, *arguments: str) -> list[str]:
 def app_command(slot: SlotInfo, incarnation: str, *, runner_module: str) -> list[str]:
     """The command of one slot's Celery worker."""
     return python_module(
-        "worker.app",
+        "worker.keeper.app",
         *("--slot", slot.id, "--incarnation", incarnation, "--device", slot.device),
         *("--threads", str(slot.num_threads), "--runner-module", runner_module),
     )

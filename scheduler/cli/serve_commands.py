@@ -76,7 +76,7 @@ def serve(context: typer.Context, host: Host = None, port: Port = None, data_dir
 
 def worker(context: typer.Context, slots: Slots = None, data_dir: DataDir = None) -> None:
     """Run one worker for each slot of this host (production)."""
-    _become("worker.main", load_settings(context, slots=slots, data_dir=data_dir))
+    _become("worker.host.main", load_settings(context, slots=slots, data_dir=data_dir))
 
 
 def _become(module: str, settings: Settings) -> NoReturn:

@@ -193,7 +193,7 @@ class Stack:
         worker_grace_seconds = self.settings.grace_seconds + _WORKER_EXTRA_SECONDS
         for name, module, grace_seconds in (
             ("serve", "scheduler.api.serve", _SERVER_GRACE_SECONDS),
-            ("worker", "worker.main", worker_grace_seconds),
+            ("worker", "worker.host.main", worker_grace_seconds),
         ):
             self._supervisor.start(Program(name, module_command(module), env, logs / f"{name}.log", grace_seconds))
 

@@ -26,11 +26,11 @@ QUICK = {"STOKER_LEASE_SECONDS": "4", "STOKER_SLOT_SECONDS": "4", "STOKER_DOORBE
 """Short lives, so that what must be waited for is."""
 ROLES: Mapping[str, str] = {
     "scheduler": "scheduler.api.serve",
-    "supervisor": "worker.main",
-    "celery": "worker.app",
-    "runner": "-m worker.runner",  # a Celery worker's command line names the module as well
+    "supervisor": "worker.host.main",
+    "celery": "worker.keeper.app",
+    "runner": "-m worker.runner.main_loop",  # a Celery worker's command line names the module as well
     "redis": "redis-server",
-    "trainer": "-m worker.training.process",
+    "trainer": "-m worker.training.attempt.process",
 }
 """What tells a process of each role by its command line."""
 

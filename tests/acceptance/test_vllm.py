@@ -28,8 +28,9 @@ from tests.integration.test_vllm_engine import leave_between_two_steps, spec_of
 from tests.tiny import SENTENCES, tiny_causal_lm, tiny_classifier
 from worker.children import runner_environment
 from worker.device import pick_device
-from worker.inference.models import ModelCache
-from worker.inference.tasks import load_task_model, vllm_decoding
+from worker.inference.generation import vllm_decoding
+from worker.inference.tasks import load_task_model
+from worker.models.cache import ModelCache
 
 pytestmark = [
     pytest.mark.vllm,

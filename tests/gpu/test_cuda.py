@@ -18,9 +18,9 @@ from tests.integration import test_training_exactness, test_training_loop
 from tests.integration.test_training_exactness import NUM_STEPS
 from tests.task_kit import TEXTS, load, outputs, same, text_rows
 from tests.trained import attempt, shot_thrice
+from worker.host.slots import find_devices
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine
-from worker.slots import find_devices
 
 pytestmark = [
     pytest.mark.gpu,

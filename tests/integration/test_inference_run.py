@@ -26,11 +26,11 @@ from tests import tiny
 from tests.leased_job import LeasedJob, threads_of_the_pipeline
 from tests.scripted_model import ScriptedModel
 from worker.inference import writer
-from worker.inference.models import ModelCache
-from worker.inference.run import run_lease
+from worker.inference.lease_run import run_lease
 from worker.inference.tasks import load_task_model
-from worker.pulse import Beat, Pulse
+from worker.models.cache import ModelCache
 from worker.stop import Outcome, Stop
+from worker.wire.pulse import Beat, Pulse
 
 CPU = torch.device("cpu")
 RECORDS = [{"id": f"r{number}", "text": "word " * (number % 7 + 1) + f"{number}"} for number in range(80)]

@@ -31,10 +31,10 @@ from tests.conftest import wait_until
 from tests.frozen import frozen
 from tests.leased_job import LeasedJob
 from worker.children import runner_command, runner_environment
-from worker.joblog import JobLog
-from worker.keeper import Keeper
-from worker.runner_process import RunnerProcess
-from worker.standby import Standby
+from worker.keeper.joblog import JobLog
+from worker.keeper.keeper import Keeper
+from worker.keeper.runner_pool import Standby
+from worker.keeper.runner_process import RunnerProcess
 
 SLOT = "here-cpu0"
 

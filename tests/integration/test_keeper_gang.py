@@ -21,7 +21,7 @@ from jobs.specs.inference import parse_spec
 from tests.conftest import wait_until
 from tests.integration.test_keeper import SLOT, Bench
 from worker.stop import Stop
-from worker.training.gathering import gather
+from worker.training.attempt.gang_start import gather
 
 OTHER = "here-cpu1"
 

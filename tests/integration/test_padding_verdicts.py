@@ -23,14 +23,14 @@ from tests.leased_job import LeasedJob
 from tests.live_api import LiveApi, spec_document
 from tests.task_kit import CPU, load, same
 from tests.tiny import SENTENCES, tiny_masked_lm, wordpiece_tokenizer
-from worker.inference.models import ModelCache
+from worker.inference.lease_run import run_lease
 from worker.inference.padding_verdicts import PadsRows, fingerprint_of
-from worker.inference.run import run_lease
 from worker.inference.tasks import load_task_model
 from worker.inference.tasks.fill_mask import FillMask
-from worker.inference.tasks.padding import NOTICES, Padding
-from worker.pulse import Pulse
+from worker.models.cache import ModelCache
+from worker.models.padding import NOTICES, Padding
 from worker.stop import Outcome, Stop
+from worker.wire.pulse import Pulse
 
 RECORDS = [{"id": f"r{number}", "text": f"{text} [MASK] {text[: 5 * number]}"} for number, text in enumerate(SENTENCES)]
 MESSAGE = NOTICES[Padding.EQUAL_LENGTHS]

@@ -23,7 +23,7 @@ from tests.architectures import save_small, small_config
 from tests.task_kit import load, same, text_rows
 from tests.through_engine import compute
 from worker.inference.padding_verdicts import PadsRows
-from worker.inference.tasks.padding import Padding
+from worker.models.padding import Padding
 
 TEXTS = [
     *tiny.SENTENCES[:6],

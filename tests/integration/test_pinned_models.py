@@ -21,12 +21,12 @@ from jobs.ledger import leases
 from jobs.ledger.leases import WorkingLease
 from tests import tiny
 from tests.leased_job import LeasedJob
-from worker.inference.models import ModelCache
-from worker.inference.pinned import pinned_model
-from worker.inference.run import run_lease
+from worker.inference.lease_run import run_lease
 from worker.inference.tasks import load_task_model
-from worker.pulse import Activity, Beat, Pulse
+from worker.models.cache import ModelCache
+from worker.models.pinned import pinned_model
 from worker.stop import Outcome, Stop, StopReason
+from worker.wire.pulse import Activity, Beat, Pulse
 
 RECORDS = [{"id": f"r{number}", "text": f"a film of {number} minutes"} for number in range(16)]
 """Two chunks."""

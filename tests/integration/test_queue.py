@@ -17,9 +17,9 @@ from jobs.errors import ServiceUnavailable
 from jobs.ledger import slots
 from jobs.queue import Doorbell, broker_trouble, connect, make_app, queue_name, ring
 from tests.conftest import RedisServer
-from worker.hearing import Hearing, Verdict
-from worker.mailbox import find_lease_id
-from worker.presence import Presence
+from worker.keeper.hearing import Hearing, Verdict
+from worker.keeper.heartbeat import Presence
+from worker.keeper.mailbox import find_lease_id
 
 
 @pytest.fixture

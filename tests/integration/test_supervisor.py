@@ -31,7 +31,7 @@ from tests.frozen import frozen
 from tests.leased_job import LeasedJob
 from tests.tiny import tiny_masked_lm
 from worker.children import RUNNER_MODULE, python_module
-from worker.mailbox import make_ring
+from worker.keeper.mailbox import make_ring
 
 _ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ class Host:
         environ = {**os.environ, **settings, "STOKER_INPUT_ROOTS": '["/"]', **environment}
         with self.log_path.open("ab") as log:
             self.supervisor = subprocess.Popen(
-                [sys.executable, "-m", "worker.main", "--runner-module", runner_module],
+                [sys.executable, "-m", "worker.host.main", "--runner-module", runner_module],
                 cwd=_ROOT, env=environ, stdout=log, stderr=log,
             )  # fmt: skip
 
@@ -69,7 +69,7 @@ class Host:
 
     def workers(self) -> list[psutil.Process]:
         """The Celery workers, in the order of their slots."""
-        found = [child for child in self.processes() if "worker.app" in _command(child)]
+        found = [child for child in self.processes() if "worker.keeper.app" in _command(child)]
         return sorted(found, key=lambda child: _command(child)[_command(child).index("--slot") + 1])
 
     def runner_of(self, worker: psutil.Process) -> psutil.Process:
@@ -418,7 +418,7 @@ def test_a_worker_runs_where_folders_are_called_like_our_packages(host: Host, tm
     for name in ("jobs", "worker"):
         (tmp_path / "project" / name).mkdir(parents=True)
         (tmp_path / "project" / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
-    command = python_module("worker.main", "--help")
+    command = python_module("worker.host.main", "--help")
     environ = {**os.environ, "PYTHONPATH": str(_ROOT)}
     shown = subprocess.run(command, cwd=tmp_path / "project", env=environ, capture_output=True, text=True, timeout=300)
     assert shown.returncode == 0, shown.stderr

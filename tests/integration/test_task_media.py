@@ -20,8 +20,8 @@ from jobs.data.sources.media import media_value
 from tests.task_kit import error_codes, load, outputs, same
 from tests.tiny import tiny_ctc, tiny_image_classifier
 from tests.tiny_media import tiny_film_classifier, tiny_sound_classifier, write_film, write_wav
-from worker.inference.tasks.image_chats import open_chat
-from worker.inference.tasks.media import open_media
+from worker.inference.generation.image_chats import open_chat
+from worker.models.media import open_media
 
 
 @pytest.fixture(scope="module")

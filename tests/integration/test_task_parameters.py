@@ -28,7 +28,8 @@ from tests.tiny_media import (
     tiny_voice,
     tiny_whisper,
 )
-from worker.inference.tasks import media, pipeline_internals, sound
+from worker.inference.pipelines import transformers_internals
+from worker.models import media, sound
 
 SPEECH = "automatic-speech-recognition"
 
@@ -145,14 +146,14 @@ def test_a_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_another_transformers_is_told_from_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline_internals.Pipeline, "run_single", lambda self, inputs, params: None)
+    monkeypatch.setattr(transformers_internals.Pipeline, "run_single", lambda self, inputs, params: None)
     with pytest.raises(MachineError, match=r"Pipeline\.run_single takes other arguments"):
-        pipeline_internals.check_internals()
+        transformers_internals.check_internals()
 
 
 def test_masks_have_parameters_of_their_own() -> None:
     """Its processor needs torchvision; which names the pipeline reads can be told without it."""
-    masks = object.__new__(pipeline_internals.pipeline_class("mask-generation"))
-    named, is_read = pipeline_internals.accepted_names(masks)
+    masks = object.__new__(transformers_internals.pipeline_class("mask-generation"))
+    named, is_read = transformers_internals.accepted_names(masks)
     assert {"points_per_batch", "pred_iou_thresh", "crops_nms_thresh"} <= set(named)
     assert not is_read("pred_iou_tresh")

@@ -28,10 +28,11 @@ from tests.tiny import (
 )
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine
-from worker.inference.tasks import OWN_TASKS, TaskModel, pipeline_internals, staged
-from worker.inference.tasks.alone import TASKS_ALONE
-from worker.inference.tasks.calls import CALLS
-from worker.inference.tasks.json_values import json_value
+from worker.inference.pipelines import staged, transformers_internals
+from worker.inference.pipelines.alone import TASKS_ALONE
+from worker.inference.pipelines.calls import CALLS
+from worker.inference.tasks import OWN_TASKS, TaskModel
+from worker.models.json_values import json_value
 
 Values = Mapping[str, Any]
 _random = np.random.default_rng(0)
@@ -269,8 +270,8 @@ def test_each_row_gets_what_its_pipeline_gives_alone(
     expected = [json_value(case.call(reference, values, case.parameters)) for values in case.rows]
     task_model = load(case.task, folder, case.parameters)
     passes = []
-    compute = pipeline_internals.compute
-    monkeypatch.setattr(pipeline_internals, "compute", lambda *given: passes.append(1) or compute(*given))
+    compute = transformers_internals.compute
+    monkeypatch.setattr(transformers_internals, "compute", lambda *given: passes.append(1) or compute(*given))
     order = list(range(len(case.rows)))
     random.Random(0).shuffle(order)
     rows = [Row(place, None, case.rows[index]) for place, index in enumerate(order)]
@@ -328,15 +329,15 @@ def test_a_second_try_at_a_batch_gives_the_same(model_of: Callable[[Callable[[Pa
 
 
 def test_every_pipeline_of_transformers_is_a_task_of_ours() -> None:
-    assert set(pipeline_internals.SUPPORTED_TASKS) == (set(OWN_TASKS) - {"embeddings"}) | set(CALLS)
+    assert set(transformers_internals.SUPPORTED_TASKS) == (set(OWN_TASKS) - {"embeddings"}) | set(CALLS)
     assert set(TASKS) == set(OWN_TASKS) | set(CALLS)
-    assert dict(pipeline_internals.REMOVED_TASKS).items() <= REMOVED_TASKS.items()
-    assert dict(pipeline_internals.TASK_ALIASES).items() <= ALIASES.items()
+    assert dict(transformers_internals.REMOVED_TASKS).items() <= REMOVED_TASKS.items()
+    assert dict(transformers_internals.TASK_ALIASES).items() <= ALIASES.items()
     assert set(CALLS) == {case.task for case in CASES} | set(NOT_HERE)
     assert set(TASKS_ALONE) <= set(CALLS)
 
 
 def test_the_installed_transformers_has_what_we_reach_into() -> None:
-    pipeline_internals.check_internals()
+    transformers_internals.check_internals()
     for task in CALLS:
-        pipeline_internals.pipeline_class(task)
+        transformers_internals.pipeline_class(task)

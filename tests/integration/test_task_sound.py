@@ -12,8 +12,8 @@ import pytest
 
 from jobs.data.rows import RowError
 from jobs.errors import InvalidInput
-from worker.inference.tasks import sound
-from worker.inference.tasks.sound import decode_sound, plain_wav, resample
+from worker.models import sound
+from worker.models.sound import decode_sound, plain_wav, resample
 
 RATE = 16_000
 NOISE = np.random.default_rng(0).standard_normal(8000).clip(-4, 4) / 5

@@ -32,15 +32,15 @@ from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, LossNotFinite, 
 from tests import tiny
 from tests.trained import write_rows
 from worker.stop import Stop
-from worker.training import trainer
-from worker.training.data import rows_of
-from worker.training.gang import Alone
-from worker.training.learning import NO_LABEL, Learning, Origin
+from worker.training.collectives import Alone
+from worker.training.loops import trainer
 from worker.training.plan import Plan
 from worker.training.reports import Progress, Report
 from worker.training.tasks import build
+from worker.training.tasks.data import rows_of
+from worker.training.tasks.setup import NO_LABEL, Learning, Origin
 from worker.training.tasks.token_classification import words_of_pieces
-from worker.training.vocabulary import Vocabulary
+from worker.training.tasks.vocabulary import Vocabulary
 
 WORDS = ["My", "name", "is", "U.S.", "", "Ada-Lovelace", "Ünï", "你好", "s'il", "\u200d", "a b"]
 

@@ -16,9 +16,9 @@ from jobs.ledger import jobs as job_ledger
 from jobs.ledger.attempts import KeepRule, NewCheckpoint
 from jobs.ledger.leases import Grant, WorkingLease
 from jobs.specs.inference import TrainingSpec, parse_spec
-from worker.pulse import Pulse
-from worker.training.deposit import Deposit, prepare_store, put_folder
+from worker.training.attempt.checkpoint_upload import Deposit, prepare_store, put_folder
 from worker.training.reports import Saved
+from worker.wire.pulse import Pulse
 
 SPEC = parse_spec({"kind": "training", "task": "text-classification", "model": "m", "data": {"train": "rows.jsonl"}})
 

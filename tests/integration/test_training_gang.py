@@ -17,8 +17,8 @@ from tests import tiny
 from tests.integration.test_training_loop import CLASSIFIER, write_module
 from tests.trained import Attempt, attempt, write_rows
 from worker.stop import Stop
+from worker.training.attempt.ranks import RankProcesses
 from worker.training.plan import Plan
-from worker.training.ranks import RankProcesses
 from worker.training.reports import Broken, Finished, Progress, Report, Saved, Stopped
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ def ranks_of(folder: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             command = process.cmdline()
-            if str(folder / "plan.json") in command and "worker.training.process" in command:
+            if str(folder / "plan.json") in command and "worker.training.attempt.process" in command:
                 found.append(process)
     return sorted(found, key=lambda process: process.cmdline()[process.cmdline().index("--rank") + 1])
 

@@ -12,8 +12,8 @@ import pytest
 from jobs.config.settings import Settings
 from jobs.errors import Forbidden, UserError
 from tests.trained import Attempt, attempt, shot_at, shot_thrice, write_rows
-from worker.training.loading import load_module
-from worker.training.rehearsal import rehearse
+from worker.training.loops.rehearsal import rehearse
+from worker.training.modules.load_module import load_module
 from worker.training.reports import Saved
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from jobs.errors import InvalidSpec
 from jobs.specs.inference import TrainingSpec, parse_spec
-from worker.training.rehearsal import Rehearsal, rehearse
+from worker.training.loops.rehearsal import Rehearsal, rehearse
 
 pytestmark = pytest.mark.slow
 

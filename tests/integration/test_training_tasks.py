@@ -12,8 +12,8 @@ import transformers
 
 from tests import tiny
 from tests.trained import Attempt, attempt, broken, write_rows
-from worker.training.edits import edits
 from worker.training.reports import Saved
+from worker.training.tasks.edit_distance import edits
 
 pytestmark = pytest.mark.slow
 

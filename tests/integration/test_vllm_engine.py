@@ -22,9 +22,10 @@ from tests import scripted_vllm
 from tests.integration.test_task_text_generation import generated, rows_of
 from tests.scripted_vllm import LLMEngine
 from tests.tiny import SENTENCES, tiny_causal_lm
-from worker.inference.models import ModelCache
-from worker.inference.tasks import load_task_model, vllm_decoding
-from worker.inference.tasks.interface import Interrupted
+from worker.inference.generation import vllm_decoding
+from worker.inference.tasks import load_task_model
+from worker.models.cache import ModelCache
+from worker.models.task_model import Interrupted
 
 CPU = torch.device("cpu")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from worker.inference.tasks.admission import admission_order, next_to_join, prefill_groups
-from worker.inference.tasks.continuations import Continuation, Request
-from worker.inference.tasks.sampling import Sampling
+from worker.inference.generation.admission import admission_order, next_to_join, prefill_groups
+from worker.inference.generation.continuations import Continuation, Request
+from worker.inference.generation.sampling import Sampling
 
 
 def request(prompt: tuple[int, ...], max_new_tokens: int = 4) -> Request:

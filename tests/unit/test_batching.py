@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.inference.batching import auto_max_rows, auto_max_tokens, batch_cost, pack, padded_tokens
+from worker.models.batching import auto_max_rows, auto_max_tokens, batch_cost, pack, padded_tokens
 
 lengths_of_rows = st.lists(st.integers(min_value=0, max_value=600), max_size=300)
 token_budgets = st.integers(min_value=1, max_value=5000)

@@ -10,7 +10,7 @@ from jobs.data.rows import Row
 from tests.scripted_model import ScriptedModel
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine
-from worker.inference.tasks.interface import Encoded
+from worker.models.task_model import Encoded
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.sampled_from([None, "wide", (3, 224)])), min_size=1, max_size=60))

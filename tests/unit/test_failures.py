@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from worker.inference.tasks.failures import plain_sentence
+from worker.models.failures import plain_sentence
 
 
 def test_addresses_and_data_are_left_out() -> None:

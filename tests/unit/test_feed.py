@@ -23,10 +23,10 @@ from tests.leased_job import LeasedJob, threads_of_the_pipeline
 from tests.scripted_model import ScriptedModel
 from worker.inference.budget import Budget
 from worker.inference.chunks import Batch
+from worker.inference.claiming import Holdings, fair_share
 from worker.inference.engine import Engine
 from worker.inference.feed import Feed
-from worker.inference.holdings import Holdings, fair_share
-from worker.pulse import Pulse
+from worker.wire.pulse import Pulse
 
 RECORDS = [{"id": f"r{number}", "text": "word " * (number % 7 + 1) + f"{number}"} for number in range(80)]
 """Ten chunks of eight rows."""

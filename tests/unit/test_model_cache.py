@@ -14,7 +14,7 @@ from jobs.config.settings import Settings
 from jobs.errors import DeviceOutOfMemory, InvalidModel, MachineError, ServiceUnavailable
 from jobs.specs.inference import InferenceSpec
 from tests.scripted_model import ScriptedModel
-from worker.inference.models import ModelCache
+from worker.models.cache import ModelCache
 
 
 def spec_of(model: str) -> InferenceSpec:

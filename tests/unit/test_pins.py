@@ -137,7 +137,7 @@ def test_a_spec_pins_its_folders_and_its_module(folder: Path, tmp_path: Path) ->
 
 
 def test_a_runner_refuses_a_module_that_changed_before_its_first_step(tmp_path: Path) -> None:
-    from worker.training.run import check_module
+    from worker.training.attempt.attempt_run import check_module
 
     module, settings = tmp_path / "net.py", Settings(code_roots=[tmp_path])
     module.write_text("def build(setup): ...")

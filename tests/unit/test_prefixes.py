@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from worker.inference.tasks.prefixes import Beginnings, Prompt, shared_beginnings, under_rows
+from worker.inference.generation.prefixes import Beginnings, Prompt, shared_beginnings, under_rows
 
 SYSTEM = tuple(range(100, 140))
 OTHER = (*SYSTEM[:5], *range(200, 235))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
-from worker.inference.tasks.sampling import Sampling, choose, gumbel, penalize, resolve_sampling, splitmix
+from worker.inference.generation.sampling import Sampling, choose, gumbel, penalize, resolve_sampling, splitmix
 
 KNOWN = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 """The first outputs of SplitMix64 from state 0, as its authors' code gives them."""

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from jobs.specs.training import LoraSpec
-from worker.training.adapters import merged
+from worker.training.tasks.adapters import merged
 from worker.training.tasks.text_generation import with_adapters
 
 pytestmark = [

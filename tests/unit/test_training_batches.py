@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import BatchEncoding, TrainingArguments
 
-from worker.training import defaults
-from worker.training.batches import Layout, first_rows, to_device
+from worker.training.loops import defaults
+from worker.training.loops.data_loading import Layout, first_rows, to_device
 
 Pair = namedtuple("Pair", "left right")
 META = torch.device("meta")

@@ -10,8 +10,8 @@ import pytest
 from jobs.errors import InvalidSpec
 from jobs.specs.inference import TrainingSpec, parse_spec
 from jobs.specs.training_metrics import LESS_IS_BETTER, MORE_IS_BETTER, Mode, mode_of
-from worker.training.checkpoints import Best, Judged
-from worker.training.schedule import Schedule
+from worker.training.loops.schedule import Schedule
+from worker.training.results.checkpoints import Best, Judged
 
 MODULE = """
 import torch
@@ -93,9 +93,9 @@ def test_eval_steps_alone_means_evaluations_at_these_steps() -> None:
 def test_a_metric_that_a_module_does_not_have_costs_no_step(tmp_path: Path) -> None:
     from jobs.config.settings import Settings
     from worker.stop import Stop
-    from worker.training.gang import Alone
-    from worker.training.loading import load_module
-    from worker.training.loop import Given, Loop
+    from worker.training.collectives import Alone
+    from worker.training.loops.loop import Given, Loop
+    from worker.training.modules.load_module import load_module
     from worker.training.plan import Plan
     from worker.training.reports import Progress, Report
 

@@ -9,12 +9,12 @@ import pytest
 from jobs.config.settings import Settings
 from jobs.errors import ModuleFailed, UserError
 from worker.stop import Stop
-from worker.training import process
-from worker.training.gang import Alone
-from worker.training.loading import load_module
-from worker.training.loop import Given, Loop
+from worker.training.attempt import process
+from worker.training.collectives import Alone
+from worker.training.loops.loop import Given, Loop
+from worker.training.loops.rehearsal import rehearse
+from worker.training.modules.load_module import load_module
 from worker.training.plan import Plan
-from worker.training.rehearsal import rehearse
 from worker.training.reports import Broken, Progress, Report, Saved
 
 MODULE = """

@@ -19,10 +19,10 @@ from jobs.specs.inference import TrainingSpec, parse_spec
 from jobs.specs.recipe_options import OPTIONS
 from jobs.specs.training import RECIPES, recipe_name
 from jobs.specs.training_metrics import RECIPE_METRICS
-from worker.training.module import Loss, Parts, Rows, Setup
-from worker.training.recipes.ctc import decode
-from worker.training.recipes.tones import BLANK, LETTERS, Tones
-from worker.training.rehearsal import rehearse
+from worker.training.loops.rehearsal import rehearse
+from worker.training.modules.recipes.ctc import decode
+from worker.training.modules.recipes.tones import BLANK, LETTERS, Tones
+from worker.training.modules.user_module import Loss, Parts, Rows, Setup
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "ops" / "examples" / "training"
@@ -35,7 +35,7 @@ every_recipe = pytest.mark.parametrize("name", RECIPES)
 def build(name: str, options: dict[str, Any] | None = None, *, seed: int = _SEED) -> Parts:
     """A recipe's parts, as the loop has them built."""
     torch.manual_seed(seed)
-    module = importlib.import_module(f"worker.training.recipes.{name}")
+    module = importlib.import_module(f"worker.training.modules.recipes.{name}")
     parts = module.build(Setup(options=options or {}, seed=seed, device=torch.device("cpu")))
     assert isinstance(parts, Parts)
     return parts

@@ -14,7 +14,7 @@ from jobs.data.sources.training_rows import RowCheck, RowFlaw
 from jobs.data.store import Store
 from jobs.specs.fields import InputSpec
 from jobs.specs.training_tasks import TRAINING_TASKS
-from worker.training.classes import Classes
+from worker.training.tasks.classes import Classes
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 

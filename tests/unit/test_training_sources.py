@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import worker
-from worker.training.sources import Sources
+from worker.training.modules.dependencies import Sources
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from jobs.ledger.slots import SlotInfo
 from jobs.process import status_in_words
 from worker.children import app_command, app_environment, python_module, runner_environment
-from worker.main import restart_delay
+from worker.host.main import restart_delay
 
 
 def test_a_slots_processes_see_one_device_and_no_other() -> None:
@@ -34,7 +34,7 @@ def test_a_runners_threads_do_not_spin_unless_the_operator_says_so() -> None:
 def test_children_find_our_package_wherever_they_start() -> None:
     environ = app_environment({"PYTHONPATH": "/elsewhere"}, device_uuid=None)
     asked = subprocess.run(
-        [*python_module("worker.app"), "--help"],
+        [*python_module("worker.keeper.app"), "--help"],
         cwd="/",
         env=environ,
         capture_output=True,
@@ -47,11 +47,11 @@ def test_children_find_our_package_wherever_they_start() -> None:
 
 def test_the_command_of_a_worker_names_its_slot() -> None:
     slot = SlotInfo("here-gpu0", "here", "cuda", "GPU-1", "GPU", 1, 4)
-    command = app_command(slot, "worker_1", runner_module="worker.runner")
-    assert command[:4] == [sys.executable, "-P", "-m", "worker.app"]
+    command = app_command(slot, "worker_1", runner_module="worker.runner.main_loop")
+    assert command[:4] == [sys.executable, "-P", "-m", "worker.keeper.app"]
     assert command[4:] == [
         *("--slot", "here-gpu0", "--incarnation", "worker_1", "--device", "cuda"),
-        *("--threads", "4", "--runner-module", "worker.runner"),
+        *("--threads", "4", "--runner-module", "worker.runner.main_loop"),
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from jobs.config.activities import Activity, stall_limits
 from jobs.config.settings import Settings
 from jobs.errors import InvalidModel, RunnerDied, RunnerStalled, ServiceUnavailable
-from worker.decisions import (
+from worker.keeper.decisions import (
     Decision,
     Ending,
     Fate,
@@ -22,11 +22,11 @@ from worker.decisions import (
     Rules,
     StopAsked,
 )
-from worker.protocol import Done, Failed, Halt, Lost
-from worker.pulse import Beat
-from worker.runner_process import Exited
-from worker.standby import RunnerBroken, RunnerUp
+from worker.keeper.runner_pool import RunnerBroken, RunnerUp
+from worker.keeper.runner_process import Exited
 from worker.stop import StopReason
+from worker.wire.protocol import Done, Failed, Halt, Lost
+from worker.wire.pulse import Beat
 
 RULES = Rules(lease_seconds=16.0, grace_seconds=10.0, stall_limits=stall_limits(300.0, {}))
 FRESH = Holding(RULES, held_until=16.0)

@@ -13,7 +13,7 @@ from jobs.ledger.leases import WorkingLease
 from jobs.ledger.logs import lines_of
 from tests.conftest import wait_until
 from tests.leased_job import LeasedJob
-from worker.joblog import JobLog
+from worker.keeper.joblog import JobLog
 
 
 @pytest.fixture

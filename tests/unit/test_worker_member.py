@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from jobs.errors import ServiceUnavailable
-from worker.decisions import Ending, Fate, Happening, Record, RenewalRefused, Renewed, StopAsked
-from worker.member import Membership
-from worker.runner_process import Exited
+from worker.keeper.decisions import Ending, Fate, Happening, Record, RenewalRefused, Renewed, StopAsked
+from worker.keeper.gang_member import Membership
+from worker.keeper.runner_process import Exited
 from worker.stop import StopReason
 
 FRESH = Membership(lease_seconds=16.0, patience_seconds=12.0, held_until=16.0)

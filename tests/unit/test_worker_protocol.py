@@ -10,7 +10,8 @@ from jobs.access.pins import PinnedFile, PinnedFiles, PinnedRevision, Pins
 from jobs.config.activities import Activity
 from jobs.errors import DeviceOutOfMemory, InvalidInput, MachineError, UserError
 from jobs.ledger.leases import WorkingLease
-from worker.protocol import (
+from worker.stop import StopReason
+from worker.wire.protocol import (
     Done,
     Failed,
     Halt,
@@ -28,8 +29,7 @@ from worker.protocol import (
     parse_report,
     report_line,
 )
-from worker.pulse import Beat
-from worker.stop import StopReason
+from worker.wire.pulse import Beat
 
 _LEASE = WorkingLease("lease_1", "job_1", "here-cpu0", "inference", {"model": "m\n\u2028", "parameters": {}}, 3, 0)
 _PINNED = replace(

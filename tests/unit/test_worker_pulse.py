@@ -11,7 +11,7 @@ import pytest
 
 from jobs.config.activities import Activity
 from tests.conftest import wait_until
-from worker.pulse import Beat, Pulse, moved_bytes
+from worker.wire.pulse import Beat, Pulse, moved_bytes
 
 READ = Beat("reader", Activity.READ, chunk=8)
 

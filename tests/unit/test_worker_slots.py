@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs.config.settings import Settings
-from worker import slots
-from worker.slots import Device, available_cores, cpu_slots, discover, select_visible
+from worker.host import slots
+from worker.host.slots import Device, available_cores, cpu_slots, discover, select_visible
 
 _GPUS = [Device(index, f"GPU-{index}{'abcd'[index]}00", "NVIDIA H200", 141 * 2**30) for index in range(3)]
 _SLICES = [

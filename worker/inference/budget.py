@@ -14,13 +14,7 @@ from jobs.db.tables import SafeBudget
 from jobs.errors import ServiceUnavailable
 from jobs.specs.inference import InferenceSpec, model_key
 from worker.device import device_name, total_memory_bytes
-from worker.inference.batching import (
-    auto_cache_tokens,
-    auto_max_rows,
-    auto_max_tokens,
-    auto_rows_at_work,
-    batch_cost,
-)
+from worker.models.batching import auto_cache_tokens, auto_max_rows, auto_max_tokens, auto_rows_at_work, batch_cost
 
 logger = logging.getLogger(__name__)
 

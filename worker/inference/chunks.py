@@ -9,7 +9,7 @@ from typing import Any
 from jobs.data.rows import Result, Row, RowError
 from jobs.ledger.chunks import Claim
 from worker.device import Moment
-from worker.inference.tasks.interface import Counted, Encoded
+from worker.models.task_model import Counted, Encoded
 
 
 class OpenChunk:

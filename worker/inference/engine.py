@@ -17,11 +17,11 @@ import torch
 from jobs.data.rows import Row, RowError
 from jobs.errors import MachineError, StokerError
 from worker.device import Moment, is_out_of_memory, is_poisoned, one_line, release_memory, side_stream
-from worker.inference.batching import pack, padded_tokens
 from worker.inference.budget import Budget
 from worker.inference.chunks import Piece
-from worker.inference.tasks.failures import plain_sentence
-from worker.inference.tasks.interface import Encoded, InFlight, Interrupted, TaskModel
+from worker.models.batching import pack, padded_tokens
+from worker.models.failures import plain_sentence
+from worker.models.task_model import Encoded, InFlight, Interrupted, TaskModel
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from jobs.ledger.chunks import Claim
 from jobs.ledger.leases import WorkingLease
 from worker.device import one_line
 from worker.inference.chunks import Batch, OpenChunk
+from worker.inference.claiming import Holdings, chunks_to_claim
 from worker.inference.engine import Engine
-from worker.inference.holdings import Holdings, chunks_to_claim
 from worker.inference.stages import Channel, Closed, Stages
-from worker.pulse import Pulse
+from worker.wire.pulse import Pulse
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from jobs.errors import ServiceUnavailable
 from jobs.ledger import notices
 from jobs.specs.inference import InferenceSpec, model_key
 from worker.device import device_name, is_out_of_memory, one_line, release_memory
-from worker.inference.tasks.interface import TaskModel
-from worker.inference.tasks.padding import NOTICES, Padding
-from worker.inference.tasks.tokens import Tokens
+from worker.models.padding import NOTICES, Padding
+from worker.models.task_model import TaskModel
+from worker.models.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 

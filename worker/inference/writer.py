@@ -26,10 +26,10 @@ from jobs.ledger.chunks import ChunkResults
 from jobs.ledger.leases import WorkingLease
 from worker.device import one_line
 from worker.inference.chunks import Batch, OpenChunk, Piece
+from worker.inference.claiming import Holdings
 from worker.inference.engine import Engine
-from worker.inference.holdings import Holdings
 from worker.inference.stages import Channel, Stages
-from worker.pulse import Pulse
+from worker.wire.pulse import Pulse
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from jobs.config.activities import Activity
-from worker.protocol import ProtocolError
 from worker.stop import StopReason
+from worker.wire.protocol import ProtocolError
 
 
 @dataclass(frozen=True, slots=True)

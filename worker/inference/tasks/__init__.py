@@ -6,14 +6,14 @@ import torch
 
 from jobs.config.settings import Settings
 from jobs.specs.inference import InferenceSpec
+from worker.inference.pipelines.staged import Staged
 from worker.inference.tasks.embeddings import Embeddings
 from worker.inference.tasks.fill_mask import FillMask
-from worker.inference.tasks.interface import Encoded, TaskModel
-from worker.inference.tasks.loading import find_model
-from worker.inference.tasks.staged import Staged
 from worker.inference.tasks.text_classification import TextClassification
 from worker.inference.tasks.text_generation import TextGeneration
 from worker.inference.tasks.token_classification import TokenClassification
+from worker.models.load import find_model
+from worker.models.task_model import Encoded, TaskModel
 
 __all__ = ["Encoded", "TaskModel", "load_task_model"]
 

@@ -33,15 +33,15 @@ from jobs.data.rows import Row, RowError
 from jobs.errors import InvalidSpec
 from jobs.specs.parameters import check_parameters
 from worker.device import is_out_of_memory, is_poisoned, one_line
-from worker.inference.tasks.chat_form import ChatForm, message_format
-from worker.inference.tasks.interface import NOT_FINITE, Encoded
-from worker.inference.tasks.limits import Limits, longest_row, position_limit
-from worker.inference.tasks.loading import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
 from worker.inference.tasks.many import Parts, by_row, collate_inputs, encode_many, forward_inputs
-from worker.inference.tasks.padding import Padding
 from worker.inference.tasks.padding_probe import probe_padding
 from worker.inference.tasks.pooling import Normalize, pool, read_head
-from worker.inference.tasks.tokens import Tokens, behind_tokens, to_device
+from worker.models.chat_form import ChatForm, message_format
+from worker.models.limits import Limits, longest_row, position_limit
+from worker.models.load import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
+from worker.models.padding import Padding
+from worker.models.task_model import NOT_FINITE, Encoded
+from worker.models.tokens import Tokens, behind_tokens, to_device
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from transformers import AutoModelForMaskedLM, FillMaskPipeline
 from jobs.data.rows import Row, RowError
 from jobs.errors import InvalidSpec
 from jobs.specs.parameters import check_parameters
-from worker.inference.tasks.interface import NOT_FINITE, Encoded
-from worker.inference.tasks.limits import longest_row, resolve_limits
-from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes
-from worker.inference.tasks.padding import Padding
 from worker.inference.tasks.padding_probe import probe_padding
-from worker.inference.tasks.tokens import Tokens, to_device
+from worker.models.limits import longest_row, resolve_limits
+from worker.models.load import ModelFolder, load_tokenizer, load_weights, memory_bytes
+from worker.models.padding import Padding
+from worker.models.task_model import NOT_FINITE, Encoded
+from worker.models.tokens import Tokens, to_device
 
 TASK = "fill-mask"
 

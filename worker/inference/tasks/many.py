@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from jobs.data.rows import Row, RowError
-from worker.inference.tasks.chat_form import ChatForm
-from worker.inference.tasks.interface import Encoded
-from worker.inference.tasks.limits import Limits
-from worker.inference.tasks.padding import Padding
-from worker.inference.tasks.tokens import Features, Tokens
+from worker.models.chat_form import ChatForm
+from worker.models.limits import Limits
+from worker.models.padding import Padding
+from worker.models.task_model import Encoded
+from worker.models.tokens import Features, Tokens
 
 MOST_INPUTS = 2048
 """Of one row, as in OpenAI's contract."""

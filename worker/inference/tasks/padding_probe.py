@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from worker.device import is_out_of_memory, is_poisoned, one_line
-from worker.inference.tasks.limits import input_embeddings
-from worker.inference.tasks.padding import Padding
-from worker.inference.tasks.tokens import Features, Tokens, to_device
+from worker.models.limits import input_embeddings
+from worker.models.padding import Padding
+from worker.models.tokens import Features, Tokens, to_device
 
 logger = logging.getLogger(__name__)
 

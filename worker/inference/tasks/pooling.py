@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.access.model_files import check_safetensors, read_json
-from worker.inference.tasks.loading import ModelFolder
+from worker.models.load import ModelFolder
 
 PoolingMode = Callable[[Tensor, Tensor, Tensor], Tensor]
 

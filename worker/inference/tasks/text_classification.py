@@ -19,13 +19,13 @@ from transformers import AutoModelForSequenceClassification
 
 from jobs.data.rows import Row
 from jobs.specs.parameters import check_parameters
-from worker.inference.tasks.interface import NOT_FINITE, Encoded
-from worker.inference.tasks.limits import longest_row, resolve_limits
-from worker.inference.tasks.loading import ModelFolder, load_tokenizer, load_weights, memory_bytes
 from worker.inference.tasks.many import Parts, by_row, collate_inputs, encode_many, forward_inputs
-from worker.inference.tasks.padding import Padding
 from worker.inference.tasks.padding_probe import probe_padding
-from worker.inference.tasks.tokens import Tokens, to_device
+from worker.models.limits import longest_row, resolve_limits
+from worker.models.load import ModelFolder, load_tokenizer, load_weights, memory_bytes
+from worker.models.padding import Padding
+from worker.models.task_model import NOT_FINITE, Encoded
+from worker.models.tokens import Tokens, to_device
 
 TASK = "text-classification"
 _NO_TOKEN = -1

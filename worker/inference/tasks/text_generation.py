@@ -22,16 +22,16 @@ from jobs.data.rows import Row, RowError
 from jobs.data.sources.values import kind_name
 from jobs.errors import InvalidSpec
 from jobs.specs.parameters import check_parameters
-from worker.inference.tasks.completions import Detokenizer
-from worker.inference.tasks.continuations import Continuation, Request
-from worker.inference.tasks.decoding import Decoder
-from worker.inference.tasks.interface import Encoded
-from worker.inference.tasks.limits import longest_row, position_limit
-from worker.inference.tasks.loading import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
-from worker.inference.tasks.prompts import Prompts, continues_final_message, is_chat
-from worker.inference.tasks.sampling import resolve_sampling
-from worker.inference.tasks.tokens import Tokens
-from worker.inference.tasks.vllm_decoding import VllmDecoder
+from worker.inference.generation.completions import Detokenizer
+from worker.inference.generation.continuations import Continuation, Request
+from worker.inference.generation.decoding import Decoder
+from worker.inference.generation.prompts import Prompts, continues_final_message, is_chat
+from worker.inference.generation.sampling import resolve_sampling
+from worker.inference.generation.vllm_decoding import VllmDecoder
+from worker.models.limits import longest_row, position_limit
+from worker.models.load import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
+from worker.models.task_model import Encoded
+from worker.models.tokens import Tokens
 
 TASK = "text-generation"
 _DEFAULT_NEW_TOKENS = 256

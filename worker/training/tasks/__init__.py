@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.errors import InvalidSpec
-from worker.training.data import InputRows
-from worker.training.learning import BuildTask, Learning, Origin
 from worker.training.tasks import (
     image_classification,
     speech_recognition,
@@ -15,6 +13,8 @@ from worker.training.tasks import (
     text_generation,
     token_classification,
 )
+from worker.training.tasks.data import InputRows
+from worker.training.tasks.setup import BuildTask, Learning, Origin
 
 _TASKS: Mapping[str, BuildTask] = {
     "text-classification": text_classification.build,

@@ -14,10 +14,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from jobs.config.settings import Settings
 from jobs.data.rows import RowError
 from jobs.errors import InvalidInput
-from worker.inference.tasks.media import open_media
-from worker.training.classes import Classes
-from worker.training.data import Columns, InputRows, Record, Survey, left_out, prepared
-from worker.training.learning import Learning, Origin, classes_in_words, judge_classes, likeliest
+from worker.models.media import open_media
+from worker.training.tasks.classes import Classes
+from worker.training.tasks.data import Columns, InputRows, Record, Survey, left_out, prepared
+from worker.training.tasks.setup import Learning, Origin, classes_in_words, judge_classes, likeliest
 
 _CELL = pyarrow.struct([("path", pyarrow.string()), ("bytes", pyarrow.binary())])
 

@@ -15,11 +15,11 @@ from transformers import AutoModelForCTC, AutoProcessor, EvalPrediction
 from jobs.config.settings import Settings
 from jobs.data.rows import RowError
 from jobs.data.sources.media import media_value
-from worker.inference.tasks.media import open_media
-from worker.training.alphabet import Alphabet
-from worker.training.data import Columns, InputRows, Record, Survey, prepared, row_lengths
-from worker.training.edits import edits
-from worker.training.learning import NO_LABEL, Learning, Origin, likeliest, tokenizer_identity
+from worker.models.media import open_media
+from worker.training.tasks.alphabet import Alphabet
+from worker.training.tasks.data import Columns, InputRows, Record, Survey, prepared, row_lengths
+from worker.training.tasks.edit_distance import edits
+from worker.training.tasks.setup import NO_LABEL, Learning, Origin, likeliest, tokenizer_identity
 
 _SAMPLES = pyarrow.list_(pyarrow.float32())
 

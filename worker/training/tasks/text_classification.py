@@ -8,10 +8,17 @@ from typing import Any
 
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from worker.training.classes import Classes
-from worker.training.data import Columns, InputRows, Record, left_out, prepared, row_lengths
-from worker.training.learning import Learning, Origin, classes_in_words, judge_classes, likeliest, tokenizer_identity
-from worker.training.vocabulary import Vocabulary
+from worker.training.tasks.classes import Classes
+from worker.training.tasks.data import Columns, InputRows, Record, left_out, prepared, row_lengths
+from worker.training.tasks.setup import (
+    Learning,
+    Origin,
+    classes_in_words,
+    judge_classes,
+    likeliest,
+    tokenizer_identity,
+)
+from worker.training.tasks.vocabulary import Vocabulary
 
 
 def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, EvalPrediction, PreTrainedModel
 from jobs.errors import InvalidSpec
 from jobs.specs.training import LoraSpec
 from worker.device import one_line
-from worker.training.data import Columns, InputRows, Record, prepared
-from worker.training.learning import Learning, Origin, tokenizer_identity
-from worker.training.vocabulary import Vocabulary
+from worker.training.tasks.data import Columns, InputRows, Record, prepared
+from worker.training.tasks.setup import Learning, Origin, tokenizer_identity
+from worker.training.tasks.vocabulary import Vocabulary
 
 _BLOCK_TOKENS = 1024
 """Where neither the spec nor the model says less."""

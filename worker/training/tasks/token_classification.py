@@ -14,9 +14,9 @@ import numpy as np
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, EvalPrediction
 
 from jobs.errors import InvalidInput
-from worker.training.classes import Classes
-from worker.training.data import Columns, InputRows, Record, left_out, prepared, row_lengths
-from worker.training.learning import (
+from worker.training.tasks.classes import Classes
+from worker.training.tasks.data import Columns, InputRows, Record, left_out, prepared, row_lengths
+from worker.training.tasks.setup import (
     NO_LABEL,
     Learning,
     Origin,
@@ -25,7 +25,7 @@ from worker.training.learning import (
     likeliest,
     tokenizer_identity,
 )
-from worker.training.vocabulary import Vocabulary
+from worker.training.tasks.vocabulary import Vocabulary
 
 _LACKING = "word with a label"
 

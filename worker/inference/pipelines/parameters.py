@@ -1,0 +1,133 @@
+"""Whether a pipeline takes the parameters of a job, asked of the pipeline and its model before the first row."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from transformers import GenerationConfig
+
+from jobs.errors import InvalidSpec
+from jobs.specs.parameters import FORBIDDEN_NAMES, PARAMETERS, check_inner_names, check_parameters, unknown_parameter
+from worker.inference.pipelines.transformers_internals import (
+    accepted_names,
+    calls_generate,
+    goes_to_generate,
+    sanitized,
+)
+from worker.models.failures import plain_sentence
+
+_NOT_OURS = frozenset({"timeout"})
+"""Parameters of pipelines that mean nothing here: no pipeline fetches a URL."""
+_GENERATION = "generate_kwargs"
+_WRONG = (TypeError, ValueError, KeyError, AttributeError)
+
+
+def check_against_pipeline(task: str, pipeline: Any, parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters that a task's pipeline does not take.
+
+    Args:
+        task: the task's name.
+        pipeline: its pipeline, with the model.
+        parameters: of the job.
+
+    Raises:
+        InvalidSpec: one of them is unknown, not allowed or has an impossible value; the message names it.
+    """
+    check_parameters(task, parameters)
+    if task not in PARAMETERS:
+        _check_names(task, pipeline, parameters)
+    try:
+        sanitized(pipeline, parameters)
+    except _WRONG as error:
+        raise InvalidSpec(f"parameters: {task} refuses them: {plain_sentence(error)}", param="parameters") from error
+    if calls_generate(pipeline):
+        _check_generation(pipeline, parameters)
+
+
+def _check_names(task: str, pipeline: Any, parameters: Mapping[str, Any]) -> None:
+    named, is_read = accepted_names(pipeline)
+    takes_generation = goes_to_generate(pipeline, "num_beams")
+    generation = _generation_names(pipeline.model) if calls_generate(pipeline) else frozenset()
+    known = [name for name in named if name not in FORBIDDEN_NAMES | _NOT_OURS]
+    if takes_generation:
+        known += [name for name in sorted(generation) if name not in known]
+        known += [_GENERATION] if _GENERATION not in known else []
+    for name, value in parameters.items():
+        if name not in known and (name in FORBIDDEN_NAMES or not is_read(name)):
+            raise _unknown(task, name, known, generation)
+        check_inner_names(name, value)
+    inner = parameters.get(_GENERATION)
+    if inner is not None:
+        _check_inner(task, inner, generation)
+
+
+def _unknown(task: str, name: str, known: Collection[str], generation: Collection[str]) -> InvalidSpec:
+    if name in generation and name not in FORBIDDEN_NAMES and _GENERATION in known:
+        param = f"parameters.{name}"
+        return InvalidSpec(f"{param}: task '{task}' takes it inside 'parameters.{_GENERATION}'", param=param)
+    return unknown_parameter(task, name, tuple(known))
+
+
+def _check_inner(task: str, inner: Any, generation: Collection[str]) -> None:
+    param = f"parameters.{_GENERATION}"
+    if not isinstance(inner, Mapping):
+        raise InvalidSpec(f"{param}: must be a mapping of parameters of `generate` to their values", param=param)
+    for name in inner:
+        if name not in generation:
+            fault = unknown_parameter(task, f"{_GENERATION}.{name}", ())
+            hint = "the model's `generate` has none of this name"
+            raise InvalidSpec(f"{fault.param}: {hint}", param=fault.param)
+
+
+def _generation_names(model: Any) -> frozenset[str]:
+    """What a model's `generate` takes by name."""
+    parameters = inspect.signature(model.generate).parameters.values()
+    of_generate = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.default is None}
+    names = of_generate | {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    return frozenset(
+        names - FORBIDDEN_NAMES - {model.main_input_name, "inputs", "attention_mask", "transformers_version"}
+    )
+
+
+def _check_generation(pipeline: Any, parameters: Mapping[str, Any]) -> None:
+    """Values that only `generate` would refuse, for one row after another."""
+    names = _generation_names(pipeline.model)
+    chosen = {name: value for name, value in parameters.items() if name in names}
+    chosen.update(parameters.get(_GENERATION) or {})
+    config = pipeline.model.generation_config
+    standard = {name: value for name, value in chosen.items() if name in vars(GenerationConfig())}
+    try:
+        GenerationConfig(**{**config.to_diff_dict(), **standard}).validate()
+    except _WRONG as error:
+        raise InvalidSpec(f"parameters: {plain_sentence(error)}", param="parameters") from error
+    for name in ("language", "task"):
+        if chosen.get(name) is not None:
+            _check_speech(name, chosen[name], config)
+
+
+def _check_speech(name: str, value: Any, config: Any) -> None:
+    """A language, or transcribing or translating, of a speech recogniser such as Whisper."""
+    param = f"parameters.{name}"
+    if getattr(config, "is_multilingual", True) is False:
+        raise InvalidSpec(f"{param}: this model knows one language only, so it takes no '{name}'", param=param)
+    if name == "task":
+        known = sorted(getattr(config, "task_to_id", None) or ())
+        if value not in known:
+            raise InvalidSpec(f"{param}: must be one of {', '.join(known) or 'none'} for this model", param=param)
+        return
+    if not isinstance(value, str):
+        raise InvalidSpec(f"{param}: must be the name or the code of a language", param=param)
+    codes = {token.strip("<|>") for token in getattr(config, "lang_to_id", None) or ()}
+    if not codes:
+        raise InvalidSpec(f"{param}: the model's generation_config.json lists no languages", param=param)
+    if _language_code(value) not in codes:
+        raise InvalidSpec(f"{param}: the model does not know the language '{value[:40]}'", param=param)
+
+
+def _language_code(value: str) -> str:
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    code = value.lower().strip("<|>")
+    return str(TO_LANGUAGE_CODE.get(code, code))

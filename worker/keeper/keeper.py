@@ -1,0 +1,247 @@
+"""Holds one lease at a time: takes it up, hands it to the runner, renews it, relays stops, and settles how it ended."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from jobs.config.settings import Settings
+from jobs.db.database import Database
+from jobs.errors import LostLease, ServiceUnavailable
+from jobs.ledger import jobs as job_ledger
+from jobs.ledger import leases
+from jobs.ledger.leases import RunnerActivity, WorkingLease
+from jobs.queue import Doorbell
+from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
+from worker.keeper.decisions import (
+    Ending,
+    Fate,
+    Give,
+    Happening,
+    Holding,
+    Record,
+    RenewalRefused,
+    Renewed,
+    Rules,
+    StopAsked,
+)
+from worker.keeper.gang_member import hold_place
+from worker.keeper.gang_watch import watching
+from worker.keeper.joblog import JobLog
+from worker.keeper.runner_pool import RunnerUp, Standby
+from worker.keeper.runner_process import RunnerProcess
+from worker.stop import StopReason
+from worker.wire.protocol import Run
+
+logger = logging.getLogger(__name__)
+
+_HELD = "keeping the device free for its gang"
+_Inbox = queue.SimpleQueue[Happening]  # its `put` may be called from a signal handler
+
+
+class Keeper:
+    """The part of a slot's Celery worker that holds the lease. It decides nothing itself: `decisions` does."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        incarnation: str,
+        standby: Standby,
+        job_log: JobLog,
+        doorbell: Doorbell,
+    ) -> None:
+        self._database, self._settings, self._incarnation = database, settings, incarnation
+        self._standby, self._job_log, self._doorbell = standby, job_log, doorbell
+        # A service that is away is waited for as long as it takes.
+        self._outage_policy = RetryPolicy(ENDLESS, settings.retry_seconds, settings.retry_max_seconds)
+        self._num_outages = 0  # in a row
+        self._inbox: _Inbox | None = None
+        self._last_word: StopAsked | RenewalRefused | None = None
+        self._doing: tuple[str, float] | None = None
+        """What the runner does, in words, and since when (monotonic seconds)."""
+
+    def run_lease(self, lease_id: str) -> None:
+        """Hold a lease from its message to its end. A duplicate or late message does nothing.
+
+        Args:
+            lease_id: the whole content of the message.
+        """
+        asked_at = time.monotonic()
+        try:
+            lease = leases.activate(
+                self._database, lease_id, self._incarnation, lease_seconds=self._settings.lease_seconds
+            )
+        except ServiceUnavailable as error:
+            logger.warning("lease %s is not taken up, its doorbell will ring again: %s", lease_id, error)
+            return
+        if lease is None:
+            logger.debug("lease %s: a duplicate or late message is dropped", lease_id)
+            return
+        inbox: _Inbox = queue.SimpleQueue()
+        self._doing = ("starting a runner" if lease.rank == 0 else _HELD, asked_at)
+        if lease.rank == 0:
+            self._job_log.open(lease)
+        with ExitStack() as stack:
+            stack.enter_context(self._listening(inbox))
+            stack.enter_context(self._renewing(lease_id, inbox))
+            if lease.gang_id is not None:
+                stack.enter_context(watching(self._database, lease_id, inbox.put))
+            if lease.rank == 0:
+                ending = self._hold(lease, inbox, asked_at)
+            else:
+                ending = hold_place(
+                    lease,
+                    inbox,
+                    asked_at,
+                    database=self._database,
+                    settings=self._settings,
+                    standby=self._standby,
+                )
+            if ending.pause:
+                self._sit_out(ending, inbox)
+            else:
+                self._num_outages = 0
+        self._job_log.close()
+        self._settle(lease, ending)
+        self._doorbell.wake()
+
+    def stop(self) -> None:
+        """Have the lease, and any that comes after it, given back in order. Safe inside a signal handler."""
+        self._leave(StopAsked(StopReason.SHUTDOWN))
+
+    def abandon(self) -> None:
+        """Have the runner killed: the slot, and every lease on it, is another process's now."""
+        self._leave(RenewalRefused())
+
+    def _leave(self, word: StopAsked | RenewalRefused) -> None:
+        self._last_word = word
+        if (inbox := self._inbox) is not None:
+            inbox.put(word)
+
+    # -- the lease under way
+
+    def _hold(self, lease: WorkingLease, inbox: _Inbox, asked_at: float) -> Ending:
+        """Follow the lease to its end; the runner is killed by the time this returns, where it had to be."""
+        holding = Holding(Rules.of(self._settings), held_until=asked_at + self._settings.lease_seconds)
+        runner: RunnerProcess | None = None
+        try:
+            while (ending := holding.overdue(time.monotonic())) is None:
+                try:
+                    what = inbox.get(timeout=max(0.0, holding.due() - time.monotonic()))
+                except queue.Empty:
+                    continue
+                holding, decision = holding.hear(what, time.monotonic())
+                if holding.handed_over:
+                    self._doing = _in_words(holding)
+                if isinstance(what, RunnerUp) and decision is not None:
+                    runner = what.runner
+                if isinstance(decision, Ending):
+                    ending = decision
+                    break
+                if isinstance(decision, Give) and runner is not None:
+                    runner.give(Run(lease) if decision.order is None else decision.order)
+        except BaseException:  # a fault of ours must not leave a runner that nobody watches
+            if runner is not None:
+                runner.kill()
+            raise
+        if ending.fate is Fate.KILL and runner is not None:
+            logger.warning("lease %s: the runner is killed: %s", lease.lease_id, ending.reason)
+            self._standby.replace(runner)
+        return ending
+
+    @contextmanager
+    def _listening(self, inbox: _Inbox) -> Iterator[None]:
+        self._inbox = inbox
+        if self._last_word is not None:
+            inbox.put(self._last_word)
+        self._standby.attach(inbox.put)
+        try:
+            yield
+        finally:
+            self._standby.detach()
+            self._inbox = None
+
+    @contextmanager
+    def _renewing(self, lease_id: str, inbox: _Inbox) -> Iterator[None]:
+        """Heartbeats from a thread of their own, since the database may take longer to answer than the lease lasts."""
+        ended = threading.Event()
+        lease_seconds = self._settings.lease_seconds
+
+        def renew() -> None:
+            while not ended.wait(lease_seconds / 4):
+                asked_at = time.monotonic()
+                try:
+                    doing = self._doing
+                    told = None if doing is None else RunnerActivity(doing[0], asked_at - doing[1])
+                    renewal = leases.renew(self._database, lease_id, lease_seconds=lease_seconds, doing=told)
+                except LostLease:
+                    inbox.put(RenewalRefused())
+                    return
+                except ServiceUnavailable as error:
+                    logger.warning("lease %s is not renewed: %s", lease_id, error)
+                else:
+                    inbox.put(Renewed(asked_at, renewal.stop))
+
+        threading.Thread(target=renew, name="renewals", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def _sit_out(self, ending: Ending, inbox: _Inbox) -> None:
+        """Hold on to the slot for a while: given back at once, the lease would come again and fail again."""
+        self._num_outages += 1
+        assert ending.error is not None
+        verdict = decide(ending.error, self._num_outages, self._outage_policy)
+        seconds = verdict.delay_seconds if isinstance(verdict, RetryAt) else self._outage_policy.max_seconds
+        logger.warning("a service is away, waiting %.1f s: %s", seconds, ending.reason)
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            try:
+                what = inbox.get(timeout=left)
+            except queue.Empty:
+                return
+            if isinstance(what, StopAsked | RenewalRefused) or (isinstance(what, Renewed) and what.stop is not None):
+                return
+
+    # -- its end
+
+    def _settle(self, lease: WorkingLease, ending: Ending) -> None:
+        """Record how the lease ended. Where that fails it expires by itself, and the sweep deals with its work."""
+        if ending.error is not None:
+            logger.warning("lease %s of job %s: %s", lease.lease_id, lease.job_id, ending.reason)
+        try:
+            match ending.record:
+                case Record.RELEASE:
+                    leases.release(self._database, lease.lease_id, ending.reason, error=ending.error)
+                case Record.FAIL_JOB:
+                    assert ending.error is not None
+                    job_ledger.fail(self._database, lease.job_id, ending.error)
+                    leases.release(self._database, lease.lease_id, ending.reason)
+                case Record.CRASH:
+                    assert ending.error is not None
+                    leases.crash(
+                        self._database,
+                        lease.lease_id,
+                        ending.error,
+                        computing=ending.computing,
+                        settings=self._settings,
+                    )
+                case Record.NOTHING:
+                    pass
+        except LostLease:
+            logger.info("lease %s was over already", lease.lease_id)
+        except ServiceUnavailable as error:
+            logger.warning("the end of lease %s could not be recorded, it will expire: %s", lease.lease_id, error)
+
+
+def _in_words(holding: Holding) -> tuple[str, float] | None:
+    """What the runner does, and since when; None where it waits."""
+    foremost = holding.foremost
+    return None if foremost is None else (foremost.in_words, foremost.since)

@@ -1,0 +1,225 @@
+"""Keeps one runner alive for a slot, so that a lease finds it warm: starts it, and replaces one that died."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobs.errors import MachineError
+from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
+from worker.keeper.runner_process import Exited, Heard, RunnerProcess
+from worker.wire.protocol import Ready, Report, Warm
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerUp:
+    """There is a runner that waits for orders."""
+
+    runner: RunnerProcess
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerBroken:
+    """The slot's runner could not start; the next try comes after a while."""
+
+    reason: str
+
+
+Listener = Callable[[RunnerUp | RunnerBroken | Report | Exited], None]
+
+
+class Standby:
+    """One slot's runner. At any time one runner lives or is starting, or the time is set at which the next one will.
+
+    But while the slot is vacant: then there is none until it is occupied again.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[Callable[[RunnerProcess, Heard], None]], RunnerProcess],
+        *,
+        policy: RetryPolicy,
+        start_seconds: float,
+        on_broken: Callable[[str], None],
+        on_ready: Callable[[], None],
+        on_warm: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            start: starts a runner that reports to the callable it is given.
+            policy: how long to wait after a start that failed; it is tried for ever.
+            start_seconds: a runner that is not ready by then is killed.
+            on_broken: called with the reason when a runner could not start, before the listener hears of it.
+            on_ready: called when a runner has become ready, before the listener hears of it.
+            on_warm: called when the models it holds have changed.
+        """
+        self._start, self._start_seconds = start, start_seconds
+        self._policy = RetryPolicy(ENDLESS, policy.first_seconds, policy.max_seconds)
+        self._on_broken, self._on_ready, self._on_warm = on_broken, on_ready, on_warm
+        self._lock = threading.Lock()
+        self._runner: RunnerProcess | None = None
+        self._is_ready = False
+        self._broken: RunnerBroken | None = None
+        self._failures = 0
+        self._due = time.monotonic()  # start then; or, while one is starting, kill it then
+        self._warm_models: tuple[str, ...] = ()
+        self._listener: Listener | None = None
+        self._closed = self._vacant = False
+        self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._tender = threading.Thread(target=self._tend, name="standby", daemon=True)
+
+    def open(self) -> None:
+        """Start the first runner; does not wait for it."""
+        self._tender.start()
+
+    def close(self) -> None:
+        """End the runner and start no more."""
+        with self._lock:
+            self._closed = True
+            runner = self._runner
+        self._changes.put(None)
+        self._tender.join()
+        if runner is not None:
+            runner.dismiss()
+            runner.kill()
+
+    def attach(self, listener: Listener) -> None:
+        """Pass what the runner says to `listener`, beginning with `RunnerUp` or `RunnerBroken` where that is so now.
+
+        The listener is called from several threads and must not block.
+        """
+        with self._lock:
+            self._listener = listener
+            if self._runner is not None and self._is_ready:
+                listener(RunnerUp(self._runner))
+            elif self._broken is not None:
+                listener(self._broken)
+
+    def detach(self) -> None:
+        """Pass nothing on any more."""
+        with self._lock:
+            self._listener = None
+
+    def replace(self, runner: RunnerProcess) -> None:
+        """Kill a runner and start the next one. Where it does not die, the slot is broken until it does."""
+        runner.kill()
+        if runner.is_gone:
+            return
+        with self._lock:
+            if self._runner is not runner:
+                return  # it is gone just now
+            self._is_ready = False
+        self._say_broken(f"runner {runner.pid} does not die: it is stuck inside the kernel or a driver")
+
+    def vacate(self) -> bool:
+        """End the runner and start none until `occupy`, so that the slot's device is free for another's processes.
+
+        Returns:
+            Whether it is; where a runner does not die, the slot is broken until it does.
+        """
+        with self._lock:
+            self._vacant = True
+            runner = self._runner
+        self._changes.put(None)
+        if runner is not None:
+            self.replace(runner)
+        return runner is None or runner.is_gone
+
+    def occupy(self) -> None:
+        """Start a runner again; does not wait for it."""
+        with self._lock:
+            self._vacant = False
+        self._changes.put(None)
+
+    @property
+    def warm_models(self) -> tuple[str, ...]:
+        """Keys of the models that the runner holds loaded."""
+        with self._lock:
+            return self._warm_models
+
+    # -- what happens to the runner
+
+    def _tend(self) -> None:
+        """Start runners when they are due, and kill those that do not become ready."""
+        while True:
+            with self._lock:
+                if self._closed:
+                    return
+                runner = self._runner
+                waits = self._is_ready if runner is not None else self._vacant
+                seconds = self._due - time.monotonic()
+            if waits or seconds > 0:
+                with contextlib.suppress(queue.Empty):  # then it is due now
+                    self._changes.get(timeout=None if waits else seconds)
+            elif runner is None:
+                self._start_one()
+            else:
+                logger.error("the runner was not ready after %g s and is killed", self._start_seconds)
+                runner.kill()
+                self._changes.get()  # until it is gone
+
+    def _start_one(self) -> None:
+        try:
+            with self._lock:  # so that its first words are heard only once it is known here
+                if self._vacant:
+                    return
+                self._runner, self._is_ready = self._start(self._hear), False
+                self._due = time.monotonic() + self._start_seconds
+        except OSError as error:
+            self._say_broken(f"the runner could not be started: {error}")
+
+    def _hear(self, runner: RunnerProcess, heard: Heard) -> None:
+        match heard:
+            case Ready(device, start_seconds):
+                with self._lock:
+                    self._is_ready, self._broken, self._failures = True, None, 0
+                logger.info("runner %d is ready on %s after %.1f s", runner.pid, device, start_seconds)
+                self._on_ready()
+                self._changes.put(None)
+                self._pass_on(RunnerUp(runner))
+            case Exited(status):
+                self._bury(runner, status)
+            case Warm(model_keys):
+                with self._lock:
+                    self._warm_models = model_keys
+                self._on_warm()
+            case _:
+                self._pass_on(heard)
+
+    def _bury(self, runner: RunnerProcess, status: str) -> None:
+        with self._lock:
+            was_ready, is_meant = self._is_ready, self._closed or self._vacant
+            self._runner, self._is_ready, self._warm_models = None, False, ()
+            self._due = time.monotonic()
+        if is_meant:
+            logger.info("runner %d %s", runner.pid, status)
+        elif was_ready:
+            logger.warning("runner %d %s; the next one is started", runner.pid, status)
+        else:
+            last_words = f": {runner.tail[-1]}" if runner.tail else ""
+            self._say_broken(f"the runner could not start, it {status}{last_words}")
+        self._pass_on(Exited(status))  # before the next one is started, so that no listener confuses the two
+        self._changes.put(None)
+
+    def _say_broken(self, reason: str) -> None:
+        with self._lock:
+            self._broken = RunnerBroken(reason)
+            self._failures += 1
+            verdict = decide(MachineError(reason), self._failures, self._policy)
+            delay_seconds = verdict.delay_seconds if isinstance(verdict, RetryAt) else self._policy.max_seconds
+            self._due = time.monotonic() + delay_seconds
+        logger.error("%s; the next try is in %.1f s", reason, delay_seconds)
+        self._on_broken(reason)
+        self._pass_on(RunnerBroken(reason))
+
+    def _pass_on(self, what: RunnerUp | RunnerBroken | Report | Exited) -> None:
+        with self._lock:
+            if self._listener is not None:
+                self._listener(what)

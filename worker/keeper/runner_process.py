@@ -1,0 +1,225 @@
+"""The keeper's end of one runner process: start it, give it orders, hear its reports and its output, end it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from jobs import process
+from worker.wire.protocol import Done, Failed, Lost, Order, ProtocolError, Report, order_line, parse_report
+
+logger = logging.getLogger(__name__)
+
+_READ_BYTES = 65536
+_PIPE_BYTES = 1 << 20  # an order must fit even while the runner is stopped, so that giving one never blocks
+_LONGEST_LINE = 8192  # bytes of output without a line end that are kept as one line
+_TAIL_LINES = 20
+_KILL_SECONDS = 10.0
+_MARK = "IN_STOKER_RUNNER"
+"""In the environment of all that a runner starts: a training's processes lead groups of their own, and what they start
+in turn would outlive a runner that is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The runner is gone, and all it said before has been heard."""
+
+    status: str
+    """How it ended, in words."""
+
+
+Heard = Report | Exited
+
+
+class RunnerProcess:
+    """One runner. It is killed with all that it started when this process ends, whatever way that happens."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        listen: Callable[[RunnerProcess, Heard], None],
+        log: Callable[[float, str], None],
+    ) -> None:
+        """Start it.
+
+        Args:
+            command: its program and arguments; `--report-fd N` is added.
+            environment: all its environment variables.
+            listen: called with each report and at last with `Exited`, from this runner's own listening thread.
+            log: called with each line of its output and the Unix seconds it was read at; must not block.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self._listen, self._log, self._mark = listen, log, uuid.uuid4().hex
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        """The last lines of its output."""
+        self._gone = threading.Event()
+        self._order_lock = threading.Lock()
+        self._kill_lock = threading.Lock()
+        self._reaped = self._condemned = False
+        report_fd, child_fd = os.pipe()
+        try:
+            self._process = process.spawn(
+                [*command, "--report-fd", str(child_fd)],
+                env={**environment, _MARK: self._mark},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(child_fd,),
+                on_parent_death=signal.SIGKILL,
+            )
+        except OSError:
+            os.close(report_fd)
+            raise
+        finally:
+            os.close(child_fd)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.pid = self._process.pid
+        self._orders = self._process.stdin
+        self._output_fd, self._report_fd = self._process.stdout.fileno(), report_fd
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            with contextlib.suppress(OSError):  # above the system's limit for this user; the default size stays
+                fcntl.fcntl(self._orders.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self._output, self._reports = _Lines(_LONGEST_LINE), _Lines()
+        self._ears = threading.Thread(target=self._hear, name=f"runner-{self.pid}", daemon=True)
+        self._ears.start()
+
+    def give(self, order: Order) -> None:
+        """Send an order. One that cannot be sent is dropped: the runner is ending, and `Exited` says so."""
+        rest = memoryview(order_line(order))
+        with self._order_lock, contextlib.suppress(BrokenPipeError):
+            while rest and not self._orders.closed:
+                rest = rest[os.write(self._orders.fileno(), rest) :]
+
+    def dismiss(self) -> None:
+        """Close its orders, upon which it exits at once."""
+        with self._order_lock:
+            self._orders.close()
+
+    def kill(self) -> None:
+        """Kill its whole group and wait until it is gone; see `is_gone`, since a driver can hold on to a process."""
+        self._condemned = True
+        with self._kill_lock:
+            if not self._reaped:  # afterwards its id may be another's
+                process.kill_group(self._process)
+        if threading.current_thread() is not self._ears:
+            self._gone.wait(_KILL_SECONDS)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended."""
+        return self._gone.is_set()
+
+    # -- the listening thread
+
+    def _hear(self) -> None:
+        os.set_blocking(self._output_fd, False)
+        os.set_blocking(self._report_fd, False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._output_fd, selectors.EVENT_READ)
+            selector.register(self._report_fd, selectors.EVENT_READ)
+            # A forked child of the runner may keep the pipes open beyond its death; the pid's own file cannot lie.
+            pid_fd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
+            if pid_fd is not None:
+                selector.register(pid_fd, selectors.EVENT_READ)
+            while True:
+                ready = {key.fd for key, _ in selector.select()}
+                if self._output_fd in ready and not self._read_output():
+                    selector.unregister(self._output_fd)
+                if self._report_fd in ready and not self._read_reports():
+                    break
+                if pid_fd in ready:
+                    break
+            if pid_fd is not None:
+                os.close(pid_fd)
+        self._bury()
+
+    def _bury(self) -> None:
+        """Take all down that it started, whose own parents may be gone, hear the last words, and tell of the end."""
+        with self._kill_lock:
+            process.kill_group(self._process)
+            status = self._process.wait()
+            self._reaped = True
+        process.kill_marked(_MARK, self._mark)
+        process.kill_adopted()
+        self._read_output()
+        self._read_reports()
+        for line in self._output.rest():
+            self._log_line(line)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        os.close(self._report_fd)
+        self.dismiss()
+        self._gone.set()
+        self._listen(self, Exited("was killed by its keeper" if self._condemned else process.status_in_words(status)))
+
+    def _read_output(self) -> bool:
+        """Read what output there is; False at its end."""
+        while chunk := _read(self._output_fd):
+            for line in self._output.split(chunk):
+                self._log_line(line)
+        return chunk is None
+
+    def _log_line(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip("\r").rpartition("\r")[2].rstrip()  # the last state of a bar
+        if text:
+            self.tail.append(text)
+            self._log(time.time(), text)
+
+    def _read_reports(self) -> bool:
+        """Read and pass on what reports there are; False at their end."""
+        while chunk := _read(self._report_fd):
+            for line in self._reports.split(chunk):
+                try:
+                    report = parse_report(line)
+                except ProtocolError:
+                    logger.exception("the runner is killed for what it said")
+                    self.kill()
+                    continue
+                if isinstance(report, Done | Failed | Lost):
+                    self._read_output()  # what it logged before belongs to the lease that ends here
+                self._listen(self, report)
+        return chunk is None
+
+
+class _Lines:
+    """Cuts a stream of bytes into lines."""
+
+    def __init__(self, longest: int | None = None) -> None:
+        self._partial = b""
+        self._longest = longest
+
+    def split(self, chunk: bytes) -> list[bytes]:
+        """The lines that are complete with this chunk, without their ends."""
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
+        if self._longest is not None and len(self._partial) > self._longest:
+            lines.append(self._partial)
+            self._partial = b""
+        return lines
+
+    def rest(self) -> list[bytes]:
+        """The last line, where it has no end."""
+        return [self._partial] if self._partial else []
+
+
+def _read(fd: int) -> bytes | None:
+    """Some bytes; none at the stream's end; None where there is nothing to read now."""
+    try:
+        return os.read(fd, _READ_BYTES)
+    except BlockingIOError:
+        return None

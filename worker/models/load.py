@@ -1,0 +1,295 @@
+"""Loading a model and what belongs to it: safetensors only, no foreign code, and never a head of random weights."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from jobs.access.model_check import check_folder, local_model, readable
+from jobs.access.model_files import read_json
+from jobs.config.settings import Settings
+from jobs.errors import InvalidModel, MachineError, ServiceUnavailable, StokerError
+from jobs.specs.inference import InferenceSpec
+from worker.device import is_out_of_memory, is_poisoned, one_line
+from worker.models.attention_types import keep_attention_type
+
+logger = logging.getLogger(__name__)
+
+_WANTED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.safetensors")
+_UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*.safetensors")
+_WITH_CODE = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+"""Files whose `auto_map` names classes that a model brings along."""
+_BENIGN_MISSING = ("*position_ids", "*.rotary_emb.inv_freq", "*relative_position_index")
+"""Buffers that follow from the config; older checkpoints have them and newer ones do not, or the other way round."""
+_MACHINE_ERRNOS = frozenset(
+    {
+        errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO,
+        errno.ENODEV, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EROFS, errno.EBUSY, errno.EAGAIN, errno.EINTR,
+    }
+)  # fmt: skip
+"""What a disk, a network file system or a host that is full says; every other error of a file is the file's."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """Where a model's files are on this machine, checked for its task."""
+
+    name: str
+    """What the user called it."""
+    path: Path
+    trust_remote_code: bool
+    """Whether the operator lets this model bring its own code."""
+
+    def invalid(self, reason: str) -> InvalidModel:
+        """The error that says what is wrong with this model."""
+        return InvalidModel(f"model '{self.name}': {reason}", param="model")
+
+
+def find_model(spec: InferenceSpec, settings: Settings) -> ModelFolder:
+    """The folder of a spec's model, downloaded where it is a hub id that is not in the cache yet.
+
+    Raises:
+        InvalidModel: there is no such model, or it is not one for this task.
+        Forbidden: a local model lies outside the input roots.
+        ServiceUnavailable: the hub cannot be reached.
+    """
+    found = fetch_model(spec.model, settings)
+    check_folder(found.path, spec.task, name=spec.model, may_read=readable(spec.model, settings))
+    return found
+
+
+def fetch_model(model: str, settings: Settings) -> ModelFolder:
+    """The folder of a model or processor, unchecked; downloaded where it is a hub id that is not in the cache yet.
+
+    Raises:
+        InvalidModel: there is none of this name.
+        Forbidden: it lies outside the input roots.
+        ServiceUnavailable: the hub cannot be reached.
+    """
+    folder = local_model(model, settings)
+    names = {model, model.partition("@")[0]} if folder is None else {model, str(folder)}
+    trusted = not names.isdisjoint(settings.trusted_remote_code)
+    if folder is None:
+        folder = _download(model, with_code=trusted)
+    if trusted:
+        _check_code(model, folder, settings)
+    return ModelFolder(name=model, path=folder, trust_remote_code=trusted)
+
+
+def _check_code(model: str, folder: Path, settings: Settings) -> None:
+    """Refuse a model whose configuration takes code from another model that the operator did not list as well."""
+    for file in _WITH_CODE:
+        classes = read_json(folder / file, name=model, required=False).get("auto_map")
+        for value in classes.values() if isinstance(classes, dict) else [classes]:
+            for name in value if isinstance(value, list) else [value]:
+                other, is_elsewhere, _ = name.partition("--") if isinstance(name, str) else ("", "", "")
+                if is_elsewhere and other not in settings.trusted_remote_code:
+                    reason = f"its {file} takes code from '{other}', which is not listed (setting trusted_remote_code)"
+                    raise InvalidModel(f"model '{model}': {reason}", param="model")
+
+
+def _download(model: str, *, with_code: bool) -> Path:
+    repository, _, revision = model.partition("@")
+    wanted = [*_WANTED, "*.py"] if with_code else list(_WANTED)
+
+    def invalid(reason: str) -> InvalidModel:
+        return InvalidModel(f"model '{model}': {reason}", param="model")
+
+    try:
+        path = snapshot_download(
+            repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=list(_UNWANTED)
+        )
+    except GatedRepoError as error:
+        raise invalid(
+            "its licence must be accepted on the hub first, with the account whose HF_TOKEN is used"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise invalid(f"the hub has no revision '{revision}' of it") from error
+    except RepositoryNotFoundError as error:
+        raise invalid("the hub has no such model, or it is private and HF_TOKEN does not open it") from error
+    except HFValidationError as error:
+        raise invalid("is not a hub id such as org/name or org/name@revision") from error
+    except LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            raise invalid("is not in the local cache, and the hub is switched off (HF_HUB_OFFLINE)") from error
+        raise ServiceUnavailable(f"model '{model}': the hub cannot be reached, and the model is not cached") from error
+    except (HfHubHTTPError, OSError) as error:
+        # Whatever it is: only the hub, the network or this host's disk takes part.
+        raise ServiceUnavailable(f"model '{model}': downloading it failed: {one_line(error)}") from error
+    return Path(path)
+
+
+def load_config(source: ModelFolder, *, subfolder: str = "", **overrides: Any) -> PretrainedConfig:
+    """A model's configuration.
+
+    Raises:
+        InvalidModel: it is of a kind that transformers does not know.
+    """
+    try:
+        return AutoConfig.from_pretrained(
+            source.path / subfolder, trust_remote_code=source.trust_remote_code, **overrides
+        )
+    except Exception as error:
+        raise _explained(source, error) from error
+
+
+def load_tokenizer(source: ModelFolder, *, subfolder: str = "", **overrides: Any) -> PreTrainedTokenizerBase:
+    """A model's tokenizer.
+
+    Raises:
+        InvalidModel: there is none, or it is damaged.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.path / subfolder, trust_remote_code=source.trust_remote_code, **overrides
+        )
+    except Exception as error:
+        raise load_error(source.name, error, what="its tokenizer cannot be loaded") from error
+
+
+def load_weights(
+    source: ModelFolder,
+    model_class: Any,
+    *,
+    task: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    may_miss: Sequence[str] = (),
+    subfolder: str = "",
+    **overrides: Any,
+) -> PreTrainedModel:
+    """A model on its device, ready for inference, with every weight that it uses read from its files.
+
+    Args:
+        source: the folder.
+        model_class: an Auto class, or a model class, of transformers.
+        task: for the message.
+        device: where it is put.
+        dtype: of its weights.
+        may_miss: patterns of weights that the task never uses, such as the pooler of an encoder.
+        subfolder: where in the folder the weights are.
+        overrides: for `from_pretrained`.
+
+    Raises:
+        InvalidModel: it cannot be loaded, or weights that the task needs are missing from its files.
+    """
+    transformers.logging.disable_progress_bar()  # a runner's stderr is the job's log
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its report of missing weights comes as our error instead
+    try:
+        model, info = model_class.from_pretrained(
+            source.path / subfolder,
+            trust_remote_code=source.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=dtype,
+            **overrides,
+        )
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise _explained(source, error) from error
+    finally:
+        transformers.logging.set_verbosity(before)
+    _check_complete(source, info, task, may_miss, encoder=f"{model.base_model_prefix}.")
+    keep_attention_type(model)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def memory_bytes(module: torch.nn.Module) -> int:
+    """Bytes of a module's weights and buffers, tied ones counted once."""
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}
+    return sum(tensors.values())
+
+
+def _check_complete(
+    source: ModelFolder, info: dict[str, Any], task: str, may_miss: Sequence[str], *, encoder: str
+) -> None:
+    mismatched = sorted(str(entry[0]) for entry in info.get("mismatched_keys", ()))
+    if mismatched:
+        raise source.invalid(f"its weight '{mismatched[0]}' does not have the shape that its config.json says")
+    patterns = (*_BENIGN_MISSING, *may_miss)
+    missing = [
+        key for key in info.get("missing_keys", ()) if not any(fnmatch.fnmatch(key, pattern) for pattern in patterns)
+    ]
+    missing.sort(key=lambda key: (key.startswith(encoder), key))  # a weight of the head says more than the encoder's
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise source.invalid(
+            f"it has no trained weights for '{missing[0]}'{more}, so it has no {task} head; it would answer at random"
+        )
+
+
+def load_error(name: str, error: Exception, *, what: str = "cannot be loaded") -> StokerError:
+    """What an error means that came while a model was loaded or set up for a task.
+
+    The same files and the same code give the same error again, on every machine; so it is the user's, told once. Only
+    what memory, a device, a disk or the network did is the machine's, and tried again.
+
+    Args:
+        name: what the user called the model.
+        error: none of our own, which say themselves what they mean.
+        what: cannot be done.
+    """
+    if isinstance(error, StokerError):
+        return error
+    if is_poisoned(error):
+        return MachineError(f"the device failed and needs a new process: {one_line(error)}")
+    for cause in _causes(error):
+        if is_out_of_memory(cause):
+            return ServiceUnavailable(f"model '{name}': there is too little memory to load it: {one_line(cause)}")
+        if _is_machines(cause):
+            return ServiceUnavailable(f"model '{name}': its files cannot be read now: {one_line(cause)}")
+    return InvalidModel(f"model '{name}': {what}: {one_line(error)}", param="model")
+
+
+def _is_machines(error: BaseException) -> bool:
+    if isinstance(error, (HfHubHTTPError, TimeoutError)):
+        return True
+    if isinstance(error, ConnectionError):
+        return not constants.HF_HUB_OFFLINE  # where the hub is switched off, it stays so
+    return isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that it came from: libraries raise an error of their own for one of the disk's."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def _explained(source: ModelFolder, error: Exception) -> StokerError:
+    found = load_error(source.name, error)
+    if not isinstance(found, InvalidModel) or found is error:
+        return found
+    message = str(error)
+    if "trust_remote_code" in message:
+        return source.invalid(
+            "brings its own code, which only the operator can allow (setting trusted_remote_code); see that code first"
+        )
+    if isinstance(error, RuntimeError) and "ismatch" in message:
+        return source.invalid("its weights do not have the shapes that its config.json says")
+    if isinstance(error, KeyError):
+        return source.invalid(f"its config.json has no {error}")
+    return found

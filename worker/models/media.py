@@ -1,0 +1,204 @@
+"""Images, sounds and films of rows, opened for pipelines: from the data itself, or from files under the input roots.
+
+A pipeline would open any path there is, fetch any URL and take any other text for base64, so none is handed to it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib
+import io
+import tempfile
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.access.paths import resolve_input_path
+from jobs.config.settings import Settings
+from jobs.data.rows import RowError
+from jobs.data.sources.media import MEDIA_INPUTS
+from jobs.errors import InvalidInput, UserError
+from jobs.messages import short
+from jobs.specs.bounds import LONGEST_NAME_BYTES, LONGEST_PATH_BYTES
+from worker.models.failures import plain_sentence
+from worker.models.sound import decode_sound, impossible_rate, resample, too_long
+
+_BEGINNINGS = (
+    b"\x89PNG",
+    b"\xff\xd8",
+    b"GIF8",
+    b"RIFF",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"ID3",
+    b"fLaC",
+    b"OggS",
+    b"\x1aE\xdf\xa3",
+)
+_NOT_FINITE = RowError("invalid_audio", "input 'audio': one of its samples is null or no finite number")
+"""Recognisers of speech would hear an empty text in it."""
+_SHOWN = 100  # characters of the user's own text in a message
+_NEEDS: Mapping[str, tuple[str, str]] = {
+    "mask-generation": ("torchvision", "the build of torchvision that belongs to its torch"),
+    "video-classification": ("av", "the package av: pip install 'stoker[audio]'"),
+}
+"""Task -> the package without which its pipeline does not run, and how to get it."""
+
+
+def check_packages(task: str) -> None:
+    """Make sure that this host has the packages that a task needs.
+
+    Raises:
+        InvalidInput: one is missing, or does not work here.
+    """
+    if task not in _NEEDS:
+        return
+    package, advice = _NEEDS[task]
+    try:
+        importlib.import_module(package)  # a build for another torch is found, and fails here
+    except (ImportError, RuntimeError, OSError) as error:
+        raise InvalidInput(f"task: '{task}' needs {advice}; install it on the workers' hosts", param="task") from error
+
+
+def open_media(name: str, value: Any, settings: Settings, *, rate: int | None = None) -> Any:
+    """What a pipeline gets for a row's value.
+
+    Args:
+        name: the task's name of the input.
+        value: as the source gave it.
+        settings: whose `input_roots` bound paths, and which limit the size of an image and the length of a sound.
+        rate: samples a second that the model hears; for sounds only.
+
+    Returns:
+        An image in RGB, samples at `rate`, the bytes or the path of a film; any other input as it is; or a RowError.
+
+    Raises:
+        InvalidInput: this host lacks the package that decodes a sound.
+    """
+    if name not in MEDIA_INPUTS or value is None:
+        return value
+    if isinstance(value, str):
+        value = _from_text(name, value, settings, as_path=name == "video")
+    if isinstance(value, RowError):
+        return value
+    if name == "audio":
+        return _open_sound(value, settings, rate)
+    if name == "video":
+        return (
+            value if isinstance(value, str | bytes) else RowError("wrong_type", "input 'video' must be a path or data")
+        )
+    return _open_image(name, value, settings)
+
+
+@contextmanager
+def as_files(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The same values, those films that are bytes in files: pipelines read films from files only."""
+    video = values.get("video")
+    if not isinstance(video, bytes):
+        yield dict(values)
+        return
+    with tempfile.TemporaryDirectory(prefix="stoker-") as folder:
+        path = Path(folder) / "video"
+        path.write_bytes(video)
+        yield {**values, "video": str(path)}
+
+
+def _from_text(name: str, value: str, settings: Settings, *, as_path: bool) -> str | bytes | RowError:
+    """The bytes that a text stands for: a data URL, base64 or a path."""
+    if value.startswith("data:"):
+        return _from_data_url(name, value)
+    if "://" in value[:_SHOWN] and not value.startswith("file://"):
+        return RowError("url_not_allowed", f"input '{name}' is a URL; give a path, or the data itself")
+    data = _from_base64(value)
+    if data is not None:
+        return data
+    shown = short(value, _SHOWN)
+    if len(value) >= LONGEST_PATH_BYTES or "\0" in value:
+        return RowError("missing_file", f"input '{name}': there is no file '{shown}', nor is it base64")
+    try:
+        path = resolve_input_path(value, settings, param=name)
+        if not path.is_file():
+            return RowError("missing_file", f"input '{name}': there is no file '{shown}'")
+        return str(path) if as_path else path.read_bytes()
+    except UserError as error:
+        return RowError("forbidden_path", error.message)
+    except OSError as error:
+        return RowError("missing_file", f"input '{name}': '{shown}' cannot be read: {error.strerror}")
+
+
+def _from_data_url(name: str, value: str) -> bytes | RowError:
+    kind, comma, data = value.partition(",")
+    wrong = RowError("invalid_value", f"input '{name}': its data: URL is not valid")
+    if not comma:
+        return wrong
+    if not kind.endswith(";base64"):
+        return urllib.parse.unquote_to_bytes(data)
+    try:
+        return base64.b64decode(urllib.parse.unquote(data), validate=False)
+    except (binascii.Error, ValueError):
+        return wrong
+
+
+def _from_base64(value: str) -> bytes | None:
+    """The data of base64 without a `data:` before it; None for what may as well be the name of a file."""
+    try:
+        data = base64.b64decode("".join(value.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    # What is longer than a name may be, and all base64, is data.
+    return data if len(value) > LONGEST_NAME_BYTES or data.startswith(_BEGINNINGS) else None
+
+
+def _open_image(name: str, value: Any, settings: Settings) -> Any:
+    # By name, as type checkers miss it where it is not installed.
+    pillow, operations = importlib.import_module("PIL.Image"), importlib.import_module("PIL.ImageOps")
+    if not isinstance(value, bytes | pillow.Image):
+        return RowError("wrong_type", f"input '{name}' must be a path, base64 or the bytes of an image")
+    limit = settings.max_image_pixels
+    large = RowError("row_too_large", f"input '{name}' has more than {limit} pixels (setting max_image_pixels)")
+    try:
+        image = pillow.open(io.BytesIO(value)) if isinstance(value, bytes) else value
+        if image.width * image.height > limit:  # before the pixels are decoded: a small file may hold gigabytes
+            return large
+        if image.mode in ("I", "F"):
+            reason = "it has numbers of 32 bits instead of shades; save it with 8 or 16 bits"
+            return RowError("invalid_image", f"input '{name}' cannot be taken: {reason}")
+        image = operations.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # converting would cut it off at 255, and so leave it white
+            image = pillow.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+        return image.convert("RGB")
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
+        return large
+    except Exception as error:  # noqa: BLE001 - decoders of damaged images raise whatever they like
+        return RowError("invalid_image", f"input '{name}' is not an image: {plain_sentence(error)}")
+
+
+def _open_sound(value: Any, settings: Settings, rate: int | None) -> Any:
+    if rate is None:
+        return RowError("wrong_type", "input 'audio': the model does not hear sounds")
+    if isinstance(value, bytes):
+        decoded = decode_sound(value, rate, max_seconds=settings.max_audio_seconds)
+        return decoded if isinstance(decoded, RowError) or np.isfinite(decoded).all() else _NOT_FINITE
+    found = rate
+    if isinstance(value, Mapping):
+        array, said = value.get("array", value.get("raw")), value.get("sampling_rate")
+        if array is None or not isinstance(said, int) or isinstance(said, bool):
+            message = "input 'audio' must be a path, bytes, samples, or an object with 'array' and 'sampling_rate'"
+            return RowError("wrong_type", message)
+        value, found = array, said
+    try:
+        samples = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):
+        return RowError("wrong_type", "input 'audio': its samples are not numbers")
+    if not samples.size or samples.ndim not in (1, 2):
+        return RowError("wrong_type", "input 'audio' must be one list of samples, or one for each channel")
+    if not np.isfinite(samples).all():
+        return _NOT_FINITE
+    resampled = impossible_rate(found) or too_long(samples, found, settings.max_audio_seconds)
+    return resampled or resample(samples, found, rate)

@@ -1,0 +1,56 @@
+"""What a training made, as artifacts: its model and card, its summary, its curves over all attempts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import orjson
+
+from jobs.data.store import Store, lease_artifact_prefix
+from jobs.db.database import Database
+from jobs.db.tables import Artifact
+from jobs.errors import NotKept
+from jobs.ledger import attempts
+from jobs.ledger.leases import WorkingLease
+from jobs.messages import reason
+from worker.training.attempt.checkpoint_upload import put_folder
+from worker.training.reports import Finished
+from worker.training.results.curves import write_curves
+
+logger = logging.getLogger(__name__)
+
+
+def record_outcome(lease: WorkingLease, finished: Finished, *, database: Database, store: Store) -> None:
+    """Put everything into the store, then make it the job's in one fenced transaction.
+
+    Raises:
+        LostLease: the lease is not active any more; the files are nobody's, and go with the job.
+        NotKept: the store does not take them.
+        ServiceUnavailable: the database cannot be reached.
+    """
+    folder = Path(finished.folder)
+    with database.read() as session:
+        now = database.time(session)
+        points = [(metric.step, metric.name, metric.value) for metric in attempts.metrics(session, lease.job_id)]
+    try:
+        with (folder / "metrics.jsonl").open("wb") as out:
+            for step, name, value in points:
+                out.write(orjson.dumps({"step": step, "name": name, "value": value}) + b"\n")
+        write_curves(folder, [(step, name, value) for step, name, value in points if value is not None])
+    except OSError as error:
+        raise NotKept(f"the training's metrics could not be written: {reason(error)}") from error
+    prefix = lease_artifact_prefix(lease.job_id, lease.lease_id)
+    made = [
+        Artifact(
+            job_id=lease.job_id,
+            name=stored.key.removeprefix(prefix),
+            key=stored.key,
+            num_bytes=stored.num_bytes,
+            sha256=stored.sha256,
+            created_at=now,
+        )
+        for stored in put_folder(store, prefix, folder, what="what the training made")
+    ]
+    attempts.finish(database, lease.lease_id, made, step=finished.step)
+    logger.info("training is done after %d steps: %d artifacts", finished.step, len(made))

@@ -1,0 +1,139 @@
+"""The process of one rank of an attempt: it trains what its plan says, reports to its runner, and dies with it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from jobs import process
+from jobs.config.activities import Activity, stall_limits
+from jobs.config.settings import Settings
+from jobs.errors import DeviceOutOfMemory, MachineError, ModuleFailed, StokerError, UserError
+from worker.log_format import set_up_runner_logging
+from worker.stop import Stop
+from worker.training.plan import Plan
+from worker.training.reports import Broken, Doing, Report, parse_stop, report_line
+from worker.wire.pulse import Beat, Pulse
+
+logger = logging.getLogger(__name__)
+
+_ORDERS_FD = 0
+_READ_BYTES = 4096
+_BEAT_SECONDS = 1.0
+
+
+class Reporter:
+    """Writes reports, from any thread, each at once and whole."""
+
+    def __init__(self, fd: int, *, beat_seconds: float = _BEAT_SECONDS) -> None:
+        self._fd = fd
+        self._pulse = Pulse(self._tell, beat_seconds=beat_seconds, is_eager=False)  # steps may be short
+        self._lock = threading.Lock()
+
+    def __call__(self, report: Report) -> None:
+        """Write one; of what the training does, only what is news."""
+        if isinstance(report, Doing):
+            self._pulse.at(report.activity, step=report.step)
+            return
+        self._write(report)
+
+    def ticking(self) -> AbstractContextManager[None]:
+        """While inside, progress is told that the training itself has no time to tell."""
+        return self._pulse.ticking()
+
+    def _tell(self, beat: Beat) -> None:
+        if beat.activity is not None:
+            self._write(Doing(beat.activity, beat.step))
+
+    def _write(self, report: Report) -> None:
+        rest = memoryview(report_line(report))
+        with self._lock:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+
+
+def listen(stop: Stop) -> None:
+    """Read stops from standard input, and end this process at once when its runner is gone."""
+    partial = b""
+    while chunk := os.read(_ORDERS_FD, _READ_BYTES):
+        *lines, partial = (partial + chunk).split(b"\n")
+        for line in lines:
+            stop.ask(parse_stop(line))
+    os._exit(0)  # nobody records what it computes any more
+
+
+def run(plan: Plan, rank: int, report: Callable[[Report], None], stop: Stop) -> None:
+    """Train; whatever ends it but its own end is reported as `Broken`, by any rank. All else the leader reports."""
+    from worker import device as devices
+    from worker.training.collectives import Alone, Ranks
+
+    if rank == 0:
+        report(Doing(Activity.START))
+    try:
+        gang = (
+            Alone()
+            if plan.num_ranks == 1
+            else Ranks(rank, plan.num_ranks, folder=Path(plan.folder), device=plan.device)
+        )
+        devices.prepare(devices.pick_device(), num_threads=plan.num_threads)
+        _trainer(plan)(plan, gang=gang, settings=Settings(), stop=stop, report=report if rank == 0 else lambda _: None)
+        gang.leave()
+    except StokerError as error:
+        logger.error("%s: %s", error.code, error.message)
+        report(Broken(error.code, error.message, error.param, is_users=isinstance(error, UserError)))
+    except Exception as error:  # the process's edge: whatever it was, the runner is told
+        if devices.is_out_of_memory(error):
+            message = f"the device has too little memory: {devices.one_line(error)}"
+            report(Broken(DeviceOutOfMemory.code, message))
+            return
+        logger.exception("the training met an error that it does not know")
+        report(Broken(MachineError.code, devices.one_line(error)))
+    except BaseException as error:  # no signal raises one in this process, so it is what the user's code raised
+        logger.exception("the training was ended from within")
+        message = f"module: {devices.one_line(error)} ended the training"
+        report(Broken(ModuleFailed.code, message, "module", is_users=True))
+
+
+def _trainer(plan: Plan) -> Callable[..., None]:
+    if plan.training_spec().trainer == "torch":
+        from worker.training.loops.loop import train as train_loop
+
+        return train_loop
+    from worker.training.loops.trainer import train
+
+    return train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run as the child of a runner."""
+    parser = argparse.ArgumentParser(prog="worker.training.attempt.process", description=__doc__)
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--report-fd", type=int, required=True)
+    arguments = parser.parse_args(argv)
+    process.die_with_parent(signal.SIGKILL)
+    os.set_inheritable(arguments.report_fd, False)
+    for name in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal every process at once, but when to
+        signal.signal(name, lambda *_: None)  # stop is the runner's to say
+    set_up_runner_logging()
+    if arguments.rank != 0:  # it would say all that the leader says once more
+        logging.getLogger().setLevel(logging.WARNING)
+    stop = Stop()
+    threading.Thread(target=listen, args=(stop,), name="orders", daemon=True).start()
+    settings = Settings()
+    least_seconds = min(stall_limits(settings.stall_seconds, settings.stall_limits).values())
+    reporter = Reporter(arguments.report_fd, beat_seconds=min(_BEAT_SECONDS, least_seconds / 4))
+    with reporter.ticking():
+        run(Plan.read(arguments.plan), arguments.rank, reporter, stop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

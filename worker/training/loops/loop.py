@@ -1,0 +1,367 @@
+"""The plain loop of `trainer: torch`: it trains what a module builds, and what follows a step is `Steps`' to decide."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.config.settings import Settings
+from jobs.errors import InvalidInput, InvalidSpec
+from jobs.specs.inference import TrainingSpec
+from jobs.specs.training import recipe_name
+from worker.device import pick_device, resolve_dtype
+from worker.stop import Stop
+from worker.training.collectives import Gang
+from worker.training.loops import rng
+from worker.training.loops.data_loading import Draw, Layout, load
+from worker.training.loops.defaults import MICRO_BATCH, NUM_EPOCHS, SEED
+from worker.training.loops.loss_values import LOSS
+from worker.training.loops.phase_steps import Turn, check_metric_name
+from worker.training.loops.schedule import Schedule, halved
+from worker.training.loops.steps import Steps
+from worker.training.modules.dependencies import Sources
+from worker.training.modules.load_module import build_parts, load_module, source_of, users_code
+from worker.training.modules.user_module import Batch, Module, Rows, Setup
+from worker.training.plan import Plan
+from worker.training.reports import Finished, Report, Stopped
+from worker.training.results.checkpoints import check_has_metric
+from worker.training.results.export_results import Course, deliver_parts
+from worker.training.results.weights import learned_weights, read_models, write_models
+
+logger = logging.getLogger(__name__)
+
+_STATE_FILE = "state.pt"
+_GENERATORS_FILE = "generators-{rank}.pt"
+_NUMBERS_OF_NUMPY: list[Any] = [
+    np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(name)) for name in ("f8", "f4", "f2", "i8", "i4", "?"))
+]  # fmt: skip
+"""A schedule that computes with numpy leaves such numbers in its state and its optimizer's."""
+
+
+def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Callable[[Report], None]) -> None:
+    """Train what a plan's module builds, to its end or to a stop.
+
+    Raises:
+        UserError: the module, the data or an argument cannot be used, or the loss is not a number.
+    """
+    spec = plan.training_spec()
+    assert spec.module is not None
+    roots = () if recipe_name(spec.module) is not None else (*settings.code_roots, Path(spec.module).resolve().parent)
+    has_kept = plan.resume is not None and plan.goes_on
+    sources = Sources.restore(roots, Path(plan.resume or "")) if has_kept else Sources(roots)
+    with sources.importing():  # to the end, since a loss or a row may import as well
+        module = load_module(spec.module, settings, sources)
+        with gang.leader_first():  # who finds the rows prepared need not prepare them
+            given = Given.of(spec, plan, settings)
+        Loop(plan, module, given, gang, stop=stop, report=report, sources=sources).run()
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The rows of a spec's `data`, where it has one."""
+
+    rows: Rows | None = None
+    judged: Rows | None = None
+    digest: str = ""
+    """Of `rows`."""
+
+    @classmethod
+    def of(cls, spec: TrainingSpec, plan: Plan, settings: Settings) -> Given:
+        """Read them, or find them prepared."""
+        if spec.data is None:
+            return cls()
+        from worker.training.tasks.data import as_they_are, rows_of  # loads pyarrow and datasets
+
+        folder = Path(plan.folder) / "data" if plan.cache is None else Path(plan.cache)
+        given, given_to_judge = rows_of(spec, settings)
+        rows, digest = as_they_are(given, folder)
+        judged = None if given_to_judge is None else as_they_are(given_to_judge, folder)[0]
+        return cls(rows, judged, digest)
+
+
+class Loop:
+    """A training of plain PyTorch."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        module: Module,
+        given: Given,
+        gang: Gang,
+        *,
+        stop: Stop,
+        report: Callable[[Report], None],
+        sources: Sources | None = None,
+    ) -> None:
+        """Have the parts built.
+
+        Args:
+            plan: of the attempt.
+            module: the user's.
+            given: the rows that the spec names.
+            gang: of which this process is a rank.
+            stop: asked when it is to end before its end.
+            report: is told what the runner must know.
+            sources: The files that the module was imported from, for the checkpoints and what comes out.
+
+        Raises:
+            UserError: the module failed, or an argument does not go with what it built.
+        """
+        self._plan, self._spec, self._gang, self._report = plan, plan.training_spec(), gang, report
+        self._module, self._sources = module, sources or Sources()
+        self._folder = Path(plan.folder)
+        self._device = pick_device()
+        self._dtype = resolve_dtype(self._spec.dtype, self._device)
+        arguments = self._spec.arguments
+        seed = int(arguments.get("seed", SEED))
+        _seed_all(seed)
+        setup = Setup(dict(self._spec.options), seed, self._device, given.rows, given.judged)
+        self._parts = build_parts(module, setup)
+        _seed_all(seed + gang.rank)  # what each rank draws is its own
+        micro_batch, accumulation = halved(arguments, plan.num_halvings)
+        self._layout = Layout(
+            num_rows=len(self._parts.train),
+            seed=seed,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            drops_last=arguments.get("dataloader_drop_last", False),
+            rank=gang.rank,
+            num_ranks=gang.size,
+        )
+        self._schedule = self._make_schedule()
+        self._turns = [Turn(phase, self._parts, self._schedule.total_steps, gang) for phase in self._parts.phases]
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype is torch.float16)
+        digest = f"{self._layout.num_rows} rows {given.digest}"
+        self._steps = Steps(plan, self, gang, digest=digest, stop=stop, report=report)
+        self._step = 0
+
+    def run(self) -> None:
+        """Train, judge, and hand over what came of it; or stop."""
+        started = time.monotonic()
+        if self._plan.resume is not None:
+            self._restore(Path(self._plan.resume))
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        layout = self._layout
+        self._steps.begin(self._step, self._schedule, num_rows=layout.num_rows, step_rows=layout.step_rows)
+        self._check_best()
+        self._set_learning(learning=True)
+        while self._step < self._schedule.total_steps:
+            epoch, first_step = divmod(self._step, layout.epoch_steps)
+            for batches in self._load_steps(layout.steps(epoch, first_step)):
+                self._learn(batches)
+                self._step += 1
+                if self._steps.after(self._step, self._named):
+                    self._report(Stopped(self._step))
+                    return
+                if self._step == self._schedule.total_steps:
+                    break
+        self._steps.conclude(self._step)
+        if self._gang.rank == 0:
+            self._finish(time.monotonic() - started)
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+
+    def _load_steps(self, steps: list[list[list[Draw]]]) -> Iterator[list[Batch]]:
+        """The batches of each step."""
+        draws = [batch for step in steps for batch in step]
+        with users_code("loading a batch of Parts.train"):
+            loaded = self._load(self._parts.train, draws)
+        for step in steps:
+            with users_code("loading a batch of Parts.train"):
+                batches = [next(loaded) for _ in step]
+            yield batches
+
+    def _load(self, rows: Rows, draws: list[list[Draw]]) -> Iterator[Batch]:
+        return load(
+            rows,
+            draws,
+            collate=self._parts.collate,
+            seed=self._layout.seed,
+            num_workers=self._spec.arguments.get("dataloader_num_workers", 0),
+            device=self._device,
+        )
+
+    def _learn(self, batches: list[Batch]) -> None:
+        """One turn of each phase over a step's batches."""
+        total: torch.Tensor | float = 0.0
+        told: dict[str, torch.Tensor] = {}
+        max_grad_norm = float(self._spec.arguments.get("max_grad_norm", 0.0))
+        for turn in self._turns:
+            turn.optimizer.zero_grad(set_to_none=True)
+            for number, batch in enumerate(batches):
+                with turn.syncing(number == len(batches) - 1):
+                    loss, more = self._loss(turn, batch)
+                    turn.backward(self._scaler.scale(loss / len(batches)))
+                self._steps.mark()
+                total = total + loss.detach().float() / len(batches)
+                if len(self._turns) > 1:
+                    more = {**more, f"loss_{turn.name}": loss}
+                for name, value in more.items():
+                    told[name] = told.get(name, 0.0) + value.detach().float() / len(batches)
+            turn.update(self._scaler, max_grad_norm=max_grad_norm)
+        self._scaler.update()
+        self._steps.losses.add({LOSS: torch.as_tensor(total), **told})
+
+    def _loss(self, turn: Turn, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        with self._autocast():
+            found = turn.loss(batch)
+        return found if isinstance(found, tuple) else (found, {})
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not torch.float32)
+
+    def _named(self) -> dict[str, float | None]:
+        """What is logged of a step beside its losses."""
+        named: dict[str, float | None] = {"epoch": self._step / self._layout.epoch_steps}
+        for turn in self._turns:
+            suffix = "" if len(self._turns) == 1 else f"_{turn.name}"
+            named[f"learning_rate{suffix}"] = float(turn.optimizer.param_groups[0]["lr"])
+            named[f"grad_norm{suffix}"] = None if turn.grad_norm is None else float(turn.grad_norm)
+        return named
+
+    def _set_learning(self, *, learning: bool) -> None:
+        for model in self._parts.models.values():
+            model.train(learning)
+
+    # -- called by `Steps` ----------------------------------------------------------------------------------------
+
+    def judge(self) -> dict[str, float]:
+        """See `Work`. Ranks share the rows."""
+        judged = self._parts.judged
+        assert judged is not None
+        num_rows = self._spec.arguments.get("per_device_eval_batch_size", MICRO_BATCH)
+        starts = range(self._gang.rank * num_rows, len(judged), self._gang.size * num_rows)
+        draws = [[(-1, row) for row in range(start, min(start + num_rows, len(judged)))] for start in starts]
+        shares = self._gang.gather(self._judge_sums(draws))
+        names = [name for share in shares[:1] for name in share]
+        return {f"eval_{name}": sum(share.get(name, 0.0) for share in shares) / len(judged) for name in names}
+
+    def _judge_sums(self, draws: list[list[Draw]]) -> dict[str, float]:
+        """The sums over rows of what an evaluation finds, by the module's own names."""
+        judged, judge = self._parts.judged, self._parts.judge
+        assert judged is not None
+        assert judge is not None
+        sums: dict[str, float] = defaultdict(float)
+        self._set_learning(learning=False)
+        with torch.no_grad(), users_code("judging a batch of Parts.judged"):
+            for batch, rows in zip(self._load(judged, draws), draws, strict=True):
+                self._steps.mark()
+                with self._autocast():
+                    found = judge(batch)
+                for name, value in found.items():
+                    check_metric_name(f"eval_{name}")
+                    sums[name] += float(value) * len(rows)
+        self._set_learning(learning=True)
+        return dict(sums)
+
+    def _check_best(self) -> None:
+        """Evaluate one batch before the first step where `checkpoint.best` names a metric that only the module knows.
+
+        Raises:
+            InvalidSpec: The module has no such metric, which else the first evaluation would find, after many steps.
+        """
+        best = self._spec.checkpoint.best
+        if best is None or self._spec.eval_metrics is not None or self._step > 0:
+            return
+        assert self._parts.judged is not None
+        num_rows = self._spec.arguments.get("per_device_eval_batch_size", MICRO_BATCH)
+        with rng.kept():
+            found = self._judge_sums([[(-1, row) for row in range(min(num_rows, len(self._parts.judged)))]])
+        check_has_metric(best, [f"eval_{name}" for name in found])
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """See `Work`."""
+        torch.save(rng.states(), folder / _GENERATORS_FILE.format(rank=self._gang.rank))
+        if self._gang.rank != 0:
+            return
+        self.write_weights(folder)
+        self._sources.carry(folder)
+        state = {
+            "step": self._step,
+            "optimizers": [turn.optimizer.state_dict() for turn in self._turns],
+            "schedulers": [None if turn.scheduler is None else turn.scheduler.state_dict() for turn in self._turns],
+            "scaler": self._scaler.state_dict(),
+        }
+        torch.save(state, folder / _STATE_FILE)
+
+    def write_weights(self, folder: Path) -> None:
+        """See `Work`."""
+        write_models(folder, self._parts)
+
+    def learned(self) -> Iterable[torch.Tensor]:
+        """See `Work`."""
+        return learned_weights(self._parts)
+
+    # -- its ends -------------------------------------------------------------------------------------------------
+
+    def _make_schedule(self) -> Schedule:
+        epoch_steps = self._layout.epoch_steps
+        if epoch_steps == 0:
+            raise InvalidInput(
+                f"module: {self._layout.num_rows} rows do not fill one batch, and arguments.dataloader_drop_last drops "
+                "the rest",
+                param="module",
+            )
+        given, has_eval = self._spec.arguments, self._parts.judged is not None
+        wanted = self._spec.evaluation_param
+        if not has_eval and wanted is not None:
+            raise InvalidSpec(f"{wanted}: the module builds no rows to judge by, Parts.judged", param=wanted)
+        total = given.get("max_steps") or round(float(given.get("num_train_epochs", NUM_EPOCHS)) * epoch_steps)
+        return Schedule.of(self._spec, total_steps=max(1, total), epoch_steps=epoch_steps, has_eval=has_eval)
+
+    def _restore(self, checkpoint: Path) -> None:
+        self._steps.restore(checkpoint)
+        with torch.serialization.safe_globals(_NUMBERS_OF_NUMPY):
+            state = torch.load(checkpoint / _STATE_FILE, map_location="cpu", weights_only=True)
+        with users_code("what build made does not fit the checkpoint to go on from"):
+            read_models(checkpoint, self._parts)
+            for turn, optimizer, scheduler in zip(self._turns, state["optimizers"], state["schedulers"], strict=True):
+                turn.optimizer.load_state_dict(optimizer)
+                if turn.scheduler is not None:
+                    turn.scheduler.load_state_dict(scheduler)
+        self._scaler.load_state_dict(state["scaler"])
+        self._step = state["step"]
+        name = _GENERATORS_FILE.format(rank=self._gang.rank)
+        rng.restore(torch.load(checkpoint / name, map_location="cpu", weights_only=True))
+
+    def _finish(self, seconds: float) -> None:
+        best = self._steps.best.judged
+        if best is not None and best.step != self._step:
+            logger.info("the best weights are those of step %d", best.step)
+            read_models(self._steps.best.folder, self._parts)
+        course = Course(
+            step=self._step,
+            resumed_step=self._steps.resumed_step,
+            epochs=self._step / self._layout.epoch_steps,
+            seconds=seconds,
+            rows_per_second=self._steps.losses.mean_rate,
+            last_loss=self._steps.losses.latest,
+            micro_batch=self._layout.micro_batch,
+            accumulation=self._layout.accumulation,
+            num_slots=self._gang.size,
+            judged=self._steps.judged if best is None else best,
+            has_chosen=best is not None,
+        )
+        self._set_learning(learning=False)
+        made = self._folder / "made"
+        with torch.no_grad():
+            source = self._sources.read(str(source_of(self._module)))
+            summary = deliver_parts(made, self._parts, self._spec, course, source=source, device=self._device)
+        self._report(Finished(self._step, str(made), summary))
+
+
+def _seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.manual_seed(seed)

@@ -1,0 +1,117 @@
+"""A phase's turn in a step: its loss, alone or together with the gang's other ranks, its gradients and its update."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
+
+from worker.training.collectives import Gang
+from worker.training.loops.loss_values import LOSS
+from worker.training.modules.load_module import users_code
+from worker.training.modules.user_module import Batch, Loss, Parts, Phase
+
+_OWN_NAMES = frozenset({LOSS, "epoch", "learning_rate", "grad_norm", "samples_per_second"})
+_LONGEST_NAME = 200
+
+
+class Turn:
+    """A phase with its schedule, and its loss as all ranks compute it together."""
+
+    def __init__(self, phase: Phase, parts: Parts, total_steps: int, gang: Gang) -> None:
+        """Make its scheduler, and in a gang have its gradients exchanged.
+
+        Raises:
+            UserError: the phase's scheduler cannot be made.
+        """
+        self._is_alone = gang.size == 1
+        self.name, self.optimizer = phase.name, phase.optimizer
+        self.weights = [weight for group in phase.optimizer.param_groups for weight in group["params"]]
+        self.grad_norm: torch.Tensor | None = None
+        with users_code(f"the scheduler of phase '{phase.name}'"):
+            self.scheduler: LRScheduler | None = phase.scheduler and phase.scheduler(phase.optimizer, total_steps)
+        self.loss: Callable[[Batch], Loss] = _explained(phase)
+        self._together: DistributedDataParallel | None = None
+        if gang.size > 1:
+            mine = {id(weight) for weight in self.weights}
+            models = [
+                model for model in parts.models.values() if any(id(weight) in mine for weight in model.parameters())
+            ]
+            # A weight that a step does not use, on this rank or on any, must not end the training: with one slot it
+            # would not either.
+            self._together = DistributedDataParallel(_Call(models, self.loss), find_unused_parameters=True)
+            self.loss = self._together
+
+    def syncing(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
+        """Gradients are exchanged with the last batch of a step alone."""
+        return contextlib.nullcontext() if is_last or self._together is None else self._together.no_sync()
+
+    def backward(self, scaled_loss: torch.Tensor) -> None:
+        """Add a batch's gradients to the step's.
+
+        Raises:
+            UserError: the module's graph failed; of a gang any error, as one of the other ranks may have failed.
+        """
+        blamed = users_code(f"the gradient of phase '{self.name}'") if self._is_alone else contextlib.nullcontext()
+        with blamed:
+            scaled_loss.backward()  # type: ignore[no-untyped-call]
+
+    def update(self, scaler: torch.amp.GradScaler, *, max_grad_norm: float) -> None:
+        """Change the weights by the step's gradients, cut to `max_grad_norm` where that is more than 0."""
+        if max_grad_norm > 0:
+            scaler.unscale_(self.optimizer)
+            self.grad_norm = nn.utils.clip_grad_norm_(self.weights, max_grad_norm)
+        with users_code(f"the optimizer of phase '{self.name}'"):
+            scaler.step(self.optimizer)
+        if self.scheduler is not None:
+            with users_code(f"the scheduler of phase '{self.name}'"):
+                self.scheduler.step()
+
+
+class _Call(nn.Module):
+    """A loss as a model, since gradients are exchanged where a model is called. It has those models that learn."""
+
+    def __init__(self, models: list[nn.Module], loss: Callable[[Batch], Loss]) -> None:
+        super().__init__()
+        self.models, self._loss = nn.ModuleList(models), loss
+
+    def forward(self, batch: Batch) -> Loss:
+        """See `Phase.loss`. Further scalars are detached: weights that only they use have no gradient to wait for."""
+        found = self._loss(batch)
+        if isinstance(found, tuple):
+            return found[0], {name: value.detach() for name, value in found[1].items()}
+        return found
+
+
+def _explained(phase: Phase) -> Callable[[Batch], Loss]:
+    """A phase's loss, whose faults are the module's; those of the exchange around it are not."""
+
+    def loss(batch: Batch) -> Loss:
+        with users_code(f"the loss of phase '{phase.name}'"):
+            found = phase.loss(batch)
+            value, more = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
+            if not _is_scalar(value) or not isinstance(more, Mapping):
+                raise TypeError("it must return a scalar tensor, or that and a mapping of further ones")
+            for name, further in more.items():
+                check_metric_name(name)
+                if not _is_scalar(further):
+                    raise TypeError(f"its '{name}' is no scalar tensor")
+        return found
+
+    return loss
+
+
+def check_metric_name(name: object) -> None:
+    """Raises ValueError where a metric cannot be called that."""
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"{name!r:.80} cannot name a metric: it must be a text of 1 to {_LONGEST_NAME} characters")
+    if name in _OWN_NAMES:
+        raise ValueError(f"'{name}' is what the loop calls a metric of its own")
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == 0

@@ -1,0 +1,309 @@
+"""transformers' Trainer under a plan: it computes, and what follows a step is `Steps`' to decide."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from jobs.config.settings import Settings
+from jobs.errors import InvalidInput, InvalidSpec
+from jobs.specs.inference import TrainingSpec
+from worker.device import one_line, pick_device, resolve_dtype
+from worker.stop import Stop
+from worker.training.collectives import Gang
+from worker.training.loops.data_loading import first_rows
+from worker.training.loops.defaults import SEED
+from worker.training.loops.loss_values import LOSS
+from worker.training.loops.row_order import EpochSampler
+from worker.training.loops.schedule import Schedule, epoch_steps, halved
+from worker.training.loops.steps import Steps
+from worker.training.plan import Plan
+from worker.training.reports import Finished, Report, Stopped
+from worker.training.results.export_results import Course, deliver
+from worker.training.tasks import build
+from worker.training.tasks.data import rows_of
+from worker.training.tasks.setup import Learning, Origin
+from worker.training.tasks.text_generation import NLL
+
+logger = logging.getLogger(__name__)
+
+_DECIDED_HERE = frozenset({
+    "logging_steps", "logging_strategy", "logging_first_step", "eval_strategy", "eval_steps", "eval_on_start",
+    "train_sampling_strategy",
+})  # fmt: skip
+
+
+def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Callable[[Report], None]) -> None:
+    """Train what a plan says, to its end or to a stop.
+
+    Raises:
+        UserError: the model, the data or an argument cannot be used, or the loss is not a number.
+    """
+    spec = plan.training_spec()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    set_seed(int(spec.arguments.get("seed", SEED)))  # a new head's weights
+    with gang.leader_first():  # who finds the rows prepared need not prepare them
+        learning = _learning(plan, settings)
+    StepTrainer(plan, learning, gang, stop=stop, report=report).run()
+
+
+def _learning(plan: Plan, settings: Settings) -> Learning:
+    spec = plan.training_spec()
+    return build(Origin.of(plan, settings), *rows_of(spec, settings))
+
+
+def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingArguments:
+    """The Trainer's arguments for a spec.
+
+    Raises:
+        InvalidSpec: transformers refuses one of them, or the device the dtype.
+    """
+    given = {name: value for name, value in spec.arguments.items() if name not in _DECIDED_HERE}
+    given["per_device_train_batch_size"], given["gradient_accumulation_steps"] = halved(given, plan.num_halvings)
+    dtype = resolve_dtype(spec.dtype, pick_device())
+    try:
+        return TrainingArguments(
+            output_dir=plan.folder,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            log_level="error",
+            disable_tqdm=True,
+            use_cpu=plan.device == "cpu",
+            bf16=dtype is torch.bfloat16,
+            fp16=dtype is torch.float16,
+            logging_nan_inf_filter=False,  # it would look at each loss, and hide what must end the training
+            remove_unused_columns=not is_raw,
+            ddp_find_unused_parameters=True if plan.num_ranks > 1 else None,  # one slot trains with them too
+            **given,
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidSpec(f"arguments: {one_line(error)}", param="arguments") from error
+
+
+class StepTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that reports each step's exact loss and keeps checkpoints by a plan."""
+
+    def __init__(
+        self, plan: Plan, learning: Learning, gang: Gang, *, stop: Stop, report: Callable[[Report], None]
+    ) -> None:
+        """
+        Args:
+            plan: of the attempt.
+            learning: what the task brings.
+            gang: of which this process is a rank.
+            stop: asked when it is to end before its end.
+            report: is told what the runner must know.
+        """
+        self._plan, self._spec, self._learning, self._gang = plan, plan.training_spec(), learning, gang
+        self._report = report
+        self._folder = Path(plan.folder)
+        self._steps = Steps(plan, self, gang, digest=learning.digest, stop=stop, report=report)
+        self._ended_step = 0
+        self._keeps_cache = getattr(learning.model.config, "use_cache", None)  # the Trainer switches it off for good
+        super().__init__(
+            learning.model,
+            make_arguments(self._spec, plan, is_raw=learning.is_raw),
+            train_dataset=learning.train,
+            eval_dataset=learning.evaluation,
+            data_collator=learning.collate,
+            processing_class=learning.processing,
+            compute_metrics=learning.metrics,
+            preprocess_logits_for_metrics=learning.reduce_logits,
+            callbacks=[_Begin(self._begin)],
+        )
+        self.remove_callback(PrinterCallback)
+        # Many a model takes the number of items in the whole batch and does not divide by it; its gradients would then
+        # grow with the accumulation. So a step's loss is the mean over its micro-batches, for every model.
+        self.model_accepts_loss_kwargs = False
+
+    def run(self) -> None:
+        """Train, judge, and hand over what came of it; or stop."""
+        started = time.monotonic()
+        resumed = self._plan.resume
+        if resumed is not None:
+            self._steps.restore(Path(resumed))
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.train(resume_from_checkpoint=resumed)
+        step = self.state.global_step
+        if step < self.state.max_steps:
+            self._report(Stopped(step))
+            return
+        self._steps.conclude(step)
+        if self._gang.rank == 0:
+            self._finish(step, time.monotonic() - started)
+
+    # -- called by the Trainer ------------------------------------------------------------------------------------
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """A micro-batch: its part of the step's loss is kept as it was computed."""
+        loss: torch.Tensor = super().training_step(*arguments, **options)
+        self._steps.losses.add({LOSS: loss})
+        self._steps.mark()
+        return loss
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """An evaluation's batch. Ranks are given as many rows each, so the last batch may be filled up with rows that
+        were evaluated before: those are cut off from what is gathered, and here from the mean loss."""
+        self._steps.mark()
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        num_rows = self._num_new_rows()
+        if loss is not None and num_rows is not None and num_rows > 0:
+            loss, _, _ = super().prediction_step(model, first_rows(inputs, num_rows), True, ignore_keys)
+        return loss, logits, labels
+
+    def _num_new_rows(self) -> int | None:
+        """How many rows of the present evaluation's batch are no repetition; None where all are new."""
+        state, batch_rows = self.accelerator.gradient_state, self.args.per_device_eval_batch_size
+        if self._gang.size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return None
+        num_rows = min(batch_rows, state.remainder - self._gang.rank * batch_rows)
+        return None if num_rows == batch_rows else max(0, num_rows)
+
+    def create_scheduler(self, *arguments: Any, **options: Any) -> Any:
+        """The schedule of learning rates, whose further arguments only it can judge."""
+        try:
+            return super().create_scheduler(*arguments, **options)
+        except (TypeError, ValueError) as error:
+            param = "arguments.lr_scheduler_kwargs"
+            raise InvalidSpec(f"{param}: {one_line(error)}", param=param) from error
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Nothing: what is to be told is told after each step, and a history would grow in each checkpoint."""
+
+    def _get_train_sampler(self, _: Any = None) -> Any:
+        """The order of rows, by the seed and the epoch alone."""
+        strategy, dataset = self._spec.arguments.get("train_sampling_strategy", "random"), self.train_dataset
+        if strategy == "sequential":
+            return torch.utils.data.SequentialSampler(dataset)
+        lengths = None
+        if strategy == "group_by_length":
+            if self._learning.lengths is None:
+                param = "arguments.train_sampling_strategy"
+                raise InvalidSpec(f"{param}: rows of {self._spec.task} have no length to group by", param=param)
+            lengths = self._learning.lengths()
+        return EpochSampler(
+            len(dataset),
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            lengths=lengths,
+            batch_rows=self._step_rows,
+        )
+
+    def _maybe_log_save_evaluate(self, _loss: Any, grad_norm: Any, _model: Any, *_: Any, **rest: Any) -> None:
+        """The Trainer has ended a step, or an epoch, whose last step it ended before."""
+        step = self.state.global_step
+        if step == self._ended_step:
+            return
+        self._ended_step = step
+
+        def named() -> dict[str, float | None]:
+            norm = None if grad_norm is None else float(grad_norm)
+            return {"learning_rate": rest.get("learning_rate"), "grad_norm": norm, "epoch": self.state.epoch}
+
+        if self._steps.after(step, named):
+            self.control.should_training_stop = True
+
+    # -- called by `Steps` ----------------------------------------------------------------------------------------
+
+    def judge(self) -> dict[str, float]:
+        """See `Work`."""
+        metrics = {name: float(value) for name, value in self.evaluate().items() if _is_told(name)}
+        if self._spec.task == "text-generation":
+            nll = metrics.pop(f"eval_{NLL}", metrics["eval_loss"])
+            metrics["eval_perplexity"] = math.exp(min(nll, 700.0))  # the largest that a float holds
+        return metrics
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """See `Work`. By the Trainer's own means."""
+        self.args.output_dir = str(folder.parent)
+        self._save_checkpoint(self.model_wrapped, None)
+        if self._gang.rank == 0:
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+
+    def write_weights(self, folder: Path) -> None:
+        """See `Work`."""
+        self.model.save_pretrained(folder)
+
+    def learned(self) -> Iterable[torch.Tensor]:
+        """See `Work`."""
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    # -- its ends -------------------------------------------------------------------------------------------------
+
+    @property
+    def _step_rows(self) -> int:
+        return int(self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps) * self._gang.size
+
+    def _begin(self) -> None:
+        """The checkpoint is loaded, and the first step is about to be computed."""
+        step, num_rows = self.state.global_step, len(self._learning.train)
+        steps = epoch_steps(
+            num_rows,
+            micro_batch=self.args.per_device_train_batch_size * self._gang.size,
+            accumulation=self.args.gradient_accumulation_steps,
+            drops_last=self.args.dataloader_drop_last,
+        )
+        if steps == 0:
+            raise InvalidInput(
+                f"data.train: {num_rows} rows do not fill one batch, and arguments.dataloader_drop_last drops the rest",
+                param="data.train",
+            )
+        schedule = Schedule.of(
+            self._spec,
+            total_steps=self.state.max_steps,
+            epoch_steps=steps,
+            has_eval=self._learning.evaluation is not None,
+        )
+        self._ended_step = step
+        self._steps.begin(step, schedule, num_rows=num_rows, step_rows=self._step_rows)
+
+    def _finish(self, step: int, seconds: float) -> None:
+        best = self._steps.best.judged
+        if best is not None and best.step != step:
+            logger.info("the best weights are those of step %d", best.step)
+            self._load_from_checkpoint(str(self._steps.best.folder))
+        if self._keeps_cache is not None:
+            self.model.config.use_cache = self._keeps_cache
+        course = Course(
+            step=step,
+            resumed_step=self._steps.resumed_step,
+            epochs=float(self.state.epoch or 0.0),
+            seconds=seconds,
+            rows_per_second=self._steps.losses.mean_rate,
+            last_loss=self._steps.losses.latest,
+            micro_batch=self.args.per_device_train_batch_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            num_slots=self._gang.size,
+            judged=self._steps.judged if best is None else best,
+            has_chosen=best is not None,
+        )
+        made = self._folder / "made"
+        self._report(Finished(step, str(made), deliver(made, self.model, self._learning, self._spec, course)))
+
+
+class _Begin(TrainerCallback):  # type: ignore[misc]
+    """Tells when the Trainer has loaded everything."""
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin = begin
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """See `TrainerCallback`."""
+        self._begin()
+
+
+def _is_told(name: str) -> bool:
+    """Whether a number of an evaluation says something of the model, and not of the clock."""
+    return name.startswith("eval_") and not name.endswith(("_runtime", "_per_second", "_time"))

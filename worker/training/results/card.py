@@ -1,0 +1,105 @@
+"""A trained model's card: what it was trained on, how it scored, and with which arguments and versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.specs.inference import TrainingSpec
+from jobs.specs.training import ArchitectureSpec
+from worker.training.modules.user_module import Parts
+from worker.training.results.weights import num_learned
+
+
+def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Mapping[str, Any]) -> None:
+    """Write `README.md` in the form that the hub reads.
+
+    Args:
+        path: of the file.
+        spec: of the job.
+        facts: sentences of the task's own.
+        summary: what came of it.
+    """
+    from_scratch = isinstance(spec.model, ArchitectureSpec)
+    start = spec.model.architecture if isinstance(spec.model, ArchitectureSpec) else spec.model
+    assert spec.data is not None
+    header = ["---", "library_name: transformers", f"pipeline_tag: {spec.task}"]
+    if isinstance(start, str) and not from_scratch and not start.startswith(("/", "job:")):
+        header.append(f"base_model: {start.partition('@')[0]}")
+    lines = [
+        *header,
+        "---",
+        "",
+        f"# {spec.name or f'{spec.task} model'}",
+        "",
+        f"A {start}, trained from scratch." if from_scratch else f"Fine-tuned from `{_tail(str(start), 2)}`.",
+        *facts,
+        "",
+        "| | |",
+        "|---|---|",
+        f"| trained on | {summary['rows']:,} rows of `{_named(spec.data.train)}` |",
+        *(f"| judged by | `{_named(judges)}` |" for judges in (spec.data.eval or spec.data.eval_split,) if judges),
+        *(f"| {name} | {value:.6g} |" for name, value in summary["scores"].items()),
+        *_course(spec, summary),
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_parts_card(path: Path, spec: TrainingSpec, parts: Parts, summary: Mapping[str, Any]) -> None:
+    """Write `README.md` for what a module's training made.
+
+    Args:
+        path: of the file.
+        spec: of the job.
+        parts: what the module built.
+        summary: what came of it.
+    """
+    name = _tail(spec.module or "", 1)
+    lines = [
+        "---",
+        "library_name: pytorch",
+        "---",
+        "",
+        f"# {spec.name or name}",
+        "",
+        f"Trained by `{name}`, kept here as `module.py`: its `build` makes the models that these weights fit.",
+        *parts.facts,
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| `{name}.safetensors` | {number:,} learned weights |" for name, number in num_learned(parts).items()),
+        f"| trained on | {summary['rows']:,} rows{_of(None if spec.data is None else spec.data.train)} |",
+        *([] if parts.judged is None else [f"| judged by | {len(parts.judged):,} rows |"]),
+        *(f"| {name} | {value:.6g} |" for name, value in summary["scores"].items()),
+        *(f"| {name} | {value} |" for name, value in spec.options.items()),
+        *_course(spec, summary),
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _course(spec: TrainingSpec, summary: Mapping[str, Any]) -> list[str]:
+    slots = f" on each of {summary['slots']} slots" if summary["slots"] > 1 else ""
+    return [
+        f"| steps, epochs | {summary['steps']:,}, {summary['epochs']:.2f} |",
+        f"| micro-batch, accumulation | {summary['micro_batch']}{slots}, {summary['accumulation']} |",
+        *(f"| {name} | {value} |" for name, value in spec.arguments.items()),
+        f"| device | {summary['device']} |",
+        f"| versions | torch {torch.__version__}, transformers {version('transformers')} |",
+    ]
+
+
+def _of(paths: str | list[str] | None) -> str:
+    return "" if paths is None else f" of `{_named(paths)}`"
+
+
+def _named(paths: str | list[str]) -> str:
+    return ", ".join(_tail(path, 1) for path in ([paths] if isinstance(paths, str) else paths))
+
+
+def _tail(path: str, num_parts: int) -> str:
+    """The end of an absolute path: where it lies on this host is nobody's business who reads the card."""
+    return "/".join(path.rstrip("/").split("/")[-num_parts:]) if path.startswith("/") else path

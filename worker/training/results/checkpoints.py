@@ -1,0 +1,136 @@
+"""Checkpoints on local disk: written aside, made durable, renamed; with them go the best weights so far."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+
+from jobs.data.atomic import sync_directory
+from jobs.errors import InvalidSpec
+from jobs.specs.training_metrics import Mode, is_better
+from worker.training.collectives import Gang
+
+_BEST_FOLDER, _BEST_FILE = "best", "best.json"
+
+
+@contextmanager
+def checkpoint_aside(path: Path, gang: Gang) -> Iterator[Path]:
+    """A folder for all ranks to write a checkpoint into; it stands at `path`, whole and on disk, after the block."""
+    aside = path.parent / "saving" / path.name
+    if gang.rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    gang.meet()
+    yield aside
+    gang.meet()
+    if gang.rank == 0:
+        _place(aside, path)
+
+
+def _place(aside: Path, path: Path) -> None:
+    folders = {aside}
+    for file in aside.rglob("*"):
+        if file.is_dir():
+            folders.add(file)
+        else:
+            _sync(file)
+    for folder in folders:
+        sync_directory(folder)
+    aside.rename(path)
+    sync_directory(path.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What an evaluation found."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+class Best:
+    """The best weights so far by `checkpoint.best`. Each checkpoint carries them: an attempt sees only the newest."""
+
+    def __init__(self, name: str | None, mode: Mode, folder: Path, *, writes: bool = True) -> None:
+        """
+        Args:
+            name: of the metric; None: nothing is kept.
+            mode: whether the least or the largest value is the best.
+            folder: of the attempt.
+            writes: whether this process keeps the files; of the ranks of a gang, the leader does.
+        """
+        self._name, self._mode, self._writes = name, mode, writes
+        self.folder = folder / _BEST_FOLDER
+        """Where the weights lie."""
+        self.judged: Judged | None = None
+
+    @property
+    def value(self) -> float | None:
+        """Of the metric."""
+        return None if self.judged is None or self._name is None else self.judged.metrics[self._name]
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on with what a checkpoint carries."""
+        if (checkpoint / _BEST_FILE).is_file():
+            self.judged = Judged(**orjson.loads((checkpoint / _BEST_FILE).read_bytes()))
+            if self._writes:
+                shutil.copytree(checkpoint / _BEST_FOLDER, self.folder)
+
+    def offer(self, judged: Judged, write: Callable[[Path], object]) -> bool:
+        """Keep the present weights if they are better than all before.
+
+        Args:
+            judged: what was found of them.
+            write: writes them into a folder.
+
+        Returns:
+            Whether they were.
+
+        Raises:
+            InvalidSpec: an evaluation has no such metric.
+        """
+        if self._name is None:
+            return False
+        check_has_metric(self._name, judged.metrics)
+        value = judged.metrics[self._name]
+        if not math.isfinite(value) or (self.value is not None and not is_better(value, self.value, self._mode)):
+            return False
+        if self._writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write(self.folder)
+        self.judged = judged
+        return True
+
+    def carry(self, aside: Path) -> None:
+        """Put it into a checkpoint that is being written, without another copy on this disk."""
+        if self.judged is not None:
+            shutil.copytree(self.folder, aside / _BEST_FOLDER, copy_function=os.link)
+            (aside / _BEST_FILE).write_bytes(orjson.dumps(asdict(self.judged)))
+
+
+def check_has_metric(best: str, found: Iterable[str]) -> None:
+    """Refuse a `checkpoint.best` that an evaluation does not find.
+
+    Raises:
+        InvalidSpec: There is no such metric; the message lists those that there are.
+    """
+    found = sorted(found)
+    if best not in found:
+        raise InvalidSpec(
+            f"checkpoint.best: an evaluation has no '{best}', only {', '.join(found)}", param="checkpoint.best"
+        )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,144 @@
+"""What comes out of a training: the model or models with a card, and a summary of how it went."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import torch
+
+from jobs.data.store import is_name
+from jobs.specs.inference import TrainingSpec
+from worker.device import device_name
+from worker.training.modules.load_module import users_code
+from worker.training.modules.user_module import Parts
+from worker.training.results.card import write_card, write_parts_card
+from worker.training.results.checkpoints import Judged
+from worker.training.results.weights import write_models
+from worker.training.tasks.adapters import merged
+
+if TYPE_CHECKING:  # it loads transformers, which a plain loop has no use for
+    from worker.training.tasks.setup import Learning
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a training went, as its last attempt knows it."""
+
+    step: int
+    resumed_step: int
+    epochs: float
+    seconds: float
+    """Of this attempt."""
+    rows_per_second: float | None
+    last_loss: float
+    micro_batch: int
+    """Rows, on each slot."""
+    accumulation: int
+    num_slots: int
+    judged: Judged | None
+    """The evaluation of the weights that come out."""
+    has_chosen: bool
+    """Whether `checkpoint.best` chose them."""
+
+
+def deliver(folder: Path, model: Any, learning: Learning, spec: TrainingSpec, course: Course) -> dict[str, Any]:
+    """Write `model/` with its card, and `summary.json`.
+
+    Args:
+        folder: where to; made here.
+        model: trained; adapters become part of its weights.
+        learning: what the task brought.
+        spec: of the job.
+        course: how it went.
+
+    Returns:
+        The summary.
+    """
+    device = next(model.parameters()).device
+    model = merged(model)
+    model.save_pretrained(folder / "model")
+    learning.processing.save_pretrained(folder / "model")
+    summary = _summarize(folder, {"task": spec.task}, spec, course, num_rows=len(learning.train), device=device)
+    write_card(folder / "model" / "README.md", spec, learning.facts, summary)
+    return summary
+
+
+def deliver_parts(
+    folder: Path, parts: Parts, spec: TrainingSpec, course: Course, *, source: bytes, device: torch.device
+) -> dict[str, Any]:
+    """Write the models of a module with a card and the module itself, what it writes further, and `summary.json`.
+
+    Args:
+        folder: where to; made here.
+        parts: what the module built, trained.
+        spec: of the job.
+        course: how it went.
+        source: The content of the module's file.
+        device: on which it was computed.
+
+    Returns:
+        The summary.
+    """
+    write_models(folder / "model", parts)
+    (folder / "model" / "module.py").write_bytes(source)
+    if parts.finish is not None:
+        with users_code("Parts.finish"):
+            parts.finish(folder)
+            _check_written(folder)
+    head = {"module": spec.module, "options": dict(spec.options)}
+    summary = _summarize(folder, head, spec, course, num_rows=len(parts.train), device=device)
+    write_parts_card(folder / "model" / "README.md", spec, parts, summary)
+    return summary
+
+
+def _check_written(folder: Path) -> None:
+    """Raises ValueError where what a module wrote last cannot become artifacts."""
+    if not (folder / "model").is_dir() or (folder / "summary.json").is_dir():
+        raise ValueError("model/ and summary.json are not its own to remove or to make")
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not is_name(name):
+            raise ValueError(f"{name!r:.80} cannot be the name of an artifact")
+
+
+def _summarize(
+    folder: Path, head: dict[str, Any], spec: TrainingSpec, course: Course, *, num_rows: int, device: torch.device
+) -> dict[str, Any]:
+    scores = {} if course.judged is None else dict(course.judged.metrics)
+    best = spec.checkpoint.best if course.has_chosen else None
+    summary = {
+        **head,
+        "steps": course.step,
+        "epochs": course.epochs,
+        "rows": num_rows,
+        "loss": course.last_loss if math.isfinite(course.last_loss) else None,
+        "scores": scores,
+        "scored_step": None if course.judged is None else course.judged.step,
+        "best_metric": best,
+        "best_value": None if best is None else scores[best],
+        "resumed": course.resumed_step > 0,
+        "resumed_step": course.resumed_step,
+        "seconds": course.seconds,
+        "samples_per_second": course.rows_per_second,
+        "micro_batch": course.micro_batch,
+        "accumulation": course.accumulation,
+        "slots": course.num_slots,
+        "device": device_name(device),
+        "peak_memory_bytes": peak_memory_bytes(device),
+    }
+    (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    return summary
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has had: of the device, or of the host where it computes there."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,119 @@
+"""Whether a speech recogniser can write the letters of a training's texts, and its sounds are long enough."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from datasets import Dataset
+
+from jobs.errors import InvalidInput
+from worker.training.tasks.data import InputRows
+from worker.training.tasks.setup import Origin
+from worker.training.tasks.vocabulary import unknown_share
+
+logger = logging.getLogger(__name__)
+
+_MOST_UNKNOWN = 0.5
+"""The largest share of unknown letters that is learned from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alphabet:
+    """A tokenizer of letters beside the head that is to write them."""
+
+    origin: Origin
+    tokenizer: Any
+    num_letters: int
+    """How many letters the model's head tells apart."""
+    layers: tuple[tuple[int, int], ...]
+    """Kernel and stride of each convolution over the samples; empty where the model hears something else."""
+
+    @classmethod
+    def of(cls, origin: Origin, model: Any, tokenizer: Any) -> Alphabet:
+        """The alphabet of a model and its tokenizer."""
+        config = model.config
+        kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
+        layers = () if kernels is None or strides is None else tuple(zip(kernels, strides, strict=True))
+        return cls(origin, tokenizer, int(config.vocab_size), layers)
+
+    def check_row(self, rows: InputRows, row_index: int, num_samples: int, ids: Sequence[int | None]) -> None:
+        """Refuse a row that the model cannot learn from.
+
+        Raises:
+            InvalidInput: Its text has no letters or one that cannot be written at all, or its sound is too short.
+            InvalidModel: The model's head has no place for one of its letters.
+        """
+        if not ids:
+            raise rows.invalid(row_index, "its text has no letters")
+        if None in ids:
+            raise rows.invalid(row_index, "its text has a letter that the tokenizer does not know and has no token for")
+        largest = max(one for one in ids if one is not None)
+        if largest >= self.num_letters:
+            letter = self.tokenizer.convert_ids_to_tokens(largest)
+            raise self.origin.invalid(
+                f"tells {self.num_letters} letters apart, and its tokenizer has {letter!r} (id {largest}) for "
+                f"{rows.param}, row {row_index}: they are not of one model"
+            )
+        if self.layers and self.num_frames(num_samples) < 1:
+            raise rows.invalid(row_index, f"its sound of {num_samples} samples is too short for the model")
+
+    def num_frames(self, num_samples: int) -> int:
+        """How many letters at most the model can write of so many samples."""
+        frames = num_samples
+        for kernel, stride in self.layers:
+            frames = (frames - kernel) // stride + 1 if frames >= kernel else 0
+        return frames
+
+    def is_longer_than(self, ids: Sequence[int], num_samples: int) -> bool:
+        """Whether a text has more letters than its sound has frames, so that it cannot be aligned with it.
+
+        Two equal letters need a frame between them.
+        """
+        num_needed = len(ids) + sum(one == other for one, other in pairwise(ids))
+        return bool(self.layers) and num_needed > self.num_frames(num_samples)
+
+    def check_letters(self, rows: InputRows, dataset: Dataset) -> None:
+        """Refuse texts most of whose letters are unknown, and say in the job's log how many others are.
+
+        Raises:
+            InvalidInput: More than half of the letters are none of the tokenizer's.
+        """
+        delimiter = getattr(self.tokenizer, "word_delimiter_token_id", None)
+        share = unknown_share(dataset, "labels", self.tokenizer, without=[] if delimiter is None else [delimiter])
+        if share > _MOST_UNKNOWN:
+            raise InvalidInput(
+                f"{rows.param}: {100 * share:.0f}% of the letters of its texts are not in the tokenizer's vocabulary"
+                f"{self._advice()}",
+                param=rows.param,
+            )
+        if share > 0:
+            logger.warning(
+                "%s: %.1f%% of the letters of its texts are not in the tokenizer's vocabulary, and are learned as %r",
+                rows.param, 100 * share, self.tokenizer.unk_token,
+            )  # fmt: skip
+
+    def warn_of_long_texts(self, rows: InputRows, dataset: Dataset) -> None:
+        """Say in the job's log how many rows teach nothing, since their texts are too long for their sounds."""
+        if not self.layers:
+            return
+        columns = dataset.data
+        num_long = 0
+        for labels, samples in zip(columns.column("labels"), columns.column("samples"), strict=True):
+            num_long += self.is_longer_than(labels.as_py(), len(samples))
+        if num_long:
+            logger.warning(
+                "%s: %d of %d rows teach nothing: their texts have more letters than their sounds have frames",
+                rows.param, num_long, len(dataset),
+            )  # fmt: skip
+
+    def _advice(self) -> str:
+        letters = [token for token in self.tokenizer.get_vocab() if len(token) == 1 and token.isalpha()]
+        if letters and all(letter.isupper() for letter in letters):
+            return ", which has upper-case letters alone: write the texts in upper case"
+        if letters and all(letter.islower() for letter in letters):
+            return ", which has lower-case letters alone: write the texts in lower case"
+        return f", which has {len(letters)} letters: {''.join(sorted(letters)[:60])}"

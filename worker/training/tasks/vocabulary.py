@@ -1,0 +1,113 @@
+"""Whether a tokenizer fits a model and the texts of a training: said in one sentence before the first step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+from datasets import Dataset
+
+from jobs.errors import InvalidInput
+from worker.models.limits import input_embeddings
+from worker.training.tasks.data import InputRows
+from worker.training.tasks.setup import Origin
+
+logger = logging.getLogger(__name__)
+
+_MANY_UNKNOWN = 0.2
+"""The share of unknown tokens from which the job's log warns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer beside the model that is to learn from its tokens."""
+
+    origin: Origin
+    tokenizer: Any
+    num_ids: int | None
+    """How many tokens the model has a vector for; None where it has no table of vectors."""
+
+    @classmethod
+    def of(cls, origin: Origin, model: Any, tokenizer: Any) -> Vocabulary:
+        """The vocabulary of a model and its tokenizer."""
+        embeddings = input_embeddings(model)
+        return cls(origin, tokenizer, None if embeddings is None else embeddings.num_embeddings)
+
+    def check_row(self, rows: InputRows, row_index: int, ids: Sequence[int]) -> None:
+        """Refuse a row that the model cannot read.
+
+        Raises:
+            InvalidInput: It has no tokens.
+            InvalidModel: The model has no vector for one of its tokens, which a GPU would only tell by failing.
+        """
+        if not ids:
+            raise rows.invalid(row_index, "its text has no tokens")
+        if self.num_ids is not None and max(ids) >= self.num_ids:
+            place = f"{rows.param}, row {row_index}"
+            raise self._too_small(next(one for one in ids if one >= self.num_ids), place)
+
+    def check_padding(self) -> None:
+        """Refuse a tokenizer that cannot fill rows up to equal length.
+
+        Raises:
+            InvalidModel: It has no token for that, or one that the model has no vector for.
+        """
+        pad = self.tokenizer.pad_token_id
+        if pad is None:
+            raise self.origin.invalid("has a tokenizer without a pad_token, which rows of a batch are filled up with")
+        if self.num_ids is not None and pad >= self.num_ids:
+            raise self._too_small(pad, "padding")
+
+    def check_room(self, longest: int | None) -> None:
+        """Refuse a length that leaves no room for a text.
+
+        Raises:
+            InvalidInput: The tokenizer's special tokens take all of it.
+        """
+        num_special = self.tokenizer.num_special_tokens_to_add(pair=False)
+        if longest is not None and longest <= num_special:
+            raise InvalidInput(
+                f"data.max_length: {longest} leaves no room for a text beside a row's {num_special} special tokens",
+                param="data.max_length",
+            )
+
+    def _too_small(self, token_id: int, place: str) -> Exception:
+        token = self.tokenizer.convert_ids_to_tokens(token_id)
+        return self.origin.invalid(
+            f"knows {self.num_ids} tokens, and its tokenizer has {token!r} (id {token_id}) for {place}: resize the "
+            f"model's embeddings to its tokenizer's {len(self.tokenizer)} tokens (resize_token_embeddings)"
+        )
+
+    def warn_of_unknown(self, rows: InputRows, dataset: Dataset, column: str = "input_ids") -> None:
+        """Say in the job's log where many tokens are the one for what the tokenizer does not know."""
+        share = unknown_share(dataset, column, self.tokenizer)
+        if share >= _MANY_UNKNOWN:
+            logger.warning(
+                "%s: %.0f%% of the tokens are %r: the tokenizer does not know what the texts are written in",
+                rows.param, 100 * share, self.tokenizer.unk_token,
+            )  # fmt: skip
+
+
+def unknown_share(dataset: Dataset, column: str, tokenizer: Any, *, without: Sequence[int] = ()) -> float:
+    """The share of a column's token ids that are the tokenizer's for what it does not know.
+
+    Args:
+        dataset: Prepared rows.
+        column: A column of lists of ids.
+        tokenizer: Whose ids they are.
+        without: Ids that are not counted.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return 0.0
+    num_unknown, num_all = 0, 0
+    for chunk in dataset.data.column(column).chunks:
+        ids = pyarrow.compute.list_flatten(chunk)
+        skipped = pyarrow.compute.sum(pyarrow.compute.is_in(ids, pyarrow.array(without, ids.type))).as_py() or 0
+        num_all += len(ids) - skipped
+        num_unknown += pyarrow.compute.sum(pyarrow.compute.equal(ids, unknown)).as_py() or 0
+    return num_unknown / num_all if num_all else 0.0

@@ -1,0 +1,213 @@
+"""What keeper and runner say to each other: JSON lines, orders down its stdin, reports up a pipe of their own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+
+from jobs import errors
+from jobs.access.pins import Pins
+from jobs.config.activities import Activity
+from jobs.errors import MachineError, StokerError, UserError
+from jobs.ledger.leases import WorkingLease
+from worker.stop import StopReason
+from worker.wire.pulse import Beat
+
+
+class ProtocolError(MachineError):
+    """A line between keeper and runner could not be understood."""
+
+    code = "protocol_error"
+
+
+# -- orders: keeper -> runner --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Work on this lease."""
+
+    lease: WorkingLease
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """End the lease that is being worked on, if one is."""
+
+    reason: StopReason
+
+
+Order = Run | Halt
+
+
+# -- reports: runner -> keeper -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The runner has loaded its libraries and waits for orders."""
+
+    device: str
+    """The device it computes on, as a person would name it."""
+    start_seconds: float
+    """From the process's first line of Python until now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """The models the runner holds loaded now."""
+
+    model_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The lease's work ended in order."""
+
+    outcome: str
+    """`drained`: nothing was left to claim; `stopped`: it was asked to stop and gave the rest back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The lease's work ended in an error."""
+
+    code: str
+    message: str
+    param: str | None
+    is_users: bool
+    """Whether the job is at fault and must fail, rather than the machine."""
+    is_poisoned: bool
+    """Whether the runner cannot be trusted any more (a device error, a bug) and must be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The database refused the runner: the lease is somebody else's or over. The runner has dropped its work."""
+
+
+_ACTIVITIES = frozenset(Activity)
+Report = Ready | Beat | Warm | Done | Failed | Lost
+
+# -- lines ---------------------------------------------------------------------------------------------------------
+
+
+def order_line(order: Order) -> bytes:
+    """The JSON line of an order, newline included."""
+    match order:
+        case Run(lease):
+            return orjson.dumps({"run": asdict(lease)}) + b"\n"
+        case Halt(reason):
+            return orjson.dumps({"stop": reason}) + b"\n"
+
+
+def parse_order(line: bytes) -> Order:
+    """Read an order.
+
+    Raises:
+        ProtocolError: the line is not one.
+    """
+    try:
+        match _parse(line):
+            case "run", dict(fields):
+                return Run(WorkingLease(**{**fields, "pins": Pins.parse(fields.get("pins"))}))
+            case "stop", str(reason):
+                return Halt(StopReason(reason))
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"not an order: {line[:200]!r}") from error
+    raise ProtocolError(f"not an order: {line[:200]!r}")
+
+
+def report_line(report: Report) -> bytes:
+    """The JSON line of a report, newline included."""
+    message: dict[str, Any]
+    match report:
+        case Ready(device, start_seconds):
+            message = {"ready": {"device": device, "start_seconds": round(start_seconds, 3)}}
+        case Beat(stage, activity, chunk, step):
+            message = {"beat": {"stage": stage, "activity": activity, "chunk": chunk, "step": step}}
+        case Warm(model_keys):
+            message = {"warm": model_keys}
+        case Done(outcome):
+            message = {"done": {"outcome": outcome}}
+        case Failed(code, text, param, is_users, is_poisoned):
+            message = {
+                "failed": {"code": code, "message": text, "param": param, "user": is_users, "poisoned": is_poisoned}
+            }
+        case Lost():
+            message = {"lost": True}
+    return orjson.dumps(message) + b"\n"
+
+
+def parse_report(line: bytes) -> Report:
+    """Read a report.
+
+    Raises:
+        ProtocolError: the line is not one.
+    """
+    match _parse(line):
+        case "ready", {"device": str(device), "start_seconds": float(start_seconds)}:
+            return Ready(device, start_seconds)
+        case "beat", {
+            "stage": str(stage),
+            "activity": str() | None as activity,
+            "chunk": int() | None as chunk,
+            "step": int() | None as step,
+        } if activity is None or activity in _ACTIVITIES:
+            return Beat(stage, None if activity is None else Activity(activity), chunk, step)
+        case "warm", list(model_keys):
+            return Warm(tuple(model_keys))
+        case "done", {"outcome": str(outcome)}:
+            return Done(outcome)
+        case "failed", {
+            "code": str(code),
+            "message": str(text),
+            "param": str() | None as param,
+            "user": bool(user),
+            **more,
+        }:
+            return Failed(code, text, param, user, bool(more.get("poisoned")))
+        case "lost", True:
+            return Lost()
+    raise ProtocolError(f"not a report: {line[:200]!r}")
+
+
+def _parse(line: bytes) -> tuple[str, Any]:
+    try:
+        message = orjson.loads(line)
+        ((verb, body),) = message.items()
+    except (orjson.JSONDecodeError, AttributeError, ValueError) as error:
+        raise ProtocolError(f"not a message: {line[:200]!r}") from error
+    return verb, body
+
+
+# -- errors over the pipe ------------------------------------------------------------------------------------------
+
+
+def failure_report(error: Exception) -> Failed:
+    """How a runner reports what ended a lease's work.
+
+    An error outside our own tree means a bug or a broken device, and a plain `MachineError` that the device is lost:
+    the machine is to blame, and the runner that met it is to be replaced.
+    """
+    if isinstance(error, StokerError):
+        is_poisoned = type(error) is MachineError
+        return Failed(error.code, error.message, error.param, isinstance(error, UserError), is_poisoned)
+    text = " ".join(str(error).split()) or "no message"
+    return Failed(MachineError.code, f"{type(error).__name__}: {text}", None, False, True)
+
+
+def error_from(failure: Failed) -> StokerError:
+    """The error that a report tells of, as an instance of its own class where the code names one of ours."""
+    family = UserError if failure.is_users else MachineError
+    return _classes(family).get(failure.code, family)(failure.message, param=failure.param)
+
+
+def _classes(family: type[StokerError]) -> dict[str, type[StokerError]]:
+    found = {family.code: family}
+    for child in family.__subclasses__():
+        if child.__module__ == errors.__name__:
+            found |= _classes(child)
+    return found
