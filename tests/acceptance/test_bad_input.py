@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from scheduler.client.http_client import ApiError
-from tests import tiny
-from tests.acceptance.stack import Stack, stack
+from tests.support import tiny
+from tests.support.stack import Stack, stack
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.stack import Stack
+from tests.support.stack import Stack
 
 QUICKSTART = Path(__file__).parents[2] / "ops" / "docs" / "quickstart.md"
 _READY = "stoker ready at "

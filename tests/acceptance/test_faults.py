@@ -21,9 +21,9 @@ from jobs.config.settings import Settings
 from jobs.db.database import Database
 from jobs.db.states import LIVE_LEASE_STATES, ChunkState
 from jobs.db.tables import Chunk, Lease, ResultRecord
-from tests import tiny
-from tests.acceptance.stack import QUICK, Stack, bare_stack, stack
 from tests.conftest import wait_until
+from tests.support import tiny
+from tests.support.stack import QUICK, Stack, bare_stack, stack
 
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potent potions behind closed doors".split()
 

@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.acceptance.stack import QUICK, Stack, stack
 from tests.acceptance.test_training import attempts, await_attempt, await_step, losses
 from tests.conftest import wait_until
 from tests.integration.test_training_loop import CLASSIFIER, write_module
+from tests.support.stack import QUICK, Stack, stack
 
 # Each step takes its time, so that a training is met while it runs.
 SLOW = CLASSIFIER.replace("    def loss(batch):", "    import time\n    def loss(batch):\n        time.sleep(0.03)")

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests import tiny
-from tests.acceptance.records import Records, records_of
-from tests.acceptance.stack import Stack, stack
+from tests.support import tiny
+from tests.support.records import Records, records_of
+from tests.support.stack import Stack, stack
 
 NUM_ROWS = 60
 ROWS = [

@@ -26,11 +26,11 @@ from jobs.config.settings import Settings
 from jobs.db.tables import LeaderLock
 from scheduler.client.http_client import StokerClient
 from scheduler.embedded.environment import module_command
-from tests.acceptance.odd_model import WAITS, odd_encoder, trusting
-from tests.acceptance.records import Records, records_of
-from tests.acceptance.stack import Stack, free_port, stack
 from tests.conftest import wait_until
-from tests.tiny import SENTENCES
+from tests.support.odd_model import WAITS, odd_encoder, trusting
+from tests.support.records import Records, records_of
+from tests.support.stack import Stack, free_port, stack
+from tests.support.tiny import SENTENCES
 
 NUM_ROWS, CHUNK_ROWS = 160, 8
 QUICK = {

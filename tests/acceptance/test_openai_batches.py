@@ -17,9 +17,9 @@ from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 
 from jobs.config.settings import Settings
-from tests import tiny
-from tests.acceptance.stack import Stack, stack
 from tests.conftest import wait_until
+from tests.support import tiny
+from tests.support.stack import Stack, stack
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from jobs.config.settings import Settings
-from tests import tiny
-from tests.acceptance.stack import QUICK, stack
 from tests.conftest import wait_until
+from tests.support import tiny
+from tests.support.stack import QUICK, stack
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.acceptance.odd_model import HANGS, KILLS, RAISES, odd_encoder, trusting
-from tests.acceptance.records import Records, records_of
-from tests.acceptance.stack import Stack, stack
-from tests.tiny import SENTENCES
+from tests.support.odd_model import HANGS, KILLS, RAISES, odd_encoder, trusting
+from tests.support.records import Records, records_of
+from tests.support.stack import Stack, stack
+from tests.support.tiny import SENTENCES
 
 NUM_ROWS = 32
 NUM_CHARACTERS = 20  # of a text; the odd word then makes no row longer than the others

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from scheduler.embedded.data_dir import is_running
-from tests import tiny
-from tests.acceptance.stack import Stack, stack
 from tests.conftest import wait_until
+from tests.support import tiny
+from tests.support.stack import Stack, stack
 
 NUM_ROWS = 200
 

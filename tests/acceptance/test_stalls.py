@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.stack import QUICK, stack
 from tests.conftest import wait_until
+from tests.support.stack import QUICK, stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

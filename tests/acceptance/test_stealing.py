@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from jobs.db.states import ChunkState
-from tests.acceptance.odd_model import WAITS, odd_encoder, trusting
-from tests.acceptance.records import Records, records_of
-from tests.acceptance.stack import Stack, nothing_left_at_work, stack
 from tests.conftest import wait_until
-from tests.tiny import SENTENCES
+from tests.support.odd_model import WAITS, odd_encoder, trusting
+from tests.support.records import Records, records_of
+from tests.support.stack import Stack, nothing_left_at_work, stack
+from tests.support.tiny import SENTENCES
 
 CHUNK_ROWS = 64
 NUM_CHUNKS = 60

@@ -19,10 +19,10 @@ from jobs.db.database import Database
 from jobs.db.tables import Job
 from jobs.errors import ServiceUnavailable
 from jobs.ledger import attempts
-from tests import tiny
-from tests.acceptance.stack import QUICK, Stack, stack
 from tests.conftest import wait_until
-from tests.frozen import frozen
+from tests.support import tiny
+from tests.support.frozen import frozen
+from tests.support.stack import QUICK, Stack, stack
 
 pytestmark = pytest.mark.slow
 

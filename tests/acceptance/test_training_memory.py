@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests import tiny
-from tests.acceptance.stack import QUICK, Stack, stack
-from tests.acceptance.tight_model import tight_classifier
+from tests.support import tiny
+from tests.support.stack import QUICK, Stack, stack
+from tests.support.tight_model import tight_classifier
 
 pytestmark = pytest.mark.slow
 

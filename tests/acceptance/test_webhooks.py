@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from jobs.config.settings import Settings
-from tests import tiny
-from tests.acceptance.stack import QUICK, stack
 from tests.acceptance.test_openai_batches import Desk, embedding_lines
 from tests.conftest import wait_until
-from tests.receiver import Receiver, receiver
+from tests.support import tiny
+from tests.support.receiver import Receiver, receiver
+from tests.support.stack import QUICK, stack
 
 pytestmark = pytest.mark.slow
 

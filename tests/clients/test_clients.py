@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs.config.settings import Settings
-from tests import tiny
-from tests.acceptance.stack import Stack, stack
+from tests.support import tiny
+from tests.support.stack import Stack, stack
 
 PROGRAMS = sorted((Path(__file__).parent / "programs").glob("*.py"))
 

@@ -18,7 +18,7 @@ from jobs.db.tables import Job
 from jobs.errors import LostLease
 from jobs.ledger import chunks, history, leases, sweeps
 from jobs.ledger import jobs as job_ledger
-from tests.leased_job import LeasedJob
+from tests.support.leased_job import LeasedJob
 
 NO_TEXT = RowError("null_value", "the row has no text")
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests import tiny
-from tests.acceptance.stack import QUICK, stack
 from tests.acceptance.test_faults import embedding_spec, write_rows
 from tests.conftest import wait_until
 from tests.integration import test_training_exactness, test_training_loop
 from tests.integration.test_training_exactness import NUM_STEPS
-from tests.task_kit import TEXTS, load, outputs, same, text_rows
-from tests.trained import attempt, shot_thrice
+from tests.support import tiny
+from tests.support.stack import QUICK, stack
+from tests.support.task_kit import TEXTS, load, outputs, same, text_rows
+from tests.support.trained import attempt, shot_thrice
 from worker.host.slots import find_devices
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine

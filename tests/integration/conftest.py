@@ -8,7 +8,7 @@ import pytest
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
-from tests.live_api import LiveApi, live_api
+from tests.support.live_api import LiveApi, live_api
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from jobs.specs.bounds import LONGEST_VALUES_CHARACTERS, MOST_VALUES
-from tests.live_api import LiveApi, fresh_api
+from tests.support.live_api import LiveApi, fresh_api
 
 MOST_SECONDS = 2.0
 """Processor time of one request, and of its sending and reading, which happen in this process too, on a processor that

@@ -15,7 +15,7 @@ import pytest
 
 from scheduler.api.protocol import fitting
 from tests.conftest import wait_until
-from tests.live_api import LiveApi, fresh_api
+from tests.support.live_api import LiveApi, fresh_api
 
 _MOST = 12
 

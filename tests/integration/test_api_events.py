@@ -20,8 +20,8 @@ from scheduler.api.streams import Tail
 from scheduler.client.event_stream import parse_events
 from scheduler.client.http_client import ApiError
 from tests.conftest import wait_until
-from tests.leased_job import LeasedJob
-from tests.live_api import LiveApi
+from tests.support.leased_job import LeasedJob
+from tests.support.live_api import LiveApi
 
 
 @pytest.fixture

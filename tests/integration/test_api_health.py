@@ -17,8 +17,8 @@ from scheduler.client.http_client import ApiError, StokerClient
 from scheduler.client.local_machine import host_id
 from scheduler.control.leader import Leader
 from tests.conftest import RedisServer
-from tests.leased_job import LeasedJob
-from tests.live_api import LiveApi, fresh_api, live_api
+from tests.support.leased_job import LeasedJob
+from tests.support.live_api import LiveApi, fresh_api, live_api
 
 
 @pytest.fixture(scope="module")

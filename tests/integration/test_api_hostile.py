@@ -13,7 +13,7 @@ import pytest
 
 from scheduler.api.request_body import MAX_DOCUMENT_BYTES
 from scheduler.api.routes import jobs as job_routes
-from tests.live_api import LiveApi, fresh_api, spec_document
+from tests.support.live_api import LiveApi, fresh_api, spec_document
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,9 @@ from scheduler.api.throttle import Throttle
 from scheduler.control import admission
 from scheduler.control.planner import plan_job
 from scheduler.openai.lifecycle import take_in
-from tests import tiny
 from tests.conftest import RedisServer, wait_until
-from tests.live_api import LiveApi, live_api, spec_document, write_rows
+from tests.support import tiny
+from tests.support.live_api import LiveApi, live_api, spec_document, write_rows
 
 ROWS, BYTES, RATE = 10, 10_000, 50
 

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
-from tests.live_api import LiveApi, live_api, spec_document, write_rows
+from tests.support.live_api import LiveApi, live_api, spec_document, write_rows
 
 
 @pytest.fixture

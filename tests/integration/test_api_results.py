@@ -17,8 +17,8 @@ from jobs.data.sinks.export import ExportFormat
 from jobs.ledger import chunks
 from jobs.ledger.chunks import ChunkResults
 from scheduler.api.routes.results import write_results
-from tests.leased_job import LeasedJob
-from tests.live_api import LiveApi
+from tests.support.leased_job import LeasedJob
+from tests.support.live_api import LiveApi
 
 _CHUNK_ROWS = 8
 _NUM_ROWS = 40

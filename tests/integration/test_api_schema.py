@@ -37,7 +37,7 @@ from jobs.ledger import jobs as job_ledger
 from jobs.queue import Doorbell
 from jobs.specs.inference import parse_spec
 from scheduler.api.app import create_app
-from tests.live_api import LiveApi, fresh_api
+from tests.support.live_api import LiveApi, fresh_api
 
 CHECKS = [
     not_a_server_error,

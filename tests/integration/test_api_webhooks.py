@@ -20,7 +20,7 @@ from jobs.ledger.webhooks import EVENT_TYPES
 from jobs.retries import RetryPolicy
 from jobs.specs.inference import parse_spec
 from scheduler.admin.keys import create_key
-from tests.live_api import LiveApi, live_api, spec_document
+from tests.support.live_api import LiveApi, live_api, spec_document
 
 URL = "http://127.0.0.1:9/hook"
 

@@ -28,7 +28,7 @@ from scheduler.control.finalizer import finalize_job
 from scheduler.control.planner import plan_job
 from scheduler.control.retention import retain
 from scheduler.openai.lifecycle import break_off, finish, take_in
-from tests import tiny
+from tests.support import tiny
 
 OTHER = "/v1/classify"
 

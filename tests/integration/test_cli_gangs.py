@@ -17,7 +17,7 @@ from jobs.ledger.leases import Grant
 from jobs.specs.inference import parse_spec
 from scheduler.cli import main
 from scheduler.control.leader import Leader
-from tests.live_api import LiveApi, live_api
+from tests.support.live_api import LiveApi, live_api
 
 SLOTS = ("here-gpu0", "here-gpu1", "here-gpu2")
 

@@ -35,7 +35,7 @@ from scheduler.control.finalizer import finalize_job
 from scheduler.control.reaper import reap
 from scheduler.control.retention import retain
 from tests.conftest import RedisServer
-from tests.integration.hand import job_state
+from tests.support.hand import job_state
 
 DAY = 24 * 3600.0
 

@@ -19,9 +19,9 @@ from scheduler.client.http_client import StokerClient
 from scheduler.embedded import redis_server
 from scheduler.embedded.data_dir import AlreadyRunning, StackLock, Use, is_running
 from scheduler.embedded.environment import settings_environment
-from tests.acceptance.stack import Stack, bare_stack, stack
 from tests.conftest import wait_until
-from tests.frozen import frozen
+from tests.support.frozen import frozen
+from tests.support.stack import Stack, bare_stack, stack
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from jobs.specs.inference import parse_spec
 from scheduler.control.dispatcher import explain
 from scheduler.policy.preemption import MOST_PREEMPTIONS
 from tests.conftest import RedisServer
-from tests.integration.hand import job_state
 from tests.integration.test_duties import House
+from tests.support.hand import job_state
 
 
 class GangHouse(House):

@@ -22,9 +22,9 @@ from jobs.errors import InvalidInput, LostLease, MachineError, ServiceUnavailabl
 from jobs.ledger import chunks, leases
 from jobs.ledger.chunks import ChunkResults
 from jobs.ledger.leases import WorkingLease
-from tests import tiny
-from tests.leased_job import LeasedJob, threads_of_the_pipeline
-from tests.scripted_model import ScriptedModel
+from tests.support import tiny
+from tests.support.leased_job import LeasedJob, threads_of_the_pipeline
+from tests.support.scripted_model import ScriptedModel
 from worker.inference import writer
 from worker.inference.lease_run import run_lease
 from worker.inference.tasks import load_task_model

@@ -28,8 +28,8 @@ from jobs.ledger.logs import lines_of
 from jobs.queue import Doorbell
 from jobs.retries import RetryPolicy
 from tests.conftest import wait_until
-from tests.frozen import frozen
-from tests.leased_job import LeasedJob
+from tests.support.frozen import frozen
+from tests.support.leased_job import LeasedJob
 from worker.children import runner_command, runner_environment
 from worker.keeper.joblog import JobLog
 from worker.keeper.keeper import Keeper
@@ -71,7 +71,7 @@ class Bench:
 
     def _start(self, listen: Callable[..., None]) -> RunnerProcess:
         runner = RunnerProcess(
-            runner_command("tests.standin_runner", device="cpu", num_threads=1),
+            runner_command("tests.support.standin_runner", device="cpu", num_threads=1),
             runner_environment(os.environ, num_threads=1),
             listen=listen,
             log=self.job_log.line,

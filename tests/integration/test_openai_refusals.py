@@ -16,7 +16,7 @@ from jobs.config.settings import Settings
 from jobs.db.database import Database
 from jobs.ledger import usage
 from scheduler.admin.keys import create_key
-from tests.live_api import LiveApi, live_api
+from tests.support.live_api import LiveApi, live_api
 
 ROWS, BYTES, LARGEST = 10, 20_000, 8_000
 

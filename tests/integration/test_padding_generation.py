@@ -8,10 +8,10 @@ import pytest
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
 
-from tests import tiny
-from tests.architectures import save_small, small_config
-from tests.task_kit import load, text_rows
-from tests.through_engine import compute
+from tests.support import tiny
+from tests.support.architectures import save_small, small_config
+from tests.support.task_kit import load, text_rows
+from tests.support.through_engine import compute
 from worker.inference.tasks.text_generation import TextGeneration
 
 PROMPTS = ["The fox", "My name is Ada and", "a", "Opening a film of the quick brown fox jumps over the", "x y z"]

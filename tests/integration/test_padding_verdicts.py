@@ -18,11 +18,11 @@ from jobs.ledger import history, leases, notices
 from jobs.ledger import jobs as job_ledger
 from jobs.specs.inference import parse_spec
 from scheduler.cli import main
-from tests.architectures import save_small, small_config
-from tests.leased_job import LeasedJob
-from tests.live_api import LiveApi, spec_document
-from tests.task_kit import CPU, load, same
-from tests.tiny import SENTENCES, tiny_masked_lm, wordpiece_tokenizer
+from tests.support.architectures import save_small, small_config
+from tests.support.leased_job import LeasedJob
+from tests.support.live_api import LiveApi, spec_document
+from tests.support.task_kit import CPU, load, same
+from tests.support.tiny import SENTENCES, tiny_masked_lm, wordpiece_tokenizer
 from worker.inference.lease_run import run_lease
 from worker.inference.padding_verdicts import PadsRows, fingerprint_of
 from worker.inference.tasks import load_task_model

@@ -12,10 +12,10 @@ from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperF
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
 
 from jobs.data.rows import Row
-from tests.architectures import save_small, small_config
-from tests.task_kit import load, same
-from tests.through_engine import compute
-from tests.tiny_media import WAVE_CONVOLUTIONS
+from tests.support.architectures import save_small, small_config
+from tests.support.task_kit import load, same
+from tests.support.through_engine import compute
+from tests.support.tiny_media import WAVE_CONVOLUTIONS
 
 _random = np.random.default_rng(0)
 SOUNDS = [

@@ -18,10 +18,10 @@ from tokenizers import processors
 from transformers import AutoTokenizer, CanineTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, pipeline
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
 
-from tests import tiny
-from tests.architectures import save_small, small_config
-from tests.task_kit import load, same, text_rows
-from tests.through_engine import compute
+from tests.support import tiny
+from tests.support.architectures import save_small, small_config
+from tests.support.task_kit import load, same, text_rows
+from tests.support.through_engine import compute
 from worker.inference.padding_verdicts import PadsRows
 from worker.models.padding import Padding
 

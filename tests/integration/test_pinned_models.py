@@ -19,8 +19,8 @@ from jobs.db.tables import Job
 from jobs.errors import InvalidModel, LostLease
 from jobs.ledger import leases
 from jobs.ledger.leases import WorkingLease
-from tests import tiny
-from tests.leased_job import LeasedJob
+from tests.support import tiny
+from tests.support.leased_job import LeasedJob
 from worker.inference.lease_run import run_lease
 from worker.inference.tasks import load_task_model
 from worker.models.cache import ModelCache

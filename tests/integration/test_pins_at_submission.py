@@ -18,8 +18,8 @@ from jobs.db.states import JobState
 from jobs.db.tables import Chunk, Job
 from jobs.ledger import jobs as job_ledger
 from scheduler.control.planner import plan_job
-from tests import tiny
-from tests.live_api import LiveApi, fresh_api
+from tests.support import tiny
+from tests.support.live_api import LiveApi, fresh_api
 
 
 @pytest.fixture(scope="module")

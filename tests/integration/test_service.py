@@ -31,7 +31,7 @@ from jobs.specs.inference import parse_spec
 from scheduler.control.leader import Leader
 from scheduler.control.service import Service
 from tests.conftest import RedisServer, wait_until
-from tests.integration.hand import Hand, job_state
+from tests.support.hand import Hand, job_state
 
 
 class House:

@@ -27,9 +27,9 @@ from jobs.ledger import leases, slots, sweeps
 from jobs.ledger.leases import Grant
 from jobs.queue import connect, make_app, queue_name, ring
 from tests.conftest import RedisServer, wait_until
-from tests.frozen import frozen
-from tests.leased_job import LeasedJob
-from tests.tiny import tiny_masked_lm
+from tests.support.frozen import frozen
+from tests.support.leased_job import LeasedJob
+from tests.support.tiny import tiny_masked_lm
 from worker.children import RUNNER_MODULE, python_module
 from worker.keeper.mailbox import make_ring
 
@@ -46,7 +46,7 @@ class Host:
         self.supervisor: subprocess.Popen[bytes] | None = None
         self.seen: dict[int, psutil.Process] = {}
 
-    def start(self, runner_module: str = "tests.standin_runner", **environment: str) -> None:
+    def start(self, runner_module: str = "tests.support.standin_runner", **environment: str) -> None:
         fields = ("data_dir", "database_url", "redis_url", "lease_seconds", "grace_seconds", "slots", "host_name")
         settings = {f"STOKER_{name.upper()}": str(getattr(self.settings, name)) for name in fields}
         environ = {**os.environ, **settings, "STOKER_INPUT_ROOTS": '["/"]', **environment}
@@ -77,7 +77,7 @@ class Host:
 
         def find() -> bool:
             self.processes()
-            found[:] = [child for child in worker.children() if "tests.standin_runner" in _command(child)]
+            found[:] = [child for child in worker.children() if "tests.support.standin_runner" in _command(child)]
             return bool(found)
 
         wait_until(find, "the worker has a runner")

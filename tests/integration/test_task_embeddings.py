@@ -17,8 +17,8 @@ from sentence_transformers.sentence_transformer.modules import Dropout, LayerNor
 from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel, T5Config, T5ForConditionalGeneration
 
 from jobs.errors import InvalidModel, InvalidSpec
-from tests.task_kit import LONG_TEXT, TEXTS, error_codes, load, outputs, text_rows
-from tests.tiny import (
+from tests.support.task_kit import LONG_TEXT, TEXTS, error_codes, load, outputs, text_rows
+from tests.support.tiny import (
     byte_level_tokenizer,
     minilm_path,
     tiny_causal_lm,

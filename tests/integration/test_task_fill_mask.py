@@ -12,8 +12,8 @@ import torch
 from transformers import pipeline
 
 from jobs.errors import InvalidModel, InvalidSpec
-from tests.task_kit import LONG_TEXT, error_codes, load, outputs, same, text_rows
-from tests.tiny import tiny_classifier, tiny_masked_lm
+from tests.support.task_kit import LONG_TEXT, error_codes, load, outputs, same, text_rows
+from tests.support.tiny import tiny_classifier, tiny_masked_lm
 
 TASK = "fill-mask"
 MASKED = (

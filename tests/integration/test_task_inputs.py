@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jobs.data.rows import RowError
-from tests.task_kit import LONG_TEXT, load, outputs, text_rows
-from tests.tiny import SENTENCES, tiny_classifier, tiny_encoder, wordpiece_tokenizer
+from tests.support.task_kit import LONG_TEXT, load, outputs, text_rows
+from tests.support.tiny import SENTENCES, tiny_classifier, tiny_encoder, wordpiece_tokenizer
 from worker.inference.tasks import many
 
 ONE, TWO, THREE = SENTENCES[:3]

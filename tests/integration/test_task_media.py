@@ -17,9 +17,9 @@ from transformers import pipeline
 from jobs.config.settings import Settings
 from jobs.data.rows import Row, RowError
 from jobs.data.sources.media import media_value
-from tests.task_kit import error_codes, load, outputs, same
-from tests.tiny import tiny_ctc, tiny_image_classifier
-from tests.tiny_media import tiny_film_classifier, tiny_sound_classifier, write_film, write_wav
+from tests.support.task_kit import error_codes, load, outputs, same
+from tests.support.tiny import tiny_ctc, tiny_image_classifier
+from tests.support.tiny_media import tiny_film_classifier, tiny_sound_classifier, write_film, write_wav
 from worker.inference.generation.image_chats import open_chat
 from worker.models.media import open_media
 

@@ -10,8 +10,8 @@ import pytest
 
 from jobs.data.rows import Row
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, MachineError
-from tests.task_kit import LONG_TEXT, error_codes, load, outputs, text_rows
-from tests.tiny import (
+from tests.support.task_kit import LONG_TEXT, error_codes, load, outputs, text_rows
+from tests.support.tiny import (
     tiny_causal_lm,
     tiny_classifier,
     tiny_ctc,
@@ -20,7 +20,7 @@ from tests.tiny import (
     tiny_masked_lm,
     tiny_tagger,
 )
-from tests.tiny_media import (
+from tests.support.tiny_media import (
     tiny_entailer,
     tiny_llava,
     tiny_mask_former,

@@ -16,16 +16,9 @@ from transformers import pipeline
 
 from jobs.data.rows import Row, RowError
 from jobs.specs.tasks import ALIASES, REMOVED_TASKS, TASKS
-from tests import tiny_media
-from tests.task_kit import CPU, load, same
-from tests.tiny import (
-    CHAT_TEMPLATE,
-    SENTENCES,
-    tiny_causal_lm,
-    tiny_ctc,
-    tiny_encoder,
-    tiny_image_classifier,
-)
+from tests.support import tiny_media
+from tests.support.task_kit import CPU, load, same
+from tests.support.tiny import CHAT_TEMPLATE, SENTENCES, tiny_causal_lm, tiny_ctc, tiny_encoder, tiny_image_classifier
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine
 from worker.inference.pipelines import staged, transformers_internals

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, pipeline
 
 from jobs.data.rows import Row
 from jobs.errors import InvalidModel, InvalidSpec
-from tests.task_kit import LONG_TEXT, TEXTS, error_codes, load, outputs, same, text_rows
-from tests.tiny import byte_level_tokenizer, tiny_classifier, tiny_encoder, tiny_masked_lm
+from tests.support.task_kit import LONG_TEXT, TEXTS, error_codes, load, outputs, same, text_rows
+from tests.support.tiny import byte_level_tokenizer, tiny_classifier, tiny_encoder, tiny_masked_lm
 
 TASK = "text-classification"
 

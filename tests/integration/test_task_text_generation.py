@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from jobs.data.rows import Row, RowError
 from jobs.errors import InvalidModel, InvalidSpec
 from jobs.specs.parameters import NO_TEMPLATE_VARIABLES, check_parameters
-from tests.task_kit import TEXTS, error_codes, load, outputs, text_rows
-from tests.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_classifier, tiny_gpt2, tiny_mistral
+from tests.support.task_kit import TEXTS, error_codes, load, outputs, text_rows
+from tests.support.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_classifier, tiny_gpt2, tiny_mistral
 from worker.inference.tasks.text_generation import TextGeneration
 from worker.models.task_model import Counted
 

@@ -11,8 +11,8 @@ import torch
 from transformers import BertConfig, BertForTokenClassification, pipeline
 
 from jobs.errors import InvalidModel, InvalidSpec
-from tests.task_kit import LONG_TEXT, TEXTS, error_codes, load, outputs, same, text_rows
-from tests.tiny import SENTENCES, TAGS, byte_level_tokenizer, tiny_classifier, tiny_tagger
+from tests.support.task_kit import LONG_TEXT, TEXTS, error_codes, load, outputs, same, text_rows
+from tests.support.tiny import SENTENCES, TAGS, byte_level_tokenizer, tiny_classifier, tiny_tagger
 
 TASK = "token-classification"
 STRATEGIES = ("none", "simple", "first", "average", "max")

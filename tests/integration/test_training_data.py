@@ -29,8 +29,8 @@ from transformers import (
 
 from jobs.config.settings import Settings
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, LossNotFinite, UserError
-from tests import tiny
-from tests.trained import write_rows
+from tests.support import tiny
+from tests.support.trained import write_rows
 from worker.stop import Stop
 from worker.training.collectives import Alone
 from worker.training.loops import trainer

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests import tiny
-from tests.trained import attempt, shot_at, shot_thrice, stopped, write_rows
+from tests.support import tiny
+from tests.support.trained import attempt, shot_at, shot_thrice, stopped, write_rows
 from worker.training.reports import Progress, Saved
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from jobs.errors import RunnerDied
-from tests import tiny
 from tests.integration.test_training_loop import CLASSIFIER, write_module
-from tests.trained import Attempt, attempt, write_rows
+from tests.support import tiny
+from tests.support.trained import Attempt, attempt, write_rows
 from worker.stop import Stop
 from worker.training.attempt.ranks import RankProcesses
 from worker.training.plan import Plan

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.config.settings import Settings
 from jobs.errors import Forbidden, UserError
-from tests.trained import Attempt, attempt, shot_at, shot_thrice, write_rows
+from tests.support.trained import Attempt, attempt, shot_at, shot_thrice, write_rows
 from worker.training.loops.rehearsal import rehearse
 from worker.training.modules.load_module import load_module
 from worker.training.reports import Saved

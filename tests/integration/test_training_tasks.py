@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import transformers
 
-from tests import tiny
-from tests.trained import Attempt, attempt, broken, write_rows
+from tests.support import tiny
+from tests.support.trained import Attempt, attempt, broken, write_rows
 from worker.training.reports import Saved
 from worker.training.tasks.edit_distance import edits
 

@@ -18,10 +18,10 @@ from jobs.config.settings import Settings
 from jobs.data.rows import Row
 from jobs.errors import DeviceOutOfMemory, InvalidSpec
 from jobs.specs.inference import InferenceSpec, model_key, parse_spec
-from tests import scripted_vllm
 from tests.integration.test_task_text_generation import generated, rows_of
-from tests.scripted_vllm import LLMEngine
-from tests.tiny import SENTENCES, tiny_causal_lm
+from tests.support import scripted_vllm
+from tests.support.scripted_vllm import LLMEngine
+from tests.support.tiny import SENTENCES, tiny_causal_lm
 from worker.inference.generation import vllm_decoding
 from worker.inference.tasks import load_task_model
 from worker.models.cache import ModelCache

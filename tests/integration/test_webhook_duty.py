@@ -21,7 +21,7 @@ from jobs.ledger import webhooks
 from jobs.specs.inference import parse_spec
 from tests.conftest import RedisServer, wait_until
 from tests.integration.test_service import House, start_process
-from tests.receiver import Receiver, receiver
+from tests.support.receiver import Receiver, receiver
 
 SPEC = {"task": "embeddings", "model": "org/model", "input": {"path": "rows.jsonl"}}
 

@@ -22,7 +22,7 @@ from jobs.errors import UserError
 from jobs.ledger.webhooks import Sending
 from scheduler.control import webhook_sender
 from scheduler.control.webhook_sender import Undelivered, check_url, send
-from tests.receiver import receiver
+from tests.support.receiver import receiver
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.data.rows import Row
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_model import ScriptedModel
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine
 from worker.models.task_model import Encoded

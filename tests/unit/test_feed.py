@@ -19,8 +19,8 @@ from jobs.ledger import chunks, leases
 from jobs.ledger.chunks import Claim
 from jobs.ledger.leases import WorkingLease
 from tests.conftest import wait_until
-from tests.leased_job import LeasedJob, threads_of_the_pipeline
-from tests.scripted_model import ScriptedModel
+from tests.support.leased_job import LeasedJob, threads_of_the_pipeline
+from tests.support.scripted_model import ScriptedModel
 from worker.inference.budget import Budget
 from worker.inference.chunks import Batch
 from worker.inference.claiming import Holdings, fair_share

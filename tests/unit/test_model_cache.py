@@ -13,7 +13,7 @@ import torch
 from jobs.config.settings import Settings
 from jobs.errors import DeviceOutOfMemory, InvalidModel, MachineError, ServiceUnavailable
 from jobs.specs.inference import InferenceSpec
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_model import ScriptedModel
 from worker.models.cache import ModelCache
 
 

@@ -16,7 +16,7 @@ from jobs.data.sources import check_columns, open_source
 from jobs.data.store import Store
 from jobs.errors import InvalidInput, InvalidSpec
 from jobs.specs.inference import InferenceSpec, parse_spec
-from tests.sources_kit import open_at, read_all
+from tests.support.sources_kit import open_at, read_all
 
 Records = list[dict[str, Any]]
 

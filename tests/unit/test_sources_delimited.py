@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jobs.config.settings import Settings
 from jobs.data.sources.formats import scanning
 from jobs.errors import InvalidInput
-from tests.sources_kit import open_at, outcomes, read_all
+from tests.support.sources_kit import open_at, outcomes, read_all
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from jobs.data.sources.formats import scanning
 from jobs.data.sources.formats.encodings import text_encoding
 from jobs.errors import InvalidInput
-from tests.sources_kit import open_at, outcomes, read_all
+from tests.support.sources_kit import open_at, outcomes, read_all
 
 LATIN = ["plain", "Grüße aus München", "crème"]
 

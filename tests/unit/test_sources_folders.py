@@ -17,7 +17,7 @@ import pytest
 from jobs.config.settings import Settings
 from jobs.data.sources.formats.parquet import expansion
 from jobs.errors import InvalidInput
-from tests.sources_kit import open_at, outcomes, read_all
+from tests.support.sources_kit import open_at, outcomes, read_all
 
 MIB = 2**20
 SMALL = Settings(input_roots=[Path("/")], max_dataset_bytes=MIB)

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.config.settings import Settings
 from jobs.errors import Forbidden, InvalidInput
-from tests.sources_kit import open_at, outcomes, read_all
+from tests.support.sources_kit import open_at, outcomes, read_all
 
 
 @pytest.fixture(autouse=True)

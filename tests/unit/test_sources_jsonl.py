@@ -15,7 +15,7 @@ from jobs.data.sources import check_columns
 from jobs.data.sources.formats import scanning
 from jobs.errors import InvalidInput
 from jobs.specs.inference import InputSpec
-from tests.sources_kit import open_at, outcomes, read_all
+from tests.support.sources_kit import open_at, outcomes, read_all
 
 
 @pytest.fixture

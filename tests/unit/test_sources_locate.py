@@ -17,7 +17,7 @@ from jobs.data.store import Store
 from jobs.db.tables import StoredFile
 from jobs.errors import Forbidden, InvalidInput, NotFound, ServiceUnavailable
 from jobs.specs.inference import InputSpec
-from tests.sources_kit import open_at, outcomes, read_all
+from tests.support.sources_kit import open_at, outcomes, read_all
 
 LINE = '{"text":"%s"}\n'
 

@@ -12,7 +12,7 @@ import pytest
 from jobs.data.sources import check_columns, opening
 from jobs.errors import InvalidInput
 from jobs.specs.inference import InputSpec
-from tests.sources_kit import open_at, outcomes, read_all
+from tests.support.sources_kit import open_at, outcomes, read_all
 
 
 @pytest.fixture

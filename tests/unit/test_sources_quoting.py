@@ -9,7 +9,7 @@ import pytest
 
 from jobs.data.sources.formats import scanning
 from jobs.errors import InvalidInput
-from tests.sources_kit import open_at, outcomes, read_all
+from tests.support.sources_kit import open_at, outcomes, read_all
 
 SPARK = (
     b'id,text\n1,"plain"\n2,"2\\" seam"\n3,"2\\" seam, blue"\n4,"text with \\" escaped quote"\n'

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.access.stamps import file_stamp, is_same
 from jobs.errors import InvalidInput
-from tests.sources_kit import open_at, outcomes
+from tests.support.sources_kit import open_at, outcomes
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from jobs.specs.architectures import KNOWN, RENAMED, TRAINABLE
 from jobs.specs.inference import TrainingSpec, parse_spec
 from jobs.specs.training_arguments import ARGUMENTS, RESERVED, SCHEDULES, check_arguments
 from scheduler.control.planner import check_submission, plan_job
-from tests import tiny
+from tests.support import tiny
 
 Change = Callable[[dict[str, Any]], None]
 MAPPINGS = {

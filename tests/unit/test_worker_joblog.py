@@ -12,7 +12,7 @@ from jobs.db.database import Database
 from jobs.ledger.leases import WorkingLease
 from jobs.ledger.logs import lines_of
 from tests.conftest import wait_until
-from tests.leased_job import LeasedJob
+from tests.support.leased_job import LeasedJob
 from worker.keeper.joblog import JobLog
 
 

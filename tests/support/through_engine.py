@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.data.rows import Row
-from tests.task_kit import CPU
+from tests.support.task_kit import CPU
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine
 from worker.inference.tasks import Encoded, TaskModel

@@ -10,7 +10,7 @@ import torch
 from jobs.config.settings import Settings
 from jobs.data.rows import Row, RowError
 from jobs.specs.inference import InferenceSpec
-from tests.tiny import SENTENCES
+from tests.support.tiny import SENTENCES
 from worker.inference.padding_verdicts import PadsRows
 from worker.inference.tasks import TaskModel, load_task_model
 from worker.models.task_model import Counted

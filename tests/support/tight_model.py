@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests import tiny
+from tests.support import tiny
 
 _CODE = '''
 import torch

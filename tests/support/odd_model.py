@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests import tiny
+from tests.support import tiny
 
 KILLS, HANGS, RAISES, WAITS = "zzkills", "zzhangs", "zzraises", "zzwaits"
 """Words of its tokenizer that the model acts upon."""

@@ -13,8 +13,8 @@ from jobs.config.settings import Settings
 from jobs.db.database import Database
 from jobs.db.states import LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
 from jobs.db.tables import Chunk, Event, Job, Lease, ResultRecord
-from tests.acceptance.stack import Stack
 from tests.conftest import wait_until
+from tests.support.stack import Stack
 
 
 class Records:

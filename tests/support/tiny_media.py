@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import transformers as tf
 
-from tests.tiny import byte_level_tokenizer, seeded, tiny_classifier, wordpiece_tokenizer
+from tests.support.tiny import byte_level_tokenizer, seeded, tiny_classifier, wordpiece_tokenizer
 
 LABELS: dict[str, Any] = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 _SMALL: dict[str, Any] = {
