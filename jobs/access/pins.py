@@ -1,8 +1,8 @@
 """What a job computes with, stamped when it is submitted and compared by every runner before it uses it.
 
 A model folder whose weights are replaced in mid job would give one job two models, so a change is refused, as it is for
-inputs. A pin holds, for each file that loading may read, its size, its stamp (`jobs.access.stamps`) and a digest. A request
-cannot wait for digests, so they are added when the job is planned, from files that still are what was stamped.
+inputs. A pin holds, for each file that loading may read, its size, its stamp (`jobs.access.stamps`) and a digest. A
+request cannot wait for digests, so they are added when the job is planned, from files that still are what was stamped.
 
 On the host that made the pin, size and stamp decide. Another host has other inodes, and a copy of the folder has times
 of its own; there the sizes and the digests decide. A digest is of all bytes of a file of up to 64 MiB (configurations,

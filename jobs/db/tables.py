@@ -68,8 +68,8 @@ class Job(SQLModel, table=True):
     waits_for: str | None = None
     """The training job whose model it uses; it is planned once that one has completed."""
     pins: dict[str, Any] | None = Field(default=None, sa_type=JSON)
-    """What it computes with, as that was when it was submitted: `jobs.access.pins.Pins`. NULL in a job that an older release
-    took in and that is not planned yet."""
+    """What the job computes with, as that was when it was submitted: `jobs.access.pins.Pins`. NULL in a job that an
+    older release accepted and that is not planned yet."""
     max_row_errors: str | None = None
     """The spec's limit of row errors, where it sets one: a number of rows, or a share such as `5%`."""
     num_first: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
