@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import func, insert, select
 from sqlmodel import Session, col
@@ -10,8 +10,8 @@ from sqlmodel import Session, col
 from jobs.db.database import Database
 from jobs.db.tables import LogLine
 from jobs.ledger.leases import WorkingLease
-
-_LONGEST_LINE = 8192  # characters; the rest of a longer one is cut off
+from jobs.ledger.paging import FETCHED_ROWS
+from jobs.specs.bounds import LONGEST_ENTRY_CHARACTERS
 
 
 def append(db: Database, lease: WorkingLease, lines: Sequence[tuple[float, str]], *, max_lines: int) -> int:
@@ -35,7 +35,7 @@ def append(db: Database, lease: WorkingLease, lines: Sequence[tuple[float, str]]
                 "slot_id": lease.slot_id,
                 "attempt": lease.attempt,
                 "at": at,
-                "line": line[:_LONGEST_LINE].replace("\0", "\ufffd"),
+                "line": line[:LONGEST_ENTRY_CHARACTERS].replace("\0", "\ufffd"),
             }
             for at, line in room
         ]
@@ -44,12 +44,13 @@ def append(db: Database, lease: WorkingLease, lines: Sequence[tuple[float, str]]
     return len(records)
 
 
-def lines_of(session: Session, job_id: str, *, after: int = 0, limit: int = 1000) -> list[LogLine]:
-    """A job's log lines with an id above `after`, oldest first."""
+def lines_of(session: Session, job_id: str, *, after: int = 0, limit: int = 1000) -> Iterator[LogLine]:
+    """A job's log lines with an id above `after`, oldest first, fetched as they are asked for."""
     query = (
         select(LogLine)
         .where(col(LogLine.job_id) == job_id, col(LogLine.id) > after)
         .order_by(col(LogLine.id))
         .limit(limit)
     )
-    return list(session.scalars(query))
+    with session.scalars(query.execution_options(yield_per=FETCHED_ROWS)) as found:
+        yield from found

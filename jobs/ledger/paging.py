@@ -1,8 +1,8 @@
-"""Pages of a list by the time of making, ids breaking ties: what every paged list is cut by."""
+"""What every paged list is cut by: the time of making, ids breaking ties, and a number of entries and of bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, select, tuple_
@@ -13,7 +13,34 @@ from jobs.db.tables import Batch, Job, StoredFile, Webhook, WebhookDelivery
 
 Noun = TypeVar("Noun", Batch, Job, StoredFile, Webhook, WebhookDelivery)
 
+Entry = TypeVar("Entry")
+
 Order = Literal["asc", "desc"]
+
+PAGE_BYTES = 8 * 2**20
+"""Bytes of JSON on one page of a list; the entry that exceeds it is the page's last."""
+FETCHED_ROWS = 16
+"""Rows that a bounded page fetches at once: what it holds in memory beyond its bytes."""
+
+
+def fitting(entries: Iterable[Entry], limit: int, num_bytes: Callable[[Entry], int]) -> tuple[list[Entry], bool]:
+    """As many of the first entries as fit on a page, at least one; the rest is not asked for.
+
+    Args:
+        limit: the most on a page.
+        num_bytes: what an entry takes of the page's bytes.
+
+    Returns:
+        The entries, and whether there is one more after them.
+    """
+    found: list[Entry] = []
+    left = PAGE_BYTES
+    for entry in entries:
+        if len(found) == limit or left < 0:
+            return found, True
+        found.append(entry)
+        left -= num_bytes(entry)
+    return found, False
 
 
 def page(

@@ -44,6 +44,8 @@ MOST_DOCUMENT_VALUES = 200_000
 """The most values in one document, at all its levels together."""
 MOST_TARGET_MODULES = 1000
 """The most entries of `lora.target_modules`."""
+LONGEST_ENTRY_CHARACTERS = 8192
+"""The longest text in an event of a job's history, and the longest line of its log; the rest of a longer one is cut."""
 
 Name = Annotated[str, StringConstraints(max_length=LONGEST_NAME_CHARACTERS)]
 """The name of a column, a split and the like."""

@@ -12,13 +12,12 @@ from sqlalchemy.orm import InstrumentedAttribute
 from sqlmodel import Session, col
 
 from jobs.db.tables import Batch, Job
+from jobs.ledger.paging import fitting
 
 WHOLE_CHARACTERS = 16 * 2**10
 """A spec of no more characters of JSON is shown whole."""
 PART_BYTES = 2**10
 """Values of a longer spec that take more bytes of JSON are left out."""
-PAGE_CHARACTERS = 8 * 2**20
-"""Characters of JSON that are read for one page; the entry that exceeds it is the page's last."""
 LISTED_ERRORS = 10
 """The most errors of one batch that a list shows."""
 
@@ -41,11 +40,7 @@ def shown_specs(session: Session, jobs: Sequence[Job]) -> list[ShownSpec]:
     found = session.execute(select(col(Job.id), col(Job.spec)).where(col(Job.id).in_(small)))
     whole: Mapping[str, dict[str, Any]] = {row[0]: row[1] for row in found}
     shown: list[ShownSpec] = []
-    num_read = 0
-    for job in jobs:
-        if num_read > PAGE_CHARACTERS:
-            break
-        num_read += lengths[job.id]
+    for job in fitting(jobs, len(jobs), lambda job: lengths[job.id])[0]:
         if job.id in whole:
             shown.append(ShownSpec(whole[job.id], is_cut=False))
         else:
@@ -63,11 +58,7 @@ def shown_errors(session: Session, batches: Sequence[Batch]) -> list[list[dict[s
     """The first errors of the first of these batches, as many batches as one page may hold, at least one."""
     lengths = _lengths(session, Batch.errors, [batch.id for batch in batches])
     shown: list[list[dict[str, Any]] | None] = []
-    num_read = 0
-    for batch in batches:
-        if num_read > PAGE_CHARACTERS:
-            break
-        num_read += lengths[batch.id]
+    for batch in fitting(batches, len(batches), lambda batch: lengths[batch.id])[0]:
         if lengths[batch.id] <= len("null"):
             shown.append(None)
         else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.db.states import AttemptEnd, JobState, LeaseState, SlotState
 from jobs.db.tables import Artifact, Attempt, Event, Job, Lease, LogLine, Notice, Slot, StoredFile
+from jobs.ledger.paging import fitting
 from jobs.specs.inference import Priority
 from scheduler.api.listed import ShownSpec
 
@@ -26,7 +27,7 @@ class Page(BaseModel, Generic[Entry]):
 
 
 def page(entries: Sequence[Entry], *, has_more: bool = False, id_field: str = "id") -> Page[Entry]:
-    """A page of these entries."""
+    """A page of these entries, all of them."""
     ids = [getattr(entry, id_field) for entry in entries]
     return Page(
         data=list(entries),
@@ -34,6 +35,29 @@ def page(entries: Sequence[Entry], *, has_more: bool = False, id_field: str = "i
         last_id=ids[-1] if ids else None,
         has_more=has_more,
     )
+
+
+def bounded_page(entries: Iterable[Entry], limit: int, *, has_more: bool = False) -> Page[Entry]:
+    """A page of as many of these entries as fit on it.
+
+    Args:
+        limit: the most on the page.
+        has_more: whether there are more behind these.
+    """
+    found, is_cut = fitting(entries, limit, num_bytes)
+    return page(found, has_more=has_more or is_cut)
+
+
+class Sent(Protocol):
+    """What is sent as JSON: a pydantic model, such as the entry of a list."""
+
+    def model_dump_json(self) -> str:
+        """The JSON text."""
+
+
+def num_bytes(entry: Sent) -> int:
+    """Bytes of an entry's JSON."""
+    return len(entry.model_dump_json().encode())
 
 
 class Counts(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,11 +19,12 @@ from starlette.responses import StreamingResponse
 from jobs.db.states import LIVE_LEASE_STATES
 from jobs.db.tables import ApiKey, Job, Lease
 from jobs.errors import NotFound, StokerError, Unauthorized
+from jobs.ledger.paging import fitting
 from scheduler.api.context import Context
 from scheduler.api.job_views import describe_jobs
 from scheduler.api.listed import ShownSpec, shown_spec
 from scheduler.api.live_key import is_valid
-from scheduler.api.schemas import JobView
+from scheduler.api.schemas import JobView, Sent, num_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _LINGER_SECONDS = 1.0
 _PAGE = 1000
 
 
-class Numbered(Protocol):
+class Numbered(Sent, Protocol):
     """An entry of an append-only table."""
 
     @property
@@ -56,7 +57,7 @@ class Tail(Generic[Entry]):
     """
 
     def __init__(
-        self, read: Callable[[Session, int, int], Sequence[Entry]], *, after: int, settle_seconds: float
+        self, read: Callable[[Session, int, int], Iterable[Entry]], *, after: int, settle_seconds: float
     ) -> None:
         """
         Args:
@@ -69,16 +70,21 @@ class Tail(Generic[Entry]):
         self._settle_seconds = settle_seconds
         self._seen: dict[int, float] = {}
 
-    def more(self, session: Session, now: float) -> list[Entry]:
-        """What has come since the last call; `now` is any clock that only goes forward, in seconds."""
+    def more(self, session: Session, now: float) -> tuple[list[Entry], bool]:
+        """What has come since the last call, as much as fits on a page, and whether there is more of it.
+
+        Args:
+            session: to read in.
+            now: of any clock that only goes forward, in seconds.
+        """
         settled = [entry_id for entry_id, seen_at in self._seen.items() if seen_at + self._settle_seconds <= now]
         if settled:
             self._floor = max(settled)
             self._seen = {entry_id: at for entry_id, at in self._seen.items() if entry_id > self._floor}
-        entries = self._read(session, self._floor, _PAGE + len(self._seen))
-        fresh = [entry for entry in entries if entry.id not in self._seen]
+        entries = self._read(session, self._floor, _PAGE + len(self._seen) + 1)
+        fresh, has_more = fitting((entry for entry in entries if entry.id not in self._seen), _PAGE, num_bytes)
         self._seen.update(dict.fromkeys((entry.id for entry in fresh), now))
-        return fresh
+        return fresh, has_more
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,8 @@ class _Look:
     """What one look at the database found."""
 
     entries: list[Any]
+    has_more: bool
+    """Whether more entries are there already."""
     job: JobView
     is_over: bool
     """The job has ended, and no lease is left whose runner could still log."""
@@ -99,7 +107,7 @@ class Follower:
         context: Context,
         key: ApiKey,
         job_id: str,
-        read: Callable[[Session, int, int], Sequence[Any]],
+        read: Callable[[Session, int, int], Iterable[Any]],
         *,
         after: int,
         event_name: Callable[[Any], str],
@@ -155,7 +163,7 @@ class Follower:
             elif now - spoke >= _SIGN_OF_LIFE_SECONDS:
                 yield b": still here\n\n"
                 spoke = now
-            if look.is_over and len(look.entries) < _PAGE:
+            if look.is_over and not look.has_more:
                 over_since = now if over_since is None else over_since
                 if not self._until_leases_end or now - over_since >= _LINGER_SECONDS:
                     yield b"event: end\ndata: {}\n\n"
@@ -177,8 +185,8 @@ class Follower:
                 self._spec = shown_spec(session, job)
             is_over = job.state.is_terminal and not (self._until_leases_end and _has_live_lease(session, job.id))
             view = describe_jobs(session, self._context, [job], [self._spec])[0]
-            entries = self._tail.more(session, time.monotonic())
-        return _Look(entries, view, is_over)
+            entries, has_more = self._tail.more(session, time.monotonic())
+        return _Look(entries, has_more, view, is_over)
 
 
 def _has_live_lease(session: Session, job_id: str) -> bool:

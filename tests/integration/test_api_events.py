@@ -14,8 +14,9 @@ import pytest
 from sqlmodel import Session
 
 from jobs.db.states import JobState
+from jobs.ledger import history, leases, logs, paging
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger import leases, logs
+from jobs.specs.bounds import LONGEST_ENTRY_CHARACTERS
 from scheduler.api.streams import Tail
 from scheduler.client.event_stream import parse_events
 from scheduler.client.http_client import ApiError
@@ -168,17 +169,19 @@ def test_entries_that_show_themselves_late_are_given_all_the_same() -> None:
     visible = [1, 2, 4]
 
     def read(_session: Session, after: int, limit: int) -> list[Any]:
-        return [SimpleNamespace(id=number) for number in sorted(visible) if number > after][:limit]
+        return [
+            SimpleNamespace(id=number, model_dump_json=lambda: "{}") for number in sorted(visible) if number > after
+        ][:limit]
 
     tail: Tail[Any] = Tail(read, after=0, settle_seconds=5.0)
     session: Any = None
-    assert [entry.id for entry in tail.more(session, 0.0)] == [1, 2, 4]
+    assert [entry.id for entry in tail.more(session, 0.0)[0]] == [1, 2, 4]
     visible.append(3)
-    assert [entry.id for entry in tail.more(session, 1.0)] == [3]
-    assert tail.more(session, 2.0) == []
+    assert [entry.id for entry in tail.more(session, 1.0)[0]] == [3]
+    assert tail.more(session, 2.0) == ([], False)
     visible.append(5)
-    assert [entry.id for entry in tail.more(session, 100.0)] == [5]
-    assert tail.more(session, 200.0) == []
+    assert [entry.id for entry in tail.more(session, 100.0)[0]] == [5]
+    assert tail.more(session, 200.0) == ([], False)
 
 
 def test_a_history_longer_than_a_page_is_given_whole(api: LiveApi, job: LeasedJob) -> None:
@@ -190,3 +193,28 @@ def test_a_history_longer_than_a_page_is_given_whole(api: LiveApi, job: LeasedJo
     job_ledger.fail(api.database, job.job_id, leases.LostLease())
     assert [line["line"] for line in api.client.logs(job.job_id, follow=True)] == [text for _, text in lines]
     assert [line["line"] for line in api.client.logs(job.job_id)] == [text for _, text in lines]
+
+
+@pytest.mark.parametrize("noun", ["events", "logs"])
+def test_a_page_of_long_entries_ends_early_and_goes_on(api: LiveApi, job: LeasedJob, noun: str) -> None:
+    """Lost: the API's memory, to a job whose thousand lines are each as long as they may be."""
+    lease = job.lease()
+    text = "\x01" * (LONGEST_ENTRY_CHARACTERS + 1)  # six bytes of JSON for each character
+    logs.append(api.database, lease, [(float(number), text) for number in range(300)], max_lines=10_000)
+    with api.database.write() as session:
+        for number in range(300):
+            history.record(session, api.database, job.job_id, "job.notice", code=str(number), message=text)
+    job_ledger.fail(api.database, job.job_id, leases.LostLease())
+    leases.release(api.database, lease.lease_id, "done")
+    pages, after, has_more = [], 0, True
+    while has_more:
+        headers = {"Accept": "application/json"}
+        answer = api.http.get(f"/v1/jobs/{job.job_id}/{noun}?limit=1000&after={after}", headers=headers)
+        assert len(answer.content) < paging.PAGE_BYTES + 2 * 6 * LONGEST_ENTRY_CHARACTERS
+        pages.append(answer.json()["data"])
+        after, has_more = answer.json()["last_id"], answer.json()["has_more"]
+    assert len(pages) == 2
+    whole = [entry for entries in pages for entry in entries]
+    assert len(whole) >= 300
+    assert list(getattr(api.client, noun)(job.job_id, follow=True)) == whole
+    assert list(getattr(api.client, noun)(job.job_id, follow=False)) == whole

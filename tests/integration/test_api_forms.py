@@ -11,7 +11,7 @@ import pytest
 
 from jobs.data.store import artifact_key
 from jobs.db.tables import Artifact, Batch
-from jobs.ledger import batches
+from jobs.ledger import batches, paging
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.batches import NewBatch
 from jobs.specs.inference import parse_spec
@@ -186,7 +186,7 @@ def test_a_page_of_large_jobs_is_shorter_and_the_next_goes_on(
     rows = str(write_rows(tmp_path / "rows.jsonl", 1))
     document = spec_document(rows, parameters={"targets": ["word"] * 5000})
     made = [job_ledger.submit(api.database, parse_spec(document), project="pages").id for _ in range(5)]
-    monkeypatch.setattr(listed, "PAGE_CHARACTERS", 50_000)
+    monkeypatch.setattr(paging, "PAGE_BYTES", 50_000)
     client = api.client_of("pages")
     found: list[str] = []
     after = ""

@@ -434,7 +434,7 @@ def test_old_jobs_go_with_all_that_is_theirs_and_others_stay(house: House) -> No
         assert set(session.scalars(select(col(Job.id)))) == {waiting, fresh}
         for table in (Chunk, Lease, Event, ResultRecord):
             assert set(session.scalars(select(table.job_id))) <= {waiting, fresh}
-        assert history.events(session, fresh)
+        assert list(history.events(session, fresh))
     assert list(house.store.list("jobs/")) == []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -15,7 +15,7 @@ from jobs.ledger import history, logs
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterNumber, InContext, JobId, LongPageSize
 from scheduler.api.errors import error_responses
-from scheduler.api.schemas import EventView, JobView, LogView, Page, event_view, log_view, page
+from scheduler.api.schemas import EventView, JobView, LogView, Page, bounded_page, event_view, log_view
 from scheduler.api.scope import find_job
 from scheduler.api.streams import Follower
 
@@ -60,15 +60,14 @@ def get_events(
     """A job's history: streamed, unless `Accept: application/json` asks for a page. A stream says `end` at its end."""
     _check_job(context, key, job_id)
 
-    def read(session: Session, after_id: int, count: int) -> Sequence[EventView]:
-        return [event_view(event) for event in history.events(session, job_id, after=after_id, limit=count)]
+    def read(session: Session, after_id: int, count: int) -> Iterator[EventView]:
+        return map(event_view, history.events(session, job_id, after=after_id, limit=count))
 
     if follow is None:
         follow = "application/json" not in request.headers.get("accept", "")
     if not follow:
         with context.database.read() as session:
-            events = read(session, after, limit + 1)
-        return page(events[:limit], has_more=len(events) > limit)
+            return bounded_page(read(session, after, limit + 1), limit)
     return Follower(
         context,
         key,
@@ -95,15 +94,14 @@ def get_logs(
     """What the job's runners logged: a page, unless `follow` or `Accept: text/event-stream` asks for the stream."""
     _check_job(context, key, job_id)
 
-    def read(session: Session, after_id: int, count: int) -> Sequence[LogView]:
-        return [log_view(line) for line in logs.lines_of(session, job_id, after=after_id, limit=count)]
+    def read(session: Session, after_id: int, count: int) -> Iterator[LogView]:
+        return map(log_view, logs.lines_of(session, job_id, after=after_id, limit=count))
 
     if follow is None:
         follow = _STREAM in request.headers.get("accept", "")
     if not follow:
         with context.database.read() as session:
-            lines = read(session, after, limit + 1)
-        return page(lines[:limit], has_more=len(lines) > limit)
+            return bounded_page(read(session, after, limit + 1), limit)
     return Follower(
         context,
         key,

@@ -32,7 +32,7 @@ from scheduler.api.errors import error_responses
 from scheduler.api.multipart import Part, boundary_of, read_field, read_parts
 from scheduler.api.request_body import next_block
 from scheduler.api.routes.batch_files import find_growing, growing_view, stream_growing
-from scheduler.api.schemas import DeletedFile, FileView, Page, file_view, page
+from scheduler.api.schemas import DeletedFile, FileView, Page, bounded_page, file_view
 from scheduler.api.scope import scope_of
 from scheduler.api.stored_object import RANGES, stream_object
 
@@ -104,7 +104,7 @@ def list_files(
     with context.database.read() as session:
         last = None if after is None else _find(session, after, key)
         files, has_more = paging.page(session, StoredFile, *conditions, last=last, limit=limit, order=order)
-    return page([file_view(file) for file in files], has_more=has_more)
+    return bounded_page(map(file_view, files), limit, has_more=has_more)
 
 
 @router.get("/{file_id}", responses=error_responses(404))

@@ -17,7 +17,7 @@ from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterId, InContext, PageSize, WebhookId
 from scheduler.api.errors import error_responses
 from scheduler.api.request_body import parse_request, read_document
-from scheduler.api.schemas import Page, page
+from scheduler.api.schemas import Page, bounded_page
 from scheduler.api.scope import find_webhook, scope_of
 from scheduler.control.webhook_sender import LONGEST_URL, check_url
 
@@ -116,7 +116,7 @@ def list_webhooks(context: InContext, key: Key, after: AfterId = None, limit: Pa
         if after is not None:
             find_webhook(session, after, key)
         found, has_more = webhooks.list_webhooks(session, project=scope_of(key), after=after, limit=limit)
-    return page([_webhook_view(webhook) for webhook in found], has_more=has_more)
+    return bounded_page(map(_webhook_view, found), limit, has_more=has_more)
 
 
 @router.get("/{webhook_id}", responses=error_responses(404))
@@ -143,7 +143,7 @@ def list_deliveries(
     with context.database.read() as session:
         find_webhook(session, webhook_id, key)
         found, has_more = webhooks.deliveries(session, webhook_id, after=after, limit=limit)
-    return page([_delivery_view(delivery) for delivery in found], has_more=has_more)
+    return bounded_page(map(_delivery_view, found), limit, has_more=has_more)
 
 
 @router.post("/{webhook_id}/test", status_code=201, responses=error_responses(404))
