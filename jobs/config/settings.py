@@ -85,7 +85,8 @@ class Settings(BaseSettings):
     max_audio_seconds: float = Field(default=4 * 3600, gt=0)
     """Longest sound of a row; a longer one becomes a row error."""
     max_dataset_bytes: int = Field(default=100 * 2**30, gt=0)
-    """Largest data set folder, unpacked, that is converted into this host's cache of data sets."""
+    """Largest data set, from the hub or a folder, packed and unpacked, that is fetched and converted into this host's
+    cache of data sets."""
     batch_lines: int = Field(default=1_000_000, ge=1)
     """Most requests of one batch file."""
     webhook_private_hosts: list[PrivateHost] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from jobs.config.settings import Settings
 from jobs.errors import Forbidden, InvalidInput
+from tests.support.small_hub import NAME, small_hub
 from tests.support.sources_kit import open_at, outcomes, read_all
 
 
@@ -168,3 +171,42 @@ def test_images_arrive_as_bytes_or_pictures_and_sounds_as_bytes(tmp_path: Path) 
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
     read = read_all(open_at(tmp_path / "saved", {"audio": "a"}))
     assert [row.values["audio"] for row in read] == [b"RIFF", "s.wav"]
+
+
+_ROWS = b'{"text": "a row of the hub"}\n' * 50_000
+_DECLARED = b"---\ndataset_info:\n  features:\n  - {name: text, dtype: string}\n  dataset_size: 5000000\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "refusal", "fetched"),
+    [
+        ({"train.jsonl": _ROWS[:870_000]}, None, ["train.jsonl"]),
+        ({"train.jsonl": _ROWS}, "its files on the hub take", []),
+        ({"train.jsonl": _ROWS[:870_000], "README.md": _DECLARED}, "its notes declare", []),
+        ({"train.jsonl.gz": gzip.compress(_ROWS)}, "unpacked, its files take", ["train.jsonl.gz"]),
+    ],
+    ids=["small", "large", "declared", "packed"],
+)
+def test_a_hub_data_set_is_fetched_only_within_the_limit(
+    tmp_path: Path, files: dict[str, bytes], refusal: str | None, fetched: list[str]
+) -> None:
+    """Lost: the disk of every host, to a job that names the largest data set of the hub."""
+    code = (
+        "from jobs.errors import StokerError\n"
+        "from jobs.config.settings import Settings\n"
+        "from tests.support.sources_kit import open_at, read_all\n"
+        "try:\n"
+        f"    source = open_at('hf://datasets/{NAME}', settings=Settings(max_dataset_bytes=1_000_000))\n"
+        "    print(len(read_all(source)))\n"
+        "except StokerError as error:\n"
+        "    print(error.message)\n"
+    )
+    with small_hub(files) as hub:  # named by variables that the library reads when it is imported
+        variables = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub")}
+        environment = {**os.environ, **variables, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    limit = "more than 1000000 bytes (setting max_dataset_bytes)"
+    name = f"hf://datasets/{NAME}"
+    told = "30000" if refusal is None else f"input.path: data set '{name}': {refusal} {limit}"
+    assert done.stdout.strip() == told
+    assert [path for path in hub.fetched if path != "README.md"] == fetched

@@ -57,6 +57,22 @@ def check_notes(file: InputFile, settings: Settings) -> None:
                     raise _refused(file, f"its {name} names '{text}', and a folder's files must lie in it")
 
 
+def check_size(file: InputFile, claim: str, sizes: Iterable[int], most_bytes: int) -> None:
+    """Refuse a data set whose parts take more than the limit together; the first part beyond it is the last looked at.
+
+    Args:
+        file: the data set.
+        claim: the beginning of what the user is told, such as "its files on the hub take".
+        sizes: bytes of each part.
+        most_bytes: what all of them together may take (setting `max_dataset_bytes`).
+    """
+    num_bytes = 0
+    for size in sizes:
+        num_bytes += size
+        if num_bytes > most_bytes:
+            raise _refused(file, f"{claim} more than {most_bytes} bytes (setting max_dataset_bytes)")
+
+
 def check_expansion(file: InputFile, paths: Iterable[str], *, most_bytes: int, max_row_bytes: int) -> None:
     """Refuse files that unpack to more than the limit, or hold what is never loaded; nothing is written.
 
@@ -69,15 +85,11 @@ def check_expansion(file: InputFile, paths: Iterable[str], *, most_bytes: int, m
     Raises:
         InvalidInput: they take more, or one is damaged or holds pickled data.
     """
-    left = most_bytes
-    for path in dict.fromkeys(paths):
-        for num_bytes in _unpacked(file, Path(path), left, max_row_bytes):
-            left -= num_bytes
-            if left < 0:
-                raise _refused(file, f"it takes more than {most_bytes} bytes unpacked (setting max_dataset_bytes)")
+    sizes = (size for path in dict.fromkeys(paths) for size in _unpacked(file, Path(path), max_row_bytes))
+    check_size(file, "unpacked, its files take", sizes, most_bytes)
 
 
-def _unpacked(file: InputFile, path: Path, limit: int, max_row_bytes: int) -> Iterator[int]:
+def _unpacked(file: InputFile, path: Path, max_row_bytes: int) -> Iterator[int]:
     """The bytes that a file unpacks to, in parts, so that nobody has to read on behind a limit."""
     with path.open("rb") as handle:
         head = handle.read(512)
@@ -87,7 +99,7 @@ def _unpacked(file: InputFile, path: Path, limit: int, max_row_bytes: int) -> It
             with zipfile.ZipFile(handle) as archive:  # which reads no more of a member than its notes say
                 yield from (member.file_size for member in archive.infolist())
         elif ".tar" in path.suffixes or path.suffix == ".tgz" or head[257:262] == b"ustar":
-            yield from _members(file, handle, limit)
+            yield from _members(file, handle)
         elif codec is not None:
             yield from _stream(handle, codec)
         elif head.startswith(b"PAR1"):
@@ -96,15 +108,12 @@ def _unpacked(file: InputFile, path: Path, limit: int, max_row_bytes: int) -> It
             yield path.stat().st_size
 
 
-def _members(file: InputFile, handle: BinaryIO, limit: int) -> Iterator[int]:
+def _members(file: InputFile, handle: BinaryIO) -> Iterator[int]:
     with tarfile.open(fileobj=handle, mode="r|*") as archive:
         for member in archive:
             if member.name.lower().endswith(_PICKLED):
                 raise _refused(file, f"it holds '{member.name}', pickled data, which is never loaded")
             yield member.size
-            limit -= member.size
-            if limit < 0:  # else a packed file would be unpacked to its end to find the next one
-                return
 
 
 def _stream(handle: BinaryIO, codec: str) -> Iterator[int]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow
 import yaml
@@ -21,10 +21,10 @@ import yaml
 from jobs.access.paths import resolve_input_path
 from jobs.access.stamps import file_stamp
 from jobs.config.settings import Settings
-from jobs.data.sources.folders import check_expansion, check_notes
+from jobs.data.sources.folders import check_expansion, check_notes, check_size
 from jobs.data.sources.formats.arrow import table_records
 from jobs.data.sources.formats.class_names import names_of_feature
-from jobs.data.sources.opening import PARAM, check_unchanged
+from jobs.data.sources.opening import PARAM, check_unchanged, remote_file_system
 from jobs.data.sources.reader import Cut, InputFile, Record
 from jobs.errors import Forbidden, InvalidInput, ServiceUnavailable
 from jobs.messages import first_line
@@ -123,12 +123,25 @@ class DatasetReader:
         named = builder.config.data_files or {}
         urls = [url for urls in named.values() for url in urls]
         self._check_allowed(file, urls)
-        if not file.url.startswith(_HUB_PREFIX) and not Path(builder.cache_dir).exists():
-            paths = [url.rpartition("::")[2] for url in urls]
+        if not Path(builder.cache_dir).exists():
+            paths = list(dict.fromkeys(url.rpartition("::")[2] for url in urls))
+            if file.url.startswith(_HUB_PREFIX):
+                paths = self._downloaded(file, builder, paths)
             settings = self._settings
             check_expansion(file, paths, most_bytes=settings.max_dataset_bytes, max_row_bytes=settings.max_row_bytes)
         builder.download_and_prepare()
         return builder.as_dataset(split=self._split)
+
+    def _downloaded(self, file: InputFile, builder: Any, urls: Sequence[str]) -> list[str]:
+        """The local copies of a hub data set's files, once the hub says that they are not too large to be fetched."""
+        from datasets import DownloadConfig, DownloadManager
+
+        (hub, _), options = remote_file_system(urls[0]), builder.storage_options
+        check_size(file, "its notes declare", [builder.info.dataset_size or 0], self._settings.max_dataset_bytes)
+        sizes = (hub.info(url)["size"] for url in urls)
+        check_size(file, "its files on the hub take", sizes, self._settings.max_dataset_bytes)
+        config = DownloadConfig(use_etag=False, token=builder.token, storage_options=options)
+        return cast("list[str]", DownloadManager(download_config=config).download(list(urls)))
 
     def _check_allowed(self, file: InputFile, urls: Iterable[str]) -> None:
         """Refuse files that jobs may not read: a README, a link or a saved set's own notes may name any."""
