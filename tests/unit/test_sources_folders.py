@@ -164,3 +164,35 @@ def test_a_parquet_file_that_claims_more_rows_than_fit_is_refused() -> None:
     footer = SimpleNamespace(num_rows=2**31, num_row_groups=0)
     assert "more than any file of real rows has" in (expansion(footer, 946, None, 1) or "")
     assert expansion(footer, 100_000, None, 1) is None
+
+
+def _compressed(path: Path, num_rows: int, *, file: bool) -> None:
+    """A table of equal numbers, compressed; zstd makes some kilobytes of megabytes."""
+    table = pa.table({"text": pa.array([0] * num_rows, pa.int64())})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    opened = pa.ipc.new_file if file else pa.ipc.new_stream
+    with opened(str(path), table.schema, options=options) as writer:
+        writer.write_table(table)
+
+
+def test_a_saved_data_set_is_not_unpacked_in_memory(tmp_path: Path) -> None:
+    """Lost: a host's memory, to a file of some kilobytes that is thought to be mapped where it lies."""
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "saved"))
+    assert outcomes(read_all(open_at(tmp_path / "saved"))) == ["a", "b"]
+    [arrow] = (tmp_path / "saved").glob("*.arrow")
+    _compressed(arrow, 10**6, file=False)
+    with pytest.raises(InvalidInput, match=r"'data-00000-of-00001\.arrow' is compressed, .* save_to_disk") as refused:
+        open_at(tmp_path / "saved").column_names()
+    assert refused.value.param == "input.path"
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["stream", "file"])
+def test_compressed_arrow_files_count_as_what_they_unpack_to(folder: Path, file: bool) -> None:
+    path = folder / "train.arrow"
+    _compressed(path, 2**20, file=file)
+    assert path.stat().st_size < MIB / 8
+    assert "unpacked, its files take more than 1048576 bytes" in _refusal(folder)
+    large = Settings(input_roots=[Path("/")], max_dataset_bytes=8 * MIB + 2**10)
+    assert open_at(folder, format="dataset", settings=large).column_names() == ["text"]
+    _compressed(path, 2**24, file=file)
+    assert "'train.arrow' expands a table from" in _refusal(folder, Settings(input_roots=[Path("/")]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +151,91 @@ def test_a_huge_row_group_is_read_in_bounded_memory(path: Path) -> None:
         assert row_read.error is None
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert peak < 64 * 2**20
+
+
+_POOLS: list[pa.MemoryPool] = []  # kept, for what is freed later goes back to them
+
+
+@contextmanager
+def measured() -> Iterator[pa.MemoryPool]:
+    """What Arrow allocates while inside, with the most of it."""
+    usual = pa.default_memory_pool()
+    own = pa.proxy_memory_pool(usual)
+    _POOLS.append(own)
+    pa.set_memory_pool(own)
+    try:
+        yield own
+    finally:
+        pa.set_memory_pool(usual)
+
+
+def test_a_page_is_refused_whose_own_header_claims_too_much(path: Path) -> None:
+    """Lost: the memory of a host, to a page that unpacks to what the footer does not tell."""
+    texts = ["word " * 400_000]
+    pq.write_table(pa.table({"text": texts}), path, compression="zstd", use_dictionary=False)
+    data = path.read_bytes()
+    at = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
+    assert data[at : at + 3] == b"\x15\x00\x15"  # a page of data; its size unpacked, a number of four bytes, follows
+    assert [byte >> 7 for byte in data[at + 3 : at + 7]] == [1, 1, 1, 0]
+    path.write_bytes(data[: at + 3] + b"\xfe\xff\xff\x7f" + data[at + 7 :])
+    with (
+        measured() as pool,
+        pytest.raises(InvalidInput, match=r"expands a page of column 'text' from \d+ bytes to 134217727$"),
+    ):
+        read_all(open_at(path))
+    assert pool.max_memory() < 2**24
+
+
+def _repeated(value: str, times: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), pa.array([value]))
+
+
+def test_a_long_value_that_a_dictionary_repeats_is_read_in_parts(path: Path) -> None:
+    """Lost: gigabytes for a file of some kilobytes."""
+    value = "word " * 800_000
+    table = pa.table({"text": [value] * 100})
+    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=2**23)
+    assert path.stat().st_size < 2**16
+    source = open_at(path)
+    [chunk] = source.index(100)
+    with measured() as pool:
+        assert all(row.values["text"] == value for row in source.read(chunk.start_row, chunk.stop_row, chunk.locator))
+    assert pool.max_memory() < 200 * 2**20
+
+
+def _in_one_list(values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
+
+
+def test_a_row_of_too_many_values_is_refused_before_it_is_decoded(path: Path) -> None:
+    values = _in_one_list(pa.repeat(pa.scalar(0, pa.int8()), 9 * 2**20))
+    pq.write_table(pa.table({"text": ["a"], "labels": values}), path, compression="zstd")
+    assert path.stat().st_size < 2**16
+    with pytest.raises(
+        InvalidInput, match=r"expands column 'labels' to \d+ bytes in a row group with a num_rows of 1,"
+    ):
+        read_all(open_at(path, {"text": "text", "candidate_labels": "labels"}))
+
+
+def test_a_row_that_repeats_a_long_value_a_million_times_is_refused(path: Path) -> None:
+    values = _in_one_list(_repeated("word " * 200_000, 10**6))
+    pq.write_table(pa.table({"text": ["a"], "labels": values}), path, compression="zstd")
+    source = open_at(path, {"text": "text", "candidate_labels": "labels"})
+    with (
+        measured() as pool,
+        pytest.raises(InvalidInput, match="expands one row to 1000000000000 bytes by values that it repeats"),
+    ):
+        read_all(source)
+    assert pool.max_memory() < 100 * 2**20
+    assert outcomes(read_all(open_at(path))) == ["a"]
+
+
+@pytest.mark.parametrize("length", [3, 40_000])  # of words that are read at once, and in parts
+def test_lists_of_words_that_a_dictionary_keeps_are_read_whole(path: Path, length: int) -> None:
+    words = [f"{at}" * length for at in range(10)]
+    rows = [[words[(at + place) % 10] for place in range(at % 7)] for at in range(600)]
+    nested = [{"a": row} for row in rows]
+    pq.write_table(pa.table({"text": ["a"] * 600, "words": rows, "nested": nested}), path, compression="zstd")
+    read = read_all(open_at(path, {"text": "text", "candidate_labels": "words", "table": "nested"}), 250)
+    assert [row.values["candidate_labels"] for row in read] == rows
+    assert [row.values["table"] for row in read] == nested

@@ -6,6 +6,7 @@ counted.
 
 from __future__ import annotations
 
+import json
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from fsspec.compression import compr
 from jobs.access.paths import resolve_input_path
 from jobs.config.settings import Settings
 from jobs.data.sources.opening import PARAM
-from jobs.data.sources.reader import InputFile
+from jobs.data.sources.reader import InputFile, is_bomb
 from jobs.errors import InvalidInput
 
 _NOTES = ("README.md", ".huggingface.yaml")
@@ -103,7 +104,9 @@ def _unpacked(file: InputFile, path: Path, max_row_bytes: int) -> Iterator[int]:
         elif codec is not None:
             yield from _stream(handle, codec)
         elif head.startswith(b"PAR1"):
-            yield _parquet_bytes(file, path, max_row_bytes)
+            yield _parquet_bytes(file, handle, path, max_row_bytes)
+        elif path.suffix == ".arrow":
+            yield from _arrow_bytes(file, path)
         else:
             yield path.stat().st_size
 
@@ -124,17 +127,60 @@ def _stream(handle: BinaryIO, codec: str) -> Iterator[int]:
             yield len(block)
 
 
-def _parquet_bytes(file: InputFile, path: Path, max_row_bytes: int) -> int:
+def _arrow_bytes(file: InputFile, path: Path) -> Iterator[int]:
+    from jobs.data.sources.formats.arrow_messages import messages
+
+    for message in messages(path):
+        packed, unpacked = message.packed_bytes, message.unpacked_bytes
+        if is_bomb(packed, unpacked):
+            raise _refused(file, f"'{path.name}' expands a table from {packed} bytes to {unpacked}")
+        yield unpacked
+
+
+def check_saved(file: InputFile, folder: Path, settings: Settings) -> None:
+    """Refuse a saved data set that names files which jobs may not read, or whose tables are compressed.
+
+    The library maps its files into memory; a compressed one would be unpacked there, all of it.
+
+    Raises:
+        InvalidInput: A table is compressed, or its notes cannot be read.
+        Forbidden: It names files that jobs may not read.
+    """
+    from jobs.data.sources.formats.arrow_messages import messages
+
+    notes = resolve_input_path(folder / "state.json", settings)
+    if not notes.is_file():
+        return
+    if notes.stat().st_size > _LARGEST_NOTES:
+        raise _refused(file, f"its state.json is longer than {_LARGEST_NOTES} bytes")
+    for facts in json.loads(notes.read_bytes())["_data_files"]:
+        path = resolve_input_path(folder / facts["filename"], settings)
+        if any(message.is_compressed for message in messages(path)):
+            raise _refused(
+                file,
+                f"'{path.name}' is compressed, and a saved data set is read where it lies: save it with save_to_disk "
+                "of the datasets library, which does not compress",
+            )
+
+
+def _parquet_bytes(file: InputFile, handle: BinaryIO, path: Path, max_row_bytes: int) -> int:
     import pyarrow.parquet as pq
 
     from jobs.data.sources.formats.parquet import expansion
+    from jobs.data.sources.formats.parquet_pages import dictionaries
 
     with pq.ParquetFile(path) as parquet:
         metadata = parquet.metadata
         fault = expansion(metadata, path.stat().st_size, None, max_row_bytes)
         if fault is not None:
             raise _refused(file, f"'{path.name}' {fault}")
-        return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        try:
+            for facts in groups:
+                dictionaries(handle, facts, None, max_row_bytes)
+        except ValueError as error:
+            raise _refused(file, f"'{path.name}' {error}") from error
+        return sum(facts.total_byte_size for facts in groups)
 
 
 def _configurations(path: Path, file: InputFile) -> Any:

@@ -21,7 +21,7 @@ import yaml
 from jobs.access.paths import resolve_input_path
 from jobs.access.stamps import file_stamp
 from jobs.config.settings import Settings
-from jobs.data.sources.folders import check_expansion, check_notes, check_size
+from jobs.data.sources.folders import check_expansion, check_notes, check_saved, check_size
 from jobs.data.sources.formats.arrow import table_records
 from jobs.data.sources.formats.class_names import names_of_feature
 from jobs.data.sources.opening import PARAM, check_unchanged, remote_file_system
@@ -110,8 +110,8 @@ class DatasetReader:
             check_notes(file, self._settings)
             saved = _saved_folder(folder, self._split, file)
             if saved is not None:
+                check_saved(file, saved, self._settings)
                 data = _saved(saved, self._split, file, is_single=saved == folder)
-                self._check_allowed(file, [facts["filename"] for facts in data.cache_files])
                 return data
             return self._built(file, datasets.load_dataset_builder(str(folder), name=self._config))
         name, _, revision = file.url.removeprefix(_HUB_PREFIX).partition("@")

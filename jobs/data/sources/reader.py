@@ -8,6 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 from jobs.data.rows import RowError
 
+LARGE_BYTES = 64 * 2**20
+"""What is unpacked at once may take this much whatever its size in the file is."""
+_MOST_EXPANSION = 100
+"""What takes more unpacks to at most so many times its size in the file."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
@@ -65,6 +70,11 @@ class Reader(Protocol):
     def records(self, file: InputFile, place: Mapping[str, Any], skip: int, count: int) -> Iterator[Record]:
         """The `count` records after the first `skip` ones at `place`; fewer only where the file ends before."""
         ...
+
+
+def is_bomb(packed_bytes: int, unpacked_bytes: int) -> bool:
+    """Whether a part of a file, which is unpacked at once, is large and expands beyond what real data does."""
+    return unpacked_bytes > LARGE_BYTES and unpacked_bytes > _MOST_EXPANSION * packed_bytes
 
 
 def changed_message(file: InputFile) -> str:

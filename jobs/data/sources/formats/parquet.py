@@ -6,8 +6,8 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, chain
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,17 +16,16 @@ from jobs.access.paths import is_local
 from jobs.data.sources import opening
 from jobs.data.sources.formats.arrow import table_records
 from jobs.data.sources.formats.class_names import names_in_metadata
-from jobs.data.sources.reader import Cut, InputFile, Record
+from jobs.data.sources.formats.parquet_pages import Dictionary, column_fault, dictionaries, repeated_bytes
+from jobs.data.sources.reader import LARGE_BYTES, Cut, InputFile, Record
 from jobs.errors import InvalidInput
 from jobs.messages import first_line
 
 _BATCH_BYTES = 8 * 2**20
-_BATCH_ROWS = 256  # bounds what a long value that a dictionary repeats can take
+_BATCH_ROWS = 256
 _BUFFER_BYTES = 2**20
 _MOST_ROWS_PER_BYTE = 100_000
 """Writers keep some ten thousand rows in a page, and a page of equal values takes some ten bytes."""
-_LARGE_BYTES = 64 * 2**20
-"""What a column may take in one row group whatever its rows are."""
 
 
 @dataclass(slots=True)
@@ -116,14 +115,47 @@ class ParquetReader:
             resources.enter_context(_decoding(file))
             parquet = resources.enter_context(pq.ParquetFile(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False))
             starts = _group_starts(parquet.metadata)
-            columns = [name for name in parquet.schema_arrow.names if name in self._columns]
-            batches = parquet.iter_batches(
-                batch_size=_batch_rows(parquet.metadata, group, columns),
-                row_groups=range(group, len(starts)),
-                columns=columns,
-                use_threads=False,
+            batches = chain.from_iterable(
+                self._batches(file, handle, parquet, each) for each in range(group, len(starts))
             )
             return _Cursor(file, starts, batches, starts[group], None, resources.pop_all())
+
+    def _batches(self, file: InputFile, handle: BinaryIO, parquet: Any, group: int) -> Iterator[pa.RecordBatch]:
+        """A row group, decoded a few rows at a time, once its pages were looked at."""
+        facts = parquet.metadata.row_group(group)
+        columns = [name for name in parquet.schema_arrow.names if name in self._columns]
+        is_remote = not is_local(file.url)
+        try:
+            found = dictionaries(handle, facts, columns, self._max_row_bytes, is_remote=is_remote)
+        except ValueError as error:
+            raise InvalidInput(f"{opening.PARAM}: '{file.name}' {error}", param=opening.PARAM) from error
+        # One row of a list may repeat a value any number of times: such a column keeps its dictionary.
+        kept = [each.path for each in found if "." in each.path and _may_swell(each)]
+        longest = max((each.num_bytes for each in found if each.path not in kept), default=0)
+        num_rows = min(_batch_rows(facts, columns), LARGE_BYTES // max(longest, 1))
+        buffering: dict[str, Any] = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
+        reader = pq.ParquetFile(handle, metadata=parquet.metadata, read_dictionary=kept, **buffering)
+        options: dict[str, Any] = {"columns": columns, "use_threads": False}
+        for batch in reader.iter_batches(batch_size=max(1, num_rows), row_groups=[group], **options):
+            yield from _written_out(file, batch, parquet.schema_arrow) if kept else (batch,)
+
+
+def _written_out(file: InputFile, batch: pa.RecordBatch, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The batch without the dictionaries that the schema does not have, in parts that are small without them."""
+    num_bytes = sum(map(repeated_bytes, batch.columns))
+    if num_bytes <= LARGE_BYTES:
+        plain = {field.name: field for field in schema}
+        yield batch.cast(pa.schema([plain[name] for name in batch.schema.names]))
+    elif batch.num_rows > 1:
+        middle = batch.num_rows // 2
+        yield from _written_out(file, batch.slice(0, middle), schema)
+        yield from _written_out(file, batch.slice(middle), schema)
+    else:
+        raise InvalidInput(
+            f"{opening.PARAM}: '{file.name}' expands one row to {num_bytes} bytes by values that it repeats, more than "
+            f"{LARGE_BYTES}",
+            param=opening.PARAM,
+        )
 
 
 def _can_go_on(cursor: _Cursor, file: InputFile, group: int, skip: int) -> bool:
@@ -150,9 +182,13 @@ def _group_starts(metadata: Any) -> list[int]:
     return list(accumulate(counts[:-1], initial=0)) if counts else []
 
 
-def _batch_rows(metadata: Any, group: int, columns: list[str]) -> int:
+def _may_swell(dictionary: Dictionary) -> bool:
+    """Whether the column takes too much where its values are all the longest one."""
+    return dictionary.num_bytes * dictionary.num_values > LARGE_BYTES
+
+
+def _batch_rows(facts: Any, columns: list[str]) -> int:
     """Rows of about `_BATCH_BYTES`, going by the average in the row group."""
-    facts = metadata.row_group(group)
     chunks = [facts.column(at) for at in range(facts.num_columns)]
     num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
     fitting: int = _BATCH_BYTES * facts.num_rows // max(num_bytes, 1)
@@ -175,13 +211,10 @@ def expansion(metadata: Any, num_bytes: int, columns: Collection[str] | None, ma
         for at in range(facts.num_columns):
             chunk = facts.column(at)
             name = chunk.path_in_schema.split(".")[0]
-            size = chunk.total_uncompressed_size
-            is_read = columns is None or name in columns
-            if is_read and size > _LARGE_BYTES and size > max_row_bytes * facts.num_rows:
-                return (
-                    f"expands column '{name}' to {size} bytes in a row group with a num_rows of {facts.num_rows}, "
-                    f"more than {max_row_bytes} bytes for each row (setting max_row_bytes)"
-                )
+            if columns is None or name in columns:
+                fault = column_fault(name, chunk.total_uncompressed_size, facts.num_rows, max_row_bytes)
+                if fault is not None:
+                    return fault
     return None
 
 

@@ -1,0 +1,82 @@
+"""What the messages of an Arrow file or stream unpack to, by the notes that Arrow itself goes by; nothing is unpacked.
+
+Each message has its notes as a flatbuffer, and each buffer of a compressed one begins with its size unpacked:
+https://arrow.apache.org/docs/format/Columnar.html#compression
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+_FILE_MARK = b"ARROW1"
+_FILE_HEAD_BYTES = 8
+_BUFFER_BYTES = 16  # offset and length
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A record batch or a dictionary."""
+
+    is_compressed: bool
+    packed_bytes: int
+    unpacked_bytes: int
+
+
+def messages(path: Path) -> Iterator[Message]:
+    """The record batches and dictionaries of a local file.
+
+    Raises:
+        pyarrow.ArrowException: It is damaged.
+    """
+    with pa.memory_map(str(path)) as source:
+        if source.read(len(_FILE_MARK)) == _FILE_MARK:
+            source.seek(_FILE_HEAD_BYTES)
+        else:
+            source.seek(0)
+        while True:
+            try:
+                message = pa.ipc.read_message(source)
+            except EOFError:
+                return
+            if message.type in {"record batch", "dictionary"}:
+                yield _message(message.metadata.to_pybytes(), message.body, is_dictionary=message.type == "dictionary")
+
+
+def _message(notes: bytes, body: pa.Buffer, *, is_dictionary: bool) -> Message:
+    batch = _inner(notes, _number(notes, 0, 4), 2)  # the message's header
+    if is_dictionary:
+        batch = _inner(notes, batch, 1)
+    if not _place(notes, batch, 3):
+        return Message(False, body.size, body.size)
+    buffers = _inner(notes, batch, 2)
+    num_buffers = min(_number(notes, buffers, 4), len(notes) // _BUFFER_BYTES)
+    unpacked = 0
+    for at in range(buffers + 4, buffers + 4 + num_buffers * _BUFFER_BYTES, _BUFFER_BYTES):
+        begin, length = _number(notes, at, 8), _number(notes, at + 8, 8)
+        if length:
+            size = int.from_bytes(body[begin : begin + _LENGTH_BYTES].to_pybytes(), "little", signed=True)
+            unpacked += size if size >= 0 else length  # -1: it is not compressed
+    return Message(True, body.size, unpacked)
+
+
+def _place(notes: bytes, table: int, field: int) -> int:
+    """Where a field of a flatbuffer's table is; 0 where the table does not have it."""
+    offsets = table - _number(notes, table, 4)
+    entry = 4 + 2 * field
+    offset = _number(notes, offsets + entry, 2) if entry < _number(notes, offsets, 2) else 0
+    return table + offset if offset else 0
+
+
+def _inner(notes: bytes, table: int, field: int) -> int:
+    """Where the table or list is that a field refers to."""
+    place = _place(notes, table, field)
+    return place + _number(notes, place, 4)
+
+
+def _number(notes: bytes, at: int, num_bytes: int) -> int:
+    return int.from_bytes(notes[at : at + num_bytes], "little", signed=num_bytes > 2)

@@ -1,0 +1,230 @@
+"""What the pages of a Parquet file unpack to by their own headers, which the library believes, not by the footer.
+
+A header is a Thrift struct in the compact protocol, https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md,
+whose first three fields are the page's type, its size unpacked and its size in the file:
+https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.data.sources.reader import LARGE_BYTES, is_bomb
+
+_DICTIONARY = 2
+"""The type of a page that holds a dictionary."""
+_WITH_VALUES = (5, 8)
+"""The fields of a header that tell of values, for the two kinds of pages that hold a column's own."""
+_VALUE_BYTES = 8
+"""What one more value takes at least when it is decoded: its levels and its place."""
+_HEADER_BYTES = 512
+_LONGEST_HEADER_BYTES = 16 * 2**20  # Arrow's own limit: it holds the least and the largest value of the page
+_DEEPEST_STRUCT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a page's header tells."""
+
+    is_dictionary: bool
+    unpacked_bytes: int
+    packed_bytes: int
+    header_bytes: int
+    num_values: int
+
+
+class _Header:
+    """Reads a struct of the compact protocol."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.at = 0
+
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """The struct's whole numbers and structs by the ids of their fields; everything else is passed over.
+
+        Raises:
+            IndexError: It goes on behind the data.
+            ValueError: It is no struct.
+        """
+        if depth > _DEEPEST_STRUCT:
+            raise ValueError("has a page whose header is nested too deep")
+        found: dict[int, Any] = {}
+        field = 0
+        while (mark := self._byte()) != 0:
+            field = field + (mark >> 4) if mark >> 4 else self._number()
+            value = self._value(mark & 15, depth)
+            if value is not None:
+                found[field] = value
+        return found
+
+    def _value(self, kind: int, depth: int) -> Any:
+        if kind in {1, 2}:  # a boolean, told by its kind
+            return None
+        if kind == 3:
+            return self._byte()
+        if kind in {4, 5, 6}:
+            return self._number()
+        if kind in {7, 8}:
+            self._skip(8 if kind == 7 else self._varint())
+        elif kind in {9, 10}:
+            mark = self._byte()
+            for _ in range(self._varint() if mark >> 4 == 15 else mark >> 4):
+                if mark & 15 in {1, 2}:
+                    self._byte()
+                else:
+                    self._value(mark & 15, depth)
+        elif kind == 12:
+            return self.struct(depth + 1)
+        else:
+            raise ValueError(f"has a page whose header holds a field of kind {kind}")
+        return None
+
+    def _byte(self) -> int:
+        self.at += 1
+        return self._data[self.at - 1]
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+            if shift > 63:
+                raise ValueError("has a page whose header holds no number")
+
+    def _number(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
+
+    def _skip(self, num_bytes: int) -> None:
+        self.at += num_bytes
+        if self.at > len(self._data):
+            raise IndexError("it goes on behind the data")
+
+
+def pages(handle: BinaryIO, chunk: Any) -> Iterator[Page]:
+    """The pages of a column in one row group, by their headers; their contents are not read.
+
+    Args:
+        handle: The file.
+        chunk: pyarrow's notes on the column in the row group.
+
+    Raises:
+        ValueError: A header cannot be read.
+    """
+    at = chunk.data_page_offset
+    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < at:
+        at = chunk.dictionary_page_offset
+    end = at + chunk.total_compressed_size
+    while at < end:
+        page = _page(handle, at)
+        yield page
+        at += page.header_bytes + page.packed_bytes
+
+
+def _page(handle: BinaryIO, at: int) -> Page:
+    size = _HEADER_BYTES
+    while True:
+        handle.seek(max(at, 0))
+        data = handle.read(size)
+        header = _Header(data)
+        try:
+            fields = header.struct()
+        except IndexError as error:
+            if len(data) < size or size >= _LONGEST_HEADER_BYTES:
+                raise ValueError("has a page whose header does not end") from error
+            size *= 8
+            continue
+        unpacked, packed = fields.get(2, -1), fields.get(3, -1)
+        if unpacked < 0 or packed < 0:
+            raise ValueError("has a page whose header tells no sizes")
+        num_values = max(
+            (fields[kind].get(1, 0) for kind in _WITH_VALUES if isinstance(fields.get(kind), dict)), default=0
+        )
+        return Page(fields.get(1) == _DICTIONARY, unpacked, packed, header.at, num_values)
+
+
+@dataclass(frozen=True, slots=True)
+class Dictionary:
+    """The values that a column of a row group repeats."""
+
+    path: str
+    """The column's path in the schema."""
+    num_bytes: int
+    """Its size unpacked: no value of it is longer."""
+    num_values: int
+    """The column's values in the row group."""
+
+
+def dictionaries(
+    handle: BinaryIO, facts: Any, columns: Collection[str] | None, max_row_bytes: int, *, is_remote: bool = False
+) -> list[Dictionary]:
+    """Look at the pages of a row group before any is unpacked.
+
+    Args:
+        handle: The file.
+        facts: pyarrow's notes on the row group.
+        columns: The top-level columns that are to be read; None: all.
+        max_row_bytes: Longest value that is not a row error.
+        is_remote: Look at the first page of each column alone, for each look at a remote file is a request.
+
+    Returns:
+        The dictionaries of its columns.
+
+    Raises:
+        ValueError: A page or a column expands beyond measure, or a header cannot be read; the message goes on behind
+            the file's name.
+    """
+    found: list[Dictionary] = []
+    for number in range(facts.num_columns):
+        chunk = facts.column(number)
+        name = chunk.path_in_schema.split(".")[0]
+        if columns is not None and name not in columns:
+            continue
+        total = 0
+        for page in pages(handle, chunk):
+            size = page.unpacked_bytes
+            if is_bomb(page.packed_bytes, size):
+                raise ValueError(f"expands a page of column '{name}' from {page.packed_bytes} bytes to {size}")
+            total += max(size, page.num_values * _VALUE_BYTES)
+            fault = column_fault(name, total, facts.num_rows, max_row_bytes)
+            if fault is not None:
+                raise ValueError(fault)
+            if page.is_dictionary and chunk.physical_type == "BYTE_ARRAY":
+                found.append(Dictionary(chunk.path_in_schema, size, chunk.num_values))
+            if is_remote:
+                break
+    return found
+
+
+def column_fault(name: str, num_bytes: int, num_rows: int, max_row_bytes: int) -> str | None:
+    """Why a column that unpacks to so many bytes in a row group is refused; None where it is not."""
+    if num_bytes <= LARGE_BYTES or num_bytes <= max_row_bytes * num_rows:
+        return None
+    return (
+        f"expands column '{name}' to {num_bytes} bytes in a row group with a num_rows of {num_rows}, "
+        f"more than {max_row_bytes} bytes for each row (setting max_row_bytes)"
+    )
+
+
+def repeated_bytes(column: pa.Array) -> int:
+    """Bytes that the values of a column take when each is written out that its dictionaries keep once."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(column.dictionary)
+        return pc.sum(pc.take(pc.cast(lengths, pa.int64()), column.indices)).as_py() or 0
+    if pa.types.is_struct(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        parts = column.flatten()
+        return sum(map(repeated_bytes, parts if isinstance(parts, list) else [parts]))
+    if pa.types.is_map(kind):
+        first, last = column.offsets[0].as_py(), column.offsets[-1].as_py()
+        return sum(repeated_bytes(each.slice(first, last - first)) for each in (column.keys, column.items))
+    return 0
