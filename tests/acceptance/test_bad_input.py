@@ -136,14 +136,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 # A few each for the commands, which take seconds: it is the API that finds the faults, and it meets them all below.
 @pytest.mark.parametrize("bad", BAD[1::6], ids=lambda bad: bad.name)
 def test_run_refuses(site: Site, bad: Bad) -> None:
-    """Lost: an hour, to a job that could never have worked; or a traceback in place of a reason."""
     sentence = site.refused("run", *bad.options(), "--output", "out.jsonl")
     assert all(word in sentence for word in bad.says), sentence
 
 
 @pytest.mark.parametrize("bad", BAD[::6], ids=lambda bad: bad.name)
 def test_submit_refuses(site: Site, bad: Bad) -> None:
-    """Lost: the same, from a file."""
     spec = site.stack.data_dir.parent / "spec.yaml"
     spec.write_text(yaml.safe_dump(bad.spec()))
     sentence = site.refused("submit", str(spec))
@@ -152,7 +150,6 @@ def test_submit_refuses(site: Site, bad: Bad) -> None:
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
 def test_the_api_refuses(site: Site, bad: Bad) -> None:
-    """Lost: a program's chance to tell its user which field is wrong."""
     before = site.everything()
     document = bad.spec()
     paths = [str(site.folder / path) for path in (bad.path if isinstance(bad.path, list) else [bad.path])]
@@ -179,7 +176,6 @@ def test_the_api_refuses(site: Site, bad: Bad) -> None:
     ],
 )
 def test_run_refuses_an_output_that_cannot_be(site: Site, output: str, says: tuple[str, ...]) -> None:
-    """Lost: results that were computed and then had nowhere to go."""
     (site.folder / "dir.jsonl").mkdir(exist_ok=True)
     good = ["run", "embeddings", "--model", "model", "--input", "rows.jsonl"]
     sentence = site.refused(*good, "--output", output)
@@ -208,7 +204,6 @@ def test_run_refuses_an_output_that_cannot_be(site: Site, output: str, says: tup
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_submit_refuses_a_document_that_is_no_spec(site: Site, document: str, says: tuple[str, ...]) -> None:
-    """Lost: a typo that is silently ignored, and with it what the user asked for."""
     spec = site.stack.data_dir.parent / "spec.yaml"
     spec.write_text(document)
     sentence = site.refused("submit", str(spec))
@@ -216,7 +211,6 @@ def test_submit_refuses_a_document_that_is_no_spec(site: Site, document: str, sa
 
 
 def test_nothing_was_left_behind(site: Site) -> None:
-    """Lost: a list of jobs that one can trust."""
     assert json.loads(site.stack.run("status", "--json").stdout)["data"] == []
     sentence = site.refused("submit", "no-such-spec.yaml")
     assert "no-such-spec.yaml" in sentence

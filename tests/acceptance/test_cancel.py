@@ -67,7 +67,6 @@ def _slots_free_for_the_next(site: Site) -> Iterator[None]:
 
 
 def test_cancel_at_random_moments(site: Site) -> None:
-    """Lost: the finished half of a job, or the trust in its counters."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     moments = random.Random(seed)
@@ -119,7 +118,6 @@ def cancel(client: StokerClient, job_id: str) -> str:
 
 
 def test_cancel_in_each_phase_that_can_be_held(site: Site) -> None:
-    """Lost: a slot, to a batch that never ends; or a queued job that runs although nobody wants it."""
     site.gate.unlink(missing_ok=True)
     with site.stack.client() as client:
         early = client.submit(site.spec("early", waits_at=0))["id"]

@@ -127,8 +127,7 @@ def tour() -> Iterator[tuple[Shell, Stack]]:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_quickstart_does_and_prints_what_the_page_says(tour: tuple[Shell, Stack]) -> None:
-    """Lost: a newcomer's first five minutes."""
+def test_each_command_of_the_quickstart_does_what_the_page_says(tour: tuple[Shell, Stack]) -> None:
     shell, stack = tour
     commands = console_commands(QUICKSTART.read_text(encoding="utf-8"))
     assert len(commands) > 15

@@ -110,7 +110,6 @@ class Sniper(threading.Thread):
 def test_every_row_survives_a_kill_every_two_seconds(
     kind: str, num_rows: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Lost: everything that Stoker is for."""
     environment = dict(QUICK)
     if kind == "postgresql":
         environment["STOKER_DATABASE_URL"] = request.getfixturevalue("postgres_url")
@@ -176,7 +175,6 @@ def assert_invariants(database_url: str, job_id: str, num_rows: int) -> None:
 @pytest.mark.slow
 @pytest.mark.soak
 def test_drawn_texts_are_the_same_whatever_is_killed(tmp_path: Path) -> None:
-    """Lost: a seed's meaning, at the first machine that fails."""
     rows, model = tmp_path / "rows.jsonl", tiny.tiny_causal_lm(tmp_path / "model")
     write_rows(rows, 400)
     spec = {
@@ -204,7 +202,6 @@ def test_drawn_texts_are_the_same_whatever_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.soak  # tests/integration/test_embedded.py does it of a stack at work
 def test_the_whole_stack_dies_with_stoker_up(tmp_path: Path) -> None:
-    """Lost: a machine full of orphans after kill -9 of the one process a user knows."""
     with bare_stack(tmp_path / "data", slots=1, **QUICK) as running:
         running.start()
         assert running.of_role("runner")

@@ -79,7 +79,6 @@ def calm(running: Stack, folder: Path) -> str:
 def test_a_gang_that_is_preempted_killed_and_stopped_comes_to_the_same_end(
     running: Stack, folder: Path, calm: str
 ) -> None:
-    """Lost: the night's run; what is urgent, to it; or a slot for good, to a rank that waits for one that is gone."""
     job_id = running.submit(spec(folder, priority="low"))
     await_step(running, job_id, 15)
     with running.client() as client:

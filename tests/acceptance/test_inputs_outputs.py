@@ -90,7 +90,6 @@ def write_csv(path: Path, delimiter: str) -> None:
 
 
 def test_the_results_are_the_rows_in_order(site: Site) -> None:
-    """Lost: the meaning of every comparison below."""
     assert [result["row_index"] for result in site.expected] == list(range(NUM_ROWS))
     assert [result["key"] for result in site.expected] == [row["id"] for row in ROWS]
     assert all(len(result["output"]) == 32 and result["error"] is None for result in site.expected)
@@ -98,12 +97,10 @@ def test_the_results_are_the_rows_in_order(site: Site) -> None:
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.parquet", "part-*.jsonl", "saved"])
 def test_every_form_of_input_gives_the_same_results(site: Site, name: str) -> None:
-    """Lost: the reader of a file that was converted and now answers differently."""
     assert site.stack.results(site.completed(site.spec(str(site.folder / name)))) == site.expected
 
 
 def test_an_upload_is_an_input(site: Site) -> None:
-    """Lost: whoever is on another machine than the API."""
     with site.stack.client() as client:
         file_id = client.upload(site.folder / "rows.parquet")["id"]
     assert site.stack.results(site.completed(site.spec(f"file:{file_id}"))) == site.expected
@@ -111,7 +108,6 @@ def test_an_upload_is_an_input(site: Site) -> None:
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
 def test_run_writes_every_form_of_output(site: Site, ending: str) -> None:
-    """Lost: the results, on their last step."""
     target = site.folder / f"out.{ending}"
     done = site.stack.run(
         "run", "embeddings", "--model", "encoder", "--input", "rows.csv", "--text-column", "body", "--key", "id",
@@ -124,7 +120,6 @@ def test_run_writes_every_form_of_output(site: Site, ending: str) -> None:
 
 
 def test_run_prints_the_results_where_no_file_is_named(site: Site) -> None:
-    """Lost: `stoker run ... | jq`."""
     done = site.stack.run(
         "run", "sentiment-analysis", "--model", "classifier", "--input", "rows.jsonl", "--column", "text=body",
         "--param", "top_k=2", cwd=site.folder,
@@ -137,7 +132,6 @@ def test_run_prints_the_results_where_no_file_is_named(site: Site) -> None:
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_a_job_writes_the_file_that_its_spec_names(site: Site, form: str) -> None:
-    """Lost: the file that the next step of a pipeline waits for."""
     target = site.folder / f"delivered.{form}"
     spec = site.spec(str(site.folder / "rows.jsonl"), output={"to": form, "path": str(target)})
     job_id = site.completed(spec)
@@ -149,7 +143,6 @@ def test_a_job_writes_the_file_that_its_spec_names(site: Site, form: str) -> Non
 
 
 def test_bad_rows_are_errors_with_their_line_and_the_rest_is_computed(site: Site) -> None:
-    """Lost: a whole file to one damaged line, or the damaged line without a word."""
     lines = [json.dumps(row).encode() for row in ROWS]
     lines[7] = b'{"id": "r7", "body": "cut of'
     lines[20] = b'{"id": "r20", "body": null}'

@@ -106,7 +106,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_every_message_three_times_and_shuffled(site: Site) -> None:
-    """Lost: rows computed twice, or a slot that works on what is not its own any more."""
     spec = site.spec(waits_at=50)
     expected = site.expected(spec)
     site.gate.unlink()
@@ -137,7 +136,6 @@ def ring_all_again(site: Site, app: Any, seed: int) -> None:
 
 
 def test_redis_loses_everything_while_a_job_is_queued(site: Site) -> None:
-    """Lost: every job that was waiting, had it been in the broker."""
     spec = site.spec(waits_at=3)
     expected = site.expected(spec)
     site.gate.unlink()
@@ -156,7 +154,6 @@ def test_redis_loses_everything_while_a_job_is_queued(site: Site) -> None:
 
 @pytest.mark.parametrize("first_awake", ["worker", pytest.param("runner", marks=pytest.mark.soak)])
 def test_a_worker_frozen_beyond_its_lease_changes_nothing_when_it_wakes(site: Site, first_awake: str) -> None:
-    """Lost: rows recorded twice, by the one that was thought dead; or its slot for good."""
     spec = site.spec(waits_at=20, slots={"max": 1})
     expected = site.expected(spec)
     site.gate.unlink()
@@ -249,7 +246,6 @@ def is_idle(candidate: psutil.Process) -> bool:
 
 
 def test_two_schedulers_have_one_leader_and_one_follows_the_other(site: Site) -> None:
-    """Lost: jobs planned or finished twice by two; every job, where there is one and it dies."""
     spec = site.spec()
     expected = site.expected(spec)
     with second_scheduler(site) as (other, client):

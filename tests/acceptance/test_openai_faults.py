@@ -30,7 +30,6 @@ def write_lines(path: Path, model: Path, num_lines: int) -> None:
 
 
 def test_a_batch_survives_kills_of_workers_and_of_the_api(tmp_path: Path) -> None:
-    """Lost: whoever moved batch jobs in-house."""
     model, path = tiny.tiny_encoder(tmp_path / "encoder"), tmp_path / "batch.jsonl"
     write_lines(path, model, NUM_LINES)
     with stack(tmp_path / "data", slots=2, **QUICK) as running:

@@ -57,7 +57,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_odd_rows_become_row_errors_and_good_ones_are_computed(site: Site) -> None:
-    """Lost: a night's work, to one row of a million."""
     calm = site.submit("calm", odd_rows={}, chunk_rows=8)
     killed = site.submit("kills", odd_rows={11: KILLS}, chunk_rows=4)
     hung = site.submit("hangs", odd_rows={5: HANGS}, chunk_rows=2)

@@ -72,7 +72,6 @@ def texts_of(num_rows: int) -> list[str]:
 
 
 def test_two_slots_share_a_job_to_its_end_and_change_no_bit(site: Site) -> None:
-    """Lost: the second GPU's time, or results that depend on how many GPUs there were."""
     texts = texts_of(CHUNK_ROWS * NUM_CHUNKS)
     for chunk in range(8):  # whichever of these a slot claims first, it waits there for the other one
         texts[chunk * CHUNK_ROWS] += f" {WAITS}"
@@ -98,7 +97,6 @@ def test_two_slots_share_a_job_to_its_end_and_change_no_bit(site: Site) -> None:
 
 
 def test_a_slow_chunk_holds_nobody_up(site: Site) -> None:
-    """Lost: a job that waits for its slowest chunk before it goes on with the rest."""
     texts = texts_of(CHUNK_ROWS * NUM_CHUNKS)
     texts[5] += f" {WAITS}"
     site.gate.unlink(missing_ok=True)

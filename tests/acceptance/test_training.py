@@ -132,7 +132,6 @@ def await_step(running: Stack, job_id: str, step: int) -> None:
 
 
 def test_an_inference_waits_for_the_training_whose_model_it_names(running: Stack, chain: tuple[str, str]) -> None:
-    """Lost: one command file for a chain of jobs."""
     calm, answers = chain
     labels = {result["output"][0]["label"] for result in running.results(answers)}
     assert labels <= set(WORDS)
@@ -144,10 +143,9 @@ def test_an_inference_waits_for_the_training_whose_model_it_names(running: Stack
     assert len({key.split("/")[3] for key in store.list(f"jobs/{calm}/checkpoints/")}) <= 2
 
 
-def test_whatever_ends_it_on_the_way_it_comes_to_the_same_losses_and_weights(
+def test_an_interrupted_training_comes_to_the_same_losses_and_weights(
     running: Stack, spec: dict[str, Any], calm: str, database: Database
 ) -> None:
-    """Lost: the night's run, or the trust that it is the run that was asked for."""
     chosen = random.Random(11)
     shot = running.submit(spec)
 
@@ -243,10 +241,9 @@ def damage_newest_checkpoint(job_id: str, database: Database) -> int:
         return newest.step
 
 
-def test_a_cancelled_training_leaves_no_process_and_a_retry_keeps_what_it_learned(
+def test_a_cancelled_training_leaves_no_process_and_a_retry_goes_on(
     running: Stack, spec: dict[str, Any], database: Database
 ) -> None:
-    """Lost: a GPU, to a run that nobody wants; or all of a night, to a limit that was an hour too short."""
     job_id = running.submit({**longer(spec, 100_000), "time_limit": "1h"})
     await_step(running, job_id, 3)
     running.run("cancel", job_id, "--wait")

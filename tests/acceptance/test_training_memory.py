@@ -80,7 +80,6 @@ def summary(daemon: Stack, job_id: str, folder: Path) -> dict[str, Any]:
 def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     daemon: Stack, models: Path, tmp_path: Path, spec: dict[str, Any]
 ) -> None:
-    """Lost: the night, to one number; or a few tries in, as if the machine had failed as often."""
     job_id = daemon.submit({**spec, "model": str(models / "one"), "on_out_of_memory": "halve"})
     job = daemon.await_end(job_id, 800.0)
     assert (job["state"], job["counts"]["done"]) == ("completed", NUM_STEPS), job["error"]
@@ -107,7 +106,6 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
 def test_what_cannot_fit_fails_and_says_what_to_change(
     daemon: Stack, models: Path, spec: dict[str, Any], wanted: str, micro_batch: int, advice: str
 ) -> None:
-    """Lost: hours of tries that could not but fail, and the one word that would have helped."""
     spec |= {"model": str(models / "none"), "on_out_of_memory": wanted}
     spec["arguments"] |= {
         "per_device_train_batch_size": micro_batch,

@@ -72,7 +72,6 @@ def without_logprobs(output: Mapping[str, Any]) -> Any:
 
 
 def test_its_outputs_are_those_of_our_own_loop(models: ModelCache, model: Path) -> None:
-    """Lost: the same job, on the day that somebody switches the engine."""
     parameters = {"max_new_tokens": 12, "logprobs": True, "top_logprobs": 3}
     texts = SENTENCES[:5]
     ours = get(models, model, parameters)
@@ -96,7 +95,6 @@ def test_its_outputs_are_those_of_our_own_loop(models: ModelCache, model: Path) 
 
 
 def test_what_a_row_draws_is_its_own(models: ModelCache, model: Path) -> None:
-    """Lost: a row that can be run again, alone, with the same result."""
     task = get(models, model, {"max_new_tokens": 12}, engine="vllm")
     row = (SENTENCES[0], ROW_PARAMETERS)
     ((alone),) = generated(task, rows_of(row))
@@ -106,7 +104,6 @@ def test_what_a_row_draws_is_its_own(models: ModelCache, model: Path) -> None:
 
 
 def test_a_stop_leaves_the_engine_empty_and_of_use(models: ModelCache, model: Path) -> None:
-    """Lost: a slot, to rows that go on for nobody."""
     task = get(models, model, {"max_new_tokens": 100}, engine="vllm")
     leave_between_two_steps(task)
     assert not task._decoder._engine.has_unfinished_requests()
@@ -114,7 +111,6 @@ def test_a_stop_leaves_the_engine_empty_and_of_use(models: ModelCache, model: Pa
 
 
 def test_it_makes_room_and_takes_turns(models: ModelCache, model: Path, tmp_path: Path) -> None:
-    """Lost: the next job on the slot, to the memory that vLLM takes at once."""
     settings = Settings(input_roots=[Path("/")])
     other = tiny_causal_lm(tmp_path / "other", head_dim=32, seed=1)
     classifier = spec_of(tiny_classifier(tmp_path / "classifier"), task="text-classification")
@@ -130,7 +126,6 @@ def test_it_makes_room_and_takes_turns(models: ModelCache, model: Path, tmp_path
 def test_a_start_that_failed_does_not_spoil_the_next(
     models: ModelCache, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lost: the second try, after others made room, to what the first set up before the memory was short."""
     models.drop_all()
     environment = dict(os.environ)
     with monkeypatch.context() as patch:
@@ -145,7 +140,6 @@ def test_a_start_that_failed_does_not_spoil_the_next(
 
 
 def test_a_model_that_it_does_not_take_is_the_users_error(models: ModelCache, tmp_path: Path) -> None:
-    """Lost: five runners, and the reason."""
     model = tiny_causal_lm(tmp_path / "model", head_dim=32)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "architectures": ["OwnForCausalLM"]}))
@@ -155,7 +149,6 @@ def test_a_model_that_it_does_not_take_is_the_users_error(models: ModelCache, tm
 
 
 def test_the_stand_in_is_like_it() -> None:
-    """Lost: what the tests without it prove."""
     vllm = importlib.import_module("vllm")
     for made in (scripted_vllm.EngineArgs, scripted_vllm.SamplingParams, scripted_vllm.CompletionOutput):
         known = inspect.signature(getattr(vllm, made.__name__)).parameters
@@ -168,7 +161,6 @@ def test_the_stand_in_is_like_it() -> None:
 
 
 def test_a_job_on_it_survives_a_killed_runner_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
-    """Lost: rows; or the GPU's memory, to an engine that outlives its runner."""
     rows = tmp_path / "rows.jsonl"
     texts = [f"{number} {SENTENCES[number % len(SENTENCES)]}" for number in range(2000)]
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

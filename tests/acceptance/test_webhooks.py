@@ -59,7 +59,6 @@ def unwrapped(desk: Desk, hooks: Receiver, secret: str) -> list[tuple[str, str]]
 
 
 def test_the_sdk_is_told_of_its_batch_and_unwraps_it(desk: Desk) -> None:
-    """Lost: programs that wait for `batch.completed`; and, at a receiver that fails once, the only word of it."""
     with receiver(500, 200) as hooks:
         made = json.loads(desk.stack.run("webhooks", "create", hooks.url, "--json").stdout)
         batch = desk.ended(desk.create(desk.upload(embedding_lines(desk))))
@@ -76,8 +75,7 @@ def test_the_sdk_is_told_of_its_batch_and_unwraps_it(desk: Desk) -> None:
         assert hooks.url not in logs
 
 
-def test_a_scheduler_killed_between_a_batchs_end_and_its_delivery_loses_nothing(desk: Desk) -> None:
-    """Lost: the end of a batch that nobody asks about any more, since a webhook was to tell."""
+def test_a_scheduler_killed_before_a_delivery_loses_no_event(desk: Desk) -> None:
     let_go = threading.Event()
 
     def hold(_handler: BaseHTTPRequestHandler) -> None:

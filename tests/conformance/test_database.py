@@ -12,7 +12,6 @@ from jobs.db.database import Database
 
 @pytest.mark.parametrize("is_late", [False, True], ids=["before", "after"])
 def test_a_connection_in_use_is_closed_as_soon_as_it_comes_back(database_url: str, is_late: bool) -> None:
-    """Lost: connections of the server's, one for each thread that was in the middle of a transaction at the end."""
     database = Database(database_url)
     opened: list[Any] = []
     closed: list[Any] = []

@@ -92,7 +92,6 @@ def num_results(db: Database, job_id: str) -> int:
 
 
 def test_a_job_runs_from_grant_to_finalizing_with_true_counters(database: Database, settings: Settings) -> None:
-    """Lost: the plain life of a job."""
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
@@ -117,7 +116,6 @@ def test_a_job_runs_from_grant_to_finalizing_with_true_counters(database: Databa
 
 
 def test_a_slot_never_has_two_live_leases(database: Database, settings: Settings) -> None:
-    """Lost: one GPU for one job at a time."""
     make_slots(database, settings, "s0", "s1")
     first, second = make_job(database), make_job(database)
     hold(database, first, "s0")
@@ -129,7 +127,6 @@ def test_a_slot_never_has_two_live_leases(database: Database, settings: Settings
 
 
 def test_an_offline_slot_is_not_granted(database: Database, settings: Settings) -> None:
-    """Lost: work rung into a void."""
     make_slots(database, settings, "s0")
     slots.retire(database, ["s0"])
     with pytest.raises(Conflict):
@@ -137,7 +134,6 @@ def test_an_offline_slot_is_not_granted(database: Database, settings: Settings) 
 
 
 def test_a_lease_granted_to_a_retiring_slot_goes_back_at_once(database: Database, settings: Settings) -> None:
-    """Lost: seconds of waiting for a worker that has said good-bye."""
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     (lease_id,) = leases.grant(database, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)
@@ -147,7 +143,6 @@ def test_a_lease_granted_to_a_retiring_slot_goes_back_at_once(database: Database
 
 
 def test_a_message_delivered_three_times_activates_once(database: Database, settings: Settings) -> None:
-    """Lost: double execution after a redelivery."""
     make_slots(database, settings, "s0")
     (lease_id,) = leases.grant(database, Grant(make_job(database), ("s0",)), lease_seconds=LEASE_SECONDS)
     taken = [leases.activate(database, lease_id, "s0-1", lease_seconds=LEASE_SECONDS) for _ in range(3)]
@@ -156,7 +151,6 @@ def test_a_message_delivered_three_times_activates_once(database: Database, sett
 
 
 def test_a_zombies_commit_changes_nothing(database: Database, settings: Settings) -> None:
-    """Lost: rows counted twice when a paused worker wakes up."""
     make_slots(database, settings, "s0", "s1")
     job_id = make_job(database, num_chunks=1)
     zombie = hold(database, job_id, "s0")
@@ -180,7 +174,6 @@ def test_a_zombies_commit_changes_nothing(database: Database, settings: Settings
 
 
 def test_a_commit_that_fails_midway_leaves_nothing(database: Database, settings: Settings) -> None:
-    """Lost: all-or-nothing of results, chunk and counters."""
     make_slots(database, settings, "s0")
     job_id = make_job(database, num_chunks=1)
     lease_id = hold(database, job_id, "s0")
@@ -198,7 +191,6 @@ def test_a_commit_that_fails_midway_leaves_nothing(database: Database, settings:
 
 
 def test_results_must_cover_the_chunk(database: Database, settings: Settings) -> None:
-    """Lost: a bug in a task that drops a row is refused, not recorded."""
     make_slots(database, settings, "s0")
     job_id = make_job(database, num_chunks=1)
     lease_id = hold(database, job_id, "s0")
@@ -212,7 +204,6 @@ def test_results_must_cover_the_chunk(database: Database, settings: Settings) ->
 
 
 def test_released_and_given_back_chunks_keep_their_attempt(database: Database, settings: Settings) -> None:
-    """Lost: an orderly stop counted as a failure."""
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
@@ -226,7 +217,6 @@ def test_released_and_given_back_chunks_keep_their_attempt(database: Database, s
 
 
 def test_a_dead_lease_expires_and_its_chunks_come_back(database_url: str, settings: Settings) -> None:
-    """Lost: work of a host that lost its power."""
     clock = [1000.0]
     db = Database(database_url, clock=lambda: clock[0])
     make_slots(db, settings, "s0")
@@ -246,7 +236,6 @@ def test_a_dead_lease_expires_and_its_chunks_come_back(database_url: str, settin
 
 
 def test_an_unanswered_doorbell_rings_again_then_gives_the_slot_up(database_url: str, settings: Settings) -> None:
-    """Lost: a job stuck for ever behind a message that Redis dropped."""
     clock = [1000.0]
     db = Database(database_url, clock=lambda: clock[0])
     make_slots(db, settings, "s0")
@@ -275,7 +264,6 @@ def test_an_unanswered_doorbell_rings_again_then_gives_the_slot_up(database_url:
 
 
 def test_a_restarted_worker_ends_what_its_predecessor_held(database: Database, settings: Settings) -> None:
-    """Lost: seconds of waiting for a lease whose holder is known to be dead."""
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
@@ -289,10 +277,7 @@ def test_a_restarted_worker_ends_what_its_predecessor_held(database: Database, s
     assert slots.beat(database, "s0", "s0-2", []) is Standing.OWNER
 
 
-def test_a_restarted_worker_is_rung_again_however_often_its_predecessor_was(
-    database: Database, settings: Settings
-) -> None:
-    """Lost: seconds of a slot that is set offline just as its worker has come back."""
+def test_a_restarted_worker_is_rung_although_its_predecessor_was_often(database: Database, settings: Settings) -> None:
     make_slots(database, settings, "s0")
     (lease_id,) = leases.grant(database, Grant(make_job(database), ("s0",)), lease_seconds=LEASE_SECONDS)
     with database.write() as session:
@@ -302,7 +287,6 @@ def test_a_restarted_worker_is_rung_again_however_often_its_predecessor_was(
 
 
 def test_a_poison_row_ends_alone_and_all_others_are_computed(database: Database, settings: Settings) -> None:
-    """Lost: a whole job to one row that kills the process."""
     make_slots(database, settings, "s0")
     job_id = make_job(database, num_chunks=1, chunk_rows=37)
     poison, deaths = 23, 0
@@ -332,7 +316,6 @@ def test_a_poison_row_ends_alone_and_all_others_are_computed(database: Database,
 
 
 def test_a_chunk_that_errors_is_retried_later_then_given_up(database: Database, settings: Settings) -> None:
-    """Lost: an endless loop over a store that lost one part of the input."""
     make_slots(database, settings, "s0")
     job_id = make_job(database, num_chunks=1)
     lease_id = hold(database, job_id, "s0")
@@ -352,7 +335,6 @@ def test_a_chunk_that_errors_is_retried_later_then_given_up(database: Database, 
 
 
 def test_a_job_whose_model_kills_every_runner_fails(database: Database, settings: Settings) -> None:
-    """Lost: a GPU that restarts for ever on a model that cannot be loaded."""
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     for _ in range(settings.job_crashes):
@@ -365,7 +347,6 @@ def test_a_job_whose_model_kills_every_runner_fails(database: Database, settings
 
 
 def test_a_cancel_ends_in_cancelled_once_the_last_lease_is_back(database: Database, settings: Settings) -> None:
-    """Lost: the choice between cancelled and completed, and the finished chunks."""
     make_slots(database, settings, "s0", "s1")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
@@ -386,7 +367,6 @@ def test_a_cancel_ends_in_cancelled_once_the_last_lease_is_back(database: Databa
 
 
 def test_a_failed_jobs_holder_learns_it(database: Database, settings: Settings) -> None:
-    """Lost: a GPU computing for a job that has ended."""
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
@@ -400,7 +380,6 @@ def test_a_failed_jobs_holder_learns_it(database: Database, settings: Settings) 
 
 
 def test_asked_to_yield_the_holder_gets_no_more_chunks(database: Database, settings: Settings) -> None:
-    """Lost: a high-priority job waiting behind a bulk job."""
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
@@ -409,10 +388,7 @@ def test_asked_to_yield_the_holder_gets_no_more_chunks(database: Database, setti
     assert chunks.claim(database, lease_id, limit=1) == []
 
 
-def test_many_workers_claim_every_chunk_once_and_the_last_one_finishes_the_job(
-    database: Database, settings: Settings
-) -> None:
-    """Lost: a chunk computed twice, or a job that hangs because two workers each took the other for the last."""
+def test_many_workers_claim_each_chunk_once_and_the_last_ends_the_job(database: Database, settings: Settings) -> None:
     slot_ids = [f"s{i}" for i in range(6)]
     make_slots(database, settings, *slot_ids)
     job_id = make_job(database, num_chunks=60, chunk_rows=3)

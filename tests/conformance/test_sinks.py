@@ -153,7 +153,7 @@ def database_bench(database: Database, store: Store, settings: Settings) -> Benc
     return Bench("database", database, store, settings)
 
 
-def test_results_come_back_in_row_order_whatever_order_their_chunks_were_recorded_in(bench: Bench) -> None:
+def test_results_are_in_row_order_however_their_chunks_were_recorded(bench: Bench) -> None:
     sink = bench.sink()
     job_id, lease_id = bench.job(300, 7, 1, 92)
     rows = outputs(0, 300) + failures(300, 307) + outputs(307, 400)

@@ -79,7 +79,7 @@ def test_fsspec_opens_the_url_of_an_object(store: Store) -> None:
         assert handle.read() == b"content"
 
 
-def test_a_later_put_replaces_the_object_and_an_open_reader_keeps_the_old_one(store: Store) -> None:
+def test_a_put_replaces_an_object_and_an_open_reader_keeps_the_old_one(store: Store) -> None:
     store.put("uploads/a", [b"old"])
     with store.open("uploads/a") as reader:
         store.put("uploads/a", [b"newer"])

@@ -67,7 +67,6 @@ def checkpoint(job_id: str, lease_id: str, step: int, metric: float | None = Non
 
 
 def test_steps_that_are_computed_again_replace_the_earlier_ones(database: Database, job_id: str) -> None:
-    """Lost: a curve with two values at one step after each crash."""
     first = hold(database, job_id)
     attempts.begin(database, first, resumed_step=0)
     attempts.advance(database, first, step=2, total_steps=9, points=[(1, "loss", 3.0), (2, "loss", 2.0)])
@@ -84,7 +83,6 @@ def test_steps_that_are_computed_again_replace_the_earlier_ones(database: Databa
 
 
 def test_nobody_records_under_a_lease_that_is_over(database: Database, job_id: str) -> None:
-    """Lost: a zombie's steps, checkpoint or weights in place of the live owner's."""
     lease_id = hold(database, job_id)
     attempts.begin(database, lease_id, resumed_step=0)
     leases.release(database, lease_id, "stopped")
@@ -104,7 +102,6 @@ def test_nobody_records_under_a_lease_that_is_over(database: Database, job_id: s
 
 
 def test_the_newest_checkpoints_and_the_best_one_are_kept(database: Database, job_id: str) -> None:
-    """Lost: the disk, or the best weights of the night."""
     lease_id = hold(database, job_id)
     rule = KeepRule(newest=2, best="eval_loss")
     dropped = []
@@ -118,7 +115,6 @@ def test_the_newest_checkpoints_and_the_best_one_are_kept(database: Database, jo
 
 
 def test_a_checkpoint_says_that_the_deaths_before_it_were_no_dead_end(database: Database, job_id: str) -> None:
-    """Lost: a month's training that is given up for five deaths in five different weeks."""
     settings = Settings(job_crashes=2, retry_seconds=0.001)
     for step in range(1, 5):
         lease_id = hold(database, job_id)
@@ -164,7 +160,6 @@ def test_a_training_waits_for_a_store_that_takes_nothing(database: Database, job
 
 
 def test_each_end_of_an_attempt_has_its_word(database: Database, job_id: str) -> None:
-    """Lost: why the night's run is at step 400 in the morning."""
 
     def attempt() -> str:
         lease_id = hold(database, job_id)
@@ -195,7 +190,6 @@ def test_each_end_of_an_attempt_has_its_word(database: Database, job_id: str) ->
 
 
 def test_a_users_fault_ends_the_job_and_its_attempt(database: Database, job_id: str) -> None:
-    """Lost: a job that fails the same way for ever."""
     lease_id = hold(database, job_id)
     attempts.begin(database, lease_id, resumed_step=0)
     job_ledger.fail(database, job_id, ModelTooLarge("too large"))
@@ -206,7 +200,6 @@ def test_a_users_fault_ends_the_job_and_its_attempt(database: Database, job_id: 
 
 
 def test_what_a_training_made_is_recorded_with_its_end(database: Database, job_id: str) -> None:
-    """Lost: weights without a job, or a job without weights."""
     lease_id = hold(database, job_id)
     attempts.begin(database, lease_id, resumed_step=0)
     made = Artifact(job_id=job_id, name="model/config.json", key="k", num_bytes=2, sha256="ab", created_at=1.0)

@@ -75,7 +75,6 @@ def at_once(number: int, act: Callable[[], object]) -> tuple[int, int]:
 
 
 def test_rows_count_from_the_submission_until_they_are_done(database: Database) -> None:
-    """Lost: a limit that forgets what is being counted, or never gives room back."""
     job = submit(database, 60)
     assert queued(database) == 60, "before it is planned"
     planning.plan(database, job.id, [ChunkRange(0, 60, {})])
@@ -91,7 +90,6 @@ def test_rows_count_from_the_submission_until_they_are_done(database: Database) 
 
 
 def test_a_batch_counts_once_before_and_after_it_is_split(database: Database) -> None:
-    """Lost: room that a batch takes twice, or for a moment not at all."""
     batch = create(database, 70)
     assert queued(database) == 70
     (job,) = accept(database, batch.id, 70)
@@ -110,7 +108,6 @@ def test_a_batch_counts_once_before_and_after_it_is_split(database: Database) ->
 
 
 def test_a_submission_that_could_never_fit_is_not_told_to_wait(database: Database) -> None:
-    """Lost: a client that waits for ever."""
     submit(database, 10)
     for act in (lambda: submit(database, 101), lambda: create(database, 101)):
         with pytest.raises(TooManyRows, match="more than the 100 rows") as refused:
@@ -120,7 +117,7 @@ def test_a_submission_that_could_never_fit_is_not_told_to_wait(database: Databas
 
 
 def test_what_is_not_counted_yet_is_alone(database: Database) -> None:
-    """Lost: the limit, to many large inputs at once whose rows nobody knows yet; one is what it can be overrun by."""
+    """Nobody knows its number of rows yet, so the limit is exceeded by one such input at most."""
     assert at_once(8, lambda: submit(database, None)) == (1, 7)
     with pytest.raises(QueueFull, match="still being counted"):
         submit(database, 1)
@@ -139,7 +136,6 @@ def test_what_is_not_counted_yet_is_alone(database: Database) -> None:
 
 
 def test_an_unread_batch_is_alone_until_it_is_read(database: Database) -> None:
-    """Lost: the same, by way of batches."""
     batch = create(database, None)
     with pytest.raises(QueueFull, match="still being counted"):
         submit(database, 1)
@@ -149,7 +145,6 @@ def test_an_unread_batch_is_alone_until_it_is_read(database: Database) -> None:
 
 
 def test_many_at_once_do_not_pass_the_limit(database: Database) -> None:
-    """Lost: the limit, to a script that submits in parallel."""
     assert at_once(12, lambda: submit(database, 30)) == (3, 9)
     assert queued(database) == 90
     assert at_once(6, lambda: create(database, 5)) == (2, 4)
@@ -157,7 +152,6 @@ def test_many_at_once_do_not_pass_the_limit(database: Database) -> None:
 
 
 def test_a_repeated_create_needs_no_second_room(database: Database) -> None:
-    """Lost: the batch that was made, when the answer was lost and the queue is full of it."""
     first = create(database, 100, idempotency_key="once")
     known = NewBatch("/v1/embeddings", "file_1", "24h", 86400, first.digest)
     wanted = RowsWanted(LIMIT, 100)
@@ -166,7 +160,7 @@ def test_a_repeated_create_needs_no_second_room(database: Database) -> None:
 
 
 def test_a_retry_after_a_refusal_does_not_find_a_cancelled_batch(database: Database) -> None:
-    """Lost: a second batch over the same file: the SDK marks its try after a 429 as a retry, too."""
+    """The SDK marks its try after a 429 as a retry, too."""
     first = create(database, 100)
     batches.cancel(database, first.id)
     again = NewBatch("/v1/embeddings", "file_1", "24h", 86400, first.digest)
@@ -175,7 +169,6 @@ def test_a_retry_after_a_refusal_does_not_find_a_cancelled_batch(database: Datab
 
 
 def test_the_wait_is_guessed_from_what_runs(database: Database) -> None:
-    """Lost: clients that ask again long before, or long after, there is room."""
     job = submit(database, 100)
     planning.plan(database, job.id, [ChunkRange(0, 100, {})])
     with database.read() as session:
@@ -204,7 +197,6 @@ def keep(db: Database, num_bytes: int, *, project: str = "p", purpose: str = "in
 
 
 def test_uploads_count_until_they_expire_and_what_batches_write_does_not(database: Database) -> None:
-    """Lost: a project that its own answers lock out."""
     keep(database, 60)
     keep(database, 40, purpose="batch_output")
     keep(database, 40, project="other")
@@ -218,5 +210,4 @@ def test_uploads_count_until_they_expire_and_what_batches_write_does_not(databas
 
 
 def test_uploads_at_once_do_not_pass_the_limit(database: Database) -> None:
-    """Lost: the disk, to a script that uploads in parallel."""
     assert at_once(9, lambda: keep(database, 30)) == (3, 6)

@@ -43,7 +43,6 @@ trainers_spec, loops_spec = test_training_exactness.spec, test_training_loop.spe
     ],
 )
 def test_outputs_are_those_of_the_cpu(task: str, build: Any, tmp_path: Path) -> None:
-    """Lost: results that can be checked on a laptop."""
     model, rows = build(tmp_path / "model"), text_rows([text for text in TEXTS if text.strip()])
     expected, found = (outputs(load(task, model, device=torch.device(kind)), rows) for kind in ("cpu", "cuda"))
     for one, other in zip(found, expected, strict=True):
@@ -54,7 +53,6 @@ def test_outputs_are_those_of_the_cpu(task: str, build: Any, tmp_path: Path) -> 
 
 
 def test_too_large_a_batch_is_halved_until_it_fits(tmp_path: Path) -> None:
-    """Lost: the job, to a budget that was guessed too high."""
     task = load("text-classification", tiny.tiny_classifier(tmp_path / "model", max_tokens=512), device=CUDA)
     rows = text_rows([" ".join(tiny.SENTENCES)] * 4096)
     encoded = task.encode(rows)
@@ -76,7 +74,6 @@ def test_too_large_a_batch_is_halved_until_it_fits(tmp_path: Path) -> None:
 def test_three_kills_change_nothing(
     tmp_path: Path, trainers_spec: Any, loops_spec: Any, trainer: str, dtype: str
 ) -> None:
-    """Lost: the run that was asked for; its generators and the scaler of its losses are the device's too."""
     spec = {**(trainers_spec if trainer == "transformers" else loops_spec), "dtype": dtype}
     calm = attempt(tmp_path / "calm", spec, device="cuda")
     assert list(calm.losses) == list(range(1, NUM_STEPS + 1))
@@ -90,7 +87,6 @@ def test_three_kills_change_nothing(
 
 
 def test_a_job_on_gpus_survives_killed_runners(tmp_path: Path) -> None:
-    """Lost: rows; or a GPU, to a process that nobody knows of any more."""
     model, rows = tiny.tiny_encoder(tmp_path / "encoder"), tmp_path / "rows.jsonl"
     write_rows(rows, 20_000)
     with stack(tmp_path / "data", **QUICK) as running:

@@ -46,7 +46,6 @@ def _each(iterator: Iterator[dict[str, Any]], seen: list[dict[str, Any]]) -> lis
 
 
 def test_a_stream_gives_each_event_as_it_happens_and_ends_with_the_job(api: LiveApi, job: LeasedJob) -> None:
-    """Lost: `stoker watch`."""
     thread, seen = in_background(api.client.events(job.job_id))
     wait_until(lambda: len(seen) == 2, "what has happened before comes first")
     lease = job.lease()
@@ -64,7 +63,7 @@ def test_a_stream_gives_each_event_as_it_happens_and_ends_with_the_job(api: Live
 
 
 def test_a_broken_stream_goes_on_after_the_last_event(api: LiveApi, job: LeasedJob) -> None:
-    """Lost: or doubled events after a reconnect, as browsers do it by `Last-Event-ID`."""
+    """Browsers send the last event's id as `Last-Event-ID`."""
     job.lease()
     job_ledger.fail(api.database, job.job_id, leases.LostLease())
     everything = list(api.client.events(job.job_id, follow=False))
@@ -81,7 +80,6 @@ def test_a_broken_stream_goes_on_after_the_last_event(api: LiveApi, job: LeasedJ
 
 
 def test_events_come_in_pages_where_json_is_asked_for(api: LiveApi, job: LeasedJob) -> None:
-    """Lost: reading a history from a script."""
     path, headers = f"/v1/jobs/{job.job_id}/events", {"Accept": "application/json"}
     first = api.http.get(path, headers=headers, params={"limit": 1}).json()
     assert (first["object"], first["has_more"], len(first["data"])) == ("list", True, 1)
@@ -94,7 +92,6 @@ def test_events_come_in_pages_where_json_is_asked_for(api: LiveApi, job: LeasedJ
 
 
 def test_progress_tells_each_change_of_the_counts_and_the_end(api: LiveApi, job: LeasedJob) -> None:
-    """Lost: the progress bar."""
     thread, seen = in_background(api.client.watch(job.job_id))
     wait_until(lambda: bool(seen), "the job is told at once")
     assert (seen[0]["state"], seen[0]["counts"]["total"]) == ("queued", 2)
@@ -110,14 +107,12 @@ def test_progress_tells_each_change_of_the_counts_and_the_end(api: LiveApi, job:
 
 
 def test_a_wait_that_is_too_long_ends_and_the_job_goes_on(api: LiveApi, job: LeasedJob) -> None:
-    """Lost: `stoker watch --timeout`."""
     with pytest.raises(TimeoutError):
         api.client.wait(job.job_id, timeout_seconds=0.2)
     assert job.job().state == JobState.QUEUED
 
 
 def test_logs_are_paged_and_followed_to_the_last_line(api: LiveApi, job: LeasedJob) -> None:
-    """Lost: the line that says why a job failed, which its runner logs at the very end."""
     lease = job.lease()
     logs.append(api.database, lease, [(1.0, "loading"), (2.0, "a\u2028b\x00")], max_lines=100)
     thread, seen = in_background(api.client.logs(job.job_id, follow=True))
@@ -138,7 +133,6 @@ def test_logs_are_paged_and_followed_to_the_last_line(api: LiveApi, job: LeasedJ
 
 
 def test_a_client_that_goes_away_frees_its_stream(api: LiveApi, job: LeasedJob) -> None:
-    """Lost: an API that polls the database for everybody who ever looked."""
     looks = 0
 
     def count(*_: Any) -> None:
@@ -165,7 +159,7 @@ def _is_quiet(looks: Any) -> bool:
 
 
 def test_entries_that_show_themselves_late_are_given_all_the_same() -> None:
-    """Lost: an event on PostgreSQL, whose ids are given when written and seen when committed."""
+    """PostgreSQL gives an entry its id when it is written and shows it when it is committed."""
     visible = [1, 2, 4]
 
     def read(_session: Session, after: int, limit: int) -> list[Any]:
@@ -185,7 +179,6 @@ def test_entries_that_show_themselves_late_are_given_all_the_same() -> None:
 
 
 def test_a_history_longer_than_a_page_is_given_whole(api: LiveApi, job: LeasedJob) -> None:
-    """Lost: the middle of a long history."""
     lease = job.lease()
     lines = [(float(number), f"line {number}") for number in range(2500)]
     logs.append(api.database, lease, lines, max_lines=10_000)

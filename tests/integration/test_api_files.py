@@ -53,7 +53,6 @@ _FILE = ('name="file"; filename="rows.jsonl"', b'{"text": "a"}\n')
 
 
 def test_a_file_comes_back_as_it_was_sent(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: bytes of an upload; boundaries and newlines inside it must not matter."""
     content = b"\r\n--frontier\r\n\r\n--" * 5_000 + bytes(range(256)) * 1_000
     path = tmp_path / "rows.bin"
     path.write_bytes(content)
@@ -75,7 +74,6 @@ def test_a_file_comes_back_as_it_was_sent(api: LiveApi, tmp_path: Path) -> None:
 
 
 def test_fields_may_stand_before_or_after_the_file(api: LiveApi) -> None:
-    """Lost: uploads by curl and by SDKs, which order the parts differently."""
     expiry = (('name="expires_after[anchor]"', b"created_at"), ('name="expires_after[seconds]"', b"7200"))
     for parts in ((_PURPOSE, *expiry, _FILE), (_FILE, *expiry, _PURPOSE)):
         body, headers = multipart(*parts)
@@ -110,7 +108,6 @@ def test_fields_may_stand_before_or_after_the_file(api: LiveApi) -> None:
 def test_a_wrong_upload_is_named_and_leaves_nothing(
     api: LiveApi, parts: tuple[tuple[str, bytes], ...], param: str | None
 ) -> None:
-    """Lost: which part is wrong; or a file that nobody can name."""
     body, headers = multipart(*parts)
     answer = api.http.post("/v1/files", content=body, headers=headers)
     assert answer.status_code == 400, answer.text
@@ -120,7 +117,6 @@ def test_a_wrong_upload_is_named_and_leaves_nothing(
 
 @pytest.mark.parametrize("end", [10, 60, 150, -1, -5, -20])
 def test_a_body_that_ends_early_leaves_nothing(api: LiveApi, end: int) -> None:
-    """Lost: half a file taken for a whole one."""
     body, headers = multipart(_PURPOSE, _FILE)
     answer = api.http.post("/v1/files", content=body[:end] if end != -1 else body[:-6], headers=headers)
     assert answer.status_code == 400, answer.text
@@ -138,20 +134,17 @@ def test_a_body_that_ends_early_leaves_nothing(api: LiveApi, end: int) -> None:
     ],
 )
 def test_another_content_type_is_refused(api: LiveApi, content_type: str) -> None:
-    """Lost: a traceback for a body that is no form."""
     headers = {"Content-Type": content_type.encode("latin-1")}
     answer = api.http.post("/v1/files", content=b"x", headers=headers)  # type: ignore[arg-type]
     assert answer.status_code == 400
 
 
 def test_a_boundary_that_is_absurd_is_refused(api: LiveApi) -> None:
-    """Lost: the same."""
     headers = {"Content-Type": f"multipart/form-data; boundary={'x' * 3000}"}
     assert api.http.post("/v1/files", content=b"x", headers=headers).status_code == 400
 
 
 def test_too_large_a_file_is_refused_by_its_length_or_on_the_way(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: a full disk."""
     path = tmp_path / "big"
     path.write_bytes(bytes(_LIMIT + 1))
     with pytest.raises(ApiError) as slightly:  # within what the form may add, so the store counts it
@@ -171,7 +164,6 @@ def test_too_large_a_file_is_refused_by_its_length_or_on_the_way(api: LiveApi, t
 
 
 def test_a_client_that_goes_away_leaves_nothing_and_stops_nothing(api: LiveApi) -> None:
-    """Lost: a thread and a temporary file for each broken upload."""
     parts = urlsplit(api.url)
     assert parts.hostname is not None
     with socket.create_connection((parts.hostname, parts.port or 80)) as connection:
@@ -189,7 +181,6 @@ def test_a_client_that_goes_away_leaves_nothing_and_stops_nothing(api: LiveApi) 
 
 
 def test_slow_uploads_keep_nobody_else_waiting(api: LiveApi) -> None:
-    """Lost: the whole API, to a few clients with a bad connection."""
     parts = urlsplit(api.url)
     assert parts.hostname is not None
     head = (
@@ -222,7 +213,6 @@ def test_slow_uploads_keep_nobody_else_waiting(api: LiveApi) -> None:
     ],
 )
 def test_a_file_name_is_only_a_name(api: LiveApi, sent: str, kept: str) -> None:
-    """Lost: a name that is a path, or that a database or terminal chokes on."""
     body, headers = multipart(_PURPOSE, (f'name="file"; filename="{sent}"', b"x"))
     answer = api.http.post("/v1/files", content=body, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -230,7 +220,6 @@ def test_a_file_name_is_only_a_name(api: LiveApi, sent: str, kept: str) -> None:
 
 
 def test_files_are_listed_in_pages_and_by_purpose(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: files that fall between two pages."""
     rows = write_rows(tmp_path / "rows.jsonl", 1)
     ids = [api.client.upload(rows, purpose=purpose)["id"] for purpose in ("input", "batch", "input", "input")]
     assert [file["id"] for file in api.client.files()] == ids[::-1]
@@ -242,7 +231,6 @@ def test_files_are_listed_in_pages_and_by_purpose(api: LiveApi, tmp_path: Path) 
 
 
 def test_an_uploaded_file_can_be_read_by_a_job_and_is_kept_for_it(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: the input of a job that has not read it yet."""
     file = api.client.upload(write_rows(tmp_path / "rows.jsonl", 2))
     job = api.client.submit(spec_document(f"file:{file['id']}"))
     with pytest.raises(ApiError) as refused:
@@ -258,7 +246,6 @@ def test_an_uploaded_file_can_be_read_by_a_job_and_is_kept_for_it(api: LiveApi, 
 
 
 def test_many_uploads_at_once_do_not_starve_each_other(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: an API that stands still while several files come in."""
     path = tmp_path / "rows.bin"
     path.write_bytes(bytes(2**20))
     done: list[str] = []

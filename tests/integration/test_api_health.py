@@ -29,7 +29,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
 
 
 def test_health_needs_no_key_and_names_what_is_missing(api: LiveApi) -> None:
-    """Lost: what to mend."""
     answer = httpx.get(f"{api.url}/healthz", trust_env=False)
     assert answer.status_code == 200
     health = answer.json()
@@ -46,7 +45,6 @@ def test_health_needs_no_key_and_names_what_is_missing(api: LiveApi) -> None:
 def test_health_is_ok_with_redis_and_a_leader(
     settings: Settings, sqlite_database: Database, redis_server: RedisServer
 ) -> None:
-    """Lost: the sign that `stoker up` waits for."""
     leader = Leader(sqlite_database, leader_seconds=600)
     leader.acquire()
     with live_api(settings.model_copy(update={"redis_url": redis_server.url}), sqlite_database) as api:
@@ -59,7 +57,6 @@ def test_health_is_ok_with_redis_and_a_leader(
 
 
 def test_health_is_503_where_the_database_is_away_or_old(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: a load balancer that sends work to an API that cannot take it."""
     with api.database.write() as session:
         session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
     answer = api.http.get("/healthz")
@@ -79,7 +76,6 @@ def test_health_is_503_where_the_database_is_away_or_old(api: LiveApi, tmp_path:
 def test_a_client_knows_whether_it_shares_files_with_the_api(
     api: LiveApi, settings: Settings, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lost: an input that is uploaded in vain, or a path that means another file there."""
     assert api.client.shares_files()
     with live_api(settings.model_copy(update={"input_roots": []}), sqlite_database) as closed:
         assert not closed.client.shares_files()
@@ -89,7 +85,6 @@ def test_a_client_knows_whether_it_shares_files_with_the_api(
 
 
 def test_a_revoked_key_opens_nothing(api: LiveApi) -> None:
-    """Lost: the end of a key."""
     key = create_key(api.database, "guest", project="theirs")
     with StokerClient(api.url, key.secret, retry_seconds=0) as client:
         assert list(client.jobs()) == []
@@ -116,12 +111,10 @@ def test_a_revoked_key_opens_nothing(api: LiveApi) -> None:
     ],
 )  # fmt: skip
 def test_every_route_under_v1_needs_a_key(shared: LiveApi, method: str, path: str) -> None:
-    """Lost: the lock on one of the doors."""
     assert httpx.request(method, shared.url + path, trust_env=False).status_code == 401
 
 
 def test_prometheus_reads_the_house(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: every alert and graph."""
     LeasedJob(api.database, api.settings, tmp_path, [{"id": "a", "text": "a"}])
     text = httpx.get(f"{api.url}/metrics", trust_env=False).text
     assert 'stoker_jobs{state="queued"} 1.0' in text
@@ -132,7 +125,6 @@ def test_prometheus_reads_the_house(api: LiveApi, tmp_path: Path) -> None:
 
 
 def test_metrics_need_a_key_where_others_can_reach_them(api: LiveApi, sqlite_database: Database) -> None:
-    """Lost: what runs here, told to the whole network."""
     exposed = api.settings.model_copy(update={"host": "0.0.0.0"})
     with live_api(exposed, sqlite_database) as running:
         assert httpx.get(f"{running.url}/metrics", trust_env=False).status_code == 401
@@ -140,6 +132,5 @@ def test_metrics_need_a_key_where_others_can_reach_them(api: LiveApi, sqlite_dat
 
 
 def test_only_this_machines_own_addresses_are_loopback() -> None:
-    """Lost: the same."""
     assert all(is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"))
     assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", ""))

@@ -84,14 +84,12 @@ def check_error(answer: httpx.Response, status: int) -> dict[str, Any]:
     ],
 )
 def test_a_body_that_is_no_spec(api: LiveApi, body: bytes, content_type: str) -> None:
-    """Lost: one clear sentence instead of a 500."""
     error = check_error(api.http.post("/v1/jobs", content=body, headers={"Content-Type": content_type}), 400)
     assert error["code"] == "invalid_spec"
     assert error["type"] == "invalid_request_error"
 
 
 def test_a_few_lines_of_yaml_cannot_become_billions_of_values(api: LiveApi) -> None:
-    """Lost: the API's memory."""
     names = "abcdefghijkl"
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"{name}: &{name} [{', '.join([f'*{names[at]}'] * 10)}]" for at, name in enumerate(names[1:])]
@@ -99,14 +97,12 @@ def test_a_few_lines_of_yaml_cannot_become_billions_of_values(api: LiveApi) -> N
 
 
 def test_a_yaml_body_is_bounded_more_tightly(api: LiveApi) -> None:
-    """Lost: the API's processor for minutes."""
     body = "a:\n" + "- [1, 2, 3]\n" * 30_000
     check_error(api.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/yaml"}), 413)
 
 
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_of_100_megabytes_is_refused_and_not_held(api: LiveApi, declared: bool) -> None:
-    """Lost: the API's memory."""
     num_bytes = 100 * 2**20
 
     def blocks() -> Iterator[bytes]:
@@ -148,7 +144,6 @@ def test_a_body_of_100_megabytes_is_refused_and_not_held(api: LiveApi, declared:
     ],
 )
 def test_a_path_that_leads_nowhere(api: LiveApi, path: str) -> None:
-    """Lost: files of the host, or a traceback."""
     answer = api.send_raw(
         f"GET {path.replace(' ', '%20')} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.key}\r\n"
         "Connection: close\r\n\r\n"
@@ -168,14 +163,12 @@ def test_a_path_that_leads_nowhere(api: LiveApi, path: str) -> None:
     ],
 )  # fmt: skip
 def test_a_query_that_makes_no_sense_is_named(api: LiveApi, query: str) -> None:
-    """Lost: which parameter is wrong."""
     error = check_error(api.http.get(f"/v1/jobs?{query}"), 400)
     assert error["param"] == query.partition("=")[0]
 
 
 @pytest.mark.parametrize("query", ["after_row=-2", "after_row=99999999999999999999", "limit=0", "format=%00"])
 def test_a_query_of_results_that_makes_no_sense_is_named(api: LiveApi, query: str) -> None:
-    """Lost: the same."""
     error = check_error(api.http.get(f"/v1/jobs/job_x/results?{query}"), 400)
     assert error["param"] == query.partition("=")[0]
 
@@ -193,7 +186,6 @@ def test_a_query_of_results_that_makes_no_sense_is_named(api: LiveApi, query: st
     ],
 )
 def test_a_key_that_is_none(api: LiveApi, header: bytes) -> None:
-    """Lost: the lock on the door."""
     answer = api.send_raw(b"GET /v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + header + b"\r\n\r\n")
     assert answer.split(b" ", 2)[1] == b"401", answer
     assert b"www-authenticate: Bearer" in answer
@@ -202,7 +194,6 @@ def test_a_key_that_is_none(api: LiveApi, header: bytes) -> None:
 
 @pytest.mark.parametrize("value", [b"\xff\xfe", b"a b", b"x" * 201, b"", b"\xc3\xa4"])
 def test_an_idempotency_key_that_is_none(api: LiveApi, value: bytes, tmp_path: Path) -> None:
-    """Lost: a 500 from the database."""
     body = json.dumps(spec_document(tmp_path)).encode()
     head = (
         f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {api.key}\r\n"
@@ -215,21 +206,18 @@ def test_an_idempotency_key_that_is_none(api: LiveApi, value: bytes, tmp_path: P
 
 @pytest.mark.parametrize("raw", [b"\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n"])
 def test_what_is_not_http(api: LiveApi, raw: bytes) -> None:
-    """Lost: an API that a port scanner ends."""
     api.send_raw(raw + b"GET / HTTP/1.0\r\n\r\n")
     assert api.http.get("/healthz").status_code == 200, "it goes on serving"
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/v1/jobs"), ("DELETE", "/v1/jobs/x"), ("PATCH", "/healthz")])
 def test_a_method_that_is_not_possible(api: LiveApi, method: str, path: str) -> None:
-    """Lost: the one shape of errors."""
     assert check_error(api.http.request(method, path), 405)["code"] == "method_not_allowed"
 
 
 def test_a_fault_of_ours_tells_nothing_and_is_logged_with_its_number(
     api: LiveApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Lost: passwords in a traceback; or the only way to find out what happened."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("postgresql://user:secret@db/stoker")
@@ -246,6 +234,5 @@ def test_a_fault_of_ours_tells_nothing_and_is_logged_with_its_number(
 
 
 def test_each_answer_has_a_request_id_of_its_own(api: LiveApi) -> None:
-    """Lost: finding a request in the log."""
     answers = [api.http.get(path) for path in ("/v1/jobs", "/healthz", "/metrics", "/openapi.json", "/nowhere")]
     assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)

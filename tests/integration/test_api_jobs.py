@@ -31,7 +31,6 @@ def rows(tmp_path: Path) -> Path:
 
 
 def test_a_submitted_job_answers_with_the_form_that_programs_read(api: LiveApi, rows: Path) -> None:
-    """Lost: every script over `stoker status --json`."""
     answer = api.http.post("/v1/jobs", json=spec_document(rows, name="mine", priority="high"))
     assert answer.status_code == 201
     job = answer.json()
@@ -49,14 +48,12 @@ def test_a_submitted_job_answers_with_the_form_that_programs_read(api: LiveApi, 
 
 
 def test_a_spec_may_be_yaml(api: LiveApi, rows: Path) -> None:
-    """Lost: `curl --data-binary @spec.yaml`."""
     body = yaml.safe_dump(spec_document(rows))
     answer = api.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/yaml"})
     assert answer.status_code == 201
 
 
 def test_one_idempotency_key_makes_one_job(api: LiveApi, rows: Path) -> None:
-    """Lost: a submission that is repeated after a broken connection would be computed twice."""
     document = spec_document(rows)
     first = api.http.post("/v1/jobs", json=document, headers={"Idempotency-Key": "k-1"})
     rows.unlink()  # what the first submission found need not be there any more
@@ -89,7 +86,6 @@ def test_one_idempotency_key_makes_one_job(api: LiveApi, rows: Path) -> None:
 def test_bad_input_is_one_sentence_and_leaves_nothing(
     api: LiveApi, rows: Path, change: dict[str, Any], status: int, param: str
 ) -> None:
-    """Lost: a typo that costs a place in the queue, or a 500 that says nothing."""
     answer = api.http.post("/v1/jobs", json=spec_document(rows, **change))
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
@@ -101,7 +97,6 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 
 
 def test_jobs_are_listed_newest_first_in_pages(api: LiveApi, rows: Path) -> None:
-    """Lost: jobs that fall between two pages."""
     ids = [api.client.submit(spec_document(rows, name=f"job {number}"))["id"] for number in range(5)]
     newest_first = ids[::-1]
     assert [job["id"] for job in api.client.jobs()] == newest_first
@@ -120,7 +115,6 @@ def test_jobs_are_listed_newest_first_in_pages(api: LiveApi, rows: Path) -> None
 
 
 def test_a_cancel_ends_a_job_once(api: LiveApi, rows: Path) -> None:
-    """Lost: the promise that an ended job stays as it ended."""
     job = api.client.submit(spec_document(rows))
     assert api.client.cancel(job["id"])["state"] == "cancelled"
     answer = api.http.post(f"/v1/jobs/{job['id']}/cancel")
@@ -130,7 +124,6 @@ def test_a_cancel_ends_a_job_once(api: LiveApi, rows: Path) -> None:
 
 
 def test_a_failed_job_says_why_and_is_retried_as_a_new_one(api: LiveApi, rows: Path) -> None:
-    """Lost: the second try of a job whose trouble has been mended."""
     job = api.client.submit(spec_document(rows))
     assert api.http.post(f"/v1/jobs/{job['id']}/retry").status_code == 409
     job_ledger.fail(api.database, job["id"], StokerError("the disk is on fire"))
@@ -178,7 +171,6 @@ def test_what_waited_for_a_cancelled_training_is_not_retried(api: LiveApi, rows:
 def test_a_waiting_job_says_what_it_waits_for(
     api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path
 ) -> None:
-    """Lost: the answer to 'why does nothing happen?'."""
     first = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
     assert api.client.job(first.job_id)["waiting_reason"] == "no scheduler is running"
     from scheduler.control.leader import Leader
@@ -214,7 +206,6 @@ def test_a_job_that_is_tried_again_later_says_why(
 
 
 def test_slots_say_what_they_do(api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path) -> None:
-    """Lost: `stoker slots`."""
     job = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
     lease = job.lease("slot-0")
     slots.register(sqlite_database, [slots.SlotInfo("slot-1", "host", "cuda", "GPU-1", "H200", 2**37, 4)])
@@ -234,7 +225,6 @@ def test_slots_say_what_they_do(api: LiveApi, settings: Settings, sqlite_databas
 
 
 def test_metrics_are_numbers_by_name(api: LiveApi, rows: Path) -> None:
-    """Lost: the frozen form of a job's metrics."""
     job = api.client.submit(spec_document(rows))
     metrics = api.client.metrics(job["id"])
     assert all(set(metric) == {"step", "name", "value"} for metric in metrics)
@@ -242,7 +232,6 @@ def test_metrics_are_numbers_by_name(api: LiveApi, rows: Path) -> None:
 
 
 def test_artifacts_are_listed_and_read_whole(api: LiveApi, rows: Path, tmp_path: Path) -> None:
-    """Lost: the files that a job made."""
     job_id = api.client.submit(spec_document(rows))["id"]
     content = bytes(range(256)) * 10_000
     name = "folder/results.bin"
@@ -270,7 +259,6 @@ def test_artifacts_are_listed_and_read_whole(api: LiveApi, rows: Path, tmp_path:
 
 
 def test_the_states_in_an_answer_are_the_states_of_the_design(api: LiveApi) -> None:
-    """Lost: a client that switches over a job's state."""
     document = api.http.get("/openapi.json").json()
     assert document["components"]["schemas"]["JobState"]["enum"] == [state.value for state in JobState]
     assert json.dumps(document)

@@ -88,7 +88,6 @@ def create(http: httpx.Client, file_id: str, **fields: Any) -> httpx.Response:
 
 
 def test_a_full_queue_refuses_jobs_and_batches_for_now(api: LiveApi, mine: httpx.Client, tmp_path: Path) -> None:
-    """Lost: everybody else's turn, to one project's million rows; or the way back in once there is room."""
     eight = spec_document(write_rows(tmp_path / "8.jsonl", 8))
     three = spec_document(write_rows(tmp_path / "3.jsonl", 3))
     first = mine.post("/v1/jobs", json=eight).json()
@@ -111,7 +110,6 @@ def test_a_full_queue_refuses_jobs_and_batches_for_now(api: LiveApi, mine: httpx
 
 
 def test_what_fits_into_no_queue_is_said_so_at_once(api: LiveApi, mine: httpx.Client, tmp_path: Path) -> None:
-    """Lost: a client that waits for ever."""
     rows = write_rows(tmp_path / "11.jsonl", ROWS + 1)
     file_id = batch_file(mine, ROWS + 1)
     answers = {
@@ -128,7 +126,6 @@ def test_what_fits_into_no_queue_is_said_so_at_once(api: LiveApi, mine: httpx.Cl
 
 
 def test_a_repeated_submission_finds_its_job_in_a_full_queue(mine: httpx.Client, tmp_path: Path) -> None:
-    """Lost: the job of a client whose first answer was lost."""
     document = spec_document(write_rows(tmp_path / "10.jsonl", ROWS))
     first, again = (mine.post("/v1/jobs", json=document, headers={"Idempotency-Key": "k"}) for _ in range(2))
     assert (first.status_code, again.status_code) == (201, 200)
@@ -138,7 +135,6 @@ def test_a_repeated_submission_finds_its_job_in_a_full_queue(mine: httpx.Client,
 def test_an_input_that_takes_long_to_count_is_counted_by_the_scheduler(
     api: LiveApi, mine: httpx.Client, limited: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lost: a client that waits for minutes; or the limit, to inputs that are large enough."""
     monkeypatch.setattr(admission, "COUNT_SECONDS", -1.0)
     large = spec_document(write_rows(tmp_path / "large.jsonl", ROWS))
     first = mine.post("/v1/jobs", json=large).json()
@@ -162,7 +158,6 @@ def test_a_batch_that_was_not_counted_in_time_is_refused_when_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
     num_lines: int,
 ) -> None:
-    """Lost: the limit again, by way of a batch; one that fits by a line must run."""
     model = tiny.tiny_classifier(tmp_path / "model")
     monkeypatch.setattr(admission, "COUNT_SECONDS", -1.0)
     batch = create(mine, batch_file(mine, num_lines, model=str(model))).json()
@@ -180,7 +175,6 @@ def test_a_batch_that_was_not_counted_in_time_is_refused_when_it_is_read(
 def test_a_batch_that_takes_answers_over_needs_room_for_the_rest_only(
     api: LiveApi, mine: httpx.Client, tmp_path: Path
 ) -> None:
-    """Lost: the retry of a batch that was let in when the limit was higher."""
     file_id = batch_file(mine, ROWS + 5)
     with api.database.write() as session:
         session.add(
@@ -196,7 +190,6 @@ def test_a_batch_that_takes_answers_over_needs_room_for_the_rest_only(
 
 
 def test_many_submissions_at_once_stay_within_the_limit(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: the limit, to a script with threads."""
     document = spec_document(write_rows(tmp_path / "3.jsonl", 3))
     clients = [api.client_of("mine") for _ in range(12)]
     statuses: list[int] = []
@@ -220,7 +213,6 @@ def files_left(api: LiveApi) -> int:
 
 
 def test_an_upload_that_does_not_fit_is_refused_and_leaves_nothing(api: LiveApi, mine: httpx.Client) -> None:
-    """Lost: the disk; or the uploads of everybody, to one project's."""
     kept = upload(mine, bytes(6_000)).json()
     check_refusal(upload(mine, bytes(4_001)), "upload_bytes_exceeded")
 
@@ -241,7 +233,6 @@ def test_an_upload_that_does_not_fit_is_refused_and_leaves_nothing(api: LiveApi,
 
 
 def test_a_large_body_is_refused_before_it_is_sent(api: LiveApi, mine: httpx.Client) -> None:
-    """Lost: an hour's upload, for an answer that was known at its start."""
     upload(mine, bytes(6_000))
     key = mine.headers["Authorization"]
     head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {key}\r\n"
@@ -254,7 +245,6 @@ def test_a_large_body_is_refused_before_it_is_sent(api: LiveApi, mine: httpx.Cli
 
 
 def test_a_file_larger_than_the_whole_limit_is_not_told_to_wait(mine: httpx.Client) -> None:
-    """Lost: a client that sends it again and again."""
     answer = upload(mine, bytes(BYTES + 1 + 2**16))
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
     assert "all of project 'mine' may be, 10000 bytes" in answer.json()["error"]["message"]
@@ -262,7 +252,6 @@ def test_a_file_larger_than_the_whole_limit_is_not_told_to_wait(mine: httpx.Clie
 
 
 def test_many_uploads_at_once_stay_within_the_limit(api: LiveApi) -> None:
-    """Lost: the limit, to uploads that each saw the room before any had taken it."""
     clients = [api.client_of("mine") for _ in range(8)]
     answers: list[httpx.Response] = []
     threads = [
@@ -313,7 +302,6 @@ def admitted(throttles: list[Throttle], number: int) -> tuple[int, float]:
 
 
 def test_all_processes_count_together(rated: Settings) -> None:
-    """Lost: the limit, times the number of API processes."""
     with throttle_of(rated) as one, throttle_of(rated) as other:
         passed, most = admitted([one, other], 10 * RATE)
         assert RATE <= passed <= most
@@ -325,7 +313,6 @@ def test_all_processes_count_together(rated: Settings) -> None:
 def test_without_redis_each_process_counts_by_itself(
     rated: Settings, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Lost: the API, or every limit, to an outage of Redis; or a log that says the same for each request."""
     with throttle_of(rated) as one:
         assert admits(one)
         redis_server.kill()
@@ -335,7 +322,6 @@ def test_without_redis_each_process_counts_by_itself(
 
 
 def test_when_redis_is_back_they_count_together_again(rated: Settings, redis_server: RedisServer) -> None:
-    """Lost: the shared limit for good, with one restart of Redis."""
     with throttle_of(rated, outage_seconds=0.0) as one, throttle_of(rated, outage_seconds=0.0) as other:
         redis_server.kill()
         assert admits(one)
@@ -345,7 +331,6 @@ def test_when_redis_is_back_they_count_together_again(rated: Settings, redis_ser
 
 
 def test_a_rate_is_a_429_at_every_route_but_health(rated: Settings, sqlite_database: Database) -> None:
-    """Lost: a load balancer that takes a busy API for a dead one; or an answer that no client understands."""
     settings = rated.model_copy(update={"projects": {"*": ProjectLimits(requests_per_second=1)}})
     with live_api(settings, sqlite_database) as api:
         mine = api.client_of("mine")
@@ -372,7 +357,6 @@ def test_a_rate_is_a_429_at_every_route_but_health(rated: Settings, sqlite_datab
 def test_a_project_sees_its_limits_and_what_it_uses(
     api: LiveApi, mine: httpx.Client, tmp_path: Path, limited: Settings
 ) -> None:
-    """Lost: the answer to 'why am I refused?'."""
     mine.post("/v1/jobs", json=spec_document(write_rows(tmp_path / "4.jsonl", 4)))
     upload(mine, bytes(100))
     found = mine.get("/v1/limits").json()
@@ -390,7 +374,6 @@ def test_a_project_sees_its_limits_and_what_it_uses(
 
 
 def test_jobs_from_before_the_limit_count_as_well(limited: Settings, sqlite_database: Database, tmp_path: Path) -> None:
-    """Lost: a limit that an operator sets because the queue is full already."""
     with live_api(limited.model_copy(update={"projects": {}}), sqlite_database) as free:
         path = write_rows(tmp_path / "50.jsonl", 50)
         job = free.client_of("mine").post("/v1/jobs", json=spec_document(path)).json()
@@ -405,7 +388,6 @@ def test_jobs_from_before_the_limit_count_as_well(limited: Settings, sqlite_data
 
 
 def test_a_batch_of_the_operator_in_nobodys_way(api: LiveApi, mine: httpx.Client) -> None:
-    """Lost: a project's room, to what the operator runs over its file."""
     file_id = batch_file(mine, ROWS)
     made = create(api.http, file_id)
     assert made.status_code == 200

@@ -22,7 +22,6 @@ def api(settings: Settings, postgres_url: str) -> Iterator[LiveApi]:
 
 
 def test_a_job_and_its_file_go_the_whole_way(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: production."""
     file = api.client.upload(write_rows(tmp_path / "rows-ü\u4e2d.jsonl", 2))
     document = spec_document(f"file:{file['id']}", name="ü\u4e2d\U0001f600", priority="low", time_limit="10d")
     job = api.client.submit(document, idempotency_key="one")
@@ -40,7 +39,6 @@ def test_a_job_and_its_file_go_the_whole_way(api: LiveApi, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("text", ["a\x00b", "\x00"])
 def test_a_text_that_postgresql_cannot_hold_is_refused(api: LiveApi, tmp_path: Path, text: str) -> None:
-    """Lost: a 500 for a stray NUL."""
     rows = write_rows(tmp_path / "rows.jsonl", 1)
     for document in (spec_document(rows, name=text), spec_document(rows, parameters={"a": [{"b": text}]})):
         assert api.http.post("/v1/jobs", json=document).status_code == 400

@@ -94,7 +94,7 @@ def routes_of_one(api: LiveApi, side: Side) -> Iterator[tuple[str, str, int]]:
 
 
 def test_no_route_lets_one_project_at_the_things_of_another(api: LiveApi) -> None:
-    """Lost: the wall between two teams; a new route is looked at as well, since these come from the API's document."""
+    """The routes come from the API's document, so a new one is tried as well."""
     mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
     seen = list(routes_of_one(api, theirs))
     assert len(seen) >= 15
@@ -112,7 +112,6 @@ def test_no_route_lets_one_project_at_the_things_of_another(api: LiveApi) -> Non
 
 
 def test_its_own_project_and_the_operator_reach_all_of_them(api: LiveApi) -> None:
-    """Lost: the project itself, behind its own wall; or the operator's way in."""
     mine = side_of(api, "mine")
     for http in (mine.http, api.http):
         for method, path, good in routes_of_one(api, mine):
@@ -127,7 +126,6 @@ def test_its_own_project_and_the_operator_reach_all_of_them(api: LiveApi) -> Non
 
 @pytest.mark.parametrize("kind", ["jobs", "files", "batches", "webhooks"])
 def test_lists_show_a_project_its_own_and_the_operator_all(api: LiveApi, kind: str) -> None:
-    """Lost: the ids and names of everybody's work, in a list."""
     mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
 
     def ids(http: httpx.Client, **query: str) -> set[str]:
@@ -142,7 +140,6 @@ def test_lists_show_a_project_its_own_and_the_operator_all(api: LiveApi, kind: s
 
 
 def test_an_input_of_another_project_is_not_there(api: LiveApi, settings: Settings) -> None:
-    """Lost: the rows of another team, by way of a job or a batch over their file."""
     mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
     refused = mine.http.post("/v1/jobs", json=spec_document(f"file:{theirs.file_id}"))
     assert refused.status_code == 400
@@ -157,7 +154,7 @@ def test_an_input_of_another_project_is_not_there(api: LiveApi, settings: Settin
 
 
 def test_a_plan_reads_with_its_jobs_own_eyes(api: LiveApi, settings: Settings) -> None:
-    """Lost: the same wall, behind the API: a job that was written down some other way."""
+    """A job that did not come through the API may read no more than its project either."""
     mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
     with api.database.read() as session:
         spec = job_ledger.get(session, theirs.job_id).spec
@@ -169,7 +166,6 @@ def test_a_plan_reads_with_its_jobs_own_eyes(api: LiveApi, settings: Settings) -
 
 
 def test_projects_may_choose_the_same_idempotency_key(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: a submission that is answered with another team's job, or refused for it."""
     rows = write_rows(tmp_path / "rows.jsonl", 1)
     ids = set()
     for http in (api.client_of("mine"), api.client_of("theirs"), api.http):
@@ -185,7 +181,6 @@ def test_projects_may_choose_the_same_idempotency_key(api: LiveApi, tmp_path: Pa
 def test_a_slot_does_not_tell_whose_job_it_works_on(
     api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path
 ) -> None:
-    """Lost: the ids of another team's jobs; but not that the slot is busy."""
     job = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
     lease = job.lease("slot-0")
     (mine,) = api.client_of("mine").get("/v1/slots").json()["data"]
@@ -235,7 +230,6 @@ def test_a_model_or_processor_of_another_project_is_not_there(api: LiveApi, tmp_
 
 
 def test_a_failed_jobs_error_stays_in_its_project(api: LiveApi) -> None:
-    """Lost: paths and messages of another team's jobs, in a stream or page of events."""
     mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
     job_ledger.fail(api.database, theirs.job_id, StokerError("a secret"))
     answers: list[Any] = [mine.http.get(f"/v1/jobs/{theirs.job_id}/{part}") for part in ("events", "logs", "results")]

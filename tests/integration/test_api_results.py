@@ -54,7 +54,6 @@ _RECORDED = [*range(16), *range(24, 32)]
 
 @pytest.mark.parametrize("to", ["database", "jsonl", "parquet"])
 def test_a_running_job_gives_what_is_recorded_in_order(api: LiveApi, tmp_path: Path, to: str) -> None:
-    """Lost: looking at results before the end."""
     job = half_done(api, tmp_path, to=to)
     lines = list(api.client.iter_results(job.job_id))
     assert [line["row_index"] for line in lines] == _RECORDED
@@ -67,7 +66,6 @@ def test_a_running_job_gives_what_is_recorded_in_order(api: LiveApi, tmp_path: P
 
 
 def test_reading_goes_on_after_a_row(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: fetching the rest after a break."""
     job = half_done(api, tmp_path)
     lines = api.client.iter_results(job.job_id, after_row=13, limit=4)
     assert [line["row_index"] for line in lines] == [14, 15, 24, 25]
@@ -75,7 +73,6 @@ def test_reading_goes_on_after_a_row(api: LiveApi, tmp_path: Path) -> None:
 
 
 def test_each_format_holds_the_same_results(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: `stoker results --output x.parquet`."""
     job = half_done(api, tmp_path, vectors=True)
     outputs = {name: tmp_path / f"out.{name}" for name in ("jsonl", "parquet", "csv")}
     api.client.results(job.job_id, outputs["jsonl"], format="jsonl")
@@ -95,7 +92,6 @@ def test_each_format_holds_the_same_results(api: LiveApi, tmp_path: Path) -> Non
 
 
 def test_the_answer_names_its_type(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: a browser that saves the file under a fitting name."""
     job = half_done(api, tmp_path)
     answer = api.http.get(f"/v1/jobs/{job.job_id}/results", params={"format": "csv"})
     assert answer.headers["content-type"].startswith("text/csv")
@@ -106,7 +102,6 @@ def test_the_answer_names_its_type(api: LiveApi, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fmt", ["jsonl", "csv", "parquet"])
 def test_results_are_sent_while_they_are_read(fmt: ExportFormat) -> None:
-    """Lost: an API that holds ten million results before it sends the first."""
     read = 0
 
     def results() -> Iterator[Result]:
@@ -124,7 +119,6 @@ def test_results_are_sent_while_they_are_read(fmt: ExportFormat) -> None:
 @pytest.mark.parametrize("fmt", ["jsonl", "csv", "parquet"])
 @pytest.mark.parametrize("num_rows", [0, 1, 64, 128, 1000])
 def test_no_result_is_lost_at_the_edge_of_a_block(fmt: ExportFormat, num_rows: int, tmp_path: Path) -> None:
-    """Lost: the last rows of a download."""
     results = (Result(row, f"k{row}", {"row": row}) for row in range(num_rows))
     path = tmp_path / "out"
     path.write_bytes(b"".join(write_results(results, fmt, vector_output=False)))
@@ -135,7 +129,6 @@ def test_no_result_is_lost_at_the_edge_of_a_block(fmt: ExportFormat, num_rows: i
 
 
 def test_an_error_in_the_middle_breaks_the_connection(api: LiveApi, tmp_path: Path) -> None:
-    """Lost: half of the results taken for all of them."""
     job = half_done(api, tmp_path, to="jsonl")
     chunks = [chunk for chunk in job.chunks() if chunk.part is not None]
     assert chunks[2].part is not None

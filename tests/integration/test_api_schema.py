@@ -212,7 +212,6 @@ def furnish(api: LiveApi) -> None:
 
 @schema.parametrize()
 def test_every_answer_is_in_the_document(api: World, case: Case) -> None:
-    """Lost: clients that are generated from the document, and the trust in it."""
     response = case.call(base_url=api.url, headers={"Authorization": f"Bearer {api.key}"})
     if case.path in ("/v1/jobs", "/v1/jobs/{job_id}/retry") and response.status_code == 201:
         # Ended, so that its streams end.

@@ -73,7 +73,6 @@ def client_of(settings: Settings) -> StokerClient:
 
 
 def test_it_serves_leads_and_ends_in_order_while_a_stream_is_open(served: Settings, tmp_path: Path) -> None:
-    """Lost: `stoker up`, and a shutdown that does not hang on whoever is watching."""
     log = tmp_path / "serve.log"
     with serving(served, log) as child, client_of(served) as client:
         wait_until(lambda: client.health()["status"] == "ok", "the scheduler leads")
@@ -95,7 +94,6 @@ def test_it_serves_leads_and_ends_in_order_while_a_stream_is_open(served: Settin
 
 
 def test_a_stuck_upload_does_not_hold_up_the_end(served: Settings, tmp_path: Path) -> None:
-    """Lost: a shutdown that one client can delay for ever, or what it leaves behind."""
     log = tmp_path / "serve.log"
     with serving(served, log) as child, client_of(served) as client:
         host, _, port = client.url.removeprefix("http://").partition(":")
@@ -117,7 +115,6 @@ def test_a_stuck_upload_does_not_hold_up_the_end(served: Settings, tmp_path: Pat
 
 
 def test_a_client_waits_over_a_kill_and_a_restart(served: Settings, tmp_path: Path) -> None:
-    """Lost: `stoker run` failing because the API was restarted under it."""
     log = tmp_path / "serve.log"
     with serving(served, log) as child, client_of(served) as client:
         job = client.submit(spec_document(write_rows(tmp_path / "rows.jsonl", 5)))
@@ -135,7 +132,6 @@ def test_a_client_waits_over_a_kill_and_a_restart(served: Settings, tmp_path: Pa
 
 @pytest.mark.parametrize("case", ["empty", "old", "away"])
 def test_a_database_that_cannot_be_used_is_said_in_one_sentence(served: Settings, tmp_path: Path, case: str) -> None:
-    """Lost: a server that comes up on an old schema and answers every request with a 500."""
     url = "postgresql://nobody@127.0.0.1:1/none" if case == "away" else f"sqlite:///{tmp_path / 'other.db'}"
     if case == "old":
         database = Database(url)
@@ -152,7 +148,6 @@ def test_a_database_that_cannot_be_used_is_said_in_one_sentence(served: Settings
 
 
 def test_a_port_in_use_is_said_in_one_sentence(served: Settings) -> None:
-    """Lost: which port, and what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = run_to_the_end(environment(served, STOKER_PORT=str(taken.getsockname()[1])))
     assert ended.returncode == 2
@@ -161,7 +156,6 @@ def test_a_port_in_use_is_said_in_one_sentence(served: Settings) -> None:
 
 
 def test_a_setting_that_is_wrong_is_named(served: Settings) -> None:
-    """Lost: which of forty settings is wrong."""
     ended = run_to_the_end(environment(served, STOKER_LEASE_SECONDS="-1"))
     assert ended.returncode == 2
     assert "lease_seconds" in ended.stderr.splitlines()[-1]

@@ -47,7 +47,6 @@ def told(api: LiveApi, project: str = "default") -> str:
 
 
 def test_the_secret_is_told_once(api: LiveApi) -> None:
-    """Lost: the secret, to whoever may list webhooks; or a webhook that nobody can find again."""
     made = make(api.http, events=["batch.completed"])
     secret = made.pop("secret")
     assert secret.startswith("whsec_")
@@ -85,7 +84,6 @@ def test_the_secret_is_told_once(api: LiveApi) -> None:
 def test_a_wrong_webhook_is_refused_by_its_field_and_not_made(
     api: LiveApi, document: dict[str, Any], param: str
 ) -> None:
-    """Lost: what is wrong; or, with a private address, what stands behind the firewall."""
     answer = api.http.post("/v1/webhooks", json=document)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
@@ -96,7 +94,6 @@ def test_a_wrong_webhook_is_refused_by_its_field_and_not_made(
 
 
 def test_a_deletion_is_a_deletion(api: LiveApi) -> None:
-    """Lost: a receiver's peace."""
     made = make(api.http)
     told(api)
     path = f"/v1/webhooks/{made['id']}"
@@ -113,7 +110,6 @@ def test_a_deletion_is_a_deletion(api: LiveApi) -> None:
 
 
 def test_the_log_says_what_was_sent_and_what_came_of_it(api: LiveApi) -> None:
-    """Lost: why a receiver was not told."""
     made = make(api.http)
     jobs = [told(api) for _ in range(3)]
     path = f"/v1/webhooks/{made['id']}/deliveries"
@@ -147,7 +143,6 @@ def test_the_log_says_what_was_sent_and_what_came_of_it(api: LiveApi) -> None:
 
 
 def test_a_test_event_is_sent_to_order(api: LiveApi) -> None:
-    """Lost: a way to try a receiver out before it is needed."""
     made = make(api.http, events=["batch.failed"])
     answer = api.http.post(f"/v1/webhooks/{made['id']}/test")
     assert answer.status_code == 201
@@ -156,7 +151,6 @@ def test_a_test_event_is_sent_to_order(api: LiveApi) -> None:
 
 
 def test_a_key_sees_the_webhooks_of_its_project_and_the_operators_sees_all(api: LiveApi) -> None:
-    """Lost: what a project does, to the other projects; and to itself, its webhooks."""
 
     def client_of(project: str) -> httpx.Client:
         key = create_key(api.database, "test", project=project).secret
@@ -185,13 +179,11 @@ def test_a_key_sees_the_webhooks_of_its_project_and_the_operators_sees_all(api: 
 
 
 def test_without_a_key_nothing_is_told(api: LiveApi) -> None:
-    """Lost: the secrets of receivers' URLs."""
     with httpx.Client(base_url=api.url, trust_env=False) as nobody:
         for method, path in (("GET", ""), ("POST", ""), ("GET", "/x"), ("DELETE", "/x"), ("GET", "/x/deliveries")):
             assert nobody.request(method, f"/v1/webhooks{path}").status_code == 401
 
 
 def test_the_document_names_the_events(api: LiveApi) -> None:
-    """Lost: what to put into `events`."""
     schemas = api.http.get("/openapi.json").json()["components"]["schemas"]
     assert schemas["WebhookRequest"]["properties"]["events"]["items"]["enum"] == list(EVENT_TYPES)

@@ -69,7 +69,6 @@ def shown(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_a_gang_that_no_host_can_hold_waits_and_says_for_what(api: LiveApi, capfd: Any) -> None:
-    """Lost: the operator's hint that a slot has to be added."""
     job_id = queued(api, 4)
     why = "needs 4 slots of one host at once; 3 are online on the largest"
     job = json.loads(shown(capfd, "status", job_id, "--json"))
@@ -82,7 +81,6 @@ def test_a_gang_that_could_start_says_nothing_else(api: LiveApi) -> None:
 
 
 def test_every_slot_of_a_gang_is_shown_as_its_jobs(api: LiveApi, capfd: Any) -> None:
-    """Lost: who keeps the GPU that seems to idle."""
     job_id = queued(api, 3)
     begun(api, job_id, *SLOTS)
     assert {slot["id"]: slot["job_id"] for slot in api.client.slots()} == dict.fromkeys(SLOTS, job_id)
@@ -91,7 +89,6 @@ def test_every_slot_of_a_gang_is_shown_as_its_jobs(api: LiveApi, capfd: Any) -> 
 
 
 def test_an_attempt_says_on_which_slots_it_ran(api: LiveApi, capfd: Any) -> None:
-    """Lost: which of the host's GPUs the failed try was on."""
     job_id = queued(api, 2)
     leases.release(api.database, begun(api, job_id, SLOTS[2], SLOTS[0]), "stopped")
     sweeps.requeue_idle(api.database)

@@ -100,7 +100,6 @@ def test_a_gang_one_of_whose_slots_is_lost_starts_again_elsewhere(gang_house: Ga
 
 
 def test_a_high_training_preempts_a_lower_one_a_few_times_and_each_goes_on(gang_house: GangHouse) -> None:
-    """Lost: the night's training to the tenth urgent job, or the urgent job to the night's training."""
     slots.retire(gang_house.db, ["b0", "b1"])
     low = gang_house.training(3, priority="low")
     gang_house.dispatch()

@@ -382,7 +382,7 @@ def test_a_poisoned_device_needs_a_new_runner_and_loses_nothing(lab: Lab, step: 
     assert lab.leased.job().num_failed == 0
 
 
-def test_a_users_error_in_the_middle_fails_the_job_and_commits_what_was_done(lab: Lab) -> None:
+def test_a_users_error_midway_fails_the_job_and_commits_what_was_done(lab: Lab) -> None:
     """An input that is changed while it is read fails the job with one sentence."""
     second_chunk = threading.Event()
 
@@ -451,7 +451,7 @@ def test_a_commit_whose_answer_is_lost_is_recorded_once(
     assert calls
 
 
-def test_a_database_that_stays_away_ends_the_lease_and_not_the_device_alone(
+def test_a_database_that_stays_away_ends_the_lease(
     sqlite_database: Database, settings: Settings, tmp_path: Path, flaky_commit: Callable[[str], list[int]]
 ) -> None:
     """A writer that cannot write must stop the device, which would otherwise wait on a full queue for ever."""

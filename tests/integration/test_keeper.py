@@ -371,9 +371,7 @@ def test_a_lost_lease_ends_the_runner_at_once(open_bench: Opener, tmp_path: Path
         assert bench.lease(lease_id).end_reason == "its worker was restarted"
 
 
-def test_a_database_that_falls_silent_ends_the_runner_when_the_lease_may_be_anothers(
-    open_bench: Opener, tmp_path: Path
-) -> None:
+def test_a_silent_database_ends_the_runner_once_the_lease_may_be_lost(open_bench: Opener, tmp_path: Path) -> None:
     with open_bench(lease_seconds=3.0) as bench:
         job = bench.job(tmp_path, "deaf")
         with bench.running(job):

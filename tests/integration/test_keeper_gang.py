@@ -99,7 +99,7 @@ def open_bench(
     return opened
 
 
-def test_a_member_frees_its_device_before_it_says_so_and_has_a_runner_again_afterwards(
+def test_a_member_frees_its_device_and_has_a_runner_again_afterwards(
     open_bench: Callable[..., Any],
 ) -> None:
     with open_bench() as bench:
@@ -116,7 +116,7 @@ def test_a_member_frees_its_device_before_it_says_so_and_has_a_runner_again_afte
         assert bench.broken == []
 
 
-def test_a_member_that_is_rung_while_its_runner_still_starts_holds_its_slot_all_the_same(
+def test_a_member_that_is_rung_while_its_runner_starts_holds_its_slot(
     open_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STANDIN_START", "hang")
@@ -150,7 +150,6 @@ def test_a_member_learns_of_a_gang_that_was_torn_apart(open_bench: Callable[...,
 
 
 def test_a_member_that_goes_down_has_the_leader_stop_in_order(open_bench: Callable[..., Any]) -> None:
-    """Lost: the steps since the last checkpoint, with every restart of a worker."""
     with open_bench() as bench:
         mine, leaders = bench.gang(leads=False)
         with bench.holding(mine):
@@ -186,7 +185,6 @@ def test_a_member_that_goes_down_before_its_lease_leaves_at_once(open_bench: Cal
 
 
 def test_a_leader_is_killed_as_soon_as_its_gang_is_gone(open_bench: Callable[..., Any]) -> None:
-    """Lost: the memory of a slot that is another job's already."""
     with open_bench() as bench:
         mine, members = bench.gang(leads=True, model="deaf")
         with bench.holding(mine):

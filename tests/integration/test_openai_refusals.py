@@ -74,7 +74,6 @@ def create(client: openai.OpenAI, file_id: str) -> openai.types.Batch:
 
 
 def test_a_key_that_is_none_is_an_authentication_error(desk: Desk) -> None:
-    """Lost: 'except openai.AuthenticationError'."""
     with pytest.raises(openai.AuthenticationError) as refused:
         desk.client("", key="sk-stranger").files.list()
     assert (refused.value.code, refused.value.type) == ("invalid_api_key", "authentication_error")
@@ -82,7 +81,6 @@ def test_a_key_that_is_none_is_an_authentication_error(desk: Desk) -> None:
 
 
 def test_what_is_not_there_or_anothers_is_a_not_found_error(desk: Desk) -> None:
-    """Lost: 'except openai.NotFoundError'; or the wall between two projects."""
     mine, theirs = desk.client("mine"), desk.client("theirs")
     file_id = upload(theirs, 1)
     batch = create(theirs, file_id)
@@ -104,7 +102,7 @@ def test_what_is_not_there_or_anothers_is_a_not_found_error(desk: Desk) -> None:
 
 
 def test_a_conflict_is_not_tried_again(desk: Desk) -> None:
-    """Lost: seconds of the SDK's patience, since it repeats a 409 unless it is told not to."""
+    """The SDK repeats a 409 unless it is told not to."""
     mine = desk.client("mine")
     file_id = upload(mine, 1)
     batch = create(mine, file_id)
@@ -117,7 +115,6 @@ def test_a_conflict_is_not_tried_again(desk: Desk) -> None:
 
 
 def test_too_large_a_file_is_a_413_and_not_tried_again(desk: Desk) -> None:
-    """Lost: the same large body, sent three times."""
     with pytest.raises(openai.APIStatusError) as refused:
         upload(desk.client("mine"), 1, text="x" * LARGEST)
     assert (refused.value.status_code, refused.value.code) == (413, "too_large")
@@ -125,7 +122,6 @@ def test_too_large_a_file_is_a_413_and_not_tried_again(desk: Desk) -> None:
 
 
 def test_a_batch_that_fits_into_no_queue_is_a_bad_request(desk: Desk) -> None:
-    """Lost: a client that waits for ever."""
     mine = desk.client("mine")
     file_id = upload(mine, ROWS + 1)
     with pytest.raises(openai.BadRequestError, match="more than the 10 rows") as refused:
@@ -138,7 +134,6 @@ def test_a_batch_that_fits_into_no_queue_is_a_bad_request(desk: Desk) -> None:
 
 
 def test_a_full_queue_is_a_rate_limit_error(desk: Desk) -> None:
-    """Lost: 'except openai.RateLimitError', and which limit it was."""
     mine = desk.client("mine", max_retries=0)
     create(mine, upload(mine, 8))
     with pytest.raises(openai.RateLimitError) as refused:
@@ -148,7 +143,6 @@ def test_a_full_queue_is_a_rate_limit_error(desk: Desk) -> None:
 
 
 def test_the_sdks_own_retry_succeeds_once_the_queue_has_room(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: a pipeline that breaks at a limit it had only to wait at; or a second batch that is taken for the first."""
     monkeypatch.setattr(usage, "_GUESSED_WAIT_SECONDS", 1)
     mine, other = desk.client("mine"), desk.client("mine")
     file_id = upload(mine, 8)
@@ -163,7 +157,6 @@ def test_the_sdks_own_retry_succeeds_once_the_queue_has_room(desk: Desk, monkeyp
 def test_the_sdks_own_retry_of_an_upload_succeeds_once_there_is_room(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lost: the same, for files."""
     monkeypatch.setattr(usage, "_LONGEST_WAIT_SECONDS", 1)
     mine, other = desk.client("mine"), desk.client("mine")
     files = [upload(mine, 1, text="x" * 6_500) for _ in range(3)]
@@ -178,7 +171,6 @@ def test_the_sdks_own_retry_of_an_upload_succeeds_once_there_is_room(
 
 
 def test_the_sdk_slows_down_to_the_rate_that_it_may_have(desk: Desk) -> None:
-    """Lost: every loop over `retrieve` of a project that has a rate."""
     quick = desk.client("quick", max_retries=8)
     for _ in range(12):
         quick.batches.list()

@@ -102,7 +102,6 @@ def test_a_folder_replaced_while_it_is_loaded_is_refused(
 def test_a_folder_that_is_gone_is_not_taken_for_a_hub_id(
     sqlite_database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lost: rows of another model, which the hub has under the same name."""
     monkeypatch.chdir(tmp_path)
     tiny.tiny_classifier(tmp_path / "model")
     job = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, task="text-classification", model="model")

@@ -148,7 +148,6 @@ def test_planning_adds_the_digests_of_what_was_stamped(kind: str, api: LiveApi, 
 def test_a_change_while_the_digests_are_made_fails_the_job(
     api: LiveApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lost: digests of other files, by which runners of other hosts would go."""
     from scheduler.control import planner
 
     submission = of_model(tmp_path)

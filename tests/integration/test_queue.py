@@ -29,7 +29,6 @@ def queue_settings(tmp_path: Path, redis_server: RedisServer) -> Settings:
 
 
 def test_a_ring_puts_one_lease_id_into_the_slots_queue(queue_settings: Settings) -> None:
-    """Lost: the message a worker waits for, and that nothing but an id crosses Redis."""
     app = make_app(queue_settings)
     ring(app, "host-cpu0", "lease_1")
     with connect(queue_settings) as client:
@@ -42,7 +41,6 @@ def test_a_ring_puts_one_lease_id_into_the_slots_queue(queue_settings: Settings)
 def test_ringing_without_redis_fails_in_bounded_time_with_one_sentence(
     queue_settings: Settings, redis_server: RedisServer
 ) -> None:
-    """Lost: a scheduler that hangs on a dead Redis."""
     redis_server.kill()
     app = make_app(queue_settings)
     with pytest.raises(ServiceUnavailable, match="Redis cannot be reached"):
@@ -129,7 +127,6 @@ def test_a_slot_that_was_rung_in_vain_works_again_or_is_given_up(
 
 
 def test_many_rings_wake_once(queue_settings: Settings) -> None:
-    """Lost: a scheduler that spins through a queue of old rings."""
     bell = Doorbell(queue_settings)
     for _ in range(5):
         assert bell.wake()
@@ -139,7 +136,6 @@ def test_many_rings_wake_once(queue_settings: Settings) -> None:
 
 
 def test_a_wait_ends_with_a_ring_from_elsewhere_and_with_close(queue_settings: Settings) -> None:
-    """Lost: the wake-up that makes the next job start at once, and a clean shutdown."""
     bell, other = Doorbell(queue_settings), Doorbell(queue_settings)
     threading.Timer(0.1, other.wake).start()
     assert bell.wait(60.0)
@@ -152,7 +148,6 @@ def test_a_wait_ends_with_a_ring_from_elsewhere_and_with_close(queue_settings: S
 
 
 def test_without_redis_the_bell_is_silent_but_alive(queue_settings: Settings, redis_server: RedisServer) -> None:
-    """Lost: a scheduler that dies with Redis."""
     bell = Doorbell(queue_settings)
     redis_server.kill()
     assert not bell.wake()

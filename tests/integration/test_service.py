@@ -339,7 +339,7 @@ def start_process(settings: Settings) -> subprocess.Popen[bytes]:
     return child
 
 
-def test_a_scheduler_killed_in_mid_planning_is_followed_and_its_job_planned_anew(house: House, tmp_path: Path) -> None:
+def test_after_a_scheduler_killed_while_planning_the_next_plans_anew(house: House, tmp_path: Path) -> None:
     house.settings = house.settings.model_copy(update={"leader_seconds": 2.0})
     child = start_process(house.settings)
     try:

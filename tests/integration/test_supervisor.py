@@ -236,7 +236,7 @@ def test_a_message_that_is_no_ring_is_dropped_and_harms_nothing(host: Host, tmp_
     assert "Traceback" not in host.log
 
 
-def test_kill_9_of_a_celery_worker_takes_its_runner_along_and_costs_one_lease(host: Host, tmp_path: Path) -> None:
+def test_kill_9_of_a_celery_worker_ends_its_runner_and_costs_one_lease(host: Host, tmp_path: Path) -> None:
     host.start()
     host.wait_online(2)
     job = host.job(tmp_path, "wait")

@@ -112,7 +112,6 @@ def alone(
 def test_greedy_tokens_are_those_of_generate(
     alone: tuple[TextGeneration, list[Row], list[list[int]]], max_rows: int, max_tokens: int
 ) -> None:
-    """Lost: trust in every result, where a row that joins or leaves changed those that stay."""
     task_model, rows, expected = alone
     requests = task_model.collate(task_model.encode(rows))
     with torch.inference_mode():
@@ -122,7 +121,6 @@ def test_greedy_tokens_are_those_of_generate(
 
 @pytest.mark.parametrize("build", [*BUILDERS, tiny_mistral])
 def test_a_beginning_that_prompts_share_is_computed_once(tmp_path: Path, build: Callable[[Path], Path]) -> None:
-    """Lost: the time of one system prompt for each row; or a word of it, were it not where each row expects it."""
     folder = build(tmp_path)
     reference = Reference(folder)
     system = "You are a helpful assistant, brief and never wrong. "
@@ -147,7 +145,6 @@ def test_a_beginning_that_prompts_share_is_computed_once(tmp_path: Path, build: 
 
 
 def test_the_text_is_what_follows_the_prompt(model: Path) -> None:
-    """Lost: a space or half a character at the seam."""
     reference = Reference(model)
     for text, output in zip(
         PROMPTS, outputs(load(TASK, model, {"max_new_tokens": 9}), text_rows(PROMPTS)), strict=True
@@ -160,7 +157,6 @@ def test_the_text_is_what_follows_the_prompt(model: Path) -> None:
 
 
 def test_every_end_token_of_the_generation_config_ends_a_row(tmp_path: Path) -> None:
-    """Lost: the end of an answer; chat models have several."""
     folder = tiny_causal_lm(tmp_path)
     reference = Reference(folder)
     ids = reference.ids("My name is")
@@ -178,7 +174,6 @@ def test_every_end_token_of_the_generation_config_ends_a_row(tmp_path: Path) -> 
 
 
 def test_the_repetition_penalty_of_the_model_is_that_of_generate(tmp_path: Path) -> None:
-    """Lost: equality with `generate` for models whose generation config says more than where to end."""
     folder = tiny_causal_lm(tmp_path)
     config = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 1.5}))
@@ -189,7 +184,6 @@ def test_the_repetition_penalty_of_the_model_is_that_of_generate(tmp_path: Path)
 
 
 def test_new_tokens_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:
-    """Lost: the process, at a position that the model does not have."""
     folder = tiny_gpt2(tmp_path, max_tokens=20)
     ids = list(range(5, 20))
     rows = rows_of((ids, None), (ids + ids[:4], None), (ids + ids[:5], None))
@@ -203,7 +197,6 @@ def test_new_tokens_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:
 
 
 def test_a_sampled_row_does_not_depend_on_its_neighbours(model: Path) -> None:
-    """Lost: the same result at the next try, and the meaning of a seed."""
     task_model = load(TASK, model, {"temperature": 1.0, "max_new_tokens": 30, "seed": 7})
     rows = text_rows(PROMPTS)
     together = generated(task_model, rows, max_rows=100)
@@ -217,7 +210,6 @@ def test_a_sampled_row_does_not_depend_on_its_neighbours(model: Path) -> None:
 
 
 def test_a_seed_of_the_row_itself_gives_the_same_text_anywhere(model: Path) -> None:
-    """Lost: what `seed` means to those who send it with each request."""
     own = {"temperature": 1.0, "seed": 11, "max_new_tokens": 20}
     first, second, third = generated(
         load(TASK, model), rows_of(("Ada", own), ("Ada", own), ("Ada", {**own, "seed": 1}))
@@ -229,7 +221,6 @@ def test_a_seed_of_the_row_itself_gives_the_same_text_anywhere(model: Path) -> N
 
 
 def test_each_row_has_its_own_parameters_over_those_of_the_job(model: Path) -> None:
-    """Lost: what a row asked for."""
     reference = Reference(model)
     rows = rows_of(
         ("Ada", None),
@@ -246,7 +237,6 @@ def test_each_row_has_its_own_parameters_over_those_of_the_job(model: Path) -> N
 
 
 def test_several_choices_are_drawn_each_by_itself(model: Path) -> None:
-    """Lost: the difference between them."""
     drawn = load(TASK, model, {"temperature": 1.0, "n": 4, "max_new_tokens": 10})
     first, second = generated(drawn, text_rows(["My name", "is"]), max_rows=3)
     assert len(set(texts_of(first))) == len(set(texts_of(second))) == 4
@@ -261,7 +251,6 @@ def test_several_choices_are_drawn_each_by_itself(model: Path) -> None:
 
 
 def test_a_text_is_cut_before_a_stop_string(model: Path) -> None:
-    """Lost: the end that was asked for, where it lies inside a token or across several."""
     reference = Reference(model)
     task_model = load(TASK, model, {"max_new_tokens": 40})
     for prompt in PROMPTS[:6]:
@@ -280,7 +269,7 @@ def test_a_text_is_cut_before_a_stop_string(model: Path) -> None:
 
 
 def test_a_special_token_can_be_a_stop_string(tmp_path: Path) -> None:
-    """Lost: the end of a turn, whose token is in no text; not every chat model's files say that it ends one."""
+    """The token that ends a turn is in no text, and not every chat model's files say that it ends one."""
     folder = tiny_causal_lm(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = Reference(folder).tokens(Reference(folder).ids("Ada"), 12)
@@ -295,7 +284,6 @@ def test_a_special_token_can_be_a_stop_string(tmp_path: Path) -> None:
 
 
 def test_a_stop_string_ends_a_row_at_once(model: Path) -> None:
-    """Lost: the time of all the tokens that nobody sees."""
     reference = Reference(model)
     tokens = reference.tokens(reference.ids("Ada"), 30)
     told = reference.tokenizer.decode(tokens[:4])
@@ -311,7 +299,6 @@ def test_a_stop_string_ends_a_row_at_once(model: Path) -> None:
 
 
 def test_logprobs_are_those_of_the_model(model: Path) -> None:
-    """Lost: what a probability means, were it that of a filtered or heated distribution."""
     reference = Reference(model)
     rows = rows_of(
         ("My name is", {"top_logprobs": 3, "temperature": 1.5, "top_k": 5, "seed": 2}),
@@ -341,7 +328,6 @@ def test_logprobs_are_those_of_the_model(model: Path) -> None:
 
 
 def test_a_chat_goes_through_the_models_template(tmp_path: Path) -> None:
-    """Lost: the sense of a chat model's answer."""
     folder = tiny_causal_lm(tmp_path, chat_template=CHAT_TEMPLATE)
     reference = Reference(folder)
     told = "system: Be brief.\nuser: Where is Ada?\nassistant:"
@@ -363,7 +349,6 @@ def test_a_chat_goes_through_the_models_template(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_content_are_one_text(tmp_path: Path) -> None:
-    """Lost: the question, behind brackets and quotes that a template of texts makes of a list."""
     parts = [{"type": "text", "text": "Where is "}, {"type": "text", "text": "Ada?"}]
     image = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "x.png"}}]
     task_model = load(TASK, tiny_causal_lm(tmp_path, chat_template=CHAT_TEMPLATE))
@@ -380,7 +365,6 @@ def test_parts_of_a_content_are_one_text(tmp_path: Path) -> None:
 
 
 def test_variables_of_the_template_come_from_the_parameters(tmp_path: Path) -> None:
-    """Lost: what a chat model's template can be told, such as not to think."""
     template = "{% if thinks is defined and not thinks %}quick {% endif %}" + CHAT_TEMPLATE
     task_model = load(
         TASK, tiny_causal_lm(tmp_path, chat_template=template), {"chat_template_kwargs": {"thinks": False}}
@@ -391,7 +375,7 @@ def test_variables_of_the_template_come_from_the_parameters(tmp_path: Path) -> N
 
 
 def test_arguments_of_the_template_call_are_not_its_variables() -> None:
-    """Lost: a release of transformers adds an argument, and a row could replace the model's template with it."""
+    """A release of transformers may add an argument; a row must not replace the model's template with it."""
     taken = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
     assert taken - {"kwargs", "tools", "documents"} <= NO_TEMPLATE_VARIABLES
     with pytest.raises(InvalidSpec, match="own variables"):
@@ -399,7 +383,6 @@ def test_arguments_of_the_template_call_are_not_its_variables() -> None:
 
 
 def test_rows_that_cannot_be_prompts(model: Path) -> None:
-    """Lost: the rows beside them."""
     rows = rows_of(
         (None, None),
         (5, None),
@@ -430,7 +413,6 @@ def test_rows_that_cannot_be_prompts(model: Path) -> None:
     ],
 )
 def test_a_bad_parameter_of_a_row_is_the_rows_error(model: Path, own: Any, message: str) -> None:
-    """Lost: the job, for one row's mistake; or the mistake, silently."""
     bad, good = generated(load(TASK, model, {"max_new_tokens": 2}), rows_of(("Ada", own), ("Ada", None)))
     assert bad.code == "invalid_parameter"
     assert bad.message.startswith(message)
@@ -438,7 +420,6 @@ def test_a_bad_parameter_of_a_row_is_the_rows_error(model: Path, own: Any, messa
 
 
 def test_models_and_parameters_that_do_not_fit_are_refused(model: Path, tmp_path: Path) -> None:
-    """Lost: a whole job's time."""
     with pytest.raises(InvalidSpec, match="top_p"):
         load(TASK, model, {"top_p": 3})
     with pytest.raises(InvalidModel):
@@ -450,7 +431,6 @@ def test_models_and_parameters_that_do_not_fit_are_refused(model: Path, tmp_path
 
 @pytest.mark.parametrize("full", [True, False])
 def test_results_are_the_pipelines(tmp_path: Path, full: bool) -> None:
-    """Lost: a script that reads the pipeline's results, and reads these as well."""
     folder = tiny_causal_lm(tmp_path, chat_template=CHAT_TEMPLATE)
     reference = pipeline("text-generation", model=str(folder), device="cpu")
     begun = [*MESSAGES, {"role": "assistant", "content": "Ada is in"}]
@@ -465,7 +445,6 @@ def test_results_are_the_pipelines(tmp_path: Path, full: bool) -> None:
 
 
 def test_transformers_names_are_understood(model: Path) -> None:
-    """Lost: a `generate` call's parameters, taken over as they are."""
     task_model = load(TASK, model, {"num_return_sequences": 3, "temperature": 1.0, "max_new_tokens": 5})
     first, second = generated(task_model, rows_of(("Ada", None), ("Ada", {"n": 2, "stop_strings": "e"})))
     assert (len(first), len(second)) == (3, 2)

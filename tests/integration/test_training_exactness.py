@@ -56,7 +56,6 @@ def spec(tmp_path: Path) -> dict[str, Any]:
 def test_three_kills_change_nothing(
     tmp_path: Path, spec: dict[str, Any], arguments: dict[str, Any], dtype: str
 ) -> None:
-    """Lost: the run that was asked for; another one comes out."""
     spec["arguments"] |= arguments
     spec["dtype"] = dtype
     calm = attempt(tmp_path / "calm", spec)
@@ -71,7 +70,6 @@ def test_three_kills_change_nothing(
 
 
 def test_a_kill_inside_a_save_leaves_no_half_checkpoint(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """Lost: the resumption itself, to a folder that a kill left half written."""
     calm = attempt(tmp_path / "calm", spec)
     spec["checkpoint"]["every_steps"] = 1  # so that most of the time goes into saving
     shot = attempt(tmp_path / "shot", spec, until=shot_at(7))
@@ -86,7 +84,6 @@ def test_a_kill_inside_a_save_leaves_no_half_checkpoint(tmp_path: Path, spec: di
 
 @pytest.mark.parametrize("reason", ["yield", "shutdown"])
 def test_a_stop_ends_at_a_step_with_a_checkpoint(tmp_path: Path, spec: dict[str, Any], reason: str) -> None:
-    """Lost: the steps since the last checkpoint; or a stopped training that says it is complete."""
     calm = attempt(tmp_path / "calm", spec)
     first = attempt(
         tmp_path / "first",
@@ -102,7 +99,6 @@ def test_a_stop_ends_at_a_step_with_a_checkpoint(tmp_path: Path, spec: dict[str,
 
 
 def test_a_cancel_saves_nothing(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """Lost: time, on a checkpoint that nobody wants."""
     spec["checkpoint"] = {"every_steps": 500}
     found = attempt(
         tmp_path / "first",
@@ -114,7 +110,6 @@ def test_a_cancel_saves_nothing(tmp_path: Path, spec: dict[str, Any]) -> None:
 
 
 def test_half_the_micro_batch_is_the_same_step(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """Lost: the batch size, where memory was short."""
     encoder = tmp_path / "calm-encoder"
     shutil.copytree(spec["model"], encoder)
     config = json.loads((encoder / "config.json").read_text())

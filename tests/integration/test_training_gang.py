@@ -143,7 +143,6 @@ def scores(found: Attempt) -> dict[str, float]:
 
 
 def test_two_ranks_are_one_process_with_the_doubled_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: the training that was asked for, as soon as it is given more slots."""
     monkeypatch.setenv("STOKER_CODE_ROOTS", json.dumps([str(tmp_path)]))
     spec = loop_spec(tmp_path)
     alone = attempt(tmp_path / "alone", spec)
@@ -154,7 +153,6 @@ def test_two_ranks_are_one_process_with_the_doubled_batch(tmp_path: Path, monkey
 
 
 def test_so_are_two_of_the_trainers_that_stop_and_go_on(tmp_path: Path) -> None:
-    """Lost: the same; or slots for good, to ranks that stop at different steps and wait for each other."""
     spec = trainer_spec(tmp_path)
     # However late the stop comes on a busy machine, the training is not over.
     spec["arguments"]["max_steps"], spec["checkpoint"] = MANY_STEPS, {"every_steps": 500}
@@ -176,7 +174,6 @@ def test_so_are_two_of_the_trainers_that_stop_and_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.soak  # under the daemon, it is one of the ends in tests/acceptance/test_gangs.py
 def test_a_dead_rank_ends_all_and_the_next_attempt_goes_on(tmp_path: Path) -> None:
-    """Lost: the night, to ranks that wait for one that is gone; or the run, to an attempt that begins anew."""
     spec = loop_spec(tmp_path)
     spec |= {"module": write_module(tmp_path, CLASSIFIER)}  # with all that a resumption can get wrong
     calm = run_ranks(tmp_path / "calm", spec, 2)
@@ -204,7 +201,6 @@ def test_a_dead_rank_ends_all_and_the_next_attempt_goes_on(tmp_path: Path) -> No
 
 
 def test_what_one_rank_knows_is_what_is_told(tmp_path: Path) -> None:
-    """Lost: the cause, behind the other rank's `connection closed`."""
     spec = loop_spec(tmp_path)
     source = CLASSIFIER.replace(
         "def judge(batch):", "import os\n    assert os.environ['RANK'] == '0', 'no such thing'\n    def judge(batch):"

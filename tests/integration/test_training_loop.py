@@ -105,7 +105,6 @@ def numbers(found: Attempt) -> dict[tuple[int, str], str]:
 def test_three_kills_change_nothing(
     tmp_path: Path, spec: dict[str, Any], arguments: dict[str, Any], fields: dict[str, Any]
 ) -> None:
-    """Lost: the run that was asked for; another one comes out."""
     spec["arguments"] |= arguments
     spec |= fields
     calm = attempt(tmp_path / "calm", spec)
@@ -160,7 +159,6 @@ def test_an_edited_module_changes_no_training_that_has_begun(tmp_path: Path, spe
     ids=["import", "no build", "no parts", "empty", "nothing to judge by", "loss", "nan", "row", "foreign weights"],
 )  # fmt: skip
 def test_a_faulty_module_is_named_in_one_sentence(tmp_path: Path, source: str, code: str, message: str) -> None:
-    """Lost: where to look, in a traceback of ours; or three more attempts at what can never work."""
     with pytest.raises(UserError) as caught:
         rehearse(write_module(tmp_path, source), folder=tmp_path, arguments={"max_steps": 2})
     assert caught.value.code == code
@@ -169,7 +167,6 @@ def test_a_faulty_module_is_named_in_one_sentence(tmp_path: Path, source: str, c
 
 
 def test_a_module_outside_the_code_roots_is_not_run(tmp_path: Path) -> None:
-    """Lost: the host, to whoever may submit a job."""
     mark = tmp_path / "ran"
     module = write_module(tmp_path, f"open({str(mark)!r}, 'w')\n" + CLASSIFIER)
     with pytest.raises(Forbidden):
@@ -178,7 +175,6 @@ def test_a_module_outside_the_code_roots_is_not_run(tmp_path: Path) -> None:
 
 
 def test_a_module_is_tried_out_without_a_daemon(tmp_path: Path) -> None:
-    """Lost: an author's own quick test."""
     source = CLASSIFIER.replace("train=Digits(0, 60)", "train=[(torch.ones(64) * row['x'], 1) for row in setup.rows]")
     tried = rehearse(
         write_module(tmp_path, source), arguments={"max_steps": 3}, rows=[{"x": number} for number in range(20)]
@@ -189,7 +185,6 @@ def test_a_module_is_tried_out_without_a_daemon(tmp_path: Path) -> None:
 
 
 def test_a_module_reads_the_rows_of_the_spec(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """Lost: users' own tables, in any of the formats."""
     source = CLASSIFIER.replace(
         "train=Digits(0, 60)", "train=[(torch.full((64,), row['x']), row['y']) for row in setup.rows]"
     ).replace("judged=Digits(60, 100)", "judged=[(torch.full((64,), row['x']), row['y']) for row in setup.judged_rows]")

@@ -51,7 +51,6 @@ def rehearsed(name: str, folder: Path) -> Rehearsal:
     ("name", "metric", "least"), [("cnn", "accuracy", 0.93), ("lstm", "accuracy", 0.89), ("ctc", "exact", 0.9)]
 )
 def test_what_is_right_comes_to_its_share(name: str, metric: str, least: float, tmp_path: Path) -> None:
-    """Lost: a recipe that learns what it is said to."""
     found = rehearsed(name, tmp_path)
     assert found.metrics[f"eval_{metric}"][-1] >= least
     assert found.metrics["eval_loss"][-1] < found.metrics["eval_loss"][0]
@@ -61,7 +60,6 @@ def test_what_is_right_comes_to_its_share(name: str, metric: str, least: float, 
 
 
 def test_a_variational_autoencoder_comes_to_its_bound(tmp_path: Path) -> None:
-    """Lost: a recipe that learns to draw."""
     found = rehearsed("vae", tmp_path)
     assert found.losses[0] > 40
     assert found.metrics["eval_loss"][-1] < 26
@@ -74,7 +72,6 @@ def test_a_variational_autoencoder_comes_to_its_bound(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_adversaries_come_to_the_real_mean_and_spread(tmp_path: Path) -> None:
-    """Lost: a recipe with two optimizers that learns to draw, and not always the same."""
     found = rehearsed("gan", tmp_path)
     assert found.metrics["eval_distance"][-1] < 0.9  # 2.6 at the start
     assert found.metrics["eval_spread_distance"][-1] < 0.8  # 2.1 at the start
@@ -86,7 +83,6 @@ def test_adversaries_come_to_the_real_mean_and_spread(tmp_path: Path) -> None:
 
 
 def test_the_module_of_ones_own_learns_from_its_rows(tmp_path: Path) -> None:
-    """Lost: the example that newcomers copy."""
     spec = example("my-module")
     assert spec.data is not None
     assert spec.module == "my_module.py"
@@ -109,7 +105,6 @@ def rows_of(path: str | list[str] | None, spec: TrainingSpec) -> list[dict[str, 
 
 
 def test_a_wrong_option_fails_a_job_with_its_sentence(tmp_path: Path) -> None:
-    """Lost: a user's way to what is wrong, behind a traceback."""
     with pytest.raises(InvalidSpec) as refused:
         rehearse("recipes.gan", folder=tmp_path, options={"hiden": 3})
     assert refused.value.message == (

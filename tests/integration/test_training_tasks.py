@@ -45,7 +45,6 @@ def spec_of(task: str, model: Any, train: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_texts_are_told_apart(tmp_path: Path) -> None:
-    """Lost: what most trainings are for; and the names of the classes in what comes out."""
     spec = spec_of("text-classification", str(tiny.tiny_encoder(tmp_path / "m")), texts(tmp_path))
     found = attempt(tmp_path / "a", spec, cache=str(tmp_path))
     assert falls(found)
@@ -64,7 +63,6 @@ def test_texts_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_model_from_scratch(tmp_path: Path) -> None:
-    """Lost: architectures without weights."""
     processor = str(tiny.tiny_encoder(tmp_path / "m"))
     config = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     model = {"architecture": "bert", "config": config, "processor": processor}
@@ -74,7 +72,6 @@ def test_a_model_from_scratch(tmp_path: Path) -> None:
 
 
 def test_words_are_told_apart(tmp_path: Path) -> None:
-    """Lost: named entities; the pieces of a word must not count as words."""
     records = [
         {"tokens": ["Ada", "lives", "in", "Londonderry"], "labels": ["B-PER", "O", "O", "B-LOC"]},
         {"tokens": ["In", "Paris", "Ada", "sang"], "labels": ["O", "B-LOC", "B-PER", "O"]},
@@ -91,7 +88,6 @@ def test_words_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["all weights", "adapters"])
 def test_texts_are_gone_on_with(tmp_path: Path, lora: dict[str, Any] | None) -> None:
-    """Lost: language models; or ones that need the adapters' library to load."""
     model = str(tiny.tiny_causal_lm(tmp_path / "m"))
     fields = {} if lora is None else {"lora": lora}
     spec = spec_of("text-generation", model, texts(tmp_path), **fields)
@@ -106,7 +102,6 @@ def test_texts_are_gone_on_with(tmp_path: Path, lora: dict[str, Any] | None) -> 
 
 
 def test_pictures_are_told_apart(tmp_path: Path) -> None:
-    """Lost: image classification."""
     image = pytest.importorskip("PIL.Image")
     records = []
     for number in range(24):
@@ -122,7 +117,6 @@ def test_pictures_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_sounds_are_written_down(tmp_path: Path) -> None:
-    """Lost: speech recognition."""
     records = []
     for number in range(16):
         word = ("ab", "ba")[number % 2]
@@ -137,12 +131,10 @@ def test_sounds_are_written_down(tmp_path: Path) -> None:
 
 
 def test_edits_are_the_fewest() -> None:
-    """Lost: error rates that mean what they say."""
     assert (edits("kitten", "sitting"), edits("", "ab"), edits(["a"], ["a"])) == (3, 2, 0)
 
 
 def test_the_best_checkpoint_comes_out(tmp_path: Path) -> None:
-    """Lost: the weights of before the model began to overfit; also where a kill came in between."""
     spec = spec_of("text-classification", str(tiny.tiny_encoder(tmp_path / "m")), texts(tmp_path))
     spec["arguments"] = {**ARGUMENTS, "max_steps": 12, "eval_strategy": "steps", "eval_steps": 4}
     spec["checkpoint"] = {"every_steps": 4, "best": "eval_loss"}
@@ -158,7 +150,6 @@ def test_the_best_checkpoint_comes_out(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
-    """Lost: a night of computing on broken weights."""
     spec = spec_of("text-classification", str(tiny.tiny_encoder(tmp_path / "m")), texts(tmp_path))
     spec["arguments"] = {**ARGUMENTS, "learning_rate": 1e30, "max_grad_norm": 0.0, "logging_steps": 1}
     spec["checkpoint"] = {"every_steps": 1}
@@ -169,7 +160,6 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
 
 
 def test_bad_starts_and_rows_are_one_sentence_each(tmp_path: Path) -> None:
-    """Lost: hours, to a traceback."""
     model = str(tiny.tiny_encoder(tmp_path / "m"))
     scratch = {"architecture": "bert", "config": {"hidden_size": 32, "num_attention_heads": 2}}
     assert (

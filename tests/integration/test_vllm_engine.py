@@ -69,7 +69,6 @@ def leave_between_two_steps(task: Any) -> None:
 
 
 def test_its_outputs_are_those_of_our_own_loop(model: Path, with_vllm: None) -> None:
-    """Lost: the same job, on the day that somebody switches the engine."""
     parameters = {"max_new_tokens": 12, "logprobs": True, "top_logprobs": 3}
     rows: list[Row] = rows_of(*((text, None) for text in SENTENCES[:5]), (SENTENCES[0], {"max_new_tokens": 3}))
     ours = generated(load(model, parameters), rows)
@@ -86,7 +85,6 @@ def test_its_outputs_are_those_of_our_own_loop(model: Path, with_vllm: None) -> 
 
 
 def test_each_rows_own_parameters_reach_it(model: Path, with_vllm: None) -> None:
-    """Lost: a row's seed, its stop strings, its number of choices."""
     task = load(model, {"max_new_tokens": 4}, engine="vllm")
     own = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.2, "seed": 11, "stop": ["x"], "n": 2}
     generated(task, rows_of((SENTENCES[0], own), (SENTENCES[1], None)))
@@ -101,7 +99,6 @@ def test_each_rows_own_parameters_reach_it(model: Path, with_vllm: None) -> None
 
 
 def test_a_stop_ends_between_two_steps(model: Path, with_vllm: None) -> None:
-    """Lost: a cancel, until the longest row is done; or rows that go on in the engine for nobody."""
     task = load(model, {"max_new_tokens": 50}, engine="vllm")
     leave_between_two_steps(task)
     (engine,) = LLMEngine.made
@@ -110,7 +107,6 @@ def test_a_stop_ends_between_two_steps(model: Path, with_vllm: None) -> None:
 
 
 def test_a_host_without_it_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: what to do about it."""
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(InvalidSpec, match="not installed on this worker") as caught:
         load(model, engine="vllm")
@@ -118,7 +114,6 @@ def test_a_host_without_it_says_so(model: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_one_that_is_built_for_another_device_says_so(model: Path, with_vllm: None) -> None:
-    """Lost: an afternoon; its own error is a missing operation, at the first row."""
     with pytest.raises(InvalidSpec, match="computes on cpu, and this slot is a cuda"):
         load(model, device=torch.device("cuda", 0), engine="vllm")
 
@@ -136,7 +131,6 @@ def test_one_that_is_built_for_another_device_says_so(model: Path, with_vllm: No
 def test_what_ends_its_start_is_told_apart(
     model: Path, monkeypatch: pytest.MonkeyPatch, said: Exception, kind: type[Exception], words: str
 ) -> None:
-    """Lost: a job, for the memory that another program held; or five runners, to a model that it never takes."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise said
@@ -148,7 +142,6 @@ def test_what_ends_its_start_is_told_apart(
 
 @pytest.mark.usefixtures("with_vllm")
 def test_it_is_alone_on_the_slot_and_closed_before_it_goes(model: Path) -> None:
-    """Lost: the memory of the device, to an engine that nobody uses any more."""
     models, settings = ModelCache(2, CPU, load=load_task_model), Settings(input_roots=[Path("/")])
     models.get(spec_of(model), settings)
     models.get(spec_of(model, engine="vllm"), settings)
@@ -161,7 +154,7 @@ def test_it_is_alone_on_the_slot_and_closed_before_it_goes(model: Path) -> None:
 
 
 def test_its_memory_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: the start of vLLM, which by itself wants nine tenths of the whole device, taken or not."""
+    """By itself vLLM takes nine tenths of the whole device, whatever else holds memory there."""
     free_bytes = 60 * 2**30
     monkeypatch.setattr(vllm_decoding, "free_memory_bytes", lambda _: free_bytes)
     monkeypatch.setattr(vllm_decoding, "total_memory_bytes", lambda _: 80 * 2**30)
@@ -172,7 +165,6 @@ def test_its_memory_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_it_is_for_text_generation_and_warm_apart(model: Path) -> None:
-    """Lost: a clear word at submission; or rows that are computed by the engine of another job."""
     with pytest.raises(InvalidSpec, match="generates text"):
         parse_spec({"task": "embeddings", "model": "m", "input": {"path": "r.jsonl"}, "engine": "vllm"})
     keys = [model_key(spec_of(model, engine=engine)) for engine in ("auto", "transformers", "vllm")]
@@ -180,6 +172,5 @@ def test_it_is_for_text_generation_and_warm_apart(model: Path) -> None:
 
 
 def test_its_absence_costs_nothing() -> None:
-    """Lost: seconds at every runner's start."""
     code = "import sys, worker.inference.tasks; sys.exit('vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

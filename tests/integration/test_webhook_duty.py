@@ -97,7 +97,6 @@ def ids(hooks: Receiver) -> list[str]:
 
 
 def test_a_receiver_that_fails_first_is_told_in_the_end(office: Office) -> None:
-    """Lost: an event, to a deployment of its receiver."""
     with receiver(500, 503, 200) as hooks:
         webhook_id = office.webhook(hooks.url)
         office.service().start()
@@ -110,7 +109,6 @@ def test_a_receiver_that_fails_first_is_told_in_the_end(office: Office) -> None:
 
 
 def test_a_receiver_that_is_started_late_is_told_everything(office: Office) -> None:
-    """Lost: what happened while it was down."""
     with receiver() as hooks:
         url, port = hooks.url, hooks.port
     office.settings = office.settings.model_copy(update={"webhook_attempts": 1000})
@@ -127,7 +125,6 @@ def test_a_receiver_that_is_started_late_is_told_everything(office: Office) -> N
 
 
 def test_a_receiver_that_never_answers_delays_no_other(office: Office, holding: Holding) -> None:
-    """Lost: everybody's events, to one broken receiver."""
     office.settings = office.settings.model_copy(update={"webhook_timeout_seconds": 60.0})
     with receiver(holding) as dead, receiver(200) as hooks:
         office.webhook(dead.url)
@@ -143,7 +140,6 @@ def test_a_receiver_that_never_answers_delays_no_other(office: Office, holding: 
 
 
 def test_a_delivery_that_is_refused_delays_no_other_to_the_same_receiver(office: Office) -> None:
-    """Lost: all events, to one that its receiver cannot take."""
 
     def picky(handler: BaseHTTPRequestHandler) -> None:
         poison = handler.headers["webhook-id"] == hooks.received[0].delivery_id
@@ -165,7 +161,6 @@ def test_a_delivery_that_is_refused_delays_no_other_to_the_same_receiver(office:
 
 
 def test_what_is_never_taken_is_given_up(office: Office) -> None:
-    """Lost: the sender's time, on a receiver that is gone."""
     with receiver(500) as failing, receiver(410) as gone:
         of_failing, of_gone = office.webhook(failing.url), office.webhook(gone.url)
         office.service().start()
@@ -178,7 +173,6 @@ def test_what_is_never_taken_is_given_up(office: Office) -> None:
 
 
 def test_what_is_not_allowed_any_more_is_not_sent(office: Office) -> None:
-    """Lost: the operator's word; the address of a webhook is checked at each try, not only when it is made."""
     with receiver(200) as hooks:
         webhook_id = office.webhook(hooks.url)
         office.settings = office.settings.model_copy(update={"webhook_private_hosts": []})
@@ -191,7 +185,6 @@ def test_what_is_not_allowed_any_more_is_not_sent(office: Office) -> None:
 
 
 def test_a_redirect_to_an_inner_service_leads_nowhere(office: Office) -> None:
-    """Lost: the rule of addresses, at the first receiver that sends us on."""
     with receiver(200, host="127.0.0.2") as inner:
 
         def redirect(handler: BaseHTTPRequestHandler) -> None:
@@ -210,7 +203,6 @@ def test_a_redirect_to_an_inner_service_leads_nowhere(office: Office) -> None:
 
 
 def test_a_scheduler_killed_in_the_middle_of_a_delivery_is_followed(office: Office, holding: Holding) -> None:
-    """Lost: the event, or its id, by which the receiver knows that it had it before."""
     changes = {"webhook_timeout_seconds": 2.0, "leader_seconds": 2.0}
     office.settings = office.settings.model_copy(update=changes)
     with receiver(holding, 200) as hooks:
@@ -231,7 +223,6 @@ def test_a_scheduler_killed_in_the_middle_of_a_delivery_is_followed(office: Offi
 
 
 def test_a_service_that_stops_does_not_wait_for_a_receiver(office: Office, holding: Holding) -> None:
-    """Lost: an orderly end, or the event that was on its way then."""
     office.settings = office.settings.model_copy(update={"webhook_timeout_seconds": 20.0})
     with receiver(holding, 200) as hooks:
         webhook_id = office.webhook(hooks.url)

@@ -69,7 +69,6 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 
 def test_the_sdk_unwraps_what_is_sent(settings: Settings) -> None:
-    """Lost: every receiver that was written for the hosted service."""
     with receiver(204) as hooks:
         for event_type in ("batch.completed", "job.completed", "webhook.test"):
             assert send(sending(f"{hooks.url}?token=a%2Fb", event_type), settings) == 204
@@ -87,7 +86,7 @@ def test_the_sdk_unwraps_what_is_sent(settings: Settings) -> None:
 
 
 def test_the_signature_is_that_of_the_published_example() -> None:
-    """Lost: receivers that use another library; the values are Standard Webhooks' own test vector."""
+    """The values are Standard Webhooks' own test vector."""
     body = b'{"test": 2432232314}'
     example = Sending(
         "msg_p5jXN8AQM9LWM0D4loKWxJek", "webhook_1", 1, "http://x.test", SECRET, body.decode(), 1614265330.5
@@ -99,7 +98,6 @@ def test_the_signature_is_that_of_the_published_example() -> None:
 
 @pytest.mark.parametrize("status", [199, 300, 400, 401, 404, 410, 429, 500, 503])
 def test_any_answer_but_a_2xx_is_a_failed_try(settings: Settings, status: int) -> None:
-    """Lost: an event that the receiver could not take."""
     with receiver(status) as hooks, pytest.raises(Undelivered) as failure:
         send(sending(hooks.url), settings)
     if status == 199:  # no final answer
@@ -110,7 +108,6 @@ def test_any_answer_but_a_2xx_is_a_failed_try(settings: Settings, status: int) -
 
 
 def test_a_redirect_is_not_followed(settings: Settings) -> None:
-    """Lost: the rule of addresses, at the first receiver that sends us on to an inner one."""
     with receiver(200) as inner:
 
         def redirect(handler: BaseHTTPRequestHandler) -> None:
@@ -125,7 +122,6 @@ def test_a_redirect_is_not_followed(settings: Settings) -> None:
 
 
 def test_a_name_is_looked_up_once_and_what_was_checked_is_called(settings: Settings, names: Names) -> None:
-    """Lost: the rule of addresses, to a name server that answers the check with one and the call with another."""
     with receiver(200) as hooks, receiver(200, host="127.0.0.2", port=hooks.port) as inner:
         names.answers = {"hooks_test": [["127.0.0.1"], ["127.0.0.2"], ["127.0.0.1"], ["127.0.0.2"]]}
         url = f"http://hooks.test:{hooks.port}/hook"
@@ -140,7 +136,6 @@ def test_a_name_is_looked_up_once_and_what_was_checked_is_called(settings: Setti
 
 
 def test_of_several_addresses_the_first_that_answers_is_called(settings: Settings, names: Names) -> None:
-    """Lost: receivers with an address that this host cannot reach, IPv6 most of all."""
     with receiver(200) as hooks:
         names.answers = {"hooks_test": [["127.0.0.3", "127.0.0.1"]]}
         anywhere = settings.model_copy(update={"webhook_private_hosts": ["hooks.test"]})
@@ -169,7 +164,6 @@ def test_of_several_addresses_the_first_that_answers_is_called(settings: Setting
     ],
 )
 def test_a_url_that_nothing_may_go_to_is_refused_in_one_sentence(settings: Settings, url: str, sentence: str) -> None:
-    """Lost: what is wrong, said when it can still be mended; and no try goes there either."""
     with pytest.raises(UserError) as refusal:
         check_url(url, settings)
     assert refusal.value.message.startswith(sentence)
@@ -179,7 +173,6 @@ def test_a_url_that_nothing_may_go_to_is_refused_in_one_sentence(settings: Setti
 
 
 def test_the_environments_proxies_are_not_used(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: the rule of addresses: a proxy would look the name up for itself."""
     with receiver(200) as hooks, receiver(200) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
@@ -224,7 +217,6 @@ def rambling(handler: BaseHTTPRequestHandler) -> None:
 def test_a_try_ends_in_time_whatever_the_receiver_does(
     settings: Settings, behaviour: Callable[[BaseHTTPRequestHandler], None], said: str
 ) -> None:
-    """Lost: the threads that send, one to each such receiver; or a secret, to a log that repeats what came."""
     quick = settings.model_copy(update={"webhook_timeout_seconds": 0.5})
     with receiver(behaviour) as hooks, pytest.raises(Undelivered) as failure:
         send(sending(hooks.url), quick)
@@ -232,7 +224,6 @@ def test_a_try_ends_in_time_whatever_the_receiver_does(
 
 
 def test_an_endless_answer_is_not_read(settings: Settings) -> None:
-    """Lost: this host's memory."""
 
     def endless(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n")
@@ -244,7 +235,6 @@ def test_an_endless_answer_is_not_read(settings: Settings) -> None:
 
 
 def test_a_receiver_that_is_not_there_is_told_in_the_systems_words(settings: Settings) -> None:
-    """Lost: the cause, in the one place where its user can read it."""
     with receiver() as hooks:
         url = hooks.url
     with pytest.raises(Undelivered, match=r"^no answer: connection refused$"):
@@ -275,7 +265,6 @@ def server_side(certificate: trustme.LeafCert) -> ssl.SSLContext:
 def test_a_certificate_must_be_for_the_name_and_not_for_the_address(
     settings: Settings, names: Names, authority: trustme.CA
 ) -> None:
-    """Lost: either every https receiver, or the point of https."""
     names.answers = {"hooks_test": [["127.0.0.1"]] * 3, "other_test": [["127.0.0.1"]]}
     with receiver(200, tls=server_side(authority.issue_cert("hooks.test"))) as hooks:
         assert send(sending(f"https://hooks.test:{hooks.port}/"), settings) == 200
@@ -294,7 +283,6 @@ def test_a_certificate_must_be_for_the_name_and_not_for_the_address(
 
 
 def test_secrets_are_in_no_log_and_no_representation(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    """Lost: the secret, to whoever reads logs."""
     with caplog.at_level(logging.DEBUG, logger="scheduler"), receiver(500) as hooks, pytest.raises(Undelivered):
         send(sending(hooks.url), settings)
     assert SECRET not in caplog.text + repr(sending("http://x.test"))

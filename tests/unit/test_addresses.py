@@ -24,7 +24,6 @@ from jobs.errors import ServiceUnavailable, UserError
     ],
 )  # fmt: skip
 def test_a_public_address_is_called(address: str) -> None:
-    """Lost: receivers that are where everybody's are."""
     assert is_public(ip_address(address))
 
 
@@ -42,13 +41,11 @@ def test_a_public_address_is_called(address: str) -> None:
     ],
 )  # fmt: skip
 def test_an_address_that_is_not_public_is_not_called(address: str) -> None:
-    """Lost: what stands behind the firewall, the cloud's credentials first of all."""
     assert not is_public(ip_address(address))
 
 
 @given(st.ip_addresses())
 def test_what_python_knows_to_be_private_is_never_public(address: Any) -> None:
-    """Lost: a range that the table forgot."""
     assert address.is_global or not is_public(address)
 
 
@@ -67,7 +64,6 @@ class Names:
 
 
 def test_a_host_is_called_at_its_public_addresses_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: an inner service, behind a name that anybody may register."""
     names = Names(good_test=["1.1.1.1", "1.1.1.1", "2606:4700:4700::1111"], inner_test=["10.0.0.5"])
     names.answers |= {"both_test": ["1.1.1.1", "127.0.0.1"], "none_test": socket.EAI_NONAME, "away_test": -3}
     monkeypatch.setattr(socket, "getaddrinfo", names)
@@ -96,7 +92,6 @@ def test_a_host_is_called_at_its_public_addresses_only(monkeypatch: pytest.Monke
 def test_the_operator_may_list_what_is_called_all_the_same(
     listed: list[str], is_called: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lost: receivers within the house; or more of the house than was meant."""
     monkeypatch.setattr(socket, "getaddrinfo", Names(Inner_test=["10.0.0.5"]))
     hosts = Settings(webhook_private_hosts=listed).webhook_private_hosts
     if is_called:
@@ -108,20 +103,17 @@ def test_the_operator_may_list_what_is_called_all_the_same(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f.0.0.1", "017700000001", "localhost", "::1"])
 def test_loopback_is_not_called_however_it_is_written(host: str) -> None:
-    """Lost: this very API, with all that listens beside it."""
     with pytest.raises(UserError):
         find_addresses(host, 80, private_hosts=[])
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".test", "-"])
 def test_a_name_that_is_none_is_told_in_one_sentence(host: str) -> None:
-    """Lost: a clear 400."""
     with pytest.raises((UserError, ServiceUnavailable)):
         find_addresses(host, 80, private_hosts=[])
 
 
 @pytest.mark.parametrize("entry", ["10.0.0.1/8", "10.0.0.0/40", "http://inner.test", "inner.test:80", "", "a b", "*"])
 def test_an_entry_that_lists_nothing_is_refused_by_name(entry: str) -> None:
-    """Lost: an operator who believes that it does."""
     with pytest.raises(ValidationError, match="webhook_private_hosts"):
         Settings(webhook_private_hosts=[entry])

@@ -20,7 +20,6 @@ def rows(*lengths: int, max_new_tokens: int = 0) -> list[Continuation]:
 
 
 def test_long_rows_come_first_and_shared_prefixes_stand_together() -> None:
-    """Lost: the time in which one long row ends alone, and prompts that are computed twice."""
     prompts = [(1, 2), (5,) * 27, (9, 1), (1, 2), (9, 2), (4,) * 20, (5,) * 26]
     order = admission_order([request(prompt) for prompt in prompts])
     assert [prompts[position] for position in order[:3]] == [(4,) * 20, (5,) * 26, (5,) * 27]
@@ -28,7 +27,6 @@ def test_long_rows_come_first_and_shared_prefixes_stand_together() -> None:
 
 
 def test_as_many_join_as_fit() -> None:
-    """Lost: the device's memory, or its time."""
     waiting = rows(10, 10, 10, 10, 10)
     assert len(next_to_join(waiting, [], max_tokens=30, max_rows=9)) == 3
     assert len(next_to_join(waiting, [], max_tokens=300, max_rows=2)) == 2
@@ -38,19 +36,16 @@ def test_as_many_join_as_fit() -> None:
 
 
 def test_a_row_that_is_too_large_is_computed_alone() -> None:
-    """Lost: the row, or the end of the job."""
     waiting = rows(50, 10)
     assert next_to_join(waiting, [], max_tokens=30, max_rows=9) == waiting[:1]
     assert next_to_join(waiting, rows(10), max_tokens=30, max_rows=9) == []
 
 
 def test_what_a_row_may_come_to_counts_and_not_only_its_prompt() -> None:
-    """Lost: memory that runs out halfway."""
     assert len(next_to_join(rows(10, 10, 10, max_new_tokens=20), [], max_tokens=60, max_rows=9)) == 2
 
 
 def test_few_rows_wait_until_it_is_worth_it_unless_they_are_the_last() -> None:
-    """Lost: a forward pass over one prompt after every token of all the others."""
     live = rows(*[10] * 16)
     assert next_to_join(rows(10, 10, 10), live, max_tokens=170, max_rows=99) == []
     assert len(next_to_join(rows(10, 10, 10), live, max_tokens=180, max_rows=99)) == 2
@@ -58,7 +53,6 @@ def test_few_rows_wait_until_it_is_worth_it_unless_they_are_the_last() -> None:
 
 
 def test_prompts_are_computed_in_groups_that_count_equal_ones_once() -> None:
-    """Lost: memory for prompts, or time for the same prompt again and again."""
     groups = prefill_groups(rows(10, 10, 10, 3), {}, max_tokens=20)
     assert [len(group) for group in groups] == [2, 2]
     same = [Continuation(request((7,) * 10), key=number) for number in range(50)]
@@ -67,7 +61,6 @@ def test_prompts_are_computed_in_groups_that_count_equal_ones_once() -> None:
 
 
 def test_prompts_with_one_beginning_are_computed_together() -> None:
-    """Lost: a forward pass over one beginning with rows of another; or the memory of all the copies."""
     prompts = [(beginning,) * 40 + (end,) for end in range(4) for beginning in (1, 2)]
     joining = [Continuation(request(prompt), key=0) for prompt in [(9,) * 8, *prompts]]
     shared = dict.fromkeys(prompts, 40)

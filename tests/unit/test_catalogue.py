@@ -63,7 +63,6 @@ def test_a_spec_may_name_a_model_of_the_catalogue(settings: Settings) -> None:
 
 
 def test_an_engine_goes_with_a_model_of_the_catalogue(settings: Settings) -> None:
-    """Lost: vLLM for batches, whose lines cannot ask for it; or the embeddings of the same model."""
     entry = CatalogueModel(model="/models/llama", engine="vllm")
     served = settings.model_copy(update={"models": {"llama": entry}})
     document = {"task": "text-generation", "model": "llama", "input": {"path": "x"}}

@@ -163,7 +163,6 @@ def test_specs_are_read_as_yaml_or_json(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_numbers_are_written_as_people_write_them(folder: Path) -> None:
-    """Lost: every learning rate of the form `5e-5`, as a text that is no number."""
     (folder / "s.yaml").write_text("a: 5e-5\nb: 1E3\nc: -2.5e+4\nd: .5e1\ne: 5e\nf: 1e-5m\n")
     assert read_spec("s.yaml") == {"a": 5e-5, "b": 1e3, "c": -2.5e4, "d": 5.0, "e": "5e", "f": "1e-5m"}
 

@@ -117,7 +117,6 @@ def test_a_training_that_is_being_judged_says_so(capsys: pytest.CaptureFixture[s
 
 
 def test_a_training_that_waits_for_its_slots_again_has_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    """Lost: how far it was when it was preempted."""
     clock = Clock()
     with JobProgress(clock=clock) as progress:
         progress.update(training("queued", 40))

@@ -56,7 +56,6 @@ _AWAY = httpx.Response(
 
 @pytest.mark.parametrize("failure", [_REFUSED, httpx.ReadError("reset"), httpx.ReadTimeout("slow"), _AWAY])
 def test_reading_and_submitting_are_tried_again(failure: Exception | httpx.Response) -> None:
-    """Lost: a CLI that fails because the API was restarted."""
     reading = Flaky(2, failure)
     assert client_over(reading).job("job_1") == {"id": "job_1"}
     submitting = Flaky(2, failure)
@@ -68,7 +67,6 @@ def test_reading_and_submitting_are_tried_again(failure: Exception | httpx.Respo
 
 @pytest.mark.parametrize("verb", ["cancel", "retry"])
 def test_what_must_not_happen_twice_is_sent_once(verb: str) -> None:
-    """Lost: a job that is retried twice."""
     flaky = Flaky(1, httpx.ReadError("reset"))
     with pytest.raises(ServiceUnavailable, match="broke off"):
         getattr(client_over(flaky), verb)("job_1")
@@ -76,7 +74,6 @@ def test_what_must_not_happen_twice_is_sent_once(verb: str) -> None:
 
 
 def test_nothing_answering_is_one_sentence_with_the_url() -> None:
-    """Lost: where the client looked."""
     with pytest.raises(ServiceUnavailable, match=r"no Stoker answers at http://stoker\.test \(connection refused\)"):
         client_over(Flaky(10**6, _REFUSED), retry_seconds=0.01).job("job_1")
     flaky = Flaky(10**6, _REFUSED)
@@ -89,21 +86,18 @@ def test_nothing_answering_is_one_sentence_with_the_url() -> None:
     "url", ["nonsense", "http://", "ftp://x", "http://x:99999999", "http://[::", "", "http://\x00"]
 )
 def test_a_url_that_is_none_is_one_sentence(url: str) -> None:
-    """Lost: a traceback for a typo in STOKER_URL."""
     with pytest.raises(InvalidSpec, match="is not a URL"), StokerClient(url, "key", retry_seconds=0) as client:
         client.health()
 
 
 @pytest.mark.parametrize("key", ["a\nb", "é", "two words"])
 def test_a_key_that_is_none_is_refused_without_being_shown(key: str) -> None:
-    """Lost: a secret in an error message."""
     with pytest.raises(InvalidSpec) as caught:
         StokerClient("http://127.0.0.1:1", key)
     assert key not in caught.value.message
 
 
 def test_a_refusal_carries_all_that_the_api_said() -> None:
-    """Lost: the field at fault, and the number to look for in the log."""
     error = {"message": "task: unknown", "type": "invalid_request_error", "param": "task", "code": "invalid_spec"}
     answer = httpx.Response(400, json={"error": error}, headers={"x-request-id": "req_1"})
     with pytest.raises(ApiError) as refused:
@@ -127,7 +121,6 @@ def refusing(number: int, seconds: str, seen: list[httpx.Request]) -> Callable[[
 
 
 def test_what_is_refused_for_now_is_sent_again(tmp_path: Path) -> None:
-    """Lost: a `stoker run` that breaks at its project's rate; nothing was done, so a cancel may be repeated as well."""
     asks: list[Callable[[StokerClient], object]] = [
         lambda client: client.cancel("j"),
         lambda client: client.submit({}),
@@ -142,7 +135,6 @@ def test_what_is_refused_for_now_is_sent_again(tmp_path: Path) -> None:
 
 
 def test_a_refusal_for_longer_than_the_clients_patience_is_told_at_once(tmp_path: Path) -> None:
-    """Lost: why it takes so long; and whose fault it is: nothing is wrong with the command."""
     seen: list[httpx.Request] = []
     with pytest.raises(ApiError, match="the queue is full") as refused:
         client_over(refusing(9, "30", seen), retry_seconds=5).submit({})
@@ -153,7 +145,7 @@ def test_a_refusal_for_longer_than_the_clients_patience_is_told_at_once(tmp_path
 
 
 def test_an_upload_is_sent_once(tmp_path: Path) -> None:
-    """Lost: half a file: its bytes have gone with the first try."""
+    """Its bytes have gone with the first try."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"x")
     seen: list[httpx.Request] = []
@@ -174,14 +166,12 @@ def test_an_upload_is_sent_once(tmp_path: Path) -> None:
     ],
 )
 def test_another_server_at_the_url_is_named_as_such(answer: httpx.Response) -> None:
-    """Lost: a KeyError where some other web server has the port."""
     with pytest.raises(ApiError) as refused:
         client_over(lambda _: answer).health()
     assert refused.value.code == "not_stoker"
 
 
 def test_requests_carry_the_key_and_stay_on_their_route() -> None:
-    """Lost: an id that reaches another route."""
     seen: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -199,14 +189,12 @@ def test_requests_carry_the_key_and_stay_on_their_route() -> None:
 
 
 def test_a_segment_keeps_only_what_it_is_told_to() -> None:
-    """Lost: artifacts in folders, or a way out of them."""
     assert segment("folder/results.parquet", keep="/") == "folder/results.parquet"
     assert segment("a b/c") == "a%20b%2Fc"
     assert segment("..") == "%2E%2E"
 
 
 def test_lists_are_fetched_page_by_page_up_to_the_limit() -> None:
-    """Lost: entries beyond the first page, or a request for all of them to show ten."""
     asked: list[dict[str, str]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -244,8 +232,7 @@ def event(number: int, state: str = "running") -> bytes:
     return b"id: %d\nevent: job.%b\ndata: %b\n\n" % (number, state.encode(), json.dumps({"id": number}).encode())
 
 
-def test_a_broken_stream_is_resumed_and_a_quiet_end_is_not_taken_for_the_end() -> None:
-    """Lost: events around a restart of the API."""
+def test_a_stream_that_ends_without_its_end_event_is_resumed() -> None:
     bodies = iter(
         [
             Stream(event(1), event(2)[:-5], httpx.ReadError("reset")),
@@ -264,7 +251,6 @@ def test_a_broken_stream_is_resumed_and_a_quiet_end_is_not_taken_for_the_end() -
 
 
 def test_a_stream_that_stays_away_is_given_up_and_a_refused_one_at_once() -> None:
-    """Lost: a `watch` that never says that the API is gone."""
     with pytest.raises(ServiceUnavailable, match="no Stoker answers"):
         list(client_over(Flaky(10**6, _REFUSED), retry_seconds=0.05).events("job_1"))
     error = {"error": {"message": "there is no job", "type": "t", "param": None, "code": "not_found"}}
@@ -275,7 +261,6 @@ def test_a_stream_that_stays_away_is_given_up_and_a_refused_one_at_once() -> Non
 
 
 def test_waiting_ends_with_the_terminal_state_or_the_time() -> None:
-    """Lost: `stoker run` that returns before the job has ended, or never."""
     jobs = [{"id": "job_1", "state": state} for state in ("queued", "running", "completed")]
     messages = [b"event: progress\ndata: %b\n\n" % json.dumps(job).encode() for job in jobs]
     seen: list[str] = []
@@ -292,7 +277,6 @@ def test_waiting_ends_with_the_terminal_state_or_the_time() -> None:
 
 
 def test_a_download_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    """Lost: half a file under the name of a whole one."""
     target = tmp_path / "out.jsonl"
     target.write_text("what was there before")
     broken = Stream(b"half", httpx.RemoteProtocolError("peer closed connection"))
@@ -308,7 +292,6 @@ def test_a_download_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_an_upload_says_its_length_and_sends_the_purpose_first(tmp_path: Path) -> None:
-    """Lost: the early refusal of a wrong or too large upload; and names with quotes in them."""
     path = tmp_path / 'a"b\n.jsonl'
     path.write_bytes(b"content")
     seen: list[tuple[int, bytes]] = []
@@ -327,7 +310,7 @@ def test_an_upload_says_its_length_and_sends_the_purpose_first(tmp_path: Path) -
 
 
 def test_lines_are_cut_at_newlines_only() -> None:
-    """Lost: a result whose text holds U+2028, or whose line comes in several blocks."""
+    """A text may hold U+2028, and a line may come in several blocks."""
     text = '{"a":"x\u2028y\\r"}'.encode()
     blocks = [text[:3], text[3:] + b"\n\n", b"la", b"st"]
     answer = httpx.Response(200, stream=Stream(*blocks))
@@ -335,7 +318,6 @@ def test_lines_are_cut_at_newlines_only() -> None:
 
 
 def test_events_without_data_are_signs_of_life_only() -> None:
-    """Lost: a client that stumbles over a comment."""
     lines = [b"retry: 1000", b"", b": still here", b"", b"id: 7", b"event: log", b'data: {"line": "x: y"}', b""]
     (message,) = parse_events(iter(lines))
     assert (message.id, message.name, message.data) == (7, "log", {"line": "x: y"})

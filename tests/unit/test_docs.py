@@ -56,7 +56,6 @@ def anchors(page: Path) -> set[str]:
 
 @every_page
 def test_every_link_leads_somewhere(page: Path) -> None:
-    """Lost: the reader, at a page that is not there."""
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if "://" in target:
             continue
@@ -104,7 +103,6 @@ def check_command(words: list[str]) -> None:
 
 @every_page
 def test_every_command_and_option_exists(page: Path) -> None:
-    """Lost: a reader's trust, at the first command that is refused."""
     for words in commands_of(page):
         if words[0] == "COMMAND":
             continue
@@ -113,13 +111,11 @@ def test_every_command_and_option_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("wrong", ["rum x", "run --modle m", "keys make", "--verbose up"])
 def test_a_wrong_command_would_be_found(wrong: str) -> None:
-    """Lost: the check above, silently."""
     with pytest.raises(AssertionError):
         check_command(wrong.split())
 
 
 def test_the_commands_page_tells_every_command_and_option() -> None:
-    """Lost: an option that nobody can find."""
     text = (ROOT / "ops" / "docs" / "cli.md").read_text(encoding="utf-8")
     sections = {part.splitlines()[0]: part for part in text.split("\n## ")[1:]}
 
@@ -141,14 +137,12 @@ def test_the_commands_page_tells_every_command_and_option() -> None:
 
 @every_page
 def test_every_setting_that_is_named_exists(page: Path) -> None:
-    """Lost: an operator's evening, with a variable that nothing reads."""
     known = {f"STOKER_{name.upper()}" for name in Settings.model_fields} | {"STOKER_CONFIG", "STOKER_PYTHON"}
     assert set(re.findall(r"STOKER_[A-Z_]*[A-Z]", page.read_text(encoding="utf-8"))) <= known
 
 
 @every_page
 def test_every_spec_that_is_shown_is_one(page: Path) -> None:
-    """Lost: a reader who copies a spec that is refused."""
     for block in blocks(page, "yaml"):
         document = parse_document(block.encode(), name=page.name, is_yaml=True)
         if "task" in document or "kind" in document:
@@ -160,6 +154,5 @@ def test_every_spec_that_is_shown_is_one(page: Path) -> None:
 
 @every_page
 def test_every_piece_of_python_can_be_compiled(page: Path) -> None:
-    """Lost: a reader who copies it."""
     for block in blocks(page, "python"):
         ast.parse(block)

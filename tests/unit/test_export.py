@@ -200,7 +200,7 @@ def test_delivering_what_is_not_there_keeps_the_older_file(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_writer_left_beside_the_output_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_the_next_writer_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
     """Else each death while delivering would leave a hidden file as large as the output in the user's folder."""
     script = (
         "import os, sys; from pathlib import Path; from jobs.data.atomic import write_aside\n"

@@ -38,7 +38,6 @@ def mode(path: Path) -> int:
 
 
 def test_a_key_is_found_by_its_secret_alone(database: Database) -> None:
-    """Lost: the lock on the door."""
     key = create_key(database, "ci", project="search")
     found = find_key(database, key.secret)
     assert found is not None
@@ -49,14 +48,12 @@ def test_a_key_is_found_by_its_secret_alone(database: Database) -> None:
 
 @pytest.mark.parametrize("name", ["", "*", "a b", "-a", "a/b", "ä", "x" * 101])
 def test_a_project_has_a_name_that_settings_can_name(database: Database, name: str) -> None:
-    """Lost: a project that no table of limits is for."""
     with pytest.raises(InvalidSpec, match=r"^project: "):
         create_key(database, "ci", project=name)
     assert list_keys(database) == []
 
 
 def test_the_database_holds_no_secret(database: Database, tmp_path: Path) -> None:
-    """Lost: every key with one stolen backup."""
     key = create_key(database, "ci")
     with database.read() as session:
         rows = session.execute(text("SELECT * FROM api_keys")).all()
@@ -65,7 +62,6 @@ def test_the_database_holds_no_secret(database: Database, tmp_path: Path) -> Non
 
 
 def test_a_revoked_key_stays_listed_and_opens_nothing(database: Database) -> None:
-    """Lost: who had a key, and until when."""
     first, second = create_key(database, "a"), create_key(database, "b")
     assert revoke_key(database, first.id).revoked_at is not None
     assert find_key(database, first.secret) is None
@@ -78,7 +74,6 @@ def test_a_revoked_key_stays_listed_and_opens_nothing(database: Database) -> Non
 
 
 def test_the_local_key_is_made_once_and_for_its_owner_only(settings: Settings, database: Database) -> None:
-    """Lost: a key that every user of the host can read, or a new one at each start."""
     secret = ensure_local_key(settings, database)
     path = settings.local_key_path
     assert path.read_text() == secret + "\n"
@@ -91,7 +86,6 @@ def test_the_local_key_is_made_once_and_for_its_owner_only(settings: Settings, d
 
 
 def test_the_local_key_is_known_to_a_new_database(settings: Settings, database: Database, tmp_path: Path) -> None:
-    """Lost: a stack whose database was replaced and whose clients are all refused."""
     secret = ensure_local_key(settings, database)
     other = Database(f"sqlite:///{tmp_path / 'other.db'}")
     migrations.upgrade(other)
@@ -102,7 +96,6 @@ def test_the_local_key_is_known_to_a_new_database(settings: Settings, database: 
 
 @pytest.mark.parametrize("content", ["", "\n"])
 def test_an_empty_key_file_is_replaced(settings: Settings, database: Database, content: str) -> None:
-    """Lost: a stack that cannot be reached after a full disk."""
     settings.local_key_path.parent.mkdir()
     settings.local_key_path.write_text(content)
     secret = ensure_local_key(settings, database)
@@ -111,7 +104,6 @@ def test_an_empty_key_file_is_replaced(settings: Settings, database: Database, c
 
 
 def test_a_revoked_local_key_is_replaced_by_a_new_one(settings: Settings, database: Database) -> None:
-    """Lost: changing the local key."""
     first = ensure_local_key(settings, database)
     revoke_key(database, list_keys(database)[0].id)
     second = ensure_local_key(settings, database)
@@ -122,7 +114,6 @@ def test_a_revoked_local_key_is_replaced_by_a_new_one(settings: Settings, databa
 
 
 def test_processes_that_start_at_once_agree_on_one_key(settings: Settings, database: Database) -> None:
-    """Lost: a client that read the key file just before it was replaced."""
     secrets: list[str] = []
     threads = [threading.Thread(target=lambda: secrets.append(ensure_local_key(settings, database))) for _ in range(48)]
     for thread in threads:

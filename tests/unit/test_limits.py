@@ -22,7 +22,6 @@ def settings_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> S
 
 
 def test_a_project_has_its_own_table_or_that_of_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: which limit is whose; an operator must not lock himself out with the table for everybody else."""
     settings = settings_of(
         tmp_path,
         monkeypatch,
@@ -49,13 +48,12 @@ def test_a_project_has_its_own_table_or_that_of_all_others(tmp_path: Path, monke
     ],
 )
 def test_a_wrong_table_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Lost: an operator's slip that shows as no limit at all."""
     with pytest.raises(ValidationError, match="projects"):
         settings_of(tmp_path, monkeypatch, text)
 
 
 def test_limits_reach_the_processes_of_an_embedded_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: limits under `stoker up`, whose API is a child that gets its settings by the environment."""
+    """The API of `stoker up` is a child that gets its settings by the environment."""
     settings = settings_of(tmp_path, monkeypatch, '[projects."*"]\nqueued_rows = 10\n')
     monkeypatch.delenv("STOKER_CONFIG")
     for name, value in settings_environment(settings).items():
@@ -65,7 +63,6 @@ def test_limits_reach_the_processes_of_an_embedded_stack(tmp_path: Path, monkeyp
 
 
 def test_the_wait_goes_by_how_fast_the_project_has_been() -> None:
-    """Lost: clients that hammer a queue of hours, or sleep beside an empty one; an SDK waits for a minute at most."""
     assert seconds_until(100, per_second=10.0) == 10
     assert seconds_until(1, per_second=1000.0) == 1
     assert seconds_until(10**9, per_second=1.0) == 30

@@ -144,7 +144,6 @@ def test_what_a_chat_body_asks_for() -> None:
 
 
 def test_an_answer_can_be_sent_back_as_it_came() -> None:
-    """Lost: a conversation, at its second turn."""
     answer = {"generated_text": "Ada.", "finish_reason": "stop", "num_tokens": 2, "logprobs": None}
     chat = ChatCompletion.model_validate(CHAT.write(Answered([answer], 3, "m", None, "id", 0)))
     asked = CHAT.read({"model": "m", "messages": [*HELLO, chat.choices[0].message.model_dump(), *HELLO]})
@@ -195,7 +194,6 @@ def test_generated_answers_have_the_contracts_form() -> None:
 
 
 def test_tokens_that_are_parts_of_characters_are_told_apart() -> None:
-    """Lost: a token's place in the text, and every likely token but one where several are shown as the same sign."""
     parts = ([0xF0, 0x9F], [0x99, 0x82], [0x20, 0x78])  # the smile in two tokens, then " x"
     told = [
         {"token": bytes(part).decode(errors="replace"), "logprob": -float(at), "bytes": part, "top_logprobs": []}

@@ -151,7 +151,6 @@ def test_a_runner_refuses_a_module_that_changed_before_its_first_step(tmp_path: 
 
 
 def test_the_stored_form_of_pins_is_that_of_earlier_releases(folder: Path) -> None:
-    """Lost: jobs that wait in the queue while Stoker is upgraded."""
     file = {"name": "config.json", "num_bytes": 7, "stamp": "1+2.3@0000abcd", "digest": "d"}
     document = {"model": {"files": [file]}, "processor": {"revision": "c" * 40}}
     pins = Pins.parse(document)

@@ -64,7 +64,7 @@ def test_in_a_class_the_older_job_is_served_first_then_the_smaller_id() -> None:
     assert holders(decide([job("b"), job("a")], slots(1), [], NOW)) == {"a0": "a"}
 
 
-def test_every_job_of_a_class_gets_a_slot_before_any_grows_and_the_rest_is_shared() -> None:
+def test_each_job_of_a_class_gets_one_slot_first_and_the_rest_is_shared() -> None:
     given = holders(decide([job("a", age=9), job("b", age=5), job("c", age=1, pending=1)], slots(6), [], NOW))
     assert sorted(given.values()) == ["a", "a", "a", "b", "b", "c"]
 
@@ -116,7 +116,7 @@ def test_the_lowest_class_yields_first_and_in_it_the_youngest_job() -> None:
     assert decisions.yields == ("lease-low-new-a2",)
 
 
-def test_a_job_of_the_same_class_yields_only_what_is_beyond_its_share_and_only_after_a_while() -> None:
+def test_a_job_of_the_same_class_yields_only_its_surplus_after_a_while() -> None:
     big, small = job("big", age=500), job("small", pending=1)
     held = [lease("big", f"a{number}") for number in range(4)]
     assert len(decide([big, small], slots(4), held, NOW).yields) == 1
@@ -235,7 +235,7 @@ def test_a_gang_gathers_on_one_host_alone_and_where_it_asks_least() -> None:
     assert set(decisions.yields) == {"lease-low-b0", "lease-low-b1"}
 
 
-def test_a_training_takes_all_it_needs_from_younger_bulk_jobs_of_its_class_and_their_surplus_from_older_ones() -> None:
+def test_a_training_takes_all_from_younger_and_the_surplus_of_older_jobs() -> None:
     held = [lease("bulk", f"a{number}") for number in range(4)]
     assert len(decide([job("bulk", age=5), gang("g", 4, age=9)], slots(4), held, NOW).yields) == 4
     assert decide([job("bulk", age=9), gang("g", 4, age=5)], slots(4), held, NOW).yields == ()
@@ -289,8 +289,7 @@ def test_a_training_has_its_minimum_of_time() -> None:
     assert decide([old, gang("urgent", 1, HIGH)], slots(1), held, NOW).yields == ("lease-old-a0",)
 
 
-def test_while_a_job_waits_for_that_time_to_pass_no_other_training_begins_it_anew() -> None:
-    """Lost: an urgent gang to an endless stream of short trainings, each of which has only just begun."""
+def test_no_other_training_starts_where_a_job_waits_to_preempt_one() -> None:
     young, held = running("young", LOW, "a0", age=PREEMPTABLE_SECONDS - 1)
     waiting = [young, gang("urgent", 2, HIGH), gang("next", 1, NORMAL), job("bulk", LOW, pending=1)]
     decisions = decide(waiting, slots(2), held, NOW)
@@ -320,7 +319,7 @@ def test_bulk_jobs_yield_before_any_training_stops() -> None:
     assert {"lease-victim-a0", "lease-victim-a1"} < set(decisions.yields)
 
 
-def test_the_lowest_class_stops_first_in_it_the_youngest_and_no_more_than_needed() -> None:
+def test_the_lowest_class_stops_first_then_the_youngest_and_no_more() -> None:
     low, of_low = running("low", LOW, "a0", age=9000)
     old, of_old = running("old", NORMAL, "a1", age=8000)
     new, of_new = running("new", NORMAL, "a2", "a3", age=7000)
@@ -350,7 +349,7 @@ def test_a_bulk_job_preempts_to_start_and_never_to_grow() -> None:
     assert decide([one, urgent], slots(2), held, NOW).yields == ()
 
 
-def test_a_training_that_stops_already_is_waited_for_and_nobody_else_is_stopped() -> None:
+def test_a_training_that_stops_already_is_waited_for() -> None:
     one, of_one = running("one", LOW, "a0", age=2000)
     two, of_two = running("two", LOW, "a1", age=1000)
     stopping = [dataclasses.replace(held, ending=True) for held in of_two]
@@ -359,7 +358,7 @@ def test_a_training_that_stops_already_is_waited_for_and_nobody_else_is_stopped(
     assert decisions.explanations["urgent"] == "next: 1 slot on the way back from other jobs"
 
 
-def test_a_gang_half_of_which_is_on_a_lost_host_brings_back_only_what_is_online() -> None:
+def test_preempting_a_gang_counts_only_its_slots_that_are_online() -> None:
     victim, held = running("victim", LOW, "a0", "away")
     peer, of_peer = running("peer", HIGH, "a1")
     assert decide([victim, peer, gang("urgent", 2, HIGH)], slots(2), [*held, *of_peer], NOW).yields == ()
@@ -367,7 +366,7 @@ def test_a_gang_half_of_which_is_on_a_lost_host_brings_back_only_what_is_online(
     assert set(decide([victim, urgent], [SlotView("a0", "a")], held, NOW).yields) == {one.id for one in held}
 
 
-def test_a_warm_slot_is_taken_before_a_cold_one_and_an_empty_one_before_anothers() -> None:
+def test_a_warm_slot_is_taken_first_and_an_empty_one_before_anothers() -> None:
     there = [SlotView("a0", "a", ("other",)), SlotView("a1", "a", ()), SlotView("a2", "a", ("mine",))]
     mine = job("j", pending=1, model_key="mine")
     assert holders(decide([mine], there, [], NOW)) == {"a2": "j"}

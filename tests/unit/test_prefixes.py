@@ -14,7 +14,6 @@ OTHER = (*SYSTEM[:5], *range(200, 235))
 
 
 def test_a_beginning_is_shared_where_it_pays() -> None:
-    """Lost: the time of computing it for each row, or of a forward pass for nothing."""
     prompts = [(*SYSTEM, end) for end in range(3)]
     assert shared_beginnings(prompts, least_saved=80) == dict.fromkeys(prompts, 40)
     assert shared_beginnings(prompts, least_saved=81) == {}
@@ -24,7 +23,6 @@ def test_a_beginning_is_shared_where_it_pays() -> None:
 
 
 def test_a_prompt_with_little_in_common_spoils_no_group() -> None:
-    """Lost: all the savings, for one row that begins with the same few words."""
     prompts = [(*SYSTEM, 1), (*SYSTEM, 2), (*OTHER, 1), (*OTHER, 2)]
     shared = shared_beginnings(prompts, least_saved=1)
     assert shared == dict.fromkeys(prompts, 40)
@@ -32,14 +30,13 @@ def test_a_prompt_with_little_in_common_spoils_no_group() -> None:
 
 
 def test_of_each_prompt_something_is_left_to_compute() -> None:
-    """Lost: the first new token, which the last token of the prompt gives."""
+    """The last token of a prompt gives the first new one."""
     prompts = [SYSTEM, (*SYSTEM, 1), (*SYSTEM, 1, 2)]
     assert shared_beginnings(prompts, least_saved=1) == dict.fromkeys(prompts, 39)
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40).map(tuple), max_size=12))
 def test_whatever_is_shared_is_the_same(prompts: list[Prompt]) -> None:
-    """Lost: a row's prompt, for another one's."""
     shared = shared_beginnings(prompts, least_saved=1)
     groups: dict[Prompt, set[Prompt]] = {}
     for prompt, length in shared.items():
@@ -50,7 +47,6 @@ def test_whatever_is_shared_is_the_same(prompts: list[Prompt]) -> None:
 
 
 def test_a_beginning_is_laid_under_rows_so_that_all_end_together() -> None:
-    """Lost: the order of the words, for rows shorter than the longest."""
     beginning = DynamicCache()
     columns_P = torch.arange(1.0, 5.0)
     beginning.update(columns_P.expand(1, 2, 4)[..., None], -columns_P.expand(1, 2, 4)[..., None], 0)
@@ -63,7 +59,6 @@ def test_a_beginning_is_laid_under_rows_so_that_all_end_together() -> None:
 
 
 def test_a_beginning_is_kept_until_its_last_row_has_begun() -> None:
-    """Lost: the device's memory; or the time, were it computed again."""
     prompts = [(*SYSTEM, 1), (*SYSTEM, 2), (*SYSTEM, 2), (7, 8)]
     beginnings = Beginnings(dict.fromkeys(prompts[:3], 40), prompts, most_tokens=1)
     assert beginnings.of((7, 8)) == ()
@@ -75,7 +70,6 @@ def test_a_beginning_is_kept_until_its_last_row_has_begun() -> None:
 
 
 def test_beginnings_are_kept_as_far_as_there_is_room() -> None:
-    """Lost: the device's memory, with many documents in one chunk."""
     each = [(number,) * 40 for number in range(3)]
     beginnings = Beginnings({}, [], most_tokens=80)
     computed: list[Prompt] = []

@@ -42,8 +42,7 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
-def test_a_child_dies_with_its_killed_parent_but_not_with_the_thread_that_started_it() -> None:
-    """Lost: a GPU held by an orphan after kill -9, or a healthy runner killed when a thread ends."""
+def test_a_child_dies_with_its_killed_parent_but_not_with_its_thread() -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
     with parent:
         assert parent.stdout is not None
@@ -55,7 +54,6 @@ def test_a_child_dies_with_its_killed_parent_but_not_with_the_thread_that_starte
 
 
 def test_end_takes_the_whole_group(tmp_path: Path) -> None:
-    """Lost: a grandchild that goes on after its lease."""
     child = process.spawn([sys.executable, "-c", FORKING], stdout=subprocess.PIPE)
     assert child.stdout is not None
     grandchild = int(child.stdout.readline())
@@ -65,7 +63,6 @@ def test_end_takes_the_whole_group(tmp_path: Path) -> None:
 
 
 def test_a_child_that_ignores_the_request_is_killed_after_the_grace() -> None:
-    """Lost: a shutdown that hangs."""
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     )
@@ -77,13 +74,11 @@ def test_a_child_that_ignores_the_request_is_killed_after_the_grace() -> None:
 
 
 def test_a_program_that_does_not_exist_ends_at_once() -> None:
-    """Lost: a wait for a process that never was."""
     child = process.spawn(["/no/such/program"], stderr=subprocess.DEVNULL)
     assert child.wait(300) != 0
 
 
 def test_many_threads_may_spawn() -> None:
-    """Lost: slots that start together."""
     children: list[subprocess.Popen[bytes]] = []
     threads = [threading.Thread(target=lambda: children.append(process.spawn(SLEEP))) for _ in range(4)]
     for thread in threads:
@@ -104,7 +99,6 @@ print(child.pid, flush=True)
 
 
 def test_what_is_marked_is_killed_in_whatever_session_it_hides() -> None:
-    """Lost: a slot's memory, to what a user's module left behind when its own process was gone."""
     child = process.spawn([sys.executable, "-c", ESCAPING], stdout=subprocess.PIPE, env={**os.environ, "MARK": "mine"})
     bystander = process.spawn(SLEEP, env={**os.environ, "MARK": "another's"})
     assert child.stdout is not None

@@ -12,19 +12,16 @@ POLICY = RetryPolicy(max_attempts=4, first_seconds=1.0, max_seconds=3.0)
 
 
 def test_a_users_error_is_never_retried() -> None:
-    """Lost: hours of a GPU on a job that cannot work."""
     assert decide(InvalidModel("no such model"), 1, POLICY) == GiveUp("no such model")
 
 
-def test_the_machines_error_is_retried_with_doubling_delays_up_to_the_limit() -> None:
-    """Lost: a job to one hiccup, or a service hammered while it recovers."""
+def test_a_machines_error_is_retried_up_to_the_limit_with_more_delay() -> None:
     delays = [decide(MachineError("away"), attempt, POLICY, jitter=1.0) for attempt in (1, 2, 3, 4)]
     assert delays == [RetryAt(1.0), RetryAt(2.0), RetryAt(3.0), GiveUp("away (tried 4 times)")]
 
 
 @given(attempt=st.integers(1, 3), jitter=st.floats(0.0, 1.0))
 def test_jitter_spreads_over_the_upper_half(attempt: int, jitter: float) -> None:
-    """Lost: everything that failed together coming back together."""
     decision = decide(MachineError(), attempt, POLICY, jitter=jitter)
     longest = min(3.0, 2.0 ** (attempt - 1))
     assert isinstance(decision, RetryAt)

@@ -28,7 +28,6 @@ def draws(logits_V: torch.Tensor, sampling: Sampling, count: int) -> torch.Tenso
 
 
 def test_the_noise_is_splitmix64() -> None:
-    """Lost: the definition that a row's text follows from, on every device and in every version."""
     assert [splitmix(number * GAMMA) for number in range(3)] == KNOWN
     uniform = [((word >> 11) + 0.5) / 2**53 for word in KNOWN]
     expected = [-math.log(-math.log(u)) for u in uniform]
@@ -39,7 +38,6 @@ def test_the_noise_is_splitmix64() -> None:
 
 
 def test_tokens_come_as_often_as_the_model_says() -> None:
-    """Lost: what sampling means."""
     logits_V = logits(1, 6)[0]
     count = 20_000
     for temperature in (1.0, 0.5, 2.0):
@@ -48,7 +46,6 @@ def test_tokens_come_as_often_as_the_model_says() -> None:
 
 
 def test_a_row_draws_the_same_wherever_it_stands() -> None:
-    """Lost: a row's text, with every change of its neighbours."""
     logits_BV = logits(5, 50)
     samplings = [Sampling(temperature=1.0), Sampling(), Sampling(temperature=0.8, top_k=5)]
     samplings += [Sampling(temperature=2.0, top_p=0.5), Sampling(temperature=1.5, seed=3)]
@@ -63,7 +60,6 @@ def test_a_row_draws_the_same_wherever_it_stands() -> None:
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-300, 5e-324])
 def test_the_smallest_temperature_is_nearly_greedy(temperature: float) -> None:
-    """Lost: the likeliest token, where the scores overflow."""
     logits_BV = logits(4, 50)
     for sampling in (Sampling(temperature=temperature), Sampling(temperature=temperature, top_p=0.5, top_k=7)):
         found = choose(logits_BV, [sampling] * 4, [sampling.key(row, 0) for row in range(4)], [0] * 4)
@@ -71,7 +67,6 @@ def test_the_smallest_temperature_is_nearly_greedy(temperature: float) -> None:
 
 
 def test_each_row_choice_step_and_seed_draws_anew() -> None:
-    """Lost: the difference between two rows with the same prompt."""
     plain, other, own = Sampling(seed=0), Sampling(seed=1), Sampling(seed=0, own_seed=True)
     keys = {plain.key(0, 0), plain.key(1, 0), plain.key(0, 1), plain.key(10, 0), other.key(0, 0), own.key(0, 0)}
     assert len(keys) == 6
@@ -84,7 +79,6 @@ def test_each_row_choice_step_and_seed_draws_anew() -> None:
 
 @pytest.mark.parametrize("top_k", [1, 3, 1000])
 def test_top_k_keeps_what_transformers_keeps(top_k: int) -> None:
-    """Lost: the meaning of a parameter that people know."""
     logits_V = logits(1, 12, seed=1)[0]
     kept = TopKLogitsWarper(top_k)(None, logits_V[None].clone())[0].isfinite()
     found = draws(logits_V, Sampling(temperature=5.0, top_k=top_k), 3000) > 0
@@ -95,7 +89,6 @@ def test_top_k_keeps_what_transformers_keeps(top_k: int) -> None:
 
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 1.0])
 def test_top_p_keeps_what_transformers_keeps(top_p: float) -> None:
-    """Lost: the same."""
     logits_V = logits(1, 12, seed=2)[0]
     reference = TopPLogitsWarper(top_p)(None, logits_V[None] / 5.0)[0].isfinite()
     found = draws(logits_V, Sampling(temperature=5.0, top_p=top_p), 5000) > 0
@@ -103,7 +96,6 @@ def test_top_p_keeps_what_transformers_keeps(top_p: float) -> None:
 
 
 def test_the_repetition_penalty_is_transformers_own() -> None:
-    """Lost: greedy results that equal `generate` with a model whose generation config has a penalty."""
     logits_BV = logits(2, 10)
     seen = [[1, 2, 2, 9], [3]]
     found = penalize(logits_BV, [Sampling(repetition_penalty=1.3), Sampling()], seen)
@@ -125,5 +117,4 @@ def test_the_repetition_penalty_is_transformers_own() -> None:
     ],
 )
 def test_what_parameters_mean(parameters: dict[str, object], defaults: dict[str, object], expected: Sampling) -> None:
-    """Lost: results that nothing was drawn for, unless it was asked for."""
     assert resolve_sampling(parameters, defaults, own_seed=False) == expected

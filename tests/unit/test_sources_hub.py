@@ -128,7 +128,6 @@ def test_a_folder_outside_the_roots_is_no_hub_name(
 
 @pytest.mark.parametrize("way", ["readme", "link", "saved"])
 def test_a_data_set_does_not_lead_out_of_the_roots(tmp_path: Path, way: str) -> None:
-    """Lost: the host's files, to anybody who may submit a job and write a data set's folder."""
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
     outside.mkdir()

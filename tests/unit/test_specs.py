@@ -18,7 +18,6 @@ GOOD: dict[str, Any] = {
 
 
 def test_the_shortest_spec_has_the_documented_defaults() -> None:
-    """Lost: what a user may leave out."""
     spec = parse_spec({"task": "embeddings", "model": "m", "input": {"path": "rows.jsonl"}})
     assert (spec.version, spec.kind, spec.priority, spec.dtype, spec.output.to) == (
         1,
@@ -32,7 +31,6 @@ def test_the_shortest_spec_has_the_documented_defaults() -> None:
 
 
 def test_aliases_of_tasks_are_taken_as_their_task() -> None:
-    """Lost: transformers' other names."""
     assert parse_spec({**GOOD, "task": "ner"}).task == "token-classification"
     assert model_key(parse_spec({**GOOD, "task": "sentiment-analysis"})) == "text-classification|m|auto"
 
@@ -41,12 +39,10 @@ def test_aliases_of_tasks_are_taken_as_their_task() -> None:
     ("value", "seconds"), [(90, 90), ("90", 90), ("90s", 90), ("2h", 7200), ("1h30m", 5400), ("1d", 86400)]
 )
 def test_durations_are_read_in_every_documented_form(value: object, seconds: int) -> None:
-    """Lost: `time_limit: 2h`."""
     assert parse_spec({**GOOD, "time_limit": value}).time_limit == seconds
 
 
 def test_priorities_are_ordered() -> None:
-    """Lost: high before normal before low."""
     assert [priority.rank for priority in (Priority.HIGH, Priority.NORMAL, Priority.LOW)] == [0, 1, 2]
 
 
@@ -86,7 +82,6 @@ def test_priorities_are_ordered() -> None:
     ],
 )
 def test_a_bad_field_is_refused_by_name(change: dict[str, Any], param: str, words: str) -> None:
-    """Lost: the user's time looking for what is wrong."""
     with pytest.raises(InvalidSpec) as caught:
         parse_spec({**GOOD, **change})
     assert caught.value.param == param
@@ -135,6 +130,5 @@ def test_labels_of_a_job_are_texts_and_not_none(labels: object) -> None:
 
 @pytest.mark.parametrize("document", [None, [], "text", 3])
 def test_a_spec_that_is_no_mapping_is_refused(document: object) -> None:
-    """Lost: a clear word about an empty or mistaken file."""
     with pytest.raises(InvalidSpec, match="must be a mapping"):
         parse_spec(document)

@@ -88,12 +88,10 @@ def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_the_routes_are_these(document: dict[str, Any]) -> None:
-    """Lost: a route that programs call."""
     assert set(operations(document)) == ROUTES
 
 
 def test_the_parameters_are_these(document: dict[str, Any]) -> None:
-    """Lost: a parameter that programs send."""
     found = {
         name: {parameter["name"].lower() for parameter in operation.get("parameters", []) if parameter["in"] != "path"}
         for name, operation in operations(document).items()
@@ -102,7 +100,6 @@ def test_the_parameters_are_these(document: dict[str, Any]) -> None:
 
 
 def test_every_route_is_described_with_its_answer_and_its_errors(document: dict[str, Any]) -> None:
-    """Lost: clients that are generated from the document."""
     for name, operation in operations(document).items():
         assert operation["description"], name
         answers = operation["responses"]
@@ -123,7 +120,6 @@ def test_every_route_is_described_with_its_answer_and_its_errors(document: dict[
 
 
 def test_every_reference_in_the_document_leads_somewhere(document: dict[str, Any]) -> None:
-    """Lost: a document that generators refuse."""
     schemas = document["components"]["schemas"]
 
     def references(node: Any) -> Iterator[str]:
@@ -141,7 +137,6 @@ def test_every_reference_in_the_document_leads_somewhere(document: dict[str, Any
 
 
 def test_the_spec_is_described_with_its_fields(document: dict[str, Any]) -> None:
-    """Lost: what to put into a spec."""
     body = operations(document)["POST /v1/jobs"]["requestBody"]["content"]
     assert set(body) == {"application/json", "application/yaml"}
     assert {"task", "model", "input", "output", "parameters"} <= set(

@@ -78,19 +78,16 @@ def shown(default: Any) -> str:
 
 
 def test_the_settings_and_their_defaults_are_these() -> None:
-    """Lost: the meaning of an operator's environment."""
     assert {name: field.default for name, field in Settings.model_fields.items()} == SETTINGS
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_reference_tells_each_setting_with_its_default(name: str) -> None:
-    """Lost: a setting that nobody can find, or one that is not what the page says."""
     row = f"| `STOKER_{name.upper()}` | {shown(SETTINGS[name])} | "
     assert row in REFERENCE.read_text(encoding="utf-8")
 
 
 def test_an_unknown_setting_in_the_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: a misspelt setting that silently does nothing."""
     config = tmp_path / "stoker.toml"
     config.write_text("lease_secods = 30\n")
     monkeypatch.setenv("STOKER_CONFIG", str(config))
@@ -99,7 +96,6 @@ def test_an_unknown_setting_in_the_file_is_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: the order that the reference promises."""
     config = tmp_path / "stoker.toml"
     config.write_text('lease_seconds = 30\nslots = 3\ninput_roots = ["/data"]\n')
     monkeypatch.setenv("STOKER_CONFIG", str(config))

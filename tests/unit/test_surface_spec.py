@@ -173,14 +173,12 @@ def section(title: str) -> str:
 
 
 def test_the_fields_and_their_defaults_are_these() -> None:
-    """Lost: the meaning of specs that people have written."""
     found = dict(fields_of(InferenceSpec))
     assert {name: default_of(field) for name, field in found.items()} == FIELDS
     assert {name: set(get_args(found[name].annotation)) for name in CHOICES} == CHOICES
 
 
 def test_the_fields_of_a_training_and_their_defaults_are_these() -> None:
-    """Lost: the meaning of specs that people have written."""
     assert {name: default_of(field) for name, field in fields_of(TrainingSpec)} == TRAINING_FIELDS
     for name in (*TRAINING_FIELDS, *(f"data.{field}" for field in DataSpec.model_fields)):
         if name != "data":
@@ -193,7 +191,6 @@ def test_the_fields_of_a_training_and_their_defaults_are_these() -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_reference_tells_each_field(name: str) -> None:
-    """Lost: a field that nobody can find, or another default than the page says."""
     row = next((line for line in section("Spec").splitlines() if line.startswith(f"| `{name}` |")), None)
     assert row is not None
     values = row.split(" | ")[1]
@@ -207,7 +204,6 @@ def test_the_reference_tells_each_field(name: str) -> None:
 
 
 def test_the_reference_tells_each_task_and_parameter() -> None:
-    """Lost: what can be asked for."""
     for task in TASKS.values():
         inputs, optional = (", ".join(f"`{name}`" for name in names) for names in (task.inputs, task.optional))
         assert f"| `{task.name}` | {inputs} | {optional} |" in section("Spec")
@@ -219,14 +215,12 @@ def test_the_reference_tells_each_task_and_parameter() -> None:
 
 
 def test_the_codes_of_row_errors_are_these_and_the_reference_tells_each() -> None:
-    """Lost: programs that tell row errors apart, and people who look one up."""
     assert row_error_codes() == ROW_ERRORS
     for code in ROW_ERRORS:
         assert f"\n| `{code}` | " in section("Row errors"), code
 
 
 def test_the_reference_tells_each_error_code_with_its_status() -> None:
-    """Lost: what an error answer means."""
     for error in all_errors():
         if error.code not in INNER_ERRORS:
             rows = [line for line in section("Error codes").splitlines() if f"`{error.code}`" in line.split(" | ")[0]]
@@ -235,18 +229,15 @@ def test_the_reference_tells_each_error_code_with_its_status() -> None:
 
 
 def test_the_reference_tells_each_state() -> None:
-    """Lost: what a state means."""
     for state in (*JobState, *SlotState, *BatchState, *DeliveryState, *AttemptEnd):
         assert f"\n| `{state}` | " in section("States"), state
 
 
 def test_the_reference_tells_each_event_of_a_webhook() -> None:
-    """Lost: what a receiver can be told of."""
     for event_type in (*EVENT_TYPES, TEST_EVENT):
         assert f"`{event_type}`" in section("Webhooks"), event_type
 
 
 def test_the_reference_tells_each_route() -> None:
-    """Lost: a route that nobody can find."""
     told = {line.split("`")[1] for line in section("HTTP").splitlines() if line.startswith("| `")}
     assert told == ROUTES

@@ -39,7 +39,7 @@ def tensors(batch: Any) -> list[torch.Tensor]:
     ids=["tensor", "list", "tuple", "named tuple", "dict", "tokenizer's"],
 )
 def test_every_tensor_of_a_batch_comes_to_the_device(batch: Any) -> None:
-    """Lost: a collate whose batches are mappings of another kind than dict, as tokenizers make them."""
+    """A collate may give a mapping that is no dict, as tokenizers do."""
     moved = to_device(batch, META)
     assert type(moved) is type(batch)
     assert len(tensors(moved)) == len(tensors(batch)) > 0
@@ -49,7 +49,6 @@ def test_every_tensor_of_a_batch_comes_to_the_device(batch: Any) -> None:
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_an_epoch_has_each_row_whatever_the_number_of_ranks(num_ranks: int) -> None:
-    """Lost: rows that nobody learns from, or an epoch that goes on from another order."""
     layouts = [
         Layout(25, seed=1, micro_batch=2, accumulation=2, drops_last=False, rank=rank, num_ranks=num_ranks)
         for rank in range(num_ranks)
@@ -64,7 +63,6 @@ def test_an_epoch_has_each_row_whatever_the_number_of_ranks(num_ranks: int) -> N
 
 
 def test_what_a_spec_does_not_say_is_as_transformers_has_it() -> None:
-    """Lost: a loop that learns otherwise than the Trainer from the same arguments."""
     fields = TrainingArguments.__dataclass_fields__
     assert fields["seed"].default == defaults.SEED
     assert fields["num_train_epochs"].default == defaults.NUM_EPOCHS

@@ -127,7 +127,6 @@ SCHEDULER = "arguments.lr_scheduler_kwargs"
 def test_a_bad_field_is_refused_by_name(
     document: dict[str, Any], change: Change, param: str | None, words: str
 ) -> None:
-    """Lost: the night, to a misspelt argument."""
     if param == "data.max_length":
         document["data"]["max_length"] = 1
     if param == "arguments.label_smoothing_factor":
@@ -224,7 +223,6 @@ def test_adapters_for_no_module_of_the_model_are_refused(
 
 
 def test_judging_needs_rows(document: dict[str, Any]) -> None:
-    """Lost: the best checkpoint, to nothing that it was judged by."""
     del document["data"]["eval"]
     asks: dict[str, Any] = {
         "checkpoint.best": "eval_loss", "arguments.eval_strategy": "epoch", "arguments.eval_steps": 5,
@@ -253,7 +251,6 @@ def test_judging_needs_rows(document: dict[str, Any]) -> None:
 def test_what_does_not_fit_is_said_at_submission(
     document: dict[str, Any], settings: Settings, sqlite_database: Database, change: Change, param: str, words: str
 ) -> None:
-    """Lost: the wait for a slot, to a file that was never there."""
     change(document)
     store = Store(settings.resolved_store_url)
     with pytest.raises(UserError) as caught:
@@ -282,7 +279,6 @@ def test_labels_that_cannot_be_learned_fail_the_job_before_a_slot(
     document: dict[str, Any], settings: Settings, sqlite_database: Database, tmp_path: Path, labels: list[Any],
     judged: list[Any], words: str,
 ) -> None:  # fmt: skip
-    """Lost: a GPU's hours on rows that teach nothing."""
     document["data"] = {"train": write(tmp_path / "t.jsonl", labels), "eval": write(tmp_path / "e.jsonl", judged)}
     job_id = job_ledger.submit(sqlite_database, parse_spec(document)).id
     plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
@@ -352,7 +348,6 @@ def test_names_of_a_data_set_are_the_classes(
 def test_what_a_module_trained_is_no_model_to_start_from(
     document: dict[str, Any], settings: Settings, sqlite_database: Database, kind: str
 ) -> None:
-    """Lost: the wait for a training's end, and for a slot, to learn that its weights fit nobody else."""
     trained = {"kind": "training", "trainer": "torch", "module": "recipes.cnn"}
     document["model"] = f"job:{job_ledger.submit(sqlite_database, parse_spec(trained)).id}"
     if kind == "inference":
@@ -364,7 +359,6 @@ def test_what_a_module_trained_is_no_model_to_start_from(
 
 
 def test_a_good_one_is_queued(document: dict[str, Any], settings: Settings, sqlite_database: Database) -> None:
-    """Lost: all of them."""
     job_id = job_ledger.submit(sqlite_database, parse_spec(document)).id
     plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
     with sqlite_database.read() as session:
@@ -372,7 +366,6 @@ def test_a_good_one_is_queued(document: dict[str, Any], settings: Settings, sqli
 
 
 def test_the_architectures_are_those_of_transformers() -> None:
-    """Lost: a model that could be trained, or the sentence on one that cannot be."""
     for task, names in MAPPINGS.items():
         assert TRAINABLE[task] == set(names), f"make jobs/specs/architectures.py anew for {task}"
     assert set(auto.MODEL_MAPPING_NAMES).union(*MAPPINGS.values()) == KNOWN
@@ -408,7 +401,6 @@ def test_a_schedule_takes_what_that_of_transformers_takes(name: str) -> None:
 
 
 def test_every_argument_is_one_of_transformers() -> None:
-    """Lost: an argument that is taken and means nothing."""
     from dataclasses import fields
 
     from transformers import TrainingArguments
@@ -419,7 +411,6 @@ def test_every_argument_is_one_of_transformers() -> None:
 
 
 def test_the_usual_recipe_is_a_good_spec() -> None:
-    """Lost: the example that people begin with."""
     import yaml
 
     path = Path(__file__).parents[2] / "ops" / "examples" / "training" / "bert-recipe.yaml"

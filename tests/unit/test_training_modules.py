@@ -99,7 +99,6 @@ def write_module(folder: Path, old: str, new: str) -> str:
     ],
 )  # fmt: skip
 def test_a_fault_of_a_modules_is_told_as_one(tmp_path: Path, old: str, new: str, message: str) -> None:
-    """Lost: the cause, and the time of four more attempts at what can never work."""
     with pytest.raises(UserError) as caught:
         rehearse(
             write_module(tmp_path, old, new), folder=tmp_path, arguments={"max_steps": 2, "eval_strategy": "steps"}
@@ -117,7 +116,6 @@ def test_a_fault_of_a_modules_is_told_as_one(tmp_path: Path, old: str, new: str,
     ],
 )
 def test_what_a_row_raises_in_a_loaders_process_is_told(tmp_path: Path, new: str, message: str) -> None:
-    """Lost: the error itself, behind the words that a loader's process had one."""
     with pytest.raises(UserError) as caught:
         rehearse(
             write_module(tmp_path, "return torch.ones(2) * index / 8", new),
@@ -131,7 +129,6 @@ def test_what_a_row_raises_in_a_loaders_process_is_told(tmp_path: Path, new: str
 def test_whatever_ends_the_process_from_within_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """Lost: a training that a module ends passes for one whose machine died, and is tried again and again."""
 
     def train(*_: object, **__: object) -> None:
         raise error
@@ -167,7 +164,6 @@ def last_loss(heard: list[Report]) -> float:
 
 
 def test_a_schedule_that_computes_with_numpy_goes_on(tmp_path: Path) -> None:
-    """Lost: a training whose checkpoints are all good, and none of which can be read."""
     schedule = "lambda optimizer, _: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.cos(step / 10))"
     module = write_module(tmp_path, "scheduler = None", f"scheduler = {schedule}")
     calm = train(module, tmp_path / "calm")
@@ -176,7 +172,6 @@ def test_a_schedule_that_computes_with_numpy_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_module_that_was_changed_does_not_go_on(tmp_path: Path) -> None:
-    """Lost: why a training that was changed half way cannot go on; four more attempts say no more."""
     module = write_module(tmp_path, "nn.Linear(2, 1)", "nn.Linear(2, 1)")
     (saved,) = [report for report in train(module, tmp_path / "first") if isinstance(report, Saved)]
     write_module(tmp_path, "nn.Linear(2, 1)", "nn.Linear(2, 3)")

@@ -57,7 +57,6 @@ def scalar(loss: Loss) -> torch.Tensor:
 @every_recipe
 @pytest.mark.parametrize("num_rows", [1, 8])
 def test_each_phase_learns_by_its_own_parameters(name: str, num_rows: int) -> None:
-    """Lost: a training whose optimizer moves nothing, or that a last batch of one row ends."""
     parts = build(name)
     learned = {id(each) for model in parts.models.values() for each in model.parameters()}
     for phase in parts.phases:
@@ -77,7 +76,7 @@ def test_each_phase_learns_by_its_own_parameters(name: str, num_rows: int) -> No
 
 @every_recipe
 def test_losses_and_judgements_compute_in_bfloat16(name: str) -> None:
-    """Lost: every recipe, on a GPU, whose dtype is bfloat16 unless the spec says otherwise."""
+    """On a GPU a recipe's dtype is bfloat16 unless the spec says otherwise."""
     parts = build(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for phase in parts.phases:
@@ -101,7 +100,6 @@ def test_the_metrics_that_a_spec_may_name_are_those_of_the_recipe(name: str) -> 
 
 @every_recipe
 def test_what_is_judged_is_a_mean_over_rows(name: str) -> None:
-    """Lost: metrics that do not depend on how an evaluation is cut into batches."""
     parts = build(name)
     assert parts.judged is not None
     assert parts.judge is not None
@@ -122,7 +120,7 @@ def test_what_is_judged_is_a_mean_over_rows(name: str) -> None:
 
 @every_recipe
 def test_a_build_makes_the_same_rows_and_weights_again(name: str) -> None:
-    """Lost: exact resumption, since each attempt builds anew."""
+    """Exact resumption needs it: each attempt builds anew."""
     one, other = build(name), build(name)
     assert len(one.train) == len(other.train)
     for index in (0, 1, len(one.train) - 1):
@@ -137,7 +135,6 @@ def test_a_build_makes_the_same_rows_and_weights_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", DIGITS)
 def test_the_held_out_fifth_is_the_same_whatever_the_seed(name: str) -> None:
-    """Lost: figures of two trainings that can be compared."""
     one, other = build(name, seed=0), build(name, seed=1)
     assert one.judged is not None
     assert other.judged is not None
@@ -146,7 +143,6 @@ def test_the_held_out_fifth_is_the_same_whatever_the_seed(name: str) -> None:
 
 
 def test_pictures_are_moved_from_epoch_to_epoch_unless_told_otherwise() -> None:
-    """Lost: the augmentation, or the means to do without it."""
     moved = build("cnn").train
     still = build("cnn", {"augment": False}).train
     pictures = {tuple(moved[0][0].flatten().tolist()) for _ in range(40)}
@@ -157,7 +153,6 @@ def test_pictures_are_moved_from_epoch_to_epoch_unless_told_otherwise() -> None:
 
 @pytest.mark.parametrize("name", ["vae", "gan"])
 def test_samples_are_drawn_as_one_picture(name: str, tmp_path: Path) -> None:
-    """Lost: what a person looks at."""
     parts = build(name)
     assert parts.finish is not None
     parts.finish(tmp_path)
@@ -170,7 +165,6 @@ def test_samples_are_drawn_as_one_picture(name: str, tmp_path: Path) -> None:
 
 
 def test_what_is_heard_does_not_depend_on_padding() -> None:
-    """Lost: an utterance that is heard otherwise beside a longer one."""
     parts = build("ctc")
     model = parts.models["model"]
     rows = sorted((parts.train[index] for index in range(16)), key=lambda row: len(row[0]))
@@ -182,14 +176,12 @@ def test_what_is_heard_does_not_depend_on_padding() -> None:
 
 
 def test_decoding_leaves_out_repetitions_and_blanks() -> None:
-    """Lost: the letters that were said."""
     paths = [[0, 1, 1, 0, 1, 2, 2, 3], [3, 3, 0, 0, 2, 2, 2, 2]]
     log_probs_BUK = torch.nn.functional.one_hot(torch.tensor(paths), 1 + len(LETTERS)).float()
     assert decode(log_probs_BUK, torch.tensor([8, 4])) == [[1, 1, 2, 3], [3]]
 
 
 def test_an_utterance_has_as_many_letters_as_asked_for_and_its_own_noise() -> None:
-    """Lost: options that say what is learned."""
     quiet = Tones(40, num_letters=(2, 4), noise=0.0, part=0)
     noisy = Tones(40, num_letters=(2, 4), noise=0.5, part=0)
     lengths = {len(quiet[index][1]) for index in range(40)}
@@ -204,7 +196,6 @@ def test_an_utterance_has_as_many_letters_as_asked_for_and_its_own_noise() -> No
 
 @every_recipe
 def test_an_unknown_option_is_refused_with_the_known_ones(name: str) -> None:
-    """Lost: a misspelt option that is quietly ignored."""
     with pytest.raises(ValueError) as refused:
         build(name, {"learning_rat": 0.1})
     assert (
@@ -228,7 +219,6 @@ def test_an_unknown_option_is_refused_with_the_known_ones(name: str) -> None:
     ],
 )
 def test_a_wrong_option_is_refused_in_a_sentence(name: str, options: dict[str, Any], message: str) -> None:
-    """Lost: a user's way to what is wrong."""
     with pytest.raises(ValueError) as refused:
         build(name, options)
     assert str(refused.value) == message
@@ -236,7 +226,6 @@ def test_a_wrong_option_is_refused_in_a_sentence(name: str, options: dict[str, A
 
 @pytest.mark.parametrize("name", DIGITS)
 def test_a_missing_scikit_learn_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: the one command that helps."""
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(InvalidSpec) as refused:
         build(name)
@@ -245,7 +234,6 @@ def test_a_missing_scikit_learn_is_said(name: str, monkeypatch: pytest.MonkeyPat
 
 @every_recipe
 def test_the_reference_tells_each_option_with_its_default(name: str) -> None:
-    """Lost: an option that nobody can find."""
     page = (ROOT / "ops" / "docs" / "reference.md").read_text(encoding="utf-8")
     told = ", ".join(
         f"`{option}`: {str(field.default).lower()}" for option, field in OPTIONS[name].model_fields.items()
@@ -258,7 +246,6 @@ def test_the_reference_tells_each_option_with_its_default(name: str) -> None:
 
 @every_recipe
 def test_each_example_is_a_spec_whose_options_are_taken(name: str) -> None:
-    """Lost: a first training that is refused."""
     spec = parse_spec(yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8")))
     assert isinstance(spec, TrainingSpec)
     assert (spec.trainer, spec.module) == ("torch", f"recipes.{name}")
@@ -273,7 +260,6 @@ def test_each_example_is_a_spec_whose_options_are_taken(name: str) -> None:
 
 
 def test_every_recipe_is_here() -> None:
-    """Lost: a recipe that no test looks at."""
     folder = ROOT / "worker" / "training" / "recipes"
     modules = (path.stem for path in folder.glob("*.py") if "\ndef build(" in path.read_text(encoding="utf-8"))
     assert sorted(modules) == sorted(RECIPES)
@@ -281,7 +267,6 @@ def test_every_recipe_is_here() -> None:
 
 
 def test_a_recipe_that_is_not_there_is_refused_at_once() -> None:
-    """Lost: the wait for a slot, to a slip of the pen."""
     with pytest.raises(InvalidSpec) as caught:
         parse_spec({"kind": "training", "trainer": "torch", "module": "recipes.nope"})
     assert caught.value.message == "module: there is no 'recipes.nope'; the recipes are cnn, ctc, gan, lstm, vae"
@@ -294,6 +279,5 @@ def test_a_recipe_that_is_not_there_is_refused_at_once() -> None:
     "module", ["recipes.py", "recipes.cnn.py", "recipes.v2/net.py", "recipes/cnn.py", "nets.py", "recipes"]
 )
 def test_a_file_of_that_name_is_a_file(module: str) -> None:
-    """Lost: whoever keeps their modules in a file called recipes."""
     assert recipe_name(module) is None
     parse_spec({"kind": "training", "trainer": "torch", "module": module})

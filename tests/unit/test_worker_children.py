@@ -70,7 +70,7 @@ def test_an_end_is_told_in_words(status: int, words: str) -> None:
     assert status_in_words(status) == words
 
 
-def test_a_worker_that_dies_soon_waits_longer_each_time_and_one_that_lived_does_not() -> None:
+def test_a_worker_that_dies_soon_waits_longer_each_time() -> None:
     deaths, delays = 0, []
     for _ in range(12):
         deaths, delay = restart_delay(deaths, lived_seconds=1.0)

@@ -84,7 +84,7 @@ def test_an_error_of_ours_keeps_its_class_message_and_param(error: UserError | M
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error:\nillegal access"), MachineError("the device is lost")])
-def test_an_error_that_nobody_knows_is_the_machines_and_its_runner_is_not_trusted(error: Exception) -> None:
+def test_an_unknown_error_is_the_machines_and_its_runner_is_not_kept(error: Exception) -> None:
     failure = failure_report(error)
     assert failure.is_poisoned
     assert not failure.is_users

@@ -68,7 +68,6 @@ def test_without_a_gpu_there_are_cpu_slots(settings: Settings, monkeypatch: pyte
 def test_an_operator_says_how_many_threads_a_slot_has(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, devices: list[Device]
 ) -> None:
-    """Lost: a machine that is shared with other work."""
     monkeypatch.setattr(slots, "find_devices", lambda: devices)
     found = discover(settings.model_copy(update={"slots": 2, "slot_threads": 3}), visible_devices=None)
     assert [slot.num_threads for slot in found] == [3, 3]

@@ -4,7 +4,8 @@ kombu and Celery end, or are caught in a loop, over a message that they cannot r
 say (callbacks, chords, times). So each is read here first: of a ring only its lease id is kept, in a message made anew;
 all else is dropped with a line in the log.
 
-This reaches into private parts of kombu's Redis transport; `tests/integration/test_mailbox.py` holds it to them.
+This reaches into private parts of kombu's Redis transport; `test_queue.py` and `test_supervisor.py` in
+`tests/integration/` check that they still work as expected here.
 """
 
 from __future__ import annotations
