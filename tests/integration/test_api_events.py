@@ -190,7 +190,6 @@ def test_a_history_longer_than_a_page_is_given_whole(api: LiveApi, job: LeasedJo
 
 @pytest.mark.parametrize("noun", ["events", "logs"])
 def test_a_page_of_long_entries_ends_early_and_goes_on(api: LiveApi, job: LeasedJob, noun: str) -> None:
-    """Lost: the API's memory, to a job whose thousand lines are each as long as they may be."""
     lease = job.lease()
     text = "\x01" * (LONGEST_ENTRY_CHARACTERS + 1)  # six bytes of JSON for each character
     logs.append(api.database, lease, [(float(number), text) for number in range(300)], max_lines=10_000)

@@ -176,7 +176,6 @@ def _compressed(path: Path, num_rows: int, *, file: bool) -> None:
 
 
 def test_a_saved_data_set_is_not_unpacked_in_memory(tmp_path: Path) -> None:
-    """Lost: a host's memory, to a file of some kilobytes that is thought to be mapped where it lies."""
     datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "saved"))
     assert outcomes(read_all(open_at(tmp_path / "saved"))) == ["a", "b"]
     [arrow] = (tmp_path / "saved").glob("*.arrow")

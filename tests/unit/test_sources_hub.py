@@ -189,7 +189,6 @@ _DECLARED = b"---\ndataset_info:\n  features:\n  - {name: text, dtype: string}\n
 def test_a_hub_data_set_is_fetched_only_within_the_limit(
     tmp_path: Path, files: dict[str, bytes], refusal: str | None, fetched: list[str]
 ) -> None:
-    """Lost: the disk of every host, to a job that names the largest data set of the hub."""
     code = (
         "from jobs.errors import StokerError\n"
         "from jobs.config.settings import Settings\n"

@@ -170,7 +170,6 @@ def measured() -> Iterator[pa.MemoryPool]:
 
 
 def test_a_page_is_refused_whose_own_header_claims_too_much(path: Path) -> None:
-    """Lost: the memory of a host, to a page that unpacks to what the footer does not tell."""
     texts = ["word " * 400_000]
     pq.write_table(pa.table({"text": texts}), path, compression="zstd", use_dictionary=False)
     data = path.read_bytes()
@@ -191,7 +190,6 @@ def _repeated(value: str, times: int) -> pa.DictionaryArray:
 
 
 def test_a_long_value_that_a_dictionary_repeats_is_read_in_parts(path: Path) -> None:
-    """Lost: gigabytes for a file of some kilobytes."""
     value = "word " * 800_000
     table = pa.table({"text": [value] * 100})
     pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=2**23)
