@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -14,7 +14,7 @@ import orjson
 
 from jobs.data.atomic import write_aside
 from jobs.errors import InvalidSpec, ServiceUnavailable, StokerError
-from scheduler.client.event_stream import Message, parse_events, read_lines, until
+from scheduler.client.event_stream import Message, read_events
 
 Json = dict[str, Any]
 
@@ -107,7 +107,9 @@ class Connection:
         path: str,
         *,
         query: Mapping[str, Any] | None = None,
-        content: bytes | Iterator[bytes] | None = None,
+        content: bytes | None = None,
+        form: Mapping[str, str] | None = None,
+        file: tuple[str, IO[bytes]] | None = None,
         headers: Mapping[str, str] | None = None,
         accept: tuple[int, ...] = (),
         retry_seconds: float = 0,
@@ -118,7 +120,9 @@ class Connection:
             method: of HTTP.
             path: from the root, its segments quoted by `segment`.
             query: parameters.
-            content: the body; an iterator is sent once only.
+            content: the body.
+            form: The fields of a form, which is the body then.
+            file: The name and the content of the form's field `file`. Sent once only: its content is used up then.
             headers: more headers.
             accept: error statuses that are answers here.
             retry_seconds: how long to try again while the API is away; more than 0 only where being carried out twice
@@ -129,10 +133,13 @@ class Connection:
             ServiceUnavailable: nothing answers.
         """
         patience = _Patience(retry_seconds)
-        refused = _Patience(self.retry_seconds if content is None or isinstance(content, bytes) else 0.0)
+        refused = _Patience(self.retry_seconds if file is None else 0.0)
+        files = None if file is None else {"file": (*file, "application/octet-stream")}
         while True:
             try:
-                response = self._http.request(method, path, params=query, content=content, headers=headers)
+                response = self._http.request(
+                    method, path, params=query, content=content, data=form, files=files, headers=headers
+                )
             except httpx.TransportError as error:
                 patience.pause_or_raise(self._unavailable(error), error)
                 continue
@@ -206,7 +213,7 @@ class Connection:
             try:
                 with self.stream(path, query, headers, read_seconds=min(left, _READ_SECONDS)) as response:
                     patience = _Patience(self.retry_seconds)
-                    for message in parse_events(until(deadline, read_lines(response))):
+                    for message in read_events(response, deadline=deadline):
                         if message.name == "end":
                             return
                         last_id = max(last_id, message.id)

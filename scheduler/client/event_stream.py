@@ -1,4 +1,4 @@
-"""How the client reads a body that is still to come: line by line, and server-sent events of them."""
+"""How the client reads a body that is still to come: JSON lines, and server-sent events."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import orjson
+from httpx_sse import EventSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,7 @@ class Message:
     """One server-sent event."""
 
     id: int
+    """The number from which an interrupted stream goes on; 0 before the first number."""
     name: str
     data: dict[str, Any]
 
@@ -33,26 +35,36 @@ def read_lines(response: httpx.Response) -> Iterator[bytes]:
         yield b"".join(rest)
 
 
-def parse_events(lines: Iterator[bytes]) -> Iterator[Message]:
-    """Server-sent events, https://html.spec.whatwg.org/multipage/server-sent-events.html, data being one JSON line."""
-    event_id, name, data = 0, "message", b""
-    for line in lines:
-        field, _, value = line.partition(b": ")
-        if not line:
-            if data:
-                yield Message(event_id, name, orjson.loads(data))
-            event_id, name, data = 0, "message", b""
-        elif field == b"id":
-            event_id = int(value)
-        elif field == b"event":
-            name = value.decode()
-        elif field == b"data":
-            data += value
+def read_events(response: httpx.Response, *, deadline: float | None = None) -> Iterator[Message]:
+    """The events of a stream whose data is JSON. Events without data are only signs of life, and are left out.
+
+    Args:
+        response: The answer, its body not read yet.
+        deadline: A time of the monotonic clock.
+
+    Raises:
+        TimeoutError: Something arrived after the deadline.
+    """
+    assert isinstance(response.stream, httpx.SyncByteStream)
+    response.stream = _Until(deadline, response.stream)
+    for event in EventSource(response).iter_sse():
+        if event.data:
+            yield Message(int(event.id or 0), event.event, orjson.loads(event.data))
 
 
-def until(deadline: float | None, lines: Iterator[bytes]) -> Iterator[bytes]:
-    """The lines that come before a time of the monotonic clock, then TimeoutError; None: all of them."""
-    for line in lines:
-        if deadline is not None and time.monotonic() >= deadline:
-            raise TimeoutError("the end has not come in time")
-        yield line
+class _Until(httpx.SyncByteStream):
+    """A body that ends with TimeoutError at the first block, signs of life included, after a deadline."""
+
+    def __init__(self, deadline: float | None, stream: httpx.SyncByteStream) -> None:
+        self._deadline = deadline
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self._stream:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise TimeoutError("the end has not come in time")
+            yield block
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._stream.close()

@@ -14,6 +14,7 @@ import orjson
 from jobs.db.states import JobState
 from jobs.errors import NotFound, ServiceUnavailable
 from scheduler.client.connection import ApiError, Connection, Json, as_json, segment
+from scheduler.client.counted_file import CountedFile
 from scheduler.client.event_stream import read_lines
 from scheduler.client.local_machine import host_id
 
@@ -23,8 +24,6 @@ ResultFormat = Literal["jsonl", "parquet", "csv"]
 
 TERMINAL_STATES = frozenset(state.value for state in JobState if state.is_terminal)
 """Values of a job's `state` after which it does not change any more."""
-
-_BLOCK_BYTES = 1 << 20
 
 
 class StokerClient:
@@ -243,26 +242,9 @@ class StokerClient:
         """
         if not path.is_file():
             raise NotFound(f"there is no file '{path}' to upload", param="path")
-        boundary = uuid.uuid4().hex
-        head, tail = _multipart_frame(boundary, purpose=purpose, filename=path.name)
-        num_bytes = path.stat().st_size
-
-        def body() -> Iterator[bytes]:
-            yield head
-            sent = 0
-            with path.open("rb") as file:
-                while sent < num_bytes and (block := file.read(min(_BLOCK_BYTES, num_bytes - sent))):
-                    yield block
-                    sent += len(block)
-                    if on_progress is not None:
-                        on_progress(sent)
-            yield tail
-
-        headers = {
-            "Content-Type": f"multipart/form-data; boundary={boundary}",
-            "Content-Length": str(len(head) + num_bytes + len(tail)),
-        }
-        return as_json(self._connection.send("POST", "/v1/files", content=body(), headers=headers))
+        name = path.name.encode(errors="surrogateescape").decode(errors="replace")  # a form's head is UTF-8
+        with CountedFile(path, on_progress or (lambda _sent: None)) as file:
+            return as_json(self._connection.send("POST", "/v1/files", form={"purpose": purpose}, file=(name, file)))
 
     def file(self, file_id: str) -> Json:
         """One uploaded file."""
@@ -330,14 +312,3 @@ def _webhook_path(webhook_id: str, *rest: str) -> str:
 
 def _present(**query: Any) -> Json:
     return {name: value for name, value in query.items() if value is not None}
-
-
-def _multipart_frame(boundary: str, *, purpose: str, filename: str) -> tuple[bytes, bytes]:
-    """What stands before and after the file's bytes in an upload, the purpose first so that a wrong one fails early."""
-    quoted = filename.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
-    head = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n'
-        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{quoted}"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
-    )
-    return head.encode(errors="surrogateescape"), f"\r\n--{boundary}--\r\n".encode()

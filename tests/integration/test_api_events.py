@@ -18,7 +18,7 @@ from jobs.ledger import history, leases, logs, paging
 from jobs.ledger import jobs as job_ledger
 from jobs.specs.bounds import LONGEST_ENTRY_CHARACTERS
 from scheduler.api.streams import Tail
-from scheduler.client.event_stream import parse_events
+from scheduler.client.event_stream import read_events
 from scheduler.client.http_client import ApiError
 from tests.conftest import wait_until
 from tests.support.leased_job import LeasedJob
@@ -71,7 +71,7 @@ def test_a_broken_stream_goes_on_after_the_last_event(api: LiveApi, job: LeasedJ
     headers = {"Last-Event-ID": str(everything[1]["id"])}
     answer = api.http.get(f"/v1/jobs/{job.job_id}/events", headers=headers)
     assert answer.headers["content-type"].startswith("text/event-stream")
-    messages = list(parse_events(iter(answer.content.split(b"\n"))))
+    messages = list(read_events(answer))
     assert [message.id for message in messages[:-1]] == [event["id"] for event in everything[2:]]
     assert [message.name for message in messages] == [event["name"] for event in everything[2:]] + ["end"]
     assert list(api.client.events(job.job_id, after=everything[1]["id"])) == everything[2:]

@@ -14,7 +14,7 @@ from jobs.errors import InvalidOutput, InvalidSpec, NotFound, ServiceUnavailable
 from scheduler.cli.command_line import exit_code_of
 from scheduler.client import connection
 from scheduler.client.connection import segment
-from scheduler.client.event_stream import parse_events, read_lines
+from scheduler.client.event_stream import read_events, read_lines
 from scheduler.client.http_client import ApiError, StokerClient
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -235,16 +235,16 @@ def event(number: int, state: str = "running") -> bytes:
 def test_a_stream_that_ends_without_its_end_event_is_resumed() -> None:
     bodies = iter(
         [
-            Stream(event(1), event(2)[:-5], httpx.ReadError("reset")),
-            Stream(b": still here\n\n", event(2), event(3)),  # ended in order, but without saying `end`
-            Stream(event(4), b"event: end\ndata: {}\n\n"),
+            (event(1), event(2)[:-5], httpx.ReadError("reset")),
+            (b": still here\n\n", event(2), event(3)),  # ended in order, but without saying `end`
+            (event(4), b"event: end\ndata: {}\n\n"),
         ]
     )
     asked: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append(request.headers["last-event-id"])
-        return httpx.Response(200, stream=next(bodies))
+        return event_stream(*next(bodies))
 
     assert [entry["id"] for entry in client_over(answer).events("job_1")] == [1, 2, 3, 4]
     assert asked == ["0", "1", "3"]
@@ -264,13 +264,13 @@ def test_waiting_ends_with_the_terminal_state_or_the_time() -> None:
     jobs = [{"id": "job_1", "state": state} for state in ("queued", "running", "completed")]
     messages = [b"event: progress\ndata: %b\n\n" % json.dumps(job).encode() for job in jobs]
     seen: list[str] = []
-    whole = httpx.Response(200, stream=Stream(*messages, b"event: end\ndata: {}\n\n"))
+    whole = event_stream(*messages, b"event: end\ndata: {}\n\n")
     ended = client_over(lambda _: whole).wait("job_1", lambda job: seen.append(job["state"]))
     assert ended == jobs[-1]
     assert seen == ["queued", "running", "completed"]
 
     def silent(_: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, stream=Stream(messages[0]))
+        return event_stream(messages[0])
 
     with pytest.raises(TimeoutError):
         client_over(silent).wait("job_1", timeout_seconds=0.05)
@@ -317,7 +317,48 @@ def test_lines_are_cut_at_newlines_only() -> None:
     assert list(read_lines(answer)) == [text, b"", b"last"]
 
 
+def event_stream(*blocks: bytes | Exception) -> httpx.Response:
+    """An answer of server-sent events."""
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Stream(*blocks))
+
+
 def test_events_without_data_are_signs_of_life_only() -> None:
-    lines = [b"retry: 1000", b"", b": still here", b"", b"id: 7", b"event: log", b'data: {"line": "x: y"}', b""]
-    (message,) = parse_events(iter(lines))
-    assert (message.id, message.name, message.data) == (7, "log", {"line": "x: y"})
+    text = 'retry: 1000\n\n: still here\n\nid: 7\nevent: log\ndata: {"line": "x: y\u2028z"}\n\n'.encode()
+    (message,) = read_events(event_stream(text[:40], text[40:]))
+    assert (message.id, message.name, message.data) == (7, "log", {"line": "x: y\u2028z"})
+
+
+def test_signs_of_life_do_not_put_off_a_deadline() -> None:
+    with pytest.raises(TimeoutError):
+        list(read_events(event_stream(b": still here\n\n"), deadline=0.0))
+
+
+class Receiving(httpx.BaseTransport):
+    """Takes a request's body block by block while the file that is sent grows."""
+
+    def __init__(self, path: Path, progress: list[int]) -> None:
+        self._path, self._progress = path, progress
+        self.read_ahead: list[int] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer when all has come."""
+        assert isinstance(request.stream, httpx.SyncByteStream)
+        received = 0
+        for block in request.stream:
+            if not received:
+                self._path.write_bytes(b"a" * (2 << 20))
+            received += len(block)
+            self.read_ahead.append(max([0, *self._progress]) - received)
+        assert received == int(request.headers["content-length"])
+        return httpx.Response(200, json={"id": "file_1"})
+
+
+def test_an_upload_is_streamed_and_ends_at_the_announced_size(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"a" * (1 << 20))
+    progress: list[int] = []
+    receiving = Receiving(path, progress)
+    with StokerClient("http://stoker.test", transport=receiving) as client:
+        client.upload(path, on_progress=progress.append)
+    assert progress[-1] == 1 << 20
+    assert max(receiving.read_ahead) <= 1 << 17
