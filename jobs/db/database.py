@@ -12,8 +12,10 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Delete,
     Double,
     Engine,
+    Update,
     create_engine,
     event,
     func,
@@ -179,6 +181,12 @@ class Database:
         """Raises ServiceUnavailable where the database does not answer."""
         with self.read() as session:
             session.execute(text("SELECT 1"))
+
+
+def num_changed(session: Session, statement: Update | Delete) -> int:
+    """Run a statement; the number of rows that it changed or deleted."""
+    result: Any = session.execute(statement)  # its type names no `rowcount`, which every UPDATE and DELETE has
+    return int(result.rowcount)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

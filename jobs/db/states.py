@@ -1,9 +1,13 @@
-"""The states of jobs, chunks, leases and slots, each with the table of transitions that are allowed."""
+"""The states of jobs, chunks, leases, slots, batches and deliveries, each with its table of allowed transitions.
+
+`jobs.db.moves` changes states, and checks the tables.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 
 class JobState(StrEnum):
@@ -106,7 +110,7 @@ class SlotState(StrEnum):
 
 SLOT_TRANSITIONS: Mapping[SlotState, frozenset[SlotState]] = {
     SlotState.ONLINE: frozenset({SlotState.OFFLINE, SlotState.BROKEN}),
-    SlotState.OFFLINE: frozenset({SlotState.ONLINE}),
+    SlotState.OFFLINE: frozenset({SlotState.ONLINE, SlotState.BROKEN}),  # what a silent worker says first may be either
     SlotState.BROKEN: frozenset({SlotState.ONLINE, SlotState.OFFLINE}),
 }
 
@@ -158,3 +162,13 @@ DELIVERY_TRANSITIONS: Mapping[DeliveryState, frozenset[DeliveryState]] = {
     DeliveryState.DELIVERED: frozenset(),
     DeliveryState.FAILED: frozenset(),
 }
+
+TRANSITIONS: Mapping[type[StrEnum], Mapping[Any, frozenset[Any]]] = {
+    JobState: JOB_TRANSITIONS,
+    ChunkState: CHUNK_TRANSITIONS,
+    LeaseState: LEASE_TRANSITIONS,
+    SlotState: SLOT_TRANSITIONS,
+    BatchState: BATCH_TRANSITIONS,
+    DeliveryState: DELIVERY_TRANSITIONS,
+}
+"""The transition table of each kind of state."""

@@ -11,6 +11,7 @@ from sqlmodel import Session, col
 
 from jobs.data.store import StoredObject
 from jobs.db.database import Database
+from jobs.db.moves import moving
 from jobs.db.states import AttemptEnd, JobState
 from jobs.db.tables import Artifact, Attempt, Checkpoint, Job, Lease, Metric
 from jobs.errors import LostLease
@@ -167,9 +168,9 @@ def finish(db: Database, lease_id: str, made: Sequence[Artifact], *, step: int) 
     with db.write() as session:
         lease = hold(session, lease_id)
         finished = (
-            update(Job)
-            .where(col(Job.id) == lease.job_id, col(Job.state) == JobState.RUNNING)
-            .values(state=JobState.FINALIZING, num_done=step, num_rows=step, crashes=0)
+            moving(Job, JobState.RUNNING, JobState.FINALIZING)
+            .where(col(Job.id) == lease.job_id)
+            .values(num_done=step, num_rows=step, crashes=0)
             .returning(col(Job.id))
         )
         if session.execute(finished).one_or_none() is None:

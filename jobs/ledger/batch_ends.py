@@ -11,6 +11,7 @@ from sqlmodel import Session, col
 
 from jobs.data.store import StoredObject, batch_prefix
 from jobs.db.database import Database
+from jobs.db.moves import move
 from jobs.db.states import LIVE_JOB_STATES, BatchState, JobState
 from jobs.db.tables import Batch, Job, StoredFile
 from jobs.ledger import announcements, history
@@ -53,7 +54,8 @@ def begin_finalizing(db: Database, batch_id: str) -> Batch:
     with db.write() as session:
         batch = lock(session, batch_id, BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING)
         if batch.state == BatchState.IN_PROGRESS:
-            batch.state, batch.finalizing_at = BatchState.FINALIZING, db.time(session)
+            move(batch, BatchState.FINALIZING)
+            batch.finalizing_at = db.time(session)
             session.flush()
             history.record(session, db, batch_id, "batch.finalizing")
         return batch
@@ -78,7 +80,7 @@ def end(db: Database, batch_id: str, outcome: BatchOutcome, *, default_seconds: 
                 session.add(stored_file(batch, file_id, OUTPUT_PURPOSE, content, now, expires_at=expires_at))
         batch.output_file_id = None if outcome.output is None else batch.output_file_id
         batch.error_file_id = None if outcome.errors_file is None else batch.error_file_id
-        batch.state = outcome.state
+        move(batch, outcome.state)
         setattr(batch, f"{outcome.state}_at", now)
         batch.num_completed, batch.num_failed = outcome.counts.completed, outcome.counts.failed
         batch.input_tokens, batch.output_tokens = outcome.input_tokens, outcome.output_tokens

@@ -17,6 +17,7 @@ from jobs.access.pins import Pins
 from jobs.data.store import StoredObject
 from jobs.db.database import Database
 from jobs.db.ids import new_id
+from jobs.db.moves import move
 from jobs.db.states import BatchState
 from jobs.db.tables import Batch, Job, StoredFile
 from jobs.errors import Conflict, NotFound
@@ -225,8 +226,8 @@ def accept(db: Database, batch_id: str, plan: BatchPlan) -> None:
                 num_rows=part.num_rows,
                 pins=part.pins,
             )
-        batch.state, batch.in_progress_at = BatchState.IN_PROGRESS, now
-        batch.num_lines, batch.model = plan.num_lines, plan.model
+        move(batch, BatchState.IN_PROGRESS)
+        batch.in_progress_at, batch.num_lines, batch.model = now, plan.num_lines, plan.model
         batch.num_carried = plan.num_carried
         batch.carried_key = None if plan.carried is None else plan.carried.key
         batch.output_file_id, batch.error_file_id = new_id("file"), new_id("file")
@@ -245,7 +246,8 @@ def refuse(db: Database, batch_id: str, errors: Sequence[Mapping[str, Any]]) -> 
     """
     with db.write() as session:
         batch = lock(session, batch_id, BatchState.VALIDATING)
-        batch.state, batch.failed_at = BatchState.FAILED, db.time(session)
+        move(batch, BatchState.FAILED)
+        batch.failed_at = db.time(session)
         batch.errors = [dict(error) for error in errors]
         batch.num_completed = batch.num_failed = 0
         session.flush()
@@ -269,12 +271,14 @@ def cancel(db: Database, batch_id: str) -> Batch:
             raise Conflict(f"batch {batch_id} has ended already: {batch.state}")
         now = db.time(session)
         if batch.state == BatchState.VALIDATING:
-            batch.state, batch.cancelling_at, batch.cancelled_at = BatchState.CANCELLED, now, now
+            move(batch, BatchState.CANCELLED)
+            batch.cancelling_at = batch.cancelled_at = now
             batch.num_completed = batch.num_failed = 0
             session.flush()
             announcements.tell_batch(session, db, batch)
         elif batch.state == BatchState.IN_PROGRESS:
-            batch.state, batch.cancelling_at = BatchState.CANCELLING, now
+            move(batch, BatchState.CANCELLING)
+            batch.cancelling_at = now
             session.flush()
             history.record(session, db, batch_id, "batch.cancelling")
         return batch

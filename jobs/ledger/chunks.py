@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import orjson
-from sqlalchemy import CursorResult, case, select, update
+from sqlalchemy import case, select, update
 from sqlmodel import Session, col
 
 from jobs.config.settings import Settings
 from jobs.data import row_errors
 from jobs.data.row_errors import FailedRow, RowErrors
 from jobs.data.rows import Result, RowError
-from jobs.db.database import Database
+from jobs.db.database import Database, num_changed
+from jobs.db.moves import check, move, moving
 from jobs.db.states import ChunkState, JobState
 from jobs.db.tables import Chunk, Job, Lease
 from jobs.errors import LostLease, StokerError
@@ -79,7 +80,8 @@ def claim(db: Database, lease_id: str, *, limit: int) -> list[Claim]:
         )
         chunks = list(session.scalars(pending))
         for chunk in chunks:
-            chunk.state, chunk.lease_id = ChunkState.LEASED, lease_id
+            move(chunk, ChunkState.LEASED)
+            chunk.lease_id = lease_id
         if chunks:
             starts = [chunk.start_row for chunk in chunks]
             history.record(
@@ -142,13 +144,13 @@ def fail(db: Database, lease_id: str, start_row: int, error: StokerError, settin
 
 
 def _finish_chunk(session: Session, lease: Lease, chunk: ChunkResults) -> None:
+    check(ChunkState.LEASED, ChunkState.FAILED)
     finished = (
-        update(Chunk)
+        moving(Chunk, ChunkState.LEASED, ChunkState.DONE)
         .where(
             col(Chunk.job_id) == lease.job_id,
             col(Chunk.start_row) == chunk.start_row,
             col(Chunk.stop_row) == chunk.stop_row,
-            col(Chunk.state) == ChunkState.LEASED,
             col(Chunk.lease_id) == lease.id,
         )
         .values(
@@ -156,7 +158,7 @@ def _finish_chunk(session: Session, lease: Lease, chunk: ChunkResults) -> None:
             part=chunk.part,
         )
     )
-    if cast("CursorResult[Any]", session.execute(finished)).rowcount != 1:
+    if num_changed(session, finished) != 1:
         raise LostLease
 
 
@@ -199,7 +201,7 @@ def _count(session: Session, db: Database, lease: Lease, results: Sequence[Resul
     if error is not None:
         lost_work.fail_job(session, db, lease.job_id, error.code, error.message)
     elif row.num_done == row.num_rows:
-        session.execute(update(Job).where(col(Job.id) == lease.job_id).values(state=JobState.FINALIZING))
+        session.execute(moving(Job, JobState.RUNNING, JobState.FINALIZING).where(col(Job.id) == lease.job_id))
         history.record(session, db, lease.job_id, "job.finalizing")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
 from jobs.access.pins import Pins
 from jobs.db.database import Database
 from jobs.db.ids import new_id
+from jobs.db.moves import move, moving
 from jobs.db.states import LIVE_JOB_STATES, JobState
 from jobs.db.tables import Artifact, Job, Lease
 from jobs.errors import Conflict, NotFound, StokerError
@@ -183,9 +184,9 @@ def complete(db: Database, job_id: str, made: Sequence[Artifact]) -> None:
     """
     with db.write() as session:
         completed = (
-            update(Job)
-            .where(col(Job.id) == job_id, col(Job.state) == JobState.FINALIZING)
-            .values(state=JobState.COMPLETED, ended_at=db.now(), error_code=None, error_message=None)
+            moving(Job, JobState.FINALIZING, JobState.COMPLETED)
+            .where(col(Job.id) == job_id)
+            .values(ended_at=db.now(), error_code=None, error_message=None)
             .returning(col(Job.num_done), col(Job.num_failed))
         )
         row = session.execute(completed).one_or_none()
@@ -224,11 +225,12 @@ def cancel(db: Database, job_id: str) -> Job:
         if job.state.is_terminal:
             raise Conflict(f"job {job_id} has ended already: {job.state}")
         if job.state in (JobState.VALIDATING, JobState.QUEUED):
-            job.state, job.ended_at = JobState.CANCELLED, db.time(session)
+            move(job, JobState.CANCELLED)
+            job.ended_at = db.time(session)
             session.flush()
             announcements.tell_job(session, db, job_id, JobState.CANCELLED)
         elif job.state == JobState.RUNNING:
-            job.state = JobState.CANCELLING
+            move(job, JobState.CANCELLING)
             session.flush()
             history.record(session, db, job_id, "job.cancelling")
             lost_work.settle_if_cancelling(session, db, job_id)

@@ -10,6 +10,7 @@ from sqlmodel import Session, col
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
+from jobs.db.moves import move
 from jobs.db.states import LIVE_LEASE_STATES, AttemptEnd, LeaseState
 from jobs.db.tables import Lease
 from jobs.errors import StokerError
@@ -69,7 +70,8 @@ def end(session: Session, db: Database, locked: Locked, state: LeaseState, reaso
         else:
             in_order = state is LeaseState.RELEASED and one.state is LeaseState.ACTIVE
             how, why = LeaseState.RELEASED if in_order else LeaseState.REVOKED, f"its gang has ended: {reason}"
-        one.state, one.ended_at, one.end_reason = how, db.time(session), why
+        move(one, how)
+        one.ended_at, one.end_reason = db.time(session), why
     session.flush()
     for one in ended:
         history.record(

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import CursorResult, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
 from jobs.access.pins import Pins
 from jobs.config.settings import Settings
-from jobs.db.database import Database
+from jobs.db.database import Database, num_changed
 from jobs.db.ids import new_id
+from jobs.db.moves import move, moving
 from jobs.db.states import AttemptEnd, JobState, LeaseState, SlotState
 from jobs.db.tables import Attempt, Job, Lease, Slot
 from jobs.errors import Conflict, DeviceOutOfMemory, LostLease, StokerError
@@ -121,11 +122,11 @@ def grant(db: Database, grant: Grant, *, lease_seconds: float) -> list[str]:
                 )
             session.flush()
             started = (
-                update(Job)
-                .where(col(Job.id) == grant.job_id, col(Job.state).in_(_WORKABLE))
-                .values(state=JobState.RUNNING, started_at=func.coalesce(Job.started_at, now))
+                moving(Job, _WORKABLE, JobState.RUNNING)
+                .where(col(Job.id) == grant.job_id)
+                .values(started_at=func.coalesce(Job.started_at, now))
             )
-            if _changed(session, started) != 1:
+            if num_changed(session, started) != 1:
                 raise Conflict(f"job {grant.job_id} is not waiting for slots")
             for lease_id, slot_id in zip(lease_ids, grant.slot_ids, strict=True):
                 history.record(session, db, grant.job_id, "lease.granted", lease=lease_id, slot=slot_id)
@@ -155,8 +156,8 @@ def unanswered(db: Database, settings: Settings) -> list[Ring]:
             if lease.rings >= settings.doorbell_rings:
                 reason = f"{UNHEARD} was not answered {lease.rings} times"
                 lease_ends.lose(session, db, locked, AttemptEnd.LOST, reason, settings)
-                silent = update(Slot).where(col(Slot.id) == lease.slot_id, col(Slot.state) == SlotState.ONLINE)
-                session.execute(silent.values(state=SlotState.OFFLINE, reason=reason))
+                silent = moving(Slot, SlotState.ONLINE, SlotState.OFFLINE).where(col(Slot.id) == lease.slot_id)
+                session.execute(silent.values(reason=reason))
             else:
                 lease.rings, lease.rung_at, lease.expires_at = lease.rings + 1, now, now + settings.lease_seconds
                 rung.append(locked)
@@ -198,8 +199,8 @@ def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: fl
             lease_ends.revoke(session, db, found[0], f"the job was {job.state} already")
             lost_work.settle_if_cancelling(session, db, job.id)
             return None
-        lease.state, lease.incarnation = LeaseState.ACTIVE, incarnation
-        lease.activated_at, lease.expires_at = now, now + lease_seconds
+        move(lease, LeaseState.ACTIVE)
+        lease.incarnation, lease.activated_at, lease.expires_at = incarnation, now, now + lease_seconds
         history.record(session, db, job.id, "lease.active", lease=lease.id, slot=lease.slot_id, attempt=lease.attempt)
         return WorkingLease(
             lease.id,
@@ -336,7 +337,3 @@ def _attempt_end(session: Session, lease: Lease, error: StokerError | None) -> A
             return AttemptEnd.MACHINE
         case _:
             return AttemptEnd.PREEMPTED if lease.yield_asked else AttemptEnd.SHUTDOWN
-
-
-def _changed(session: Session, statement: Any) -> int:
-    return cast("CursorResult[Any]", session.execute(statement)).rowcount

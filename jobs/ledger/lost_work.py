@@ -11,6 +11,7 @@ from sqlmodel import Session, col
 from jobs.config.settings import Settings
 from jobs.data.rows import RowError
 from jobs.db.database import Database
+from jobs.db.moves import move, moving
 from jobs.db.states import LIVE_JOB_STATES, LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState
 from jobs.db.tables import Attempt, Chunk, Job, Lease
 from jobs.errors import DeviceOutOfMemory, StokerError, StoreUnwritable
@@ -39,10 +40,10 @@ def end_attempt(session: Session, db: Database, lease: Lease, end: AttemptEnd, r
 
 def return_chunks(session: Session, lease_id: str, start_rows: Sequence[int] | None = None) -> None:
     """Make the chunks that a lease holds, or those of these first rows, pending again; their attempt does not count."""
-    held = update(Chunk).where(col(Chunk.lease_id) == lease_id, col(Chunk.state) == ChunkState.LEASED)
+    held = moving(Chunk, ChunkState.LEASED, ChunkState.PENDING).where(col(Chunk.lease_id) == lease_id)
     if start_rows is not None:
         held = held.where(col(Chunk.start_row).in_(start_rows))
-    session.execute(held.values(state=ChunkState.PENDING, lease_id=None))
+    session.execute(held.values(lease_id=None))
 
 
 def return_lost_chunks(
@@ -57,10 +58,16 @@ def return_lost_chunks(
     """Make every chunk of a lost lease pending again, one attempt further; blame the one that was being computed."""
     held = select(Chunk).where(col(Chunk.lease_id) == lease.id, col(Chunk.state) == ChunkState.LEASED).with_for_update()
     for chunk in session.scalars(held).all():
-        chunk.state, chunk.lease_id, chunk.attempt = ChunkState.PENDING, None, chunk.attempt + 1
+        _put_back(chunk)
         if computing is not None and error is not None and chunk.start_row == computing:
             _blame(session, db, chunk, error, settings)
     session.flush()
+
+
+def _put_back(chunk: Chunk) -> None:
+    """Make a leased chunk pending, one attempt further."""
+    move(chunk, ChunkState.PENDING)
+    chunk.lease_id, chunk.attempt = None, chunk.attempt + 1
 
 
 def _blame(session: Session, db: Database, chunk: Chunk, error: StokerError, settings: Settings) -> None:
@@ -99,7 +106,7 @@ def retry_or_give_up(session: Session, db: Database, chunk: Chunk, error: Stoker
     """Put a chunk that an error kept from being computed back for later, or give it up."""
     chunk.errors += 1
     policy = RetryPolicy(settings.chunk_attempts, settings.retry_seconds, settings.retry_max_seconds)
-    chunk.state, chunk.lease_id, chunk.attempt = ChunkState.PENDING, None, chunk.attempt + 1
+    _put_back(chunk)
     match decide(error, chunk.errors, policy):
         case RetryAt(delay_seconds):
             chunk.not_before = db.time(session) + delay_seconds
@@ -150,11 +157,9 @@ def fail_job(session: Session, db: Database, job_id: str, code: str, message: st
         Whether it was live.
     """
     failed = (
-        update(Job)
-        .where(col(Job.id) == job_id, col(Job.state).in_(LIVE_JOB_STATES))
-        .values(
-            state=JobState.FAILED, ended_at=db.now(), error_code=code, error_message=message.replace("\0", "\ufffd")
-        )
+        moving(Job, LIVE_JOB_STATES, JobState.FAILED)
+        .where(col(Job.id) == job_id)
+        .values(ended_at=db.now(), error_code=code, error_message=message.replace("\0", "\ufffd"))
         .returning(col(Job.id))
     )
     if session.execute(failed).one_or_none() is None:
@@ -172,9 +177,9 @@ def settle_if_cancelling(session: Session, db: Database, job_id: str) -> bool:
     session.flush()
     live = exists().where(col(Lease.job_id) == job_id, col(Lease.state).in_(LIVE_LEASE_STATES))
     settled = (
-        update(Job)
-        .where(col(Job.id) == job_id, col(Job.state) == JobState.CANCELLING, ~live)
-        .values(state=JobState.CANCELLED, ended_at=db.now())
+        moving(Job, JobState.CANCELLING, JobState.CANCELLED)
+        .where(col(Job.id) == job_id, ~live)
+        .values(ended_at=db.now())
         .returning(col(Job.id))
     )
     if session.execute(settled).one_or_none() is None:

@@ -12,6 +12,7 @@ from sqlmodel import Session, col
 from jobs.access.pins import Pins
 from jobs.db.database import Database
 from jobs.db.ids import new_id
+from jobs.db.moves import move
 from jobs.db.states import ChunkState, JobState
 from jobs.db.tables import Chunk, Job
 from jobs.errors import Conflict
@@ -72,7 +73,8 @@ def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Pin
                 session.execute(insert(Chunk), records)
             num_chunks += len(records)
             if not following:  # a small plan is this one transaction
-                job.state, job.num_rows = JobState.QUEUED, num_rows
+                move(job, JobState.QUEUED)
+                job.num_rows = num_rows
                 if pins is not None:
                     job.pins = pins.stored()
                 session.flush()
@@ -93,7 +95,7 @@ def enqueue(db: Database, job_id: str, *, pins: Pins | None = None) -> None:
     """
     with db.write() as session:
         job = _lock_validating(session, job_id)
-        job.state = JobState.QUEUED
+        move(job, JobState.QUEUED)
         if pins is not None:
             job.pins = pins.stored()
         session.flush()

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlmodel import col
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
+from jobs.db.moves import moving
 from jobs.db.states import LeaseState, SlotState
 from jobs.db.tables import Lease, Slot
 from jobs.ledger import lease_ends, lost_work
 
 UNHEARD = "the doorbell"
 """The beginning of the reason of a slot that is offline because its doorbell was rung in vain."""
+_REACHABLE = (SlotState.ONLINE, SlotState.BROKEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,8 @@ def enter(db: Database, slot_id: str, incarnation: str, settings: Settings) -> N
             else:
                 # Its message may be lost: the next sweep rings, and rings that nobody was there to hear do not count.
                 locked.lease.rings, locked.lease.rung_at = 0, 0.0
-        session.execute(
-            update(Slot)
-            .where(col(Slot.id) == slot_id)
-            .values(incarnation=incarnation, heartbeat_at=now, warm_models=[], state=SlotState.ONLINE, reason=None)
-        )
+        entered = moving(Slot, SlotState, SlotState.ONLINE).where(col(Slot.id) == slot_id)
+        session.execute(entered.values(incarnation=incarnation, heartbeat_at=now, warm_models=[], reason=None))
 
 
 class Standing(StrEnum):
@@ -82,41 +81,36 @@ def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str
     """A worker's heartbeat; a silent slot is online again with it, a broken one when its runner is ready (`enter`), one
     that did not answer its doorbell once it is known to hear (`mark_heard`)."""
     with db.write() as session:
-        mine = (col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation)
+        mine = _owned(slot_id, incarnation)
         beaten = update(Slot).where(*mine).values(heartbeat_at=db.now(), warm_models=list(warm_models))
         row = session.execute(beaten.returning(col(Slot.state), col(Slot.reason))).one_or_none()
         if row is None:
             return Standing.DISPLACED
         if row.state == SlotState.OFFLINE and (row.reason or "").startswith(UNHEARD):
             return Standing.UNHEARD
-        silent = update(Slot).where(*mine, col(Slot.state) == SlotState.OFFLINE)
-        session.execute(silent.values(state=SlotState.ONLINE, reason=None))
+        session.execute(moving(Slot, SlotState.OFFLINE, SlotState.ONLINE).where(*mine).values(reason=None))
         return Standing.OWNER
 
 
 def mark_heard(db: Database, slot_id: str, incarnation: str) -> None:
     """Put a slot back into use that did not answer its doorbell: its worker hears it."""
     with db.write() as session:
-        silent = update(Slot).where(
-            col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation, col(Slot.state) == SlotState.OFFLINE
-        )
-        session.execute(silent.values(state=SlotState.ONLINE, reason=None))
+        heard = moving(Slot, SlotState.OFFLINE, SlotState.ONLINE).where(*_owned(slot_id, incarnation))
+        session.execute(heard.values(reason=None))
 
 
 def mark_broken(db: Database, slot_id: str, incarnation: str, reason: str) -> None:
     """Take a slot out of use because its runner cannot start."""
     with db.write() as session:
-        mine = update(Slot).where(col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation)
-        session.execute(mine.values(state=SlotState.BROKEN, reason=reason))
+        broken = moving(Slot, SlotState, SlotState.BROKEN).where(*_owned(slot_id, incarnation))
+        session.execute(broken.values(reason=reason))
 
 
 def mark_mended(db: Database, slot_id: str, incarnation: str) -> None:
     """Put a broken slot back into use: its runner has started."""
     with db.write() as session:
-        broken = update(Slot).where(
-            col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation, col(Slot.state) == SlotState.BROKEN
-        )
-        session.execute(broken.values(state=SlotState.ONLINE, reason=None))
+        mended = moving(Slot, SlotState.BROKEN, SlotState.ONLINE).where(*_owned(slot_id, incarnation))
+        session.execute(mended.values(reason=None))
 
 
 def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None) -> None:
@@ -127,11 +121,11 @@ def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None
     """
     with db.write() as session:
         lease_ends.lock(session, col(Lease.slot_id).in_(slot_ids), col(Lease.state) == LeaseState.GRANTED)
-        ended = update(Slot).where(col(Slot.id).in_(slot_ids), col(Slot.state) != SlotState.OFFLINE)
+        ended = moving(Slot, _REACHABLE, SlotState.OFFLINE).where(col(Slot.id).in_(slot_ids))
         if incarnation is not None:
             ended = ended.where(col(Slot.incarnation) == incarnation)
-        values = {"state": SlotState.OFFLINE, "reason": "its worker was stopped", "incarnation": ""}
-        retired = session.scalars(ended.values(values).returning(col(Slot.id))).all()
+        ended = ended.values(reason="its worker was stopped", incarnation="")
+        retired = session.scalars(ended.returning(col(Slot.id))).all()
         for job_id in lease_ends.withdraw(session, db, "its worker was stopped", col(Lease.slot_id).in_(retired)):
             lost_work.settle_if_cancelling(session, db, job_id)
 
@@ -144,9 +138,9 @@ def sweep_silent(db: Database, slot_seconds: float) -> list[str]:
     """
     with db.write() as session:
         silent = (
-            update(Slot)
-            .where(col(Slot.state) != SlotState.OFFLINE, col(Slot.heartbeat_at) < db.now() - slot_seconds)
-            .values(state=SlotState.OFFLINE, reason=f"its worker was silent for {slot_seconds:g} s")
+            moving(Slot, _REACHABLE, SlotState.OFFLINE)
+            .where(col(Slot.heartbeat_at) < db.now() - slot_seconds)
+            .values(reason=f"its worker was silent for {slot_seconds:g} s")
             .returning(col(Slot.id))
         )
         return list(session.scalars(silent))
@@ -157,5 +151,6 @@ def list_slots(session: Any) -> list[Slot]:
     return list(session.scalars(select(Slot).order_by(col(Slot.id))))
 
 
-def _changed(session: Any, statement: Any) -> int:
-    return cast("CursorResult[Any]", session.execute(statement)).rowcount
+def _owned(slot_id: str, incarnation: str) -> tuple[ColumnElement[bool], ...]:
+    """Conditions: this worker process owns the slot."""
+    return col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import exists, select
 from sqlmodel import col
 
 from jobs.db.database import Database
+from jobs.db.moves import move, moving
 from jobs.db.states import EXPIRABLE_JOB_STATES, LIVE_LEASE_STATES, JobState
 from jobs.db.tables import Job, Lease
 from jobs.errors import DeadlineExceeded
@@ -31,15 +32,15 @@ def expire_overdue(db: Database) -> list[str]:
     """
     with db.write() as session:
         late = DeadlineExceeded("the job's time limit passed before it was done")
-        can_expire = col(Job.state).in_(EXPIRABLE_JOB_STATES)
-        overdue = select(col(Job.id)).where(can_expire, col(Job.deadline_at) < db.now())
+        is_live = col(Job.state).in_(EXPIRABLE_JOB_STATES)
+        overdue = select(col(Job.id)).where(is_live, col(Job.deadline_at) < db.now())
         expired = []
         for job_id in session.scalars(overdue).all():
             lease_ends.withdraw(session, db, "the job's time limit passed", col(Lease.job_id) == job_id)
             ended = (
-                update(Job)
-                .where(col(Job.id) == job_id, can_expire)
-                .values(state=JobState.EXPIRED, ended_at=db.now(), error_code=late.code, error_message=late.message)
+                moving(Job, EXPIRABLE_JOB_STATES, JobState.EXPIRED)
+                .where(col(Job.id) == job_id)
+                .values(ended_at=db.now(), error_code=late.code, error_message=late.message)
                 .returning(col(Job.id))
             )
             if session.execute(ended).one_or_none() is not None:
@@ -63,7 +64,7 @@ def requeue_idle(db: Database) -> list[str]:
             held = select(exists().where(col(Lease.job_id) == job.id, col(Lease.state).in_(LIVE_LEASE_STATES)))
             if session.scalar(held):
                 continue
-            job.state = JobState.QUEUED
+            move(job, JobState.QUEUED)
             session.flush()
             history.record(session, db, job.id, "job.queued")
             requeued.append(job.id)

@@ -19,6 +19,7 @@ from sqlmodel import Session, col
 
 from jobs.db.database import Database
 from jobs.db.ids import new_id
+from jobs.db.moves import move
 from jobs.db.states import BatchState, DeliveryState, JobState
 from jobs.db.tables import Webhook, WebhookDelivery
 from jobs.errors import Conflict, NotFound, StokerError
@@ -196,7 +197,8 @@ def claim(db: Database, webhook_id: str, *, max_attempts: int, claim_seconds: fl
         now = db.time(session)
         delivery = session.scalar(_due_of(db, webhook_id, limit=1))
         while delivery is not None and delivery.attempts >= max_attempts:
-            delivery.state, delivery.ended_at = DeliveryState.FAILED, now
+            move(delivery, DeliveryState.FAILED)
+            delivery.ended_at = now
             delivery.error = f"{delivery.error or 'cut off'} (tried {delivery.attempts} times)"
             session.flush()
             delivery = session.scalar(_due_of(db, webhook_id, limit=1))
@@ -223,7 +225,8 @@ def record_delivered(db: Database, sending: Sending, status_code: int) -> None:
     """
     with db.write() as session:
         delivery = _claimed(session, sending)
-        delivery.state, delivery.ended_at = DeliveryState.DELIVERED, db.time(session)
+        move(delivery, DeliveryState.DELIVERED)
+        delivery.ended_at = db.time(session)
         delivery.status_code, delivery.error = status_code, None
 
 
@@ -255,7 +258,8 @@ def record_failed(
                 case RetryAt(delay_seconds):
                     delivery.not_before, delivery.error = now + delay_seconds, error.message
                 case GiveUp(reason):
-                    delivery.state, delivery.ended_at, delivery.error = DeliveryState.FAILED, now, reason
+                    move(delivery, DeliveryState.FAILED)
+                    delivery.ended_at, delivery.error = now, reason
 
 
 # -- what they share -----------------------------------------------------------------------------------------------

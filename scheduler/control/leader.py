@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any, cast
 
-from sqlalchemy import CursorResult, exists, select, update
+from sqlalchemy import exists, select, update
 from sqlmodel import Session, col
 
-from jobs.db.database import Database
+from jobs.db.database import Database, num_changed
 from jobs.db.ids import new_id
 from jobs.db.tables import LeaderLock
 from jobs.errors import ServiceUnavailable
@@ -134,4 +133,4 @@ class Leader:
                 .where(col(LeaderLock.name) == _NAME, col(LeaderLock.owner) == self.owner)
                 .values(expires_at=self._db.now() + self._life_seconds)
             )
-            return bool(cast("CursorResult[Any]", session.execute(renewed)).rowcount)
+            return num_changed(session, renewed) > 0

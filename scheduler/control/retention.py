@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import CursorResult, delete, exists, or_, select
+from sqlalchemy import delete, exists, or_, select
 from sqlmodel import col
 
 from jobs.config.settings import Settings
 from jobs.data.store import Store, job_prefix
-from jobs.db.database import Database
+from jobs.db.database import Database, num_changed
 from jobs.db.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, DeliveryState, JobState
 from jobs.db.tables import (
     Artifact,
@@ -160,8 +160,7 @@ def _delete_old_deliveries(db: Database, _store: Store, settings: Settings) -> I
     num_deleted = _BATCH_ROWS
     while num_deleted == _BATCH_ROWS:
         with db.write() as session:
-            deleted = session.execute(delete(WebhookDelivery).where(col(WebhookDelivery.id).in_(some)))
-        num_deleted = cast("CursorResult[Any]", deleted).rowcount
+            num_deleted = num_changed(session, delete(WebhookDelivery).where(col(WebhookDelivery.id).in_(some)))
         if num_deleted:
             yield f"{num_deleted} deliveries of webhooks, which ended more than {settings.webhook_days:g} days ago"
 
@@ -169,5 +168,4 @@ def _delete_old_deliveries(db: Database, _store: Store, settings: Settings) -> I
 def _delete_some(db: Database, table: Any, key_column: Any, job_id: str) -> int:
     some = select(key_column).where(table.job_id == job_id).limit(_BATCH_ROWS)
     with db.write() as session:
-        deleted = session.execute(delete(table).where(table.job_id == job_id, key_column.in_(some)))
-        return cast("CursorResult[Any]", deleted).rowcount
+        return num_changed(session, delete(table).where(table.job_id == job_id, key_column.in_(some)))
