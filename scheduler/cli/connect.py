@@ -7,7 +7,6 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 from pydantic import ValidationError
@@ -17,7 +16,8 @@ from jobs.config.settings import Settings
 from jobs.errors import InvalidSpec
 from jobs.messages import did_you_mean, first_fault
 from scheduler.client.http_client import StokerClient
-from scheduler.embedded.data_dir import is_running, running_url
+from scheduler.embedded.api_address import find_key, find_url
+from scheduler.embedded.data_dir import is_running
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 
 _RESTART_SECONDS = 30.0
 _BLIP_SECONDS = 3.0
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,31 +82,6 @@ def load_settings(context: typer.Context, **chosen: Any) -> Settings:
         raise InvalidSpec(f"stoker.toml is not valid TOML: {error}") from error
     except SettingsError as error:
         raise InvalidSpec(f"the settings cannot be read: {error}") from error
-
-
-def find_url(settings: Settings) -> str:
-    """Where the API of these settings is: as set, else where the data directory's stack serves, else the default."""
-    if settings.url:
-        return settings.url
-    if running := running_url(settings.data_dir):
-        return running
-    try:
-        return settings.url_path.read_text().strip()
-    except OSError:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-        return f"http://{host}:{settings.port}"
-
-
-def find_key(settings: Settings, url: str) -> str:
-    """The key to send: as set, else the local stack's own, which goes to this machine only."""
-    if key := settings.api_key.get_secret_value():
-        return key
-    if settings.url and urlsplit(url).hostname not in _LOOPBACK:
-        return ""
-    try:
-        return settings.local_key_path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def open_client(settings: Settings, *, waits: bool = False) -> StokerClient:

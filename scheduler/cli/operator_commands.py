@@ -38,7 +38,7 @@ def doctor(context: typer.Context, as_json: Json = False, url: Url = None, data_
 
     Exit code 1 when something fails.
     """
-    from scheduler.cli.connect import find_key, find_url
+    from scheduler.embedded.api_address import find_key, find_url
     from scheduler.embedded.doctor import diagnose
 
     settings = load_settings(context, url=url, data_dir=data_dir)

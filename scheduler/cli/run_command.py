@@ -14,13 +14,15 @@ from jobs.access.paths import check_replaces_no_input
 from jobs.config.settings import Settings
 from jobs.errors import InvalidSpec, ServiceUnavailable
 from jobs.specs.inference import Priority, parse_spec
-from scheduler.cli.connect import DataDir, Json, Url, find_key, find_url, load_settings, open_client
+from scheduler.cli.connect import DataDir, Json, Url, load_settings, open_client
 from scheduler.cli.interrupts import interruptible
 from scheduler.cli.outputs import check_output, show_results, write_results
-from scheduler.cli.spec_documents import bring, check_local_inputs, parse_pairs, parse_parameters
+from scheduler.cli.spec_documents import parse_pairs, parse_parameters
 from scheduler.cli.terminal import say, short_bytes, stderr
 from scheduler.cli.wait import check_completed, wait_or_cancel
 from scheduler.client.http_client import StokerClient
+from scheduler.client.inference_paths import bring, check_local_inputs
+from scheduler.embedded.api_address import find_key, find_url
 from scheduler.embedded.data_dir import AlreadyRunning, Use
 
 _LARGE_UPLOAD_BYTES = 10 * 2**20

@@ -6,13 +6,12 @@ from typing import Annotated
 
 import typer
 
-from jobs.specs.inference import TRAINING
 from scheduler.cli.connect import DataDir, Url, reach
 from scheduler.cli.interrupts import interruptible
-from scheduler.cli.spec_documents import bring, read_spec
+from scheduler.cli.spec_documents import read_spec
 from scheduler.cli.terminal import show
-from scheduler.cli.training_documents import bring_training
 from scheduler.cli.wait import check_completed, wait_for
+from scheduler.client.training_paths import bring_spec
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,8 +32,7 @@ def submit(
     """
     document = read_spec(spec)
     with interruptible(), reach(context, url, data_dir, waits=True) as client:
-        brought = (bring_training if document.get("kind") == TRAINING else bring)(document, client)
-        job_id = str(client.submit(brought)["id"])
+        job_id = str(client.submit(bring_spec(document, client))["id"])
         show(job_id)
         if wait:
             check_completed(wait_for(client, job_id), blame_user=True)

@@ -11,15 +11,9 @@ import pytest
 from jobs.errors import InvalidInput, InvalidModel, InvalidOutput, InvalidSpec, NotFound
 from jobs.specs.inference import parse_spec
 from scheduler.cli.outputs import check_output
-from scheduler.cli.spec_documents import (
-    absolute_path,
-    bring,
-    check_local_inputs,
-    parse_pairs,
-    parse_parameters,
-    read_spec,
-)
+from scheduler.cli.spec_documents import parse_pairs, parse_parameters, read_spec
 from scheduler.client.http_client import StokerClient
+from scheduler.client.inference_paths import absolute_path, bring, check_local_inputs
 
 
 class Api:

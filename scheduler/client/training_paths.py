@@ -6,15 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.errors import InvalidInput
-from scheduler.cli.spec_documents import absolute_input, absolute_model, absolute_path, remote_model, upload_inputs
+from jobs.specs.inference import TRAINING
 from scheduler.client.connection import Json
 from scheduler.client.http_client import StokerClient
+from scheduler.client.inference_paths import (
+    absolute_input,
+    absolute_model,
+    absolute_path,
+    bring,
+    remote_model,
+    upload_inputs,
+)
 
 OnUpload = Callable[[str, int, int], None]
 
 
+def bring_spec(document: Json, client: StokerClient, *, on_upload: OnUpload | None = None) -> Json:
+    """A spec of any kind with its paths made good for the API; see `bring` and `bring_training`."""
+    brings = bring_training if document.get("kind") == TRAINING else bring
+    return brings(document, client, on_upload=on_upload)
+
+
 def bring_training(document: Json, client: StokerClient, *, on_upload: OnUpload | None = None) -> Json:
-    """The document with its paths made good for the API, as `documents.bring` does it for inference.
+    """The document with its paths made good for the API, as `inference_paths.bring` does it for inference.
 
     Args:
         document: as the user wrote it; not checked yet.
