@@ -36,17 +36,17 @@ from scheduler.api.routes.batches import BatchRequest
 from scheduler.api.routes.webhooks import WebhookRequest
 from scheduler.api.throttle import Throttle
 
-_THREADS = 24  # fewer than the database's pool has connections, so that no request waits for one in vain
+_THREADS = 24  # fewer than the database pool's connections, so that no request waits for a connection
 
 
 def create_app(settings: Settings, database: Database, store: Store, doorbell: Doorbell) -> FastAPI:
     """The API over one database and store.
 
     Args:
-        settings: of the process.
-        database: with the current schema; else only `/healthz` answers well.
-        store: where uploads and artifacts lie.
-        doorbell: wakes the scheduler after a submission or a cancel.
+        settings: The settings of this process.
+        database: The database, with the current schema. With another schema only `/healthz` works.
+        store: The store of uploads and artifacts.
+        doorbell: Wakes the scheduler after a submission or a cancel.
 
     Returns:
         The application. `app.state.context.closing.close()` ends its open streams before a shutdown.
@@ -66,7 +66,7 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
         summary="A GPU batch daemon: bulk inference jobs, queued, run on every slot, recorded exactly once.",
         version=version(),
         lifespan=lifespan,
-        docs_url=None,  # its page would load scripts from elsewhere
+        docs_url=None,  # its page would load scripts from another host
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -80,13 +80,13 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the schemas of the bodies that routes read by themselves."""
+    """FastAPI's document plus the schemas of the bodies that routes parse themselves."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = document["components"]["schemas"]
         for operations in document["paths"].values():
             for operation in operations.values():
-                operation["responses"].pop("422", None)  # FastAPI's own, where ours is a 400
+                operation["responses"].pop("422", None)  # FastAPI's default; we return 400
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         for model in (InferenceSpec, TrainingSpec, BatchRequest, WebhookRequest):

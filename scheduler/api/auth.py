@@ -1,6 +1,6 @@
-"""Who may call: bearer keys, asked for by every route under /v1.
+"""Authentication: bearer keys, required by every route under /v1.
 
-A key names a project. What it makes belongs to that project; `scope` says what it sees.
+A key belongs to a project, and so does everything created with it; `scope` says what a key sees.
 """
 
 from __future__ import annotations
@@ -35,27 +35,29 @@ __all__ = [
     "revoke_key",
 ]
 
-bearer = HTTPBearer(auto_error=False, description="A key made by `stoker keys create`, or the local key file's.")
-"""What a request sends; None where it sends none."""
+bearer = HTTPBearer(
+    auto_error=False, description="A key created by `stoker keys create`, or the key in the local key file."
+)
+"""Parses the Authorization header; None if a request has none."""
 
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-"""What a request sends; a dependency."""
+"""A request's credentials, as a dependency."""
 
 
 def require_key(context: InContext, credentials: Credentials) -> ApiKey:
-    """The key that a request carries; a dependency of every route under /v1.
+    """Return the request's API key; a dependency of every route under /v1.
 
     Raises:
-        Unauthorized: it carries none, or one that is unknown or revoked.
-        TooManyRequests: its project has sent enough for now.
-        ServiceUnavailable: that cannot be found out now.
+        Unauthorized: The request has no key, or the key is unknown or revoked.
+        TooManyRequests: The project has reached its request rate.
+        ServiceUnavailable: The database cannot be reached.
     """
     if credentials is None:
         raise Unauthorized("this needs an API key: send 'Authorization: Bearer <key>'")
     try:
         key = find_key(context.database, credentials.credentials)
-    except ServiceUnavailable as error:  # its words may name hosts and users, to somebody who is not known yet
+    except ServiceUnavailable as error:  # its message may name hosts and users, and this client is not authenticated
         logger.warning("no key can be looked up: %s", error)
         raise ServiceUnavailable("the database cannot be used now; try again") from error
     if key is None:
@@ -71,15 +73,15 @@ Key = Annotated[ApiKey, Depends(require_key)]
 
 
 def check_host(request: Request, context: Context, credentials: HTTPAuthorizationCredentials | None) -> None:
-    """Refuse a request without a key that was made for another host than this machine.
+    """Reject a request without a key whose `Host` header does not name this machine.
 
-    An API that listens on loopback only is reached by pages in a browser of this machine too, under a name of theirs
-    that they let point here (DNS rebinding). Addresses and `localhost` are no such names. An API that listens on more
-    is there to be reached by any name.
+    Web pages in a browser on this machine can reach an API on loopback under a host name of their own that resolves to
+    127.0.0.1 (DNS rebinding). IP addresses and `localhost` are safe. An API that listens on other addresses may be
+    reached by any name.
 
     Raises:
-        Forbidden: its `Host` is such a name, and it carries no key.
-        Unauthorized: the key that it carries is not valid.
+        Forbidden: The `Host` header names another machine, and the request has no key.
+        Unauthorized: The request's key is not valid.
     """
     settings = context.settings
     if not is_loopback(settings.host) or _names_this_machine(request.headers.get("host", ""), settings):
@@ -90,7 +92,7 @@ def check_host(request: Request, context: Context, credentials: HTTPAuthorizatio
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to bind is reached from this machine only."""
+    """Whether an address to bind is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -98,7 +100,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _names_this_machine(host: str, settings: Settings) -> bool:
-    """Whether a `Host` header is an address or a name of this machine; absent, as in HTTP/1.0, it is."""
+    """Whether a `Host` header is an IP address or a name of this machine; a missing header (HTTP/1.0) counts as one."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:

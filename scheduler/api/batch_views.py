@@ -1,4 +1,4 @@
-"""A batch as JSON, in OpenAI's form: every key always there, null where there is nothing to say."""
+"""A batch as JSON in OpenAI's format: all keys are always present, null where they do not apply."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from jobs.ledger.batches import BatchCounts
 
 
 class RequestCounts(BaseModel):
-    """A batch's lines."""
+    """Counts of a batch's lines."""
 
     total: int
-    completed: int = Field(description="Lines with an answer so far.")
-    failed: int = Field(description="Lines with an error so far.")
+    completed: int = Field(description="Lines that have a response so far.")
+    failed: int = Field(description="Lines that have an error so far.")
 
 
 class BatchError(BaseModel):
-    """What is wrong with a line of the input file, or with the whole."""
+    """An error in one line of the input file, or in the whole file."""
 
     code: str | None
     line: int | None
@@ -30,26 +30,26 @@ class BatchError(BaseModel):
 
 
 class BatchErrors(BaseModel):
-    """All that is wrong, up to a thousand entries; ten in lists."""
+    """All errors of the input, at most a thousand; at most ten in lists."""
 
     object: Literal["list"] = "list"
     data: list[BatchError]
 
 
 class InputTokens(BaseModel):
-    """Of what the input tokens consist."""
+    """Breakdown of the input tokens."""
 
     cached_tokens: int = 0
 
 
 class OutputTokens(BaseModel):
-    """Of what the output tokens consist."""
+    """Breakdown of the output tokens."""
 
     reasoning_tokens: int = 0
 
 
 class BatchUsage(BaseModel):
-    """Tokens of all answers together, known at the end."""
+    """Tokens of all responses together, known once the batch has ended."""
 
     input_tokens: int
     input_tokens_details: InputTokens
@@ -64,12 +64,14 @@ class BatchView(BaseModel):
     id: str
     object: Literal["batch"] = "batch"
     endpoint: str
-    model: str | None = Field(description="Where its lines all name one.")
+    model: str | None = Field(description="Model name, if all lines use the same one.")
     errors: BatchErrors | None
     input_file_id: str
     completion_window: str
     status: BatchState
-    output_file_id: str | None = Field(description="Readable, and growing, from `in_progress` on.")
+    output_file_id: str | None = Field(
+        description="Readable from `in_progress` on; it grows until the batch has ended."
+    )
     error_file_id: str | None
     created_at: int
     in_progress_at: int | None
@@ -83,11 +85,11 @@ class BatchView(BaseModel):
     request_counts: RequestCounts
     usage: BatchUsage | None
     metadata: dict[str, str] | None
-    retry_of: str | None = Field(description="The batch whose answers this one completes. An extension.")
+    retry_of: str | None = Field(description="The batch whose missing lines this one computes. An extension.")
 
 
 def batch_view(batch: Batch, counts: BatchCounts, errors: Sequence[Mapping[str, Any]] | None) -> BatchView:
-    """A batch as JSON, with these of its errors."""
+    """A batch as JSON, with the given errors."""
     return BatchView(
         id=batch.id,
         endpoint=batch.endpoint,

@@ -1,4 +1,4 @@
-"""What the routes work with: one context per app, handed to them as a dependency, and the forms of their parameters."""
+"""What routes need: one context per app, passed as a dependency, and the types of common query parameters."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _UPLOADS_AT_ONCE = 32  # more wait for their turn
 
 
 class Closing:
-    """Says to the open event and log streams that the server is going down."""
+    """Tells open event and log streams that the server is shutting down."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def bind(self) -> None:
-        """Remember the loop that serves; called on it."""
+        """Remember the server's event loop; called on that loop."""
         self._loop = asyncio.get_running_loop()
 
     def close(self) -> None:
-        """End the streams; from any thread."""
+        """End the streams. May be called from any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """Whether the server is going down, known at the latest after `timeout_seconds`."""
+        """Wait up to `timeout_seconds`; returns whether the server is shutting down."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._event.wait()
@@ -47,12 +47,12 @@ class Closing:
 
 
 class UploadTurns:
-    """Decides whose uploads are received now. Only used on the loop that serves."""
+    """Limits concurrent uploads per API key. Only used on the server's event loop."""
 
     def __init__(self, most_of_one_key: int) -> None:
         """
         Args:
-            most_of_one_key: uploads of one key at once, so that one whose clients are stuck stops no other.
+            most_of_one_key: Most concurrent uploads of one key, so that stuck clients of one key do not block others.
         """
         self._most_of_one_key = most_of_one_key
         self._of_key: dict[str, tuple[CapacityLimiter, int]] = {}
@@ -60,7 +60,7 @@ class UploadTurns:
 
     @asynccontextmanager
     async def turn(self, key_id: str) -> AsyncIterator[CapacityLimiter]:
-        """Wait for the key's turn. Gives what bounds the threads of all uploads together."""
+        """Wait until the key may upload. Yields the limiter of the threads that all uploads share."""
         limiter, num_users = self._of_key.get(key_id, (CapacityLimiter(self._most_of_one_key), 0))
         self._of_key[key_id] = limiter, num_users + 1
         try:
@@ -74,7 +74,7 @@ class UploadTurns:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every route may use."""
+    """The shared objects of all routes."""
 
     settings: Settings
     database: Database
@@ -83,7 +83,7 @@ class Context:
     throttle: Throttle
     closing: Closing = field(default_factory=Closing)
     uploads: UploadTurns = field(init=False)
-    """Turns of uploads, which may last for hours; their threads are apart from those that answer everybody else."""
+    """Limits of uploads. They may take hours, so their threads are separate from those of other requests."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "uploads", UploadTurns(self.settings.key_uploads))
@@ -101,7 +101,7 @@ _ID_PATTERN = r"^[A-Za-z0-9_-]{1,100}$"
 JobId = Annotated[str, Path(pattern=_ID_PATTERN, description="The job's id.")]
 WebhookId = Annotated[str, Path(pattern=_ID_PATTERN, description="The webhook's id.")]
 FileId = Annotated[str, Path(pattern=_ID_PATTERN, description="The file's id.")]
-AfterId = Annotated[str | None, Query(pattern=_ID_PATTERN, description="`last_id` of the page before.")]
+AfterId = Annotated[str | None, Query(pattern=_ID_PATTERN, description="`last_id` of the previous page.")]
 PageSize = Annotated[int, Query(ge=1, le=100, description="Entries on a page.")]
 AfterNumber = Annotated[int, Query(ge=0, le=2**63 - 1, description="Only entries with a larger id.")]
 LongPageSize = Annotated[int, Query(ge=1, le=1000, description="Entries on a page.")]

@@ -1,4 +1,4 @@
-"""Every error answers as `{"error": {message, type, param, code}}`, and every answer carries a request id."""
+"""Error responses: always `{"error": {message, type, param, code}}`. Every response has a request id."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ class ErrorDetail(BaseModel):
         description="`invalid_request_error`, `authentication_error`, `permission_error`, `rate_limit_exceeded`, "
         "`server_error`."
     )
-    param: str | None = Field(description="The field of the spec or request at fault, dotted, where one is.")
-    code: str = Field(description="Stable word for programs.")
+    param: str | None = Field(description="Dotted name of the invalid field of the spec or request, if there is one.")
+    code: str = Field(description="Stable error code for programs.")
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer with a status of 400 and above."""
+    """The body of every response with a status of 400 or above."""
 
     error: ErrorDetail
 
 
 _MEANINGS = {
-    400: "The request is at fault; the message names where.",
+    400: "The request is invalid; the message names the field.",
     401: "The key is missing or not valid.",
-    403: "That is not allowed here.",
-    404: "There is no such thing that the key sees.",
-    408: "Nothing came for too long in the middle of the request.",
-    409: "The thing is not in a state that allows this.",
+    403: "The request is not allowed.",
+    404: "Not found, or not visible to the key.",
+    408: "The client stopped sending in the middle of the request.",
+    409: "The object is in a state that does not allow this.",
     413: "The body is too large.",
     429: "A limit of the project is reached; `retry-after` says when to try again.",
-    500: "A fault of Stoker's; its log has the request's id.",
+    500: "Internal error; the server's log has the request id.",
     503: "The database, the store or the hub cannot be reached; try again.",
 }
 _EVERYWHERE = (401, 429, 500, 503)
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a router or a route: these error statuses, and those that every route with a key has."""
+    """The `responses` of a router or route: the given error statuses plus those of every route that needs a key."""
     return {
         status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in sorted({*statuses, *_EVERYWHERE})
     }
@@ -67,12 +67,12 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def error_response(
     status: int, message: str, *, code: str, param: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """An answer in the one shape."""
+    """An error response."""
     extra = dict(headers or {})
     if status == HTTPStatus.CONFLICT:
         extra["x-should-retry"] = "false"  # OpenAI's SDK retries a 409 otherwise
     elif status == HTTPStatus.REQUEST_TIMEOUT:
-        extra["connection"] = "close"  # the rest of the request may still come
+        extra["connection"] = "close"  # the client may still be sending the rest of the request
     elif status == HTTPStatus.UNAUTHORIZED:
         extra["www-authenticate"] = "Bearer"
     elif status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -82,11 +82,11 @@ def error_response(
 
 
 def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Make every error of `app` answer in the one shape, and give every answer its `x-request-id`.
+    """Give all errors of `app` the same shape, and every response an `x-request-id` header.
 
     Args:
-        app: the application.
-        routes: all of it, for the methods that a 405 names.
+        app: The application.
+        routes: All routes of the application; a 405 lists their methods.
     """
     app.state.routes = routes
     app.add_exception_handler(StokerError, _on_stoker_error)
@@ -97,8 +97,8 @@ def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
 
 class RequestEdge:
-    """The outermost layer: names each request, answers HEAD as GET without a body, and turns what nobody caught into a
-    500 that tells no internals."""
+    """The outermost layer: assigns request ids, answers HEAD like GET without a body, and turns uncaught
+    exceptions into a 500 without internals."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -122,13 +122,13 @@ class RequestEdge:
 
         try:
             await self._app(scope, receive, send_named)
-        except asyncio.CancelledError:  # the server is going down and the grace is over: end the task in order
+        except asyncio.CancelledError:  # the server is shutting down and the grace period is over: end the task cleanly
             logger.info("%s %s %s was cut off by the shutdown", request_id, scope["method"], scope["path"])
             if not started:
                 answer = error_response(503, "the API is stopping; try again", code="service_unavailable")
                 await answer(scope, receive, send_named)
         except Exception:
-            if started:  # too late for a status: the connection must break, so that nobody takes half for the whole
+            if started:  # too late for a status: break the connection, so that the response does not look complete
                 logger.error("%s %s %s broke off while answering", request_id, scope["method"], scope["path"])
                 raise
             logger.exception("%s %s %s failed", request_id, scope["method"], scope["path"])
@@ -137,11 +137,11 @@ class RequestEdge:
 
 
 def _without_body(scope: Scope, receive: Receive, send: Send) -> tuple[Scope, Receive, Send]:
-    """A HEAD request as the GET that it asks about, whose answer ends with its headers."""
+    """Run a HEAD request as GET and stop after the headers."""
     ended = asyncio.Event()
 
     async def receive_until_ended() -> Message:
-        """What comes from the client; once the answer has ended, that the client is gone, which ends a stream."""
+        """Receive from the client; once the response has ended, report a disconnect, which ends a stream."""
         if ended.is_set():
             return {"type": "http.disconnect"}
         waits = {asyncio.ensure_future(receive()), asyncio.ensure_future(ended.wait())}
@@ -165,7 +165,7 @@ def _without_body(scope: Scope, receive: Receive, send: Send) -> tuple[Scope, Re
 
 
 def _methods_at(request: Request) -> list[str]:
-    """The methods that there are at a request's path."""
+    """The methods that a request's path supports."""
     methods: set[str] = set()
     for route in request.app.state.routes:
         match, _ = route.matches(request.scope)
@@ -185,7 +185,7 @@ def _on_stoker_error(_request: Request, error: Exception) -> JSONResponse:
 def _on_invalid_request(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     name, message = first_fault(error.errors())
-    place, _, field = name.partition(".")  # of the request: its query, path or body
+    place, _, field = name.partition(".")  # query, path or body
     param = field or place
     return error_response(400, short_message(f"{param}: {message}"), code="invalid_request", param=param)
 
@@ -199,7 +199,7 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
         message = f"{short(request.method, 40)} is not possible at this path"
         own = (
             headers.get("allow", "").replace(" ", "").split(",")
-        )  # one route's methods; for the document's own path, all methods
+        )  # one route's methods; OPTIONS etc. of the document's path list all
         headers["allow"] = ", ".join(_methods_at(request) or sorted(own))
         return error_response(405, message, code="method_not_allowed", headers=headers)
     return error_response(error.status_code, str(error.detail), code="invalid_request", headers=headers)

@@ -1,4 +1,4 @@
-"""Jobs as JSON: what each holds, and what those that wait are waiting for."""
+"""Jobs as JSON: the slots that each holds, and why waiting jobs wait."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from scheduler.api.schemas import JobView, job_view
 from scheduler.control.dispatcher import explain
 from scheduler.control.leader import has_leader
 
-_LONGEST_REASON = 300  # characters of what ended a lease
+_LONGEST_REASON = 300  # characters of the reason that ended a lease
 _ANSWERED_SECONDS = 2.0
-"""A slot answers its doorbell well before; one that has not may not have been rung."""
+"""Slots answer their doorbell faster than this; a slot that has not answered may not have been rung."""
 
 
 def describe_job(context: Context, job_id: str) -> JobView:
-    """A job as JSON, with what it holds and what it waits for."""
+    """A job as JSON, with its slots and the reason why it waits."""
     with context.database.read() as session:
         job = job_ledger.get(session, job_id)
         return describe_jobs(session, context, [job], [ShownSpec(job.spec, is_cut=False)])[0]
 
 
 def describe_jobs(session: Session, context: Context, jobs: Sequence[Job], specs: Sequence[ShownSpec]) -> list[JobView]:
-    """Jobs as JSON; a few queries for all of them.
+    """Jobs as JSON, with a few queries for all of them together.
 
     Args:
-        session: a reading one.
-        context: of the app.
-        jobs: what is described.
-        specs: what is shown of the spec of each.
+        session: A read session.
+        context: The app's context.
+        jobs: The jobs to describe.
+        specs: The part of each job's spec to show.
     """
     database = context.database
     live = select(Lease).where(col(Lease.job_id).in_([job.id for job in jobs]), col(Lease.state).in_(LIVE_LEASE_STATES))
@@ -55,7 +55,7 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job], specs
     delays = _delays(session, delayed, database.time(session)) if delayed else {}
     explained: Mapping[str, str] = {}
     if any(job.state == JobState.QUEUED and job.kind == TRAINING for job in jobs) and has_leader(session, database):
-        # What a training waits for is more than a free slot: several of one host, or the end of one that cannot yield.
+        # A training may wait for several slots of one host, or for a lease that cannot be taken back.
         explained = explain(session, database, context.settings)
     unrung = _why_unrung(held, database.time(session), context) if held else {}
     return [
@@ -80,7 +80,7 @@ def _waiting_reason(job: Job, reason: str | None) -> str | None:
 
 
 def _delays(session: Session, jobs: Sequence[Job], now: float) -> dict[str, str]:
-    """Why jobs are tried again only later, by their ids: what ended their latest lease."""
+    """Job id -> why the job is retried later: what ended its latest lease."""
     delays: dict[str, str] = {}
     for job in jobs:
         if job.state in (JobState.QUEUED, JobState.RUNNING) and job.not_before > now:
@@ -103,11 +103,11 @@ def _why_jobs_wait(session: Session, database: Database) -> str:
     busy = select(func.count()).select_from(Lease).where(col(Lease.state).in_(LIVE_LEASE_STATES))
     if (session.scalar(busy) or 0) >= online:
         return f"all slots are busy ({online})"
-    return "it is about to be given a slot"
+    return "it is about to get a slot"
 
 
 def _why_unrung(held: Mapping[str, Sequence[Lease]], now: float, context: Context) -> dict[str, str]:
-    """Why no slot of these jobs has begun, where their doorbells cannot be rung."""
+    """Job id -> why none of its slots has started, for jobs whose doorbells cannot be rung."""
     waiting = [
         job_id
         for job_id, leases in held.items()

@@ -1,4 +1,4 @@
-"""What lists show of things that may be large: specs and the errors of batches, cut, and no page without a bound."""
+"""Shortened forms of large values for lists: specs and batch errors are cut, and every page is bounded."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from jobs.db.tables import Batch, Job
 from jobs.ledger.paging import fitting
 
 WHOLE_CHARACTERS = 16 * 2**10
-"""A spec of no more characters of JSON is shown whole."""
+"""Specs of up to this many characters of JSON are shown whole."""
 PART_BYTES = 2**10
-"""Values of a longer spec that take more bytes of JSON are left out."""
+"""In longer specs, values of more than this many bytes of JSON are left out."""
 LISTED_ERRORS = 10
 """The most errors of one batch that a list shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShownSpec:
-    """A spec as it is shown."""
+    """A spec as a list shows it."""
 
     spec: dict[str, Any]
     is_cut: bool
 
 
 def shown_specs(session: Session, jobs: Sequence[Job]) -> list[ShownSpec]:
-    """The specs of the first of these jobs, as many as one page may hold, at least one.
+    """The specs of the first jobs, as many as fit on one page, at least one.
 
-    They are read one by one, so that no more than one large one is in memory.
+    Large specs are read one by one, so that at most one of them is in memory.
     """
     lengths = _lengths(session, Job.spec, [job.id for job in jobs])
     small = [job_id for job_id, length in lengths.items() if length <= WHOLE_CHARACTERS]
@@ -55,7 +55,7 @@ def shown_spec(session: Session, job: Job) -> ShownSpec:
 
 
 def shown_errors(session: Session, batches: Sequence[Batch]) -> list[list[dict[str, Any]] | None]:
-    """The first errors of the first of these batches, as many batches as one page may hold, at least one."""
+    """The first errors of each batch, for as many batches as fit on one page, at least one."""
     lengths = _lengths(session, Batch.errors, [batch.id for batch in batches])
     shown: list[list[dict[str, Any]] | None] = []
     for batch in fitting(batches, len(batches), lambda batch: lengths[batch.id])[0]:
@@ -68,7 +68,7 @@ def shown_errors(session: Session, batches: Sequence[Batch]) -> list[list[dict[s
 
 
 def _lengths(session: Session, column: Any, ids: Sequence[str]) -> dict[str, int]:
-    """Characters of a column's JSON by the id of its row."""
+    """Row id -> number of characters of the column's JSON."""
     attribute: InstrumentedAttribute[Any] = column
     row_id = attribute.class_.id
     query = select(row_id, func.coalesce(func.length(cast(attribute, Text)), 0)).where(row_id.in_(ids))
@@ -76,7 +76,7 @@ def _lengths(session: Session, column: Any, ids: Sequence[str]) -> dict[str, int
 
 
 def _cut(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec without values that are large; of a large mapping in it, such as `input`, what is small."""
+    """The spec without its large values; a large mapping in it, such as `input`, keeps its small values."""
     kept: dict[str, Any] = {}
     for name, value in spec.items():
         if len(orjson.dumps(value)) <= PART_BYTES:

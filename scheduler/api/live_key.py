@@ -1,4 +1,4 @@
-"""Answers that last: they end when the key that asked for them is revoked."""
+"""Long responses end when the key that requested them is revoked."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from jobs.db.tables import ApiKey
 from jobs.errors import Unauthorized
 from scheduler.api.context import Context
 
-_LOOK_SECONDS = 1.0  # between two looks at the key
+_LOOK_SECONDS = 1.0  # between two checks of the key
 
 
 def is_valid(session: Session, key: ApiKey) -> bool:
-    """Whether a key that was valid when its request came still is."""
+    """Whether a key that was valid at the start of the request is still valid."""
     now = session.get(ApiKey, key.id, populate_existing=True)
     return now is not None and now.revoked_at is None
 
 
 def while_valid(blocks: Iterator[bytes], context: Context, key: ApiKey) -> Iterator[bytes]:
-    """The blocks of an answer, with a look at the key at most once in a second.
+    """Yield the blocks of a response, checking the key at most once per second.
 
     Raises:
-        Unauthorized: it was revoked; the connection breaks, so that nobody takes the part for the whole.
+        Unauthorized: The key was revoked. The connection breaks, so that the response does not look complete.
     """
     look_at = time.monotonic() + _LOOK_SECONDS
     for block in blocks:

@@ -1,4 +1,4 @@
-"""Taking a multipart upload apart as it comes in: the file's bytes are handed on, never kept."""
+"""Streaming parser for multipart uploads: the file's bytes are passed on and never kept."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LONGEST_FIELD_BYTES = 4096
 _LONGEST_FILENAME = 255
 _LONGEST_BOUNDARY_BYTES = 200
 _LONGEST_HEADERS_BYTES = 16 * 2**10
-"""The most bytes of names and values of the headers of one part."""
+"""Most bytes of header names and values in one part."""
 _LONGEST_END_BYTES = 64 * 2**10
-"""The most bytes behind the last part, where nothing has a meaning."""
+"""Most bytes after the last part, where data has no meaning."""
 
 
 @dataclass(slots=True)
@@ -32,16 +32,16 @@ class Part:
 
     name: str
     filename: str | None
-    """None for a plain field. Only the last component of a path, printable, at most 255 characters."""
+    """None for a plain field. The last component of the path, printable, at most 255 characters."""
     content: Iterator[bytes] = field(default_factory=lambda: iter(()))
-    """Its bytes; to be read before the next part is asked for."""
+    """The part's bytes; read them before requesting the next part."""
 
 
 def boundary_of(content_type: str) -> bytes:
-    """The boundary that a multipart content type names.
+    """Return the boundary of a multipart content type.
 
     Raises:
-        UserError: it is another type, or names none.
+        UserError: The content type is another one, or has no boundary.
     """
     media_type, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
@@ -51,27 +51,27 @@ def boundary_of(content_type: str) -> bytes:
 
 
 def read_parts(blocks: Iterator[bytes], boundary: bytes) -> Iterator[Part]:
-    """The parts of a body, in its order, holding no more of it than one block.
+    """Yield the parts of a body in order, holding at most one block in memory.
 
     Raises:
-        UserError: the body is not well formed, ends early, or has too many or too long fields.
+        UserError: The body is malformed, ends early, or has too many or too long fields.
     """
     events = _parse(blocks, boundary)
-    for number, (kind, value) in enumerate(events):  # `content` takes the events inside a part
+    for number, (kind, value) in enumerate(events):  # `content` consumes the events inside a part
         if number >= _MOST_FIELDS or kind != "headers":
             raise UserError("the multipart body is malformed")
         part = _make_part(value)
         part.content = _content(events)
         yield part
-        for _rest in part.content:  # what the caller left
+        for _rest in part.content:  # skip what the caller did not read
             pass
 
 
 def read_field(part: Part) -> str:
-    """A plain field's text.
+    """Return the text of a plain field.
 
     Raises:
-        UserError: it is too long or no text.
+        UserError: The field is too long or not UTF-8.
     """
     content = bytearray()
     for block in part.content:
@@ -88,7 +88,7 @@ _Event = tuple[str, bytes]
 
 
 def _parse(blocks: Iterator[bytes], boundary: bytes) -> Iterator[_Event]:
-    """What the parser finds: (`headers`, the value of Content-Disposition), (`data`, bytes) ..., (`end`, nothing)."""
+    """Yield parser events: (`headers`, value of Content-Disposition), (`data`, bytes) ..., (`end`, nothing)."""
     found: deque[_Event] = deque()
     name, value, disposition = bytearray(), bytearray(), bytearray()
     num_header_bytes = num_end_bytes = 0
@@ -96,7 +96,7 @@ def _parse(blocks: Iterator[bytes], boundary: bytes) -> Iterator[_Event]:
     def keep(target: bytearray) -> Callable[[bytes, int, int], None]:
         def append(data: bytes, start: int, end: int) -> None:
             nonlocal num_header_bytes
-            num_header_bytes += end - start + 1  # an empty one counts too
+            num_header_bytes += end - start + 1  # empty headers count too
             if num_header_bytes > _LONGEST_HEADERS_BYTES:
                 raise UserError("a part of the multipart body has too long headers")
             target.extend(data[start:end])
@@ -135,7 +135,7 @@ def _parse(blocks: Iterator[bytes], boundary: bytes) -> Iterator[_Event]:
         for block in blocks:
             num_end_bytes += len(block) if finished else 0
             if num_end_bytes > _LONGEST_END_BYTES:
-                raise UserError("the multipart body goes on behind its end")
+                raise UserError("the multipart body continues after its end")
             parser.write(block)
             while found:
                 yield found.popleft()

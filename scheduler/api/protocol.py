@@ -1,6 +1,6 @@
-"""HTTP connections that do not wait for ever: a bound on their number, on a request's head and on an unread answer.
+"""Limits of HTTP connections: their number, the time of a request's headers, and the time of an unread response.
 
-Builds on the inner names of uvicorn's h11 protocol; `tests/integration/test_api_connections.py` holds it to them.
+Uses private names of uvicorn's h11 protocol; `tests/integration/test_api_connections.py` is the contract test.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 logger = logging.getLogger(__name__)
 
 _DESCRIPTORS_OF_ONE = 3
-"""File descriptors of a connection at most: its socket, an object of the store, a connection to the database."""
+"""Most file descriptors of one connection: its socket, an object of the store, a database connection."""
 _SPARE_DESCRIPTORS = 128
-_SAY_SECONDS = 10.0  # between two lines of the log about connections that were refused
+_SAY_SECONDS = 10.0  # between two log lines about refused connections
 _BUSY = orjson.dumps(
     {
         "error": {
-            "message": "the API has as many connections as it may; try again",
+            "message": "the API has reached its limit of connections; try again",
             "type": "server_error",
             "param": None,
             "code": "service_unavailable",
@@ -39,23 +39,23 @@ _REFUSAL = (
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """How many connections there are, and how long one may do nothing."""
+    """Number of connections, and how long one may be idle."""
 
     most_connections: int
-    """Connections at once; further ones are answered 503."""
+    """Most concurrent connections; further ones get a 503."""
     head_seconds: float
-    """Time from the first byte of a request, or the start of a connection, to the end of the request's headers."""
+    """Most seconds from the first byte of a request, or from connecting, to the end of the request's headers."""
     unread_seconds: float
-    """Time in which a client may take nothing of an answer."""
+    """Most seconds in which a client reads nothing of its response."""
 
 
 def protocol_class(limits: ConnectionLimits) -> type[H11Protocol]:
-    """uvicorn's protocol within these limits."""
+    """A uvicorn protocol class with these limits."""
     return type("LimitedProtocol", (_GuardedProtocol,), {"limits": limits})
 
 
 def fitting(most_connections: int) -> int:
-    """The connections that the process has file descriptors for; raises their soft limit to the hard one first."""
+    """Raise the soft limit of open files to the hard one, and return how many connections fit into it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
@@ -82,7 +82,7 @@ class _GuardedProtocol(H11Protocol):
         self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, or refuse it where there are enough."""
+        """Accept a connection, or refuse it if the limit is reached."""
         if len(self.connections) >= self.limits.most_connections:
             self._is_refused = True
             self.transport = transport
@@ -102,32 +102,32 @@ class _GuardedProtocol(H11Protocol):
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, and watch for the end of a request's head."""
+        """Process bytes, and watch for the end of the request's headers."""
         if self._is_refused:
             return
         super().data_received(data)
         self._watch_head()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, the beginning of which may be here already."""
+        """Continue with the next request, whose first bytes may have arrived already."""
         super().on_response_complete()
         if self.conn.trailing_data[0]:
             self._watch_head()
 
     def pause_writing(self) -> None:
-        """Begin to wait for a client that reads more slowly than its answer is made."""
+        """Start the timer of a client that reads more slowly than we write."""
         super().pause_writing()
         self._unread_timer = self.loop.call_later(self.limits.unread_seconds, self._cut, "did not read its answer")
 
     def resume_writing(self) -> None:
-        """End the wait for a client that reads again."""
+        """Stop that timer when the client reads again."""
         super().resume_writing()
         if self._unread_timer is not None:
             self._unread_timer.cancel()
             self._unread_timer = None
 
     def _watch_head(self) -> None:
-        """Give the head of a request so much time, and no more, however slowly its bytes trickle in."""
+        """Limit the time of a request's headers, however slowly their bytes arrive."""
         awaits_head = self.cycle is None or self.cycle.response_complete
         if awaits_head and self._head_timer is None and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(self.limits.head_seconds, self._cut, "did not end its request")
@@ -140,7 +140,7 @@ class _GuardedProtocol(H11Protocol):
         self.transport.abort()
 
     def _say_refused(self) -> None:
-        """One line now and then, so that a flood of connections does not become a flood of lines."""
+        """Log at most one line per interval, so that a flood of connections does not flood the log."""
         kind = type(self)
         kind._num_refused += 1
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Reading a request's JSON or YAML document, bounded, as it comes in."""
+"""Read a request's JSON or YAML body with a size limit."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Asked = TypeVar("Asked", bound=BaseModel)
 
 MAX_DOCUMENT_BYTES = 10 * 2**20
 MAX_YAML_BYTES = 256 * 2**10
-"""Less than for JSON, since reading YAML takes a few seconds for each megabyte."""
+"""Smaller than for JSON, since parsing YAML takes a few seconds per megabyte."""
 _YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
 
 
 async def read_document(request: Request) -> dict[str, Any]:
-    """The request's body as a mapping; YAML where the content type says so, else JSON. A dependency.
+    """Return the request's body as a mapping; YAML if the content type says so, else JSON. A dependency.
 
     Raises:
-        TooLarge: it is longer than the limit of its kind; no more than that was read.
-        RequestTimeout: nothing of it came for too long.
-        InvalidSpec: it is no mapping of plain values.
+        TooLarge: The body is longer than the limit of its type; no more than that was read.
+        RequestTimeout: The client stopped sending.
+        InvalidSpec: The body is not a mapping of plain values.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_yaml = media_type in _YAML_TYPES
@@ -45,15 +45,15 @@ async def read_document(request: Request) -> dict[str, Any]:
         body += block
         if len(body) > limit:
             raise too_large
-    # In a thread of the pool: others are served meanwhile
+    # In a thread pool, so that other requests are served meanwhile.
     return await run_in_threadpool(parse_document, bytes(body), name="the body", is_yaml=is_yaml)
 
 
 async def next_block(request: Request, stream: AsyncIterator[bytes]) -> bytes | None:
-    """The next block of a request's body, or None at its end.
+    """Return the next block of a request's body, or None at its end.
 
     Raises:
-        RequestTimeout: nothing came for too long.
+        RequestTimeout: The client stopped sending.
     """
     context: Context = request.app.state.context
     seconds = context.settings.client_idle_seconds
@@ -61,21 +61,21 @@ async def next_block(request: Request, stream: AsyncIterator[bytes]) -> bytes | 
         async with asyncio.timeout(seconds):
             return await anext(stream, None)
     except TimeoutError as error:
-        raise RequestTimeout(f"nothing of the request's body came for {seconds:g} s") from error
+        raise RequestTimeout(f"received nothing of the request's body for {seconds:g} s") from error
 
 
 def parse_request(form: type[Asked], document: dict[str, Any], *, noun: str) -> Asked:
-    """A document as what it asks for.
+    """Validate a document as a request.
 
     Args:
-        form: of the request.
-        document: as it was read.
-        noun: what is asked for, with its article, for the error.
+        form: The pydantic model of the request.
+        document: The parsed body.
+        noun: What is requested, with its article, for error messages.
 
     Raises:
-        UserError: it does not have that form; the message names the first field at fault.
+        UserError: The document is invalid; the message names the first invalid field.
     """
-    if len(document) > MOST_FIELDS:  # each unknown one would become an error of its own
+    if len(document) > MOST_FIELDS:  # each unknown one would become a separate error
         raise UserError(f"{noun} has at most {MOST_FIELDS} parameters, not {len(document)}")
     try:
         return form.model_validate(document)
@@ -87,6 +87,6 @@ def parse_request(form: type[Asked], document: dict[str, Any], *, noun: str) -> 
 
 
 def yaml_or_json(schema: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI's description of such a body."""
+    """OpenAPI description of a body that is JSON or YAML."""
     types = ("application/json", "application/yaml")
     return {"requestBody": {"required": True, "content": {name: {"schema": schema} for name in types}}}

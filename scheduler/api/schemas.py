@@ -1,4 +1,4 @@
-"""The JSON forms that the API answers with, as pydantic models, and how they are made of the tables' rows."""
+"""The API's JSON responses as pydantic models, and how they are made from table rows."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ class Page(BaseModel, Generic[Entry]):
 
     object: Literal["list"] = "list"
     data: list[Entry]
-    first_id: str | int | None = Field(description="Id of the first entry here.")
-    last_id: str | int | None = Field(description="Id of the last entry here; `after` of the next page.")
+    first_id: str | int | None = Field(description="Id of the first entry of this page.")
+    last_id: str | int | None = Field(
+        description="Id of the last entry of this page; pass it as `after` to get the next page."
+    )
     has_more: bool
 
 
 def page(entries: Sequence[Entry], *, has_more: bool = False, id_field: str = "id") -> Page[Entry]:
-    """A page of these entries, all of them."""
+    """A page with all of these entries."""
     ids = [getattr(entry, id_field) for entry in entries]
     return Page(
         data=list(entries),
@@ -38,18 +40,18 @@ def page(entries: Sequence[Entry], *, has_more: bool = False, id_field: str = "i
 
 
 def bounded_page(entries: Iterable[Entry], limit: int, *, has_more: bool = False) -> Page[Entry]:
-    """A page of as many of these entries as fit on it.
+    """A page with as many of these entries as fit.
 
     Args:
-        limit: the most on the page.
-        has_more: whether there are more behind these.
+        limit: Most entries of the page.
+        has_more: Whether there are more entries after these.
     """
     found, is_cut = fitting(entries, limit, num_bytes)
     return page(found, has_more=has_more or is_cut)
 
 
 class Sent(Protocol):
-    """What is sent as JSON: a pydantic model, such as the entry of a list."""
+    """Something that is sent as JSON: a pydantic model, such as an entry of a list."""
 
     def model_dump_json(self) -> str:
         """The JSON text."""
@@ -61,11 +63,11 @@ def num_bytes(entry: Sent) -> int:
 
 
 class Counts(BaseModel):
-    """A job's rows; of a training, its steps."""
+    """Number of a job's rows; for a training, of its steps."""
 
-    total: int = Field(description="Rows of the input, or steps; 0 until they are counted.")
-    done: int = Field(description="Rows with a recorded result, row errors included; or steps done.")
-    failed: int = Field(description="Of `done`, those whose result is a row error.")
+    total: int = Field(description="Number of input rows or training steps; 0 until they are counted.")
+    done: int = Field(description="Rows with a recorded result, including row errors; or steps done.")
+    failed: int = Field(description="How many of `done` are row errors.")
 
 
 class JobError(BaseModel):
@@ -76,15 +78,17 @@ class JobError(BaseModel):
 
 
 class SlotActivity(BaseModel):
-    """What one of a job's slots does now, by its last heartbeat."""
+    """What one of a job's slots does, according to its last heartbeat."""
 
     slot_id: str
-    activity: str = Field(description="In words: `loading the model`, `computing rows from 512`, `training step 6`.")
-    since: float = Field(description="When that began, Unix seconds.")
+    activity: str = Field(
+        description="A phrase such as `loading the model`, `computing rows from 512`, `training step 6`."
+    )
+    since: float = Field(description="When this activity began, Unix seconds.")
 
 
 class NoticeView(BaseModel):
-    """What a job's user should know about how it runs, although nothing is wrong."""
+    """Something a user should know about how a job runs, although it is not an error."""
 
     code: str
     message: str
@@ -99,10 +103,10 @@ class JobView(BaseModel):
     kind: str
     name: str | None
     state: JobState
-    spec: dict[str, Any] = Field(description="As it was submitted, with the defaults.")
+    spec: dict[str, Any] = Field(description="The submitted spec with defaults filled in.")
     spec_is_cut: bool = Field(
-        description="Whether values larger than 1 KiB are left out of `spec`: in lists and streams, where it is longer "
-        "than 16 KiB. `GET /v1/jobs/{job_id}` has all of it."
+        description="Whether values above 1 KiB are left out of `spec`. Happens in lists and streams for specs longer "
+        "than 16 KiB; `GET /v1/jobs/{job_id}` returns the whole spec."
     )
     priority: Priority
     counts: Counts
@@ -110,14 +114,14 @@ class JobView(BaseModel):
     started_at: float | None
     ended_at: float | None
     error: JobError | None
-    num_tokens: int = Field(description="Tokens the model saw so far, padding not counted.")
+    num_tokens: int = Field(description="Tokens that the model saw so far, without padding.")
     retry_of: str | None = Field(description="The job that this one is a retry of.")
     attempt: int
-    slots_held: int = Field(description="Slots that work on it now.")
-    doing: list[SlotActivity] = Field(description="What each of these slots does; the leader of a gang first.")
-    waiting_reason: str | None = Field(description="Why it does not run yet, where it waits.")
-    notices: list[NoticeView] = Field(description="What is to be known about how it runs, such as smaller batches.")
-    metrics: dict[str, float] = Field(description="Of a training: the latest value of each of its metrics.")
+    slots_held: int = Field(description="Number of slots that work on the job now.")
+    doing: list[SlotActivity] = Field(description="What each of these slots does; a gang's leader comes first.")
+    waiting_reason: str | None = Field(description="Why the job does not run yet, if it waits.")
+    notices: list[NoticeView] = Field(description="Remarks about how the job runs, such as smaller batches.")
+    metrics: dict[str, float] = Field(description="For a training: the latest value of each metric.")
 
 
 def job_view(
@@ -172,7 +176,7 @@ def event_view(event: Event) -> EventView:
 
 
 class LogView(BaseModel):
-    """One line that a job's runner logged."""
+    """One log line of a job's runner."""
 
     id: int
     object: Literal["log"] = "log"
@@ -198,33 +202,35 @@ def log_view(line: LogLine) -> LogView:
 
 
 class MetricView(BaseModel):
-    """One number of a job."""
+    """One value of a job's metrics."""
 
-    step: int = Field(description="Where it was measured; for inference, the rows done.")
+    step: int = Field(description="Training step; for inference, the number of rows done.")
     name: str
-    value: float | None = Field(description="None where it was not a finite number.")
+    value: float | None = Field(description="None if the value was not finite.")
 
 
 class MetricList(BaseModel):
-    """A job's numbers."""
+    """A job's metrics."""
 
     object: Literal["list"] = "list"
     data: list[MetricView]
 
 
 class AttemptView(BaseModel):
-    """One try of a training. Times are Unix seconds."""
+    """One attempt of a training. Times are Unix seconds."""
 
     number: int
     object: Literal["attempt"] = "attempt"
     slot_id: str = Field(description="Where it was led from.")
-    slots: list[str] = Field(description="The slots that it computed on, by rank.")
+    slots: list[str] = Field(description="Ids of the slots that computed it, by rank.")
     started_at: float
     ended_at: float | None
-    resumed_step: int = Field(description="Step of the checkpoint that it went on from; 0: from the beginning.")
+    resumed_step: int = Field(
+        description="Step of the checkpoint that the attempt resumed from; 0: from the beginning."
+    )
     last_step: int
-    num_halvings: int = Field(description="How often the micro-batch was halved for want of memory.")
-    end: AttemptEnd | None = Field(description="Why it ended; None while it runs.")
+    num_halvings: int = Field(description="How often the micro-batch was halved after running out of memory.")
+    end: AttemptEnd | None = Field(description="Why the attempt ended; None while it runs.")
     reason: str | None = Field(description="The end in words.")
 
 
@@ -264,18 +270,18 @@ class SlotView(BaseModel):
     state: SlotState
     reason: str | None = Field(description="Why it is not online.")
     warm_models: list[str] = Field(
-        description="What its runner holds loaded, most recent last, as far as jobs that the key sees use it."
+        description="Models that the runner keeps loaded, most recently used last; only those of jobs the key sees."
     )
-    activity: str | None = Field(description="What it does for that job, by its last heartbeat.")
+    activity: str | None = Field(description="What the slot does for that job, according to its last heartbeat.")
     activity_at: float | None = Field(description="When that began.")
-    job_id: str | None = Field(description="The job it works on, where that is one that the key sees.")
-    lease_id: str | None = Field(description="Null while it does nothing.")
+    job_id: str | None = Field(description="The job that the slot works on, if the key sees it.")
+    lease_id: str | None = Field(description="Null while the slot is idle.")
     registered_at: float
     heartbeat_at: float
 
 
 def _slot_activity(lease: Lease) -> SlotActivity:
-    """What becomes of a live lease now: its runner's activity, once a heartbeat has told it."""
+    """What a live lease's runner does, as its heartbeats report it."""
     words, since = "getting ready", lease.activated_at or lease.granted_at
     if lease.state == LeaseState.GRANTED:
         rung = f", rung {lease.rings} times" if lease.rings > 1 else ""
@@ -286,7 +292,7 @@ def _slot_activity(lease: Lease) -> SlotActivity:
 
 
 def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None, warm_models: list[str]) -> SlotView:
-    """A slot as JSON, with the live lease it holds and what may be shown of its job and its warm models."""
+    """A slot as JSON, with its live lease and what the key may see of its job and warm models."""
     shown = None if lease is None or job_id is None else _slot_activity(lease)
     return SlotView(
         id=slot.id,
@@ -309,7 +315,7 @@ def slot_view(slot: Slot, lease: Lease | None, *, job_id: str | None, warm_model
 
 
 class FileView(BaseModel):
-    """An uploaded file, in OpenAI's form: times are whole Unix seconds."""
+    """An uploaded file in OpenAI's format. Times are whole Unix seconds."""
 
     id: str
     object: Literal["file"] = "file"
@@ -318,7 +324,7 @@ class FileView(BaseModel):
     filename: str
     purpose: str
     status: Literal["uploaded", "processed"] = Field(
-        default="processed", description="`uploaded`: the file of a batch that still runs, readable and growing."
+        default="processed", description="`uploaded` is the output file of a running batch: readable and growing."
     )
     expires_at: int | None
 
@@ -336,7 +342,7 @@ def file_view(file: StoredFile) -> FileView:
 
 
 class DeletedFile(BaseModel):
-    """The answer to a deletion, in OpenAI's form."""
+    """The response to a deletion, in OpenAI's format."""
 
     id: str
     object: Literal["file"] = "file"
@@ -344,7 +350,7 @@ class DeletedFile(BaseModel):
 
 
 class Schema(BaseModel):
-    """Where the database's schema is and where this version needs it."""
+    """The database's schema version, and the one that this release needs."""
 
     current: str | None
     needed: str
@@ -354,17 +360,19 @@ HealthStatus = Literal["ok", "degraded", "unavailable"]
 
 
 class Health(BaseModel):
-    """Whether Stoker can do its work."""
+    """The health of the service."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     status: HealthStatus = Field(
-        description="`degraded`: jobs are taken but wait (Redis, the scheduler); `unavailable`: nothing can be taken."
+        description="`degraded`: jobs are accepted but wait (no Redis or scheduler); `unavailable`: none is accepted."
     )
     version: str
-    host_id: str = Field(description="Equal to a client's own where both see the same files.")
-    input_paths: bool = Field(description="Whether inputs may be named by a path; else they are uploaded.")
+    host_id: str = Field(description="Equal to a client's own value if both see the same files.")
+    input_paths: bool = Field(description="Whether inputs may be paths on the server; otherwise clients upload them.")
     database: str = Field(description="`ok`, or what is wrong.")
-    db_schema: Schema | None = Field(serialization_alias="schema", description="None while the database is away.")
+    db_schema: Schema | None = Field(
+        serialization_alias="schema", description="None while the database cannot be reached."
+    )
     redis: str = Field(description="`ok`, or what is wrong.")
     scheduler: str = Field(description="`ok`, or what is wrong.")

@@ -1,4 +1,4 @@
-"""What a key sees: the things of its own project, or all where it is the operator's. The rest is as if not there."""
+"""What a key sees: objects of its own project, or all objects for the operator's key. Others do not exist for it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from jobs.ledger import jobs as job_ledger
 
 
 def scope_of(key: ApiKey) -> str | None:
-    """The project whose things a list shows; None for all of them."""
+    """The project whose objects a list shows; None for all projects."""
     return None if key.project == OPERATOR else key.project
 
 
 def find_job(session: Session, job_id: str, key: ApiKey) -> Job:
-    """The job.
+    """Return a job.
 
     Raises:
-        NotFound: there is none of this id, or it is another project's; which of both is not told.
+        NotFound: There is no such job, or it belongs to another project; the message does not say which.
     """
     job = job_ledger.get(session, job_id)
     if not sees(key.project, job.project):
@@ -29,10 +29,10 @@ def find_job(session: Session, job_id: str, key: ApiKey) -> Job:
 
 
 def find_batch(session: Session, batch_id: str, key: ApiKey) -> Batch:
-    """The batch.
+    """Return a batch.
 
     Raises:
-        NotFound: as for a job.
+        NotFound: See `find_job`.
     """
     batch = batches.get(session, batch_id)
     if not sees(key.project, batch.project):
@@ -41,10 +41,10 @@ def find_batch(session: Session, batch_id: str, key: ApiKey) -> Batch:
 
 
 def find_webhook(session: Session, webhook_id: str, key: ApiKey) -> Webhook:
-    """The webhook.
+    """Return a webhook.
 
     Raises:
-        NotFound: as for a job.
+        NotFound: See `find_job`.
     """
     webhook = webhooks.get(session, webhook_id)
     if not sees(key.project, webhook.project):

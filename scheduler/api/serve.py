@@ -1,4 +1,4 @@
-"""One process that serves the API and runs the scheduler: `stoker serve`, and the embedded stack's second part."""
+"""The process that serves the API and runs the scheduler: `stoker serve`, also part of the embedded stack."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from scheduler.control.service import Service
 
 logger = logging.getLogger(__name__)
 
-_REQUEST_GRACE_SECONDS = 3.0  # for requests under way at the end; a client may repeat what is cut off
+_REQUEST_GRACE_SECONDS = 3.0  # for running requests at shutdown; clients may repeat what is cut off
 _UNREAD_TIMES = 10
-"""An answer may stay unread so many times longer than a request may be silent: a person may be paging through it."""
+"""A response may stay unread this many times longer than a request may be silent: a person may be paging through it."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_api_and_scheduler(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Called from the main thread, which only waits.
 
-    While it serves, the data directory's `url` file holds the URL. `/healthz` tells when it is ready.
+    Meanwhile the data directory's `url` file holds the URL. `/healthz` says when the API is ready.
 
     Returns:
-        The exit status: 0 after a signal, 1 where a part of it ended by itself.
+        The exit status: 0 after a signal, 1 if the API or the scheduler ended by itself.
 
     Raises:
-        UserError: a setting is at fault, such as a port in use or a database whose schema is not current.
-        ServiceUnavailable: the database cannot be reached.
+        UserError: A setting is invalid, such as a port in use or a database with an old schema.
+        ServiceUnavailable: The database cannot be reached.
     """
     endings: SimpleQueue[str] = SimpleQueue()  # its `put` is safe in a signal handler; an Event's `set` is not
     with ExitStack() as parts:
@@ -77,7 +77,7 @@ def run_api_and_scheduler(settings: Settings) -> int:
 
 
 def connection_limits(settings: Settings) -> ConnectionLimits:
-    """What the API's connections may take."""
+    """The limits of the API's connections."""
     return ConnectionLimits(
         most_connections=fitting(settings.connections),
         head_seconds=settings.request_seconds,
@@ -87,7 +87,7 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
 
 @contextmanager
 def _running(service: Service, *, on_end: Callable[[str], None]) -> Iterator[None]:
-    """The scheduler in a thread, whose end by itself is told."""
+    """Runs the scheduler in a thread and reports if it ends by itself."""
 
     def run() -> None:
         try:
@@ -108,7 +108,7 @@ def _running(service: Service, *, on_end: Callable[[str], None]) -> Iterator[Non
 
 @contextmanager
 def _published(url: str, settings: Settings) -> Iterator[None]:
-    """The URL in the data directory's `url` file, for clients on this machine."""
+    """Write the URL into the data directory's `url` file, for clients on this machine."""
     path = settings.url_path
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def _published(url: str, settings: Settings) -> Iterator[None]:
         yield
     finally:
         try:
-            if path.read_text().strip() == url:  # else another server has put its own there by now
+            if path.read_text().strip() == url:  # otherwise another server has replaced it by now
                 path.unlink()
         except FileNotFoundError:
             logger.info("the url file was gone already")
@@ -139,9 +139,9 @@ def _on_signals(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def main() -> int:
-    """The process's entry. Returns its exit status: 2 where a setting is at fault."""
+    """Entry point. Returns the exit status: 2 if a setting is invalid."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells each URL, and one of a webhook may hold a secret
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each URL, and a webhook's URL may contain a secret
     try:
         return run_api_and_scheduler(Settings())
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The HTTP server: one socket, one thread with uvicorn's loop, an orderly end that streams do not hold up."""
+"""The HTTP server: one socket and one thread with uvicorn's loop. Open streams do not delay its shutdown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEEP_ALIVE_SECONDS = 30
 
 
 class ApiServer:
-    """Serves an app in a thread of its own, so that the main thread is left to wait for signals."""
+    """Serves an app in its own thread, so that the main thread can wait for signals."""
 
     def __init__(
         self,
@@ -32,18 +32,18 @@ class ApiServer:
         limits: ConnectionLimits,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take the port.
+        """Bind the port.
 
         Args:
-            app: made by `create_app`.
-            host: address to bind.
-            port: 0 takes a free one.
-            grace_seconds: time that requests under way have at the end.
-            limits: of its connections.
-            on_end: called in the server's thread when it has stopped, for whatever reason.
+            app: The application made by `create_app`.
+            host: Address to bind.
+            port: Port to bind; 0 takes a free one.
+            grace_seconds: Time that running requests have at shutdown.
+            limits: Limits of the connections.
+            on_end: Called in the server's thread when it has stopped for any reason.
 
         Raises:
-            InvalidSpec: the address cannot be bound; the message says what to do.
+            InvalidSpec: The address cannot be bound; the message says what to do.
         """
         self._app = app
         self._on_end = on_end
@@ -67,16 +67,16 @@ class ApiServer:
 
     @property
     def url(self) -> str:
-        """Where this machine reaches it."""
+        """The URL of the server on this machine."""
         host, port = self._socket.getsockname()[:2]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def start(self) -> None:
-        """Start, and wait until it answers.
+        """Start, and wait until the server accepts requests.
 
         Raises:
-            ServiceUnavailable: it ended while starting; the log says why.
+            ServiceUnavailable: The server ended while starting; the log says why.
         """
         self._thread.start()
         self._server.settled.wait()
@@ -84,7 +84,7 @@ class ApiServer:
             raise ServiceUnavailable("the API could not start; the log says why")
 
     def stop(self) -> None:
-        """Take no more requests, end the open streams, let requests under way finish, and wait for the end."""
+        """Accept no more requests, end open streams, let running requests finish, and wait for the end."""
         self._app.state.context.closing.close()
         self._server.should_exit = True
         if self._thread.ident is not None:
@@ -93,7 +93,7 @@ class ApiServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether it still serves."""
+        """Whether the server still runs."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -107,15 +107,15 @@ class ApiServer:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, saying when it has started."""
+    """uvicorn's server with an event that is set once it has started."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.settled = threading.Event()
-        """It serves, or it never will."""
+        """Set once the server has started or failed to start."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As inherited."""
+        """See `uvicorn.Server`."""
         await super().startup(sockets=sockets)
         self.settled.set()
 
@@ -127,7 +127,9 @@ def _bind(host: str, port: int) -> socket.socket:
         raise InvalidSpec(f"host '{host}' is not an address of this machine", param="host") from error
     listener = socket.socket(family, kind, protocol)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for old connections
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # so that a restart need not wait for old connections
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:

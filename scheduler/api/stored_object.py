@@ -1,4 +1,4 @@
-"""Answers whose body is an object of the store, read as it is sent, whole or a range of it."""
+"""Responses that stream an object of the store, whole or a range of it."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _BLOCK_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
 RANGES: dict[int | str, dict[str, Any]] = {
-    206: {"content": {"application/octet-stream": {}}, "description": "The range of bytes that was asked for."},
+    206: {"content": {"application/octet-stream": {}}, "description": "The requested range of bytes."},
     416: {"model": ErrorBody, "description": "The file has no such bytes; `content-range` says how many it has."},
 }
-"""What a route of such answers can answer as well."""
+"""Further responses of routes that stream an object."""
 
 
 def stream_object(
     request: Request, context: Context, key: ApiKey, object_key: str, *, num_bytes: int, sha256: str
 ) -> Response:
-    """An answer with a stored object's bytes. An object that is shorter than it was breaks the connection.
+    """Return a response with a stored object's bytes. If the object turns out too short, the connection breaks.
 
     Args:
-        request: whose `Range` may ask for a part of it. Several ranges in one request are answered with the whole.
-        context: of the app.
-        key: that was sent; when it is revoked, the answer breaks off.
-        object_key: of the object.
-        num_bytes: of the object.
-        sha256: of the object.
+        request: The request; its `Range` header may ask for a part. Several ranges are answered with the whole.
+        context: The app's context.
+        key: The request's API key; if it is revoked, the response breaks off.
+        object_key: The object's key in the store.
+        num_bytes: The object's size.
+        sha256: The object's digest.
 
     Raises:
-        NotFound: there is no such object; known before the answer begins.
-        ServiceUnavailable: the store cannot be reached.
+        NotFound: There is no such object; raised before the response starts.
+        ServiceUnavailable: The store cannot be reached.
     """
     etag = f'"{sha256}"'
     wanted = request.headers.get("range", "")
@@ -50,7 +50,7 @@ def stream_object(
     headers = {"accept-ranges": "bytes", "etag": etag, "x-content-sha256": sha256}
     if start >= stop and num_bytes:
         headers["content-range"] = f"bytes */{num_bytes}"
-        message = f"range: the file has {num_bytes} bytes, and none of those that were asked for"
+        message = f"range: the file has {num_bytes} bytes, and none of the requested ones"
         return error_response(416, message, code="invalid_request", param="range", headers=headers)
     is_whole = (start, stop) == (0, num_bytes)
     headers["content-length"] = str(stop - start)
@@ -65,14 +65,14 @@ def stream_object(
 
 
 def _range(wanted: str, num_bytes: int) -> tuple[int, int]:
-    """The first byte and the one after the last; all of them where the header is of no form that is known here."""
+    """First byte and end (exclusive) of the range; the whole object if the header's form is not supported."""
     found = _RANGE.fullmatch(wanted.replace(" ", ""))
     if found is None or found[1] == found[2] == "":
         return 0, num_bytes
-    if not found[1]:  # the last ones
+    if not found[1]:  # the last bytes
         return max(0, num_bytes - int(found[2])), num_bytes
     first = int(found[1])
-    if found[2] and int(found[2]) < first:  # not a range, so that it is passed over
+    if found[2] and int(found[2]) < first:  # not a valid range: ignored
         return 0, num_bytes
     return first, min(int(found[2]) + 1, num_bytes) if found[2] else num_bytes
 

@@ -1,4 +1,4 @@
-"""Server-sent events that follow a job in the database until it has ended, and can be resumed where they broke off."""
+"""Server-sent events that follow a job in the database until it has ended; clients can resume a broken stream."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ from scheduler.api.schemas import JobView, Sent, num_bytes
 
 logger = logging.getLogger(__name__)
 
-_SPEC: Any = Job.spec  # as the ORM knows it
+_SPEC: Any = Job.spec  # the mapped column
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
-_PAUSE_SHARE = 0.05  # of the time followed so far: a job of a second is seen to end within 50 ms, a long one in 0.5 s
+_PAUSE_SHARE = (
+    0.05  # of the time since the start: the end of a job of one second is seen within 50 ms, of a long one within 0.5 s
+)
 _SIGN_OF_LIFE_SECONDS = 5.0
 _SETTLE_SECONDS = 5.0
 _LINGER_SECONDS = 1.0
@@ -43,17 +45,17 @@ class Numbered(Sent, Protocol):
 
     @property
     def id(self) -> int:
-        """Grows with each entry."""
+        """Increases with each entry."""
 
 
 Entry = TypeVar("Entry", bound=Numbered)
 
 
 class Tail(Generic[Entry]):
-    """The new entries of an append-only table, each exactly once.
+    """Yields the new entries of an append-only table, each exactly once.
 
-    PostgreSQL numbers entries when they are written but shows them when they are committed, so a smaller id may come
-    after a larger one. Ids of the last seconds are therefore looked at again.
+    PostgreSQL assigns ids at insert but shows rows at commit, so a smaller id may appear after a larger one. Ids of the
+    last seconds are therefore read again.
     """
 
     def __init__(
@@ -61,9 +63,9 @@ class Tail(Generic[Entry]):
     ) -> None:
         """
         Args:
-            read: entries with an id above the second argument, in order, as many as the third.
-            after: only entries with a larger id.
-            settle_seconds: how late an entry may show itself; 0 where ids show in their order (SQLite).
+            read: Returns entries with an id above the second argument, in order, at most as many as the third.
+            after: Only entries with a larger id are returned.
+            settle_seconds: How late an entry may appear; 0 if ids appear in order (SQLite).
         """
         self._read = read
         self._floor = after
@@ -71,11 +73,11 @@ class Tail(Generic[Entry]):
         self._seen: dict[int, float] = {}
 
     def more(self, session: Session, now: float) -> tuple[list[Entry], bool]:
-        """What has come since the last call, as much as fits on a page, and whether there is more of it.
+        """Return the entries since the last call, as many as fit on a page, and whether there are more.
 
         Args:
-            session: to read in.
-            now: of any clock that only goes forward, in seconds.
+            session: A read session.
+            now: Time of a monotonic clock in seconds.
         """
         settled = [entry_id for entry_id, seen_at in self._seen.items() if seen_at + self._settle_seconds <= now]
         if settled:
@@ -89,14 +91,14 @@ class Tail(Generic[Entry]):
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What one look at the database found."""
+    """What one read of the database found."""
 
     entries: list[Any]
     has_more: bool
-    """Whether more entries are there already."""
+    """Whether more entries exist already."""
     job: JobView
     is_over: bool
-    """The job has ended, and no lease is left whose runner could still log."""
+    """Whether the job has ended and no lease is left whose runner could still log."""
 
 
 class Follower:
@@ -116,14 +118,14 @@ class Follower:
     ) -> None:
         """
         Args:
-            context: of the app.
-            key: of the client; the stream ends when it is revoked.
-            job_id: the job.
-            read: see `Tail`.
-            after: only entries with a larger id.
-            event_name: what the client dispatches an entry by.
-            with_progress: send the job itself, as `progress`, at once and whenever its state or counts have changed.
-            until_leases_end: go on after the job's end until its runners have had time to log their last lines.
+            context: The app's context.
+            key: The client's API key; the stream ends when it is revoked.
+            job_id: The job to follow.
+            read: See `Tail`.
+            after: Only entries with a larger id are sent.
+            event_name: Returns the event name of an entry.
+            with_progress: Send the job as a `progress` event at once and whenever its state or counts have changed.
+            until_leases_end: Continue after the job's end until its runners have had time to log their last lines.
         """
         settle = 0.0 if context.database.is_sqlite else _SETTLE_SECONDS
         self._context = context
@@ -136,7 +138,7 @@ class Follower:
         self._spec: ShownSpec | None = None
 
     def response(self) -> StreamingResponse:
-        """The stream as an answer."""
+        """Return the stream as a response."""
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return StreamingResponse(self._messages(), media_type="text/event-stream", headers=headers)
 
@@ -173,12 +175,12 @@ class Follower:
                 return
 
     def _look(self) -> _Look:
-        """The state is read before the entries: what led to a terminal state is then among them."""
+        """Read the job's state before the entries, so that the entries that led to a terminal state are included."""
         database = self._context.database
         with database.read() as session:
             if not is_valid(session, self._key):
                 raise Unauthorized("the API key was revoked")
-            job = session.get(Job, self._job_id, options=[defer(_SPEC)])  # megabytes perhaps, and unchanging
+            job = session.get(Job, self._job_id, options=[defer(_SPEC)])  # may be megabytes, and never changes
             if job is None:
                 raise NotFound(f"there is no job '{self._job_id}'")
             if self._spec is None:

@@ -1,4 +1,4 @@
-"""Requests per second of each project, counted in Redis for all API processes, or by each for itself without it."""
+"""Limits requests per second of each project, counted in Redis for all API processes, or per process without Redis."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _RETRY_AFTER_SECONDS = 1  # the window's length
 
 
 class Throttle:
-    """Lets so many requests of a project pass in any second, give or take what a sliding counter errs by."""
+    """Limits the requests of each project per second, as exactly as a sliding window counter can."""
 
     def __init__(self, settings: Settings, *, redis_seconds: float = 0.25, outage_seconds: float = 5.0) -> None:
-        """No connection is made before the first request of a project that has a limit.
+        """Connects to Redis at the first request of a project that has a limit.
 
         Args:
-            settings: the limits, and where Redis is.
-            redis_seconds: how long a request waits for Redis to answer, twice at most.
-            outage_seconds: how long after a failure Redis is not asked.
+            settings: The limits, and the URL of Redis.
+            redis_seconds: How long a request waits for Redis, at most twice.
+            outage_seconds: How long Redis is not asked after a failure.
         """
         self._settings = settings
         self._outage_seconds = outage_seconds
         self._redis = connect(settings, timeout_seconds=redis_seconds)
-        # The address is that of the pool; the one that the library wants here is not looked at.
+        # The pool has the address; the library requires a URL here but does not use it.
         shared = RedisStorage("redis://", connection_pool=self._redis.connection_pool, key_prefix="stoker:limits")
         self._shared = SlidingWindowCounterRateLimiter(shared)
         self._starting = threading.Lock()
@@ -50,7 +50,7 @@ class Throttle:
         """Count a request.
 
         Raises:
-            TooManyRequests: its project has had its share of this second.
+            TooManyRequests: The project has reached its requests per second.
         """
         limit = limits_of(project, self._settings.projects).requests_per_second
         if limit is None:
@@ -62,7 +62,7 @@ class Throttle:
             )
 
     def _has_room(self, item: RateLimitItemPerSecond, project: str) -> bool:
-        """Whether there was room for one more, which is then counted."""
+        """Count a request if the limit allows it; returns whether it did."""
         if time.monotonic() >= self._ask_again_at:
             try:
                 return self._shared.hit(item, project)
@@ -73,6 +73,6 @@ class Throttle:
 
     def _by_itself(self) -> SlidingWindowCounterRateLimiter:
         with self._starting:
-            if self._own is None:  # made only now, since it starts a thread
+            if self._own is None:  # created lazily, since it starts a thread
                 self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
             return self._own

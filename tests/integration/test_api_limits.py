@@ -247,7 +247,7 @@ def test_a_large_body_is_refused_before_it_is_sent(api: LiveApi, mine: httpx.Cli
 def test_a_file_larger_than_the_whole_limit_is_not_told_to_wait(mine: httpx.Client) -> None:
     answer = upload(mine, bytes(BYTES + 1 + 2**16))
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
-    assert "all of project 'mine' may be, 10000 bytes" in answer.json()["error"]["message"]
+    assert "project 'mine' may store in all: 10000 bytes" in answer.json()["error"]["message"]
     assert "retry-after" not in answer.headers
 
 

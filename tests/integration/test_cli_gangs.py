@@ -77,7 +77,7 @@ def test_a_gang_that_no_host_can_hold_waits_and_says_for_what(api: LiveApi, capf
 
 
 def test_a_gang_that_could_start_says_nothing_else(api: LiveApi) -> None:
-    assert api.client.job(queued(api, 3))["waiting_reason"] == "it is about to be given a slot"
+    assert api.client.job(queued(api, 3))["waiting_reason"] == "it is about to get a slot"
 
 
 def test_every_slot_of_a_gang_is_shown_as_its_jobs(api: LiveApi, capfd: Any) -> None:

@@ -1,5 +1,5 @@
 """The routes of the HTTP API, one module for each kind of thing.
 
-Each reads its request with the means of `scheduler.api`, calls a verb of `jobs.ledger` and answers with a form of
-`scheduler.api.schemas`.
+Each route parses its request with the modules of `scheduler.api`, calls a verb of `jobs.ledger` and returns a model
+of `scheduler.api.schemas`.
 """

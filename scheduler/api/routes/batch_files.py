@@ -1,4 +1,4 @@
-"""The output and error files of a batch that has not ended: made while they are read, and longer at each reading."""
+"""The output and error files of a batch that is still running: rendered on each read, with the lines known so far."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _BLOCK_BYTES = 256 * 2**10
 
 
 def find_growing(session: Session, file_id: str, key: ApiKey) -> Batch | None:
-    """The live batch that this will be a file of, or None where there is none that the key sees."""
+    """The live batch that this file id belongs to, or None if the key sees no such batch."""
     named = or_(col(Batch.output_file_id) == file_id, col(Batch.error_file_id) == file_id)
     batch = session.scalar(select(Batch).where(col(Batch.state).in_(LIVE_BATCH_STATES), named))
     return batch if batch is not None and sees(key.project, batch.project) else None
 
 
 def growing_view(batch: Batch, file_id: str) -> FileView:
-    """Such a file as JSON: `uploaded`, and of no known size, until the batch has ended."""
+    """The file as JSON: its status is `uploaded` and its size unknown until the batch has ended."""
     kind = "output" if file_id == batch.output_file_id else "error"
     return FileView(
         id=file_id,
@@ -42,7 +42,7 @@ def growing_view(batch: Batch, file_id: str) -> FileView:
 
 
 def stream_growing(context: Context, batch: Batch, file_id: str, key: ApiKey) -> StreamingResponse:
-    """The lines that are known now, in the order of the input; those of rows that are not done are missing."""
+    """The lines known so far, in input order; rows that are not done yet have no line."""
     with context.database.read() as session:
         jobs = batches.jobs_of(session, batch.id)
     wanted = file_id == batch.output_file_id

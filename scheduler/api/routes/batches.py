@@ -1,4 +1,4 @@
-"""Routes of batches, in OpenAI's form: create, list, look at, cancel. Files are the matter of `files`."""
+"""Routes of batches in OpenAI's format: create, list, retrieve, cancel. For files see `files.py`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Labels = Annotated[
 
 
 class OutputExpiry(BaseModel):
-    """How long the output files are kept."""
+    """How long the output files are kept after the batch was created."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -60,13 +60,15 @@ class OutputExpiry(BaseModel):
 
 
 class BatchRequest(BaseModel):
-    """What creates a batch."""
+    """The request body that creates a batch."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     input_file_id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")
     endpoint: str = Field(max_length=100, json_schema_extra={"enum": list(ENDPOINTS)})
-    completion_window: str = Field(max_length=20, description="`24h`, `90m`, ...: after it, the batch expires.")
+    completion_window: str = Field(
+        max_length=20, description="A duration such as `24h` or `90m`, after which the batch expires."
+    )
     metadata: Labels | None = Field(default=None, description="Up to 16 pairs.")
     output_expires_after: OutputExpiry | None = None
     retry_of: str | None = Field(
@@ -95,9 +97,9 @@ def create_batch(
         Header(pattern=r"^[\x21-\x7e]{1,200}$", description="A repeated request under one key is one batch."),
     ] = None,
 ) -> BatchView:
-    """Create a batch of an uploaded file's lines. What is wrong with a line is said in the batch's `errors`.
+    """Create a batch from the lines of an uploaded file. Errors in lines are listed in the batch's `errors`.
 
-    A repetition with the same `Idempotency-Key`, or one that the SDK marks as a retry, gives the batch of the first.
+    A repeated request with the same `Idempotency-Key`, or one that the SDK marks as a retry, returns the first batch.
     """
     asked = parse_request(BatchRequest, document, noun="a batch")
     new, wanted = _checked(context, asked, key)
@@ -138,7 +140,7 @@ def get_batch(context: InContext, key: Key, batch_id: BatchId) -> BatchView:
 
 @router.post("/{batch_id}/cancel", responses=error_responses(404, 409))
 def cancel_batch(context: InContext, key: Key, batch_id: BatchId) -> BatchView:
-    """Ask a batch to stop; what it has finished will be in the output file. 409 when it has ended already."""
+    """Cancel a batch. Finished lines will be in the output file. Returns 409 if the batch has already ended."""
     with context.database.read() as session:
         find_batch(session, batch_id, key)
     batch = batches.cancel(context.database, batch_id)
@@ -147,7 +149,7 @@ def cancel_batch(context: InContext, key: Key, batch_id: BatchId) -> BatchView:
 
 
 def _checked(context: Context, asked: BatchRequest, key: ApiKey) -> tuple[NewBatch, RowsWanted | None]:
-    """The request with all that can be said of it at once, and the room that it needs; its lines are read later."""
+    """Validate what can be checked without reading the lines, and compute the queue space that the batch needs."""
     if asked.endpoint not in ENDPOINTS:
         raise UserError(f"endpoint: must be one of {', '.join(ENDPOINTS)}", param="endpoint")
     _check_labels(asked.metadata or {})

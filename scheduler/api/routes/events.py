@@ -1,4 +1,4 @@
-"""Routes of a job's history and of its runners' logs: as pages, or as server-sent events until the job has ended."""
+"""Routes of a job's history and of its runners' logs, as pages or as server-sent events until the job has ended."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _STREAM = "text/event-stream"
 
 
 def _also_a_stream_of(*views: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: each message of its stream has one of these as JSON, or nothing at the end."""
+    """The `responses` entry of a streaming route: each message holds one of these as JSON; the last one is empty."""
     schemas = [{"$ref": f"#/components/schemas/{view.__name__}"} for view in views]
     document = {"anyOf": [*schemas, {"type": "object", "maxProperties": 0}]}
     fields = {
-        "id": {"type": "string", "description": "Where to go on: `Last-Event-ID`."},
+        "id": {"type": "string", "description": "Value of `Last-Event-ID`: the stream continues after this id."},
         "event": {"type": "string"},
         "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": document},
     }
@@ -40,9 +40,14 @@ def _also_a_stream_of(*views: type[BaseModel]) -> dict[int | str, dict[str, Any]
 
 
 LastEventId = Annotated[
-    int | None, Header(ge=0, le=2**63 - 1, description="Where an interrupted stream goes on; wins over `after`.")
+    int | None,
+    Header(
+        ge=0, le=2**63 - 1, description="Continue an interrupted stream after this id; takes precedence over `after`."
+    ),
 ]
-Follow = Annotated[bool | None, Query(description="Stream until the job has ended; else the `Accept` header decides.")]
+Follow = Annotated[
+    bool | None, Query(description="Stream until the job has ended. If absent, the `Accept` header decides.")
+]
 
 
 @router.get("/{job_id}/events", response_model=Page[EventView], responses=_also_a_stream_of(EventView, JobView))
@@ -54,10 +59,12 @@ def get_events(
     after: AfterNumber = 0,
     limit: LongPageSize = 100,
     follow: Follow = None,
-    progress: Annotated[bool, Query(description="Also stream the job as it changes, as events `progress`.")] = False,
+    progress: Annotated[
+        bool, Query(description="Also send the job itself as `progress` events whenever it changes.")
+    ] = False,
     last_event_id: LastEventId = None,
 ) -> Page[EventView] | StreamingResponse:
-    """A job's history: streamed, unless `Accept: application/json` asks for a page. A stream says `end` at its end."""
+    """A job's history: a stream that ends with the event `end`, or a page for `Accept: application/json`."""
     _check_job(context, key, job_id)
 
     def read(session: Session, after_id: int, count: int) -> Iterator[EventView]:
@@ -91,7 +98,7 @@ def get_logs(
     follow: Follow = None,
     last_event_id: LastEventId = None,
 ) -> Page[LogView] | StreamingResponse:
-    """What the job's runners logged: a page, unless `follow` or `Accept: text/event-stream` asks for the stream."""
+    """Log lines of the job's runners: a page, unless `follow` or `Accept: text/event-stream` asks for a stream."""
     _check_job(context, key, job_id)
 
     def read(session: Session, after_id: int, count: int) -> Iterator[LogView]:
@@ -115,6 +122,6 @@ def get_logs(
 
 
 def _check_job(context: InContext, key: ApiKey, job_id: str) -> None:
-    """Refuse a job that the key does not see before an answer begins."""
+    """Raise NotFound for a job that the key does not see, before the response starts."""
     with context.database.read() as session:
         find_job(session, job_id, key)

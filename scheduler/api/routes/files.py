@@ -1,4 +1,4 @@
-"""Routes of uploaded files, in OpenAI's form: upload straight into the store, list, look at, read back, delete."""
+"""Routes of uploaded files in OpenAI's format: upload straight into the store, list, retrieve, download, delete."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 _DAY_SECONDS = 86400.0
 _EXPIRY_SECONDS = re.compile(r"[1-9][0-9]{0,9}")
 _BATCH_ENDINGS = ("", ".jsonl")
-_FRAME_BYTES = 64 * 2**10  # what the multipart form may add around the file
+_FRAME_BYTES = 64 * 2**10  # bytes that the multipart encoding may add around the file
 
 router = APIRouter(
     prefix="/v1/files", tags=["files"], dependencies=[Depends(require_key)], responses=error_responses(400)
@@ -70,9 +70,9 @@ _FORM = {
 
 @router.post("", response_model=FileView, responses=error_responses(408, 413), openapi_extra=_FORM)
 async def upload_file(request: Request, context: InContext, key: Key) -> FileView:
-    """Upload a file. Name it `file:<id>` in a spec's `input.path`. Fields after the file are taken too."""
+    """Upload a file. Specs refer to it as `input.path: file:<id>`. Form fields may come before or after the file."""
     declared = request.headers.get("content-length", "")
-    num_declared = int(declared) - _FRAME_BYTES if declared.isdigit() else 0  # at least so many bytes has the file
+    num_declared = int(declared) - _FRAME_BYTES if declared.isdigit() else 0  # the file has at least this many bytes
     room = await run_in_threadpool(_find_room, context, key.project, num_declared)
     boundary = boundary_of(request.headers.get("content-type", ""))
     stream = aiter(request.stream())
@@ -125,7 +125,7 @@ def get_file(context: InContext, key: Key, file_id: FileId) -> FileView:
     },
 )
 def get_file_content(request: Request, context: InContext, key: Key, file_id: FileId) -> Response:
-    """The bytes of a file, or of a `Range` of it. Of a batch that still runs, all lines that are known now."""
+    """The bytes of a file, or a `Range` of them. For the output of a running batch: all lines known so far."""
     with context.database.read() as session:
         growing = find_growing(session, file_id, key)
         if growing is None:
@@ -146,7 +146,7 @@ def delete_file(context: InContext, key: Key, file_id: FileId) -> DeletedFile:
         reader = uploads_in_use(session).get(file_id)
     if reader is not None:
         raise Conflict(f"{reader} still reads file '{file_id}'; cancel it or wait for its end")
-    context.store.delete(file.key)  # first, so that a deletion that was cut short can be done again
+    context.store.delete(file.key)  # first, so that an interrupted deletion can be repeated
     with context.database.write() as session:
         gone = session.get(StoredFile, file_id)
         if gone is not None:
@@ -156,27 +156,27 @@ def delete_file(context: InContext, key: Key, file_id: FileId) -> DeletedFile:
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """How large an upload may be, and what one that is larger is told."""
+    """How large an upload may be, and the error for a larger one."""
 
     num_bytes: int
     refusal: UserError
 
 
 def _find_room(context: Context, project: str, num_declared: int) -> _Room:
-    """The room for an upload, before its body is read.
+    """The space left for an upload, computed before its body is read.
 
     Args:
-        num_declared: bytes that the file surely has.
+        num_declared: Lower bound of the file's size in bytes.
 
     Raises:
-        TooLarge: that is more than any upload may have.
-        StorageFull: that is more than fits beside the project's other uploads.
+        TooLarge: The file is larger than any upload may be.
+        StorageFull: The project's other uploads leave too little space.
     """
     limit, database = context.settings.max_upload_bytes, context.database
     room = _Room(limit, TooLarge(f"the upload is larger than the limit of {limit} bytes", param="file"))
     total = limits_of(project, context.settings.projects).upload_bytes
     if total is not None and total < limit:
-        message = f"the upload is larger than all of project '{project}' may be, {total} bytes (upload_bytes)"
+        message = f"the upload is larger than project '{project}' may store in all: {total} bytes (upload_bytes)"
         room = _Room(total, TooLarge(message, param="file"))
     if num_declared > room.num_bytes:
         raise room.refusal
@@ -192,7 +192,7 @@ def _find_room(context: Context, project: str, num_declared: int) -> _Room:
 
 
 def _receive(context: Context, project: str, blocks: Iterator[bytes], boundary: bytes, room: _Room) -> FileView:
-    """Store an upload and write it down; whatever fails leaves neither."""
+    """Store an upload and record it; a failure leaves neither."""
     fields: dict[str, str] = {}
     file_id = new_id("file")
     stored: StoredObject | None = None
@@ -230,7 +230,7 @@ def _store(context: Context, file_id: str, part: Part, room: _Room) -> StoredObj
 def _write_down(
     context: Context, file_id: str, filename: str, fields: dict[str, str], stored: StoredObject, project: str
 ) -> StoredFile:
-    longest = context.settings.upload_days * _DAY_SECONDS  # nothing is kept longer, whatever was asked for
+    longest = context.settings.upload_days * _DAY_SECONDS  # the operator's limit wins over a longer request
     seconds = min(longest, float(fields.get("expires_after[seconds]", longest)))
     limit = limits_of(project, context.settings.projects).upload_bytes
     with context.database.write() as session:
@@ -253,7 +253,7 @@ def _write_down(
 
 
 def _check_fields(fields: dict[str, str]) -> None:
-    """Refuse what is wrong as soon as it is known: before the file's bytes, where the client sends fields first."""
+    """Reject invalid fields as early as possible: before the file's bytes if the client sends the fields first."""
     purpose = fields.get("purpose")
     if purpose is not None and purpose not in PURPOSES:
         raise UserError(f"purpose: must be one of {', '.join(PURPOSES)}", param="purpose")
@@ -266,7 +266,7 @@ def _check_fields(fields: dict[str, str]) -> None:
 
 
 def _check_filename(filename: str, purpose: str | None) -> None:
-    """Refuse another ending for a batch's input; bytes that a program uploads have a name without any."""
+    """Reject other extensions for a batch's input. Names without one pass, since SDKs send such names for bytes."""
     if purpose == "batch" and PurePosixPath(filename).suffix.lower() not in _BATCH_ENDINGS:
         raise UserError("file: the input of a batch is a .jsonl file", param="file")
 

@@ -1,4 +1,4 @@
-"""Route of health: what works and what does not, for load balancers, `stoker doctor` and clients looking for an API."""
+"""Health route: the state of each part, for load balancers, `stoker doctor` and clients that look for an API."""
 
 from __future__ import annotations
 
@@ -34,16 +34,13 @@ router = APIRouter(tags=["health"])
     "/healthz",
     response_model=Health,
     responses={
-        503: {"model": Health, "description": "The database cannot be used; nothing can be taken."},
-        **{
-            status: {"model": ErrorBody, "description": "Asked for under the name of another host."}
-            for status in (401, 403)
-        },
+        503: {"model": Health, "description": "The database cannot be used, so no job can be accepted."},
+        **{status: {"model": ErrorBody, "description": "The request names another host."} for status in (401, 403)},
     },
-    openapi_extra={"security": [{bearer.scheme_name: []}, {}]},  # that is, a key or none
+    openapi_extra={"security": [{bearer.scheme_name: []}, {}]},  # a key or None
 )
 def get_health(request: Request, context: InContext, credentials: Credentials) -> JSONResponse:
-    """Whether Stoker can do its work. Needs no key. 200 as soon as jobs are taken, 503 while they are not."""
+    """Whether Stoker works. Needs no key. Returns 200 while jobs are accepted, 503 while they are not."""
     check_host(request, context, credentials)
     health = check_health(context.settings, context.database)
     status = 503 if health.status == "unavailable" else 200
@@ -51,7 +48,7 @@ def get_health(request: Request, context: InContext, credentials: Credentials) -
 
 
 def check_health(settings: Settings, database: Database) -> Health:
-    """Look at the database, its schema, Redis and the scheduler."""
+    """Check the database, its schema, Redis and the scheduler."""
     schema: Schema | None = None
     scheduler = "not known while the database is away"
     try:
@@ -64,7 +61,7 @@ def check_health(settings: Settings, database: Database) -> Health:
                 scheduler = "ok" if has_leader(session, database) else "no scheduler is running"
     except ServiceUnavailable as error:
         logger.warning("%s", error.message)
-        database_state = "cannot be reached"  # no more than that to whoever asks without a key
+        database_state = "cannot be reached"  # without a key, the response says no more than this
     redis_says = redis_state(settings)
     works: HealthStatus = "ok" if redis_says == scheduler == "ok" else "degraded"
     return Health(
@@ -80,11 +77,11 @@ def check_health(settings: Settings, database: Database) -> Health:
 
 
 def redis_state(settings: Settings) -> str:
-    """`ok`, or what keeps slots from being rung."""
+    """`ok`, or why the slots' doorbells cannot be rung."""
     try:
         with connect(settings, timeout_seconds=_REDIS_SECONDS) as client:
             return trouble(client) or "ok"
-    except (redis.RedisError, OSError) as error:  # of closing it
+    except (redis.RedisError, OSError) as error:  # errors while closing do not matter here
         return f"cannot be reached: {type(error).__name__}"
 
 

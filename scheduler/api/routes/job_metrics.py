@@ -1,4 +1,4 @@
-"""Routes of a job's numbers: how far and how fast it is, a training's metrics by step, and its attempts."""
+"""Routes of a job's metrics: progress and speed, a training's metrics by step, and its attempts."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ def get_job_metrics(
     context: InContext,
     key: Key,
     job_id: JobId,
-    name: Annotated[str | None, Query(max_length=200, description="Only this metric, of a training.")] = None,
-    after_step: Annotated[int, Query(ge=-1, le=2**63 - 1, description="Only later steps, of a training.")] = -1,
-    limit: Annotated[int, Query(ge=1, le=_MOST_METRICS, description="At most so many.")] = _MOST_METRICS,
+    name: Annotated[str | None, Query(max_length=200, description="For a training: only this metric.")] = None,
+    after_step: Annotated[
+        int, Query(ge=-1, le=2**63 - 1, description="For a training: only steps after this one.")
+    ] = -1,
+    limit: Annotated[int, Query(ge=1, le=_MOST_METRICS, description="Most values to return.")] = _MOST_METRICS,
 ) -> MetricList:
-    """A job's numbers: of a training its metrics by step, else how far and how fast it is, at the rows done."""
+    """A job's metrics: by step for a training; else progress and speed, where the step is the number of rows done."""
     with context.database.read() as session:
         job = find_job(session, job_id, key)
         if job.kind == TRAINING:
@@ -44,7 +46,7 @@ def get_job_metrics(
 
 @router.get("/{job_id}/attempts")
 def list_attempts(context: InContext, key: Key, job_id: JobId) -> Page[AttemptView]:
-    """The attempts of a training: where each ran, from where and how far it came, why it ended."""
+    """The attempts of a training: where each ran, its first and last step, and why it ended."""
     with context.database.read() as session:
         find_job(session, job_id, key)
         slots = attempts.slots_by_leader(session, job_id)

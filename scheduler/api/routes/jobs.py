@@ -1,4 +1,4 @@
-"""Routes of jobs: submit, list, look at, cancel, retry, their numbers and their artifacts."""
+"""Routes of jobs: submit, list, retrieve, cancel, retry, and their artifacts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ router = APIRouter(
     status_code=201,
     response_model=JobView,
     responses={
-        200: {"model": JobView, "description": "The job that was made under this Idempotency-Key before."},
+        200: {"model": JobView, "description": "The job that was created with this Idempotency-Key before."},
         **error_responses(403, 408, 409, 413),
     },
     openapi_extra=yaml_or_json(
@@ -58,10 +58,10 @@ def submit_job(
     response: Response,
     idempotency_key: Annotated[
         str | None,
-        Header(pattern=r"^[\x21-\x7e]{1,200}$", description="A repeated submission under one key makes one job."),
+        Header(pattern=r"^[\x21-\x7e]{1,200}$", description="Repeated submissions with one key create one job."),
     ] = None,
 ) -> JobView:
-    """Submit a job. What is wrong with its spec, input, model or output paths is said now, and then nothing is kept."""
+    """Submit a job. Errors in its spec, input, model or output paths are reported now, and then no job is created."""
     spec = with_catalogue(parse_spec(document), context.settings.models)
     if idempotency_key is not None:
         with context.database.read() as session:
@@ -89,8 +89,8 @@ def list_jobs(
     limit: PageSize = 20,
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
 ) -> Page[JobView]:
-    """Jobs of the key's project, newest first. Of large specs, parts are left out (`spec_is_cut`), and a page of many
-    of them is shorter than `limit`: `has_more` tells."""
+    """Jobs of the key's project, newest first. Large values are left out of large specs (`spec_is_cut`). A page may be
+    shorter than `limit`; `has_more` says whether there are more."""
     with context.database.read() as session:
         if after is not None:
             find_job(session, after, key)
@@ -109,7 +109,7 @@ def get_job(context: InContext, key: Key, job_id: JobId) -> JobView:
 
 @router.post("/{job_id}/cancel", responses=error_responses(404, 409))
 def cancel_job(context: InContext, key: Key, job_id: JobId) -> JobView:
-    """Ask a job to stop; what it has finished stays readable. 409 when it has ended already."""
+    """Cancel a job. Its finished results stay readable. Returns 409 if the job has already ended."""
     _check_visible(context, key, job_id)
     job_ledger.cancel(context.database, job_id)
     context.doorbell.wake()
@@ -121,12 +121,13 @@ def cancel_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     status_code=201,
     response_model=JobView,
     responses={
-        200: {"model": JobView, "description": "The retry of this job that was asked for before and has not ended."},
+        200: {"model": JobView, "description": "The retry of this job that was requested before and is still running."},
         **error_responses(403, 404, 409),
     },
 )
 def retry_job(context: InContext, key: Key, job_id: JobId, response: Response) -> JobView:
-    """Submit a failed, cancelled or expired job again, as a new job; once, until that one has ended. 409 for others."""
+    """Submit a failed, cancelled or expired job again as a new job. While that job is live, it is returned instead.
+    Returns 409 for jobs in other states."""
     with context.database.read() as session:
         ended = find_job(session, job_id, key)
         live = job_ledger.live_retry(session, job_id)
@@ -135,7 +136,7 @@ def retry_job(context: InContext, key: Key, job_id: JobId, response: Response) -
         return describe_job(context, live.id)
     spec = parse_spec(ended.spec)
     pins: Pins | None = None
-    if ended.state.is_terminal and ended.state != JobState.COMPLETED:  # others are refused for that, below
+    if ended.state.is_terminal and ended.state != JobState.COMPLETED:  # other states are rejected below
         check_submission(
             spec, settings=context.settings, database=context.database, store=context.store, project=ended.project
         )
@@ -148,7 +149,7 @@ def retry_job(context: InContext, key: Key, job_id: JobId, response: Response) -
 
 @router.get("/{job_id}/artifacts", responses=error_responses(404))
 def list_artifacts(context: InContext, key: Key, job_id: JobId) -> Page[ArtifactView]:
-    """The files a job made, by name."""
+    """The files that a job made, by name."""
     with context.database.read() as session:
         find_job(session, job_id, key)
         return page([artifact_view(artifact) for artifact in job_ledger.artifacts(session, job_id)], id_field="name")
@@ -170,7 +171,7 @@ def get_artifact(
     job_id: JobId,
     name: Annotated[str, Path(pattern=r"^[^\x00]{1,500}$", description="The artifact's name.")],
 ) -> Response:
-    """The bytes of a file that a job made, or of a `Range` of it."""
+    """The bytes of a job's artifact, or a `Range` of them."""
     with context.database.read() as session:
         find_job(session, job_id, key)
         artifact = session.get(Artifact, (job_id, name))

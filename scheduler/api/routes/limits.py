@@ -1,4 +1,4 @@
-"""Route of limits: what a project may use, and what it uses now."""
+"""Limits route: what a project may use, and what it uses now."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(
 
 
 class Allowance(BaseModel):
-    """Something that a project may hold so much of."""
+    """One limited resource of a project."""
 
     limit: int | None = Field(description="Null: no limit.")
     used: int
@@ -33,7 +33,7 @@ class LimitsView(BaseModel):
     object: Literal["limits"] = "limits"
     project: str
     queued_rows: Allowance = Field(description="Rows of its jobs and batches that are accepted and not done.")
-    upload_bytes: Allowance = Field(description="Of its uploads that have not expired.")
+    upload_bytes: Allowance = Field(description="Bytes of its uploads that have not expired.")
     requests_per_second: int | None = Field(description="Null: no limit.")
 
 
@@ -41,9 +41,11 @@ class LimitsView(BaseModel):
 def get_limits(
     context: InContext,
     key: Key,
-    project: Annotated[ProjectName | None, Query(description="Another than the key's own, for operators.")] = None,
+    project: Annotated[
+        ProjectName | None, Query(description="Another project than the key's own; for operators.")
+    ] = None,
 ) -> LimitsView:
-    """What the key's project may use, and what it uses. Rows that are still being counted are not among them."""
+    """What the key's project may use, and what it uses now. Rows that are still being counted are not included."""
     name = project or key.project
     if not sees(key.project, name):
         raise NotFound(f"there is no project '{name}'")

@@ -1,4 +1,4 @@
-"""Routes of the models that clients may name, in OpenAI's form."""
+"""Routes of the models that clients may name, in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class ModelView(BaseModel):
     object: Literal["model"] = "model"
     created: int = Field(default=0, description="Not known; 0.")
     owned_by: str = "operator"
-    task: str | None = Field(description="The one task that it is for, where the operator said so. An extension.")
+    task: str | None = Field(description="The only task of this model, if the operator restricted it. An extension.")
 
 
 @router.get("")
 def list_models(context: InContext) -> Page[ModelView]:
-    """The operator's catalogue, by name. Where `any_model` is set, folders and hub ids are names as well."""
+    """The operator's catalogue, by name. With `any_model`, folders and hub ids are valid names too."""
     entries = sorted(context.settings.models.items())
     return page([ModelView(id=name, task=entry.task) for name, entry in entries])
 

@@ -1,4 +1,4 @@
-"""Route of metrics for Prometheus, read from the database at each scrape, so that every API process says the same."""
+"""Metrics route for Prometheus, read from the database at each scrape, so that all API processes report the same."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ router = APIRouter(tags=["metrics"], responses=error_responses(403))
     "/metrics",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus's text."}},
-    openapi_extra={"security": [{bearer.scheme_name: []}, {}]},  # that is, a key or none
+    openapi_extra={"security": [{bearer.scheme_name: []}, {}]},  # a key or None
 )
 def get_metrics(request: Request, context: InContext, credentials: Credentials) -> Response:
-    """Numbers for Prometheus. Needs a key, unless the API is bound to this machine's loopback only."""
+    """Metrics in Prometheus' text format. Needs a key unless the API is bound to loopback only."""
     if is_loopback(context.settings.host):
         check_host(request, context, credentials)
     else:
@@ -37,13 +37,13 @@ def get_metrics(request: Request, context: InContext, credentials: Credentials) 
 
 
 class _SnapshotCollector(Collector):
-    """One reading as Prometheus's families. All are gauges: rows and tokens go down when ended jobs are deleted."""
+    """One snapshot as Prometheus metric families. All are gauges: rows and tokens decrease when jobs are deleted."""
 
     def __init__(self, reading: Snapshot) -> None:
         self._reading = reading
 
     def collect(self) -> Iterator[Metric]:
-        """The families."""
+        """The metric families of the snapshot."""
         reading = self._reading
         yield InfoMetricFamily("stoker", "The version that runs.", value={"version": version()})
         jobs = GaugeMetricFamily("stoker_jobs", "Jobs by state.", labels=["state"])
@@ -59,11 +59,13 @@ class _SnapshotCollector(Collector):
         chunks.add_metric(["pending"], reading.pending_chunks)
         chunks.add_metric(["leased"], reading.leased_chunks)
         yield chunks
-        rows = GaugeMetricFamily("stoker_rows", "Rows recorded for the jobs that are kept.", labels=["outcome"])
+        rows = GaugeMetricFamily("stoker_rows", "Rows recorded for all jobs that are not deleted.", labels=["outcome"])
         rows.add_metric(["output"], reading.rows_done - reading.rows_failed)
         rows.add_metric(["error"], reading.rows_failed)
         yield rows
-        yield GaugeMetricFamily("stoker_tokens", "Tokens the models saw for those rows.", value=reading.tokens_done)
         yield GaugeMetricFamily(
-            "stoker_oldest_wait_seconds", "Age of the oldest queued job.", value=reading.oldest_wait_seconds
+            "stoker_tokens", "Tokens that the models saw for those rows.", value=reading.tokens_done
+        )
+        yield GaugeMetricFamily(
+            "stoker_oldest_wait_seconds", "Age of the oldest queued job in seconds.", value=reading.oldest_wait_seconds
         )

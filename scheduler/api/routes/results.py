@@ -1,4 +1,4 @@
-"""Route of results: written in the asked format while they are read, nothing held whole."""
+"""Results route: encoded in the requested format while being read, never the whole in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MEDIA_TYPES: dict[ExportFormat, str] = {
     "parquet": "application/vnd.apache.parquet",
     "csv": "text/csv; charset=utf-8",
 }
-_STEP_ROWS = 64  # written between two looks at what there is to send; a row may be a megabyte
+_STEP_ROWS = 64  # rows encoded between two sends; a row may be a megabyte
 _BLOCK_BYTES = 256 * 2**10
 
 router = APIRouter(
@@ -48,12 +48,12 @@ def get_results(
     job_id: JobId,
     format: Annotated[Literal["jsonl", "parquet", "csv"], Query(description="Of the answer.")] = "jsonl",  # noqa: A002
     after_row: Annotated[int, Query(ge=-1, le=2**63 - 1, description="Only rows with a larger index.")] = -1,
-    limit: Annotated[int | None, Query(ge=1, le=2**63 - 1, description="At most so many.")] = None,
+    limit: Annotated[int | None, Query(ge=1, le=2**63 - 1, description="Most rows to return.")] = None,
 ) -> StreamingResponse:
-    """A job's results in row order, one for each row: `row_index`, `key`, and either `output` or `error`.
+    """A job's results in row order, one per row: `row_index`, `key`, and either `output` or `error`.
 
-    While the job runs, and after a cancel, these are the rows recorded so far; rows between them may be missing, since
-    chunks are done in any order. An answer that ends without the end of its chunked encoding was broken off.
+    While the job runs, and after a cancel, these are the rows recorded so far. Rows between them may be missing, since
+    chunks finish in any order. A response without the end of its chunked encoding is incomplete.
     """
     with context.database.read() as session:
         spec = parse_spec(find_job(session, job_id, key).spec)
@@ -70,7 +70,7 @@ def get_results(
 
 
 def write_results(results: Iterator[Result], fmt: ExportFormat, *, vector_output: bool) -> Iterator[bytes]:
-    """Results in a format, in blocks, as they are read."""
+    """Results in the requested format, as blocks of bytes."""
     outbox = _Outbox()
     with open_writer(fmt, cast("BinaryIO", outbox), vector_output=vector_output) as writer:
         while writer.add(islice(results, _STEP_ROWS)) == _STEP_ROWS:
@@ -81,14 +81,14 @@ def write_results(results: Iterator[Result], fmt: ExportFormat, *, vector_output
 
 
 class _Outbox(io.RawIOBase):
-    """A file that is written at one end while it is sent from the other."""
+    """A file object whose written bytes are sent and dropped."""
 
     def __init__(self) -> None:
         super().__init__()
         self._waiting: list[bytes] = []
         self._taken = 0
         self.num_waiting = 0
-        """Bytes written and not yet taken."""
+        """Bytes written and not yet sent."""
 
     def writable(self) -> bool:
         """Always."""
@@ -102,11 +102,11 @@ class _Outbox(io.RawIOBase):
         return len(block)
 
     def tell(self) -> int:
-        """Bytes written so far; Parquet's footer names places by it."""
+        """Bytes written so far; Parquet's footer stores such offsets."""
         return self._taken + self.num_waiting
 
     def take(self) -> bytes:
-        """What was written since the last time."""
+        """The bytes written since the last call."""
         taken = b"".join(self._waiting)
         self._waiting.clear()
         self._taken += len(taken)

@@ -1,4 +1,4 @@
-"""Route of slots: which there are, and what each does now."""
+"""Slots route: which slots exist, and what each does now."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/slots", tags=["slots"], dependencies=[Depends(req
 
 @router.get("")
 def get_slots(context: InContext, key: Key) -> Page[SlotView]:
-    """Every slot ever registered, by id. What it does for other projects, and their models, is not told."""
+    """Every slot ever registered, by id. Jobs and models of other projects are hidden."""
     working = select(Lease, col(Job.project)).join(Job, col(Job.id) == col(Lease.job_id))
     with context.database.read() as session:
         live = session.execute(working.where(col(Lease.state).in_(LIVE_LEASE_STATES))).all()
@@ -45,7 +45,7 @@ def get_slots(context: InContext, key: Key) -> Page[SlotView]:
 
 
 def _visible_models(session: Session, key: ApiKey, slots: Sequence[Slot]) -> set[str]:
-    """The slots' warm models that a job of the key's project uses or used; the operator sees all."""
+    """The warm models that jobs of the key's project use or used; the operator sees all."""
     warm = {model for slot in slots for model in slot.warm_models}
     if scope_of(key) is None or not warm:
         return warm

@@ -1,4 +1,4 @@
-"""Routes of webhooks: make, list, look at, delete, try out, and read how their deliveries went."""
+"""Routes of webhooks: create, list, retrieve, delete, test, and list their deliveries."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ _MOST_EVENTS = 100
 
 
 class WebhookRequest(BaseModel):
-    """What makes a webhook."""
+    """The request body that creates a webhook."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     url: str = Field(
-        max_length=LONGEST_URL, description="http or https, of a public host unless the operator lists it."
+        max_length=LONGEST_URL,
+        description="An http or https URL; the host must be public unless the operator lists it.",
     )
     events: list[Annotated[str, Field(max_length=100)]] = Field(
         default=[],
         max_length=_MOST_EVENTS,
-        description="Types to be told of; empty: all.",
+        description="Event types to deliver; empty: all.",
         json_schema_extra={"items": {"type": "string", "enum": list(EVENT_TYPES)}},
     )
 
@@ -51,19 +52,19 @@ class WebhookView(BaseModel):
     id: str
     object: Literal["webhook"] = "webhook"
     url: str
-    events: list[str] = Field(description="Types that it is told of; empty: all.")
-    project: str = Field(description="Whose events it is told.")
+    events: list[str] = Field(description="Event types that are delivered; empty: all.")
+    project: str = Field(description="The project whose events are delivered.")
     created_at: float
 
 
 class NewWebhookView(WebhookView):
-    """A webhook just made."""
+    """A webhook that was just created, with its secret."""
 
-    secret: str = Field(description="`whsec_...`, which the signatures are checked with. Shown this once.")
+    secret: str = Field(description="Secret `whsec_...` for checking signatures. Shown only once.")
 
 
 class DeletedWebhook(BaseModel):
-    """The answer to a deletion."""
+    """The response to a deletion."""
 
     id: str
     object: Literal["webhook"] = "webhook"
@@ -73,17 +74,21 @@ class DeletedWebhook(BaseModel):
 class DeliveryView(BaseModel):
     """One event on its way to one webhook. Times are Unix seconds."""
 
-    id: str = Field(description="The header `webhook-id`, the same at each try.")
+    id: str = Field(description="The `webhook-id` header, the same at each attempt.")
     object: Literal["webhook_delivery"] = "webhook_delivery"
     webhook_id: str
     type: str
     event: dict[str, Any] = Field(description="What is sent.")
     state: DeliveryState
-    attempts: int = Field(description="Tries so far, counted also where the receiver was found to be away just before.")
-    status_code: int | None = Field(description="Of the last answer; null where there was none.")
-    error: str | None = Field(description="Why the last try failed.")
+    attempts: int = Field(
+        description="Attempts so far, including those skipped because the receiver had just been unreachable."
+    )
+    status_code: int | None = Field(description="HTTP status of the last response; null if there was none.")
+    error: str | None = Field(description="Why the last attempt failed.")
     created_at: float
-    next_attempt_at: float | None = Field(description="When it is tried again, at the earliest, while it is pending.")
+    next_attempt_at: float | None = Field(
+        description="Earliest time of the next attempt while the delivery is pending."
+    )
     ended_at: float | None
 
 
@@ -99,7 +104,7 @@ _BODY = {"application/json": {"schema": {"$ref": f"#/components/schemas/{Webhook
 def create_webhook(
     context: InContext, key: Key, document: Annotated[dict[str, Any], Depends(read_document)]
 ) -> NewWebhookView:
-    """Make a webhook for the key's project. Its secret is in this answer and in no other."""
+    """Create a webhook for the key's project. Only this response contains its secret."""
     asked = parse_request(WebhookRequest, document, noun="a webhook")
     for event_type in asked.events:
         if event_type not in EVENT_TYPES:
@@ -128,7 +133,7 @@ def get_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> WebhookV
 
 @router.delete("/{webhook_id}", responses=error_responses(404))
 def delete_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> DeletedWebhook:
-    """Delete a webhook and its log; what is not sent yet never is."""
+    """Delete a webhook and its log. Pending deliveries are dropped."""
     with context.database.read() as session:
         find_webhook(session, webhook_id, key)
     webhooks.delete(context.database, webhook_id)
@@ -139,7 +144,7 @@ def delete_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> Delet
 def list_deliveries(
     context: InContext, key: Key, webhook_id: WebhookId, after: AfterId = None, limit: PageSize = 20
 ) -> Page[DeliveryView]:
-    """The delivery log, newest first: what was sent, or is to be, and what came of it."""
+    """The delivery log, newest first: deliveries and their outcome."""
     with context.database.read() as session:
         find_webhook(session, webhook_id, key)
         found, has_more = webhooks.deliveries(session, webhook_id, after=after, limit=limit)
@@ -148,7 +153,7 @@ def list_deliveries(
 
 @router.post("/{webhook_id}/test", status_code=201, responses=error_responses(404))
 def send_test(context: InContext, key: Key, webhook_id: WebhookId) -> DeliveryView:
-    """Send a `webhook.test` event, whatever the webhook is told of. The log says what came of it."""
+    """Send a `webhook.test` event, whatever event types the webhook has. The delivery log shows the outcome."""
     with context.database.read() as session:
         find_webhook(session, webhook_id, key)
     delivery = webhooks.announce_test(context.database, webhook_id)
