@@ -4,7 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
+
+
+class RowErrorCode(StrEnum):
+    """What is wrong with a row, as a stable word for programs; `ops/docs/reference.md` explains each."""
+
+    # what the client can mend
+    INVALID_JSON_LINE = "invalid_json_line"
+    NOT_AN_OBJECT = "not_an_object"
+    INVALID_CSV_ROW = "invalid_csv_row"
+    INVALID_UTF8 = "invalid_utf8"
+    INVALID_ENCODING = "invalid_encoding"
+    INVALID_VALUE = "invalid_value"
+    INVALID_KEY = "invalid_key"
+    MISSING_COLUMN = "missing_column"
+    NULL_VALUE = "null_value"
+    WRONG_TYPE = "wrong_type"
+    ROW_TOO_LARGE = "row_too_large"
+    INVALID_IMAGE = "invalid_image"
+    INVALID_AUDIO = "invalid_audio"
+    MISSING_FILE = "missing_file"
+    FORBIDDEN_PATH = "forbidden_path"
+    URL_NOT_ALLOWED = "url_not_allowed"
+    INVALID_TEXT = "invalid_text"
+    EMPTY_ROW = "empty_row"
+    EMPTY_INPUT = "empty_input"
+    TOO_MANY_INPUTS = "too_many_inputs"
+    ROW_TOO_LONG = "row_too_long"
+    INVALID_PARAMETER = "invalid_parameter"
+    INVALID_MESSAGES = "invalid_messages"
+    NO_CHAT_TEMPLATE = "no_chat_template"
+    UNKNOWN_TOKEN = "unknown_token"
+    NO_MASK = "no_mask"
+    # what the model or the machine does
+    NOT_A_NUMBER = "not_a_number"
+    NO_OUTPUT = "no_output"
+    OUT_OF_MEMORY = "out_of_memory"
+    ROW_FAILED = "row_failed"
+    POISON_ROW = "poison_row"
+
+    @property
+    def is_clients(self) -> bool:
+        """Whether the client can mend the row."""
+        return self not in _OF_THE_MACHINE
+
+
+_OF_THE_MACHINE = frozenset(
+    {
+        RowErrorCode.NOT_A_NUMBER,
+        RowErrorCode.NO_OUTPUT,
+        RowErrorCode.OUT_OF_MEMORY,
+        RowErrorCode.ROW_FAILED,
+        RowErrorCode.POISON_ROW,
+    }
+)
+_OF_ROWS = {code.value: code for code in RowErrorCode}
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,11 +68,16 @@ class RowError:
     """Why one row has no output. A bad row is data: it never fails the chunk or the job around it."""
 
     code: str
-    """Stable word for programs, such as `invalid_json_line`, `null_value`, `row_too_large`, `poison_row`."""
+    """A `RowErrorCode`, or the code of the error that kept the row's whole chunk from being computed."""
     message: str
     """One clear sentence for people."""
     line: int | None = None
     """1-based line of the input file (its physical line, blank lines counted), where the source has lines."""
+
+    @property
+    def is_clients(self) -> bool:
+        """Whether the client can mend the row."""
+        return self.code in _OF_ROWS and _OF_ROWS[self.code].is_clients
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a result line: `code`, `message`, and `line` where known."""

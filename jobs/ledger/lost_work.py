@@ -9,7 +9,7 @@ from sqlalchemy import exists, select, update
 from sqlmodel import Session, col
 
 from jobs.config.settings import Settings
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 from jobs.db.database import Database
 from jobs.db.moves import move, moving
 from jobs.db.states import LIVE_JOB_STATES, LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState
@@ -80,7 +80,9 @@ def _blame(session: Session, db: Database, chunk: Chunk, error: StokerError, set
         chunk.not_before = db.time(session) + settings.retry_seconds
         return
     if chunk.stop_row - chunk.start_row == 1:
-        verdict = RowError("poison_row", f"computing this row ended the runner {chunk.crashes} times: {error.message}")
+        verdict = RowError(
+            RowErrorCode.POISON_ROW, f"computing this row ended the runner {chunk.crashes} times: {error.message}"
+        )
         give_up(session, db, chunk, verdict)
         return
     middle = (chunk.start_row + chunk.stop_row) // 2

@@ -22,14 +22,6 @@ from scheduler.openai.requests import ENDPOINTS
 from scheduler.openai.responses import Answered
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-_ROW_ERRORS_OF_CLIENTS = frozenset(
-    {
-        "empty_input", "empty_row", "invalid_json_line", "invalid_key", "invalid_messages", "invalid_parameter",
-        "invalid_text", "invalid_utf8", "invalid_value", "no_chat_template", "null_value", "row_too_large",
-        "row_too_long", "too_many_inputs", "unknown_token", "wrong_type",
-    }
-)  # fmt: skip
-"""Codes of row errors that the client can mend, a 400; all others are a 500."""
 _JOB_ERRORS_OF_CLIENTS = frozenset({"invalid_spec", "invalid_model", "invalid_input", "invalid_request"})
 """Codes of job errors that are each line's own."""
 
@@ -119,7 +111,7 @@ def _refused(row: Mapping[str, Any], error: RowError | None, job: Job, prompt: s
         return 400, _error_body(refusal["message"], refusal["code"], refusal["param"])
     if error is None:
         return 400, _error_body(job.error_message or "", job.error_code or "", None)
-    if error.code in _ROW_ERRORS_OF_CLIENTS:
+    if error.is_clients:
         return 400, _error_body(error.message, error.code, prompt)
     return 500, _error_body(error.message, error.code, None, kind="server_error")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.data.rows import Result, Row, RowError
+from jobs.data.rows import Result, Row, RowError, RowErrorCode
 from jobs.ledger.chunks import Claim
 from worker.device import Moment
 from worker.models.task_model import Counted, Encoded
@@ -54,7 +54,7 @@ class OpenChunk:
         if isinstance(output, Counted):
             output, num_tokens = output.output, output.num_tokens
         if output is None:
-            output = RowError("no_output", "the model gave no output for this row")
+            output = RowError(RowErrorCode.NO_OUTPUT, "the model gave no output for this row")
         failed = isinstance(output, RowError)
         if failed and output.line is None:  # a task knows the row only, its reader the line
             output = replace(output, line=row.line)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from jobs.data.rows import Row, RowError
+from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import MachineError, StokerError
 from worker.device import Moment, is_out_of_memory, is_poisoned, one_line, release_memory, side_stream
 from worker.inference.budget import Budget
@@ -25,7 +25,6 @@ from worker.models.task_model import Encoded, InFlight, Interrupted, TaskModel
 
 logger = logging.getLogger(__name__)
 
-_TOO_LARGE = "out_of_memory"
 _LOGGED_FAILURES = 20
 """Row failures that one lease logs; the rest are in the results."""
 
@@ -171,7 +170,7 @@ class Engine:
         half = tried // 2
         pieces = self._in_parts(self._pack(members, half), beat)
         # Where a single row was too large by itself, that row is to blame and not the size of its batch.
-        if not any(piece.error is not None and piece.error.code == _TOO_LARGE for piece in pieces):
+        if not any(piece.error is not None and piece.error.code == RowErrorCode.OUT_OF_MEMORY for piece in pieces):
             self._budget.lower(half)
         return pieces
 
@@ -251,10 +250,10 @@ class Engine:
         if isinstance(error, StokerError):
             raise error
         if is_out_of_memory(error):
-            return RowError(_TOO_LARGE, "this row alone does not fit into the device's memory")
+            return RowError(RowErrorCode.OUT_OF_MEMORY, "this row alone does not fit into the device's memory")
         if is_poisoned(error):
             raise MachineError(f"the device failed and needs a new process: {one_line(error)}") from error
         if self._failures_logged < _LOGGED_FAILURES:
             self._failures_logged += 1
             logger.warning("a batch failed and is searched for the row that causes it: %s", one_line(error))
-        return RowError("row_failed", plain_sentence(error))
+        return RowError(RowErrorCode.ROW_FAILED, plain_sentence(error))

@@ -6,7 +6,7 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 from worker.device import one_line
 
 FLAT, STRUCTURED = "flat", "structured"
@@ -52,7 +52,9 @@ class ChatForm:
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
         except _TEMPLATE_ERRORS as error:
-            return RowError("invalid_messages", f"the model's chat template refuses the text: {one_line(error)}")
+            return RowError(
+                RowErrorCode.INVALID_MESSAGES, f"the model's chat template refuses the text: {one_line(error)}"
+            )
 
     def restore_end(self, ids: np.ndarray, prompt: str) -> None:
         """Put back what the template has behind the text, where a row was cut: the last token may be what is pooled."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 from jobs.errors import InvalidSpec
 
 _UNSET_LENGTH = 1_000_000_000
@@ -91,12 +91,12 @@ def token_fault(num_tokens: int, largest_id: int, *, most_tokens: int | None, nu
         num_ids: Number of token ids that the model has a vector for, where that is known.
     """
     if not num_tokens:
-        return RowError("empty_row", "the text has no tokens")
+        return RowError(RowErrorCode.EMPTY_ROW, "the text has no tokens")
     if most_tokens is not None and num_tokens > most_tokens:
         message = f"the row has {num_tokens} tokens, more than the {most_tokens} that the model takes"
-        return RowError("row_too_long", message)
+        return RowError(RowErrorCode.ROW_TOO_LONG, message)
     # On a GPU an id beyond the table of vectors loses the whole process, not only the row.
     if num_ids is not None and largest_id >= num_ids:
         message = "the tokenizer has a token for this text that the model does not know; they are not of one model"
-        return RowError("unknown_token", message)
+        return RowError(RowErrorCode.UNKNOWN_TOKEN, message)
     return None

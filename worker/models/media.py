@@ -20,7 +20,7 @@ import numpy as np
 
 from jobs.access.paths import resolve_input_path
 from jobs.config.settings import Settings
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 from jobs.data.sources.media import MEDIA_INPUTS
 from jobs.errors import InvalidInput, UserError
 from jobs.messages import short
@@ -41,7 +41,7 @@ _BEGINNINGS = (
     b"OggS",
     b"\x1aE\xdf\xa3",
 )
-_NOT_FINITE = RowError("invalid_audio", "input 'audio': one of its samples is null or no finite number")
+_NOT_FINITE = RowError(RowErrorCode.INVALID_AUDIO, "input 'audio': one of its samples is null or no finite number")
 """Recognisers of speech would hear an empty text in it."""
 _SHOWN = 100  # characters of the user's own text in a message
 _NEEDS: Mapping[str, tuple[str, str]] = {
@@ -91,7 +91,9 @@ def open_media(name: str, value: Any, settings: Settings, *, rate: int | None = 
         return _open_sound(value, settings, rate)
     if name == "video":
         return (
-            value if isinstance(value, str | bytes) else RowError("wrong_type", "input 'video' must be a path or data")
+            value
+            if isinstance(value, str | bytes)
+            else RowError(RowErrorCode.WRONG_TYPE, "input 'video' must be a path or data")
         )
     return _open_image(name, value, settings)
 
@@ -114,27 +116,27 @@ def _from_text(name: str, value: str, settings: Settings, *, as_path: bool) -> s
     if value.startswith("data:"):
         return _from_data_url(name, value)
     if "://" in value[:_SHOWN] and not value.startswith("file://"):
-        return RowError("url_not_allowed", f"input '{name}' is a URL; give a path, or the data itself")
+        return RowError(RowErrorCode.URL_NOT_ALLOWED, f"input '{name}' is a URL; give a path, or the data itself")
     data = _from_base64(value)
     if data is not None:
         return data
     shown = short(value, _SHOWN)
     if len(value) >= LONGEST_PATH_BYTES or "\0" in value:
-        return RowError("missing_file", f"input '{name}': there is no file '{shown}', nor is it base64")
+        return RowError(RowErrorCode.MISSING_FILE, f"input '{name}': there is no file '{shown}', nor is it base64")
     try:
         path = resolve_input_path(value, settings, param=name)
         if not path.is_file():
-            return RowError("missing_file", f"input '{name}': there is no file '{shown}'")
+            return RowError(RowErrorCode.MISSING_FILE, f"input '{name}': there is no file '{shown}'")
         return str(path) if as_path else path.read_bytes()
     except UserError as error:
-        return RowError("forbidden_path", error.message)
+        return RowError(RowErrorCode.FORBIDDEN_PATH, error.message)
     except OSError as error:
-        return RowError("missing_file", f"input '{name}': '{shown}' cannot be read: {error.strerror}")
+        return RowError(RowErrorCode.MISSING_FILE, f"input '{name}': '{shown}' cannot be read: {error.strerror}")
 
 
 def _from_data_url(name: str, value: str) -> bytes | RowError:
     kind, comma, data = value.partition(",")
-    wrong = RowError("invalid_value", f"input '{name}': its data: URL is not valid")
+    wrong = RowError(RowErrorCode.INVALID_VALUE, f"input '{name}': its data: URL is not valid")
     if not comma:
         return wrong
     if not kind.endswith(";base64"):
@@ -159,16 +161,18 @@ def _open_image(name: str, value: Any, settings: Settings) -> Any:
     # By name, as type checkers miss it where it is not installed.
     pillow, operations = importlib.import_module("PIL.Image"), importlib.import_module("PIL.ImageOps")
     if not isinstance(value, bytes | pillow.Image):
-        return RowError("wrong_type", f"input '{name}' must be a path, base64 or the bytes of an image")
+        return RowError(RowErrorCode.WRONG_TYPE, f"input '{name}' must be a path, base64 or the bytes of an image")
     limit = settings.max_image_pixels
-    large = RowError("row_too_large", f"input '{name}' has more than {limit} pixels (setting max_image_pixels)")
+    large = RowError(
+        RowErrorCode.ROW_TOO_LARGE, f"input '{name}' has more than {limit} pixels (setting max_image_pixels)"
+    )
     try:
         image = pillow.open(io.BytesIO(value)) if isinstance(value, bytes) else value
         if image.width * image.height > limit:  # before the pixels are decoded: a small file may hold gigabytes
             return large
         if image.mode in ("I", "F"):
             reason = "it has numbers of 32 bits instead of shades; save it with 8 or 16 bits"
-            return RowError("invalid_image", f"input '{name}' cannot be taken: {reason}")
+            return RowError(RowErrorCode.INVALID_IMAGE, f"input '{name}' cannot be taken: {reason}")
         image = operations.exif_transpose(image)
         if image.mode.startswith("I;16"):  # converting would cut it off at 255, and so leave it white
             image = pillow.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
@@ -176,12 +180,12 @@ def _open_image(name: str, value: Any, settings: Settings) -> Any:
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
         return large
     except Exception as error:  # noqa: BLE001 - decoders of damaged images raise whatever they like
-        return RowError("invalid_image", f"input '{name}' is not an image: {plain_sentence(error)}")
+        return RowError(RowErrorCode.INVALID_IMAGE, f"input '{name}' is not an image: {plain_sentence(error)}")
 
 
 def _open_sound(value: Any, settings: Settings, rate: int | None) -> Any:
     if rate is None:
-        return RowError("wrong_type", "input 'audio': the model does not hear sounds")
+        return RowError(RowErrorCode.WRONG_TYPE, "input 'audio': the model does not hear sounds")
     if isinstance(value, bytes):
         decoded = decode_sound(value, rate, max_seconds=settings.max_audio_seconds)
         return decoded if isinstance(decoded, RowError) or np.isfinite(decoded).all() else _NOT_FINITE
@@ -190,14 +194,14 @@ def _open_sound(value: Any, settings: Settings, rate: int | None) -> Any:
         array, said = value.get("array", value.get("raw")), value.get("sampling_rate")
         if array is None or not isinstance(said, int) or isinstance(said, bool):
             message = "input 'audio' must be a path, bytes, samples, or an object with 'array' and 'sampling_rate'"
-            return RowError("wrong_type", message)
+            return RowError(RowErrorCode.WRONG_TYPE, message)
         value, found = array, said
     try:
         samples = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError):
-        return RowError("wrong_type", "input 'audio': its samples are not numbers")
+        return RowError(RowErrorCode.WRONG_TYPE, "input 'audio': its samples are not numbers")
     if not samples.size or samples.ndim not in (1, 2):
-        return RowError("wrong_type", "input 'audio' must be one list of samples, or one for each channel")
+        return RowError(RowErrorCode.WRONG_TYPE, "input 'audio' must be one list of samples, or one for each channel")
     if not np.isfinite(samples).all():
         return _NOT_FINITE
     resampled = impossible_rate(found) or too_long(samples, found, settings.max_audio_seconds)

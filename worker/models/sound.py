@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 from jobs.errors import InvalidInput
 from worker.models.failures import plain_sentence
 
@@ -80,14 +80,16 @@ def impossible_rate(rate: int) -> RowError | None:
     """The error of a rate that no sound has."""
     if 0 < rate <= _HIGHEST_RATE:
         return None
-    return RowError("wrong_type", f"input 'audio': a sampling rate of {rate} is not possible")
+    return RowError(RowErrorCode.WRONG_TYPE, f"input 'audio': a sampling rate of {rate} is not possible")
 
 
 def too_long(samples: np.ndarray, rate: int, max_seconds: float) -> RowError | None:
     """The error of a sound that is longer than allowed."""
     if samples.shape[-1] <= max_seconds * rate:
         return None
-    return RowError("row_too_large", f"the sound is longer than {max_seconds:g} seconds (setting max_audio_seconds)")
+    return RowError(
+        RowErrorCode.ROW_TOO_LARGE, f"the sound is longer than {max_seconds:g} seconds (setting max_audio_seconds)"
+    )
 
 
 def plain_wav(data: bytes) -> tuple[np.ndarray, int] | None:
@@ -164,7 +166,7 @@ def _by_ffmpeg(av: Any, data: bytes, rate: int, max_seconds: float) -> np.ndarra
 
 
 def _unreadable(reason: str) -> RowError:
-    return RowError("invalid_audio", f"input 'audio' is not a sound that can be read: {reason}")
+    return RowError(RowErrorCode.INVALID_AUDIO, f"input 'audio' is not a sound that can be read: {reason}")
 
 
 def _may_be_sound(data: bytes) -> bool:
@@ -190,7 +192,7 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray | RowErr
     width = math.ceil(_LOWPASS_WIDTH * old / lower)
     if new * (2 * width + old) > _LARGEST_KERNEL:
         message = f"input 'audio': {rate} samples a second cannot be made {wanted}; save it with a usual rate"
-        return RowError("wrong_type", message)
+        return RowError(RowErrorCode.WRONG_TYPE, message)
     steps = torch.arange(-width, width + old, dtype=torch.float32)[None, None] / old
     times = torch.arange(0, -new, -1, dtype=torch.float32)[:, None, None] / new + steps
     times = (times * lower).clamp_(-_LOWPASS_WIDTH, _LOWPASS_WIDTH)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
-from jobs.data.rows import Row, RowError
+from jobs.data.rows import Row, RowError, RowErrorCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,9 @@ class Counted:
     num_tokens: int
 
 
-NOT_FINITE = RowError("not_a_number", "the model's output for this row is not a finite number; try dtype float32")
+NOT_FINITE = RowError(
+    RowErrorCode.NOT_A_NUMBER, "the model's output for this row is not a finite number; try dtype float32"
+)
 """JSON has no such numbers, and a vector with one of them is useless."""
 
 

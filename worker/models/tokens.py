@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from jobs.data.rows import Row, RowError
+from jobs.data.rows import Row, RowError, RowErrorCode
 from worker.device import one_line
 from worker.models.chat_form import ChatForm
 from worker.models.limits import Limits, input_embeddings, token_fault
@@ -107,7 +107,7 @@ class Tokens:
         """Token ids as one window of a row, as they are, or a row error as `encode` gives it."""
         if min(ids) < 0 or (self.num_ids is not None and max(ids) >= self.num_ids):
             message = f"the row has a token id outside 0 to {(self.num_ids or 0) - 1}, which the model does not know"
-            return Encoded(row, 0, None, RowError("unknown_token", message))
+            return Encoded(row, 0, None, RowError(RowErrorCode.UNKNOWN_TOKEN, message))
         if limits.truncation is not None:
             ids = ids[: limits.max_tokens]
         window = {"input_ids": np.asarray(ids, np.int64)}
@@ -228,7 +228,7 @@ class Tokens:
         except (UnicodeError, TypeError, ValueError) as error:
             # One text that cannot be encoded (half a surrogate pair, say) fails the whole call.
             if len(texts) == 1:
-                return [RowError("invalid_text", f"the text cannot be tokenized: {one_line(error)}")]
+                return [RowError(RowErrorCode.INVALID_TEXT, f"the text cannot be tokenized: {one_line(error)}")]
             middle = len(texts) // 2
             return [
                 one
@@ -279,22 +279,24 @@ def _unusable(row: Row) -> RowError | None:
     for name in ("text", "text_pair"):
         value = row.values.get(name)
         if value is None and name == "text":
-            return RowError("null_value", "the row has no text")
+            return RowError(RowErrorCode.NULL_VALUE, "the row has no text")
         if value is not None and not isinstance(value, str):
-            return RowError("wrong_type", f"{name} must be a text, not a {type(value).__name__}")
+            return RowError(RowErrorCode.WRONG_TYPE, f"{name} must be a text, not a {type(value).__name__}")
     return None
 
 
 def _unusable_words(row: Row) -> RowError | None:
     words = row.values.get("text")
     if words is None:
-        return RowError("null_value", "the row has no text")
+        return RowError(RowErrorCode.NULL_VALUE, "the row has no text")
     if not isinstance(words, list):
         kind = "a text" if isinstance(words, str) else f"a {type(words).__name__}"
-        return RowError("wrong_type", f"text must be a list of words, as is_split_into_words is set, not {kind}")
+        return RowError(
+            RowErrorCode.WRONG_TYPE, f"text must be a list of words, as is_split_into_words is set, not {kind}"
+        )
     for number, word in enumerate(words):
         if not isinstance(word, str):
-            return RowError("wrong_type", f"text[{number}] must be a word, not a {type(word).__name__}")
+            return RowError(RowErrorCode.WRONG_TYPE, f"text[{number}] must be a word, not a {type(word).__name__}")
     return None
 
 

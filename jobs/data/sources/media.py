@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Any
 
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 
 IMAGE_INPUTS = frozenset({"image", "image_pair"})
 MEDIA_INPUTS = IMAGE_INPUTS | {"audio", "video"}
@@ -30,10 +30,14 @@ def media_value(name: str, value: Any) -> Any:
     data = value.get("bytes")
     if data is None:
         found = value.get("path")
-        return RowError("null_value", f"input '{name}' has neither bytes nor a path") if found is None else found
+        return (
+            RowError(RowErrorCode.NULL_VALUE, f"input '{name}' has neither bytes nor a path")
+            if found is None
+            else found
+        )
     if isinstance(data, str):
         try:
             return base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError):
-            return RowError("invalid_value", f"input '{name}': its bytes are not base64")
+            return RowError(RowErrorCode.INVALID_VALUE, f"input '{name}': its bytes are not base64")
     return data

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from jobs.data.rows import Row, RowError
+from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.data.sources.media import MEDIA_INPUTS, media_value
 from jobs.data.sources.reader import Record
 
@@ -68,15 +68,19 @@ class RowMapper:
         if name in self._optional and (value is _ABSENT or value is None or (isinstance(value, str) and not value)):
             return _ABSENT
         if value is _ABSENT:
-            return RowError("missing_column", f"the row has no column '{column}'")
+            return RowError(RowErrorCode.MISSING_COLUMN, f"the row has no column '{column}'")
         if value is None:
-            return RowError("null_value", f"column '{column}' is null")
+            return RowError(RowErrorCode.NULL_VALUE, f"column '{column}' is null")
         is_list = name in LISTABLE_INPUTS and isinstance(value, list)
         if name in TEXT_INPUTS and not isinstance(value, str) and not is_list:
-            return RowError("wrong_type", f"column '{column}' must be text for input '{name}', not {kind_name(value)}")
+            return RowError(
+                RowErrorCode.WRONG_TYPE, f"column '{column}' must be text for input '{name}', not {kind_name(value)}"
+            )
         if isinstance(value, (str, bytes)) and _is_longer(value, self._max_row_bytes):
             limit = self._max_row_bytes
-            return RowError("row_too_large", f"column '{column}' is longer than {limit} bytes (setting max_row_bytes)")
+            return RowError(
+                RowErrorCode.ROW_TOO_LARGE, f"column '{column}' is longer than {limit} bytes (setting max_row_bytes)"
+            )
         return media_value(name, value) if name in MEDIA_INPUTS else value
 
 
@@ -93,10 +97,12 @@ def key_text(value: Any) -> str | RowError | None:
     if value is None or value != value:
         return None
     if isinstance(value, float) and abs(value) >= _LARGEST_EXACT:
-        return RowError("invalid_key", "the key is a number too large to be kept exactly; write it as a string")
+        return RowError(
+            RowErrorCode.INVALID_KEY, "the key is a number too large to be kept exactly; write it as a string"
+        )
     text = _text_of(value)
     if "\0" in text:
-        return RowError("invalid_key", "the key has a zero character, which databases cannot keep")
+        return RowError(RowErrorCode.INVALID_KEY, "the key has a zero character, which databases cannot keep")
     return text
 
 

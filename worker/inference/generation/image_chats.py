@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.config.settings import Settings
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 from worker.models.media import open_media
 
 _SOURCES = ("image", "url", "path", "base64", "image_url")
@@ -62,4 +62,4 @@ def _part(part: Any, image: Any, settings: Settings) -> Any:
 
 
 def _wrong(reason: str) -> RowError:
-    return RowError("invalid_messages", f"input 'text' is not a chat about an image: {reason}")
+    return RowError(RowErrorCode.INVALID_MESSAGES, f"input 'text' is not a chat about an image: {reason}")

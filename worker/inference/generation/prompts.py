@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from jobs.data.rows import Row, RowError
+from jobs.data.rows import Row, RowError, RowErrorCode
 from worker.device import one_line
 from worker.models.limits import Limits
 from worker.models.task_model import Encoded
@@ -56,27 +56,30 @@ class Prompts:
 
     def _of_list(self, row: Row, value: Sequence[Any], parameters: Mapping[str, Any]) -> Encoded:
         if not value:
-            return _refused(row, RowError("empty_row", "the row's list has neither messages nor token ids"))
+            return _refused(row, RowError(RowErrorCode.EMPTY_ROW, "the row's list has neither messages nor token ids"))
         if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
             return self._tokens.take(row, value, _UNBOUNDED)
         if not all(isinstance(one, Mapping) for one in value):
             return _refused(
-                row, RowError("wrong_type", "text must be a text, a list of messages, or a list of token ids")
+                row,
+                RowError(RowErrorCode.WRONG_TYPE, "text must be a text, a list of messages, or a list of token ids"),
             )
         return self._of_chat(row, value, parameters)
 
     def _of_chat(self, row: Row, chat: Sequence[Message], parameters: Mapping[str, Any]) -> Encoded:
         if not self._tokenizer.chat_template:
             reason = "the model has no chat template: the row's text must be a text or token ids, not messages"
-            return _refused(row, RowError("no_chat_template", reason))
+            return _refused(row, RowError(RowErrorCode.NO_CHAT_TEMPLATE, reason))
         messages: list[Message] = []
         for number, message in enumerate(chat):
             content = text_of(message)
             if not isinstance(message.get("role"), str):
-                return _refused(row, RowError("invalid_messages", f"messages[{number}].role: must be a text"))
+                return _refused(
+                    row, RowError(RowErrorCode.INVALID_MESSAGES, f"messages[{number}].role: must be a text")
+                )
             if content is None:
                 reason = f"messages[{number}].content: must be a text, or a list of parts of type text"
-                return _refused(row, RowError("invalid_messages", reason))
+                return _refused(row, RowError(RowErrorCode.INVALID_MESSAGES, reason))
             messages.append({**message, "content": content})
         continues = continues_final_message(messages, parameters)
         try:
@@ -90,11 +93,11 @@ class Prompts:
             )
         except _TEMPLATE_ERRORS as error:
             refusal = f"the model's chat template refuses the messages: {one_line(error)}"
-            return _refused(row, RowError("invalid_messages", refusal))
+            return _refused(row, RowError(RowErrorCode.INVALID_MESSAGES, refusal))
         return (
             self._tokens.take(row, ids, _UNBOUNDED)
             if ids
-            else _refused(row, RowError("empty_row", "the row has no tokens"))
+            else _refused(row, RowError(RowErrorCode.EMPTY_ROW, "the row has no tokens"))
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 
 LABELS = "candidate_labels"
 Values = Mapping[str, Any]
@@ -36,10 +36,10 @@ def row_labels(value: Any, *, may_be_empty: bool) -> list[str] | str | RowError:
         labels = None
     if isinstance(labels, str) or (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
         if not labels and not may_be_empty:
-            return RowError("null_value", "the row has no labels, and neither has the job")
+            return RowError(RowErrorCode.NULL_VALUE, "the row has no labels, and neither has the job")
         return labels
     message = f"{LABELS} must be a list of texts, JSON text of such a list, or a text that separates them by commas"
-    return RowError("wrong_type", message)
+    return RowError(RowErrorCode.WRONG_TYPE, message)
 
 
 def _only(name: str) -> Callable[[Values, Options], tuple[Arguments, Options]]:

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from jobs.config.settings import Settings
-from jobs.data.rows import Row, RowError
+from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import StokerError
 from worker.device import is_out_of_memory, is_poisoned
 from worker.inference.generation.image_chats import open_chat
@@ -143,14 +143,14 @@ class Staged:
         except Exception as error:
             if is_out_of_memory(error) or is_poisoned(error):
                 raise
-            return Encoded(row, 0, None, RowError("row_failed", plain_sentence(error)))
+            return Encoded(row, 0, None, RowError(RowErrorCode.ROW_FAILED, plain_sentence(error)))
 
     def _opened(self, values: Mapping[str, Any]) -> dict[str, Any] | RowError:
         opened: dict[str, Any] = {}
         for name, value in values.items():
             is_chat = self._task == "image-text-to-text" and isinstance(value, list)
             if name == "text" and not isinstance(value, str) and not is_chat:
-                return RowError("wrong_type", f"input 'text' must be a text for {self._task}, not a list")
+                return RowError(RowErrorCode.WRONG_TYPE, f"input 'text' must be a text for {self._task}, not a list")
             if name == LABELS:
                 found = row_labels(value, may_be_empty=bool(self._parameters.get(LABELS)))
             else:
@@ -185,7 +185,7 @@ class Staged:
 
     def _unusable(self, items: Sequence[Mapping[str, Any]]) -> RowError | None:
         if not items:
-            return RowError("empty_row", "there is nothing in the row to compute")
+            return RowError(RowErrorCode.EMPTY_ROW, "there is nothing in the row to compute")
         for ids in (ids for item in items for ids in token_ids(item)):
             num_tokens = ids.shape[-1]
             largest_id = int(ids.max()) if num_tokens else 0

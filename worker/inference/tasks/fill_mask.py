@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM, FillMaskPipeline
 
-from jobs.data.rows import Row, RowError
+from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import InvalidSpec
 from jobs.specs.parameters import check_parameters
 from worker.inference.tasks.padding_probe import probe_padding
@@ -86,7 +86,9 @@ class FillMask:
         mask = self.tokens.tokenizer
         if one.error is not None or (one.features[0]["input_ids"] == mask.mask_token_id).any():
             return one
-        error = RowError("no_mask", f"the text has no mask token ({mask.mask_token}) within the length the model takes")
+        error = RowError(
+            RowErrorCode.NO_MASK, f"the text has no mask token ({mask.mask_token}) within the length the model takes"
+        )
         return Encoded(one.row, one.num_tokens, None, error)
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:

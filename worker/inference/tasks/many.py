@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from jobs.data.rows import Row, RowError
+from jobs.data.rows import Row, RowError, RowErrorCode
 from worker.models.chat_form import ChatForm
 from worker.models.limits import Limits
 from worker.models.padding import Padding
@@ -108,21 +108,23 @@ def forward_inputs(parts: Parts, forward: Callable[[Mapping[str, torch.Tensor]],
 def _inputs(row: Row, *, has_prefix: bool) -> list[str | list[int]] | RowError:
     value = row.values.get("text")
     if value is None:
-        return RowError("null_value", "the row has no text")
+        return RowError(RowErrorCode.NULL_VALUE, "the row has no text")
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
         return _wrong_type(value)
     if not value:
-        return RowError("empty_input", "the row's list of inputs is empty")
+        return RowError(RowErrorCode.EMPTY_INPUT, "the row's list of inputs is empty")
     inputs = [value] if _is_ids(value) else value
     if len(inputs) > MOST_INPUTS:
-        return RowError("too_many_inputs", f"the row has {len(inputs)} inputs, more than {MOST_INPUTS}")
+        return RowError(RowErrorCode.TOO_MANY_INPUTS, f"the row has {len(inputs)} inputs, more than {MOST_INPUTS}")
     for one in inputs:
         if not isinstance(one, str) and not (isinstance(one, list) and _is_ids(one)):
             return _wrong_type(one)
         if not isinstance(one, str) and has_prefix:
-            return RowError("wrong_type", "token ids cannot be given where the model puts a prompt before each text")
+            return RowError(
+                RowErrorCode.WRONG_TYPE, "token ids cannot be given where the model puts a prompt before each text"
+            )
     return inputs
 
 
@@ -132,8 +134,10 @@ def _is_ids(value: list[Any]) -> bool:
 
 def _wrong_type(value: object) -> RowError:
     if isinstance(value, list):
-        return RowError("wrong_type", "an input must be a text or a list of token ids, at least one")
-    return RowError("wrong_type", f"an input must be a text or a list of token ids, not a {type(value).__name__}")
+        return RowError(RowErrorCode.WRONG_TYPE, "an input must be a text or a list of token ids, at least one")
+    return RowError(
+        RowErrorCode.WRONG_TYPE, f"an input must be a text or a list of token ids, not a {type(value).__name__}"
+    )
 
 
 def _joined(row: Row, parts: Sequence[Encoded]) -> Encoded:

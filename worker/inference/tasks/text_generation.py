@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from jobs.data.rows import Row, RowError
+from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.data.sources.values import kind_name
 from jobs.errors import InvalidSpec
 from jobs.specs.parameters import check_parameters
@@ -148,7 +148,7 @@ class TextGeneration:
         room = _UNLIMITED if self._longest is None else self._longest - len(prompt)
         if room < 1:
             message = f"the prompt has {len(prompt)} tokens; the model takes {self._longest}, at least one of them new"
-            return Encoded(row, len(prompt), None, RowError("row_too_long", message))
+            return Encoded(row, len(prompt), None, RowError(RowErrorCode.ROW_TOO_LONG, message))
         request = self._request(row, prompt, parameters, room, own_seed=own.get("seed") is not None)
         return Encoded(row, request.num_tokens * request.num_sequences, request)
 
@@ -209,15 +209,15 @@ def row_parameters(row: Row) -> Mapping[str, Any] | RowError:
         try:
             given = json.loads(given) if given.strip() else None
         except ValueError as error:
-            return RowError("invalid_parameter", f"parameters: is not valid JSON: {error}")
+            return RowError(RowErrorCode.INVALID_PARAMETER, f"parameters: is not valid JSON: {error}")
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        return RowError("invalid_parameter", f"parameters: must be an object, not {kind_name(given)}")
+        return RowError(RowErrorCode.INVALID_PARAMETER, f"parameters: must be an object, not {kind_name(given)}")
     try:
         check_parameters(TASK, given)
     except InvalidSpec as error:
-        return RowError("invalid_parameter", error.message)
+        return RowError(RowErrorCode.INVALID_PARAMETER, error.message)
     return given
 
 

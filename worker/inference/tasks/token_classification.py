@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from transformers import AutoModelForTokenClassification, TokenClassificationPipeline
 
-from jobs.data.rows import Row, RowError
+from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import InvalidSpec
 from jobs.specs.parameters import check_parameters
 from worker.inference.tasks.padding_probe import probe_padding
@@ -29,7 +29,8 @@ from worker.models.tokens import Features, Tokens, behind_tokens, to_device
 
 TASK = "token-classification"
 _WORDS_NOT_ASKED = RowError(
-    "wrong_type", "text must be a text, not a list; set the parameter is_split_into_words where it is a list of words"
+    RowErrorCode.WRONG_TYPE,
+    "text must be a text, not a list; set the parameter is_split_into_words where it is a list of words",
 )
 _ENTITIES = ("aggregation_strategy", "ignore_labels", "stride")
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from jobs.config.settings import Settings
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 from jobs.errors import InvalidInput
 from worker.models.media import open_media
 from worker.training.tasks.classes import Classes
@@ -74,7 +74,7 @@ def _checked(
             if label is None:
                 continue
             cell = _cell(record["cell"])
-            image = RowError("wrong_type", "it has no picture") if cell is None else _open(cell, settings)
+            image = RowError(RowErrorCode.WRONG_TYPE, "it has no picture") if cell is None else _open(cell, settings)
             if isinstance(image, RowError):
                 raise rows.invalid(row_index, image.message)
             cells.append(cell)

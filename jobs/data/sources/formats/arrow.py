@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 from jobs.data.sources.reader import Record
 
 
@@ -32,6 +32,6 @@ def _value(name: str, scalar: pa.Scalar) -> Any:
     try:
         return scalar.as_py()
     except UnicodeDecodeError:
-        return RowError("invalid_utf8", f"column '{name}' is not valid UTF-8")
+        return RowError(RowErrorCode.INVALID_UTF8, f"column '{name}' is not valid UTF-8")
     except (ValueError, OverflowError, pa.ArrowException) as error:
-        return RowError("invalid_value", f"column '{name}' has a value that Python cannot hold: {error}")
+        return RowError(RowErrorCode.INVALID_VALUE, f"column '{name}' has a value that Python cannot hold: {error}")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 from jobs.data.sources import opening
 from jobs.data.sources.formats import scanning
 from jobs.data.sources.formats.encodings import PARAM as ENCODING_PARAM
@@ -154,7 +154,7 @@ class DelimitedReader:
             advice += "; if quotes are text in this file, set input.quoting to none"
         elif header.is_guess and b'"' in text.data:
             advice += "; if quotes enclose cells in this file, set input.quoting to minimal"
-        return RowError("invalid_csv_row", reason + advice, text.line)
+        return RowError(RowErrorCode.INVALID_CSV_ROW, reason + advice, text.line)
 
     def _header(
         self, handle: BinaryIO, file: InputFile, *, is_planned: bool = False, is_unquoted: bool = False

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 from jobs.data.sources.formats.encodings import TextEncoding
 from jobs.data.sources.formats.texts import row_text
 
@@ -52,9 +52,9 @@ def parse_object(data: bytes, line: int, encoding: TextEncoding, *, what: str) -
         value = _lax(decoded) if _MAY_BE_NO_JSON.search(data) else None
         if value is None:
             message = f"the {what} is not valid JSON: {error.msg} (column {error.pos + 1})"
-            return RowError("invalid_json_line", message, line)
+            return RowError(RowErrorCode.INVALID_JSON_LINE, message, line)
     if not isinstance(value, dict):
-        return RowError("not_an_object", f"the {what} is JSON but not an object with columns", line)
+        return RowError(RowErrorCode.NOT_AN_OBJECT, f"the {what} is JSON but not an object with columns", line)
     return value
 
 
@@ -77,7 +77,7 @@ def _column(name: str, value: Any) -> Any:
     found = _first(value)
     if found is None:
         return value
-    return RowError("invalid_value", f"column '{name}' holds {found.text}, which JSON does not have")
+    return RowError(RowErrorCode.INVALID_VALUE, f"column '{name}' holds {found.text}, which JSON does not have")
 
 
 def _first(value: Any) -> _NoNumber | None:

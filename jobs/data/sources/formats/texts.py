@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from jobs.data.rows import RowError
+from jobs.data.rows import RowError, RowErrorCode
 from jobs.data.sources import opening
 from jobs.data.sources.formats import scanning
 from jobs.data.sources.formats.encodings import PARAM, TextEncoding, convert_command
@@ -57,7 +57,9 @@ def data_start(handle: BinaryIO, file: InputFile) -> int:
 
 def too_large(line: int, max_row_bytes: int) -> RowError:
     """The row error of a row that is longer than the limit."""
-    return RowError("row_too_large", f"the row is longer than {max_row_bytes} bytes (setting max_row_bytes)", line)
+    return RowError(
+        RowErrorCode.ROW_TOO_LARGE, f"the row is longer than {max_row_bytes} bytes (setting max_row_bytes)", line
+    )
 
 
 def row_text(data: bytes, line: int, encoding: TextEncoding) -> str | RowError:
@@ -68,8 +70,10 @@ def row_text(data: bytes, line: int, encoding: TextEncoding) -> str | RowError:
         where = f"at its byte {error.start + 1}"
     if encoding.is_utf8:
         advice = "if the whole file has another encoding, name it in input.encoding"
-        return RowError("invalid_utf8", f"the row is not valid UTF-8 {where}; {advice}", line)
-    return RowError("invalid_encoding", f"the row is not valid {encoding.name} {where} (input.encoding)", line)
+        return RowError(RowErrorCode.INVALID_UTF8, f"the row is not valid UTF-8 {where}; {advice}", line)
+    return RowError(
+        RowErrorCode.INVALID_ENCODING, f"the row is not valid {encoding.name} {where} (input.encoding)", line
+    )
 
 
 def check_encoding(texts: Iterable[scanning.Text], file: InputFile, encoding: TextEncoding) -> None:
