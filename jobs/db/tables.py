@@ -60,6 +60,7 @@ class Job(SQLModel, table=True):
     crashes: int = 0
     """Runner deaths outside any chunk since a chunk was last recorded."""
     attempt: int = 1
+    """Number of the latest grant, from 1; for a training, number of its latest attempt."""
     plan_token: str | None = None
     """Whose plan is being written; a planner that was overtaken finds another's token and stops."""
     retry_of: str | None = None

@@ -124,7 +124,7 @@ def grant(db: Database, grant: Grant, *, lease_seconds: float) -> list[str]:
             started = (
                 moving(Job, _WORKABLE, JobState.RUNNING)
                 .where(col(Job.id) == grant.job_id)
-                .values(started_at=func.coalesce(Job.started_at, now))
+                .values(started_at=func.coalesce(Job.started_at, now), attempt=attempt)
             )
             if num_changed(session, started) != 1:
                 raise Conflict(f"job {grant.job_id} is not waiting for slots")

@@ -116,7 +116,9 @@ class JobView(BaseModel):
     error: JobError | None
     num_tokens: int = Field(description="Tokens that the model saw so far, without padding.")
     retry_of: str | None = Field(description="The job that this one is a retry of.")
-    attempt: int
+    attempt: int = Field(
+        description="Number of the latest grant of a slot, from 1; for a training, number of its latest attempt."
+    )
     slots_held: int = Field(description="Number of slots that work on the job now.")
     doing: list[SlotActivity] = Field(description="What each of these slots does; a gang's leader comes first.")
     waiting_reason: str | None = Field(description="Why the job does not run yet, if it waits.")

@@ -214,6 +214,8 @@ def test_released_and_given_back_chunks_keep_their_attempt(database: Database, s
     assert {(chunk.state, chunk.attempt) for chunk in chunks_of(database, job_id)} == {(ChunkState.PENDING, 1)}
     assert sweeps.requeue_idle(database) == [job_id]
     assert job_of(database, job_id).state == JobState.QUEUED
+    hold(database, job_id, "s0")
+    assert job_of(database, job_id).attempt == 2
 
 
 def test_a_dead_lease_expires_and_its_chunks_come_back(database_url: str, settings: Settings) -> None:
