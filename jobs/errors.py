@@ -127,8 +127,7 @@ class ModuleFailed(UserError):
 class ModelTooLarge(UserError):
     """The training does not fit into the device's memory."""
 
-    code = "out_of_memory"
-    http_status = 503
+    code = "training_too_large"
 
 
 # -- refusals for now: nothing is wrong with the request, and the same one is taken when there is room --------------

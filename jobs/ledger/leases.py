@@ -22,7 +22,7 @@ from jobs.db.ids import new_id
 from jobs.db.moves import move, moving
 from jobs.db.states import AttemptEnd, JobState, LeaseState, SlotState
 from jobs.db.tables import Attempt, Job, Lease, Slot
-from jobs.errors import Conflict, DeviceOutOfMemory, LostLease, StokerError
+from jobs.errors import Conflict, DeviceOutOfMemory, LostLease, ModelTooLarge, StokerError
 from jobs.ledger import history, lease_ends, lost_work
 from jobs.ledger.lease_ends import Locked
 from jobs.ledger.slots import UNHEARD
@@ -325,7 +325,7 @@ def _attempt_end(session: Session, lease: Lease, error: StokerError | None) -> A
     job = session.get_one(Job, lease.job_id)
     match job.state:
         case JobState.FAILED:
-            is_memory = job.error_code == DeviceOutOfMemory.code
+            is_memory = job.error_code in (ModelTooLarge.code, DeviceOutOfMemory.code)
             return AttemptEnd.OUT_OF_MEMORY if is_memory else AttemptEnd.USER_ERROR
         case JobState.EXPIRED:
             return AttemptEnd.TIME_LIMIT

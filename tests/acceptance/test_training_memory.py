@@ -113,6 +113,6 @@ def test_what_cannot_fit_fails_and_says_what_to_change(
     }
     job_id = daemon.submit(spec)
     job = daemon.await_end(job_id, 500.0)
-    assert (job["state"], job["error"]["code"]) == ("failed", "out_of_memory"), job["error"]
+    assert (job["state"], job["error"]["code"]) == ("failed", "training_too_large"), job["error"]
     assert advice in job["error"]["message"]
     assert [end for _, end, _ in tries(daemon, job_id)] == ["out_of_memory"]

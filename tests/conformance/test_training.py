@@ -196,7 +196,7 @@ def test_a_users_fault_ends_the_job_and_its_attempt(database: Database, job_id: 
     leases.release(database, lease_id, "too large")
     (only,) = attempts_of(database, job_id)
     assert only.end == AttemptEnd.OUT_OF_MEMORY
-    assert job_of(database, job_id).error_code == "out_of_memory"
+    assert job_of(database, job_id).error_code == "training_too_large"
 
 
 def test_what_a_training_made_is_recorded_with_its_end(database: Database, job_id: str) -> None:
