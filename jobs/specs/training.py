@@ -23,15 +23,10 @@ from jobs.specs.recipe_options import OPTIONS, read_options
 from jobs.specs.training_arguments import check_arguments
 from jobs.specs.training_metrics import PREFIX, RECIPE_METRICS, Mode
 from jobs.specs.training_metrics import best_mode as mode_of_best
-from jobs.specs.training_tasks import TRAINING_TASKS, TrainingTask
+from jobs.specs.training_tasks import TRAINING_TASKS, TaskName, TrainingTask
 
 MOST_SLOTS = 64
 """Of one training: more than any one host has."""
-
-TaskName = Literal[
-    "text-classification", "token-classification", "text-generation", "image-classification",
-    "automatic-speech-recognition",
-]  # fmt: skip
 
 RECIPES = tuple(RECIPE_METRICS)
 """Names of our own modules, each given as `recipes.<name>`."""

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+TaskName = Literal[
+    "text-classification", "token-classification", "text-generation", "image-classification",
+    "automatic-speech-recognition",
+]  # fmt: skip
+"""What a spec may name: the names in `TRAINING_TASKS`, spelled out for type checkers and the API's document."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingTask:
     """One training task by transformers' pipeline name."""
 
-    name: str
+    name: TaskName
     inputs: tuple[str, ...]
     """Names a row must bring; `data.columns` maps the user's columns onto them."""
     optional: tuple[str, ...] = ()
@@ -38,5 +45,5 @@ _ALL = (
     ),
     TrainingTask("automatic-speech-recognition", ("audio", "text"), metrics=("wer", "cer"), cuts_texts=False),
 )
-TRAINING_TASKS: dict[str, TrainingTask] = {task.name: task for task in _ALL}
+TRAINING_TASKS: dict[TaskName, TrainingTask] = {task.name: task for task in _ALL}
 """Every training task by name."""
