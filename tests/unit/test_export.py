@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.data.atomic import write_aside
 from jobs.data.rows import Result, RowError
-from jobs.data.sinks.export import ExportFormat, deliver_output, export_results
+from jobs.data.sinks.export import ExportFormat, deliver_output, open_writer
 from jobs.data.store import Store
 from jobs.errors import InvalidOutput, NotFound
 
@@ -27,6 +28,12 @@ ROWS = [
     Result(2, 'é,"\n\U0001f600', "x"),
 ]
 VECTORS = [Result(0, "r0", np.array([0.5, -2.0], np.float32)), Result(1, None, error=RowError("null_value", "no text"))]
+
+
+def export_results(results: Iterable[Result], fmt: ExportFormat, path: Path, *, vector_output: bool) -> int:
+    """Write results to a local file, which appears whole or not at all; how many they were."""
+    with write_aside(path) as out, open_writer(fmt, out, vector_output=vector_output) as writer:
+        return writer.add(results)
 
 
 def test_csv_has_four_columns_with_json_text(tmp_path: Path) -> None:
@@ -168,9 +175,11 @@ def test_a_full_disk_is_the_machines_error_and_leaves_nothing(tmp_path: Path) ->
     script = (
         "import resource, sys; from pathlib import Path\n"
         "from jobs.errors import ServiceUnavailable; from jobs.data.rows import Result\n"
-        "from jobs.data.sinks.export import *\n"
+        "from jobs.data.atomic import write_aside; from jobs.data.sinks.export import open_writer\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "try: export_results([Result(0, None, 'x' * 200_000)], sys.argv[2], Path(sys.argv[1]), vector_output=False)\n"
+        "try:\n"
+        "    with write_aside(Path(sys.argv[1])) as out, open_writer(sys.argv[2], out, vector_output=False) as to:\n"
+        "        to.add([Result(0, None, 'x' * 200_000)])\n"
         "except ServiceUnavailable as error: print(error)\n"
     )
     for fmt in ("jsonl", "csv"):

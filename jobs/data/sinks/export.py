@@ -1,4 +1,4 @@
-"""Results into a file of the user's: any result stream as JSONL, Parquet or CSV, and finished artifacts as they are."""
+"""Results in the formats that users ask for, JSONL, Parquet or CSV, and artifacts copied to a user's own path."""
 
 from __future__ import annotations
 
@@ -25,28 +25,6 @@ ExportFormat = Literal["jsonl", "parquet", "csv"]
 _BLOCK_BYTES = 2**20
 
 
-def export_results(results: Iterable[Result], fmt: ExportFormat, path: Path, *, vector_output: bool) -> int:
-    """Write results to a local file, which appears whole or not at all.
-
-    Args:
-        results: in the order in which they shall stand; taken one by one.
-        fmt: `jsonl`: result lines. `parquet`: the columns row_index, key, output, error. `csv`: the same columns, with
-            output and error as JSON text and nothing where there is none, and keys that a spreadsheet would compute as
-            formulas behind an apostrophe.
-        path: the file; an older one is replaced.
-        vector_output: whether an output is one float32 vector.
-
-    Returns:
-        How many results were written.
-
-    Raises:
-        InvalidOutput: no file can be written there, or an output cannot be written as JSON.
-        ServiceUnavailable: the disk is full or failing.
-    """
-    with write_aside(path) as out, open_writer(fmt, out, vector_output=vector_output) as writer:
-        return writer.add(results)
-
-
 def deliver_output(path: Path, store: Store, key: str) -> None:
     """Copy a finished artifact to the user's output path, where it appears whole or not at all.
 
@@ -60,7 +38,15 @@ def deliver_output(path: Path, store: Store, key: str) -> None:
 
 
 def open_writer(fmt: ExportFormat, out: BinaryIO, *, vector_output: bool) -> AbstractContextManager[ResultWriter]:
-    """Write results in a format to `out`, which need not be seekable and stays open; complete when the block ends."""
+    """Write results in a format to `out`, which need not be seekable and stays open; complete when the block ends.
+
+    Args:
+        fmt: `jsonl`: result lines. `parquet`: the columns row_index, key, output, error. `csv`: the same columns, with
+            output and error as JSON text and nothing where there is none, and keys that a spreadsheet would compute as
+            formulas behind an apostrophe.
+        out: Where the bytes go.
+        vector_output: Whether an output is one float32 vector.
+    """
     match fmt:
         case "jsonl":
             return JsonLines(vector_output=vector_output).writer(out)
