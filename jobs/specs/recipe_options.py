@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,6 +19,8 @@ class Options(BaseModel):
     """A recipe's options; a subclass has a field with a default for each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    old_names: ClassVar[Mapping[str, str]] = {}
+    """Names from the last release that are still accepted -> the names that they have now."""
 
 
 class CnnOptions(Options):
@@ -75,9 +77,11 @@ class GanOptions(Options):
 class CtcOptions(Options):
     """What a spec of `recipes.ctc` may set."""
 
+    old_names: ClassVar[Mapping[str, str]] = {"judged_rows": "eval_rows"}
+
     rows: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Utterances to learn from."""
-    judged_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    eval_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     """Utterances that are held out."""
     min_letters: Annotated[int, Field(ge=1, le=100)] = 3
     """The fewest of an utterance."""
@@ -119,11 +123,16 @@ def read_options(kind: type[OptionsT], given: Mapping[str, Any]) -> OptionsT:
     Raises:
         ValueError: One of them is unknown or has a wrong value; the message begins with `options.` and its name.
     """
-    for name in given:
-        if name not in kind.model_fields:
+    named: dict[str, Any] = {}
+    for name, value in sorted(given.items(), key=lambda item: item[0] in kind.old_names):
+        new_name = kind.old_names.get(name, name)
+        if new_name not in kind.model_fields:
             raise ValueError(f"options.{name}: unknown option; there are {', '.join(kind.model_fields)}")
+        if new_name in named:
+            raise ValueError(f"options.{name}: is the old name of options.{new_name}; give only one of them")
+        named[new_name] = value
     try:
-        return kind.model_validate(dict(given))
+        return kind.model_validate(named)
     except ValidationError as error:
         name, phrase = first_fault(error.errors())
         raise ValueError(f"options.{name}: {phrase}" if name else phrase) from error

@@ -58,7 +58,7 @@ class ArchitectureSpec(Strict):
 
 
 class DataSpec(TextFields):
-    """The rows to learn from, and those to judge by."""
+    """The rows to train on, and those to evaluate."""
 
     train: Paths = Field(min_length=1)
     """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
@@ -71,7 +71,7 @@ class DataSpec(TextFields):
     split: Name = "train"
     """Which split of a data set `train` is."""
     eval_split: Name | None = None
-    """Which split of the same data set to judge by, where `eval` is absent."""
+    """The split of the same data set to evaluate, if `eval` is absent."""
     config: Name | None = None
     """Which configuration of a hub data set."""
     max_length: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] | None = None
@@ -90,7 +90,7 @@ class DataSpec(TextFields):
 
     @property
     def eval_input(self) -> InputSpec | None:
-        """The rows to judge by, as an input; None where there are none."""
+        """The rows to evaluate, as an input; None if there are none."""
         if self.eval is not None:
             return self._input(self.eval, self.split)
         return None if self.eval_split is None else self._input(self.train, self.eval_split)
@@ -216,7 +216,7 @@ class TrainingSpec(Strict):
         has_eval = self.data is not None and self.data.eval_input is not None
         wanted = self.evaluation_param
         if self.trainer == "transformers" and not has_eval and wanted is not None:
-            raise InvalidSpec(f"{wanted}: needs rows to judge by, data.eval or data.eval_split", param=wanted)
+            raise InvalidSpec(f"{wanted}: needs rows to evaluate: set data.eval or data.eval_split", param=wanted)
         strategy, best = self.arguments.get("eval_strategy"), self.checkpoint.best
         if strategy in ("no", "epoch") and "eval_steps" in self.arguments:
             raise ValueError(f"arguments.eval_steps: goes with eval_strategy: steps, not {strategy}")

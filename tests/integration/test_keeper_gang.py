@@ -21,7 +21,7 @@ from jobs.specs.inference import parse_spec
 from tests.conftest import wait_until
 from tests.integration.test_keeper import SLOT, Bench
 from worker.stop import Stop
-from worker.training.attempt.gang_start import gather
+from worker.training.attempt.gang_start import wait_for_gang
 
 OTHER = "here-cpu1"
 
@@ -237,7 +237,7 @@ def test_a_leader_waits_until_every_slot_is_held(open_bench: Callable[..., Any])
                     holding.enter_context(bench.holding(lease_ids[1]))
 
             looks = Looks(members_come)
-            places = gather(leader, database=bench.database, stop=looks)
+            places = wait_for_gang(leader, database=bench.database, stop=looks)
             assert places == (held(0, OTHER, num_threads=3), held(1, SLOT, num_threads=1))
             assert looks.number >= 2
             leases.release(bench.database, leader.lease_id, "drained")
@@ -250,7 +250,7 @@ def test_a_leader_whose_gang_falls_apart_has_lost_its_lease(open_bench: Callable
 
         looks = Looks(lambda _: slots.retire(bench.database, [SLOT]))
         with pytest.raises(LostLease):
-            gather(leader, database=bench.database, stop=looks)
+            wait_for_gang(leader, database=bench.database, stop=looks)
 
 
 def test_a_leader_that_is_to_stop_does_not_wait_any_longer(open_bench: Callable[..., Any]) -> None:
@@ -258,7 +258,7 @@ def test_a_leader_that_is_to_stop_does_not_wait_any_longer(open_bench: Callable[
         lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
         leader = bench.take_up(lease_ids[0])
         stop = Looks(lambda _: stop.ask("shutdown"))
-        assert gather(leader, database=bench.database, stop=stop) is None
+        assert wait_for_gang(leader, database=bench.database, stop=stop) is None
         with bench.database.read() as session:
             assert job_ledger.get(session, leader.job_id).state == JobState.RUNNING
 
@@ -267,4 +267,4 @@ def test_a_lease_that_stands_alone_waits_for_nobody(open_bench: Callable[..., An
     with open_bench() as bench:
         (lease_id,) = leases.grant(bench.database, Grant(bench.training(), (OTHER,)), lease_seconds=30.0)
         alone = bench.take_up(lease_id)
-        assert gather(alone, database=bench.database, stop=Stop()) == (held(0, OTHER, num_threads=3),)
+        assert wait_for_gang(alone, database=bench.database, stop=Stop()) == (held(0, OTHER, num_threads=3),)

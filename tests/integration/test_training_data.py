@@ -32,13 +32,13 @@ from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, LossNotFinite, 
 from tests.support import tiny
 from tests.support.trained import write_rows
 from worker.stop import Stop
-from worker.training.collectives import Alone
+from worker.training.collectives import SingleProcess
 from worker.training.loops import trainer
 from worker.training.plan import Plan
 from worker.training.reports import Progress, Report
 from worker.training.tasks import build
 from worker.training.tasks.data import rows_of
-from worker.training.tasks.setup import NO_LABEL, Learning, Origin
+from worker.training.tasks.setup import NO_LABEL, TaskContext, TaskSetup
 from worker.training.tasks.token_classification import words_of_pieces
 from worker.training.tasks.vocabulary import Vocabulary
 
@@ -74,9 +74,9 @@ def plan_of(
     return Plan(job_id="job_1", spec=spec, folder=str(folder), device="cpu", num_threads=1, model=model)
 
 
-def learning_of(plan: Plan, settings: Settings) -> Learning:
+def learning_of(plan: Plan, settings: Settings) -> TaskSetup:
     spec = plan.training_spec()
-    return build(Origin.of(plan, settings), *rows_of(spec, settings))
+    return build(TaskContext.of(plan, settings), *rows_of(spec, settings))
 
 
 def refusal(plan: Plan, settings: Settings) -> str:
@@ -297,7 +297,7 @@ def test_a_model_without_a_table_of_vectors_takes_every_token(tmp_path: Path, se
         local_transformer_stride=16, max_position_embeddings=64,
     )  # fmt: skip
     plan = plan_of(tmp_path, "text-classification", model_of(models, "bert"), texts("a", "b"))
-    origin, (rows, _) = Origin.of(plan, settings), rows_of(plan.training_spec(), settings)
+    origin, (rows, _) = TaskContext.of(plan, settings), rows_of(plan.training_spec(), settings)
     vocabulary = Vocabulary.of(origin, CanineModel(config), origin.tokenizer())
     assert vocabulary.num_ids is None
     vocabulary.check_row(rows, 0, [10**6])
@@ -407,12 +407,12 @@ def test_the_perplexity_is_that_of_the_texts_where_labels_are_smoothed(
         per_device_train_batch_size=2, learning_rate=0.01, label_smoothing_factor=0.3,
     )  # fmt: skip
     heard: list[Report] = []
-    trainer.train(plan, gang=Alone(), settings=settings, stop=Stop(), report=heard.append)
+    trainer.train(plan, gang=SingleProcess(), settings=settings, stop=Stop(), report=heard.append)
     points = [point for report in heard if isinstance(report, Progress) for point in report.points]
     told = {name: value for _, name, value in points if name.startswith("eval_")}
     assert set(told) == {"eval_loss", "eval_perplexity"}
     blocks = torch.tensor(learning_of(plan, settings).evaluation["input_ids"])
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made" / "model").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "artifacts" / "model").eval()
     with torch.no_grad():
         nll = model(input_ids=blocks, labels=blocks).loss.item()
     assert told["eval_perplexity"] == pytest.approx(math.exp(nll), rel=1e-4)
@@ -426,4 +426,4 @@ def test_a_first_loss_of_no_number_is_not_blamed_on_the_learning_rate(tmp_path: 
     model.save_pretrained(tmp_path / "m")
     plan = plan_of(tmp_path / "a", "text-classification", str(tmp_path / "m"), texts("a", "b"), max_steps=1)
     with pytest.raises(LossNotFinite, match="so no learning rate is the cause"):
-        trainer.train(plan, gang=Alone(), settings=settings, stop=Stop(), report=lambda _: None)
+        trainer.train(plan, gang=SingleProcess(), settings=settings, stop=Stop(), report=lambda _: None)

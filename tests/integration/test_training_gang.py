@@ -113,7 +113,7 @@ FORKED = """
 def loop_spec(folder: Path) -> dict[str, Any]:
     """A net without what depends on a rank's own rows or draws."""
     source = CLASSIFIER.replace("nn.Dropout(0.2)", "nn.Identity()").replace("nn.BatchNorm1d(width)", "nn.Identity()")
-    source = source.replace("    def judge(batch):", f"{FORKED}    def judge(batch):")
+    source = source.replace("    def evaluate(batch):", f"{FORKED}    def evaluate(batch):")
     return {
         "kind": "training",
         "trainer": "torch",
@@ -203,7 +203,8 @@ def test_a_dead_rank_ends_all_and_the_next_attempt_goes_on(tmp_path: Path) -> No
 def test_what_one_rank_knows_is_what_is_told(tmp_path: Path) -> None:
     spec = loop_spec(tmp_path)
     source = CLASSIFIER.replace(
-        "def judge(batch):", "import os\n    assert os.environ['RANK'] == '0', 'no such thing'\n    def judge(batch):"
+        "def evaluate(batch):",
+        "import os\n    assert os.environ['RANK'] == '0', 'no such thing'\n    def evaluate(batch):",
     )
     spec["module"] = write_module(tmp_path, source)
     found = run_ranks(tmp_path / "a", spec, 2)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from worker.training.module import Parts, Phase, Setup
+from worker.training.modules.user_module import Parts, Phase, Setup
 
 class Digits(torch.utils.data.Dataset):
     def __init__(self, first, last):
@@ -47,7 +47,7 @@ def build(setup):
     def loss(batch):
         images, labels = batch
         return nn.functional.cross_entropy(model(images + 0.01 * torch.randn_like(images)), labels)
-    def judge(batch):
+    def evaluate(batch):
         images, labels = batch
         return {"accuracy": (model(images).argmax(1) == labels).float().mean()}
     return Parts(
@@ -56,7 +56,7 @@ def build(setup):
             optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), loss=loss,
             scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps),
         )],
-        train=Digits(0, 60), judged=Digits(60, 100), judge=judge,
+        train=Digits(0, 60), eval_data=Digits(60, 100), evaluate=evaluate,
     )
 '''
 
@@ -146,7 +146,7 @@ def test_an_edited_module_changes_no_training_that_has_begun(tmp_path: Path, spe
         ("x = 1", "invalid_spec", "has no function build(setup)"),
         ("def build(setup):\n    return 3", "module_failed", "module: build returned int, not Parts"),
         (CLASSIFIER.replace("0, 60", "0, 0"), "module_failed", "module: Parts.train is empty"),
-        (CLASSIFIER.replace("60, 100", "60, 60"), "module_failed", "module: Parts.judged is empty"),
+        (CLASSIFIER.replace("60, 100", "60, 60"), "module_failed", "module: Parts.eval_data is empty"),
         (CLASSIFIER.replace("return nn.functional", "return 1 / 0 * nn.functional"), "module_failed",
          "module: the loss of phase 'loss': ZeroDivisionError: division by zero (net.py, line"),
         (CLASSIFIER.replace("cross_entropy(", "cross_entropy(float('nan') * "), "loss_not_finite",
@@ -187,7 +187,9 @@ def test_a_module_is_tried_out_without_a_daemon(tmp_path: Path) -> None:
 def test_a_module_reads_the_rows_of_the_spec(tmp_path: Path, spec: dict[str, Any]) -> None:
     source = CLASSIFIER.replace(
         "train=Digits(0, 60)", "train=[(torch.full((64,), row['x']), row['y']) for row in setup.rows]"
-    ).replace("judged=Digits(60, 100)", "judged=[(torch.full((64,), row['x']), row['y']) for row in setup.judged_rows]")
+    ).replace(
+        "eval_data=Digits(60, 100)", "eval_data=[(torch.full((64,), row['x']), row['y']) for row in setup.eval_rows]"
+    )
     records = [{"size": number / 40, "kind": number % 10, "more": "?"} for number in range(40)]
     spec |= {
         "module": write_module(tmp_path, source),

@@ -92,7 +92,7 @@ def test_the_module_of_ones_own_learns_from_its_rows(tmp_path: Path) -> None:
         options=spec.options,
         arguments=spec.arguments,
         rows=rows_of(spec.data.train, spec),
-        judged_rows=rows_of(spec.data.eval, spec),
+        eval_rows=rows_of(spec.data.eval, spec),
     )
     assert found.metrics["eval_loss"][-1] < found.metrics["eval_loss"][0] / 10
 

@@ -231,7 +231,7 @@ def test_judging_needs_rows(document: dict[str, Any]) -> None:
     for name, value in asks.items():
         changed = json.loads(json.dumps(document))
         set_field(name, value)(changed)
-        with pytest.raises(InvalidSpec, match=f"{name}: needs rows to judge by") as caught:
+        with pytest.raises(InvalidSpec, match=f"{name}: needs rows to evaluate") as caught:
             parse_spec(changed)
         assert caught.value.param == name
 

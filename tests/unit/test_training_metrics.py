@@ -11,12 +11,12 @@ from jobs.errors import InvalidSpec
 from jobs.specs.inference import TrainingSpec, parse_spec
 from jobs.specs.training_metrics import LESS_IS_BETTER, MORE_IS_BETTER, Mode, mode_of
 from worker.training.loops.schedule import Schedule
-from worker.training.results.checkpoints import Best, Judged
+from worker.training.results.checkpoints import Best, Evaluation
 
 MODULE = """
 import torch
 from torch import nn
-from worker.training.module import Parts, Phase
+from worker.training.modules.user_module import Parts, Phase
 
 def build(setup):
     model = nn.Linear(1, 1)
@@ -24,7 +24,7 @@ def build(setup):
     loss = lambda batch: model(batch).square().mean()
     return Parts(
         models={"model": model}, phases=[Phase(optimizer=torch.optim.SGD(model.parameters(), lr=0.01), loss=loss)],
-        train=rows, judged=rows, judge=lambda batch: {"error": loss(batch)},
+        train=rows, eval_data=rows, evaluate=lambda batch: {"error": loss(batch)},
     )
 """
 
@@ -67,9 +67,9 @@ def test_a_name_that_tells_no_direction_is_asked_about() -> None:
 def test_the_best_weights_are_those_of_the_best_value(tmp_path: Path, name: str, best_step: int) -> None:
     best = Best(name, spec_of(name).checkpoint.best_mode, tmp_path, writes=False)
     for step, value in ((1, 275.9), (2, 300.0), (3, 111.7), (4, float("nan"))):
-        best.offer(Judged(step, {name: value}), lambda _: None)
-    assert best.judged is not None
-    assert best.judged.step == best_step
+        best.offer(Evaluation(step, {name: value}), lambda _: None)
+    assert best.evaluation is not None
+    assert best.evaluation.step == best_step
 
 
 def test_eval_steps_alone_means_evaluations_at_these_steps() -> None:
@@ -93,8 +93,8 @@ def test_eval_steps_alone_means_evaluations_at_these_steps() -> None:
 def test_a_metric_that_a_module_does_not_have_costs_no_step(tmp_path: Path) -> None:
     from jobs.config.settings import Settings
     from worker.stop import Stop
-    from worker.training.collectives import Alone
-    from worker.training.loops.loop import Given, Loop
+    from worker.training.collectives import SingleProcess
+    from worker.training.loops.loop import Loop, LoopInputs
     from worker.training.modules.load_module import load_module
     from worker.training.plan import Plan
     from worker.training.reports import Progress, Report
@@ -108,7 +108,7 @@ def test_a_metric_that_a_module_does_not_have_costs_no_step(tmp_path: Path) -> N
             "arguments": {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}, "checkpoint": {"best": best},
         }  # fmt: skip
         plan = Plan(job_id="job_1", spec=spec, folder=str(tmp_path), device="cpu", num_threads=1)
-        Loop(plan, module, Given(), Alone(), stop=Stop(), report=found.append).run()
+        Loop(plan, module, LoopInputs(), SingleProcess(), stop=Stop(), report=found.append).run()
 
     found: list[Report] = []
     with pytest.raises(InvalidSpec, match="an evaluation has no 'eval_accuracy', only eval_error"):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from jobs.config.settings import Settings
 from jobs.errors import ModuleFailed, UserError
 from worker.stop import Stop
 from worker.training.attempt import process
-from worker.training.collectives import Alone
-from worker.training.loops.loop import Given, Loop
+from worker.training.collectives import SingleProcess
+from worker.training.loops.loop import Loop, LoopInputs
 from worker.training.loops.rehearsal import rehearse
 from worker.training.modules.load_module import load_module
+from worker.training.modules.user_module import Parts
 from worker.training.plan import Plan
 from worker.training.reports import Broken, Progress, Report, Saved
 
@@ -22,7 +25,7 @@ import sys
 import numpy as np
 import torch
 from torch import nn
-from worker.training.module import Parts, Phase, Setup
+from worker.training.modules.user_module import Parts, Phase, Setup
 
 class Data:
     def __len__(self):
@@ -35,17 +38,17 @@ def build(setup):
     def loss(batch):
         value = model(batch).square().mean()
         return value
-    def judge(batch):
+    def evaluate(batch):
         return {"loss": model(batch).square().mean()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     scheduler = None
     models, facts = {"net": model}, ()
     return Parts(
         models=models, phases=[Phase(optimizer=optimizer, loss=loss, scheduler=scheduler)],
-        train=Data(), judged=Data(), judge=judge, facts=facts,
+        train=Data(), eval_data=Data(), evaluate=evaluate, facts=facts,
     )
 """
-OF_LOSS, OF_JUDGE = "module: the loss of phase 'loss': ", "module: judging a batch of Parts.judged: "
+OF_LOSS, OF_EVALUATE = "module: the loss of phase 'loss': ", "module: evaluating a batch of Parts.eval_data: "
 OF_PHASES = "module: Parts.phases must be a list of Phase"
 OF_MODELS = "module: Parts.models must be a mapping of names to nn.Module"
 
@@ -70,7 +73,7 @@ def write_module(folder: Path, old: str, new: str) -> str:
         ("return value", "return value, {3: value}", OF_LOSS + "ValueError: 3 cannot name a metric"),
         ("return value", "return value, {'n' * 201: value}", OF_LOSS + "ValueError: 'nnn"),
         ("return value", "return value, {'loss': value}", OF_LOSS + "ValueError: 'loss' is what the loop calls"),
-        ('return {"loss":', "return {'n' * 201:", OF_JUDGE + "ValueError: 'eval_nnn"),
+        ('return {"loss":', "return {'n' * 201:", OF_EVALUATE + "ValueError: 'eval_nnn"),
         ("torch.optim.SGD(", "torch.optim.LBFGS(", "module: the optimizer of phase 'loss': TypeError: LBFGS.step()"),
         ("optimizer = torch.optim.SGD(model.parameters(), lr=0.01)", "optimizer = None",
          "module: the optimizer of phase 'loss' is none of torch's"),
@@ -89,8 +92,8 @@ def write_module(folder: Path, old: str, new: str) -> str:
          OF_PHASES),
         ("[Phase(optimizer=optimizer, loss=loss, scheduler=scheduler)]", "[(optimizer, loss)]", OF_PHASES),
         ("train=Data()", "train=iter(Data())", "module: the length of Parts.train: TypeError: object of type"),
-        ("judged=Data()", "judged=[]", "module: Parts.judged is empty"),
-        ("judged=Data()", "judged=7", "module: the length of Parts.judged: TypeError: object of type 'int'"),
+        ("eval_data=Data()", "eval_data=[]", "module: Parts.eval_data is empty"),
+        ("eval_data=Data()", "eval_data=7", "module: the length of Parts.eval_data: TypeError: object of type 'int'"),
         ("facts=facts", "finish=lambda folder: (folder / 'a\\nb').write_text('x')",
          "module: Parts.finish: ValueError: 'a\\nb' cannot be the name of an artifact"),
         ("facts=facts", "finish=lambda folder: __import__('shutil').rmtree(folder)",
@@ -125,6 +128,31 @@ def test_what_a_row_raises_in_a_loaders_process_is_told(tmp_path: Path, new: str
     assert caught.value.message == message
 
 
+def test_the_old_names_of_a_module_are_accepted_with_a_warning(tmp_path: Path) -> None:
+    rows = [torch.ones(2), torch.zeros(2)]
+    module = write_module(tmp_path, "eval_data=Data(), evaluate=evaluate", "judged=setup.judged_rows, judge=evaluate")
+    arguments = {"max_steps": 1}
+    with pytest.warns(DeprecationWarning, match="is now called") as warned:
+        old = rehearse(module, arguments=arguments, judged_rows=rows)  # type: ignore[call-arg]
+    now_called = {f"{warning.message}".partition(";")[0] for warning in warned}
+    assert now_called == {
+        "rehearse: 'judged_rows' is now called 'eval_rows'",
+        "Setup: 'judged_rows' is now called 'eval_rows'",
+        "Parts: 'judged' is now called 'eval_data'",
+        "Parts: 'judge' is now called 'evaluate'",
+    }
+    assert {warning.filename for warning in warned} == {__file__, module}
+    new = write_module(tmp_path, "eval_data=Data(), evaluate", "eval_data=setup.eval_rows, evaluate")
+    assert rehearse(new, arguments=arguments, eval_rows=rows).metrics["eval_loss"] == old.metrics["eval_loss"]
+
+
+@pytest.mark.parametrize("name", ["judge", "judged"])
+def test_an_old_name_is_refused_beside_the_new_one(name: str) -> None:
+    given: dict[str, Any] = {"models": {}, "phases": [], "train": [], "evaluate": None, "eval_data": None, name: None}
+    with pytest.raises(TypeError, match=f"'{name}' is the old name of 'eval"):
+        Parts(**given)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit("mine")])
 def test_whatever_ends_the_process_from_within_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -153,7 +181,7 @@ def train(module: str, folder: Path, *, resume: str | None = None) -> list[Repor
     plan = Plan(job_id="job_0", spec=spec, folder=str(folder), device="cpu", num_threads=1, resume=resume)
     heard: list[Report] = []
     loaded = load_module(module, Settings(code_roots=[Path(module).parent]))
-    Loop(plan, loaded, Given(), Alone(), stop=Stop(), report=heard.append).run()
+    Loop(plan, loaded, LoopInputs(), SingleProcess(), stop=Stop(), report=heard.append).run()
     return heard
 
 

@@ -83,33 +83,33 @@ def test_losses_and_judgements_compute_in_bfloat16(name: str) -> None:
             loss = scalar(phase.loss(batch_of(parts.train, parts, 8)))
             loss.backward()
             assert torch.isfinite(loss)
-        assert parts.judge is not None
+        assert parts.evaluate is not None
         with torch.no_grad():
-            found = parts.judge(batch_of(parts.train, parts, 8))
+            found = parts.evaluate(batch_of(parts.train, parts, 8))
     assert all(torch.isfinite(value) for value in found.values())
 
 
 @every_recipe
 def test_the_metrics_that_a_spec_may_name_are_those_of_the_recipe(name: str) -> None:
     parts = build(name)
-    assert parts.judged is not None
-    assert parts.judge is not None
+    assert parts.eval_data is not None
+    assert parts.evaluate is not None
     with torch.no_grad():
-        assert set(parts.judge(batch_of(parts.judged, parts, 2))) == set(RECIPE_METRICS[name])
+        assert set(parts.evaluate(batch_of(parts.eval_data, parts, 2))) == set(RECIPE_METRICS[name])
 
 
 @every_recipe
 def test_what_is_judged_is_a_mean_over_rows(name: str) -> None:
     parts = build(name)
-    assert parts.judged is not None
-    assert parts.judge is not None
+    assert parts.eval_data is not None
+    assert parts.evaluate is not None
     for model in parts.models.values():
         model.eval()
-    whole = batch_of(parts.judged, parts, 12)
-    pieces = [parts.collate([parts.judged[index] for index in piece]) for piece in (range(5), range(5, 12))]
+    whole = batch_of(parts.eval_data, parts, 12)
+    pieces = [parts.collate([parts.eval_data[index] for index in piece]) for piece in (range(5), range(5, 12))]
     with torch.no_grad():
-        found = parts.judge(whole)
-        cut = [parts.judge(piece) for piece in pieces]
+        found = parts.evaluate(whole)
+        cut = [parts.evaluate(piece) for piece in pieces]
     drawn = {"loss", "reconstruction"} if name == "vae" else set()  # its latents are drawn at random
     for metric, value in found.items():
         assert torch.isfinite(value), metric
@@ -136,10 +136,10 @@ def test_a_build_makes_the_same_rows_and_weights_again(name: str) -> None:
 @pytest.mark.parametrize("name", DIGITS)
 def test_the_held_out_fifth_is_the_same_whatever_the_seed(name: str) -> None:
     one, other = build(name, seed=0), build(name, seed=1)
-    assert one.judged is not None
-    assert other.judged is not None
-    assert (len(one.train), len(one.judged)) == (1438, 359)
-    assert all(torch.equal(one.judged[index][0], other.judged[index][0]) for index in range(359))
+    assert one.eval_data is not None
+    assert other.eval_data is not None
+    assert (len(one.train), len(one.eval_data)) == (1438, 359)
+    assert all(torch.equal(one.eval_data[index][0], other.eval_data[index][0]) for index in range(359))
 
 
 def test_pictures_are_moved_from_epoch_to_epoch_unless_told_otherwise() -> None:
@@ -216,12 +216,23 @@ def test_an_unknown_option_is_refused_with_the_known_ones(name: str) -> None:
         ("gan", {"real_label": 2}, "options.real_label: must be at most 1.0"),
         ("ctc", {"rows": True}, "options.rows: must be a whole number"),
         ("ctc", {"min_letters": 9}, "options.max_letters: must be at least options.min_letters"),
+        (
+            "ctc",
+            {"judged_rows": 2, "eval_rows": 2},
+            "options.judged_rows: is the old name of options.eval_rows; give only one of them",
+        ),
     ],
 )
 def test_a_wrong_option_is_refused_in_a_sentence(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as refused:
         build(name, options)
     assert str(refused.value) == message
+
+
+def test_an_old_name_of_an_option_is_accepted() -> None:
+    eval_data = build("ctc", {"judged_rows": 3}).eval_data
+    assert eval_data is not None
+    assert len(eval_data) == 3
 
 
 @pytest.mark.parametrize("name", DIGITS)
@@ -251,16 +262,16 @@ def test_each_example_is_a_spec_whose_options_are_taken(name: str) -> None:
     assert (spec.trainer, spec.module) == ("torch", f"recipes.{name}")
     parts = build(name, spec.options)
     best = spec.checkpoint.best
-    assert parts.judge is not None
-    assert parts.judged is not None
+    assert parts.evaluate is not None
+    assert parts.eval_data is not None
     if best is not None:
         for model in parts.models.values():
             model.eval()
-        assert best.removeprefix("eval_") in parts.judge(batch_of(parts.judged, parts, 2))
+        assert best.removeprefix("eval_") in parts.evaluate(batch_of(parts.eval_data, parts, 2))
 
 
 def test_every_recipe_is_here() -> None:
-    folder = ROOT / "worker" / "training" / "recipes"
+    folder = ROOT / "worker" / "training" / "modules" / "recipes"
     modules = (path.stem for path in folder.glob("*.py") if "\ndef build(" in path.read_text(encoding="utf-8"))
     assert sorted(modules) == sorted(RECIPES)
     assert all((EXAMPLES / f"{name}.yaml").exists() for name in itertools.chain(RECIPES, ["my-module"]))

@@ -29,19 +29,19 @@ class Gang(Protocol):
     rank: int
     size: int
 
-    def say(self, *numbers: int) -> tuple[int, ...]:
+    def broadcast(self, *numbers: int) -> tuple[int, ...]:
         """What the leader says, on every rank."""
         ...
 
-    def mean(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_mean(self, values: Sequence[float]) -> list[float]:
         """The mean over the ranks of each value, on every rank."""
         ...
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Each rank's value, a JSON-like one, in the order of ranks."""
         ...
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all are here."""
         ...
 
@@ -50,29 +50,29 @@ class Gang(Protocol):
         """While inside, the leader alone; then all others."""
         ...
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """The training is over."""
         ...
 
 
-class Alone:
+class SingleProcess:
     """A gang of one."""
 
     rank, size = 0, 1
 
-    def say(self, *numbers: int) -> tuple[int, ...]:
+    def broadcast(self, *numbers: int) -> tuple[int, ...]:
         """See `Gang`."""
         return numbers
 
-    def mean(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_mean(self, values: Sequence[float]) -> list[float]:
         """See `Gang`."""
         return list(values)
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """See `Gang`."""
         return [value]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """See `Gang`."""
 
     @contextmanager
@@ -80,7 +80,7 @@ class Alone:
         """See `Gang`."""
         yield
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """See `Gang`."""
 
 
@@ -114,26 +114,26 @@ class Ranks:
         )
         self._control = dist.new_group(backend="gloo", timeout=_MEET_TIMEOUT)
 
-    def say(self, *numbers: int) -> tuple[int, ...]:
+    def broadcast(self, *numbers: int) -> tuple[int, ...]:
         """See `Gang`."""
         told = torch.tensor(numbers, dtype=torch.int64)
         dist.broadcast(told, src=0, group=self._control)
         return tuple(told.tolist())
 
-    def mean(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_mean(self, values: Sequence[float]) -> list[float]:
         """See `Gang`."""
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._control)
         means: list[float] = (total / self.size).tolist()
         return means
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """See `Gang`."""
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value, group=self._control)
         return gathered
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """See `Gang`."""
         dist.barrier(group=self._control)
 
@@ -141,11 +141,11 @@ class Ranks:
     def leader_first(self) -> Iterator[None]:
         """See `Gang`."""
         if self.rank != 0:
-            self.meet()
+            self.barrier()
         yield
         if self.rank == 0:
-            self.meet()
+            self.barrier()
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """See `Gang`."""
         dist.destroy_process_group()

@@ -29,7 +29,7 @@ def build(setup: Setup) -> Parts:
         inputs, targets = batch
         return functional.mse_loss(model(inputs).squeeze(1), targets)
 
-    def judge(batch):
+    def evaluate(batch):
         inputs, targets = batch
         errors = model(inputs).squeeze(1) - targets
         return {"loss": errors.square().mean(), "absolute_error": errors.abs().mean()}
@@ -39,6 +39,6 @@ def build(setup: Setup) -> Parts:
         phases=[Phase(optimizer=torch.optim.AdamW(model.parameters(), lr=0.01), loss=loss)],
         train=setup.rows,
         collate=collate,
-        judged=setup.judged_rows,
-        judge=judge,
+        eval_data=setup.eval_rows,
+        evaluate=evaluate,
     )

@@ -21,7 +21,7 @@ from worker.training.results.curves import write_curves
 logger = logging.getLogger(__name__)
 
 
-def record_outcome(lease: WorkingLease, finished: Finished, *, database: Database, store: Store) -> None:
+def record_artifacts(lease: WorkingLease, finished: Finished, *, database: Database, store: Store) -> None:
     """Put everything into the store, then make it the job's in one fenced transaction.
 
     Raises:

@@ -31,9 +31,9 @@ from worker.models.load import fetch_model
 from worker.models.pinned import pinned_model
 from worker.models.trained import fetch_job_model
 from worker.stop import Outcome, Stop
-from worker.training.attempt.artifacts import record_outcome
-from worker.training.attempt.checkpoint_upload import Deposit, fetch_newest, prepare_store
-from worker.training.attempt.gang_start import gather
+from worker.training.attempt.artifacts import record_artifacts
+from worker.training.attempt.checkpoint_upload import CheckpointUploader, fetch_newest, prepare_store
+from worker.training.attempt.gang_start import wait_for_gang
 from worker.training.attempt.ranks import RankProcesses
 from worker.training.loops.schedule import halved
 from worker.training.plan import Plan
@@ -75,7 +75,7 @@ def run_training(
     """
     if stop.asked:
         return Outcome.STOPPED
-    places = gather(lease, database=database, stop=stop)
+    places = wait_for_gang(lease, database=database, stop=stop)
     if places is None:
         return Outcome.STOPPED
     pulse.at(Activity.START)
@@ -109,20 +109,20 @@ def run_training(
         )
         pulse.at(None)
         pulse.say(Beat(_RANKS, Activity.START))
-        deposit = Deposit(lease, spec, database=database, store=store, pulse=pulse)
+        uploader = CheckpointUploader(lease, spec, database=database, store=store, pulse=pulse)
         try:
             with RankProcesses(plan, _environment(places)) as ranks:
-                return _follow(lease, ranks, deposit, database=database, store=store, stop=stop, pulse=pulse)
+                return _follow(lease, ranks, uploader, database=database, store=store, stop=stop, pulse=pulse)
         except DeviceOutOfMemory as error:
             raise _out_of_memory(spec, num_halvings, error) from error
         finally:
-            deposit.close()
+            uploader.close()
 
 
 def _follow(
     lease: WorkingLease,
     ranks: RankProcesses,
-    deposit: Deposit,
+    uploader: CheckpointUploader,
     *,
     database: Database,
     store: Store,
@@ -133,7 +133,7 @@ def _follow(
     total_steps = 0
     with stop.telling(lambda: ranks.ask(stop)):
         for report in ranks.reports():
-            deposit.check()
+            uploader.check()
             match report:
                 case Doing(activity, step):
                     pulse.say(Beat(_RANKS, activity, step=step))
@@ -143,21 +143,21 @@ def _follow(
                 case Progress(step, points):
                     attempts.advance(database, lease.lease_id, step=step, total_steps=total_steps, points=points)
                 case Saved():
-                    deposit.put(report)
+                    uploader.put(report)
                 case Stopped(step):
                     pulse.say(Beat(_RANKS))
-                    deposit.finish()
+                    uploader.finish()
                     logger.info("stopped at step %d", step)
                     return Outcome.STOPPED
                 case Finished():
                     pulse.say(Beat(_RANKS))
-                    deposit.finish()
+                    uploader.finish()
                     pulse.at(Activity.SAVE)
-                    record_outcome(lease, report, database=database, store=store)
+                    record_artifacts(lease, report, database=database, store=store)
                     return Outcome.DRAINED
                 case Broken(code, message, param, is_users):
                     pulse.say(Beat(_RANKS))
-                    deposit.finish()
+                    uploader.finish()
                     raise error_from(Failed(code, message, param, is_users, is_poisoned=False))
     raise AssertionError("the reports end with a last one")
 

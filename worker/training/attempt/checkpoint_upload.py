@@ -39,7 +39,7 @@ class Resumed:
     """Whether the job made it, and not the one that it retries."""
 
 
-class Deposit:
+class CheckpointUploader:
     """Takes checkpoints over, one after the other, in a thread of its own."""
 
     def __init__(

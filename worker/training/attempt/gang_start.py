@@ -12,7 +12,7 @@ from worker.stop import Stop
 _LOOK_SECONDS = 0.1  # the members end their runners first, which takes about as long
 
 
-def gather(lease: WorkingLease, *, database: Database, stop: Stop) -> tuple[Place, ...] | None:
+def wait_for_gang(lease: WorkingLease, *, database: Database, stop: Stop) -> tuple[Place, ...] | None:
     """Wait until the other slots of a leader's gang are held; a lease that stands alone need not wait.
 
     Args:

@@ -72,19 +72,19 @@ def listen(stop: Stop) -> None:
 def run(plan: Plan, rank: int, report: Callable[[Report], None], stop: Stop) -> None:
     """Train; whatever ends it but its own end is reported as `Broken`, by any rank. All else the leader reports."""
     from worker import device as devices
-    from worker.training.collectives import Alone, Ranks
+    from worker.training.collectives import Ranks, SingleProcess
 
     if rank == 0:
         report(Doing(Activity.START))
     try:
         gang = (
-            Alone()
+            SingleProcess()
             if plan.num_ranks == 1
             else Ranks(rank, plan.num_ranks, folder=Path(plan.folder), device=plan.device)
         )
         devices.prepare(devices.pick_device(), num_threads=plan.num_threads)
         _trainer(plan)(plan, gang=gang, settings=Settings(), stop=stop, report=report if rank == 0 else lambda _: None)
-        gang.leave()
+        gang.close()
     except StokerError as error:
         logger.error("%s: %s", error.code, error.message)
         report(Broken(error.code, error.message, error.param, is_users=isinstance(error, UserError)))

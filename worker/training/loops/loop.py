@@ -26,16 +26,16 @@ from worker.training.loops import rng
 from worker.training.loops.data_loading import Draw, Layout, load
 from worker.training.loops.defaults import MICRO_BATCH, NUM_EPOCHS, SEED
 from worker.training.loops.loss_values import LOSS
-from worker.training.loops.phase_steps import Turn, check_metric_name
+from worker.training.loops.phase_steps import PhaseStep, check_metric_name
 from worker.training.loops.schedule import Schedule, halved
 from worker.training.loops.steps import Steps
 from worker.training.modules.dependencies import Sources
 from worker.training.modules.load_module import build_parts, load_module, source_of, users_code
 from worker.training.modules.user_module import Batch, Module, Rows, Setup
 from worker.training.plan import Plan
-from worker.training.reports import Finished, Report, Stopped
+from worker.training.reports import Report, Stopped
 from worker.training.results.checkpoints import check_has_metric
-from worker.training.results.export_results import Course, deliver_parts
+from worker.training.results.export_results import TrainingSummary, write_module_artifacts
 from worker.training.results.weights import learned_weights, read_models, write_models
 
 logger = logging.getLogger(__name__)
@@ -62,31 +62,31 @@ def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Cal
     with sources.importing():  # to the end, since a loss or a row may import as well
         module = load_module(spec.module, settings, sources)
         with gang.leader_first():  # who finds the rows prepared need not prepare them
-            given = Given.of(spec, plan, settings)
-        Loop(plan, module, given, gang, stop=stop, report=report, sources=sources).run()
+            inputs = LoopInputs.of(spec, plan, settings)
+        Loop(plan, module, inputs, gang, stop=stop, report=report, sources=sources).run()
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class LoopInputs:
     """The rows of a spec's `data`, where it has one."""
 
     rows: Rows | None = None
-    judged: Rows | None = None
+    eval_rows: Rows | None = None
     digest: str = ""
     """Of `rows`."""
 
     @classmethod
-    def of(cls, spec: TrainingSpec, plan: Plan, settings: Settings) -> Given:
+    def of(cls, spec: TrainingSpec, plan: Plan, settings: Settings) -> LoopInputs:
         """Read them, or find them prepared."""
         if spec.data is None:
             return cls()
         from worker.training.tasks.data import as_they_are, rows_of  # loads pyarrow and datasets
 
         folder = Path(plan.folder) / "data" if plan.cache is None else Path(plan.cache)
-        given, given_to_judge = rows_of(spec, settings)
-        rows, digest = as_they_are(given, folder)
-        judged = None if given_to_judge is None else as_they_are(given_to_judge, folder)[0]
-        return cls(rows, judged, digest)
+        train, evaluation = rows_of(spec, settings)
+        rows, digest = as_they_are(train, folder)
+        eval_rows = None if evaluation is None else as_they_are(evaluation, folder)[0]
+        return cls(rows, eval_rows, digest)
 
 
 class Loop:
@@ -96,7 +96,7 @@ class Loop:
         self,
         plan: Plan,
         module: Module,
-        given: Given,
+        inputs: LoopInputs,
         gang: Gang,
         *,
         stop: Stop,
@@ -108,7 +108,7 @@ class Loop:
         Args:
             plan: of the attempt.
             module: the user's.
-            given: the rows that the spec names.
+            inputs: the rows that the spec names.
             gang: of which this process is a rank.
             stop: asked when it is to end before its end.
             report: is told what the runner must know.
@@ -125,7 +125,7 @@ class Loop:
         arguments = self._spec.arguments
         seed = int(arguments.get("seed", SEED))
         _seed_all(seed)
-        setup = Setup(dict(self._spec.options), seed, self._device, given.rows, given.judged)
+        setup = Setup(dict(self._spec.options), seed, self._device, inputs.rows, inputs.eval_rows)
         self._parts = build_parts(module, setup)
         _seed_all(seed + gang.rank)  # what each rank draws is its own
         micro_batch, accumulation = halved(arguments, plan.num_halvings)
@@ -139,9 +139,11 @@ class Loop:
             num_ranks=gang.size,
         )
         self._schedule = self._make_schedule()
-        self._turns = [Turn(phase, self._parts, self._schedule.total_steps, gang) for phase in self._parts.phases]
+        self._phase_steps = [
+            PhaseStep(phase, self._parts, self._schedule.total_steps, gang) for phase in self._parts.phases
+        ]
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype is torch.float16)
-        digest = f"{self._layout.num_rows} rows {given.digest}"
+        digest = f"{self._layout.num_rows} rows {inputs.digest}"
         self._steps = Steps(plan, self, gang, digest=digest, stop=stop, report=report)
         self._step = 0
 
@@ -168,7 +170,14 @@ class Loop:
                     break
         self._steps.conclude(self._step)
         if self._gang.rank == 0:
-            self._finish(time.monotonic() - started)
+            self._steps.finish(
+                self._step,
+                self._write_artifacts,
+                epochs=self._step / layout.epoch_steps,
+                micro_batch=layout.micro_batch,
+                accumulation=layout.accumulation,
+                seconds=time.monotonic() - started,
+            )
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
@@ -197,25 +206,25 @@ class Loop:
         total: torch.Tensor | float = 0.0
         told: dict[str, torch.Tensor] = {}
         max_grad_norm = float(self._spec.arguments.get("max_grad_norm", 0.0))
-        for turn in self._turns:
-            turn.optimizer.zero_grad(set_to_none=True)
+        for phase_step in self._phase_steps:
+            phase_step.optimizer.zero_grad(set_to_none=True)
             for number, batch in enumerate(batches):
-                with turn.syncing(number == len(batches) - 1):
-                    loss, more = self._loss(turn, batch)
-                    turn.backward(self._scaler.scale(loss / len(batches)))
+                with phase_step.syncing(number == len(batches) - 1):
+                    loss, more = self._loss(phase_step, batch)
+                    phase_step.backward(self._scaler.scale(loss / len(batches)))
                 self._steps.mark()
                 total = total + loss.detach().float() / len(batches)
-                if len(self._turns) > 1:
-                    more = {**more, f"loss_{turn.name}": loss}
+                if len(self._phase_steps) > 1:
+                    more = {**more, f"loss_{phase_step.name}": loss}
                 for name, value in more.items():
                     told[name] = told.get(name, 0.0) + value.detach().float() / len(batches)
-            turn.update(self._scaler, max_grad_norm=max_grad_norm)
+            phase_step.update(self._scaler, max_grad_norm=max_grad_norm)
         self._scaler.update()
         self._steps.losses.add({LOSS: torch.as_tensor(total), **told})
 
-    def _loss(self, turn: Turn, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    def _loss(self, phase_step: PhaseStep, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         with self._autocast():
-            found = turn.loss(batch)
+            found = phase_step.loss(batch)
         return found if isinstance(found, tuple) else (found, {})
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -224,10 +233,10 @@ class Loop:
     def _named(self) -> dict[str, float | None]:
         """What is logged of a step beside its losses."""
         named: dict[str, float | None] = {"epoch": self._step / self._layout.epoch_steps}
-        for turn in self._turns:
-            suffix = "" if len(self._turns) == 1 else f"_{turn.name}"
-            named[f"learning_rate{suffix}"] = float(turn.optimizer.param_groups[0]["lr"])
-            named[f"grad_norm{suffix}"] = None if turn.grad_norm is None else float(turn.grad_norm)
+        for phase_step in self._phase_steps:
+            suffix = "" if len(self._phase_steps) == 1 else f"_{phase_step.name}"
+            named[f"learning_rate{suffix}"] = float(phase_step.optimizer.param_groups[0]["lr"])
+            named[f"grad_norm{suffix}"] = None if phase_step.grad_norm is None else float(phase_step.grad_norm)
         return named
 
     def _set_learning(self, *, learning: bool) -> None:
@@ -236,29 +245,29 @@ class Loop:
 
     # -- called by `Steps` ----------------------------------------------------------------------------------------
 
-    def judge(self) -> dict[str, float]:
+    def run_evaluation(self) -> dict[str, float]:
         """See `Work`. Ranks share the rows."""
-        judged = self._parts.judged
-        assert judged is not None
+        eval_data = self._parts.eval_data
+        assert eval_data is not None
         num_rows = self._spec.arguments.get("per_device_eval_batch_size", MICRO_BATCH)
-        starts = range(self._gang.rank * num_rows, len(judged), self._gang.size * num_rows)
-        draws = [[(-1, row) for row in range(start, min(start + num_rows, len(judged)))] for start in starts]
-        shares = self._gang.gather(self._judge_sums(draws))
+        starts = range(self._gang.rank * num_rows, len(eval_data), self._gang.size * num_rows)
+        draws = [[(-1, row) for row in range(start, min(start + num_rows, len(eval_data)))] for start in starts]
+        shares = self._gang.all_gather(self._evaluation_sums(draws))
         names = [name for share in shares[:1] for name in share]
-        return {f"eval_{name}": sum(share.get(name, 0.0) for share in shares) / len(judged) for name in names}
+        return {f"eval_{name}": sum(share.get(name, 0.0) for share in shares) / len(eval_data) for name in names}
 
-    def _judge_sums(self, draws: list[list[Draw]]) -> dict[str, float]:
+    def _evaluation_sums(self, draws: list[list[Draw]]) -> dict[str, float]:
         """The sums over rows of what an evaluation finds, by the module's own names."""
-        judged, judge = self._parts.judged, self._parts.judge
-        assert judged is not None
-        assert judge is not None
+        eval_data, evaluate = self._parts.eval_data, self._parts.evaluate
+        assert eval_data is not None
+        assert evaluate is not None
         sums: dict[str, float] = defaultdict(float)
         self._set_learning(learning=False)
-        with torch.no_grad(), users_code("judging a batch of Parts.judged"):
-            for batch, rows in zip(self._load(judged, draws), draws, strict=True):
+        with torch.no_grad(), users_code("evaluating a batch of Parts.eval_data"):
+            for batch, rows in zip(self._load(eval_data, draws), draws, strict=True):
                 self._steps.mark()
                 with self._autocast():
-                    found = judge(batch)
+                    found = evaluate(batch)
                 for name, value in found.items():
                     check_metric_name(f"eval_{name}")
                     sums[name] += float(value) * len(rows)
@@ -274,10 +283,10 @@ class Loop:
         best = self._spec.checkpoint.best
         if best is None or self._spec.eval_metrics is not None or self._step > 0:
             return
-        assert self._parts.judged is not None
+        assert self._parts.eval_data is not None
         num_rows = self._spec.arguments.get("per_device_eval_batch_size", MICRO_BATCH)
         with rng.kept():
-            found = self._judge_sums([[(-1, row) for row in range(min(num_rows, len(self._parts.judged)))]])
+            found = self._evaluation_sums([[(-1, row) for row in range(min(num_rows, len(self._parts.eval_data)))]])
         check_has_metric(best, [f"eval_{name}" for name in found])
 
     def write_checkpoint(self, folder: Path) -> None:
@@ -287,10 +296,11 @@ class Loop:
             return
         self.write_weights(folder)
         self._sources.carry(folder)
+        schedulers = [phase_step.scheduler for phase_step in self._phase_steps]
         state = {
             "step": self._step,
-            "optimizers": [turn.optimizer.state_dict() for turn in self._turns],
-            "schedulers": [None if turn.scheduler is None else turn.scheduler.state_dict() for turn in self._turns],
+            "optimizers": [phase_step.optimizer.state_dict() for phase_step in self._phase_steps],
+            "schedulers": [None if scheduler is None else scheduler.state_dict() for scheduler in schedulers],
             "scaler": self._scaler.state_dict(),
         }
         torch.save(state, folder / _STATE_FILE)
@@ -298,6 +308,10 @@ class Loop:
     def write_weights(self, folder: Path) -> None:
         """See `Work`."""
         write_models(folder, self._parts)
+
+    def load_weights(self, folder: Path) -> None:
+        """See `Work`."""
+        read_models(folder, self._parts)
 
     def learned(self) -> Iterable[torch.Tensor]:
         """See `Work`."""
@@ -313,10 +327,10 @@ class Loop:
                 "the rest",
                 param="module",
             )
-        given, has_eval = self._spec.arguments, self._parts.judged is not None
+        given, has_eval = self._spec.arguments, self._parts.eval_data is not None
         wanted = self._spec.evaluation_param
         if not has_eval and wanted is not None:
-            raise InvalidSpec(f"{wanted}: the module builds no rows to judge by, Parts.judged", param=wanted)
+            raise InvalidSpec(f"{wanted}: the module builds no rows to evaluate, Parts.eval_data", param=wanted)
         total = given.get("max_steps") or round(float(given.get("num_train_epochs", NUM_EPOCHS)) * epoch_steps)
         return Schedule.of(self._spec, total_steps=max(1, total), epoch_steps=epoch_steps, has_eval=has_eval)
 
@@ -326,39 +340,21 @@ class Loop:
             state = torch.load(checkpoint / _STATE_FILE, map_location="cpu", weights_only=True)
         with users_code("what build made does not fit the checkpoint to go on from"):
             read_models(checkpoint, self._parts)
-            for turn, optimizer, scheduler in zip(self._turns, state["optimizers"], state["schedulers"], strict=True):
-                turn.optimizer.load_state_dict(optimizer)
-                if turn.scheduler is not None:
-                    turn.scheduler.load_state_dict(scheduler)
+            states = zip(state["optimizers"], state["schedulers"], strict=True)
+            for phase_step, (optimizer, scheduler) in zip(self._phase_steps, states, strict=True):
+                phase_step.optimizer.load_state_dict(optimizer)
+                if phase_step.scheduler is not None:
+                    phase_step.scheduler.load_state_dict(scheduler)
         self._scaler.load_state_dict(state["scaler"])
         self._step = state["step"]
         name = _GENERATORS_FILE.format(rank=self._gang.rank)
         rng.restore(torch.load(checkpoint / name, map_location="cpu", weights_only=True))
 
-    def _finish(self, seconds: float) -> None:
-        best = self._steps.best.judged
-        if best is not None and best.step != self._step:
-            logger.info("the best weights are those of step %d", best.step)
-            read_models(self._steps.best.folder, self._parts)
-        course = Course(
-            step=self._step,
-            resumed_step=self._steps.resumed_step,
-            epochs=self._step / self._layout.epoch_steps,
-            seconds=seconds,
-            rows_per_second=self._steps.losses.mean_rate,
-            last_loss=self._steps.losses.latest,
-            micro_batch=self._layout.micro_batch,
-            accumulation=self._layout.accumulation,
-            num_slots=self._gang.size,
-            judged=self._steps.judged if best is None else best,
-            has_chosen=best is not None,
-        )
+    def _write_artifacts(self, folder: Path, summary: TrainingSummary) -> dict[str, Any]:
         self._set_learning(learning=False)
-        made = self._folder / "made"
+        source = self._sources.read(str(source_of(self._module)))
         with torch.no_grad():
-            source = self._sources.read(str(source_of(self._module)))
-            summary = deliver_parts(made, self._parts, self._spec, course, source=source, device=self._device)
-        self._report(Finished(self._step, str(made), summary))
+            return write_module_artifacts(folder, self._parts, self._spec, summary, source=source, device=self._device)
 
 
 def _seed_all(seed: int) -> None:

@@ -59,7 +59,7 @@ class Losses:
             return []
         named = [(step, name) for step, parts in self._steps for name in parts]
         losses = [part for _, parts in self._steps for part in parts.values()]
-        values = self._gang.mean(torch.stack(losses).double().tolist())
+        values = self._gang.all_reduce_mean(torch.stack(losses).double().tolist())
         points = [(step, name, value) for (step, name), value in zip(named, values, strict=True)]
         self.latest = next(value for _, name, value in reversed(points) if name == LOSS)
         self._steps = []

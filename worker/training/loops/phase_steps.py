@@ -1,4 +1,4 @@
-"""A phase's turn in a step: its loss, alone or together with the gang's other ranks, its gradients and its update."""
+"""One phase of a step: its loss, alone or together with the gang's other ranks, its gradients and its update."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OWN_NAMES = frozenset({LOSS, "epoch", "learning_rate", "grad_norm", "samples_pe
 _LONGEST_NAME = 200
 
 
-class Turn:
+class PhaseStep:
     """A phase with its schedule, and its loss as all ranks compute it together."""
 
     def __init__(self, phase: Phase, parts: Parts, total_steps: int, gang: Gang) -> None:

@@ -13,10 +13,11 @@ import torch
 from jobs.config.settings import Settings
 from worker.device import pick_device
 from worker.stop import Stop
-from worker.training.collectives import Alone
-from worker.training.loops.loop import Given, Loop
+from worker.training.collectives import SingleProcess
+from worker.training.loops.loop import Loop, LoopInputs
 from worker.training.loops.loss_values import LOSS
 from worker.training.modules.load_module import load_module
+from worker.training.modules.old_names import renamed_arguments
 from worker.training.modules.user_module import Rows
 from worker.training.plan import Plan
 from worker.training.reports import Finished, Progress, Report
@@ -37,6 +38,7 @@ class Rehearsal:
         return self.metrics[LOSS]
 
 
+@renamed_arguments(judged_rows="eval_rows")
 def rehearse(
     module: str | Path,
     *,
@@ -44,7 +46,7 @@ def rehearse(
     options: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
     rows: Rows | None = None,
-    judged_rows: Rows | None = None,
+    eval_rows: Rows | None = None,
 ) -> Rehearsal:
     """Train as a job would, to the end.
 
@@ -54,7 +56,7 @@ def rehearse(
         options: as in a spec.
         arguments: as in a spec; `{"max_steps": 3}` is often enough.
         rows: what the module is to see as `Setup.rows`: a list of mappings will do.
-        judged_rows: what it is to see as `Setup.judged_rows`.
+        eval_rows: what it is to see as `Setup.eval_rows`.
 
     Raises:
         UserError: what a job would fail with.
@@ -75,7 +77,7 @@ def rehearse(
     heard: list[Report] = []
     settings = Settings() if is_recipe else Settings(code_roots=[Path(name).parent])
     loaded = load_module(name, settings)
-    Loop(plan, loaded, Given(rows, judged_rows), Alone(), stop=Stop(), report=heard.append).run()
+    Loop(plan, loaded, LoopInputs(rows, eval_rows), SingleProcess(), stop=Stop(), report=heard.append).run()
     metrics: dict[str, list[float]] = {}
     for report in heard:
         if isinstance(report, Progress):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -25,8 +25,9 @@ from worker.training.loops import rng
 from worker.training.loops.loss_values import LOSS, Losses, Point
 from worker.training.loops.schedule import Schedule
 from worker.training.plan import Plan
-from worker.training.reports import Begun, Doing, Progress, Report, Saved
-from worker.training.results.checkpoints import Best, Judged, checkpoint_aside
+from worker.training.reports import Begun, Doing, Finished, Progress, Report, Saved
+from worker.training.results.checkpoints import Best, Evaluation, checkpoint_aside
+from worker.training.results.export_results import TrainingSummary
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ _REASONS = list(StopReason)
 class Work(Protocol):
     """Who computes. Each method is called on all ranks at the same step."""
 
-    def judge(self) -> Mapping[str, float]:
+    def run_evaluation(self) -> Mapping[str, float]:
         """Evaluate the present weights; names begin with `eval_`."""
         ...
 
@@ -48,7 +49,11 @@ class Work(Protocol):
         ...
 
     def write_weights(self, folder: Path) -> None:
-        """Write the weights alone, into a folder that is made here; called on the leader alone."""
+        """Write the weights alone, into a folder that this method makes. Called on the leader only."""
+        ...
+
+    def load_weights(self, folder: Path) -> None:
+        """Load what `write_weights` wrote. Called on the leader only."""
         ...
 
     def learned(self) -> Iterable[torch.Tensor]:
@@ -80,7 +85,7 @@ class Steps:
             self._spec.checkpoint.best, self._spec.checkpoint.best_mode, self._folder, writes=gang.rank == 0
         )
         """The best weights so far."""
-        self.judged: Judged | None = None
+        self.latest_evaluation: Evaluation | None = None
         """The latest evaluation."""
         self.resumed_step = 0
         self._reported_at = time.monotonic()
@@ -114,7 +119,7 @@ class Steps:
         self._tell_runner(Begun(step, schedule.total_steps, num_rows))
         logger.info("%d rows, %d steps, %d of them in an epoch", num_rows, schedule.total_steps, schedule.epoch_steps)
         if step == 0 and self._spec.arguments.get("eval_on_start") and schedule.has_eval:
-            self._judge(step)
+            self._evaluate(step)
         self._at(Activity.STEP, step + 1)
 
     def mark(self) -> None:
@@ -136,13 +141,13 @@ class Steps:
         """
         self.losses.end_step(step, self._step_rows)
         due = self._schedule.due(step)
-        is_late, asked = self._gang.say(time.monotonic() - self._reported_at >= _REPORT_SECONDS, self._asked())
+        is_late, asked = self._gang.broadcast(time.monotonic() - self._reported_at >= _REPORT_SECONDS, self._asked())
         reason = None if asked < 0 else _REASONS[asked]
         if due.log:
             self._log(step, named())
         elif is_late:
             self._tell(step)
-        is_best = due.evaluate and self._judge(step)
+        is_best = due.evaluate and self._evaluate(step)
         if step >= self._schedule.total_steps:
             return False
         if reason != StopReason.CANCEL and (due.save or is_best or reason is not None):
@@ -164,7 +169,47 @@ class Steps:
         """
         self._at(Activity.SAVE, step)
         self._check_weights(step)
-        self._gang.meet()
+        self._gang.barrier()
+
+    def finish(
+        self,
+        step: int,
+        write: Callable[[Path, TrainingSummary], Mapping[str, Any]],
+        *,
+        epochs: float,
+        micro_batch: int,
+        accumulation: int,
+        seconds: float,
+    ) -> None:
+        """Have the artifacts of the best weights written, and report the end. Called on the leader only.
+
+        Args:
+            step: The last step.
+            write: Writes the artifacts into a folder and returns the content of `summary.json`.
+            epochs: Passes over the data.
+            micro_batch: Rows of one micro-batch on each slot.
+            accumulation: Micro-batches of one step.
+            seconds: Duration of this attempt.
+        """
+        best = self.best.evaluation
+        if best is not None and best.step != step:
+            logger.info("the best weights are those of step %d", best.step)
+            self._work.load_weights(self.best.folder)
+        summary = TrainingSummary(
+            step=step,
+            resumed_step=self.resumed_step,
+            epochs=epochs,
+            seconds=seconds,
+            rows_per_second=self.losses.mean_rate,
+            last_loss=self.losses.latest,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            num_slots=self._gang.size,
+            evaluation=self.latest_evaluation if best is None else best,
+            is_best=best is not None,
+        )
+        folder = self._folder / "artifacts"
+        self._report(Finished(step, str(folder), write(folder, summary)))
 
     # -- steps of the above
 
@@ -216,7 +261,7 @@ class Steps:
             f"{what}; the last good checkpoint is of step {self._good_step}; a smaller learning rate may help"
         )
 
-    def _judge(self, step: int) -> bool:
+    def _evaluate(self, step: int) -> bool:
         """Evaluate and report. The random generators stay as they are: a later attempt need not judge again.
 
         Returns:
@@ -225,12 +270,12 @@ class Steps:
         self._at(Activity.EVALUATION, step)
         self._tell(step)  # weights of no number are not worth judging
         with rng.kept():
-            metrics = dict(self._work.judge())
-        self.judged = Judged(step, metrics)
+            metrics = dict(self._work.run_evaluation())
+        self.latest_evaluation = Evaluation(step, metrics)
         self._tell_runner(Progress(step, tuple((step, name, value) for name, value in metrics.items())))
         shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        logger.info("step %d: judged: %s", step, shown)
-        return self.best.offer(self.judged, self._work.write_weights)
+        logger.info("step %d: evaluated: %s", step, shown)
+        return self.best.offer(self.latest_evaluation, self._work.write_weights)
 
     def _keep(self, step: int) -> None:
         """Have a checkpoint written, and report it once it is whole.
@@ -248,9 +293,8 @@ class Steps:
                 (aside / _ROWS_FILE).write_text(self._digest)
                 self.best.carry(aside)
         self._good_step = step
-        metric = None
-        if self.judged is not None and self.judged.step == step and self._spec.checkpoint.best is not None:
-            metric = self.judged.metrics[self._spec.checkpoint.best]
+        best, latest = self._spec.checkpoint.best, self.latest_evaluation
+        metric = latest.metrics[best] if best is not None and latest is not None and latest.step == step else None
         self._tell_runner(Saved(step, str(path), metric))
         logger.info("step %d: saved a checkpoint", step)
 

@@ -26,11 +26,11 @@ from worker.training.loops.row_order import EpochSampler
 from worker.training.loops.schedule import Schedule, epoch_steps, halved
 from worker.training.loops.steps import Steps
 from worker.training.plan import Plan
-from worker.training.reports import Finished, Report, Stopped
-from worker.training.results.export_results import Course, deliver
+from worker.training.reports import Report, Stopped
+from worker.training.results.export_results import TrainingSummary, write_artifacts
 from worker.training.tasks import build
 from worker.training.tasks.data import rows_of
-from worker.training.tasks.setup import Learning, Origin
+from worker.training.tasks.setup import TaskContext, TaskSetup
 from worker.training.tasks.text_generation import NLL
 
 logger = logging.getLogger(__name__)
@@ -52,13 +52,13 @@ def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Cal
     transformers.utils.logging.set_verbosity_error()
     set_seed(int(spec.arguments.get("seed", SEED)))  # a new head's weights
     with gang.leader_first():  # who finds the rows prepared need not prepare them
-        learning = _learning(plan, settings)
-    StepTrainer(plan, learning, gang, stop=stop, report=report).run()
+        setup = _build_setup(plan, settings)
+    StepTrainer(plan, setup, gang, stop=stop, report=report).run()
 
 
-def _learning(plan: Plan, settings: Settings) -> Learning:
+def _build_setup(plan: Plan, settings: Settings) -> TaskSetup:
     spec = plan.training_spec()
-    return build(Origin.of(plan, settings), *rows_of(spec, settings))
+    return build(TaskContext.of(plan, settings), *rows_of(spec, settings))
 
 
 def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingArguments:
@@ -94,31 +94,31 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that reports each step's exact loss and keeps checkpoints by a plan."""
 
     def __init__(
-        self, plan: Plan, learning: Learning, gang: Gang, *, stop: Stop, report: Callable[[Report], None]
+        self, plan: Plan, setup: TaskSetup, gang: Gang, *, stop: Stop, report: Callable[[Report], None]
     ) -> None:
         """
         Args:
             plan: of the attempt.
-            learning: what the task brings.
+            setup: what the task brings.
             gang: of which this process is a rank.
             stop: asked when it is to end before its end.
             report: is told what the runner must know.
         """
-        self._plan, self._spec, self._learning, self._gang = plan, plan.training_spec(), learning, gang
+        self._plan, self._spec, self._setup, self._gang = plan, plan.training_spec(), setup, gang
         self._report = report
         self._folder = Path(plan.folder)
-        self._steps = Steps(plan, self, gang, digest=learning.digest, stop=stop, report=report)
+        self._steps = Steps(plan, self, gang, digest=setup.digest, stop=stop, report=report)
         self._ended_step = 0
-        self._keeps_cache = getattr(learning.model.config, "use_cache", None)  # the Trainer switches it off for good
+        self._keeps_cache = getattr(setup.model.config, "use_cache", None)  # the Trainer switches it off for good
         super().__init__(
-            learning.model,
-            make_arguments(self._spec, plan, is_raw=learning.is_raw),
-            train_dataset=learning.train,
-            eval_dataset=learning.evaluation,
-            data_collator=learning.collate,
-            processing_class=learning.processing,
-            compute_metrics=learning.metrics,
-            preprocess_logits_for_metrics=learning.reduce_logits,
+            setup.model,
+            make_arguments(self._spec, plan, is_raw=setup.is_raw),
+            train_dataset=setup.train,
+            eval_dataset=setup.evaluation,
+            data_collator=setup.collate,
+            processing_class=setup.processing,
+            compute_metrics=setup.metrics,
+            preprocess_logits_for_metrics=setup.reduce_logits,
             callbacks=[_Begin(self._begin)],
         )
         self.remove_callback(PrinterCallback)
@@ -141,7 +141,14 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             return
         self._steps.conclude(step)
         if self._gang.rank == 0:
-            self._finish(step, time.monotonic() - started)
+            self._steps.finish(
+                step,
+                self._write_artifacts,
+                epochs=float(self.state.epoch or 0.0),
+                micro_batch=self.args.per_device_train_batch_size,
+                accumulation=self.args.gradient_accumulation_steps,
+                seconds=time.monotonic() - started,
+            )
 
     # -- called by the Trainer ------------------------------------------------------------------------------------
 
@@ -190,10 +197,10 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             return torch.utils.data.SequentialSampler(dataset)
         lengths = None
         if strategy == "group_by_length":
-            if self._learning.lengths is None:
+            if self._setup.lengths is None:
                 param = "arguments.train_sampling_strategy"
                 raise InvalidSpec(f"{param}: rows of {self._spec.task} have no length to group by", param=param)
-            lengths = self._learning.lengths()
+            lengths = self._setup.lengths()
         return EpochSampler(
             len(dataset),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
@@ -217,7 +224,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     # -- called by `Steps` ----------------------------------------------------------------------------------------
 
-    def judge(self) -> dict[str, float]:
+    def run_evaluation(self) -> dict[str, float]:
         """See `Work`."""
         metrics = {name: float(value) for name, value in self.evaluate().items() if _is_told(name)}
         if self._spec.task == "text-generation":
@@ -236,6 +243,10 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         """See `Work`."""
         self.model.save_pretrained(folder)
 
+    def load_weights(self, folder: Path) -> None:
+        """See `Work`."""
+        self._load_from_checkpoint(str(folder))
+
     def learned(self) -> Iterable[torch.Tensor]:
         """See `Work`."""
         return [weight for weight in self.model.parameters() if weight.requires_grad]
@@ -248,7 +259,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def _begin(self) -> None:
         """The checkpoint is loaded, and the first step is about to be computed."""
-        step, num_rows = self.state.global_step, len(self._learning.train)
+        step, num_rows = self.state.global_step, len(self._setup.train)
         steps = epoch_steps(
             num_rows,
             micro_batch=self.args.per_device_train_batch_size * self._gang.size,
@@ -264,33 +275,15 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             self._spec,
             total_steps=self.state.max_steps,
             epoch_steps=steps,
-            has_eval=self._learning.evaluation is not None,
+            has_eval=self._setup.evaluation is not None,
         )
         self._ended_step = step
         self._steps.begin(step, schedule, num_rows=num_rows, step_rows=self._step_rows)
 
-    def _finish(self, step: int, seconds: float) -> None:
-        best = self._steps.best.judged
-        if best is not None and best.step != step:
-            logger.info("the best weights are those of step %d", best.step)
-            self._load_from_checkpoint(str(self._steps.best.folder))
+    def _write_artifacts(self, folder: Path, summary: TrainingSummary) -> dict[str, Any]:
         if self._keeps_cache is not None:
             self.model.config.use_cache = self._keeps_cache
-        course = Course(
-            step=step,
-            resumed_step=self._steps.resumed_step,
-            epochs=float(self.state.epoch or 0.0),
-            seconds=seconds,
-            rows_per_second=self._steps.losses.mean_rate,
-            last_loss=self._steps.losses.latest,
-            micro_batch=self.args.per_device_train_batch_size,
-            accumulation=self.args.gradient_accumulation_steps,
-            num_slots=self._gang.size,
-            judged=self._steps.judged if best is None else best,
-            has_chosen=best is not None,
-        )
-        made = self._folder / "made"
-        self._report(Finished(step, str(made), deliver(made, self.model, self._learning, self._spec, course)))
+        return write_artifacts(folder, self.model, self._setup, self._spec, summary)
 
 
 class _Begin(TrainerCallback):  # type: ignore[misc]

@@ -100,15 +100,15 @@ def _check(parts: Parts) -> None:
         raise ModuleFailed("module: build returned no models or no phases", param="module")
     _check_models(parts.models)
     _check_phases(parts)
-    for name, rows in (("train", parts.train), ("judged", parts.judged)):
-        if name == "judged" and rows is None:
+    for name, rows in (("train", parts.train), ("eval_data", parts.eval_data)):
+        if name == "eval_data" and rows is None:
             continue
         with users_code(f"the length of Parts.{name}"):
             num_rows = len(rows)  # type: ignore[arg-type]
         if num_rows == 0:
             raise ModuleFailed(f"module: Parts.{name} is empty", param="module")
-    if (parts.judged is None) != (parts.judge is None):
-        raise ModuleFailed("module: Parts.judged and Parts.judge go together", param="module")
+    if (parts.eval_data is None) != (parts.evaluate is None):
+        raise ModuleFailed("module: Parts.eval_data and Parts.evaluate go together", param="module")
     if isinstance(parts.facts, str) or not _are(parts.facts, str):
         raise ModuleFailed("module: Parts.facts must be a list of sentences", param="module")
 

@@ -22,6 +22,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import default_collate
 
+from worker.training.modules.old_names import renamed_arguments
+
 Batch = Any
 """What `collate` makes of some rows: tensors, or tuples, lists and mappings of them; on the device when it is seen."""
 Loss = torch.Tensor | tuple[torch.Tensor, Mapping[str, torch.Tensor]]
@@ -40,6 +42,7 @@ class Rows(Protocol):
         ...
 
 
+@renamed_arguments(judged_rows="eval_rows")
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What a module is told."""
@@ -52,7 +55,7 @@ class Setup:
     """Where it will compute. The loop moves the models there, whole; batches as well."""
     rows: Rows | None = None
     """Those of `data.train`, as mappings by the names in `data.columns`; None where the spec has no `data`."""
-    judged_rows: Rows | None = None
+    eval_rows: Rows | None = None
     """Those of `data.eval` or `data.eval_split`; None where there are none."""
 
 
@@ -71,6 +74,7 @@ class Phase:
     """Makes a schedule of learning rates from the optimizer and the training's number of steps."""
 
 
+@renamed_arguments(judge="evaluate", judged="eval_data")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What a module builds."""
@@ -82,9 +86,9 @@ class Parts:
     train: Rows
     """The rows to learn from. `len` and each row must be the same whenever `build` is called with the same setup."""
     collate: Callable[[list[Any]], Batch] = default_collate
-    judged: Rows | None = None
-    """The rows to judge by."""
-    judge: Callable[[Batch], Mapping[str, torch.Tensor]] | None = None
+    eval_data: Rows | None = None
+    """The rows to evaluate."""
+    evaluate: Callable[[Batch], Mapping[str, torch.Tensor]] | None = None
     """Scalars, each a mean over the batch's rows, by their names; recorded as `eval_<name>`, as the mean over all rows.
     Called with all models in evaluation mode and without gradients."""
     finish: Callable[[Path], None] | None = None

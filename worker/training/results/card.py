@@ -42,7 +42,7 @@ def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Ma
         "| | |",
         "|---|---|",
         f"| trained on | {summary['rows']:,} rows of `{_named(spec.data.train)}` |",
-        *(f"| judged by | `{_named(judges)}` |" for judges in (spec.data.eval or spec.data.eval_split,) if judges),
+        *(f"| evaluated on | `{_named(rows)}` |" for rows in (spec.data.eval or spec.data.eval_split,) if rows),
         *(f"| {name} | {value:.6g} |" for name, value in summary["scores"].items()),
         *_course(spec, summary),
     ]
@@ -73,7 +73,7 @@ def write_parts_card(path: Path, spec: TrainingSpec, parts: Parts, summary: Mapp
         "|---|---|",
         *(f"| `{name}.safetensors` | {number:,} learned weights |" for name, number in num_learned(parts).items()),
         f"| trained on | {summary['rows']:,} rows{_of(None if spec.data is None else spec.data.train)} |",
-        *([] if parts.judged is None else [f"| judged by | {len(parts.judged):,} rows |"]),
+        *([] if parts.eval_data is None else [f"| evaluated on | {len(parts.eval_data):,} rows |"]),
         *(f"| {name} | {value:.6g} |" for name, value in summary["scores"].items()),
         *(f"| {name} | {value} |" for name, value in spec.options.items()),
         *_course(spec, summary),

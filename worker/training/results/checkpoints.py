@@ -27,9 +27,9 @@ def checkpoint_aside(path: Path, gang: Gang) -> Iterator[Path]:
     if gang.rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-    gang.meet()
+    gang.barrier()
     yield aside
-    gang.meet()
+    gang.barrier()
     if gang.rank == 0:
         _place(aside, path)
 
@@ -48,7 +48,7 @@ def _place(aside: Path, path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Evaluation:
     """What an evaluation found."""
 
     step: int
@@ -69,25 +69,25 @@ class Best:
         self._name, self._mode, self._writes = name, mode, writes
         self.folder = folder / _BEST_FOLDER
         """Where the weights lie."""
-        self.judged: Judged | None = None
+        self.evaluation: Evaluation | None = None
 
     @property
     def value(self) -> float | None:
         """Of the metric."""
-        return None if self.judged is None or self._name is None else self.judged.metrics[self._name]
+        return None if self.evaluation is None or self._name is None else self.evaluation.metrics[self._name]
 
     def restore(self, checkpoint: Path) -> None:
         """Go on with what a checkpoint carries."""
         if (checkpoint / _BEST_FILE).is_file():
-            self.judged = Judged(**orjson.loads((checkpoint / _BEST_FILE).read_bytes()))
+            self.evaluation = Evaluation(**orjson.loads((checkpoint / _BEST_FILE).read_bytes()))
             if self._writes:
                 shutil.copytree(checkpoint / _BEST_FOLDER, self.folder)
 
-    def offer(self, judged: Judged, write: Callable[[Path], object]) -> bool:
+    def offer(self, evaluation: Evaluation, write: Callable[[Path], object]) -> bool:
         """Keep the present weights if they are better than all before.
 
         Args:
-            judged: what was found of them.
+            evaluation: what was found of them.
             write: writes them into a folder.
 
         Returns:
@@ -98,21 +98,21 @@ class Best:
         """
         if self._name is None:
             return False
-        check_has_metric(self._name, judged.metrics)
-        value = judged.metrics[self._name]
+        check_has_metric(self._name, evaluation.metrics)
+        value = evaluation.metrics[self._name]
         if not math.isfinite(value) or (self.value is not None and not is_better(value, self.value, self._mode)):
             return False
         if self._writes:
             shutil.rmtree(self.folder, ignore_errors=True)
             write(self.folder)
-        self.judged = judged
+        self.evaluation = evaluation
         return True
 
     def carry(self, aside: Path) -> None:
         """Put it into a checkpoint that is being written, without another copy on this disk."""
-        if self.judged is not None:
+        if self.evaluation is not None:
             shutil.copytree(self.folder, aside / _BEST_FOLDER, copy_function=os.link)
-            (aside / _BEST_FILE).write_bytes(orjson.dumps(asdict(self.judged)))
+            (aside / _BEST_FILE).write_bytes(orjson.dumps(asdict(self.evaluation)))
 
 
 def check_has_metric(best: str, found: Iterable[str]) -> None:

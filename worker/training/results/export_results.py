@@ -18,16 +18,16 @@ from worker.device import device_name
 from worker.training.modules.load_module import users_code
 from worker.training.modules.user_module import Parts
 from worker.training.results.card import write_card, write_parts_card
-from worker.training.results.checkpoints import Judged
+from worker.training.results.checkpoints import Evaluation
 from worker.training.results.weights import write_models
 from worker.training.tasks.adapters import merged
 
 if TYPE_CHECKING:  # it loads transformers, which a plain loop has no use for
-    from worker.training.tasks.setup import Learning
+    from worker.training.tasks.setup import TaskSetup
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class TrainingSummary:
     """How a training went, as its last attempt knows it."""
 
     step: int
@@ -41,21 +41,23 @@ class Course:
     """Rows, on each slot."""
     accumulation: int
     num_slots: int
-    judged: Judged | None
+    evaluation: Evaluation | None
     """The evaluation of the weights that come out."""
-    has_chosen: bool
-    """Whether `checkpoint.best` chose them."""
+    is_best: bool
+    """Whether `checkpoint.best` selected them."""
 
 
-def deliver(folder: Path, model: Any, learning: Learning, spec: TrainingSpec, course: Course) -> dict[str, Any]:
+def write_artifacts(
+    folder: Path, model: Any, setup: TaskSetup, spec: TrainingSpec, summary: TrainingSummary
+) -> dict[str, Any]:
     """Write `model/` with its card, and `summary.json`.
 
     Args:
         folder: where to; made here.
         model: trained; adapters become part of its weights.
-        learning: what the task brought.
+        setup: what the task brought.
         spec: of the job.
-        course: how it went.
+        summary: how it went.
 
     Returns:
         The summary.
@@ -63,14 +65,14 @@ def deliver(folder: Path, model: Any, learning: Learning, spec: TrainingSpec, co
     device = next(model.parameters()).device
     model = merged(model)
     model.save_pretrained(folder / "model")
-    learning.processing.save_pretrained(folder / "model")
-    summary = _summarize(folder, {"task": spec.task}, spec, course, num_rows=len(learning.train), device=device)
-    write_card(folder / "model" / "README.md", spec, learning.facts, summary)
-    return summary
+    setup.processing.save_pretrained(folder / "model")
+    document = _summarize(folder, {"task": spec.task}, spec, summary, num_rows=len(setup.train), device=device)
+    write_card(folder / "model" / "README.md", spec, setup.facts, document)
+    return document
 
 
-def deliver_parts(
-    folder: Path, parts: Parts, spec: TrainingSpec, course: Course, *, source: bytes, device: torch.device
+def write_module_artifacts(
+    folder: Path, parts: Parts, spec: TrainingSpec, summary: TrainingSummary, *, source: bytes, device: torch.device
 ) -> dict[str, Any]:
     """Write the models of a module with a card and the module itself, what it writes further, and `summary.json`.
 
@@ -78,7 +80,7 @@ def deliver_parts(
         folder: where to; made here.
         parts: what the module built, trained.
         spec: of the job.
-        course: how it went.
+        summary: how it went.
         source: The content of the module's file.
         device: on which it was computed.
 
@@ -92,9 +94,9 @@ def deliver_parts(
             parts.finish(folder)
             _check_written(folder)
     head = {"module": spec.module, "options": dict(spec.options)}
-    summary = _summarize(folder, head, spec, course, num_rows=len(parts.train), device=device)
-    write_parts_card(folder / "model" / "README.md", spec, parts, summary)
-    return summary
+    document = _summarize(folder, head, spec, summary, num_rows=len(parts.train), device=device)
+    write_parts_card(folder / "model" / "README.md", spec, parts, document)
+    return document
 
 
 def _check_written(folder: Path) -> None:
@@ -108,32 +110,40 @@ def _check_written(folder: Path) -> None:
 
 
 def _summarize(
-    folder: Path, head: dict[str, Any], spec: TrainingSpec, course: Course, *, num_rows: int, device: torch.device
+    folder: Path,
+    head: dict[str, Any],
+    spec: TrainingSpec,
+    summary: TrainingSummary,
+    *,
+    num_rows: int,
+    device: torch.device,
 ) -> dict[str, Any]:
-    scores = {} if course.judged is None else dict(course.judged.metrics)
-    best = spec.checkpoint.best if course.has_chosen else None
-    summary = {
+    scores = {} if summary.evaluation is None else dict(summary.evaluation.metrics)
+    best = spec.checkpoint.best if summary.is_best else None
+    document = {
         **head,
-        "steps": course.step,
-        "epochs": course.epochs,
+        "steps": summary.step,
+        "epochs": summary.epochs,
         "rows": num_rows,
-        "loss": course.last_loss if math.isfinite(course.last_loss) else None,
+        "loss": summary.last_loss if math.isfinite(summary.last_loss) else None,
         "scores": scores,
-        "scored_step": None if course.judged is None else course.judged.step,
+        "scored_step": None if summary.evaluation is None else summary.evaluation.step,
         "best_metric": best,
         "best_value": None if best is None else scores[best],
-        "resumed": course.resumed_step > 0,
-        "resumed_step": course.resumed_step,
-        "seconds": course.seconds,
-        "samples_per_second": course.rows_per_second,
-        "micro_batch": course.micro_batch,
-        "accumulation": course.accumulation,
-        "slots": course.num_slots,
+        "resumed": summary.resumed_step > 0,
+        "resumed_step": summary.resumed_step,
+        "seconds": summary.seconds,
+        "samples_per_second": summary.rows_per_second,
+        "micro_batch": summary.micro_batch,
+        "accumulation": summary.accumulation,
+        "slots": summary.num_slots,
         "device": device_name(device),
         "peak_memory_bytes": peak_memory_bytes(device),
     }
-    (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    return summary
+    (folder / "summary.json").write_bytes(
+        orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    )
+    return document
 
 
 def peak_memory_bytes(device: torch.device) -> int:

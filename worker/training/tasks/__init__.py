@@ -1,4 +1,4 @@
-"""Training tasks: each makes a `Learning` of rows and a model to start from; `build` picks the one of a spec."""
+"""Training tasks: each makes a `TaskSetup` of rows and a model to start from; `build` picks the one of a spec."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.training.tasks import (
     token_classification,
 )
 from worker.training.tasks.data import InputRows
-from worker.training.tasks.setup import BuildTask, Learning, Origin
+from worker.training.tasks.setup import BuildTask, TaskContext, TaskSetup
 
 _TASKS: Mapping[str, BuildTask] = {
     "text-classification": text_classification.build,
@@ -25,11 +25,11 @@ _TASKS: Mapping[str, BuildTask] = {
 }
 
 
-def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
+def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) -> TaskSetup:
     """What a spec's task brings; see `BuildTask`."""
-    learning = _TASKS[origin.spec.task or ""](origin, rows, judged)
-    _check_arguments(origin.spec.arguments, learning.model)
-    return learning
+    setup = _TASKS[context.spec.task or ""](context, rows, eval_rows)
+    _check_arguments(context.spec.arguments, setup.model)
+    return setup
 
 
 def _check_arguments(arguments: Mapping[str, Any], model: Any) -> None:

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from jobs.errors import InvalidInput
 from worker.training.tasks.data import InputRows
-from worker.training.tasks.setup import Origin
+from worker.training.tasks.setup import TaskContext
 from worker.training.tasks.vocabulary import unknown_share
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _MOST_UNKNOWN = 0.5
 class Alphabet:
     """A tokenizer of letters beside the head that is to write them."""
 
-    origin: Origin
+    context: TaskContext
     tokenizer: Any
     num_letters: int
     """How many letters the model's head tells apart."""
@@ -33,12 +33,12 @@ class Alphabet:
     """Kernel and stride of each convolution over the samples; empty where the model hears something else."""
 
     @classmethod
-    def of(cls, origin: Origin, model: Any, tokenizer: Any) -> Alphabet:
+    def of(cls, context: TaskContext, model: Any, tokenizer: Any) -> Alphabet:
         """The alphabet of a model and its tokenizer."""
         config = model.config
         kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
         layers = () if kernels is None or strides is None else tuple(zip(kernels, strides, strict=True))
-        return cls(origin, tokenizer, int(config.vocab_size), layers)
+        return cls(context, tokenizer, int(config.vocab_size), layers)
 
     def check_row(self, rows: InputRows, row_index: int, num_samples: int, ids: Sequence[int | None]) -> None:
         """Refuse a row that the model cannot learn from.
@@ -54,7 +54,7 @@ class Alphabet:
         largest = max(one for one in ids if one is not None)
         if largest >= self.num_letters:
             letter = self.tokenizer.convert_ids_to_tokens(largest)
-            raise self.origin.invalid(
+            raise self.context.invalid(
                 f"tells {self.num_letters} letters apart, and its tokenizer has {letter!r} (id {largest}) for "
                 f"{rows.param}, row {row_index}: they are not of one model"
             )

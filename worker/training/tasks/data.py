@@ -175,8 +175,8 @@ def rows_of(spec: TrainingSpec, settings: Settings) -> tuple[InputRows, InputRow
     if spec.data.eval_input is None:
         return train, None
     param = "data.eval" if spec.data.eval is not None else "data.eval_split"
-    judged = InputRows(spec.data.eval_input, columns, settings, param=param, task=task)
-    return train, judged.with_names(train.names) if has_classes else judged
+    eval_rows = InputRows(spec.data.eval_input, columns, settings, param=param, task=task)
+    return train, eval_rows.with_names(train.names) if has_classes else eval_rows
 
 
 def prepared(rows: InputRows, survey: Survey, prepare: Prepare, *, recipe: Mapping[str, Any], folder: Path) -> Dataset:

@@ -17,45 +17,45 @@ from jobs.errors import InvalidInput
 from worker.models.media import open_media
 from worker.training.tasks.classes import Classes
 from worker.training.tasks.data import Columns, InputRows, Record, Survey, left_out, prepared
-from worker.training.tasks.setup import Learning, Origin, classes_in_words, judge_classes, likeliest
+from worker.training.tasks.setup import TaskContext, TaskSetup, classes_in_words, evaluate_classes, likeliest
 
 _CELL = pyarrow.struct([("path", pyarrow.string()), ("bytes", pyarrow.binary())])
 
 
-def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
+def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) -> TaskSetup:
     """See `BuildTask`."""
-    if origin.processor_folder is None:
-        raise origin.invalid("has no image processor from scratch; name one", param="model.processor")
-    with origin.explaining("its image processor cannot be loaded"):
+    if context.processor_folder is None:
+        raise context.invalid("has no image processor from scratch; name one", param="model.processor")
+    with context.explaining("its image processor cannot be loaded"):
         processor = AutoImageProcessor.from_pretrained(
-            origin.processor_folder, trust_remote_code=origin.trust_remote_code
+            context.processor_folder, trust_remote_code=context.trust_remote_code
         )
     cells = rows.raw("image")
     survey = cells.survey()
     classes = Classes.of(
-        survey.labels, origin.known_labels, data_names=cells.names, has_head=origin.has_head("ForImageClassification")
+        survey.labels, context.known_labels, data_names=cells.names, has_head=context.has_head("ForImageClassification")
     )
-    model = origin.model(AutoModelForImageClassification, **classes.config())
+    model = context.model(AutoModelForImageClassification, **classes.config())
 
     def pictures(source: InputRows, survey: Survey) -> Dataset:
-        check = partial(_checked, rows=source, classes=classes, settings=origin.settings)
+        check = partial(_checked, rows=source, classes=classes, settings=context.settings)
         recipe = {"task": "image-classification", "ids": classes.ids}
-        return prepared(source, survey, check, recipe=recipe, folder=origin.data_folder)
+        return prepared(source, survey, check, recipe=recipe, folder=context.data_folder)
 
     evaluation = None
-    if judged is not None:
-        judged = judged.raw("image")
-        judged_survey = judged.survey()
-        evaluation = pictures(judged, judged_survey)
-        left_out(judged, judged_survey, evaluation, lacking="label")
+    if eval_rows is not None:
+        eval_rows = eval_rows.raw("image")
+        eval_survey = eval_rows.survey()
+        evaluation = pictures(eval_rows, eval_survey)
+        left_out(eval_rows, eval_survey, evaluation, lacking="label")
     train = pictures(cells, survey)
-    return Learning(
+    return TaskSetup(
         model=model,
         processing=processor,
         train=train,
         evaluation=evaluation,
-        collate=partial(_collate, processor=processor, settings=origin.settings),
-        metrics=partial(judge_classes, num_classes=len(classes.names)),
+        collate=partial(_collate, processor=processor, settings=context.settings),
+        metrics=partial(evaluate_classes, num_classes=len(classes.names)),
         reduce_logits=likeliest,
         is_raw=True,
         digest=survey.digest,

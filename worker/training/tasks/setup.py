@@ -1,4 +1,4 @@
-"""What a task brings to the Trainer: the model, the rows as it learns from them, and how it is judged."""
+"""What a task brings to the Trainer: the model, the rows as it learns from them, and how it is evaluated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MOST_NAMED = 50  # classes in a sentence
 
 
 @dataclass(frozen=True, slots=True)
-class Learning:
+class TaskSetup:
     """One training's parts."""
 
     model: PreTrainedModel
@@ -56,14 +56,14 @@ class Learning:
 
 
 class BuildTask(Protocol):
-    """Makes a task's `Learning`."""
+    """Makes a task's `TaskSetup`."""
 
-    def __call__(self, origin: Origin, rows: InputRows, judged: InputRows | None, /) -> Learning:
+    def __call__(self, context: TaskContext, rows: InputRows, eval_rows: InputRows | None, /) -> TaskSetup:
         """
         Args:
-            origin: what it starts from.
+            context: what it starts from.
             rows: to learn from.
-            judged: to judge by.
+            eval_rows: to judge by.
 
         Raises:
             UserError: the model or a row cannot be used.
@@ -72,7 +72,7 @@ class BuildTask(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class TaskContext:
     """What a training starts from: a model's files, or a configuration."""
 
     spec: TrainingSpec
@@ -81,7 +81,7 @@ class Origin:
     trust_remote_code: bool
 
     @classmethod
-    def of(cls, plan: Plan, settings: Settings) -> Origin:
+    def of(cls, plan: Plan, settings: Settings) -> TaskContext:
         """That of a plan."""
         spec = plan.training_spec()
         is_trusted = isinstance(spec.model, str) and spec.model in settings.trusted_remote_code
@@ -196,15 +196,15 @@ class Origin:
 
 
 class _Explaining:
-    def __init__(self, origin: Origin, what: str) -> None:
-        self._origin, self._what = origin, what
+    def __init__(self, context: TaskContext, what: str) -> None:
+        self._context, self._what = context, what
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, InvalidModel) and not is_out_of_memory(error):
-            raise self._origin.invalid(f"{self._what}: {one_line(error)}") from error
+            raise self._context.invalid(f"{self._what}: {one_line(error)}") from error
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
@@ -224,13 +224,13 @@ def classification_metrics(predicted: np.ndarray, labels: np.ndarray, num_classe
     return {"accuracy": float((predicted == labels).mean()), "f1": float(np.mean(scores))}
 
 
-def judge_classes(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
+def evaluate_classes(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
     """`classification_metrics` of an evaluation whose logits `likeliest` has reduced."""
     return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), num_classes)
 
 
 def likeliest(logits: Any, _labels: torch.Tensor) -> torch.Tensor:
-    """The class of the largest logit, over the last dimension; see `Learning.reduce_logits`."""
+    """The class of the largest logit, over the last dimension; see `TaskSetup.reduce_logits`."""
     found: torch.Tensor = (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
     return found
 

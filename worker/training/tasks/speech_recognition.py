@@ -19,28 +19,28 @@ from worker.models.media import open_media
 from worker.training.tasks.alphabet import Alphabet
 from worker.training.tasks.data import Columns, InputRows, Record, Survey, prepared, row_lengths
 from worker.training.tasks.edit_distance import edits
-from worker.training.tasks.setup import NO_LABEL, Learning, Origin, likeliest, tokenizer_identity
+from worker.training.tasks.setup import NO_LABEL, TaskContext, TaskSetup, likeliest, tokenizer_identity
 
 _SAMPLES = pyarrow.list_(pyarrow.float32())
 
 
-def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
+def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) -> TaskSetup:
     """See `BuildTask`."""
-    if origin.processor_folder is None:
-        raise origin.invalid("has no processor from scratch; name one", param="model.processor")
-    with origin.explaining("its processor cannot be loaded"):
-        processor = AutoProcessor.from_pretrained(origin.processor_folder, trust_remote_code=origin.trust_remote_code)
+    if context.processor_folder is None:
+        raise context.invalid("has no processor from scratch; name one", param="model.processor")
+    with context.explaining("its processor cannot be loaded"):
+        processor = AutoProcessor.from_pretrained(context.processor_folder, trust_remote_code=context.trust_remote_code)
     tokenizer, extractor = getattr(processor, "tokenizer", None), getattr(processor, "feature_extractor", None)
     if tokenizer is None or extractor is None:
-        raise origin.invalid("has no processor of sounds and texts")
+        raise context.invalid("has no processor of sounds and texts")
     # A text that is longer than its sound has no alignment; its infinite loss must not end the training.
-    lenient = {"ctc_zero_infinity": True} if hasattr(origin.config(), "ctc_zero_infinity") else {}
+    lenient = {"ctc_zero_infinity": True} if hasattr(context.config(), "ctc_zero_infinity") else {}
     # An encoder without a head gets one of the tokenizer's size, whatever size its configuration says by default.
     head = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if head["pad_token_id"] is None:
-        raise origin.invalid("has a tokenizer without a pad_token, which is the blank between two letters")
-    model = origin.model(AutoModelForCTC, **lenient, **({} if origin.has_head("ForCTC") else head))
-    alphabet = Alphabet.of(origin, model, tokenizer)
+        raise context.invalid("has a tokenizer without a pad_token, which is the blank between two letters")
+    model = context.model(AutoModelForCTC, **lenient, **({} if context.has_head("ForCTC") else head))
+    alphabet = Alphabet.of(context, model, tokenizer)
     rate = int(extractor.sampling_rate)
     recipe = {
         "task": "automatic-speech-recognition", "rate": rate, "letters": alphabet.num_letters,
@@ -48,8 +48,8 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
     }  # fmt: skip
 
     def recordings(source: InputRows, survey: Survey) -> Dataset:
-        prepare = partial(_decoded, rows=source, alphabet=alphabet, rate=rate, settings=origin.settings)
-        dataset = prepared(source, survey, prepare, recipe=recipe, folder=origin.data_folder)
+        prepare = partial(_decoded, rows=source, alphabet=alphabet, rate=rate, settings=context.settings)
+        dataset = prepared(source, survey, prepare, recipe=recipe, folder=context.data_folder)
         alphabet.check_letters(source, dataset)
         alphabet.warn_of_long_texts(source, dataset)
         return dataset
@@ -58,10 +58,10 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
     survey = cells.survey()
     train = recordings(cells, survey)
     evaluation = None
-    if judged is not None:
-        judged = judged.raw("audio")
-        evaluation = recordings(judged, judged.survey())
-    return Learning(
+    if eval_rows is not None:
+        eval_rows = eval_rows.raw("audio")
+        evaluation = recordings(eval_rows, eval_rows.survey())
+    return TaskSetup(
         model=model,
         processing=processor,
         train=train,

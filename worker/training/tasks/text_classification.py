@@ -11,37 +11,37 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from worker.training.tasks.classes import Classes
 from worker.training.tasks.data import Columns, InputRows, Record, left_out, prepared, row_lengths
 from worker.training.tasks.setup import (
-    Learning,
-    Origin,
+    TaskContext,
+    TaskSetup,
     classes_in_words,
-    judge_classes,
+    evaluate_classes,
     likeliest,
     tokenizer_identity,
 )
 from worker.training.tasks.vocabulary import Vocabulary
 
 
-def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
+def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) -> TaskSetup:
     """See `BuildTask`."""
-    tokenizer = origin.tokenizer()
+    tokenizer = context.tokenizer()
     survey = rows.survey()
     classes = Classes.of(
         survey.labels,
-        origin.known_labels,
+        context.known_labels,
         data_names=rows.names,
-        has_head=origin.has_head("ForSequenceClassification"),
+        has_head=context.has_head("ForSequenceClassification"),
     )
-    model = origin.model(
+    model = context.model(
         AutoModelForSequenceClassification,
         **classes.config(),
         problem_type="single_label_classification",
-        **origin.from_scratch(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id),
+        **context.from_scratch(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id),
     )
     text_config = model.config.get_text_config()
     if text_config.pad_token_id is None:
         text_config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
-    longest = origin.longest(model, tokenizer)
-    vocabulary = Vocabulary.of(origin, model, tokenizer)
+    longest = context.longest(model, tokenizer)
+    vocabulary = Vocabulary.of(context, model, tokenizer)
     vocabulary.check_padding()
     vocabulary.check_room(longest)
     recipe = {
@@ -52,20 +52,20 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
     def prepare(source: InputRows) -> partial[Iterator[Columns]]:
         return partial(_tokenize, rows=source, vocabulary=vocabulary, classes=classes, longest=longest)
 
-    train = prepared(rows, survey, prepare(rows), recipe=recipe, folder=origin.data_folder)
+    train = prepared(rows, survey, prepare(rows), recipe=recipe, folder=context.data_folder)
     vocabulary.warn_of_unknown(rows, train)
     evaluation = None
-    if judged is not None:
-        judged_survey = judged.survey()
-        evaluation = prepared(judged, judged_survey, prepare(judged), recipe=recipe, folder=origin.data_folder)
-        left_out(judged, judged_survey, evaluation, lacking="label")
-    return Learning(
+    if eval_rows is not None:
+        eval_survey = eval_rows.survey()
+        evaluation = prepared(eval_rows, eval_survey, prepare(eval_rows), recipe=recipe, folder=context.data_folder)
+        left_out(eval_rows, eval_survey, evaluation, lacking="label")
+    return TaskSetup(
         model=model,
         processing=tokenizer,
         train=train,
         evaluation=evaluation,
         collate=DataCollatorWithPadding(tokenizer),
-        metrics=partial(judge_classes, num_classes=len(classes.names)),
+        metrics=partial(evaluate_classes, num_classes=len(classes.names)),
         reduce_logits=likeliest,
         lengths=lambda: row_lengths(train, "input_ids"),
         digest=survey.digest,

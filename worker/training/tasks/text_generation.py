@@ -15,7 +15,7 @@ from jobs.errors import InvalidSpec
 from jobs.specs.training import LoraSpec
 from worker.device import one_line
 from worker.training.tasks.data import Columns, InputRows, Record, prepared
-from worker.training.tasks.setup import Learning, Origin, tokenizer_identity
+from worker.training.tasks.setup import TaskContext, TaskSetup, tokenizer_identity
 from worker.training.tasks.vocabulary import Vocabulary
 
 _BLOCK_TOKENS = 1024
@@ -25,26 +25,26 @@ NLL = "nll"
 """The mean negative log likelihood of a token, where the loss that is learned from is another number."""
 
 
-def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
+def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) -> TaskSetup:
     """See `BuildTask`."""
-    tokenizer = origin.tokenizer()
+    tokenizer = context.tokenizer()
     end = tokenizer.eos_token_id
-    model = origin.model(
+    model = context.model(
         AutoModelForCausalLM,
-        **origin.from_scratch(
+        **context.from_scratch(
             vocab_size=len(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=end,
         ),
     )
-    assert origin.spec.data is not None
-    is_said = origin.spec.data.max_length is not None
+    assert context.spec.data is not None
+    is_said = context.spec.data.max_length is not None
     most = _MOST_BLOCK_TOKENS if is_said else _BLOCK_TOKENS
-    block_tokens = min(most, origin.longest(model, tokenizer) or most)
-    vocabulary = Vocabulary.of(origin, model, tokenizer)
-    if origin.spec.lora is not None:
-        model = with_adapters(model, origin.spec.lora)
+    block_tokens = min(most, context.longest(model, tokenizer) or most)
+    vocabulary = Vocabulary.of(context, model, tokenizer)
+    if context.spec.lora is not None:
+        model = with_adapters(model, context.spec.lora)
     recipe = {
         "task": "text-generation", "block_tokens": block_tokens, "known": vocabulary.num_ids,
         "tokenizer": tokenizer_identity(tokenizer),
@@ -54,18 +54,20 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
         return partial(_blocks, rows=source, vocabulary=vocabulary, end=end, block_tokens=block_tokens)
 
     survey = rows.survey()
-    train = prepared(rows, survey, prepare(rows), recipe=recipe, folder=origin.data_folder)
+    train = prepared(rows, survey, prepare(rows), recipe=recipe, folder=context.data_folder)
     vocabulary.warn_of_unknown(rows, train)
     evaluation = None
-    if judged is not None:
-        evaluation = prepared(judged, judged.survey(), prepare(judged), recipe=recipe, folder=origin.data_folder)
-    return Learning(
+    if eval_rows is not None:
+        evaluation = prepared(
+            eval_rows, eval_rows.survey(), prepare(eval_rows), recipe=recipe, folder=context.data_folder
+        )
+    return TaskSetup(
         model=model,
         processing=tokenizer,
         train=train,
         evaluation=evaluation,
         collate=_collate,
-        **_told_apart(origin.spec.arguments),
+        **_told_apart(context.spec.arguments),
         digest=survey.digest,
         facts=(f"{survey.num_rows:,} texts in blocks of {block_tokens} tokens",),
     )
@@ -129,7 +131,7 @@ def _told_apart(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row_nll(logits: Any, labels_BT: torch.Tensor) -> torch.Tensor:
-    """The mean negative log likelihood of each block's tokens, (B,); see `Learning.reduce_logits`."""
+    """The mean negative log likelihood of each block's tokens, (B,); see `TaskSetup.reduce_logits`."""
     logits_BTV = (logits[0] if isinstance(logits, tuple) else logits)[:, :-1].float()
     nll_BT = torch.nn.functional.cross_entropy(logits_BTV.transpose(1, 2), labels_BT[:, 1:], reduction="none")
     return nll_BT.mean(dim=1)

@@ -18,8 +18,8 @@ from worker.training.tasks.classes import Classes
 from worker.training.tasks.data import Columns, InputRows, Record, left_out, prepared, row_lengths
 from worker.training.tasks.setup import (
     NO_LABEL,
-    Learning,
-    Origin,
+    TaskContext,
+    TaskSetup,
     classes_in_words,
     classification_metrics,
     likeliest,
@@ -30,22 +30,22 @@ from worker.training.tasks.vocabulary import Vocabulary
 _LACKING = "word with a label"
 
 
-def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning:
+def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) -> TaskSetup:
     """See `BuildTask`."""
-    tokenizer = origin.tokenizer()
+    tokenizer = context.tokenizer()
     if not tokenizer.is_fast:
-        raise origin.invalid("has a slow tokenizer, which does not tell which word a piece is of")
+        raise context.invalid("has a slow tokenizer, which does not tell which word a piece is of")
     survey = rows.survey()
     classes = Classes.of(
-        survey.labels, origin.known_labels, data_names=rows.names, has_head=origin.has_head("ForTokenClassification")
+        survey.labels, context.known_labels, data_names=rows.names, has_head=context.has_head("ForTokenClassification")
     )
-    model = origin.model(
+    model = context.model(
         AutoModelForTokenClassification,
         **classes.config(),
-        **origin.from_scratch(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id),
+        **context.from_scratch(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id),
     )
-    longest = origin.longest(model, tokenizer)
-    vocabulary = Vocabulary.of(origin, model, tokenizer)
+    longest = context.longest(model, tokenizer)
+    vocabulary = Vocabulary.of(context, model, tokenizer)
     vocabulary.check_padding()
     vocabulary.check_room(longest)
     recipe = {
@@ -56,14 +56,14 @@ def build(origin: Origin, rows: InputRows, judged: InputRows | None) -> Learning
     def prepare(source: InputRows) -> partial[Iterator[Columns]]:
         return partial(_tokenize, rows=source, vocabulary=vocabulary, classes=classes, longest=longest)
 
-    train = prepared(rows, survey, prepare(rows), recipe=recipe, folder=origin.data_folder)
+    train = prepared(rows, survey, prepare(rows), recipe=recipe, folder=context.data_folder)
     vocabulary.warn_of_unknown(rows, train)
     evaluation = None
-    if judged is not None:
-        judged_survey = judged.survey()
-        evaluation = prepared(judged, judged_survey, prepare(judged), recipe=recipe, folder=origin.data_folder)
-        left_out(judged, judged_survey, evaluation, lacking=_LACKING)
-    return Learning(
+    if eval_rows is not None:
+        eval_survey = eval_rows.survey()
+        evaluation = prepared(eval_rows, eval_survey, prepare(eval_rows), recipe=recipe, folder=context.data_folder)
+        left_out(eval_rows, eval_survey, evaluation, lacking=_LACKING)
+    return TaskSetup(
         model=model,
         processing=tokenizer,
         train=train,

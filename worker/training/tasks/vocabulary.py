@@ -14,7 +14,7 @@ from datasets import Dataset
 from jobs.errors import InvalidInput
 from worker.models.limits import input_embeddings
 from worker.training.tasks.data import InputRows
-from worker.training.tasks.setup import Origin
+from worker.training.tasks.setup import TaskContext
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +26,16 @@ _MANY_UNKNOWN = 0.2
 class Vocabulary:
     """A tokenizer beside the model that is to learn from its tokens."""
 
-    origin: Origin
+    context: TaskContext
     tokenizer: Any
     num_ids: int | None
     """How many tokens the model has a vector for; None where it has no table of vectors."""
 
     @classmethod
-    def of(cls, origin: Origin, model: Any, tokenizer: Any) -> Vocabulary:
+    def of(cls, context: TaskContext, model: Any, tokenizer: Any) -> Vocabulary:
         """The vocabulary of a model and its tokenizer."""
         embeddings = input_embeddings(model)
-        return cls(origin, tokenizer, None if embeddings is None else embeddings.num_embeddings)
+        return cls(context, tokenizer, None if embeddings is None else embeddings.num_embeddings)
 
     def check_row(self, rows: InputRows, row_index: int, ids: Sequence[int]) -> None:
         """Refuse a row that the model cannot read.
@@ -58,7 +58,7 @@ class Vocabulary:
         """
         pad = self.tokenizer.pad_token_id
         if pad is None:
-            raise self.origin.invalid("has a tokenizer without a pad_token, which rows of a batch are filled up with")
+            raise self.context.invalid("has a tokenizer without a pad_token, which rows of a batch are filled up with")
         if self.num_ids is not None and pad >= self.num_ids:
             raise self._too_small(pad, "padding")
 
@@ -77,7 +77,7 @@ class Vocabulary:
 
     def _too_small(self, token_id: int, place: str) -> Exception:
         token = self.tokenizer.convert_ids_to_tokens(token_id)
-        return self.origin.invalid(
+        return self.context.invalid(
             f"knows {self.num_ids} tokens, and its tokenizer has {token!r} (id {token_id}) for {place}: resize the "
             f"model's embeddings to its tokenizer's {len(self.tokenizer)} tokens (resize_token_embeddings)"
         )

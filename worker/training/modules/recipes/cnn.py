@@ -56,7 +56,7 @@ def build(setup: Setup) -> Parts:
         images_BCHW, labels_B = batch
         return functional.cross_entropy(model(images_BCHW), labels_B)
 
-    def judge(batch: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def evaluate(batch: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:
         images_BCHW, labels_B = batch
         logits_BK = model(images_BCHW)
         is_right_B = logits_BK.argmax(dim=1) == labels_B
@@ -66,8 +66,8 @@ def build(setup: Setup) -> Parts:
         models={"model": model},
         phases=[Phase(optimizer=optimizer, loss=loss, scheduler=_half_cosine)],
         train=train,
-        judged=held_out,
-        judge=judge,
+        eval_data=held_out,
+        evaluate=evaluate,
         facts=["Tells the ten handwritten digits of scikit-learn's load_digits apart; a fixed fifth was held out."],
     )
 

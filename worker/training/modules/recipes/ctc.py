@@ -64,7 +64,7 @@ def build(setup: Setup) -> Parts:
     def loss(batch: Batch) -> torch.Tensor:
         return loss_of(model(batch[0]), batch)
 
-    def judge(batch: Batch) -> Mapping[str, torch.Tensor]:
+    def evaluate(batch: Batch) -> Mapping[str, torch.Tensor]:
         features_BTF, num_frames_B, labels_BN, num_letters_B = batch
         log_probs_BUK = model(features_BTF)
         heard = decode(log_probs_BUK, _shortened(num_frames_B))
@@ -85,8 +85,8 @@ def build(setup: Setup) -> Parts:
         phases=[Phase(optimizer=Adam(model.parameters(), lr=options.learning_rate), loss=loss)],
         train=Tones(options.rows, num_letters=num_letters, noise=options.noise, part=_TRAIN),
         collate=collate,
-        judged=Tones(options.judged_rows, num_letters=num_letters, noise=options.noise, part=_HELD_OUT),
-        judge=judge,
+        eval_data=Tones(options.eval_rows, num_letters=num_letters, noise=options.noise, part=_HELD_OUT),
+        evaluate=evaluate,
         finish=finish,
         facts=[
             f"Hears the letters {LETTERS[0]} to {LETTERS[-1]}, each a tone, in synthetic utterances of {SAMPLE_RATE:,} "

@@ -21,7 +21,7 @@ from worker.training.modules.recipes.digits import SIDE, load_digits, write_grid
 from worker.training.modules.user_module import Parts, Phase, Setup
 
 _NUM_SAMPLES = 64
-_NUM_JUDGED = 512
+_NUM_COMPARED = 512
 """Generated pictures whose mean and spread are compared with the real ones'."""
 
 
@@ -101,11 +101,11 @@ def build(setup: Setup) -> Parts:
 
     real_NCHW = held_out.images_NCHW.to(setup.device)
     # The same noise each time, so that an evaluation draws nothing and does not depend on how it is cut into batches.
-    judged_NZ = _fixed_noise(_NUM_JUDGED, options.noise, setup).to(setup.device)
+    compared_NZ = _fixed_noise(_NUM_COMPARED, options.noise, setup).to(setup.device)
 
-    def judge(batch: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def evaluate(batch: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:
         images_BCHW, _ = batch
-        fake_NCHW = generator(judged_NZ).float()
+        fake_NCHW = generator(compared_NZ).float()
         return {
             "distance": (fake_NCHW.mean(dim=0) - real_NCHW.mean(dim=0)).norm(),
             "spread_distance": (fake_NCHW.std(dim=0) - real_NCHW.std(dim=0)).norm(),
@@ -125,8 +125,8 @@ def build(setup: Setup) -> Parts:
             Phase(name="generator", optimizer=_adam(generator, options), loss=generator_loss),
         ],
         train=train,
-        judged=held_out,
-        judge=judge,
+        eval_data=held_out,
+        evaluate=evaluate,
         finish=finish,
         facts=[
             "Draws handwritten digits like those of scikit-learn's load_digits (samples.png).",

@@ -52,7 +52,7 @@ def build(setup: Setup) -> Parts:
         images_BCHW, labels_B = batch
         return functional.cross_entropy(model(images_BCHW), labels_B)
 
-    def judge(batch: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def evaluate(batch: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:
         images_BCHW, labels_B = batch
         logits_BK = model(images_BCHW)
         is_right_B = logits_BK.argmax(dim=1) == labels_B
@@ -62,7 +62,7 @@ def build(setup: Setup) -> Parts:
         models={"model": model},
         phases=[Phase(optimizer=Adam(model.parameters(), lr=options.learning_rate), loss=loss)],
         train=train,
-        judged=held_out,
-        judge=judge,
+        eval_data=held_out,
+        evaluate=evaluate,
         facts=["Reads the handwritten digits of scikit-learn's load_digits line by line; a fixed fifth was held out."],
     )

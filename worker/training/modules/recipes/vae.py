@@ -62,7 +62,7 @@ def build(setup: Setup) -> Parts:
         kl = (mean_BZ.square() + log_variance_BZ.exp() - 1 - log_variance_BZ).sum(dim=1).mean() / 2
         return reconstruction + kl, {"reconstruction": reconstruction, "kl": kl}
 
-    def judge(batch: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def evaluate(batch: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:
         negative_elbo, parts = bound(batch)
         return {"loss": negative_elbo, **parts}
 
@@ -75,8 +75,8 @@ def build(setup: Setup) -> Parts:
         models={"model": model},
         phases=[Phase(optimizer=Adam(model.parameters(), lr=options.learning_rate), loss=bound)],
         train=train,
-        judged=held_out,
-        judge=judge,
+        eval_data=held_out,
+        evaluate=evaluate,
         finish=finish,
         facts=[
             "Draws handwritten digits like those of scikit-learn's load_digits (samples.png).",

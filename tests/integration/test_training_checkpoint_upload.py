@@ -16,7 +16,7 @@ from jobs.ledger import jobs as job_ledger
 from jobs.ledger.attempts import KeepRule, NewCheckpoint
 from jobs.ledger.leases import Grant, WorkingLease
 from jobs.specs.inference import TrainingSpec, parse_spec
-from worker.training.attempt.checkpoint_upload import Deposit, prepare_store, put_folder
+from worker.training.attempt.checkpoint_upload import CheckpointUploader, prepare_store, put_folder
 from worker.training.reports import Saved
 from worker.wire.pulse import Pulse
 
@@ -66,12 +66,14 @@ def saved(folder: Path, step: int) -> Saved:
 
 def keep(lease: WorkingLease, store: Store, database: Database, checkpoint: Saved) -> None:
     assert isinstance(SPEC, TrainingSpec)
-    deposit = Deposit(lease, SPEC, database=database, store=store, pulse=Pulse(lambda _: None, beat_seconds=60.0))
+    uploader = CheckpointUploader(
+        lease, SPEC, database=database, store=store, pulse=Pulse(lambda _: None, beat_seconds=60.0)
+    )
     try:
-        deposit.put(checkpoint)
-        deposit.finish()
+        uploader.put(checkpoint)
+        uploader.finish()
     finally:
-        deposit.close()
+        uploader.close()
 
 
 def test_nothing_is_left_of_a_checkpoint_that_finds_no_room(
