@@ -13,8 +13,6 @@ import pytest
 import typer
 
 from jobs.config.settings import Settings
-from jobs.data.rows import RowError, RowErrorCode
-from jobs.errors import StokerError
 from jobs.specs.inference import InferenceSpec, InputSpec, parse_spec
 from scheduler.cli import command_line as cli
 from scheduler.client.plain_data import parse_document
@@ -158,41 +156,3 @@ def test_every_spec_that_is_shown_is_one(page: Path) -> None:
 def test_every_piece_of_python_can_be_compiled(page: Path) -> None:
     for block in blocks(page, "python"):
         ast.parse(block)
-
-
-def test_the_reference_explains_every_code_of_a_row_error() -> None:
-    assert codes_under("Row errors") == [code.value for code in RowErrorCode]
-
-
-def test_the_reference_explains_every_code_of_an_error_once() -> None:
-    codes = [error.code for error in errors_below(StokerError) if "code" in vars(error)]
-    assert len(codes) == len(set(codes)), "two errors share a code"
-    inside, of_the_server = {"lost_lease"}, {"method_not_allowed"}
-    assert sorted(codes_under("Error codes")) == sorted((set(codes) - inside) | of_the_server)
-
-
-@pytest.mark.parametrize("package", ["jobs", "worker"])
-def test_a_row_errors_code_is_one_of_the_enum(package: str) -> None:
-    sources = [path.read_text("utf-8") for path in (ROOT / package).rglob("*.py")]
-    assert not [found for text in sources for found in re.findall(r"\bRowError\(\s*f?[\"'].*", text)]
-
-
-@pytest.mark.parametrize(
-    ("code", "is_clients"),
-    [(RowErrorCode.NULL_VALUE, True), ("null_value", True), ("row_failed", False), ("service_unavailable", False)],
-)
-def test_a_row_error_says_whether_the_client_can_mend_it(code: str, is_clients: bool) -> None:
-    assert RowError(code, "why").is_clients is is_clients
-
-
-def codes_under(heading: str) -> list[str]:
-    """The codes in the first column of the tables under a heading of the reference."""
-    text = (ROOT / "ops" / "docs" / "reference.md").read_text("utf-8")
-    section = re.split(r"^## ", text.split(f"\n## {heading}\n")[1], maxsplit=1, flags=re.MULTILINE)[0]
-    firsts = re.findall(r"^\|([^|]*)\|", section, re.MULTILINE)
-    return [code for first in firsts for code in re.findall(r"`(\w+)`", first)]
-
-
-def errors_below(error: type[StokerError]) -> list[type[StokerError]]:
-    """A class of errors and all below it."""
-    return [error, *(each for below in error.__subclasses__() for each in errors_below(below))]

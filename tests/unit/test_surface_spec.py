@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from jobs.data.rows import RowError, RowErrorCode
 from jobs.db.states import AttemptEnd, BatchState, DeliveryState, JobState, SlotState
 from jobs.errors import StokerError
 from jobs.ledger.webhooks import EVENT_TYPES, TEST_EVENT
@@ -135,27 +136,16 @@ def default_of(field: Any) -> Any:
     return ... if field.is_required() else field.get_default(call_default_factory=True)
 
 
-def row_error_codes() -> set[str]:
-    """Every code that a `RowError` is made with, found in the source."""
-    codes: set[str] = set()
-    for package in ("jobs", "scheduler", "worker"):
-        for path in (ROOT / package).rglob("*.py"):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            named = {
-                target.id: node.value.value
-                for node in tree.body
-                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-                for target in node.targets
-                if isinstance(target, ast.Name)
-            }
-            for call in ast.walk(tree):
-                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "RowError":
-                    first = call.args[0] if call.args else None
-                    if isinstance(first, ast.Constant):
-                        codes.add(first.value)
-                    elif isinstance(first, ast.Name):
-                        codes.add(named[first.id])
-    return codes
+def literal_row_errors() -> list[str]:
+    """Where a `RowError` is made with a code that is no member of the enum."""
+    return [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for package in ("jobs", "scheduler", "worker")
+        for path in (ROOT / package).rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "RowError"
+        if any(isinstance(argument, ast.Constant) for argument in call.args[:1])
+    ]
 
 
 def all_errors(tree: type[StokerError] = StokerError) -> Iterator[type[StokerError]]:
@@ -215,12 +205,23 @@ def test_the_reference_tells_each_task_and_parameter() -> None:
 
 
 def test_the_codes_of_row_errors_are_these_and_the_reference_tells_each() -> None:
-    assert row_error_codes() == ROW_ERRORS
+    assert set(RowErrorCode) == ROW_ERRORS
+    assert literal_row_errors() == []
     for code in ROW_ERRORS:
         assert f"\n| `{code}` | " in section("Row errors"), code
 
 
+@pytest.mark.parametrize(
+    ("code", "is_clients"),
+    [(RowErrorCode.NULL_VALUE, True), ("null_value", True), ("row_failed", False), ("service_unavailable", False)],
+)
+def test_a_row_error_says_whether_the_client_can_mend_it(code: str, is_clients: bool) -> None:
+    assert RowError(code, "why").is_clients is is_clients
+
+
 def test_the_reference_tells_each_error_code_with_its_status() -> None:
+    codes = [error.code for error in all_errors() if "code" in vars(error)]
+    assert len(codes) == len(set(codes)), "two errors share a code"
     for error in all_errors():
         if error.code not in INNER_ERRORS:
             rows = [line for line in section("Error codes").splitlines() if f"`{error.code}`" in line.split(" | ")[0]]
