@@ -14,7 +14,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from jobs.config.settings import Settings
+from jobs.config.locations import Locations
 from jobs.errors import ServiceUnavailable
 from jobs.messages import first_line, short
 
@@ -30,12 +30,12 @@ _PROBE_SECONDS = 60
 _LONGEST_TROUBLE_CHARACTERS = 120
 
 
-def make_app(settings: Settings) -> Celery:
+def make_app(locations: Locations) -> Celery:
     """The Celery app, configured so that the broker is a doorbell only: no late acks, no redelivery, no results.
 
     Each choice was measured under kill -9 and loss of Redis; the database's sweep is the only retry.
     """
-    app = Celery("stoker", broker=settings.resolved_redis_url)
+    app = Celery("stoker", broker=locations.resolved_redis_url)
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],
@@ -60,7 +60,7 @@ def make_app(settings: Settings) -> Celery:
             "global_keyprefix": _PREFIX,
             "socket_timeout": _SOCKET_SECONDS + 5.0,  # above the transport's own blocking read
             "socket_connect_timeout": _SOCKET_SECONDS,
-            "socket_keepalive": not settings.resolved_redis_url.startswith("redis+socket"),
+            "socket_keepalive": not locations.resolved_redis_url.startswith("redis+socket"),
             "health_check_interval": 10,
             "retry_on_timeout": False,
         },
@@ -114,9 +114,9 @@ def _in_words(error: Exception) -> str:
     return f"cannot be reached: {type(error).__name__}"
 
 
-def connect(settings: Settings, *, timeout_seconds: float = _SOCKET_SECONDS) -> redis.Redis:
+def connect(locations: Locations, *, timeout_seconds: float = _SOCKET_SECONDS) -> redis.Redis:
     """A Redis client of our own, beside Celery's; no connection is made before its first command."""
-    return _client(settings.resolved_redis_url, timeout_seconds)
+    return _client(locations.resolved_redis_url, timeout_seconds)
 
 
 @functools.lru_cache(maxsize=4)
@@ -141,9 +141,9 @@ def _client(url: str, timeout_seconds: float) -> redis.Redis:
 class Doorbell:
     """Wakes the scheduler: anybody rings, the leader waits. Only a hint; without Redis the wait just takes its time."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._ringer = connect(settings, timeout_seconds=1.0)
-        self._waiter = connect(settings, timeout_seconds=_SOCKET_SECONDS)
+    def __init__(self, locations: Locations) -> None:
+        self._ringer = connect(locations, timeout_seconds=1.0)
+        self._waiter = connect(locations, timeout_seconds=_SOCKET_SECONDS)
         self._ringing = threading.Lock()  # a client that is closed under a ringing thread's hands fails in odd ways
         self._closed = threading.Event()
         self._hung_up = False

@@ -11,7 +11,7 @@ from jobs.access.model_files import Header, check_regular, invalid, read_header,
 from jobs.access.model_fit import check_numbers, check_templates, check_vocabulary
 from jobs.access.paths import own_places, resolve_input_path
 from jobs.access.sentence_folder import sentence_modules
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.specs.inference import JOB_PREFIX
 from jobs.specs.tasks import TASKS
 
@@ -53,47 +53,47 @@ _WITHOUT_PREPROCESSOR = frozenset({"layoutlm", "timm_wrapper"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
-def check_model(model: str, task: str, settings: Settings, *, is_start: bool = False) -> None:
+def check_model(model: str, task: str, rules: AccessRules, *, is_start: bool = False) -> None:
     """Refuse a model that cannot be used for a task. Of a hub id only its form is looked at.
 
     Args:
         model: a spec's `model`: a folder, or a hub id with or without `@revision`.
         task: a name in `jobs.specs.tasks.TASKS`.
-        settings: whose `input_roots` bound local models.
+        rules: Their `input_roots` bound local models.
         is_start: whether a training starts from it, which makes a head where there is none.
 
     Raises:
         InvalidModel: the model is not one, or not one for this task.
         Forbidden: a local model lies outside the roots.
     """
-    folder = local_model(model, settings)
+    folder = local_model(model, rules)
     if folder is not None:
-        check_folder(folder, task, name=model, may_read=readable(model, settings), is_start=is_start)
+        check_folder(folder, task, name=model, may_read=readable(model, rules), is_start=is_start)
 
 
-def readable(model: str, settings: Settings) -> Callable[[Path], bool] | None:
+def readable(model: str, rules: AccessRules) -> Callable[[Path], bool] | None:
     """Whether jobs may read a file that a model's folder leads to; None where the operator listed it or it was fetched.
 
     As for inputs: it lies under one of `input_roots` and is none of Stoker's own files.
     """
-    if model.startswith(JOB_PREFIX) or local_model(model, settings) is None or _is_listed(model, settings):
+    if model.startswith(JOB_PREFIX) or local_model(model, rules) is None or _is_listed(model, rules):
         return None
 
     def may_read(path: Path) -> bool:
-        is_inside = any(path.is_relative_to(root) for root in settings.input_roots)
-        return is_inside and not any(path.is_relative_to(place) for place in own_places(settings))
+        is_inside = any(path.is_relative_to(root) for root in rules.input_roots)
+        return is_inside and not any(path.is_relative_to(place) for place in own_places(rules))
 
     return may_read
 
 
-def local_model(model: str, settings: Settings, *, param: str = "model") -> Path | None:
+def local_model(model: str, rules: AccessRules, *, param: str = "model") -> Path | None:
     """The real folder of a local model, or None for a hub id. A name that exists as a path is local.
 
     For `job:<id>` it is the folder that a worker fetches its files to.
 
     Args:
         model: a folder, a hub id or `job:<id>`.
-        settings: whose `input_roots` bound local models.
+        rules: Their `input_roots` bound local models.
         param: the field of the spec that named it.
 
     Raises:
@@ -104,19 +104,19 @@ def local_model(model: str, settings: Settings, *, param: str = "model") -> Path
         job_id = model.removeprefix(JOB_PREFIX)
         if not _JOB_ID.fullmatch(job_id):
             raise invalid(model, "is not a job's id behind 'job:'", param)
-        return settings.job_models_path / job_id
-    if _is_listed(model, settings):
-        return Path(model).expanduser().resolve()  # the operator's own word, wherever it lies
+        return rules.job_models_path / job_id
+    if _is_listed(model, rules):
+        return Path(model).expanduser().resolve()  # configured by the operator, so any path is allowed
     if model.startswith(("/", ".", "~", "file://")) or _exists(model):
-        return resolve_input_path(model, settings, param=param)
+        return resolve_input_path(model, rules, param=param)
     if not _HUB_ID.fullmatch(model):
         reason = "is neither a folder that exists nor a hub id such as org/name or org/name@revision"
         raise invalid(model, reason, param)
     return None
 
 
-def _is_listed(model: str, settings: Settings) -> bool:
-    is_named = any(model == entry.model for entry in settings.models.values())
+def _is_listed(model: str, rules: AccessRules) -> bool:
+    is_named = any(model == entry.model for entry in rules.models.values())
     return is_named and _exists(Path(model).expanduser())
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.errors import Forbidden, InvalidInput, InvalidOutput, UserError
 from jobs.messages import shown
 from jobs.specs.bounds import path_fault
@@ -46,13 +46,13 @@ def is_local(path: str) -> bool:
     return local_path(path) is not None
 
 
-def resolve_input_path(path: str | Path, settings: Settings, *, param: str = "input.path") -> Path:
+def resolve_input_path(path: str | Path, rules: AccessRules, *, param: str = "input.path") -> Path:
     """The real path behind `path`, if jobs may read it.
 
     Args:
         path: local path or `file://` URL; `~` is the home of this process's user, a relative path starts at its
             working directory. It need not exist.
-        settings: whose `input_roots` bound it; an empty list allows no local path.
+        rules: Their `input_roots` bound the path; an empty list allows no local path.
         param: the field of the spec that an error names.
 
     Returns:
@@ -63,17 +63,17 @@ def resolve_input_path(path: str | Path, settings: Settings, *, param: str = "in
         InvalidInput: it is not a path at all.
     """
     resolved = _resolve(path, error=InvalidInput, param=param)
-    _check_roots(path, resolved, settings.input_roots, setting="input_roots", param=param)
-    _check_not_own(path, resolved, settings, param=param)
+    _check_roots(path, resolved, rules.input_roots, setting="input_roots", param=param)
+    _check_not_own(path, resolved, rules, param=param)
     return resolved
 
 
-def check_code_path(path: str | Path, settings: Settings, *, param: str) -> Path:
+def check_code_path(path: str | Path, rules: AccessRules, *, param: str) -> Path:
     """The real path of a user's own Python file, if it may be run.
 
     Args:
         path: local path of the file.
-        settings: whose `code_roots` bound it; an empty list allows none.
+        rules: Their `code_roots` bound the path; an empty list allows none.
         param: the field of the spec that an error names.
 
     Raises:
@@ -81,8 +81,8 @@ def check_code_path(path: str | Path, settings: Settings, *, param: str) -> Path
         InvalidInput: it is not a Python file.
     """
     resolved = _resolve(path, error=InvalidInput, param=param)
-    _check_roots(path, resolved, settings.code_roots, setting="code_roots", param=param)
-    _check_not_own(path, resolved, settings, param=param)
+    _check_roots(path, resolved, rules.code_roots, setting="code_roots", param=param)
+    _check_not_own(path, resolved, rules, param=param)
     if resolved.suffix != ".py" or not _is_file(resolved):
         raise InvalidInput(f"{param}: '{path}' is not a Python file", param=param)
     return resolved
@@ -111,12 +111,12 @@ def check_replaces_no_input(output: Path, inputs: Sequence[str], *, param: str) 
             raise InvalidOutput(f"{param}: '{output}' is an input of this job; name another file", param=param)
 
 
-def resolve_output_path(path: str | Path, settings: Settings, *, param: str = "output.path") -> Path:
+def resolve_output_path(path: str | Path, rules: AccessRules, *, param: str = "output.path") -> Path:
     """The real path behind `path`, if jobs may write a file there.
 
     Args:
         path: local path or `file://` URL of the file to write, as in `resolve_input_path`.
-        settings: whose `output_roots` bound it; an empty list allows no local path.
+        rules: Their `output_roots` bound the path; an empty list allows no local path.
         param: the field of the spec that an error names.
 
     Returns:
@@ -127,8 +127,8 @@ def resolve_output_path(path: str | Path, settings: Settings, *, param: str = "o
         InvalidOutput: its folder is missing or cannot be written to, or it is a directory itself.
     """
     resolved = _resolve(path, error=InvalidOutput, param=param)
-    _check_roots(path, resolved, settings.output_roots, setting="output_roots", param=param)
-    _check_not_own(path, resolved, settings, param=param)
+    _check_roots(path, resolved, rules.output_roots, setting="output_roots", param=param)
+    _check_not_own(path, resolved, rules, param=param)
     parent = resolved.parent
     try:
         if resolved.is_dir():
@@ -144,11 +144,11 @@ def resolve_output_path(path: str | Path, settings: Settings, *, param: str = "o
     return resolved
 
 
-def check_input_url(url: str, settings: Settings, *, param: str = "input.path") -> None:
+def check_input_url(url: str, rules: AccessRules, *, param: str = "input.path") -> None:
     """Refuse a remote URL that jobs may not read.
 
     `hf://` is always allowed, as hub ids are. Other object stores are read with this host's own credentials, so a URL
-    must lie under one of `settings.input_urls`; input roots that hold `/` (one user's own machine) allow all of them.
+    must lie under one of `rules.input_urls`; input roots that hold `/` (one user's own machine) allow all of them.
 
     Raises:
         InvalidInput: the protocol is not one that inputs are read from.
@@ -161,22 +161,22 @@ def check_input_url(url: str, settings: Settings, *, param: str = "input.path") 
         raise InvalidInput(f"{param}: '{url}' is not a URL that inputs are read from ({known})", param=param)
     if protocol == "hf":
         return
-    if _is_in_store(url, settings):
+    if _is_in_store(url, rules):
         raise Forbidden(f"{param}: '{url}' lies in Stoker's own store, which no job may name", param=param)
-    if Path("/") in settings.input_roots:
+    if Path("/") in rules.input_roots:
         return
-    if not any(url == prefix or url.startswith(prefix.rstrip("/") + "/") for prefix in settings.input_urls):
+    if not any(url == prefix or url.startswith(prefix.rstrip("/") + "/") for prefix in rules.input_urls):
         raise Forbidden(f"{param}: '{url}' is under none of the URLs allowed here (setting input_urls)", param=param)
 
 
-def own_places(settings: Settings) -> tuple[Path, ...]:
+def own_places(rules: AccessRules) -> tuple[Path, ...]:
     """The files and folders that no job may name, whatever the roots allow: Stoker's own, with keys, the database and
     what other projects have uploaded, and the kernel's.
 
     Links to them are followed; a hard link is not known as one, and only a user of this host who may write to such a
     file can make one. A second mount of the same folder is not known either.
     """
-    return _own_places(settings.data_dir, settings.resolved_store_url, settings.database_url, settings.config_path)
+    return _own_places(rules.data_dir, rules.resolved_store_url, rules.database_url, rules.config_path)
 
 
 @functools.lru_cache(maxsize=16)
@@ -191,14 +191,14 @@ def _own_places(data_dir: Path, store_url: str, database_url: str, config_path: 
     return (*(place.expanduser().resolve() for place in places), *_KERNEL_PLACES)
 
 
-def _is_in_store(url: str, settings: Settings) -> bool:
+def _is_in_store(url: str, rules: AccessRules) -> bool:
     """Whether an object store's URL lies in the artifact store, or is a glob that may match what does."""
 
     def plain(name: str) -> str:
         protocol, _, rest = name.partition("://")
         return f"{_SAME_PROTOCOLS.get(protocol.lower(), protocol.lower())}://{rest.rstrip('/')}/"
 
-    return "://" in settings.store_url and plain(url).startswith(plain(settings.store_url))
+    return "://" in rules.store_url and plain(url).startswith(plain(rules.store_url))
 
 
 def _resolve(path: str | Path, *, error: type[UserError], param: str) -> Path:
@@ -232,6 +232,6 @@ def _check_roots(path: str | Path, resolved: Path, roots: Sequence[Path], *, set
         raise Forbidden(f"{param}: '{path}' is outside the folders allowed here (setting {setting})", param=param)
 
 
-def _check_not_own(path: str | Path, resolved: Path, settings: Settings, *, param: str) -> None:
-    if any(resolved.is_relative_to(place) for place in own_places(settings)):
+def _check_not_own(path: str | Path, resolved: Path, rules: AccessRules, *, param: str) -> None:
+    if any(resolved.is_relative_to(place) for place in own_places(rules)):
         raise Forbidden(f"{param}: '{path}' belongs to Stoker or the system, and no job may name it", param=param)

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jobs.config.settings import Settings
+from jobs.config.locations import Locations
 
 logger = logging.getLogger(__name__)
 
@@ -23,24 +23,24 @@ _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
 
 
-def make_private(settings: Settings, *, folders: Sequence[str] = ()) -> None:
+def make_private(locations: Locations, *, folders: Sequence[str] = ()) -> None:
     """Take the rights of other users of this host on what lies in the data directory.
 
     The directory itself keeps its mode where it was there before: it may hold other things of the user's.
 
     Args:
-        settings: whose data directory it is; it must exist.
+        locations: Their data directory must exist.
         folders: of the known ones, those that are made where they are missing.
     """
     for name in folders:
-        (settings.data_dir / name).mkdir(mode=_FOLDER_MODE, exist_ok=True)
-    for path, mode in _known(settings.data_dir):
+        (locations.data_dir / name).mkdir(mode=_FOLDER_MODE, exist_ok=True)
+    for path, mode in _known(locations.data_dir):
         _restrict(path, mode)
 
 
-def make_database_file(settings: Settings) -> None:
+def make_database_file(locations: Locations) -> None:
     """Make the embedded database's file, empty; what SQLite puts beside it gets the mode of this one."""
-    os.close(os.open(settings.data_dir / "stoker.db", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, _FILE_MODE))
+    os.close(os.open(locations.data_dir / "stoker.db", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, _FILE_MODE))
 
 
 def open_private(path: str, flags: int) -> int:

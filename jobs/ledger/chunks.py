@@ -13,7 +13,7 @@ import orjson
 from sqlalchemy import case, select, update
 from sqlmodel import Session, col
 
-from jobs.config.settings import Settings
+from jobs.config.times import RetryTimes
 from jobs.data import row_errors
 from jobs.data.row_errors import FailedRow, RowErrors
 from jobs.data.rows import Result, RowError
@@ -129,7 +129,7 @@ def give_back(db: Database, lease_id: str, start_rows: Sequence[int]) -> None:
         lost_work.return_chunks(session, lease.id, start_rows)
 
 
-def fail(db: Database, lease_id: str, start_row: int, error: StokerError, settings: Settings) -> None:
+def fail(db: Database, lease_id: str, start_row: int, error: StokerError, retries: RetryTimes) -> None:
     """Deal with a claimed chunk that an error of the machine kept from being computed: later again, or given up.
 
     Raises:
@@ -140,7 +140,7 @@ def fail(db: Database, lease_id: str, start_row: int, error: StokerError, settin
         chunk = session.get(Chunk, (lease.job_id, start_row), with_for_update=True)
         if chunk is None or chunk.state != ChunkState.LEASED or chunk.lease_id != lease_id:
             raise LostLease
-        lost_work.retry_or_give_up(session, db, chunk, error, settings)
+        lost_work.retry_or_give_up(session, db, chunk, error, retries)
 
 
 def _finish_chunk(session: Session, lease: Lease, chunk: ChunkResults) -> None:

@@ -11,7 +11,7 @@ from sqlmodel import Session
 from jobs.access.model_check import local_model
 from jobs.access.paths import check_code_path
 from jobs.access.pins import Part, PinnedRevision, Pins, check_pin, pin_path
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.db.database import Database
 from jobs.db.tables import Job
 from jobs.errors import InvalidModel, InvalidSpec, UserError
@@ -33,7 +33,7 @@ class _Named:
     error: type[UserError] = InvalidModel
 
 
-def stamp_spec(spec: JobSpec, settings: Settings) -> Pins:
+def stamp_spec(spec: JobSpec, rules: AccessRules) -> Pins:
     """The pins of a job that is being submitted: names, sizes and stamps, but no digests, so that no file is read.
 
     Of `job:<id>` there is none: what a training made never changes, and its files are fetched by their digests.
@@ -42,20 +42,20 @@ def stamp_spec(spec: JobSpec, settings: Settings) -> Pins:
         UserError: something cannot be read, or holds too many files.
         ServiceUnavailable: it cannot be read now.
     """
-    return _pin(spec, settings, with_digests=False)
+    return _pin(spec, rules, with_digests=False)
 
 
-def pin_spec(spec: JobSpec, settings: Settings) -> Pins:
+def pin_spec(spec: JobSpec, rules: AccessRules) -> Pins:
     """The same with digests, which take as long as the files are large.
 
     Raises:
         UserError: as for `stamp_spec`.
         ServiceUnavailable: as for `stamp_spec`.
     """
-    return _pin(spec, settings, with_digests=True)
+    return _pin(spec, rules, with_digests=True)
 
 
-def check_spec(spec: JobSpec, pins: Pins, settings: Settings) -> None:
+def check_spec(spec: JobSpec, pins: Pins, rules: AccessRules) -> None:
     """Refuse a job whose files are not those that were there when it was submitted.
 
     Args:
@@ -65,7 +65,7 @@ def check_spec(spec: JobSpec, pins: Pins, settings: Settings) -> None:
         UserError: something changed, was removed, or is a folder now and was a hub id; the message names the field.
         ServiceUnavailable: it cannot be read now.
     """
-    for named in _all_named(spec, settings):
+    for named in _all_named(spec, rules):
         pin = pins.of(named.part)
         if named.path is not None and pin is None:
             reason = "a folder of this name has appeared after the job was submitted"
@@ -103,26 +103,26 @@ def _lock_job(session: Session, job_id: str) -> Job:
     return session.get_one(Job, job_id, with_for_update=True)
 
 
-def _pin(spec: JobSpec, settings: Settings, *, with_digests: bool) -> Pins:
+def _pin(spec: JobSpec, rules: AccessRules, *, with_digests: bool) -> Pins:
     pins = Pins()
-    for named in _all_named(spec, settings):
+    for named in _all_named(spec, rules):
         if named.path is not None:
             pin = pin_path(named.path, name=named.name, param=named.param, error=named.error, with_digests=with_digests)
             pins = pins.with_pin(named.part, pin)
     return pins
 
 
-def _all_named(spec: JobSpec, settings: Settings) -> Iterator[_Named]:
+def _all_named(spec: JobSpec, rules: AccessRules) -> Iterator[_Named]:
     """Each model, processor and module that a spec names, but those that are another job's."""
     if isinstance(spec.model, str):
-        yield from _model("model", "model", spec.model, settings)
+        yield from _model("model", "model", spec.model, rules)
     elif spec.model is not None and spec.model.processor is not None:
-        yield from _model("processor", "model.processor", spec.model.processor, settings)
+        yield from _model("processor", "model.processor", spec.model.processor, rules)
     if isinstance(spec, TrainingSpec) and spec.module is not None and recipe_name(spec.module) is None:
-        path = check_code_path(spec.module, settings, param="module")
+        path = check_code_path(spec.module, rules, param="module")
         yield _Named("module", "module", spec.module, path, InvalidSpec)
 
 
-def _model(part: Part, param: str, name: str, settings: Settings) -> Iterator[_Named]:
+def _model(part: Part, param: str, name: str, rules: AccessRules) -> Iterator[_Named]:
     if not name.startswith(JOB_PREFIX):
-        yield _Named(part, param, name, local_model(name, settings, param=param))
+        yield _Named(part, param, name, local_model(name, rules, param=param))

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import and_, or_, select
 from sqlmodel import Session, col
 
-from jobs.config.settings import Settings
+from jobs.config.times import RetryTimes
 from jobs.db.database import Database
 from jobs.db.moves import move
 from jobs.db.states import LIVE_LEASE_STATES, AttemptEnd, LeaseState
@@ -109,7 +109,7 @@ def lose(
     locked: Locked,
     how: AttemptEnd,
     reason: str,
-    settings: Settings,
+    retries: RetryTimes,
     *,
     computing: int | None = None,
     error: StokerError | None = None,
@@ -119,16 +119,16 @@ def lose(
     lost_work.end_attempt(session, db, locked.lease, how, reason)
     for lease in ended:
         blamed = computing if lease is locked.lease else None
-        lost_work.return_lost_chunks(session, db, lease, settings, computing=blamed, error=error)
+        lost_work.return_lost_chunks(session, db, lease, retries, computing=blamed, error=error)
     return ended
 
 
-def expire(session: Session, db: Database, locked: Locked, reason: str, settings: Settings) -> list[str]:
+def expire(session: Session, db: Database, locked: Locked, reason: str, retries: RetryTimes) -> list[str]:
     """End one live lease whose holder is gone, and its gang, in the caller's transaction; its chunks are pending again.
 
     Returns:
         The ids of the leases that ended.
     """
-    ended = lose(session, db, locked, AttemptEnd.LOST, reason, settings)
+    ended = lose(session, db, locked, AttemptEnd.LOST, reason, retries)
     lost_work.settle_if_cancelling(session, db, locked.lease.job_id)
     return [lease.id for lease in ended]

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
 from jobs.access.pins import Pins
-from jobs.config.settings import Settings
+from jobs.config.times import LeaseTimes, RetryTimes
 from jobs.db.database import Database, num_changed
 from jobs.db.ids import new_id
 from jobs.db.moves import move, moving
@@ -143,28 +143,28 @@ def ask_yield(db: Database, lease_ids: Sequence[str]) -> None:
                 lease.yield_asked = True
 
 
-def unanswered(db: Database, settings: Settings) -> list[Ring]:
+def unanswered(db: Database, times: LeaseTimes) -> list[Ring]:
     """Granted leases whose doorbell has to ring again; one that was rung too often ends, and its slot goes offline."""
     with db.write() as session:
         now = db.time(session)
-        is_late = (col(Lease.state) == LeaseState.GRANTED, col(Lease.rung_at) <= now - settings.doorbell_seconds)
+        is_late = (col(Lease.state) == LeaseState.GRANTED, col(Lease.rung_at) <= now - times.doorbell_seconds)
         rung = []
         for locked in lease_ends.lock(session, *is_late):
             lease = locked.lease
             if not locked.is_live:
                 continue  # its gang has ended just now
-            if lease.rings >= settings.doorbell_rings:
+            if lease.rings >= times.doorbell_rings:
                 reason = f"{UNHEARD} was not answered {lease.rings} times"
-                lease_ends.lose(session, db, locked, AttemptEnd.LOST, reason, settings)
+                lease_ends.lose(session, db, locked, AttemptEnd.LOST, reason, times)
                 silent = moving(Slot, SlotState.ONLINE, SlotState.OFFLINE).where(col(Slot.id) == lease.slot_id)
                 session.execute(silent.values(reason=reason))
             else:
-                lease.rings, lease.rung_at, lease.expires_at = lease.rings + 1, now, now + settings.lease_seconds
+                lease.rings, lease.rung_at, lease.expires_at = lease.rings + 1, now, now + times.lease_seconds
                 rung.append(locked)
         return [Ring(locked.lease.id, locked.lease.slot_id) for locked in rung if locked.is_live]
 
 
-def expire_dead(db: Database, settings: Settings) -> list[str]:
+def expire_dead(db: Database, retries: RetryTimes) -> list[str]:
     """End active leases that were not renewed in time, with their gangs; their chunks are pending again.
 
     Returns:
@@ -175,7 +175,7 @@ def expire_dead(db: Database, settings: Settings) -> list[str]:
         ended: list[str] = []
         for locked in lease_ends.lock(session, *is_dead):
             if locked.is_live:
-                ended += lease_ends.expire(session, db, locked, "it was not renewed in time", settings)
+                ended += lease_ends.expire(session, db, locked, "it was not renewed in time", retries)
         return ended
 
 
@@ -268,14 +268,14 @@ def release(db: Database, lease_id: str, reason: str, *, error: StokerError | No
         lost_work.settle_if_cancelling(session, db, lease.job_id)
 
 
-def crash(db: Database, lease_id: str, error: StokerError, *, computing: int | None, settings: Settings) -> None:
+def crash(db: Database, lease_id: str, error: StokerError, *, computing: int | None, retries: RetryTimes) -> None:
     """End an active lease whose runner died.
 
     Args:
         error: how it died.
         computing: first row of the chunk that was being computed, which is blamed: it is cut in two after
-            `settings.chunk_crashes` deaths, until the row that kills is alone and becomes a row error. None: the death
-            is the job's (loading the model, say), which fails after `settings.job_crashes` of them in a row.
+            `retries.chunk_crashes` deaths, until the row that kills is alone and becomes a row error. None: the death
+            is the job's (loading the model, say), which fails after `retries.job_crashes` of them in a row.
 
     Raises:
         LostLease: the lease was not active any more; somebody else has dealt with its work already.
@@ -284,9 +284,9 @@ def crash(db: Database, lease_id: str, error: StokerError, *, computing: int | N
         locked = _lock_active(session, lease_id)
         job_id = locked.lease.job_id
         end = AttemptEnd.OUT_OF_MEMORY if error.code == DeviceOutOfMemory.code else AttemptEnd.MACHINE
-        lease_ends.lose(session, db, locked, end, error.message, settings, computing=computing, error=error)
+        lease_ends.lose(session, db, locked, end, error.message, retries, computing=computing, error=error)
         if computing is None:
-            lost_work.count_job_crash(session, db, job_id, error, settings)
+            lost_work.count_job_crash(session, db, job_id, error, retries)
         lost_work.settle_if_cancelling(session, db, job_id)
 
 

@@ -8,7 +8,7 @@ import orjson
 from sqlalchemy import exists, select, update
 from sqlmodel import Session, col
 
-from jobs.config.settings import Settings
+from jobs.config.times import RetryTimes
 from jobs.data.rows import RowError, RowErrorCode
 from jobs.db.database import Database
 from jobs.db.moves import move, moving
@@ -16,7 +16,7 @@ from jobs.db.states import LIVE_JOB_STATES, LIVE_LEASE_STATES, AttemptEnd, Chunk
 from jobs.db.tables import Attempt, Chunk, Job, Lease
 from jobs.errors import DeviceOutOfMemory, StokerError, StoreUnwritable
 from jobs.ledger import announcements, history
-from jobs.retries import GiveUp, RetryAt, RetryPolicy, decide
+from jobs.retries import GiveUp, RetryAt, decide
 from jobs.specs.inference import TRAINING
 
 
@@ -50,7 +50,7 @@ def return_lost_chunks(
     session: Session,
     db: Database,
     lease: Lease,
-    settings: Settings,
+    retries: RetryTimes,
     *,
     computing: int | None = None,
     error: StokerError | None = None,
@@ -60,7 +60,7 @@ def return_lost_chunks(
     for chunk in session.scalars(held).all():
         _put_back(chunk)
         if computing is not None and error is not None and chunk.start_row == computing:
-            _blame(session, db, chunk, error, settings)
+            _blame(session, db, chunk, error, retries)
     session.flush()
 
 
@@ -70,14 +70,14 @@ def _put_back(chunk: Chunk) -> None:
     chunk.lease_id, chunk.attempt = None, chunk.attempt + 1
 
 
-def _blame(session: Session, db: Database, chunk: Chunk, error: StokerError, settings: Settings) -> None:
+def _blame(session: Session, db: Database, chunk: Chunk, error: StokerError, retries: RetryTimes) -> None:
     """Count a death against a chunk; at the limit cut it in two, or, when it is one row, make that row an error.
 
     Each half starts one death below the limit, so a poison row among n is alone after about log2(n) further deaths.
     """
     chunk.crashes += 1
-    if chunk.crashes < settings.chunk_crashes:
-        chunk.not_before = db.time(session) + settings.retry_seconds
+    if chunk.crashes < retries.chunk_crashes:
+        chunk.not_before = db.time(session) + retries.retry_seconds
         return
     if chunk.stop_row - chunk.start_row == 1:
         verdict = RowError(
@@ -104,12 +104,11 @@ def _blame(session: Session, db: Database, chunk: Chunk, error: StokerError, set
     chunk.stop_row = middle
 
 
-def retry_or_give_up(session: Session, db: Database, chunk: Chunk, error: StokerError, settings: Settings) -> None:
+def retry_or_give_up(session: Session, db: Database, chunk: Chunk, error: StokerError, retries: RetryTimes) -> None:
     """Put a chunk that an error kept from being computed back for later, or give it up."""
     chunk.errors += 1
-    policy = RetryPolicy(settings.chunk_attempts, settings.retry_seconds, settings.retry_max_seconds)
     _put_back(chunk)
-    match decide(error, chunk.errors, policy):
+    match decide(error, chunk.errors, retries.chunk_policy):
         case RetryAt(delay_seconds):
             chunk.not_before = db.time(session) + delay_seconds
             history.record(
@@ -131,7 +130,7 @@ def give_up(session: Session, db: Database, chunk: Chunk, verdict: RowError) -> 
     )  # fmt: skip
 
 
-def count_job_crash(session: Session, db: Database, job_id: str, error: StokerError, settings: Settings) -> None:
+def count_job_crash(session: Session, db: Database, job_id: str, error: StokerError, retries: RetryTimes) -> None:
     """Count a death that no chunk is to blame for; the job waits a while, or fails when it made no progress between."""
     job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
     if job is None or job.state != JobState.RUNNING:
@@ -139,12 +138,11 @@ def count_job_crash(session: Session, db: Database, job_id: str, error: StokerEr
     if job.kind == TRAINING and error.code == DeviceOutOfMemory.code:
         return  # no fault of the machine's, and nothing to wait for: the next try has half the micro-batch
     if error.code == StoreUnwritable.code:  # nothing was computed, so there is nothing to count: the job waits
-        job.not_before = db.time(session) + settings.retry_max_seconds
+        job.not_before = db.time(session) + retries.retry_max_seconds
         return
     job.crashes += 1
     session.flush()
-    policy = RetryPolicy(settings.job_crashes, settings.retry_seconds, settings.retry_max_seconds)
-    match decide(error, job.crashes, policy):
+    match decide(error, job.crashes, retries.job_policy):
         case RetryAt(delay_seconds):
             job.not_before = db.time(session) + delay_seconds
         case GiveUp(reason):

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, select, update
 from sqlmodel import col
 
-from jobs.config.settings import Settings
+from jobs.config.times import RetryTimes
 from jobs.db.database import Database
 from jobs.db.moves import moving
 from jobs.db.states import LeaseState, SlotState
@@ -51,7 +51,7 @@ def register(db: Database, infos: Sequence[SlotInfo]) -> None:
             session.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changes))
 
 
-def enter(db: Database, slot_id: str, incarnation: str, settings: Settings) -> None:
+def enter(db: Database, slot_id: str, incarnation: str, retries: RetryTimes) -> None:
     """A new worker process takes over a slot: what an earlier one held ends now, not when its lease would run out.
 
     Args:
@@ -61,7 +61,7 @@ def enter(db: Database, slot_id: str, incarnation: str, settings: Settings) -> N
         now = db.time(session)
         for locked in lease_ends.lock(session, col(Lease.slot_id) == slot_id):
             if locked.lease.state == LeaseState.ACTIVE:
-                lease_ends.expire(session, db, locked, "its worker was restarted", settings)
+                lease_ends.expire(session, db, locked, "its worker was restarted", retries)
             else:
                 # Its message may be lost: the next sweep rings, and rings that nobody was there to hear do not count.
                 locked.lease.rings, locked.lease.rung_at = 0, 0.0

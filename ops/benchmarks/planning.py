@@ -76,7 +76,7 @@ def plan(path: Path, chunk_rows: int) -> dict[str, float]:
     source = open_source(
         InputSpec(path=str(path), key="id"),
         {"text": "text"},
-        settings=settings,
+        rules=settings,
         store=Store(str(path.parent / "store")),
         find_upload=_no_upload,
     )

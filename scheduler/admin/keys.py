@@ -15,8 +15,8 @@ from pathlib import Path
 from sqlalchemy import select, update
 from sqlmodel import col
 
+from jobs.config.locations import Locations
 from jobs.config.projects import OPERATOR, check_name
-from jobs.config.settings import Settings
 from jobs.db.database import Database
 from jobs.db.ids import new_id
 from jobs.db.tables import ApiKey
@@ -105,7 +105,7 @@ def _register(database: Database, *, name: str, project: str, secret: str) -> st
 # -- the key of the embedded stack ---------------------------------------------------------------------------------
 
 
-def ensure_local_key(settings: Settings, database: Database) -> str:
+def ensure_local_key(locations: Locations, database: Database) -> str:
     """The embedded stack's own key: from its file, which only its owner may read, made where there is none.
 
     A key whose file is there but which was revoked is replaced by a new one.
@@ -113,7 +113,7 @@ def ensure_local_key(settings: Settings, database: Database) -> str:
     Returns:
         The secret.
     """
-    path = settings.local_key_path
+    path = locations.local_key_path
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _held(path.parent):
         secret = _read_key_file(path) or _write_key_file(path)

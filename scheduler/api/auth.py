@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from jobs.config.settings import Settings
+from jobs.config.settings import ApiAddress
 from jobs.db.tables import ApiKey
 from jobs.errors import Forbidden, ServiceUnavailable, Unauthorized
 from scheduler.admin.keys import NewKey, create_key, ensure_local_key, find_key, list_keys, revoke_key
@@ -99,13 +99,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _names_this_machine(host: str, settings: Settings) -> bool:
+def _names_this_machine(host: str, api: ApiAddress) -> bool:
     """Whether a `Host` header is an IP address or a name of this machine; a missing header (HTTP/1.0) counts as one."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
-    if not host or name in {"localhost", settings.host.lower()} or name.endswith(".localhost"):
+    if not host or name in {"localhost", api.host.lower()} or name.endswith(".localhost"):
         return True
     try:
         ipaddress.ip_address(name)

@@ -12,8 +12,9 @@ from queue import SimpleQueue
 
 from pydantic import ValidationError
 
+from jobs.config.locations import Locations
 from jobs.config.private_files import make_private
-from jobs.config.settings import Settings
+from jobs.config.settings import ApiLimits, Settings
 from jobs.data.atomic import write_aside
 from jobs.data.store import Store
 from jobs.db.database import Database
@@ -76,12 +77,12 @@ def run_api_and_scheduler(settings: Settings) -> int:
     return 0 if ending.startswith("SIG") else 1
 
 
-def connection_limits(settings: Settings) -> ConnectionLimits:
+def connection_limits(limits: ApiLimits) -> ConnectionLimits:
     """The limits of the API's connections."""
     return ConnectionLimits(
-        most_connections=fitting(settings.connections),
-        head_seconds=settings.request_seconds,
-        unread_seconds=_UNREAD_TIMES * settings.client_idle_seconds,
+        most_connections=fitting(limits.connections),
+        head_seconds=limits.request_seconds,
+        unread_seconds=_UNREAD_TIMES * limits.client_idle_seconds,
     )
 
 
@@ -107,9 +108,9 @@ def _running(service: Service, *, on_end: Callable[[str], None]) -> Iterator[Non
 
 
 @contextmanager
-def _published(url: str, settings: Settings) -> Iterator[None]:
+def _published(url: str, locations: Locations) -> Iterator[None]:
     """Write the URL into the data directory's `url` file, for clients on this machine."""
-    path = settings.url_path
+    path = locations.url_path
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

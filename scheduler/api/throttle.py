@@ -11,8 +11,8 @@ from limits import RateLimitItemPerSecond
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
+from jobs.config.access_rules import AccessRules
 from jobs.config.limits import limits_of
-from jobs.config.settings import Settings
 from jobs.errors import TooManyRequests
 from jobs.queue import connect
 
@@ -24,17 +24,17 @@ _RETRY_AFTER_SECONDS = 1  # the window's length
 class Throttle:
     """Limits the requests of each project per second, as exactly as a sliding window counter can."""
 
-    def __init__(self, settings: Settings, *, redis_seconds: float = 0.25, outage_seconds: float = 5.0) -> None:
+    def __init__(self, rules: AccessRules, *, redis_seconds: float = 0.25, outage_seconds: float = 5.0) -> None:
         """Connects to Redis at the first request of a project that has a limit.
 
         Args:
-            settings: The limits, and the URL of Redis.
+            rules: The limits, and the URL of Redis.
             redis_seconds: How long a request waits for Redis, at most twice.
             outage_seconds: How long Redis is not asked after a failure.
         """
-        self._settings = settings
+        self._rules = rules
         self._outage_seconds = outage_seconds
-        self._redis = connect(settings, timeout_seconds=redis_seconds)
+        self._redis = connect(rules, timeout_seconds=redis_seconds)
         # The pool has the address; the library requires a URL here but does not use it.
         shared = RedisStorage("redis://", connection_pool=self._redis.connection_pool, key_prefix="stoker:limits")
         self._shared = SlidingWindowCounterRateLimiter(shared)
@@ -52,7 +52,7 @@ class Throttle:
         Raises:
             TooManyRequests: The project has reached its requests per second.
         """
-        limit = limits_of(project, self._settings.projects).requests_per_second
+        limit = limits_of(project, self._rules.projects).requests_per_second
         if limit is None:
             return
         if not self._has_room(RateLimitItemPerSecond(limit), project):

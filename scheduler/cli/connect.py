@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from jobs.config.settings import Settings
+from jobs.config.settings import ApiAddress, Settings
 from jobs.errors import InvalidSpec
 from jobs.messages import did_you_mean, first_fault
 from scheduler.client.http_client import StokerClient
@@ -84,20 +84,20 @@ def load_settings(context: typer.Context, **chosen: Any) -> Settings:
         raise InvalidSpec(f"the settings cannot be read: {error}") from error
 
 
-def open_client(settings: Settings, *, waits: bool = False) -> StokerClient:
-    """A client of the API that these settings name.
+def open_client(api: ApiAddress, *, waits: bool = False) -> StokerClient:
+    """A client of the API at this address.
 
     Args:
-        settings: of this command.
+        api: The address and key that this command was given.
         waits: whether the command is about to wait for a job or to send much: then it sits out restarts of the API,
             once the API was there and has taken the key.
     """
-    url = find_url(settings)
-    key = find_key(settings, url)
-    if not settings.url and is_running(settings.data_dir):
+    url = find_url(api)
+    key = find_key(api, url)
+    if not api.url and is_running(api.data_dir):
         patience_seconds = _RESTART_SECONDS  # the stack is starting its API again
     else:
-        patience_seconds = _BLIP_SECONDS if settings.url else 0.0
+        patience_seconds = _BLIP_SECONDS if api.url else 0.0
     if not waits:
         return StokerClient(url, key, retry_seconds=patience_seconds)
     with StokerClient(url, key, retry_seconds=patience_seconds) as probe:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.access.paths import check_replaces_no_input
-from jobs.config.settings import Settings
+from jobs.config.settings import ApiAddress, Settings
 from jobs.errors import InvalidSpec, ServiceUnavailable
 from jobs.specs.inference import Priority, parse_spec
 from scheduler.cli.connect import DataDir, Json, Url, load_settings, open_client
@@ -167,19 +167,19 @@ def _leave_to_others(use: Use) -> None:
         use.end_all()
 
 
-def _await_others(settings: Settings) -> None:
+def _await_others(api: ApiAddress) -> None:
     give_up_at = time.monotonic() + _OTHERS_START_SECONDS
-    while not _answers(settings):
+    while not _answers(api):
         if time.monotonic() > give_up_at:
             raise ServiceUnavailable(
-                f"a stack holds {settings.data_dir}, but no API answers at {find_url(settings)} (see `stoker doctor`)"
+                f"a stack holds {api.data_dir}, but no API answers at {find_url(api)} (see `stoker doctor`)"
             )
         time.sleep(_LOOK_SECONDS)  # it was started by another command, which tells us nothing
 
 
-def _answers(settings: Settings) -> bool:
-    url = find_url(settings)
-    with StokerClient(url, find_key(settings, url), retry_seconds=0) as client:
+def _answers(api: ApiAddress) -> bool:
+    url = find_url(api)
+    with StokerClient(url, find_key(api, url), retry_seconds=0) as client:
         try:
             client.health()
         except ServiceUnavailable:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 
+from jobs.config.access_rules import AccessRules
 from jobs.config.limits import limits_of
-from jobs.config.settings import Settings
 from jobs.data.sources.formats.scanning import INDEX_BLOCK_BYTES, Lines, scan
 from jobs.data.store import Store
 from jobs.db.database import Database
@@ -21,7 +21,7 @@ _STEP_ROWS = 4096  # counted between two looks at the clock
 
 
 def demand_of_job(
-    spec: JobSpec, *, project: str, settings: Settings, store: Store, database: Database
+    spec: JobSpec, *, project: str, rules: AccessRules, store: Store, database: Database
 ) -> RowsWanted | None:
     """The room that a job needs.
 
@@ -32,15 +32,15 @@ def demand_of_job(
         TooManyRows: it would not fit into an empty queue.
         UserError: the input cannot be read.
     """
-    limit = limits_of(project, settings.projects).queued_rows
+    limit = limits_of(project, rules.projects).queued_rows
     if limit is None or not isinstance(spec, InferenceSpec):
         return None
-    source = open_input(spec, settings=settings, store=store, database=database, project=project)
+    source = open_input(spec, rules=rules, store=store, database=database, project=project)
     return _wanted((chunk.stop_row for chunk in source.index(_STEP_ROWS)), limit, project, param="input.path")
 
 
 def demand_of_batch(
-    file: StoredFile, retried: Batch | None, *, project: str, settings: Settings, store: Store
+    file: StoredFile, retried: Batch | None, *, project: str, rules: AccessRules, store: Store
 ) -> RowsWanted | None:
     """The room that a batch needs.
 
@@ -55,7 +55,7 @@ def demand_of_batch(
         TooManyRows: as for a job.
         NotFound: the file is gone.
     """
-    limit = limits_of(project, settings.projects).queued_rows
+    limit = limits_of(project, rules.projects).queued_rows
     if limit is None:
         return None
     num_answered = 0 if retried is None else retried.num_completed or 0

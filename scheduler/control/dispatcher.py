@@ -12,7 +12,7 @@ from sqlalchemy import Select, bindparam, exists, func, or_, select
 from sqlmodel import Session, col
 
 from jobs import queue
-from jobs.config.settings import Settings
+from jobs.config.times import LeaseTimes
 from jobs.db.database import Database
 from jobs.db.states import LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState, SlotState
 from jobs.db.tables import Attempt, Chunk, Job, Lease, Slot
@@ -40,7 +40,7 @@ class Views:
     """Unix seconds by the database's clock."""
 
 
-def dispatch(db: Database, app: Celery, settings: Settings) -> int:
+def dispatch(db: Database, app: Celery, times: LeaseTimes) -> int:
     """Decide once and carry it out.
 
     A grant that came too late (the job was cancelled, the slot fell silent) is skipped; the next decision sees why.
@@ -51,14 +51,14 @@ def dispatch(db: Database, app: Celery, settings: Settings) -> int:
     with db.read() as session:
         if not session.scalar(_HAS_WORK):
             return 0  # idle: one query is all that an empty house costs
-        views = read_views(session, db, settings)
+        views = read_views(session, db, times)
     decisions = decide(views.jobs, views.slots, views.leases, views.now)
     if decisions.yields:
         leases.ask_yield(db, decisions.yields)
     num_granted, is_redis_away = 0, False
     for grant in decisions.grants:
         try:
-            lease_ids = leases.grant(db, grant, lease_seconds=settings.lease_seconds)
+            lease_ids = leases.grant(db, grant, lease_seconds=times.lease_seconds)
         except Conflict as error:
             logger.info("a grant came too late: %s", error)
             continue
@@ -84,22 +84,22 @@ def ring_all(app: Celery, rings: Sequence[Ring]) -> int:
     return len(rings)
 
 
-def explain(session: Session, db: Database, settings: Settings) -> Mapping[str, str]:
+def explain(session: Session, db: Database, times: LeaseTimes) -> Mapping[str, str]:
     """Why each job at the head of the queue waits, by job id: what the policy would say now. Changes nothing."""
-    views = read_views(session, db, settings)
+    views = read_views(session, db, times)
     return decide(views.jobs, views.slots, views.leases, views.now).explanations
 
 
 # -- what the policy is told ---------------------------------------------------------------------------------------
 
 
-def read_views(session: Session, db: Database, settings: Settings) -> Views:
+def read_views(session: Session, db: Database, times: LeaseTimes) -> Views:
     """Read what the policy needs to know: running jobs, the head of each class's queue, usable slots, live leases.
 
     Only the head of the queue is read, so that a decision takes as long with ten thousand jobs waiting as with ten.
     """
     now = db.time(session)
-    slots = _slot_views(session, heard_since=now - settings.slot_seconds * _FRESH_SHARE)
+    slots = _slot_views(session, heard_since=now - times.slot_seconds * _FRESH_SHARE)
     jobs = _candidates(session, now, limit=len(slots) + _QUEUE_HEAD)
     lease_rows = session.execute(_LIVE_LEASES).all()
     waited = _waited_before(session, [job for job in jobs if now - job.created_at > AGED_SECONDS])
@@ -120,7 +120,7 @@ def read_views(session: Session, db: Database, settings: Settings) -> Views:
                 pending_chunks=job.pending,
                 model_key=job.model_key,
                 not_before=job.not_before,
-                preemptable_seconds=settings.preemptable_seconds,
+                preemptable_seconds=times.preemptable_seconds,
                 num_preemptions=preemptions.get(job.id, 0),
             )
             for job in jobs

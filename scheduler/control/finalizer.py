@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from jobs.access.paths import resolve_output_path
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.sinks import open_sink
 from jobs.data.sinks.export import deliver_output
 from jobs.data.store import Store
@@ -19,7 +19,7 @@ from jobs.specs.inference import TrainingSpec, parse_spec
 logger = logging.getLogger(__name__)
 
 
-def finalize_job(db: Database, store: Store, settings: Settings, job_id: str) -> None:
+def finalize_job(db: Database, store: Store, rules: AccessRules, job_id: str) -> None:
     """Take a finalizing job to `completed`, or to `failed` where its user is at fault (an output that cannot be).
 
     Each step replaces what an earlier, interrupted run of it left, so that it can be done again at any point.
@@ -39,7 +39,7 @@ def finalize_job(db: Database, store: Store, settings: Settings, job_id: str) ->
         sink = open_sink(spec.output, vector_output=spec.vector_output, database=db, store=store)
         made = sink.merge(job_id)
         if spec.output.path is not None:
-            path = resolve_output_path(spec.output.path, settings)
+            path = resolve_output_path(spec.output.path, rules)
             for item in made:
                 deliver_output(path, store, item.stored.key)
         with db.read() as session:

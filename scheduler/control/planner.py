@@ -14,9 +14,9 @@ from jobs.access.model_check import check_model, local_model
 from jobs.access.paths import check_replaces_no_input, resolve_output_path
 from jobs.access.pins import Pins
 from jobs.access.sentence_folder import check_vectors
+from jobs.config.access_rules import AccessRules
 from jobs.config.limits import limits_of
 from jobs.config.projects import OPERATOR
-from jobs.config.settings import Settings
 from jobs.data.sources import ChunkRange, Source, check_columns, open_source
 from jobs.data.sources.media import MEDIA_INPUTS
 from jobs.data.store import Store
@@ -64,7 +64,7 @@ _FILE_FACTS = frozenset({"file", "format", "size", "stamp", "upload", "name"})
 def check_submission(
     spec: JobSpec,
     *,
-    settings: Settings,
+    rules: AccessRules,
     store: Store,
     database: Database,
     project: str = OPERATOR,
@@ -87,13 +87,13 @@ def check_submission(
     """
     look = partial(check_columns, most_files=most_files, is_wanted=is_wanted)
     if isinstance(spec, TrainingSpec):
-        return check_training(spec, settings=settings, store=store, database=database, project=project, look=look)
+        return check_training(spec, rules=rules, store=store, database=database, project=project, look=look)
     if not check_source_job(spec, database, project=project):
-        check_model(spec.model, spec.task, settings)
-        folder = local_model(spec.model, settings)
+        check_model(spec.model, spec.task, rules)
+        folder = local_model(spec.model, rules)
         if spec.task == "embeddings" and folder is not None:
             check_vectors(folder, spec.parameters, name=spec.model)
-    source = open_input(spec, settings=settings, store=store, database=database, project=project)
+    source = open_input(spec, rules=rules, store=store, database=database, project=project)
     try:
         look(source, spec.input, spec.columns(), optional=spec.optional_inputs)
     except InvalidInput as error:
@@ -102,18 +102,18 @@ def check_submission(
         raise
     next(source.index(1))  # columns alone, such as a CSV file's header, are no input: this says that it is empty
     if spec.output.path is not None:
-        output = resolve_output_path(spec.output.path, settings)
+        output = resolve_output_path(spec.output.path, rules)
         check_replaces_no_input(output, spec.input.paths, param="output.path")
 
 
 def open_input(
-    spec: InferenceSpec, *, settings: Settings, store: Store, database: Database, project: str = OPERATOR
+    spec: InferenceSpec, *, rules: AccessRules, store: Store, database: Database, project: str = OPERATOR
 ) -> Source:
     """The source of a spec's rows; its uploads are those that the project sees."""
     return open_source(
         spec.input,
         spec.columns(),
-        settings=settings,
+        rules=rules,
         store=store,
         find_upload=partial(find_upload, database, project=project),
         optional=spec.optional_inputs,
@@ -121,7 +121,7 @@ def open_input(
 
 
 def plan_job(
-    db: Database, store: Store, settings: Settings, job_id: str, *, is_wanted: Callable[[], bool] = lambda: True
+    db: Database, store: Store, rules: AccessRules, job_id: str, *, is_wanted: Callable[[], bool] = lambda: True
 ) -> None:
     """Take a validating job to `queued`, or to `failed` where its user is at fault.
 
@@ -141,30 +141,30 @@ def plan_job(
         spec = parse_spec(job.spec)
         submitted = None if job.pins is None else Pins.parse(job.pins)
         if submitted is not None:
-            check_spec(spec, submitted, settings)  # first: other files than its own are not looked at
+            check_spec(spec, submitted, rules)  # first: other files than its own are not looked at
         check_submission(
             spec,
-            settings=settings,
+            rules=rules,
             store=store,
             database=db,
             project=job.project,
             most_files=None,
             is_wanted=is_wanted,
         )
-        pins = pin_spec(spec, settings)
+        pins = pin_spec(spec, rules)
         if submitted is not None:
-            check_spec(spec, submitted, settings)  # again: so the digests are of what was submitted
+            check_spec(spec, submitted, rules)  # again: so the digests are of what was submitted
         if isinstance(spec, TrainingSpec):
-            check_rows(spec, settings=settings, store=store, database=db, project=job.project, is_wanted=is_wanted)
+            check_rows(spec, rules=rules, store=store, database=db, project=job.project, is_wanted=is_wanted)
             planning.enqueue(db, job_id, pins=pins)
             logger.info("training %s is queued", job_id)
             return
-        source = open_input(spec, settings=settings, store=store, database=db, project=job.project)
+        source = open_input(spec, rules=rules, store=store, database=db, project=job.project)
         num_slots, has_gpu = _known_slots(db)
         largest = largest_chunk_rows(spec.task, has_gpu=has_gpu)
         asked = spec.batching.chunk_rows
         ranges = _until_unwanted(source.index(SMALLEST_CHUNK_ROWS if asked == "auto" else asked), is_wanted)
-        ranges = _within_queue(ranges, job.project, limits_of(job.project, settings.projects).queued_rows)
+        ranges = _within_queue(ranges, job.project, limits_of(job.project, rules.projects).queued_rows)
         chunks = merge_ranges(ranges, num_slots=num_slots, largest=largest) if asked == "auto" else _limited(ranges)
         num_rows = planning.plan(db, job_id, _until_unwanted(chunks, is_wanted), pins=pins)
     except (Conflict, InterruptedError) as error:

@@ -10,7 +10,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlmodel import col
 
 from jobs import queue
-from jobs.config.settings import Settings
+from jobs.config.times import LeaseTimes
 from jobs.db.database import Database
 from jobs.db.states import EXPIRABLE_JOB_STATES, LIVE_LEASE_STATES, JobState, LeaseState, SlotState
 from jobs.db.tables import Job, Lease, Slot
@@ -20,22 +20,22 @@ from scheduler.control.dispatcher import ring_all
 logger = logging.getLogger(__name__)
 
 
-def reap(db: Database, app: Celery, settings: Settings) -> None:
+def reap(db: Database, app: Celery, times: LeaseTimes) -> None:
     """Give back what the dead held, ring again where nobody answered, end what is overdue.
 
     While nothing is due this is one read: the verbs below take the write lock, which would stand in the way of the
     workers' commits once a second for nothing.
     """
-    due = _what_is_due(db, settings)
+    due = _what_is_due(db, times)
     if "silent slots" in due:
-        for slot_id in slots.sweep_silent(db, settings.slot_seconds):
-            logger.warning("slot %s is offline: its worker has been silent for %g s", slot_id, settings.slot_seconds)
+        for slot_id in slots.sweep_silent(db, times.slot_seconds):
+            logger.warning("slot %s is offline: its worker has been silent for %g s", slot_id, times.slot_seconds)
     if "dead leases" in due:
-        for lease_id in leases.expire_dead(db, settings):
+        for lease_id in leases.expire_dead(db, times):
             logger.warning("lease %s has expired: its holder did not renew it", lease_id)
     # Where Redis takes no rings, it is not the slots that fail to answer.
     if "unanswered doorbells" in due and queue.broker_trouble(app) is None:
-        rings = leases.unanswered(db, settings)
+        rings = leases.unanswered(db, times)
         for ring in rings:
             logger.warning("slot %s did not answer for lease %s; ringing again", ring.slot_id, ring.lease_id)
         ring_all(app, rings)
@@ -48,16 +48,16 @@ def reap(db: Database, app: Celery, settings: Settings) -> None:
         sweeps.requeue_idle(db)
 
 
-def _what_is_due(db: Database, settings: Settings) -> set[str]:
+def _what_is_due(db: Database, times: LeaseTimes) -> set[str]:
     now = db.now()
     has_lease = exists().where(col(Lease.job_id) == col(Job.id), col(Lease.state).in_(LIVE_LEASE_STATES))
     questions: dict[str, ColumnElement[bool]] = {
         "silent slots": exists().where(
-            col(Slot.state) != SlotState.OFFLINE, col(Slot.heartbeat_at) < now - settings.slot_seconds
+            col(Slot.state) != SlotState.OFFLINE, col(Slot.heartbeat_at) < now - times.slot_seconds
         ),
         "dead leases": exists().where(col(Lease.state) == LeaseState.ACTIVE, col(Lease.expires_at) < now),
         "unanswered doorbells": exists().where(
-            col(Lease.state) == LeaseState.GRANTED, col(Lease.rung_at) <= now - settings.doorbell_seconds
+            col(Lease.state) == LeaseState.GRANTED, col(Lease.rung_at) <= now - times.doorbell_seconds
         ),
         "overdue jobs": exists().where(col(Job.state).in_(EXPIRABLE_JOB_STATES), col(Job.deadline_at) < now),
         "cancelling jobs": exists().where(col(Job.state) == JobState.CANCELLING, ~has_lease),

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete, exists, or_, select
 from sqlmodel import col
 
-from jobs.config.settings import Settings
+from jobs.config.times import RetentionTimes
 from jobs.data.store import Store, job_prefix
 from jobs.db.database import Database, num_changed
 from jobs.db.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, DeliveryState, JobState
@@ -51,7 +51,7 @@ _ROWS_OF_A_JOB: tuple[tuple[Any, Any], ...] = (
 """Tables that name a job, each with the column that tells its rows of one job apart."""
 
 
-def retain(db: Database, store: Store, settings: Settings, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
+def retain(db: Database, store: Store, times: RetentionTimes, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
     """Delete once all that is due.
 
     Killed anywhere, it leaves nothing that the next run does not find: objects go before the rows that name them. The
@@ -71,19 +71,19 @@ def retain(db: Database, store: Store, settings: Settings, *, is_wanted: Callabl
         _delete_old_batches,
         _delete_old_deliveries,
     ):
-        for deleted in step(db, store, settings):
+        for deleted in step(db, store, times):
             logger.info("deleted %s", deleted)
             if not is_wanted():
                 return
 
 
-def _delete_stale_temporaries(_db: Database, store: Store, _settings: Settings) -> Iterator[str]:
+def _delete_stale_temporaries(_db: Database, store: Store, _times: RetentionTimes) -> Iterator[str]:
     for name in store.stale_temporaries(_STALE_SECONDS):
         store.delete(name)
         yield f"{name}, which a dead writer left"
 
 
-def _delete_orphaned_parts(db: Database, store: Store, _settings: Settings) -> Iterator[str]:
+def _delete_orphaned_parts(db: Database, store: Store, _times: RetentionTimes) -> Iterator[str]:
     """Parts of ended jobs that no chunk names: written under a lease that was lost before its commit."""
     lately = (col(Job.state).in_(_ENDED), col(Job.ended_at) > db.now() - _STALE_SECONDS)
     with db.read() as session:
@@ -103,8 +103,8 @@ def _has_parts(row: Any) -> bool:
     return bool(row.spec.get("output", {}).get("to", "database") != "database")
 
 
-def _delete_expired_uploads(db: Database, store: Store, settings: Settings) -> Iterator[str]:
-    oldest = db.now() - settings.upload_days * _DAY_SECONDS
+def _delete_expired_uploads(db: Database, store: Store, times: RetentionTimes) -> Iterator[str]:
+    oldest = db.now() - times.upload_days * _DAY_SECONDS
     expired = or_(col(StoredFile.expires_at) <= db.now(), col(StoredFile.created_at) <= oldest)
     with db.read() as session:
         uploads = session.execute(select(col(StoredFile.id), col(StoredFile.key)).where(expired)).all()
@@ -118,10 +118,10 @@ def _delete_expired_uploads(db: Database, store: Store, settings: Settings) -> I
         yield f"upload {upload.id}, which has expired"
 
 
-def _delete_old_jobs(db: Database, store: Store, settings: Settings) -> Iterator[str]:
-    if settings.job_days == 0:
+def _delete_old_jobs(db: Database, store: Store, times: RetentionTimes) -> Iterator[str]:
+    if times.job_days == 0:
         return
-    old = col(Job.ended_at) < db.now() - settings.job_days * _DAY_SECONDS
+    old = col(Job.ended_at) < db.now() - times.job_days * _DAY_SECONDS
     answered_yet = exists().where(col(Batch.id) == col(Job.batch_id), col(Batch.state).in_(LIVE_BATCH_STATES))
     with db.read() as session:
         job_ids = session.scalars(select(col(Job.id)).where(col(Job.state).in_(_ENDED), old, ~answered_yet)).all()
@@ -133,28 +133,28 @@ def _delete_old_jobs(db: Database, store: Store, settings: Settings) -> Iterator
                 yield f"{_BATCH_ROWS} rows of {table.__tablename__} of job {job_id}"
         with db.write() as session:
             session.execute(delete(Job).where(col(Job.id) == job_id, col(Job.state).in_(_ENDED)))
-        yield f"job {job_id}, which ended more than {settings.job_days:g} days ago"
+        yield f"job {job_id}, which ended more than {times.job_days:g} days ago"
 
 
-def _delete_old_batches(db: Database, _store: Store, settings: Settings) -> Iterator[str]:
+def _delete_old_batches(db: Database, _store: Store, times: RetentionTimes) -> Iterator[str]:
     """Their jobs and files have ages of their own."""
-    if settings.job_days == 0:
+    if times.job_days == 0:
         return
     ended = col(Batch.state).not_in(LIVE_BATCH_STATES)
-    old = col(Batch.created_at) < db.now() - settings.job_days * _DAY_SECONDS
+    old = col(Batch.created_at) < db.now() - times.job_days * _DAY_SECONDS
     with db.read() as session:
         batch_ids = session.scalars(select(col(Batch.id)).where(ended, old)).all()
     for batch_id in batch_ids:
         with db.write() as session:
             session.execute(delete(Event).where(col(Event.job_id) == batch_id))
             session.execute(delete(Batch).where(col(Batch.id) == batch_id, ended))
-        yield f"batch {batch_id}, which was made more than {settings.job_days:g} days ago"
+        yield f"batch {batch_id}, which was made more than {times.job_days:g} days ago"
 
 
-def _delete_old_deliveries(db: Database, _store: Store, settings: Settings) -> Iterator[str]:
+def _delete_old_deliveries(db: Database, _store: Store, times: RetentionTimes) -> Iterator[str]:
     old = (
         col(WebhookDelivery.state) != DeliveryState.PENDING,
-        col(WebhookDelivery.ended_at) < db.now() - settings.webhook_days * _DAY_SECONDS,
+        col(WebhookDelivery.ended_at) < db.now() - times.webhook_days * _DAY_SECONDS,
     )
     some = select(col(WebhookDelivery.id)).where(*old).limit(_BATCH_ROWS)
     num_deleted = _BATCH_ROWS
@@ -162,7 +162,7 @@ def _delete_old_deliveries(db: Database, _store: Store, settings: Settings) -> I
         with db.write() as session:
             num_deleted = num_changed(session, delete(WebhookDelivery).where(col(WebhookDelivery.id).in_(some)))
         if num_deleted:
-            yield f"{num_deleted} deliveries of webhooks, which ended more than {settings.webhook_days:g} days ago"
+            yield f"{num_deleted} deliveries of webhooks, which ended more than {times.webhook_days:g} days ago"
 
 
 def _delete_some(db: Database, table: Any, key_column: Any, job_id: str) -> int:

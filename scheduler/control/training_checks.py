@@ -10,8 +10,8 @@ from jobs.access.model_check import check_model, check_processor, local_model, r
 from jobs.access.model_files import read_json
 from jobs.access.module_syntax import check_module
 from jobs.access.paths import check_code_path
+from jobs.config.access_rules import AccessRules
 from jobs.config.projects import OPERATOR, sees
-from jobs.config.settings import Settings
 from jobs.data.sources import ChunkRange, Source, check_columns, open_source
 from jobs.data.sources.training_rows import CHECKED_INPUTS, RowCheck, RowFlaw, naming_data
 from jobs.data.store import Store
@@ -33,7 +33,7 @@ _HEAD_ROWS = 20
 def check_training(
     spec: TrainingSpec,
     *,
-    settings: Settings,
+    rules: AccessRules,
     store: Store,
     database: Database,
     project: str = OPERATOR,
@@ -49,10 +49,10 @@ def check_training(
         ServiceUnavailable: a store or remote file cannot be reached.
     """
     if spec.module is not None and recipe_name(spec.module) is None:
-        check_module(check_code_path(spec.module, settings, param="module"), spec.module)
+        check_module(check_code_path(spec.module, rules, param="module"), spec.module)
     if spec.task is not None and isinstance(spec.model, str) and not check_source_job(spec, database, project=project):
-        check_model(spec.model, spec.task, settings, is_start=True)
-        folder = local_model(spec.model, settings)
+        check_model(spec.model, spec.task, rules, is_start=True)
+        folder = local_model(spec.model, rules)
         if folder is not None:
             config = read_json(folder / "config.json", name=spec.model)
             _check_kind(str(config.get("model_type", "")), spec.task, f"model '{spec.model}'", "model")
@@ -65,14 +65,14 @@ def check_training(
                 f"model.architecture: transformers has no '{spec.model.architecture}'", param="model.architecture"
             )
         _check_kind(spec.model.architecture, spec.task, "model.architecture", "model.architecture")
-        _check_processor(spec, spec.model.processor, settings=settings, database=database, project=project)
+        _check_processor(spec, spec.model.processor, rules=rules, database=database, project=project)
     names: Sequence[str] | None = None
     for param, rows in _inputs(spec):
         with naming_data(param):
-            source = _open(spec, rows, spec.columns(), settings, store, database, project)
+            source = _open(spec, rows, spec.columns(), rules, store, database, project)
             look(source, rows, spec.columns(), optional=spec.optional_inputs)
             next(source.index(1))
-            opened = _open_checked(spec, rows, settings, store, database, project, names)
+            opened = _open_checked(spec, rows, rules, store, database, project, names)
             if opened is not None:
                 checked, check = opened
                 _classes(checked, next(checked.index(_HEAD_ROWS)), check, param)
@@ -82,7 +82,7 @@ def check_training(
 def check_rows(
     spec: TrainingSpec,
     *,
-    settings: Settings,
+    rules: AccessRules,
     store: Store,
     database: Database,
     project: str = OPERATOR,
@@ -98,7 +98,7 @@ def check_rows(
     names: Sequence[str] | None = None
     for param, rows in _inputs(spec):
         with naming_data(param):
-            opened = _open_checked(spec, rows, settings, store, database, project, names)
+            opened = _open_checked(spec, rows, rules, store, database, project, names)
         if opened is None:
             return
         source, check = opened
@@ -141,7 +141,7 @@ def check_source_job(spec: JobSpec, database: Database, *, project: str = OPERAT
 
 
 def _check_processor(
-    spec: TrainingSpec, processor: str | None, *, settings: Settings, database: Database, project: str
+    spec: TrainingSpec, processor: str | None, *, rules: AccessRules, database: Database, project: str
 ) -> None:
     if processor is None:
         return
@@ -155,9 +155,9 @@ def _check_processor(
                 f"{name}: that training is {job.state}; submit this one once it has completed", param=param
             )
         return
-    folder = local_model(processor, settings, param=param)
+    folder = local_model(processor, rules, param=param)
     if folder is not None:
-        check_processor(folder, name=processor, param=param, may_read=readable(processor, settings))
+        check_processor(folder, name=processor, param=param, may_read=readable(processor, rules))
 
 
 def _check_makes_model(job_id: str, param: str, database: Database, project: str) -> Job:
@@ -182,7 +182,7 @@ def _check_makes_model(job_id: str, param: str, database: Database, project: str
 def _open_checked(
     spec: TrainingSpec,
     rows: InputSpec,
-    settings: Settings,
+    rules: AccessRules,
     store: Store,
     database: Database,
     project: str,
@@ -197,7 +197,7 @@ def _open_checked(
     columns = {name: column for name, column in spec.columns().items() if name in CHECKED_INPUTS}
     if task is None or not columns:
         return None
-    source = _open(spec, rows, columns, settings, store, database, project)
+    source = _open(spec, rows, columns, rules, store, database, project)
     found = None if task.label is None else source.class_names(columns[task.label])
     return source, RowCheck(task, columns, names if found is None else found)
 
@@ -241,10 +241,10 @@ def _open(
     spec: TrainingSpec,
     rows: InputSpec,
     columns: Mapping[str, str],
-    settings: Settings,
+    rules: AccessRules,
     store: Store,
     database: Database,
     project: str,
 ) -> Source:
     find = partial(find_upload, database, project=project)
-    return open_source(rows, columns, settings=settings, store=store, find_upload=find, optional=spec.optional_inputs)
+    return open_source(rows, columns, rules=rules, store=store, find_upload=find, optional=spec.optional_inputs)

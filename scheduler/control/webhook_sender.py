@@ -20,7 +20,7 @@ from ipaddress import ip_address
 import httpx
 
 from jobs.config.addresses import Address, find_addresses
-from jobs.config.settings import Settings
+from jobs.config.times import WebhookTimes
 from jobs.db.database import Database
 from jobs.errors import Conflict, MachineError, StokerError, UserError
 from jobs.ledger import webhooks
@@ -52,7 +52,7 @@ class Undelivered(MachineError):
         self.retryable = status_code != _GONE
 
 
-def check_url(url: str, settings: Settings) -> None:
+def check_url(url: str, times: WebhookTimes) -> None:
     """Refuse a webhook's URL that no delivery could go to.
 
     Raises:
@@ -61,12 +61,14 @@ def check_url(url: str, settings: Settings) -> None:
     """
     try:
         parsed = _parse(url)
-        find_addresses(_host(parsed), _port(parsed), private_hosts=settings.webhook_private_hosts)
+        find_addresses(_host(parsed), _port(parsed), private_hosts=times.webhook_private_hosts)
     except UserError as error:
         raise UserError(f"url: {error.message}", param="url") from error
 
 
-def deliver(db: Database, settings: Settings, webhook_id: str, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
+def deliver(
+    db: Database, times: WebhookTimes, webhook_id: str, *, is_wanted: Callable[[], bool] = lambda: True
+) -> None:
     """Send a webhook what is due to it, one delivery after the other; an answer that refuses one stops no other.
 
     It begins none after the time that one may take, so that slow receivers take turns with the others. Killed anywhere,
@@ -79,22 +81,22 @@ def deliver(db: Database, settings: Settings, webhook_id: str, *, is_wanted: Cal
         Undelivered: the receiver is away, which is recorded; leave it alone for a while.
         ServiceUnavailable: the database cannot be reached.
     """
-    policy = RetryPolicy(settings.webhook_attempts, settings.webhook_retry_seconds, settings.webhook_retry_max_seconds)
-    claim_seconds = _CLAIM_TIMEOUTS * settings.webhook_timeout_seconds
-    end_at = time.monotonic() + settings.webhook_timeout_seconds
+    policy = times.webhook_policy
+    claim_seconds = _CLAIM_TIMEOUTS * times.webhook_timeout_seconds
+    end_at = time.monotonic() + times.webhook_timeout_seconds
     while is_wanted() and time.monotonic() < end_at:
         sending = webhooks.claim(db, webhook_id, max_attempts=policy.max_attempts, claim_seconds=claim_seconds)
         if sending is None:
             return
         try:
-            _send_and_record(db, settings, sending, policy)
+            _send_and_record(db, times, sending, policy)
         except Conflict as error:
             logger.info("%s", error)
 
 
-def _send_and_record(db: Database, settings: Settings, sending: Sending, policy: RetryPolicy) -> None:
+def _send_and_record(db: Database, times: WebhookTimes, sending: Sending, policy: RetryPolicy) -> None:
     try:
-        status_code = send(sending, settings)
+        status_code = send(sending, times)
     except Undelivered as error:
         webhooks.record_failed(db, sending, error, policy, status_code=error.status_code)
         if error.status_code is None:
@@ -104,7 +106,7 @@ def _send_and_record(db: Database, settings: Settings, sending: Sending, policy:
         webhooks.record_delivered(db, sending, status_code)
 
 
-def send(sending: Sending, settings: Settings) -> int:
+def send(sending: Sending, times: WebhookTimes) -> int:
     """Make one try of a delivery.
 
     Returns:
@@ -113,10 +115,10 @@ def send(sending: Sending, settings: Settings) -> int:
     Raises:
         Undelivered: any other answer, a redirect included, or none in time, or the host is not to be called.
     """
-    timeout_seconds = settings.webhook_timeout_seconds
+    timeout_seconds = times.webhook_timeout_seconds
     try:
         url = _parse(sending.url)
-        addresses = find_addresses(_host(url), _port(url), private_hosts=settings.webhook_private_hosts)
+        addresses = find_addresses(_host(url), _port(url), private_hosts=times.webhook_private_hosts)
     except StokerError as error:
         raise Undelivered(error.message) from error
     body = sending.body.encode()

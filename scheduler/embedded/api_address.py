@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from jobs.config.settings import Settings
+from jobs.config.settings import ApiAddress
 from scheduler.embedded.data_dir import running_url
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def find_url(settings: Settings) -> str:
-    """Where the API of these settings is: as set, else where the data directory's stack serves, else the default."""
-    if settings.url:
-        return settings.url
-    if running := running_url(settings.data_dir):
+def find_url(api: ApiAddress) -> str:
+    """Where the API is: as set, else where the data directory's stack serves, else the default."""
+    if api.url:
+        return api.url
+    if running := running_url(api.data_dir):
         return running
     try:
-        return settings.url_path.read_text().strip()
+        return api.url_path.read_text().strip()
     except OSError:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-        return f"http://{host}:{settings.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(api.host, api.host)
+        return f"http://{host}:{api.port}"
 
 
-def find_key(settings: Settings, url: str) -> str:
+def find_key(api: ApiAddress, url: str) -> str:
     """The key to send: as set, else the local stack's own, which goes to this machine only."""
-    if key := settings.api_key.get_secret_value():
+    if key := api.api_key.get_secret_value():
         return key
-    if settings.url and urlsplit(url).hostname not in _LOOPBACK:
+    if api.url and urlsplit(url).hostname not in _LOOPBACK:
         return ""
     try:
-        return settings.local_key_path.read_text().strip()
+        return api.local_key_path.read_text().strip()
     except OSError:
         return ""

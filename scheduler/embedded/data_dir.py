@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from jobs.config.settings import Settings
+from jobs.config.locations import Locations
 from jobs.errors import Conflict, InvalidSpec, ServiceUnavailable
 
 _PROBES = 10  # `is_running` of another process may hold the lock for a moment
@@ -43,11 +43,11 @@ class StackLock:
         self._owner: int | None = None
         self._parts: int | None = None
 
-    def take(self, settings: Settings, *, patience_seconds: float) -> None:
+    def take(self, locations: Locations, *, patience_seconds: float) -> None:
         """Take both.
 
         Args:
-            settings: whose data directory is locked.
+            locations: Their data directory is locked.
             patience_seconds: how long the processes of an earlier stack, which was killed, may take to end.
 
         Raises:
@@ -55,14 +55,14 @@ class StackLock:
             ServiceUnavailable: processes of an earlier one are, and stay.
         """
         try:
-            self._owner = _open_lock(settings.data_dir / "up.lock")
+            self._owner = _open_lock(locations.data_dir / "up.lock")
             if not _lock_soon(self._owner):
-                raise AlreadyRunning(_already_running(settings.data_dir))
+                raise AlreadyRunning(_already_running(locations.data_dir))
             os.ftruncate(self._owner, 0)  # what a killed stack had announced
-            self._parts = _open_lock(settings.data_dir / "parts.lock")
+            self._parts = _open_lock(locations.data_dir / "parts.lock")
             if not _lock_within(self._parts, patience_seconds):
                 raise ServiceUnavailable(
-                    f"processes of an earlier stack on {settings.data_dir} do not end; end them, then try again"
+                    f"processes of an earlier stack on {locations.data_dir} do not end; end them, then try again"
                 )
         except BaseException:
             self.give_back()

@@ -20,6 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from jobs import queue
+from jobs.config.locations import Locations
 from jobs.config.settings import Settings
 from jobs.data.store import Store
 from jobs.db import migrations
@@ -143,10 +144,10 @@ def _check_disk(path: Path) -> Iterator[Finding]:
         yield Finding("disk", "ok", message)
 
 
-def _check_database(settings: Settings) -> Iterator[Finding]:
+def _check_database(locations: Locations) -> Iterator[Finding]:
     name = "database"
     try:
-        database = Database(settings.resolved_database_url)
+        database = Database(locations.resolved_database_url)
     except StokerError as error:
         yield Finding(name, "fail", error.message, "correct STOKER_DATABASE_URL")
         return
@@ -161,7 +162,7 @@ def _check_database(settings: Settings) -> Iterator[Finding]:
             yield from _check_sqlite(database)
         yield from _check_clock(database)
     except ServiceUnavailable as error:
-        where = settings.resolved_database_url if database.is_sqlite else "the server that STOKER_DATABASE_URL names"
+        where = locations.resolved_database_url if database.is_sqlite else "the server that STOKER_DATABASE_URL names"
         yield Finding(name, "fail", error.message, f"make sure that {where} is up and that this user may use it")
     except DBAPIError as error:
         yield Finding(name, "fail", f"it cannot be used: {error.orig}", "see whether it is a database of Stoker's")
@@ -209,10 +210,10 @@ def _check_clock(database: Database) -> Iterator[Finding]:
         yield Finding("clock", "ok", message)
 
 
-def _check_redis(settings: Settings, *, running: bool) -> Iterator[Finding]:
+def _check_redis(locations: Locations, *, running: bool) -> Iterator[Finding]:
     name = "redis"
     try:
-        with queue.connect(settings) as client:
+        with queue.connect(locations) as client:
             info = client.info("server")
             refused = queue.trouble(client)
             if refused is None:
@@ -222,11 +223,11 @@ def _check_redis(settings: Settings, *, running: bool) -> Iterator[Finding]:
                 yield Finding(name, "fail", f"Redis {info['redis_version']} {refused}", remedy)
             yield from _check_redis_options(client)
     except (redis.RedisError, OSError, ValueError) as error:
-        if settings.redis_url:
+        if locations.redis_url:
             remedy = "start it, or correct STOKER_REDIS_URL; jobs are kept, but they wait"
             yield Finding(name, "fail", f"it does not answer: {error}", remedy)
         elif running:
-            remedy = f"see {settings.data_dir / 'logs' / 'redis.log'}; `stoker up` starts it again by itself"
+            remedy = f"see {locations.data_dir / 'logs' / 'redis.log'}; `stoker up` starts it again by itself"
             yield Finding(name, "fail", f"the embedded one does not answer: {error}", remedy)
         else:
             yield from _check_redis_binary()
@@ -265,21 +266,21 @@ def _config(client: redis.Redis, name: str) -> str:
     return str(options.get(name, ""))
 
 
-def _check_store(settings: Settings) -> Iterator[Finding]:
+def _check_store(locations: Locations) -> Iterator[Finding]:
     name = "store"
-    if not settings.store_url and not settings.data_dir.exists():
-        yield Finding(name, "ok", f"{settings.resolved_store_url} is not there yet; `stoker up` makes it")
+    if not locations.store_url and not locations.data_dir.exists():
+        yield Finding(name, "ok", f"{locations.resolved_store_url} is not there yet; `stoker up` makes it")
         return
     try:
-        store = Store(settings.resolved_store_url)
+        store = Store(locations.resolved_store_url)
         key = f"doctor/{secrets.token_hex(8)}"
         store.put(key, [b"can this be written?"])
         store.delete(key)
     except (StokerError, OSError) as error:
         remedy = "correct STOKER_STORE_URL, its credentials, or the folder's mode"
-        yield Finding(name, "fail", f"{settings.resolved_store_url} cannot be written to: {error}", remedy)
+        yield Finding(name, "fail", f"{locations.resolved_store_url} cannot be written to: {error}", remedy)
     else:
-        yield Finding(name, "ok", f"{settings.resolved_store_url} can be written to")
+        yield Finding(name, "ok", f"{locations.resolved_store_url} can be written to")
 
 
 def _check_api(url: str, key: str, *, expected: bool) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from jobs.config.settings import Settings
+from jobs.config.locations import Locations
 from jobs.errors import Conflict, ServiceUnavailable
 from jobs.queue import connect
 
@@ -40,18 +40,18 @@ def find_redis_server() -> Path:
     )
 
 
-def redis_folder(settings: Settings) -> Path:
+def redis_folder(locations: Locations) -> Path:
     """Where the embedded server keeps its files."""
-    return settings.data_dir / "redis"
+    return locations.data_dir / "redis"
 
 
-def redis_command(settings: Settings) -> list[str]:
+def redis_command(locations: Locations) -> list[str]:
     """The command line of the embedded server: on a Unix socket only, never evicting, each second's writes on disk."""
     options = {
         "port": "0",
-        "unixsocket": str(settings.redis_socket),
+        "unixsocket": str(locations.redis_socket),
         "unixsocketperm": "700",
-        "dir": str(redis_folder(settings)),
+        "dir": str(redis_folder(locations)),
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",
@@ -63,27 +63,27 @@ def redis_command(settings: Settings) -> list[str]:
     return [str(find_redis_server()), *flags]
 
 
-def prepare_folders(settings: Settings) -> None:
+def prepare_folders(locations: Locations) -> None:
     """Make the server's folder and its socket's, which nobody else may own.
 
     Raises:
         Conflict: the socket's folder is another user's.
     """
-    redis_folder(settings).mkdir(mode=0o700, exist_ok=True)
-    socket_folder = settings.redis_socket.parent
+    redis_folder(locations).mkdir(mode=0o700, exist_ok=True)
+    socket_folder = locations.redis_socket.parent
     socket_folder.mkdir(mode=0o700, exist_ok=True)
-    if socket_folder == settings.data_dir:
+    if socket_folder == locations.data_dir:
         return
     status = socket_folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.getuid():
         raise Conflict(f"'{socket_folder}', where the Redis socket belongs, is not this user's own folder")
 
 
-def put_aside_broken_files(settings: Settings, num_quick_deaths: int) -> None:
+def put_aside_broken_files(locations: Locations, num_quick_deaths: int) -> None:
     """Let a server that keeps dying start with nothing: its files may be damaged, and no work lives in them."""
     if num_quick_deaths < _DEATHS_BEFORE_FRESH_FILES:
         return
-    folder = redis_folder(settings)
+    folder = redis_folder(locations)
     if not any(folder.iterdir()):
         return
     aside = folder.with_name("redis.damaged")
@@ -93,24 +93,26 @@ def put_aside_broken_files(settings: Settings, num_quick_deaths: int) -> None:
     logger.warning("Redis does not start with its files; they were moved to %s (no work is lost by that)", aside)
 
 
-def check_given(settings: Settings) -> None:
+def check_given(locations: Locations) -> None:
     """Make sure that the server of `redis_url` answers.
 
     Raises:
         ServiceUnavailable: it does not; the sentence leaves its password out.
     """
     try:
-        with connect(settings) as client:
+        with connect(locations) as client:
             client.ping()
     except (redis.RedisError, OSError, ValueError) as error:
-        place = urlsplit(settings.redis_url)
+        place = urlsplit(locations.redis_url)
         where = f"{place.scheme}://{place.hostname or ''}{f':{place.port}' if place.port else ''}{place.path}"
         raise ServiceUnavailable(f"Redis at {where} (STOKER_REDIS_URL) cannot be reached: {error}") from error
 
 
-def answers(settings: Settings) -> bool:
+def answers(locations: Locations) -> bool:
     """Whether the embedded server answers."""
-    with redis.Redis(unix_socket_path=str(settings.redis_socket), socket_timeout=2, socket_connect_timeout=2) as client:
+    with redis.Redis(
+        unix_socket_path=str(locations.redis_socket), socket_timeout=2, socket_connect_timeout=2
+    ) as client:
         try:
             return bool(client.ping())
         except (redis.RedisError, OSError):  # not there yet, or still loading its files

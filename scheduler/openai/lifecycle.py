@@ -12,9 +12,10 @@ import orjson
 
 from jobs.access.model_check import check_model
 from jobs.config import catalogue
+from jobs.config.access_rules import AccessRules
 from jobs.config.catalogue import CatalogueModel
 from jobs.config.limits import limits_of
-from jobs.config.settings import Settings
+from jobs.config.times import RetentionTimes
 from jobs.data.store import Store, batch_prefix, upload_key
 from jobs.db.database import Database
 from jobs.db.states import BatchState, JobState
@@ -35,7 +36,7 @@ _DAY_SECONDS = 86400.0
 
 
 def take_in(
-    db: Database, store: Store, settings: Settings, batch_id: str, *, is_wanted: Callable[[], bool] = lambda: True
+    db: Database, store: Store, rules: AccessRules, batch_id: str, *, is_wanted: Callable[[], bool] = lambda: True
 ) -> None:
     """Take a validating batch to `in_progress`, or to `failed` where its lines are wrong.
 
@@ -53,8 +54,8 @@ def take_in(
         return
 
     def find_model(name: str, task: str) -> CatalogueModel:
-        model = catalogue.resolve(name, settings.models, task=task, any_model=settings.any_model)
-        check_model(model.model, task, settings)
+        model = catalogue.resolve(name, rules.models, task=task, any_model=rules.any_model)
+        check_model(model.model, task, rules)
         return model
 
     intake = Intake(
@@ -62,10 +63,10 @@ def take_in(
         batch_id,
         batch.endpoint,
         find_model=find_model,
-        stamp=partial(stamp_spec, settings=settings),
-        max_lines=settings.batch_lines,
-        max_line_bytes=settings.max_row_bytes,
-        max_rows=limits_of(batch.project, settings.projects).queued_rows,
+        stamp=partial(stamp_spec, rules=rules),
+        max_lines=rules.batch_lines,
+        max_line_bytes=rules.max_row_bytes,
+        max_rows=limits_of(batch.project, rules.projects).queued_rows,
         is_wanted=is_wanted,
     )
     try:
@@ -90,7 +91,7 @@ def take_in(
                 store.delete(key)
 
 
-def finish(db: Database, store: Store, settings: Settings, batch_id: str) -> None:
+def finish(db: Database, store: Store, retention: RetentionTimes, batch_id: str) -> None:
     """Write the output files of a batch whose jobs have ended, and end it; end its jobs first where it is cancelled.
 
     Each step replaces what an earlier, interrupted run of it left, so that it can be done again at any point.
@@ -111,7 +112,7 @@ def finish(db: Database, store: Store, settings: Settings, batch_id: str) -> Non
     try:
         batch = batch_ends.begin_finalizing(db, batch_id)
         outcome = _write_files(db, store, batch, jobs)
-        batch_ends.end(db, batch_id, outcome, default_seconds=settings.upload_days * _DAY_SECONDS)
+        batch_ends.end(db, batch_id, outcome, default_seconds=retention.upload_days * _DAY_SECONDS)
     except Conflict as error:
         logger.info("finishing of %s ended: %s", batch_id, error)
         return

@@ -175,7 +175,7 @@ class Fencing(RuleBasedStateMachine):
                     chunks.give_back(self.db, lease_id, [claim.start_row for claim in held[:1]])
                 case _:
                     computing = held[0].start_row if held and how == "crash computing" else None
-                    leases.crash(self.db, lease_id, RunnerDied(), computing=computing, settings=self.settings)
+                    leases.crash(self.db, lease_id, RunnerDied(), computing=computing, retries=self.settings)
         except LostLease:
             assert self._lease(lease_id).state != LeaseState.ACTIVE
 

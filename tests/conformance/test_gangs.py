@@ -158,7 +158,7 @@ ENDS: dict[str, tuple[Ending, LeaseState, AttemptEnd]] = {
         lambda db, _, ids: leases.release(db, ids[2], "shutdown"), LeaseState.RELEASED, AttemptEnd.SHUTDOWN,
     ),
     "the leader's processes die": (
-        lambda db, settings, ids: leases.crash(db, ids[0], RunnerDied("gone"), computing=None, settings=settings),
+        lambda db, settings, ids: leases.crash(db, ids[0], RunnerDied("gone"), computing=None, retries=settings),
         LeaseState.REVOKED, AttemptEnd.MACHINE,
     ),
     "a member's worker restarts": (
@@ -189,7 +189,7 @@ def test_the_end_of_one_lease_is_the_end_of_its_gang(
         with pytest.raises(LostLease):
             leases.release(database, lease_id, "late")
         with pytest.raises(LostLease):
-            leases.crash(database, lease_id, RunnerDied("late"), computing=None, settings=settings)
+            leases.crash(database, lease_id, RunnerDied("late"), computing=None, retries=settings)
         with pytest.raises(LostLease):
             leases.renew(database, lease_id, lease_seconds=LEASE_SECONDS)
         assert not gangs.look(database, lease_id).is_active
@@ -292,7 +292,7 @@ def test_many_ends_at_once_are_one_end(database: Database, settings: Settings, j
     others: tuple[Callable[[list[str]], Any], ...] = (
         lambda ids: leases.release(database, ids[0], "stopped"),
         lambda ids: leases.release(database, ids[2], "shutdown"),
-        lambda ids: leases.crash(database, ids[1], RunnerDied("gone"), computing=None, settings=settings),
+        lambda ids: leases.crash(database, ids[1], RunnerDied("gone"), computing=None, retries=settings),
         lambda ids: leases.ask_yield(database, list(reversed(ids))),
         lambda _: slots.enter(database, "s1", "s1-1", settings),
         lambda _: slots.retire(database, ["s2"], incarnation="nobody"),

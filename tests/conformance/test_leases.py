@@ -155,7 +155,7 @@ def test_a_zombies_commit_changes_nothing(database: Database, settings: Settings
     job_id = make_job(database, num_chunks=1)
     zombie = hold(database, job_id, "s0")
     claims = chunks.claim(database, zombie, limit=1)
-    leases.crash(database, zombie, RunnerDied(), computing=None, settings=settings)
+    leases.crash(database, zombie, RunnerDied(), computing=None, retries=settings)
     owner = hold(database, job_id, "s1")
     again = chunks.claim(database, owner, limit=1)
     assert again[0].attempt == 2
@@ -305,7 +305,7 @@ def test_a_poison_row_ends_alone_and_all_others_are_computed(database: Database,
                 failed = [Result(poison, None, error=claim.verdict)]
                 chunks.commit(database, lease_id, [ChunkResults(poison, poison + 1, failed)])
             elif claim.start_row <= poison < claim.stop_row:
-                leases.crash(database, lease_id, RunnerDied("killed"), computing=claim.start_row, settings=settings)
+                leases.crash(database, lease_id, RunnerDied("killed"), computing=claim.start_row, retries=settings)
                 deaths, lost = deaths + 1, True
                 break
             else:
@@ -342,7 +342,7 @@ def test_a_job_whose_model_kills_every_runner_fails(database: Database, settings
     for _ in range(settings.job_crashes):
         assert job_of(database, job_id).state == JobState.RUNNING or job_of(database, job_id).crashes == 0
         lease_id = hold(database, job_id, "s0")
-        leases.crash(database, lease_id, RunnerDied("killed by signal 11"), computing=None, settings=settings)
+        leases.crash(database, lease_id, RunnerDied("killed by signal 11"), computing=None, retries=settings)
     job = job_of(database, job_id)
     assert (job.state, job.error_code) == (JobState.FAILED, "runner_died")
     assert "signal 11" in (job.error_message or "")

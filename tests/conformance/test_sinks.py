@@ -308,7 +308,7 @@ def test_a_lost_owner_changes_nothing_of_what_the_live_one_recorded(bench: Bench
     part = sink.stage(job_id, zombie, 0, stale)
     leases.crash(
         bench.database, zombie, RunnerDied(), computing=None,
-        settings=bench.settings.model_copy(update={"retry_seconds": 1e-6}),
+        retries=bench.settings.model_copy(update={"retry_seconds": 1e-6}),
     )  # fmt: skip
     live = bench.lease(job_id, 1)
     bench.record(sink, job_id, live, outputs(0, 5))

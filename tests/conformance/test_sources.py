@@ -70,7 +70,7 @@ class Kind:
         return open_source(
             InputSpec(**{"key": key, **path}),
             columns,
-            settings=self.settings,
+            rules=self.settings,
             store=self.store,
             find_upload=self.find_upload,
         )

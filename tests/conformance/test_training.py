@@ -70,7 +70,7 @@ def test_steps_that_are_computed_again_replace_the_earlier_ones(database: Databa
     first = hold(database, job_id)
     attempts.begin(database, first, resumed_step=0)
     attempts.advance(database, first, step=2, total_steps=9, points=[(1, "loss", 3.0), (2, "loss", 2.0)])
-    leases.crash(database, first, RunnerDied("gone"), computing=None, settings=Settings(retry_seconds=0.001))
+    leases.crash(database, first, RunnerDied("gone"), computing=None, retries=Settings(retry_seconds=0.001))
     sweeps.requeue_idle(database)
     second = hold(database, job_id)
     attempts.begin(database, second, resumed_step=1)
@@ -120,12 +120,12 @@ def test_a_checkpoint_says_that_the_deaths_before_it_were_no_dead_end(database: 
         lease_id = hold(database, job_id)
         attempts.begin(database, lease_id, resumed_step=step - 1)
         attempts.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, step), KeepRule(1))
-        leases.crash(database, lease_id, RunnerDied("gone"), computing=None, settings=settings)
+        leases.crash(database, lease_id, RunnerDied("gone"), computing=None, retries=settings)
         sweeps.requeue_idle(database)
         assert job_of(database, job_id).state == JobState.QUEUED
     lease_id = hold(database, job_id)
     attempts.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 4), KeepRule(1))  # no further than before
-    leases.crash(database, lease_id, RunnerDied("gone"), computing=None, settings=settings)
+    leases.crash(database, lease_id, RunnerDied("gone"), computing=None, retries=settings)
     job = job_of(database, job_id)
     assert (job.state, job.error_code) == (JobState.FAILED, "runner_died")
     assert "could not go on" in (job.error_message or "")
@@ -138,7 +138,7 @@ def test_checkpoints_that_cannot_be_kept_end_a_training(database: Database, job_
         lease_id = hold(database, job_id)
         attempts.begin(database, lease_id, resumed_step=0)
         attempts.advance(database, lease_id, step=9, total_steps=40, points=[])
-        leases.crash(database, lease_id, full, computing=None, settings=settings)
+        leases.crash(database, lease_id, full, computing=None, retries=settings)
         sweeps.requeue_idle(database)
     job = job_of(database, job_id)
     assert (job.state, job.error_code) == (JobState.FAILED, "not_kept")
@@ -149,7 +149,7 @@ def test_a_training_waits_for_a_store_that_takes_nothing(database: Database, job
     settings = Settings(job_crashes=2, retry_max_seconds=1000.0)
     for _ in range(3):
         error = StoreUnwritable("no checkpoint can be kept")
-        leases.crash(database, hold(database, job_id), error, computing=None, settings=settings)
+        leases.crash(database, hold(database, job_id), error, computing=None, retries=settings)
         job = job_of(database, job_id)
         assert (job.state, job.crashes) == (JobState.RUNNING, 0)
         with database.write() as session:
@@ -178,7 +178,7 @@ def test_each_end_of_an_attempt_has_its_word(database: Database, job_id: str) ->
     assert end() == (AttemptEnd.PREEMPTED, "stopped")
     leases.release(database, attempt(), "stopped")
     assert end() == (AttemptEnd.SHUTDOWN, "stopped")
-    leases.crash(database, attempt(), DeviceOutOfMemory("too large"), computing=None, settings=settings)
+    leases.crash(database, attempt(), DeviceOutOfMemory("too large"), computing=None, retries=settings)
     assert end() == (AttemptEnd.OUT_OF_MEMORY, "too large")
     with database.read() as session:
         assert attempts.num_memory_failures(session, job_id) == 1

@@ -197,7 +197,7 @@ def test_a_job_that_is_tried_again_later_says_why(
     job = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
     patient = settings.model_copy(update={"retry_seconds": 1000.0, "retry_max_seconds": 1000.0})
     full = NotKept("the checkpoint of step 5 could not be kept: No space left on device")
-    leases.crash(sqlite_database, job.lease("slot-0").lease_id, full, computing=None, settings=patient)
+    leases.crash(sqlite_database, job.lease("slot-0").lease_id, full, computing=None, retries=patient)
     for state in ("running", "queued"):
         seen = api.client.job(job.job_id)
         assert seen["state"] == state

@@ -404,7 +404,7 @@ def test_a_lost_lease_records_nothing_more(lab: Lab) -> None:
     def forward(texts: list[str]) -> None:
         if lab.beats[-1] == 0 and len(lab.model.batches) == 1:
             leases.crash(
-                lab.leased.database, lab.lease.lease_id, MachineError(), computing=None, settings=lab.leased.settings
+                lab.leased.database, lab.lease.lease_id, MachineError(), computing=None, retries=lab.leased.settings
             )
 
     lab.model.on_forward = forward

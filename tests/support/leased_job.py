@@ -70,7 +70,7 @@ class LeasedJob:
         return open_source(
             self.spec.input,
             self.spec.columns(),
-            settings=self.settings,
+            rules=self.settings,
             store=self.store,
             find_upload=_no_uploads,
             optional=self.spec.optional_inputs,

@@ -27,7 +27,7 @@ def open_at(
     return open_source(
         spec,
         columns or {"text": "text"},
-        settings=settings or Settings(input_roots=[Path("/")]),
+        rules=settings or Settings(input_roots=[Path("/")]),
         store=Store("/nonexistent-store"),
         find_upload=_no_upload,
     )

@@ -284,7 +284,7 @@ def test_a_submission_looks_at_the_vectors(
     spec = parse_spec({"task": "embeddings", "model": str(folder), "input": rows, "parameters": parameters})
     store = Store(settings.resolved_store_url)
     with pytest.raises(InvalidSpec) as caught:
-        check_submission(spec, settings=settings, store=store, database=sqlite_database)
+        check_submission(spec, rules=settings, store=store, database=sqlite_database)
     assert caught.value.param == param
 
 

@@ -104,7 +104,7 @@ def test_bad_submissions_are_refused_in_one_sentence(
 ) -> None:
     for spec, error_class, word in bad_specs(tmp_path):
         with pytest.raises(error_class) as caught:
-            check_submission(spec, settings=settings, store=store, database=sqlite_database)
+            check_submission(spec, rules=settings, store=store, database=sqlite_database)
         assert word in caught.value.message
         assert "\n" not in caught.value.message
 
@@ -112,7 +112,7 @@ def test_bad_submissions_are_refused_in_one_sentence(
 def test_labels_stand_in_the_spec_or_in_a_column(
     tmp_path: Path, settings: Settings, store: Store, sqlite_database: Database
 ) -> None:
-    check = partial(check_submission, settings=settings, store=store, database=sqlite_database)
+    check = partial(check_submission, rules=settings, store=store, database=sqlite_database)
     document = spec_of(str(write_rows(tmp_path / "rows.jsonl", 3))).model_dump()
     document |= {"task": "zero-shot-classification"}
     with pytest.raises(InvalidSpec, match=r"^parameters\.candidate_labels: task .* needs labels") as refused:
@@ -132,7 +132,7 @@ def test_the_planner_looks_at_the_columns_of_every_file(
     for number in range(MOST_FILES_LOOKED_AT + 1):
         (tmp_path / f"{number:02}.csv").write_text("text\na\n" if number < MOST_FILES_LOOKED_AT else "text,text\na,b\n")
     spec = spec_of(str(tmp_path / "*.csv"))
-    check_submission(spec, settings=settings, store=store, database=sqlite_database)
+    check_submission(spec, rules=settings, store=store, database=sqlite_database)
     job_id = job_ledger.submit(sqlite_database, spec).id
     plan_job(sqlite_database, store, settings, job_id)
     with sqlite_database.read() as session:
@@ -149,12 +149,12 @@ def test_an_output_outside_the_roots_is_forbidden(
         str(write_rows(tmp_path / "rows.jsonl", 1)), output={"to": "jsonl", "path": str(tmp_path / "o.jsonl")}
     )
     with pytest.raises(Forbidden):
-        check_submission(spec, settings=bounded, store=store, database=sqlite_database)
+        check_submission(spec, rules=bounded, store=store, database=sqlite_database)
 
 
 def test_a_good_submission_passes(tmp_path: Path, settings: Settings, store: Store, sqlite_database: Database) -> None:
     spec = spec_of(str(write_rows(tmp_path / "rows.jsonl", 3)))
-    check_submission(spec, settings=settings, store=store, database=sqlite_database)
+    check_submission(spec, rules=settings, store=store, database=sqlite_database)
 
 
 # -- how rows become chunks
@@ -238,7 +238,7 @@ def test_a_planned_job_is_queued_and_its_chunks_hold_every_row(
     chunks = chunks_of(database, job.id)
     assert [chunk.stop_row - chunk.start_row for chunk in chunks] == [64] * 7 + [52]
     spec = parse_spec(planned.spec)
-    source = open_input(spec, settings=settings, store=store, database=database)
+    source = open_input(spec, rules=settings, store=store, database=database)
     texts = [
         row.values["text"]
         for chunk in chunks

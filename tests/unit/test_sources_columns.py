@@ -38,7 +38,7 @@ def _rows(spec: InferenceSpec) -> list[Row]:
     source = open_source(
         spec.input,
         spec.columns(),
-        settings=Settings(input_roots=[Path("/")]),
+        rules=Settings(input_roots=[Path("/")]),
         store=Store("/nonexistent-store"),
         find_upload=no_upload,
         optional=spec.optional_inputs,

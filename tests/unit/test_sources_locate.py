@@ -206,9 +206,7 @@ def test_the_format_of_an_upload_is_by_its_own_name(tmp_path: Path, filename: st
             id="abc", filename=filename, purpose="batch", key=stored.key, num_bytes=7, sha256="", created_at=0.0
         )
 
-    source = open_source(
-        InputSpec(path="file:abc"), {"text": "text"}, settings=Settings(), store=store, find_upload=find
-    )
+    source = open_source(InputSpec(path="file:abc"), {"text": "text"}, rules=Settings(), store=store, find_upload=find)
     if expected is None:
         with pytest.raises(InvalidInput, match=filename):
             source.column_names()

@@ -182,7 +182,7 @@ def test_a_module_that_cannot_be_used_is_refused_unrun(
     own = settings.model_copy(update={"code_roots": [tmp_path]})
 
     def check() -> None:
-        check_submission(spec, settings=own, store=Store(own.resolved_store_url), database=sqlite_database)
+        check_submission(spec, rules=own, store=Store(own.resolved_store_url), database=sqlite_database)
 
     if words is None:
         check()
@@ -214,10 +214,10 @@ def test_adapters_for_no_module_of_the_model_are_refused(
     document |= {"task": "text-generation", "model": gpt2, "lora": {"target_modules": targets}}
     spec, store = parse_spec(document), Store(settings.resolved_store_url)
     if words is None:
-        check_submission(spec, settings=settings, store=store, database=sqlite_database)
+        check_submission(spec, rules=settings, store=store, database=sqlite_database)
         return
     with pytest.raises(InvalidSpec) as caught:
-        check_submission(spec, settings=settings, store=store, database=sqlite_database)
+        check_submission(spec, rules=settings, store=store, database=sqlite_database)
     assert words in caught.value.message
     assert caught.value.param == "lora.target_modules"
 
@@ -254,7 +254,7 @@ def test_what_does_not_fit_is_said_at_submission(
     change(document)
     store = Store(settings.resolved_store_url)
     with pytest.raises(UserError) as caught:
-        check_submission(parse_spec(document), settings=settings, store=store, database=sqlite_database)
+        check_submission(parse_spec(document), rules=settings, store=store, database=sqlite_database)
     assert words in caught.value.message
     assert caught.value.param == param
 
@@ -304,7 +304,7 @@ def test_the_first_rows_are_looked_at_while_the_client_waits(
     document["data"] = {"train": write(tmp_path / "t.jsonl", labels, **fields)}
     store = Store(settings.resolved_store_url)
     with pytest.raises(InvalidInput) as caught:
-        check_submission(parse_spec(document), settings=settings, store=store, database=sqlite_database)
+        check_submission(parse_spec(document), rules=settings, store=store, database=sqlite_database)
     assert caught.value.message.startswith(words)
     assert caught.value.param == "data.train"
 
@@ -354,7 +354,7 @@ def test_what_a_module_trained_is_no_model_to_start_from(
         document = {"task": document["task"], "model": document["model"], "input": {"path": document["data"]["train"]}}
     store = Store(settings.resolved_store_url)
     with pytest.raises(InvalidModel, match="that training is of trainer: torch") as caught:
-        check_submission(parse_spec(document), settings=settings, store=store, database=sqlite_database)
+        check_submission(parse_spec(document), rules=settings, store=store, database=sqlite_database)
     assert caught.value.param == "model"
 
 

@@ -169,7 +169,7 @@ def test_names_of_classes_are_found_beside_the_rows(tmp_path: Path, form: str) -
     path = tmp_path / {"saved": "set", "parquet": "rows.parquet", "jsonl": "rows.jsonl"}[form]
     {"saved": rows.save_to_disk, "parquet": rows.to_parquet, "jsonl": rows.to_json}[form](str(path))
     source = open_source(
-        InputSpec(path=str(path)), {"label": "label"}, settings=Settings(input_roots=[tmp_path]),
+        InputSpec(path=str(path)), {"label": "label"}, rules=Settings(input_roots=[tmp_path]),
         store=Store(f"file://{tmp_path}"), find_upload=lambda _: pytest.fail("no upload is named"),
     )  # fmt: skip
     found = [source.class_names(column) for column in ("label", "labels", "text", "nothing")]
@@ -186,7 +186,7 @@ def test_names_of_classes_are_found_beside_the_rows(tmp_path: Path, form: str) -
 def test_words_for_missing_values_are_classes_of_their_names(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     source = open_source(
-        InputSpec(path=str(tmp_path / name)), {"label": "label"}, settings=Settings(input_roots=[tmp_path]),
+        InputSpec(path=str(tmp_path / name)), {"label": "label"}, rules=Settings(input_roots=[tmp_path]),
         store=Store(f"file://{tmp_path}"), find_upload=lambda _: pytest.fail("no upload is named"),
     )  # fmt: skip
     (part,) = source.index(10)

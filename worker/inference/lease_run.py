@@ -77,7 +77,7 @@ def run_lease(
     source = open_source(
         spec.input,
         spec.columns(),
-        settings=settings,
+        rules=settings,
         store=store,
         find_upload=partial(find_upload, database),
         optional=spec.optional_inputs,

@@ -231,7 +231,7 @@ class Keeper:
                         lease.lease_id,
                         ending.error,
                         computing=ending.computing,
-                        settings=self._settings,
+                        retries=self._settings,
                     )
                 case Record.NOTHING:
                     pass

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.sources.formats.delimited import DelimitedReader
 from jobs.data.sources.formats.encodings import text_encoding
 from jobs.data.sources.formats.jsonl import JsonReader
@@ -34,7 +34,7 @@ def open_source(
     spec_input: InputSpec,
     columns: Mapping[str, str],
     *,
-    settings: Settings,
+    rules: AccessRules,
     store: Store,
     find_upload: Callable[[str], StoredFile],
     optional: Collection[str] = (),
@@ -44,7 +44,7 @@ def open_source(
     Args:
         spec_input: paths, format, key, split, and how text files are to be read.
         columns: the task's input name -> the user's column.
-        settings: `input_roots` and `max_row_bytes` bound what is read.
+        rules: Their `input_roots` and `max_row_bytes` bound what is read.
         store: where uploads lie.
         find_upload: finds an upload by its id; raises NotFound. Not used to read.
         optional: inputs that a row may leave out.
@@ -53,7 +53,7 @@ def open_source(
         InvalidInput: one of the fields for text files cannot be used.
     """
     needed = sorted({*columns.values(), *([] if spec_input.key is None else [spec_input.key])})
-    max_row_bytes = settings.max_row_bytes
+    max_row_bytes = rules.max_row_bytes
 
     def open_reader(form: str) -> Reader:
         _check_fields(spec_input, form)
@@ -70,11 +70,11 @@ def open_source(
             return ParquetReader(columns=needed, max_row_bytes=max_row_bytes)
         from jobs.data.sources.hub import DatasetReader
 
-        return DatasetReader(columns=needed, split=spec_input.split, config=spec_input.config, settings=settings)
+        return DatasetReader(columns=needed, split=spec_input.split, config=spec_input.config, rules=rules)
 
-    locator = Locator(spec_input, settings=settings, store=store, find_upload=find_upload)
+    locator = Locator(spec_input, rules=rules, store=store, find_upload=find_upload)
     mapper = RowMapper(columns, spec_input.key, max_row_bytes=max_row_bytes, optional=optional)
-    return InputSource(locator.files, open_reader, mapper, settings=settings)
+    return InputSource(locator.files, open_reader, mapper, rules=rules)
 
 
 def check_columns(

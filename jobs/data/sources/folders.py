@@ -17,7 +17,7 @@ import yaml
 from fsspec.compression import compr
 
 from jobs.access.paths import resolve_input_path
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.sources.opening import PARAM
 from jobs.data.sources.reader import InputFile, is_bomb
 from jobs.errors import InvalidInput
@@ -37,7 +37,7 @@ _CODECS = (
 )
 
 
-def check_notes(file: InputFile, settings: Settings) -> None:
+def check_notes(file: InputFile, rules: AccessRules) -> None:
     """Refuse a folder whose README names files elsewhere than in local folders; nothing is fetched to find that out.
 
     Raises:
@@ -49,7 +49,7 @@ def check_notes(file: InputFile, settings: Settings) -> None:
         path = folder / name
         if not path.exists():
             continue
-        resolved = resolve_input_path(path, settings)
+        resolved = resolve_input_path(path, rules)
         if name in _NOTES:
             if resolved.stat().st_size > _LARGEST_NOTES:
                 raise _refused(file, f"its {name} is longer than {_LARGEST_NOTES} bytes")
@@ -137,7 +137,7 @@ def _arrow_bytes(file: InputFile, path: Path) -> Iterator[int]:
         yield unpacked
 
 
-def check_saved(file: InputFile, folder: Path, settings: Settings) -> None:
+def check_saved(file: InputFile, folder: Path, rules: AccessRules) -> None:
     """Refuse a saved data set that names files which jobs may not read, or whose tables are compressed.
 
     The library maps its files into memory; a compressed one would be unpacked there, all of it.
@@ -148,13 +148,13 @@ def check_saved(file: InputFile, folder: Path, settings: Settings) -> None:
     """
     from jobs.data.sources.formats.arrow_messages import messages
 
-    notes = resolve_input_path(folder / "state.json", settings)
+    notes = resolve_input_path(folder / "state.json", rules)
     if not notes.is_file():
         return
     if notes.stat().st_size > _LARGEST_NOTES:
         raise _refused(file, f"its state.json is longer than {_LARGEST_NOTES} bytes")
     for facts in json.loads(notes.read_bytes())["_data_files"]:
-        path = resolve_input_path(folder / facts["filename"], settings)
+        path = resolve_input_path(folder / facts["filename"], rules)
         if any(message.is_compressed for message in messages(path)):
             raise _refused(
                 file,

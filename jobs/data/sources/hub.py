@@ -20,7 +20,7 @@ import yaml
 
 from jobs.access.paths import resolve_input_path
 from jobs.access.stamps import file_stamp
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.sources.folders import check_expansion, check_notes, check_saved, check_size
 from jobs.data.sources.formats.arrow import table_records
 from jobs.data.sources.formats.class_names import names_of_feature
@@ -48,18 +48,18 @@ class DatasetReader:
     `HF_HUB_OFFLINE` and the other `HF_*` variables work as everywhere. Data sets that come with a script are refused.
     """
 
-    def __init__(self, *, columns: Sequence[str], split: str, config: str | None, settings: Settings) -> None:
+    def __init__(self, *, columns: Sequence[str], split: str, config: str | None, rules: AccessRules) -> None:
         """
         Args:
             columns: columns to read; one that the data set lacks is left out of its records.
             split: name of the split, or of a slice of it (`train[:1000]`) where the data set is not a saved one.
             config: configuration of a hub data set or of a folder that declares several.
-            settings: whose `input_roots` bound the files that a data set names.
+            rules: Their `input_roots` bound the files that a data set names.
         """
         self._columns = tuple(columns)
         self._split = split
         self._config = config
-        self._settings = settings
+        self._rules = rules
         self._loaded: tuple[str, Any] | None = None
 
     def stamped(self, file: InputFile) -> InputFile:
@@ -107,10 +107,10 @@ class DatasetReader:
         datasets.disable_progress_bars()  # a runner's log is no terminal
         if not file.url.startswith(_HUB_PREFIX):
             folder = Path(file.url)
-            check_notes(file, self._settings)
+            check_notes(file, self._rules)
             saved = _saved_folder(folder, self._split, file)
             if saved is not None:
-                check_saved(file, saved, self._settings)
+                check_saved(file, saved, self._rules)
                 data = _saved(saved, self._split, file, is_single=saved == folder)
                 return data
             return self._built(file, datasets.load_dataset_builder(str(folder), name=self._config))
@@ -127,8 +127,8 @@ class DatasetReader:
             paths = list(dict.fromkeys(url.rpartition("::")[2] for url in urls))
             if file.url.startswith(_HUB_PREFIX):
                 paths = self._downloaded(file, builder, paths)
-            settings = self._settings
-            check_expansion(file, paths, most_bytes=settings.max_dataset_bytes, max_row_bytes=settings.max_row_bytes)
+            rules = self._rules
+            check_expansion(file, paths, most_bytes=rules.max_dataset_bytes, max_row_bytes=rules.max_row_bytes)
         builder.download_and_prepare()
         return builder.as_dataset(split=self._split)
 
@@ -137,9 +137,9 @@ class DatasetReader:
         from datasets import DownloadConfig, DownloadManager
 
         (hub, _), options = remote_file_system(urls[0]), builder.storage_options
-        check_size(file, "its notes declare", [builder.info.dataset_size or 0], self._settings.max_dataset_bytes)
+        check_size(file, "its notes declare", [builder.info.dataset_size or 0], self._rules.max_dataset_bytes)
         sizes = (hub.info(url)["size"] for url in urls)
-        check_size(file, "its files on the hub take", sizes, self._settings.max_dataset_bytes)
+        check_size(file, "its files on the hub take", sizes, self._rules.max_dataset_bytes)
         config = DownloadConfig(use_etag=False, token=builder.token, storage_options=options)
         return cast("list[str]", DownloadManager(download_config=config).download(list(urls)))
 
@@ -148,7 +148,7 @@ class DatasetReader:
         for url in urls:
             place = url.rpartition("::")[2]  # of a member of an archive, the archive
             if not file.url.startswith(_HUB_PREFIX):
-                resolve_input_path(place, self._settings)
+                resolve_input_path(place, self._rules)
             elif not place.startswith("hf://"):
                 raise Forbidden(
                     f"{PARAM}: data set '{file.name}' names the file '{place}' outside the hub", param=PARAM

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jobs.access.paths import check_input_url, is_local, resolve_input_path
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.rows import Row
 from jobs.data.sources.formats.class_names import NamesClasses
 from jobs.data.sources.opening import PARAM
@@ -25,19 +25,19 @@ class InputSource:
         open_reader: Callable[[str], Reader],
         mapper: RowMapper,
         *,
-        settings: Settings,
+        rules: AccessRules,
     ) -> None:
         """
         Args:
             find_files: lists the files; asked only where they are named or indexed, never to read.
             open_reader: makes the reader of a format.
             mapper: makes rows of records.
-            settings: whose roots bound what may be read.
+            rules: Their roots bound what may be read.
         """
         self._find_files = find_files
         self._open_reader = open_reader
         self._mapper = mapper
-        self._settings = settings
+        self._rules = rules
         self._readers: dict[str, Reader] = {}
 
     def column_names(self) -> list[str]:
@@ -106,9 +106,9 @@ class InputSource:
         if file.is_upload or file.url.startswith("hf://"):
             return
         if is_local(file.url):
-            resolve_input_path(file.url, self._settings)
+            resolve_input_path(file.url, self._rules)
         else:
-            check_input_url(file.url, self._settings)
+            check_input_url(file.url, self._rules)
 
     def _empty(self) -> InvalidInput:
         names = [file.name for file in self._find_files()]

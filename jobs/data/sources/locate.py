@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from jobs.access.paths import check_input_url, local_path, resolve_input_path, upload_id
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.sources.globs import local_matches
 from jobs.data.sources.opening import PARAM, directory_message, remote_file_system, translated
 from jobs.data.sources.reader import InputFile
@@ -41,17 +41,17 @@ class Locator:
     """Turns a spec's paths into files."""
 
     def __init__(
-        self, spec_input: InputSpec, *, settings: Settings, store: Store, find_upload: Callable[[str], StoredFile]
+        self, spec_input: InputSpec, *, rules: AccessRules, store: Store, find_upload: Callable[[str], StoredFile]
     ) -> None:
         """
         Args:
             spec_input: the paths and the format.
-            settings: whose roots bound what may be read.
+            rules: Their roots bound what may be read.
             store: where uploads lie.
             find_upload: finds an upload by its id; raises NotFound.
         """
         self._spec = spec_input
-        self._settings = settings
+        self._rules = rules
         self._store = store
         self._find_upload = find_upload
 
@@ -109,7 +109,7 @@ class Locator:
         return InputFile(self._store.url(stored.key), stored.filename or path, form, is_upload=True)
 
     def _remote(self, url: str) -> Iterator[InputFile]:
-        check_input_url(url, self._settings)
+        check_input_url(url, self._rules)
         if self._spec.format == "dataset":
             raise _invalid(f"'{url}': a data set is read from a local folder or the hub ({_HUB_PREFIX}<name>)")
         if not _GLOB.search(url):
@@ -126,11 +126,11 @@ class Locator:
             raise _invalid(f"no file matches '{url}'")
         for match in matches:
             full = str(system.unstrip_protocol(match))
-            check_input_url(full, self._settings)
+            check_input_url(full, self._rules)
             yield InputFile(full, full, self._format(full))
 
     def _local(self, path: str) -> Iterator[InputFile]:
-        resolved = resolve_input_path(path, self._settings)
+        resolved = resolve_input_path(path, self._rules)
         if _GLOB.search(path) and not resolved.exists():
             yield from self._matches(path)
         elif resolved.is_dir():
@@ -151,7 +151,7 @@ class Locator:
         if not files:
             raise _invalid(f"no file matches '{pattern}'")
         for match in files:
-            yield InputFile(str(resolve_input_path(match, self._settings)), match, self._format(match))
+            yield InputFile(str(resolve_input_path(match, self._rules)), match, self._format(match))
 
     def _format(self, name: str) -> str:
         if self._spec.format not in {"auto", "dataset"}:

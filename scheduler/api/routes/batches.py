@@ -172,7 +172,7 @@ def _checked(context: Context, asked: BatchRequest, key: ApiKey) -> tuple[NewBat
         output_seconds=None if asked.output_expires_after is None else asked.output_expires_after.seconds,
         retry_of=asked.retry_of,
     )
-    wanted = demand_of_batch(file, retried, project=key.project, settings=context.settings, store=context.store)
+    wanted = demand_of_batch(file, retried, project=key.project, rules=context.settings, store=context.store)
     return new, wanted
 
 

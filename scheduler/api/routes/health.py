@@ -9,7 +9,8 @@ import redis
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
+from jobs.config.locations import Locations
 from jobs.db import migrations
 from jobs.db.database import Database
 from jobs.errors import ServiceUnavailable
@@ -47,7 +48,7 @@ def get_health(request: Request, context: InContext, credentials: Credentials) -
     return JSONResponse(health.model_dump(mode="json", by_alias=True), status_code=status)
 
 
-def check_health(settings: Settings, database: Database) -> Health:
+def check_health(rules: AccessRules, database: Database) -> Health:
     """Check the database, its schema, Redis and the scheduler."""
     schema: Schema | None = None
     scheduler = "not known while the database is away"
@@ -62,13 +63,13 @@ def check_health(settings: Settings, database: Database) -> Health:
     except ServiceUnavailable as error:
         logger.warning("%s", error.message)
         database_state = "cannot be reached"  # without a key, the response says no more than this
-    redis_says = redis_state(settings)
+    redis_says = redis_state(rules)
     works: HealthStatus = "ok" if redis_says == scheduler == "ok" else "degraded"
     return Health(
         status=works if database_state == "ok" else "unavailable",
         version=version(),
         host_id=host_id(),
-        input_paths=bool(settings.input_roots),
+        input_paths=bool(rules.input_roots),
         database=database_state,
         db_schema=schema,
         redis=redis_says,
@@ -76,10 +77,10 @@ def check_health(settings: Settings, database: Database) -> Health:
     )
 
 
-def redis_state(settings: Settings) -> str:
+def redis_state(locations: Locations) -> str:
     """`ok`, or why the slots' doorbells cannot be rung."""
     try:
-        with connect(settings, timeout_seconds=_REDIS_SECONDS) as client:
+        with connect(locations, timeout_seconds=_REDIS_SECONDS) as client:
             return trouble(client) or "ok"
     except (redis.RedisError, OSError) as error:  # errors while closing do not matter here
         return f"cannot be reached: {type(error).__name__}"

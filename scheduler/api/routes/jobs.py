@@ -69,9 +69,7 @@ def submit_job(
         if before is not None:
             response.status_code = 200
             return _same_job(context, before, spec)
-    check_submission(
-        spec, settings=context.settings, database=context.database, store=context.store, project=key.project
-    )
+    check_submission(spec, rules=context.settings, database=context.database, store=context.store, project=key.project)
     pins = stamp_spec(spec, context.settings)
     wanted = _demand(context, spec, key.project)
     job = job_ledger.submit(
@@ -138,7 +136,7 @@ def retry_job(context: InContext, key: Key, job_id: JobId, response: Response) -
     pins: Pins | None = None
     if ended.state.is_terminal and ended.state != JobState.COMPLETED:  # other states are rejected below
         check_submission(
-            spec, settings=context.settings, database=context.database, store=context.store, project=ended.project
+            spec, rules=context.settings, database=context.database, store=context.store, project=ended.project
         )
         pins = stamp_spec(spec, context.settings)
     wanted = _demand(context, spec, ended.project)
@@ -186,9 +184,7 @@ def _check_visible(context: Context, key: ApiKey, job_id: str) -> None:
 
 
 def _demand(context: Context, spec: JobSpec, project: str) -> RowsWanted | None:
-    return demand_of_job(
-        spec, project=project, settings=context.settings, store=context.store, database=context.database
-    )
+    return demand_of_job(spec, project=project, rules=context.settings, store=context.store, database=context.database)
 
 
 def _same_job(context: Context, job: Job, spec: JobSpec) -> JobView:

@@ -140,7 +140,7 @@ class InputRows:
                 yield open_source(
                     self._input,
                     self._columns,
-                    settings=self._settings,
+                    rules=self._settings,
                     store=Store(self._settings.resolved_store_url),
                     find_upload=partial(find_upload, database),
                     optional=() if self._task is None else self._task.optional,
