@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import event
 from sqlmodel import Session
 
 from jobs.db.states import JobState
 from jobs.ledger import history, leases, logs, paging
 from jobs.ledger import jobs as job_ledger
 from jobs.specs.bounds import LONGEST_ENTRY_CHARACTERS
+from scheduler.api import streams
 from scheduler.api.streams import Tail
 from scheduler.client.event_stream import read_events
 from scheduler.client.http_client import ApiError
@@ -132,30 +135,38 @@ def test_logs_are_paged_and_followed_to_the_last_line(api: LiveApi, job: LeasedJ
     assert (len(page["data"]), page["has_more"]) == (2, True)
 
 
-def test_a_client_that_goes_away_frees_its_stream(api: LiveApi, job: LeasedJob) -> None:
-    looks = 0
+def test_a_client_that_goes_away_frees_its_stream(
+    api: LiveApi, job: LeasedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_LONGEST_PAUSE_SECONDS", 0.02)
+    other = LeasedJob(api.database, api.settings, tmp_path, [{"id": "a", "text": "a"}])
+    looks: Counter[str] = Counter()
 
-    def count(*_: Any) -> None:
-        nonlocal looks
-        looks += 1
+    def count(_connection: Any, _cursor: Any, _statement: str, parameters: Any, *_: Any) -> None:
+        looks.update(job_id for job_id in (job.job_id, other.job_id) if job_id in str(parameters))
 
-    from sqlalchemy import event
+    def is_left_alone() -> bool:
+        """Whether nobody asks for the job while the stream of the other one asks many times."""
+        before, later = looks[job.job_id], looks[other.job_id] + 100
+        wait_until(lambda: looks[other.job_id] > later, "the stream that stays goes on")
+        return looks[job.job_id] == before
 
-    with httpx.stream(
-        "GET",
-        f"{api.url}/v1/jobs/{job.job_id}/events",
-        headers={"Authorization": f"Bearer {api.key}"},
-        trust_env=False,
-    ) as stream:
-        next(stream.iter_raw())
     event.listen(api.database.engine, "before_cursor_execute", count)
-    wait_until(lambda: _is_quiet(lambda: looks), "nobody asks the database any more")
+    with streaming(api, other):
+        with streaming(api, job):
+            wait_until(lambda: looks[job.job_id] > 100, "the stream asks the database again and again")
+            assert not is_left_alone()
+        wait_until(is_left_alone, "nobody asks the database any more")
 
 
-def _is_quiet(looks: Any) -> bool:
-    before = looks()
-    time.sleep(1.2)  # more than two of a stream's longest pauses
-    return bool(looks() == before)
+@contextmanager
+def streaming(api: LiveApi, job: LeasedJob) -> Iterator[None]:
+    """A client that follows a job's events inside the block."""
+    headers = {"Authorization": f"Bearer {api.key}"}
+    with httpx.stream("GET", f"{api.url}/v1/jobs/{job.job_id}/events", headers=headers, trust_env=False) as stream:
+        blocks = stream.iter_raw()  # kept to the end: an iterator that goes away closes the connection
+        next(blocks)
+        yield
 
 
 def test_entries_that_show_themselves_late_are_given_all_the_same() -> None:

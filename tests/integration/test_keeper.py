@@ -433,14 +433,20 @@ def test_what_a_runner_prints_is_the_jobs_log_up_to_the_limit(open_bench: Opener
         assert lines[50].startswith("[10 more lines were not kept")
 
 
-def test_a_stopped_world_loses_its_lease_and_its_runner(open_bench: Opener, tmp_path: Path) -> None:
-    """SIGSTOP of a runner beyond its stall limit: a SIGCONT that comes later finds nobody."""
+def test_a_runner_frozen_beyond_its_limit_is_killed_and_loses_its_lease(open_bench: Opener, tmp_path: Path) -> None:
     with open_bench(stall_seconds=0.5) as bench:
         job = bench.job(tmp_path, "hang@0")
-        with bench.running(job):
-            wait_until(lambda: bench.standby.warm_models, "the runner works")
-            with frozen(bench.runners[0].pid):
+        with bench.running(job) as lease_id:
+            wait_until(lambda: job.chunks()[0].state == "leased", "the runner works, in no transaction")
+            runner = psutil.Process(bench.runners[0].pid)
+            with frozen(runner.pid):  # SIGSTOP
                 wait_until(lambda: bench.runners[0].is_gone, "a stopped runner is killed all the same")
+            with pytest.raises(psutil.NoSuchProcess):
+                runner.resume()  # SIGCONT: it must not come back to life
+        lease = bench.lease(lease_id)
+        assert lease.state == LeaseState.EXPIRED
+        assert "made no progress" in (lease.end_reason or "")
+        assert (job.job().num_done, job.chunks()[0].state) == (0, "pending")
 
 
 def _lives(pid: int) -> bool:
