@@ -1,18 +1,20 @@
-"""Local files that appear whole or not at all: written aside, synced to disk, then renamed into place."""
+"""Local files and folders that appear whole or not at all: written aside, synced to disk, then renamed into place."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from jobs import locks
 from jobs.errors import InvalidOutput, ServiceUnavailable
 from jobs.messages import reason
 
@@ -46,16 +48,57 @@ def write_aside(path: Path) -> Iterator[BinaryIO]:
         with handle:  # closed last: it holds the lock
             yield handle
             with _explaining(path):
-                handle.flush()
-                os.fsync(handle.fileno())
-                aside.replace(path)
-                sync_directory(path.parent)
+                _publish(aside, handle, path)
     except OSError as error:
         if error.errno not in _DISK_FAULTS:  # the block's own affair
             raise
         raise ServiceUnavailable(f"writing {path} failed: {reason(error)}") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int) -> Iterator[BinaryIO]:
+    """Write a file of our own, whole or not at all, as `write_aside` does; what goes wrong is the system's OSError.
+
+    Args:
+        path: The file; an older one is replaced.
+        mode: Its permissions, less what the umask takes away.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            yield handle
+            _publish(aside, handle, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """A folder to fill, which stands at `path` once the block ends, and nowhere when it raises.
+
+    Where another process puts its own there first, that one stays: both must have the same content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield aside
+        try:
+            aside.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _publish(aside: Path, handle: BinaryIO, path: Path) -> None:
+    handle.flush()
+    os.fsync(handle.fileno())
+    aside.replace(path)
+    sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:
@@ -124,14 +167,11 @@ def _remove_if_abandoned(leftover: Path) -> None:
 
 def _try_lock(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return locks.try_take(descriptor)
     except OSError as error:
         if error.errno in _LOCKS_UNSUPPORTED:
             return False  # some network file systems: leftovers stay, which is better than taking a live one
         raise
-    return True
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -31,6 +29,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session, SQLModel
 
+from jobs import locks
 from jobs.errors import InvalidSpec, ServiceUnavailable
 from jobs.messages import first_line
 
@@ -131,7 +130,11 @@ class Database:
         name = self.url.database or ""
         if not self.is_sqlite or name in {"", ":memory:"} or name.startswith("file:"):
             return nullcontext()
-        return _held(f"{name}-turn")
+        path = f"{name}-turn"
+        try:
+            return locks.held(locks.open_lock(path))
+        except OSError as error:
+            raise ServiceUnavailable(f"the database cannot be used: {error.strerror}: {path}") from error
 
     @contextmanager
     def _session(self, *, immediate: bool) -> Iterator[Session]:
@@ -202,19 +205,6 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     immediate = connection.get_execution_options().get("stoker_immediate", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-
-@contextmanager
-def _held(path: str) -> Iterator[None]:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ServiceUnavailable(f"the database cannot be used: {error.strerror}: {path}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _cause(error: Exception) -> str:

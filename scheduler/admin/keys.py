@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import select, update
 from sqlmodel import col
 
+from jobs import locks
 from jobs.config.locations import Locations
 from jobs.config.projects import OPERATOR, check_name
+from jobs.data.atomic import replacing
 from jobs.db.database import Database
 from jobs.db.ids import new_id
 from jobs.db.tables import ApiKey
@@ -115,24 +114,14 @@ def ensure_local_key(locations: Locations, database: Database) -> str:
     """
     path = locations.local_key_path
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _held(path.parent):
+    # Only one process, and one thread, at a time makes this folder's key.
+    with locks.held(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)):
         secret = _read_key_file(path) or _write_key_file(path)
         _register(database, name=_LOCAL_NAME, project=OPERATOR, secret=secret)
         if find_key(database, secret) is None:
             secret = _write_key_file(path)
             _register(database, name=_LOCAL_NAME, project=OPERATOR, secret=secret)
         return secret
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Be the one process, and the one thread, that makes this folder's key."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _read_key_file(path: Path) -> str:
@@ -147,16 +136,8 @@ def _read_key_file(path: Path) -> str:
 def _write_key_file(path: Path) -> str:
     """Write a new key, whole or not at all. Returns it."""
     secret = _PREFIX + secrets.token_urlsafe(32)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secret + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path, mode=0o600) as file:
+        file.write(f"{secret}\n".encode())
     return secret
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import threading
-import time
 from pathlib import Path
 
+from jobs import locks
 from jobs.config.locations import Locations
 from jobs.errors import Conflict, InvalidSpec, ServiceUnavailable
 
-_PROBES = 10  # `is_running` of another process may hold the lock for a moment
-_PROBE_PAUSE_SECONDS = 0.02
+_PROBE_SECONDS = 0.2  # `is_running` of another process may hold the lock for a moment
 MAKE_ROOM = "make room there, or name another data directory with --data-dir"
 """The advice where the data directory's disk is full."""
 
@@ -56,11 +53,11 @@ class StackLock:
         """
         try:
             self._owner = _open_lock(locations.data_dir / "up.lock")
-            if not _lock_soon(self._owner):
+            if not locks.take_within(self._owner, _PROBE_SECONDS):
                 raise AlreadyRunning(_already_running(locations.data_dir))
             os.ftruncate(self._owner, 0)  # what a killed stack had announced
             self._parts = _open_lock(locations.data_dir / "parts.lock")
-            if not _lock_within(self._parts, patience_seconds):
+            if not locks.take_within(self._parts, patience_seconds):
                 raise ServiceUnavailable(
                     f"processes of an earlier stack on {locations.data_dir} do not end; end them, then try again"
                 )
@@ -100,19 +97,15 @@ class Use:
 
     def begin(self) -> None:
         """Count as a user from now on; waits while a stack is being stopped."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        locks.share(self._descriptor)
 
     def try_end_all(self) -> bool:
         """Whether nobody else uses the stack; if so, nobody begins to until `close`."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return locks.try_take(self._descriptor)
 
     def end_all(self) -> None:
         """Wait until nobody else uses the stack; nobody begins to until `close`."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        locks.take(self._descriptor)
 
     def close(self) -> None:
         """Stop counting as a user."""
@@ -126,12 +119,9 @@ def is_running(data_dir: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not locks.try_take(descriptor)
     finally:
         os.close(descriptor)
-    return False
 
 
 def running_url(data_dir: Path) -> str | None:
@@ -150,30 +140,6 @@ def _already_running(data_dir: Path) -> str:
 
 def _open_lock(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return locks.open_lock(path)
     except OSError as error:
         raise InvalidSpec(f"'{path}' cannot be opened: {error.strerror}", param="data_dir") from error
-
-
-def _lock_soon(descriptor: int) -> bool:
-    """Take a lock that others hold for a moment or for ever."""
-    for _ in range(_PROBES):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_PROBE_PAUSE_SECONDS)  # flock can wait for ever or not at all, nothing between
-        else:
-            return True
-    return False
-
-
-def _lock_within(descriptor: int, seconds: float) -> bool:
-    """Take a lock that others may hold for a while. The kernel wakes us; a thread bounds the wait."""
-    taken = threading.Event()
-
-    def take() -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        taken.set()
-
-    threading.Thread(target=take, name="lock", daemon=True).start()
-    return taken.wait(seconds)
