@@ -205,6 +205,25 @@ class Store:
         with path.open("rb") as source:
             return self.put(key, iter(lambda: source.read(_BLOCK_BYTES), b""))
 
+    def fetch(self, key: str, path: Path) -> str:
+        """Copy an object to a local file, whose folder is made where it is missing.
+
+        Returns:
+            The SHA-256 of what was copied, in hexadecimal.
+
+        Raises:
+            NotFound: there is no such object.
+            ServiceUnavailable: the store cannot be reached.
+            OSError: the file cannot be written, or reading breaks off.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with self.open(key) as source, path.open("wb") as target:
+            while block := source.read(_BLOCK_BYTES):
+                digest.update(block)
+                target.write(block)
+        return digest.hexdigest()
+
     def check_writable(self, key: str, num_bytes: int) -> None:
         """Find out whether the store takes objects now, by putting one at `key` and deleting it.
 

@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 
 from jobs.errors import InvalidOutput, ServiceUnavailable
+from jobs.messages import counted
 from scheduler.cli.connect import DataDir, JobId, Json, Url, reach
 from scheduler.cli.interrupts import interruptible
 from scheduler.cli.outputs import check_output, show_results, write_results
-from scheduler.cli.terminal import age, cell, make_table, plural, say, short_bytes, show_json, show_table
+from scheduler.cli.terminal import age, cell, make_table, say, short_bytes, show_json, show_table
 from scheduler.client import connection
 from scheduler.client.http_client import StokerClient
-
-_BLOCK_BYTES = 1 << 20
 
 
 def add_to(app: typer.Typer) -> None:
@@ -99,14 +98,11 @@ def _fetch(client: StokerClient, job_id: str, found: list[connection.Json], fold
         say(f"{each['name']} ({short_bytes(each['bytes'])})")
     if found:
         num_bytes = sum(each["bytes"] for each in found)
-        say(f"{plural(len(found), 'artifact')} written to {folder} ({short_bytes(num_bytes)})")
+        say(f"{counted(len(found), 'artifact')} written to {folder} ({short_bytes(num_bytes)})")
     else:
         say("this job has no artifacts")
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
 from pathlib import Path
 
 from jobs.config.settings import Settings
+from jobs.data.atomic import folder_aside
 from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.db.states import JobState
@@ -18,7 +16,6 @@ from jobs.specs.inference import JOB_PREFIX, JobSpec, processor_job, source_job
 
 MODEL_FOLDER = "model/"
 """What the names of a training's artifacts begin with that are its model."""
-_BLOCK_BYTES = 2**20
 
 
 def fetch_job_model(spec: JobSpec, *, database: Database, store: Store, settings: Settings) -> None:
@@ -46,28 +43,13 @@ def _fetch_job(job_id: str, param: str, *, database: Database, store: Store, set
     if job.state != JobState.COMPLETED or not made:
         raise InvalidModel(f"{param} '{JOB_PREFIX}{job_id}': that job made no model", param=param)
     try:
-        settings.job_models_path.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{job_id}-", dir=settings.job_models_path))
-        try:
+        with folder_aside(settings.job_models_path / job_id) as aside:  # another slot's runner may be first
             for artifact in made:
                 _fetch(store, artifact, aside / artifact.name.removeprefix(MODEL_FOLDER))
-            try:
-                aside.rename(settings.job_models_path / job_id)
-            except OSError:
-                if not (settings.job_models_path / job_id).is_dir():  # another slot's runner was first
-                    raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise ServiceUnavailable(f"the model of {job_id} cannot be kept here: {error}") from error
 
 
 def _fetch(store: Store, artifact: Artifact, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with store.open(artifact.key) as source, path.open("wb") as target:
-        while block := source.read(_BLOCK_BYTES):
-            digest.update(block)
-            target.write(block)
-    if digest.hexdigest() != artifact.sha256:
+    if store.fetch(artifact.key, path) != artifact.sha256:
         raise ServiceUnavailable(f"the artifact '{artifact.name}' of {artifact.job_id} arrived damaged")

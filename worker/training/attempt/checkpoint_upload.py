@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import threading
@@ -25,8 +24,6 @@ from worker.training.reports import Saved
 from worker.wire.pulse import Pulse
 
 logger = logging.getLogger(__name__)
-
-_BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,20 +184,14 @@ def _fetch(checkpoint: Checkpoint, folder: Path, store: Store) -> str | None:
     """Copy a checkpoint's files; what is wrong with them, or None."""
     shutil.rmtree(folder, ignore_errors=True)
     for file in checkpoint.files:
-        path = folder / file["name"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
         try:
-            with store.open(f"{checkpoint.prefix}{file['name']}") as source, path.open("wb") as target:
-                while block := source.read(_BLOCK_BYTES):
-                    digest.update(block)
-                    target.write(block)
+            digest = store.fetch(f"{checkpoint.prefix}{file['name']}", folder / file["name"])
         except NotFound:
             return f"{file['name']} is missing"
         except OSError as error:
             raise MachineError(
                 f"the checkpoint of step {checkpoint.step} cannot be fetched: {reason(error)}"
             ) from error
-        if digest.hexdigest() != file["sha256"]:
+        if digest != file["sha256"]:
             return f"{file['name']} is damaged"
     return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ import pyarrow.compute
 from datasets import Dataset
 
 from jobs.config.settings import Settings
+from jobs.data.atomic import folder_aside
 from jobs.data.sources import Source, open_source
 from jobs.data.sources.training_rows import RowCheck, RowFlaw, naming_data
 from jobs.data.store import Store
@@ -200,17 +200,8 @@ def prepared(rows: InputRows, survey: Survey, prepare: Prepare, *, recipe: Mappi
     else:
         folder.mkdir(parents=True, exist_ok=True)
         _prune(folder)
-        aside = folder / f".{name}-{secrets.token_hex(6)}"
-        aside.mkdir()
-        try:
+        with folder_aside(kept) as aside:  # another training may be first with the same rows
             _write(aside / _FILE, rows, survey, prepare)
-            try:
-                aside.rename(kept)
-            except OSError:
-                if not kept.is_dir():  # else another training was first with the same rows
-                    raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         logger.info("%s: %d rows, now prepared", rows.param, survey.num_rows)
     dataset = Dataset.from_file(str(kept / _FILE))
     assert isinstance(dataset, Dataset)
