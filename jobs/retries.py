@@ -11,6 +11,22 @@ ENDLESS = 2**31
 """Tries of what is never given up."""
 
 
+_MOST_DOUBLINGS = 60
+"""Beyond these every delay is the longest, and a power of two would overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Delays that double with each failure in a row, up to a longest one."""
+
+    first_seconds: float
+    longest_seconds: float
+
+    def delay_seconds(self, num_failures: int) -> float:
+        """The delay after so many failures in a row, from 1."""
+        return min(self.longest_seconds, self.first_seconds * 2.0 ** min(num_failures - 1, _MOST_DOUBLINGS))
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and how patiently to try again."""
@@ -51,6 +67,6 @@ def decide(error: StokerError, attempt: int, policy: RetryPolicy, *, jitter: flo
         return GiveUp(error.message)
     if attempt >= policy.max_attempts:
         return GiveUp(f"{error.message} (tried {attempt} times)")
-    delay = min(policy.max_seconds, policy.first_seconds * 2.0 ** (attempt - 1))
+    delay = Backoff(policy.first_seconds, policy.max_seconds).delay_seconds(attempt)
     share = random.random() if jitter is None else jitter
     return RetryAt(delay * (0.5 + 0.5 * share))

@@ -14,14 +14,14 @@ import orjson
 
 from jobs.data.atomic import write_aside
 from jobs.errors import InvalidSpec, ServiceUnavailable, StokerError
+from jobs.retries import Backoff
 from scheduler.client.event_stream import Message, read_events
 
 Json = dict[str, Any]
 
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 60.0  # the event and log streams send a sign of life every five seconds
-_FIRST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 2.0
+_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0)
 _BLOCK_BYTES = 1 << 20
 _REFUSED_FOR_NOW = 429
 _AWAY = 503
@@ -261,18 +261,18 @@ class _Patience:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._give_up_at: float | None = None
-        self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._num_failures = 0
 
     def pause(self, least_seconds: float = 0.0) -> bool:
         """Wait before the next try; False, at once, when the time is used up."""
         now = time.monotonic()
         if self._give_up_at is None:
             self._give_up_at = now + self._seconds
-        seconds = max(self._pause_seconds, least_seconds)
+        seconds = max(_BACKOFF.delay_seconds(self._num_failures + 1), least_seconds)
         if now + seconds >= self._give_up_at:
             return False
         time.sleep(seconds)  # nothing tells when another machine's server is back
-        self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+        self._num_failures += 1
         return True
 
     def pause_or_raise(self, error: StokerError, cause: BaseException | None) -> None:

@@ -24,7 +24,7 @@ from jobs.errors import ServiceUnavailable, StokerError
 from jobs.ledger import batch_ends, batches, history, webhooks
 from jobs.ledger import jobs as job_ledger
 from jobs.queue import Doorbell
-from jobs.retries import ENDLESS, RetryPolicy
+from jobs.retries import ENDLESS, Backoff, RetryPolicy
 from scheduler.control.dispatcher import dispatch
 from scheduler.control.finalizer import finalize_job
 from scheduler.control.leader import Leader
@@ -162,8 +162,8 @@ class Service:
                 duty.failures = 0
             pause_seconds = duty.every_seconds
             if duty.failures:
-                longest = max(pause_seconds, _LONGEST_PAUSE_SECONDS)
-                pause_seconds = min(longest, self._settings.sweep_seconds * 2.0 ** min(duty.failures - 1, 16))
+                backoff = Backoff(self._settings.sweep_seconds, max(pause_seconds, _LONGEST_PAUSE_SECONDS))
+                pause_seconds = backoff.delay_seconds(duty.failures)
             duty.due_at = time.monotonic() + pause_seconds
 
     # -- the duties

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from jobs import process
 from jobs.config.private_files import open_private
+from jobs.retries import Backoff
 
 logger = logging.getLogger(__name__)
 
-_FIRST_BACKOFF_SECONDS = 0.1
-_LONGEST_BACKOFF_SECONDS = 10.0
+_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=10.0)
 _SETTLED_SECONDS = 5.0
 """A child that lived this long before it died was well: its backoff starts anew."""
 _KEPT_LOG_BYTES = 10 * 2**20
@@ -126,8 +126,7 @@ class Supervisor:
 
     def _note_death(self, child: _Child) -> float:
         """Say that a child died; seconds until it is started again."""
-        doublings = min(child.quick_deaths_so_far, 10)
-        backoff_seconds = min(_FIRST_BACKOFF_SECONDS * (1 << doublings), _LONGEST_BACKOFF_SECONDS)
+        backoff_seconds = _BACKOFF.delay_seconds(child.quick_deaths_so_far + 1)
         logger.warning(
             "%s ended (%s); it starts again in %.1f s (its log: %s)",
             child.program.name,

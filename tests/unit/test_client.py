@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from jobs.errors import InvalidOutput, InvalidSpec, NotFound, ServiceUnavailable
+from jobs.retries import Backoff
 from scheduler.cli.command_line import exit_code_of
 from scheduler.client import connection
 from scheduler.client.connection import segment
@@ -22,7 +23,7 @@ Handler = Callable[[httpx.Request], httpx.Response]
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(connection, "_BACKOFF", Backoff(first_seconds=0.001, longest_seconds=2.0))
 
 
 def client_over(handler: Handler, *, retry_seconds: float = 5.0) -> StokerClient:

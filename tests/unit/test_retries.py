@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.errors import InvalidModel, MachineError
-from jobs.retries import GiveUp, RetryAt, RetryPolicy, decide
+from jobs.errors import InvalidModel, MachineError, ServiceUnavailable
+from jobs.retries import ENDLESS, Backoff, GiveUp, RetryAt, RetryPolicy, decide
 
 POLICY = RetryPolicy(max_attempts=4, first_seconds=1.0, max_seconds=3.0)
 
@@ -26,3 +27,13 @@ def test_jitter_spreads_over_the_upper_half(attempt: int, jitter: float) -> None
     longest = min(3.0, 2.0 ** (attempt - 1))
     assert isinstance(decision, RetryAt)
     assert longest / 2 <= decision.delay_seconds <= longest
+
+
+@pytest.mark.parametrize(("num_failures", "seconds"), [(1, 0.5), (2, 1.0), (4, 4.0), (5, 5.0), (100_000, 5.0)])
+def test_delays_double_up_to_the_longest_however_often(num_failures: int, seconds: float) -> None:
+    assert Backoff(first_seconds=0.5, longest_seconds=5.0).delay_seconds(num_failures) == seconds
+
+
+def test_what_is_never_given_up_still_has_a_delay_after_many_tries() -> None:
+    verdict = decide(ServiceUnavailable(), 5000, RetryPolicy(ENDLESS, 1.0, 30.0), jitter=1.0)
+    assert verdict == RetryAt(30.0)

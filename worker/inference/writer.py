@@ -24,6 +24,7 @@ from jobs.errors import LostLease, MachineError, ServiceUnavailable
 from jobs.ledger import chunks
 from jobs.ledger.chunks import ChunkResults
 from jobs.ledger.leases import WorkingLease
+from jobs.retries import Backoff
 from worker.device import one_line
 from worker.inference.chunks import Batch, OpenChunk, Piece
 from worker.inference.claiming import Holdings
@@ -38,8 +39,7 @@ _CHUNKS_DECODED = 32
 """Also the most chunks of one transaction."""
 _MOST_ROWS = 8192
 """Rows of one transaction, if it has more than one chunk: no heartbeat gets past SQLite's write lock meanwhile."""
-_FIRST_RETRY_SECONDS = 0.05
-_LONGEST_RETRY_SECONDS = 1.0
+_BACKOFF = Backoff(first_seconds=0.05, longest_seconds=1.0)
 
 
 @dataclass(slots=True)
@@ -194,18 +194,19 @@ class Writer:
             first_row: of what is being recorded.
         """
         until = time.monotonic() + self._settings.lease_seconds
-        delay_seconds, tries = _FIRST_RETRY_SECONDS, 0
+        tries = 0
         while True:
             self._pulse.at(Activity.COMMIT, chunk=first_row)
             try:
                 return action(tries)
             except ServiceUnavailable as error:
+                tries += 1
+                delay_seconds = _BACKOFF.delay_seconds(tries)
                 if time.monotonic() + delay_seconds > until:
                     raise
                 logger.warning("results wait to be recorded: %s", error.message)
             if self._failed.wait(delay_seconds):
                 raise ServiceUnavailable("the results were not recorded, as another part of the pipeline failed")
-            delay_seconds, tries = min(2 * delay_seconds, _LONGEST_RETRY_SECONDS), tries + 1
 
 
 def in_groups(chunks: Sequence[OpenChunk]) -> list[list[OpenChunk]]:
