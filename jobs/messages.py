@@ -23,7 +23,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "missing": lambda _: "is required",
     "string_type": lambda _: "must be a text",
     "string_too_short": lambda _: "must not be empty",
-    "string_too_long": lambda limits: f"must have at most {_counted(limits['max_length'], 'character')}",
+    "string_too_long": lambda limits: f"must have at most {counted(limits['max_length'], 'character')}",
     "list_type": lambda _: "must be a list",
     "dict_type": lambda _: "must be a mapping of names to values",
     "model_type": lambda _: "must be a mapping of fields to values",
@@ -44,7 +44,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "less_than": lambda limits: f"must be less than {limits['lt']}",
     "less_than_equal": lambda limits: f"must be at most {limits['le']}",
     "too_short": lambda limits: "must not be empty" if limits["min_length"] == 1 else _at_least(limits),
-    "too_long": lambda limits: f"must have at most {_counted(limits['max_length'], 'entry', 'entries')}",
+    "too_long": lambda limits: f"must have at most {counted(limits['max_length'], 'entry', 'entries')}",
 }
 _MUST_BE = "must be "
 _LONGEST_PART = 100  # characters of one name in a field's path
@@ -108,6 +108,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun: `1 row`, `20,000 rows`, `2 entries`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def _place(error: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(short(str(part), _LONGEST_PART) for part in error["loc"] if not _is_branch(part))
 
@@ -122,8 +127,4 @@ def _phrase(error: Mapping[str, Any]) -> str:
 
 
 def _at_least(limits: Mapping[str, Any]) -> str:
-    return f"must have at least {_counted(limits['min_length'], 'entry', 'entries')}"
-
-
-def _counted(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
+    return f"must have at least {counted(limits['min_length'], 'entry', 'entries')}"

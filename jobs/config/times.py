@@ -11,6 +11,9 @@ from jobs.config.addresses import PrivateHost
 from jobs.config.group import SettingsGroup
 from jobs.retries import RetryPolicy
 
+DAY_SECONDS = 86_400.0
+"""Seconds of a day, in which some settings count."""
+
 
 class RetryTimes(SettingsGroup):
     """How often and how patiently work that failed is tried again."""

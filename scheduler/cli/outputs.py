@@ -10,11 +10,11 @@ import orjson
 from rich.text import Text
 
 from jobs.errors import InvalidOutput
+from jobs.messages import counted
 from scheduler.cli.terminal import (
     cell,
     clean,
     make_table,
-    plural,
     say,
     short_bytes,
     show_json_lines,
@@ -92,7 +92,7 @@ def show_results(client: StokerClient, job: Json, *, as_lines: bool, limit: int 
     show_table(table)
     rest = int(job["counts"]["done"]) - num_rows
     if rest > 0:
-        say(f"and {plural(rest, 'more row')}: stoker results {job_id} --output FILE.{{jsonl,parquet,csv}}")
+        say(f"and {counted(rest, 'more row')}: stoker results {job_id} --output FILE.{{jsonl,parquet,csv}}")
 
 
 def _output_cell(result: Json) -> Text:

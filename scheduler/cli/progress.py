@@ -13,8 +13,9 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from jobs.messages import counted
 from jobs.specs.inference import TRAINING
-from scheduler.cli.terminal import clean, joined, plural, say, short_duration, short_number, stderr
+from scheduler.cli.terminal import clean, joined, say, short_duration, short_number, stderr
 from scheduler.client.connection import Json
 from scheduler.client.http_client import TERMINAL_STATES
 
@@ -155,7 +156,7 @@ class JobProgress:
             return ""
         counts, rates = job["counts"], self._rates
         if job["state"] in {"validating", "queued"}:
-            size = plural(counts["total"], "row") if counts["total"] else ""
+            size = counted(counts["total"], "row") if counts["total"] else ""
             if size and job["kind"] == TRAINING:  # it had slots before, and goes on
                 size = f"{short_number(counts['done'])}/{short_number(counts['total'])} steps"
             return clean(joined([size, job.get("waiting_reason")]))
@@ -215,9 +216,9 @@ def summary(job: Json) -> str:
     began = job["started_at"] or job["created_at"]
     seconds = max(0.0, (job["ended_at"] or began) - began)
     rate = f" ({short_number(counts['done'] / seconds)} {noun}s/s)" if seconds > 0 and counts["done"] else ""
-    done = plural(counts["done"], noun)
+    done = counted(counts["done"], noun)
     if counts["total"] and counts["done"] < counts["total"]:
-        done = f"{counts['done']:,} of {plural(counts['total'], noun)}"
+        done = f"{counts['done']:,} of {counted(counts['total'], noun)}"
     failed = f", {counts['failed']:,} with a row error" if counts["failed"] else ""
     return f"{job['id']} {job['state']}: {done} in {short_duration(seconds)}{rate}{failed}{_learned(job)}"
 

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from jobs.messages import counted
 from jobs.specs.inference import TRAINING
 from scheduler.cli.connect import DataDir, JobId, Json, Url, reach
 from scheduler.cli.interrupts import interruptible
@@ -17,7 +18,6 @@ from scheduler.cli.terminal import (
     cell,
     clean,
     make_table,
-    plural,
     say,
     short_duration,
     short_number,
@@ -161,7 +161,7 @@ def _show_job(job: connection.Json) -> None:
         ("state", state_cell(job["state"])),
         ("task", cell(_task(job))),
         ("model", cell(_model(spec))),
-        (f"{noun}s", f"{counts['done']:,} of {counts['total']:,}" if left else plural(counts["total"], noun)),
+        (f"{noun}s", f"{counts['done']:,} of {counts['total']:,}" if left else counted(counts["total"], noun)),
         ("row errors", f"{counts['failed']:,}" if counts["failed"] else ""),
         ("priority", job["priority"] if job["priority"] != "normal" else ""),
         ("slots", str(job["slots_held"]) if job["slots_held"] else ""),

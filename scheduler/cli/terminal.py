@@ -177,11 +177,6 @@ def age(at: float) -> str:
     return short_duration(max(0.0, time.time() - at))
 
 
-def plural(count: int, noun: str) -> str:
-    """`1 row`, `20,000 rows`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def joined(parts: Sequence[str | None]) -> str:
     """The parts that are there, with commas."""
     return ", ".join(part for part in parts if part)

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete, exists, or_, select
 from sqlmodel import col
 
-from jobs.config.times import RetentionTimes
+from jobs.config.times import DAY_SECONDS, RetentionTimes
 from jobs.data.store import Store, job_prefix
 from jobs.db.database import Database, num_changed
 from jobs.db.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, DeliveryState, JobState
@@ -32,8 +32,7 @@ from jobs.ledger.uploads import uploads_in_use
 
 logger = logging.getLogger(__name__)
 
-_DAY_SECONDS = 24 * 3600.0
-_STALE_SECONDS = _DAY_SECONDS
+_STALE_SECONDS = DAY_SECONDS
 """Age of a temporary whose writer must be dead; also how long after its end a job is searched for orphaned parts."""
 _ENDED = tuple(state for state in JobState if state not in LIVE_JOB_STATES)
 _BATCH_ROWS = 5000  # rows deleted in one transaction, so that nobody waits long for the write lock
@@ -104,7 +103,7 @@ def _has_parts(row: Any) -> bool:
 
 
 def _delete_expired_uploads(db: Database, store: Store, times: RetentionTimes) -> Iterator[str]:
-    oldest = db.now() - times.upload_days * _DAY_SECONDS
+    oldest = db.now() - times.upload_days * DAY_SECONDS
     expired = or_(col(StoredFile.expires_at) <= db.now(), col(StoredFile.created_at) <= oldest)
     with db.read() as session:
         uploads = session.execute(select(col(StoredFile.id), col(StoredFile.key)).where(expired)).all()
@@ -121,7 +120,7 @@ def _delete_expired_uploads(db: Database, store: Store, times: RetentionTimes) -
 def _delete_old_jobs(db: Database, store: Store, times: RetentionTimes) -> Iterator[str]:
     if times.job_days == 0:
         return
-    old = col(Job.ended_at) < db.now() - times.job_days * _DAY_SECONDS
+    old = col(Job.ended_at) < db.now() - times.job_days * DAY_SECONDS
     answered_yet = exists().where(col(Batch.id) == col(Job.batch_id), col(Batch.state).in_(LIVE_BATCH_STATES))
     with db.read() as session:
         job_ids = session.scalars(select(col(Job.id)).where(col(Job.state).in_(_ENDED), old, ~answered_yet)).all()
@@ -141,7 +140,7 @@ def _delete_old_batches(db: Database, _store: Store, times: RetentionTimes) -> I
     if times.job_days == 0:
         return
     ended = col(Batch.state).not_in(LIVE_BATCH_STATES)
-    old = col(Batch.created_at) < db.now() - times.job_days * _DAY_SECONDS
+    old = col(Batch.created_at) < db.now() - times.job_days * DAY_SECONDS
     with db.read() as session:
         batch_ids = session.scalars(select(col(Batch.id)).where(ended, old)).all()
     for batch_id in batch_ids:
@@ -154,7 +153,7 @@ def _delete_old_batches(db: Database, _store: Store, times: RetentionTimes) -> I
 def _delete_old_deliveries(db: Database, _store: Store, times: RetentionTimes) -> Iterator[str]:
     old = (
         col(WebhookDelivery.state) != DeliveryState.PENDING,
-        col(WebhookDelivery.ended_at) < db.now() - times.webhook_days * _DAY_SECONDS,
+        col(WebhookDelivery.ended_at) < db.now() - times.webhook_days * DAY_SECONDS,
     )
     some = select(col(WebhookDelivery.id)).where(*old).limit(_BATCH_ROWS)
     num_deleted = _BATCH_ROWS

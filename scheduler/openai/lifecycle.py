@@ -15,7 +15,7 @@ from jobs.config import catalogue
 from jobs.config.access_rules import AccessRules
 from jobs.config.catalogue import CatalogueModel
 from jobs.config.limits import limits_of
-from jobs.config.times import RetentionTimes
+from jobs.config.times import DAY_SECONDS, RetentionTimes
 from jobs.data.store import Store, batch_prefix, upload_key
 from jobs.db.database import Database
 from jobs.db.states import BatchState, JobState
@@ -31,8 +31,6 @@ from scheduler.openai.answers import answers
 from scheduler.openai.intake import BadBatch, Intake
 
 logger = logging.getLogger(__name__)
-
-_DAY_SECONDS = 86400.0
 
 
 def take_in(
@@ -112,7 +110,7 @@ def finish(db: Database, store: Store, retention: RetentionTimes, batch_id: str)
     try:
         batch = batch_ends.begin_finalizing(db, batch_id)
         outcome = _write_files(db, store, batch, jobs)
-        batch_ends.end(db, batch_id, outcome, default_seconds=retention.upload_days * _DAY_SECONDS)
+        batch_ends.end(db, batch_id, outcome, default_seconds=retention.upload_days * DAY_SECONDS)
     except Conflict as error:
         logger.info("finishing of %s ended: %s", batch_id, error)
         return

@@ -33,6 +33,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jobs.ledger.leases import Grant
+from jobs.messages import counted
 from scheduler.policy.preemption import Holders, elastic_victims, preempted
 from scheduler.policy.types import Decisions, JobView, LeaseView, SlotView, effective_rank, is_ready, order
 
@@ -259,22 +260,18 @@ class _Table:
         if num_slots == 0:
             return "no slot is online"
         if job.id in self.promised:
-            return f"next: {_count(self.promised[job.id], 'slot')} on the way back from other jobs"
+            return f"next: {counted(self.promised[job.id], 'slot')} on the way back from other jobs"
         if job.id in self.bides:
             return f"next: a training makes room for it once that has had its slots for {job.preemptable_seconds:g} s"
         if job.gang_size > 1:
             needs = f"needs {job.gang_size} slots of one host at once"
             largest = max(len(pool) for pool in self.pools)
             if job.gang_size > largest:
-                return f"{needs}; {_count(largest, 'is', 'are')} online on the largest"
+                return f"{needs}; {counted(largest, 'is', 'are')} online on the largest"
             if job.id == self.reserved_for:
                 turn = "next" if place == 1 else f"number {place} in the queue"
                 return f"{turn}: {needs}, which are kept for it as the trainings on them end"
             most_free = max(len(pool & self.free.keys()) for pool in self.pools)
-            return f"{needs}; at most {_count(most_free, 'is', 'are')} free together"
+            return f"{needs}; at most {counted(most_free, 'is', 'are')} free together"
         busy = "the only slot is" if num_slots == 1 else f"all {num_slots} slots are"
         return f"number {place} in the queue; {busy} busy with jobs before it"
-
-
-def _count(number: int, one: str, several: str | None = None) -> str:
-    return f"{number} {one if number == 1 else several or f'{one}s'}"

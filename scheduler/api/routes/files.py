@@ -18,6 +18,7 @@ from starlette.responses import Response, StreamingResponse
 
 from jobs.config.limits import limits_of
 from jobs.config.projects import sees
+from jobs.config.times import DAY_SECONDS
 from jobs.data.store import StoredObject, upload_key
 from jobs.db.ids import new_id
 from jobs.db.tables import ApiKey, StoredFile
@@ -38,7 +39,6 @@ from scheduler.api.stored_object import RANGES, stream_object
 
 logger = logging.getLogger(__name__)
 
-_DAY_SECONDS = 86400.0
 _EXPIRY_SECONDS = re.compile(r"[1-9][0-9]{0,9}")
 _BATCH_ENDINGS = ("", ".jsonl")
 _FRAME_BYTES = 64 * 2**10  # bytes that the multipart encoding may add around the file
@@ -230,7 +230,7 @@ def _store(context: Context, file_id: str, part: Part, room: _Room) -> StoredObj
 def _write_down(
     context: Context, file_id: str, filename: str, fields: dict[str, str], stored: StoredObject, project: str
 ) -> StoredFile:
-    longest = context.settings.upload_days * _DAY_SECONDS  # the operator's limit wins over a longer request
+    longest = context.settings.upload_days * DAY_SECONDS  # the operator's limit wins over a longer request
     seconds = min(longest, float(fields.get("expires_after[seconds]", longest)))
     limit = limits_of(project, context.settings.projects).upload_bytes
     with context.database.write() as session:
