@@ -10,26 +10,21 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Delete,
     Double,
     Engine,
-    Update,
     create_engine,
     event,
-    func,
     literal,
     literal_column,
-    select,
     text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InternalError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
-from sqlmodel import Session, SQLModel
 
 from jobs import locks
+from jobs.db.transaction import Transaction
 from jobs.errors import InvalidSpec, ServiceUnavailable
 from jobs.messages import first_line
 
@@ -101,7 +96,7 @@ class Database:
     # -- transactions
 
     @contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self) -> Iterator[Transaction]:
         """A transaction that writes; committed at the end, rolled back on any exception.
 
         On SQLite it takes the write lock at its start, so that what it reads stays true until it commits. Keep it
@@ -111,15 +106,15 @@ class Database:
             ServiceUnavailable: the database cannot be reached. After one from the commit itself, the outcome is not
                 known: read back by token before deciding.
         """
-        with self._turn(), self._session(immediate=True) as session:
-            yield session
-            session.commit()
+        with self._turn(), self._transaction(immediate=True) as tx:
+            yield tx
+            tx.commit()
 
     @contextmanager
-    def read(self) -> Iterator[Session]:
+    def read(self) -> Iterator[Transaction]:
         """A transaction that only reads, one consistent snapshot on SQLite, never blocked by a writer."""
-        with self._session(immediate=False) as session:
-            yield session
+        with self._transaction(immediate=False) as tx:
+            yield tx
 
     def _turn(self) -> AbstractContextManager[None]:
         """On SQLite, the wait for the write lock, in the kernel.
@@ -137,12 +132,12 @@ class Database:
             raise ServiceUnavailable(f"the database cannot be used: {error.strerror}: {path}") from error
 
     @contextmanager
-    def _session(self, *, immediate: bool) -> Iterator[Session]:
+    def _transaction(self, *, immediate: bool) -> Iterator[Transaction]:
         try:
             with self.engine.connect() as connection:
                 connection = connection.execution_options(stoker_immediate=immediate)
-                with Session(connection, expire_on_commit=False, autoflush=True) as session:
-                    yield session
+                with Transaction(connection, is_sqlite=self.is_sqlite, now=self.now) as tx:
+                    yield tx
         except (DBAPIError, PoolTimeout) as error:
             # InternalError is what a PostgreSQL server says that became a read-only standby, until it is left.
             is_away = isinstance(error, OperationalError | InternalError | PoolTimeout)
@@ -158,38 +153,12 @@ class Database:
             return literal(self._clock(), Double)
         return literal_column(_SQLITE_CLOCK if self.is_sqlite else _POSTGRES_CLOCK, Double)
 
-    def time(self, session: Session) -> float:
-        """The database's clock read now, Unix seconds."""
-        return float(session.execute(select(self.now())).scalar_one())
-
-    # -- dialect
-
-    def insert(self, table: type[SQLModel]) -> Any:
-        """The dialect's INSERT, which knows `on_conflict_do_update` and `on_conflict_do_nothing`."""
-        return (sqlite if self.is_sqlite else postgresql).insert(table)
-
-    def greatest(self, *values: Any) -> ColumnElement[Any]:
-        """The largest of several SQL values."""
-        return func.max(*values) if self.is_sqlite else func.greatest(*values)
-
-    def take_turn(self, session: Session, name: str) -> None:
-        """Be the only transaction that has called this with `name`, until it ends: one after the other.
-
-        SQLite's writing transactions are that anyway.
-        """
-        if not self.is_sqlite:
-            session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
+    # -- whether it answers
 
     def ping(self) -> None:
         """Raises ServiceUnavailable where the database does not answer."""
-        with self.read() as session:
-            session.execute(text("SELECT 1"))
-
-
-def num_changed(session: Session, statement: Update | Delete) -> int:
-    """Run a statement; the number of rows that it changed or deleted."""
-    result: Any = session.execute(statement)  # its type names no `rowcount`, which every UPDATE and DELETE has
-    return int(result.rowcount)
+        with self.read() as tx:
+            tx.execute(text("SELECT 1"))
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

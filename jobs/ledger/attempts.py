@@ -15,7 +15,6 @@ from jobs.db.moves import moving
 from jobs.db.states import AttemptEnd, JobState
 from jobs.db.tables import Artifact, Attempt, Checkpoint, Job, Lease, Metric
 from jobs.errors import LostLease
-from jobs.ledger import history
 from jobs.ledger.leases import hold
 from jobs.specs.training_metrics import Mode, is_better
 
@@ -53,22 +52,21 @@ def begin(db: Database, lease_id: str, *, resumed_step: int, num_halvings: int =
     Raises:
         LostLease: the lease is not active any more.
     """
-    with db.write() as session:
-        lease = hold(session, lease_id)
+    with db.write() as tx:
+        lease = hold(tx, lease_id)
         attempt = Attempt(
             job_id=lease.job_id,
             number=lease.attempt,
             lease_id=lease.id,
             slot_id=lease.slot_id,
-            started_at=db.time(session),
+            started_at=tx.time(),
             resumed_step=resumed_step,
             last_step=resumed_step,
             num_halvings=num_halvings,
         )
-        session.add(attempt)
-        session.flush()
-        history.record(
-            session, db, lease.job_id, "attempt.began", lease=lease.id, slot=lease.slot_id, attempt=lease.attempt,
+        tx.add(attempt)
+        tx.record(
+            lease.job_id, "attempt.began", lease=lease.id, slot=lease.slot_id, attempt=lease.attempt,
             resumed_step=resumed_step, num_halvings=num_halvings,
         )  # fmt: skip
         return attempt
@@ -80,8 +78,8 @@ def advance(db: Database, lease_id: str, *, step: int, total_steps: int, points:
     Raises:
         LostLease: the lease is not active any more, or the job has ended; nothing was recorded.
     """
-    with db.write() as session:
-        lease = hold(session, lease_id)
+    with db.write() as tx:
+        lease = hold(tx, lease_id)
         records = [
             {
                 "job_id": lease.job_id,
@@ -93,12 +91,12 @@ def advance(db: Database, lease_id: str, *, step: int, total_steps: int, points:
             for (at, name), value in {(at, name): value for at, name, value in points}.items()
         ]
         for first in range(0, len(records), _POINTS_AT_ONCE):
-            insert = db.insert(Metric).values(records[first : first + _POINTS_AT_ONCE])
+            insert = tx.insert(Metric).values(records[first : first + _POINTS_AT_ONCE])
             changed = {"value": insert.excluded.value, "attempt": insert.excluded.attempt}
-            session.execute(insert.on_conflict_do_update(index_elements=["job_id", "step", "name"], set_=changed))
+            tx.execute(insert.on_conflict_do_update(index_elements=["job_id", "step", "name"], set_=changed))
         at_step = update(Attempt).where(col(Attempt.job_id) == lease.job_id, col(Attempt.number) == lease.attempt)
-        session.execute(at_step.values(last_step=step))
-        _count_steps(session, lease, step, total_steps)
+        tx.execute(at_step.values(last_step=step))
+        _count_steps(tx, lease, step, total_steps)
 
 
 def keep_checkpoint(db: Database, lease_id: str, new: NewCheckpoint, rule: KeepRule) -> list[str]:
@@ -110,16 +108,16 @@ def keep_checkpoint(db: Database, lease_id: str, new: NewCheckpoint, rule: KeepR
     Raises:
         LostLease: the lease is not active any more; the checkpoint is not the job's.
     """
-    with db.write() as session:
-        lease = hold(session, lease_id)
-        session.flush()
-        is_progress = all(one.step < new.step for one in checkpoints(session, lease.job_id))
-        before = session.get(Checkpoint, (lease.job_id, new.step))
+    with db.write() as tx:
+        lease = hold(tx, lease_id)
+        tx.flush()
+        is_progress = all(one.step < new.step for one in checkpoints(tx, lease.job_id))
+        before = tx.get(Checkpoint, (lease.job_id, new.step))
         dropped = [] if before is None else [before.prefix]
         if before is not None:
-            session.delete(before)
-            session.flush()
-        session.add(
+            tx.delete(before)
+            tx.flush()
+        tx.add(
             Checkpoint(
                 job_id=lease.job_id,
                 step=new.step,
@@ -130,19 +128,18 @@ def keep_checkpoint(db: Database, lease_id: str, new: NewCheckpoint, rule: KeepR
                     for file in new.files
                 ],
                 metric=new.metric,
-                created_at=db.time(session),
+                created_at=tx.time(),
             )
         )
         if is_progress:  # that stays: the deaths before it do not count any more
-            session.execute(update(Job).where(col(Job.id) == lease.job_id).values(crashes=0))
-        session.flush()
-        history.record(
-            session, db, lease.job_id, "checkpoint.kept", lease=lease.id, step=new.step, metric=new.metric,
+            tx.execute(update(Job).where(col(Job.id) == lease.job_id).values(crashes=0))
+        tx.record(
+            lease.job_id, "checkpoint.kept", lease=lease.id, step=new.step, metric=new.metric,
             bytes=sum(file.num_bytes for file in new.files),
         )  # fmt: skip
-        for old in _superseded(checkpoints(session, lease.job_id), rule):
+        for old in _superseded(checkpoints(tx, lease.job_id), rule):
             dropped.append(old.prefix)
-            session.delete(old)
+            tx.delete(old)
         return dropped
 
 
@@ -152,11 +149,11 @@ def forget_checkpoint(db: Database, lease_id: str, step: int, reason: str) -> No
     Raises:
         LostLease: the lease is not active any more.
     """
-    with db.write() as session:
-        lease = hold(session, lease_id)
+    with db.write() as tx:
+        lease = hold(tx, lease_id)
         gone = delete(Checkpoint).where(col(Checkpoint.job_id) == lease.job_id, col(Checkpoint.step) == step)
-        session.execute(gone)
-        history.record(session, db, lease.job_id, "checkpoint.damaged", lease=lease.id, step=step, reason=reason)
+        tx.execute(gone)
+        tx.record(lease.job_id, "checkpoint.damaged", lease=lease.id, step=step, reason=reason)
 
 
 def finish(db: Database, lease_id: str, made: Sequence[Artifact], *, step: int) -> None:
@@ -165,19 +162,19 @@ def finish(db: Database, lease_id: str, made: Sequence[Artifact], *, step: int) 
     Raises:
         LostLease: the lease is not active any more, or the job is not running; nothing was recorded.
     """
-    with db.write() as session:
-        lease = hold(session, lease_id)
+    with db.write() as tx:
+        lease = hold(tx, lease_id)
         finished = (
             moving(Job, JobState.RUNNING, JobState.FINALIZING)
             .where(col(Job.id) == lease.job_id)
             .values(num_done=step, num_rows=step, crashes=0)
             .returning(col(Job.id))
         )
-        if session.execute(finished).one_or_none() is None:
+        if tx.execute(finished).one_or_none() is None:
             raise LostLease("the job has ended")
         for artifact in made:
-            session.merge(artifact)
-        history.record(session, db, lease.job_id, "job.finalizing")
+            tx.merge(artifact)
+        tx.record(lease.job_id, "job.finalizing")
 
 
 # -- looking -------------------------------------------------------------------------------------------------------

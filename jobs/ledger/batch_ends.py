@@ -14,7 +14,7 @@ from jobs.db.database import Database
 from jobs.db.moves import move
 from jobs.db.states import LIVE_JOB_STATES, BatchState, JobState
 from jobs.db.tables import Batch, Job, StoredFile
-from jobs.ledger import announcements, history
+from jobs.ledger import announcements
 from jobs.ledger.batches import OUTPUT_PURPOSE, ROWS_PURPOSE, BatchCounts, lock, stored_file
 
 _UNTOLD = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING)  # of a job that a cancel would change
@@ -51,13 +51,12 @@ def begin_finalizing(db: Database, batch_id: str) -> Batch:
     Raises:
         Conflict: it has ended.
     """
-    with db.write() as session:
-        batch = lock(session, batch_id, BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING)
+    with db.write() as tx:
+        batch = lock(tx, batch_id, BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING)
         if batch.state == BatchState.IN_PROGRESS:
             move(batch, BatchState.FINALIZING)
-            batch.finalizing_at = db.time(session)
-            session.flush()
-            history.record(session, db, batch_id, "batch.finalizing")
+            batch.finalizing_at = tx.time()
+            tx.record(batch_id, "batch.finalizing")
         return batch
 
 
@@ -71,13 +70,13 @@ def end(db: Database, batch_id: str, outcome: BatchOutcome, *, default_seconds: 
         Conflict: another scheduler was first.
     """
     is_cancel = outcome.state == BatchState.CANCELLED
-    with db.write() as session:
-        batch = lock(session, batch_id, BatchState.CANCELLING if is_cancel else BatchState.FINALIZING)
-        now = db.time(session)
+    with db.write() as tx:
+        batch = lock(tx, batch_id, BatchState.CANCELLING if is_cancel else BatchState.FINALIZING)
+        now = tx.time()
         expires_at = now + (batch.output_seconds or default_seconds)
         for file_id, content in ((batch.output_file_id, outcome.output), (batch.error_file_id, outcome.errors_file)):
             if file_id is not None and content is not None:
-                session.add(stored_file(batch, file_id, OUTPUT_PURPOSE, content, now, expires_at=expires_at))
+                tx.add(stored_file(batch, file_id, OUTPUT_PURPOSE, content, now, expires_at=expires_at))
         batch.output_file_id = None if outcome.output is None else batch.output_file_id
         batch.error_file_id = None if outcome.errors_file is None else batch.error_file_id
         move(batch, outcome.state)
@@ -85,15 +84,14 @@ def end(db: Database, batch_id: str, outcome: BatchOutcome, *, default_seconds: 
         batch.num_completed, batch.num_failed = outcome.counts.completed, outcome.counts.failed
         batch.input_tokens, batch.output_tokens = outcome.input_tokens, outcome.output_tokens
         batch.errors = [dict(error) for error in outcome.errors] or None
-        session.flush()
-        announcements.tell_batch(session, db, batch)
+        announcements.tell_batch(tx, batch)
 
 
 def forget_rows(db: Database, batch_id: str) -> None:
     """Delete the records of the files that an ended batch's input was split into; their objects are gone already."""
-    with db.write() as session:
+    with db.write() as tx:
         rows = (
             col(StoredFile.purpose) == ROWS_PURPOSE,
             col(StoredFile.key).startswith(batch_prefix(batch_id), autoescape=True),
         )
-        session.execute(delete(StoredFile).where(*rows))
+        tx.execute(delete(StoredFile).where(*rows))

@@ -21,7 +21,7 @@ from jobs.db.moves import move
 from jobs.db.states import BatchState
 from jobs.db.tables import Batch, Job, StoredFile
 from jobs.errors import Conflict, NotFound
-from jobs.ledger import announcements, history, paging, usage
+from jobs.ledger import announcements, paging, usage
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.usage import RowsWanted
 from jobs.specs.inference import JobSpec
@@ -108,16 +108,14 @@ def create(
     """
     key = None if idempotency_key is None else f"{project}/{idempotency_key}"
     try:
-        with db.write() as session:
-            db.take_turn(session, new.digest)  # of two tries at once the second waits until the first can be seen
-            now = db.time(session)
-            before = _made_before(
-                session, new, project=project, key=key, since=now - _RETRY_SECONDS if is_retry else None
-            )
+        with db.write() as tx:
+            tx.take_turn(new.digest)  # of two tries at once the second waits until the first can be seen
+            now = tx.time()
+            before = _made_before(tx, new, project=project, key=key, since=now - _RETRY_SECONDS if is_retry else None)
             if before is not None:
                 return before
             if wanted is not None:
-                usage.take_rows(session, db, project, wanted)
+                usage.take_rows(tx, project, wanted)
             batch = Batch(
                 id=new_id("batch"),
                 project=project,
@@ -134,13 +132,12 @@ def create(
                 created_at=now,
                 expires_at=now + new.window_seconds,
             )
-            session.add(batch)
-            session.flush()
-            history.record(session, db, batch.id, "batch.created", endpoint=new.endpoint, file=new.input_file_id)
+            tx.add(batch)
+            tx.record(batch.id, "batch.created", endpoint=new.endpoint, file=new.input_file_id)
         return batch
     except IntegrityError:  # another request with the key was written between the look and the insertion
-        with db.read() as session:
-            first = _made_before(session, new, project=project, key=key, since=None)
+        with db.read() as tx:
+            first = _made_before(tx, new, project=project, key=key, since=None)
         if first is None:
             raise
         return first
@@ -207,18 +204,17 @@ def accept(db: Database, batch_id: str, plan: BatchPlan) -> None:
     Raises:
         Conflict: it is not validating any more.
     """
-    with db.write() as session:
-        batch = lock(session, batch_id, BatchState.VALIDATING)
-        now = db.time(session)
+    with db.write() as tx:
+        batch = lock(tx, batch_id, BatchState.VALIDATING)
+        now = tx.time()
         stored = [(part.file_id, part.rows) for part in plan.parts]
         if plan.carried is not None:
             stored.append((new_id("file"), plan.carried))
         for file_id, content in stored:
-            session.add(stored_file(batch, file_id, ROWS_PURPOSE, content, now, expires_at=None))
+            tx.add(stored_file(batch, file_id, ROWS_PURPOSE, content, now, expires_at=None))
         for part in plan.parts:
             job_ledger.add(
-                session,
-                db,
+                tx,
                 part.spec,
                 project=batch.project,
                 batch_id=batch_id,
@@ -231,8 +227,7 @@ def accept(db: Database, batch_id: str, plan: BatchPlan) -> None:
         batch.num_carried = plan.num_carried
         batch.carried_key = None if plan.carried is None else plan.carried.key
         batch.output_file_id, batch.error_file_id = new_id("file"), new_id("file")
-        session.flush()
-        history.record(session, db, batch_id, "batch.in_progress", lines=plan.num_lines, jobs=len(plan.parts))
+        tx.record(batch_id, "batch.in_progress", lines=plan.num_lines, jobs=len(plan.parts))
 
 
 def refuse(db: Database, batch_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
@@ -244,14 +239,13 @@ def refuse(db: Database, batch_id: str, errors: Sequence[Mapping[str, Any]]) -> 
     Raises:
         Conflict: it is not validating any more.
     """
-    with db.write() as session:
-        batch = lock(session, batch_id, BatchState.VALIDATING)
+    with db.write() as tx:
+        batch = lock(tx, batch_id, BatchState.VALIDATING)
         move(batch, BatchState.FAILED)
-        batch.failed_at = db.time(session)
+        batch.failed_at = tx.time()
         batch.errors = [dict(error) for error in errors]
         batch.num_completed = batch.num_failed = 0
-        session.flush()
-        announcements.tell_batch(session, db, batch)
+        announcements.tell_batch(tx, batch)
 
 
 def cancel(db: Database, batch_id: str) -> Batch:
@@ -263,24 +257,22 @@ def cancel(db: Database, batch_id: str) -> Batch:
         NotFound: there is no such batch.
         Conflict: it has ended.
     """
-    with db.write() as session:
-        batch = session.scalar(select(Batch).where(col(Batch.id) == batch_id).with_for_update())
+    with db.write() as tx:
+        batch = tx.scalar(select(Batch).where(col(Batch.id) == batch_id).with_for_update())
         if batch is None:
             raise NotFound(f"there is no batch '{batch_id}'")
         if batch.state.is_terminal:
             raise Conflict(f"batch {batch_id} has ended already: {batch.state}")
-        now = db.time(session)
+        now = tx.time()
         if batch.state == BatchState.VALIDATING:
             move(batch, BatchState.CANCELLED)
             batch.cancelling_at = batch.cancelled_at = now
             batch.num_completed = batch.num_failed = 0
-            session.flush()
-            announcements.tell_batch(session, db, batch)
+            announcements.tell_batch(tx, batch)
         elif batch.state == BatchState.IN_PROGRESS:
             move(batch, BatchState.CANCELLING)
             batch.cancelling_at = now
-            session.flush()
-            history.record(session, db, batch_id, "batch.cancelling")
+            tx.record(batch_id, "batch.cancelling")
         return batch
 
 

@@ -17,12 +17,13 @@ from jobs.config.times import RetryTimes
 from jobs.data import row_errors
 from jobs.data.row_errors import FailedRow, RowErrors
 from jobs.data.rows import Result, RowError
-from jobs.db.database import Database, num_changed
+from jobs.db.database import Database
 from jobs.db.moves import check, move, moving
 from jobs.db.states import ChunkState, JobState
 from jobs.db.tables import Chunk, Job, Lease
+from jobs.db.transaction import Transaction
 from jobs.errors import LostLease, StokerError
-from jobs.ledger import history, lost_work
+from jobs.ledger import lost_work
 from jobs.ledger.leases import hold
 
 
@@ -60,11 +61,11 @@ def claim(db: Database, lease_id: str, *, limit: int) -> list[Claim]:
     Raises:
         LostLease: the lease is not active any more.
     """
-    with db.write() as session:
-        lease = hold(session, lease_id)
+    with db.write() as tx:
+        lease = hold(tx, lease_id)
         if (
             lease.yield_asked
-            or session.scalar(select(col(Job.state)).where(col(Job.id) == lease.job_id)) != JobState.RUNNING
+            or tx.scalar(select(col(Job.state)).where(col(Job.id) == lease.job_id)) != JobState.RUNNING
         ):
             return []
         pending = (
@@ -72,21 +73,19 @@ def claim(db: Database, lease_id: str, *, limit: int) -> list[Claim]:
             .where(
                 col(Chunk.job_id) == lease.job_id,
                 col(Chunk.state) == ChunkState.PENDING,
-                col(Chunk.not_before) <= db.now(),
+                col(Chunk.not_before) <= tx.now(),
             )
             .order_by(col(Chunk.start_row))
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
-        chunks = list(session.scalars(pending))
+        chunks = list(tx.scalars(pending))
         for chunk in chunks:
             move(chunk, ChunkState.LEASED)
             chunk.lease_id = lease_id
         if chunks:
             starts = [chunk.start_row for chunk in chunks]
-            history.record(
-                session, db, lease.job_id, "chunks.claimed", lease=lease_id, slot=lease.slot_id, start_rows=starts
-            )
+            tx.record(lease.job_id, "chunks.claimed", lease=lease_id, slot=lease.slot_id, start_rows=starts)
         return [_as_claim(chunk) for chunk in chunks]
 
 
@@ -109,13 +108,13 @@ def commit(
     for chunk in chunks:
         if [result.row_index for result in chunk.results] != list(range(chunk.start_row, chunk.stop_row)):
             raise ValueError(f"chunk {chunk.start_row}: its results are not one for each row, in row order")
-    with db.write() as session:
-        lease = hold(session, lease_id)
+    with db.write() as tx:
+        lease = hold(tx, lease_id)
         for chunk in chunks:
-            _finish_chunk(session, lease, chunk)
+            _finish_chunk(tx, lease, chunk)
         if record is not None:
-            record(session)
-        _count(session, db, lease, [result for chunk in chunks for result in chunk.results], len(chunks))
+            record(tx)
+        _count(tx, lease, [result for chunk in chunks for result in chunk.results], len(chunks))
 
 
 def give_back(db: Database, lease_id: str, start_rows: Sequence[int]) -> None:
@@ -124,9 +123,9 @@ def give_back(db: Database, lease_id: str, start_rows: Sequence[int]) -> None:
     Raises:
         LostLease: the lease is not active any more; its chunks are pending already.
     """
-    with db.write() as session:
-        lease = hold(session, lease_id)
-        lost_work.return_chunks(session, lease.id, start_rows)
+    with db.write() as tx:
+        lease = hold(tx, lease_id)
+        lost_work.return_chunks(tx, lease.id, start_rows)
 
 
 def fail(db: Database, lease_id: str, start_row: int, error: StokerError, retries: RetryTimes) -> None:
@@ -135,15 +134,15 @@ def fail(db: Database, lease_id: str, start_row: int, error: StokerError, retrie
     Raises:
         LostLease: the lease does not own the chunk any more.
     """
-    with db.write() as session:
-        lease = hold(session, lease_id)
-        chunk = session.get(Chunk, (lease.job_id, start_row), with_for_update=True)
+    with db.write() as tx:
+        lease = hold(tx, lease_id)
+        chunk = tx.get(Chunk, (lease.job_id, start_row), with_for_update=True)
         if chunk is None or chunk.state != ChunkState.LEASED or chunk.lease_id != lease_id:
             raise LostLease
-        lost_work.retry_or_give_up(session, db, chunk, error, retries)
+        lost_work.retry_or_give_up(tx, chunk, error, retries)
 
 
-def _finish_chunk(session: Session, lease: Lease, chunk: ChunkResults) -> None:
+def _finish_chunk(tx: Transaction, lease: Lease, chunk: ChunkResults) -> None:
     check(ChunkState.LEASED, ChunkState.FAILED)
     finished = (
         moving(Chunk, ChunkState.LEASED, ChunkState.DONE)
@@ -158,11 +157,11 @@ def _finish_chunk(session: Session, lease: Lease, chunk: ChunkResults) -> None:
             part=chunk.part,
         )
     )
-    if num_changed(session, finished) != 1:
+    if tx.changed(finished) != 1:
         raise LostLease
 
 
-def _count(session: Session, db: Database, lease: Lease, results: Sequence[Result], num_chunks: int) -> None:
+def _count(tx: Transaction, lease: Lease, results: Sequence[Result], num_chunks: int) -> None:
     """Add to the job's counters; its row is locked last and shortly, and the last one in sees every other commit."""
     num_failed = sum(result.error is not None for result in results)
     counted = (
@@ -179,11 +178,11 @@ def _count(session: Session, db: Database, lease: Lease, results: Sequence[Resul
             col(Job.max_row_errors), col(Job.num_first), col(Job.is_mixed), col(Job.row_error),
         )
     )  # fmt: skip
-    row = session.execute(counted).one_or_none()
+    row = tx.execute(counted).one_or_none()
     if row is None:
         raise LostLease("the job has ended")
-    history.record(
-        session, db, lease.job_id, "chunks.done", lease=lease.id, slot=lease.slot_id, chunks=num_chunks,
+    tx.record(
+        lease.job_id, "chunks.done", lease=lease.id, slot=lease.slot_id, chunks=num_chunks,
         rows=len(results), failed=num_failed, done=row.num_done, total=row.num_rows,
     )  # fmt: skip
     first = None if row.row_error is None else FailedRow(**row.row_error)
@@ -192,17 +191,17 @@ def _count(session: Session, db: Database, lease: Lease, results: Sequence[Resul
     if noted != before:  # the job's row is locked by now, so nobody notes anything between
         row_error = None if noted.first is None else asdict(noted.first)
         remembered = {"num_first": noted.num_first, "is_mixed": noted.is_mixed, "row_error": row_error}
-        session.execute(update(Job).where(col(Job.id) == lease.job_id).values(remembered))
+        tx.execute(update(Job).where(col(Job.id) == lease.job_id).values(remembered))
     if row.state != JobState.RUNNING:
         return
     error = None
     if row.batch_id is None:
         error = row_errors.verdict(row.max_row_errors, noted, num_rows=row.num_rows, num_failed=row.num_failed)
     if error is not None:
-        lost_work.fail_job(session, db, lease.job_id, error.code, error.message)
+        lost_work.fail_job(tx, lease.job_id, error.code, error.message)
     elif row.num_done == row.num_rows:
-        session.execute(moving(Job, JobState.RUNNING, JobState.FINALIZING).where(col(Job.id) == lease.job_id))
-        history.record(session, db, lease.job_id, "job.finalizing")
+        tx.execute(moving(Job, JobState.RUNNING, JobState.FINALIZING).where(col(Job.id) == lease.job_id))
+        tx.record(lease.job_id, "job.finalizing")
 
 
 def _as_claim(chunk: Chunk) -> Claim:

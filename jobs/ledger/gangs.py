@@ -16,7 +16,6 @@ from jobs.db.database import Database
 from jobs.db.states import LIVE_LEASE_STATES, LeaseState
 from jobs.db.tables import Lease, Slot
 from jobs.errors import LostLease
-from jobs.ledger import history
 from jobs.ledger.leases import hold
 
 
@@ -48,11 +47,10 @@ def hold_place(db: Database, lease_id: str) -> None:
     Raises:
         LostLease: the lease is not active any more.
     """
-    with db.write() as session:
-        lease = hold(session, lease_id)
-        lease.held_at = db.time(session)
-        session.flush()
-        history.record(session, db, lease.job_id, "lease.held", lease=lease.id, slot=lease.slot_id, rank=lease.rank)
+    with db.write() as tx:
+        lease = hold(tx, lease_id)
+        lease.held_at = tx.time()
+        tx.record(lease.job_id, "lease.held", lease=lease.id, slot=lease.slot_id, rank=lease.rank)
 
 
 def look(db: Database, lease_id: str) -> Standing:
@@ -103,6 +101,6 @@ def ask_shutdown(db: Database, lease_id: str) -> None:
         .values(shutdown_asked=True)
         .returning(col(Lease.id))
     )
-    with db.write() as session:
-        if session.execute(asked).one_or_none() is None:
+    with db.write() as tx:
+        if tx.execute(asked).one_or_none() is None:
             raise LostLease

@@ -89,8 +89,8 @@ def pin_revision(db: Database, lease_id: str, part: Part, revision: str) -> str:
     Raises:
         LostLease: the lease is not active any more.
     """
-    with db.write() as session:
-        job = _lock_job(session, hold(session, lease_id).job_id)
+    with db.write() as tx:
+        job = _lock_job(tx, hold(tx, lease_id).job_id)
         pins = Pins.parse(job.pins)
         pinned = pins.of(part)
         if isinstance(pinned, PinnedRevision):

@@ -14,8 +14,9 @@ from jobs.db.ids import new_id
 from jobs.db.moves import move, moving
 from jobs.db.states import LIVE_JOB_STATES, JobState
 from jobs.db.tables import Artifact, Job, Lease
+from jobs.db.transaction import Transaction
 from jobs.errors import Conflict, NotFound, StokerError
-from jobs.ledger import announcements, history, lease_ends, lost_work, paging, usage
+from jobs.ledger import announcements, lease_ends, lost_work, paging, usage
 from jobs.ledger.paging import Order
 from jobs.ledger.usage import RowsWanted
 from jobs.specs.inference import InferenceSpec, JobSpec, model_key, parse_spec, source_job
@@ -50,13 +51,12 @@ def submit(
     """
     num_rows = 0
     try:
-        with db.write() as session:
+        with db.write() as tx:
             if wanted is not None:
-                usage.take_rows(session, db, project, wanted)
+                usage.take_rows(tx, project, wanted)
                 num_rows = wanted.num_rows or 0
             return add(
-                session,
-                db,
+                tx,
                 spec,
                 project=project,
                 idempotency_key=idempotency_key,
@@ -64,8 +64,8 @@ def submit(
                 pins=pins,
             )
     except IntegrityError:
-        with db.read() as session:
-            first = None if idempotency_key is None else find_submitted(session, project, idempotency_key)
+        with db.read() as tx:
+            first = None if idempotency_key is None else find_submitted(tx, project, idempotency_key)
         if first is None:
             raise
         return first
@@ -77,8 +77,7 @@ def find_submitted(session: Session, project: str, idempotency_key: str) -> Job 
 
 
 def add(
-    session: Session,
-    db: Database,
+    tx: Transaction,
     spec: JobSpec,
     *,
     project: str,
@@ -97,7 +96,7 @@ def add(
         deadline_at: when it expires, in Unix seconds, where its spec has no time limit.
         pins: as for `submit`.
     """
-    now = db.time(session)
+    now = tx.time()
     job = Job(
         id=new_job_id(),
         kind=spec.kind,
@@ -118,10 +117,9 @@ def add(
         created_at=now,
         deadline_at=deadline_at if spec.time_limit is None else now + spec.time_limit,
     )
-    session.add(job)
-    session.flush()
+    tx.add(job)
     told = spec.model_dump(mode="json", include={"kind", "task", "model", "module"}, exclude_none=True)
-    history.record(session, db, job.id, "job.submitted", **told)
+    tx.record(job.id, "job.submitted", **told)
     return job
 
 
@@ -182,19 +180,19 @@ def complete(db: Database, job_id: str, made: Sequence[Artifact]) -> None:
     Raises:
         Conflict: the job is not finalizing (another finalizer was first, or its time limit passed).
     """
-    with db.write() as session:
+    with db.write() as tx:
         completed = (
             moving(Job, JobState.FINALIZING, JobState.COMPLETED)
             .where(col(Job.id) == job_id)
-            .values(ended_at=db.now(), error_code=None, error_message=None)
+            .values(ended_at=tx.now(), error_code=None, error_message=None)
             .returning(col(Job.num_done), col(Job.num_failed))
         )
-        row = session.execute(completed).one_or_none()
+        row = tx.execute(completed).one_or_none()
         if row is None:
             raise Conflict(f"job {job_id} is not finalizing")
         for artifact in made:
-            session.merge(artifact)
-        announcements.tell_job(session, db, job_id, JobState.COMPLETED, done=row.num_done, failed=row.num_failed)
+            tx.merge(artifact)
+        announcements.tell_job(tx, job_id, JobState.COMPLETED, done=row.num_done, failed=row.num_failed)
 
 
 def fail(db: Database, job_id: str, error: StokerError) -> bool:
@@ -203,9 +201,9 @@ def fail(db: Database, job_id: str, error: StokerError) -> bool:
     Returns:
         Whether it was live.
     """
-    with db.write() as session:
-        lease_ends.withdraw(session, db, "the job failed", col(Lease.job_id) == job_id)
-        return lost_work.fail_job(session, db, job_id, error.code, error.message)
+    with db.write() as tx:
+        lease_ends.withdraw(tx, "the job failed", col(Lease.job_id) == job_id)
+        return lost_work.fail_job(tx, job_id, error.code, error.message)
 
 
 def cancel(db: Database, job_id: str) -> Job:
@@ -217,25 +215,23 @@ def cancel(db: Database, job_id: str) -> Job:
         NotFound: there is no such job.
         Conflict: it has ended.
     """
-    with db.write() as session:
-        lease_ends.withdraw(session, db, "the job was cancelled", col(Lease.job_id) == job_id)
-        job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
+    with db.write() as tx:
+        lease_ends.withdraw(tx, "the job was cancelled", col(Lease.job_id) == job_id)
+        job = tx.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
         if job is None:
             raise NotFound(f"there is no job '{job_id}'")
         if job.state.is_terminal:
             raise Conflict(f"job {job_id} has ended already: {job.state}")
         if job.state in (JobState.VALIDATING, JobState.QUEUED):
             move(job, JobState.CANCELLED)
-            job.ended_at = db.time(session)
-            session.flush()
-            announcements.tell_job(session, db, job_id, JobState.CANCELLED)
+            job.ended_at = tx.time()
+            announcements.tell_job(tx, job_id, JobState.CANCELLED)
         elif job.state == JobState.RUNNING:
             move(job, JobState.CANCELLING)
-            session.flush()
-            history.record(session, db, job_id, "job.cancelling")
-            lost_work.settle_if_cancelling(session, db, job_id)
-        session.flush()
-        session.refresh(job)
+            tx.record(job_id, "job.cancelling")
+            lost_work.settle_if_cancelling(tx, job_id)
+        tx.flush()
+        tx.refresh(job)
         return job
 
 
@@ -255,21 +251,21 @@ def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None, pins: 
         QueueFull: as for `submit`.
         TooManyRows: as for `submit`.
     """
-    with db.write() as session:
-        job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())  # two retries wait here
+    with db.write() as tx:
+        job = tx.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())  # two retries wait here
         if job is None:
             raise NotFound(f"there is no job '{job_id}'")
         if job.state not in (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
             raise Conflict(f"job {job_id} is {job.state}; only a failed, cancelled or expired job is retried")
-        live = live_retry(session, job_id)
+        live = live_retry(tx, job_id)
         if live is not None:
             return live
         num_rows = 0
         if wanted is not None:
-            usage.take_rows(session, db, job.project, wanted)
+            usage.take_rows(tx, job.project, wanted)
             num_rows = wanted.num_rows or 0
         spec = parse_spec(job.spec)
-        return add(session, db, spec, project=job.project, retry_of=job.id, num_rows=num_rows, pins=pins)
+        return add(tx, spec, project=job.project, retry_of=job.id, num_rows=num_rows, pins=pins)
 
 
 def live_retry(session: Session, job_id: str) -> Job | None:

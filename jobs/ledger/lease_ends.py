@@ -9,12 +9,12 @@ from sqlalchemy import and_, or_, select
 from sqlmodel import Session, col
 
 from jobs.config.times import RetryTimes
-from jobs.db.database import Database
 from jobs.db.moves import move
 from jobs.db.states import LIVE_LEASE_STATES, AttemptEnd, LeaseState
 from jobs.db.tables import Lease
+from jobs.db.transaction import Transaction
 from jobs.errors import StokerError
-from jobs.ledger import history, lost_work
+from jobs.ledger import lost_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def lock(session: Session, *conditions: Any) -> list[Locked]:
     ]
 
 
-def end(session: Session, db: Database, locked: Locked, state: LeaseState, reason: str) -> list[Lease]:
+def end(tx: Transaction, locked: Locked, state: LeaseState, reason: str) -> list[Lease]:
     """End a live lease that `lock` gave, and its gang.
 
     Returns:
@@ -71,23 +71,20 @@ def end(session: Session, db: Database, locked: Locked, state: LeaseState, reaso
             in_order = state is LeaseState.RELEASED and one.state is LeaseState.ACTIVE
             how, why = LeaseState.RELEASED if in_order else LeaseState.REVOKED, f"its gang has ended: {reason}"
         move(one, how)
-        one.ended_at, one.end_reason = db.time(session), why
-    session.flush()
+        one.ended_at, one.end_reason = tx.time(), why
     for one in ended:
-        history.record(
-            session, db, one.job_id, f"lease.{one.state}", lease=one.id, slot=one.slot_id, reason=one.end_reason
-        )
+        tx.record(one.job_id, f"lease.{one.state}", lease=one.id, slot=one.slot_id, reason=one.end_reason)
     return ended
 
 
-def revoke(session: Session, db: Database, locked: Locked, reason: str) -> None:
+def revoke(tx: Transaction, locked: Locked, reason: str) -> None:
     """Take one live lease back that nobody has begun to work on, and its gang, in the caller's transaction."""
-    for lease in end(session, db, locked, LeaseState.REVOKED, reason):
-        lost_work.return_chunks(session, lease.id)
-    lost_work.end_attempt(session, db, locked.lease, AttemptEnd.LOST, reason)
+    for lease in end(tx, locked, LeaseState.REVOKED, reason):
+        lost_work.return_chunks(tx, lease.id)
+    lost_work.end_attempt(tx, locked.lease, AttemptEnd.LOST, reason)
 
 
-def withdraw(session: Session, db: Database, reason: str, *conditions: Any) -> list[str]:
+def withdraw(tx: Transaction, reason: str, *conditions: Any) -> list[str]:
     """Revoke the leases that meet the conditions and that nobody has taken up yet, in the caller's transaction.
 
     Leases are locked before jobs, always, so a caller that changes a job does this first.
@@ -96,16 +93,15 @@ def withdraw(session: Session, db: Database, reason: str, *conditions: Any) -> l
         The ids of their jobs, sorted: the order to lock those in.
     """
     withdrawn = set()
-    for locked in lock(session, col(Lease.state) == LeaseState.GRANTED, *conditions):
+    for locked in lock(tx, col(Lease.state) == LeaseState.GRANTED, *conditions):
         if locked.is_live:
-            revoke(session, db, locked, reason)
+            revoke(tx, locked, reason)
             withdrawn.add(locked.lease.job_id)
     return sorted(withdrawn)
 
 
 def lose(
-    session: Session,
-    db: Database,
+    tx: Transaction,
     locked: Locked,
     how: AttemptEnd,
     reason: str,
@@ -115,20 +111,20 @@ def lose(
     error: StokerError | None = None,
 ) -> list[Lease]:
     """End a lease whose holder is lost, and its gang: one end of an attempt, and every chunk pending again."""
-    ended = end(session, db, locked, LeaseState.EXPIRED, reason)
-    lost_work.end_attempt(session, db, locked.lease, how, reason)
+    ended = end(tx, locked, LeaseState.EXPIRED, reason)
+    lost_work.end_attempt(tx, locked.lease, how, reason)
     for lease in ended:
         blamed = computing if lease is locked.lease else None
-        lost_work.return_lost_chunks(session, db, lease, retries, computing=blamed, error=error)
+        lost_work.return_lost_chunks(tx, lease, retries, computing=blamed, error=error)
     return ended
 
 
-def expire(session: Session, db: Database, locked: Locked, reason: str, retries: RetryTimes) -> list[str]:
+def expire(tx: Transaction, locked: Locked, reason: str, retries: RetryTimes) -> list[str]:
     """End one live lease whose holder is gone, and its gang, in the caller's transaction; its chunks are pending again.
 
     Returns:
         The ids of the leases that ended.
     """
-    ended = lose(session, db, locked, AttemptEnd.LOST, reason, retries)
-    lost_work.settle_if_cancelling(session, db, locked.lease.job_id)
+    ended = lose(tx, locked, AttemptEnd.LOST, reason, retries)
+    lost_work.settle_if_cancelling(tx, locked.lease.job_id)
     return [lease.id for lease in ended]

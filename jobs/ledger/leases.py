@@ -17,13 +17,13 @@ from sqlmodel import Session, col
 
 from jobs.access.pins import Pins
 from jobs.config.times import LeaseTimes, RetryTimes
-from jobs.db.database import Database, num_changed
+from jobs.db.database import Database
 from jobs.db.ids import new_id
 from jobs.db.moves import move, moving
 from jobs.db.states import AttemptEnd, JobState, LeaseState, SlotState
 from jobs.db.tables import Attempt, Job, Lease, Slot
 from jobs.errors import Conflict, DeviceOutOfMemory, LostLease, ModelTooLarge, StokerError
-from jobs.ledger import history, lease_ends, lost_work
+from jobs.ledger import lease_ends, lost_work
 from jobs.ledger.lease_ends import Locked
 from jobs.ledger.slots import UNHEARD
 from jobs.specs.inference import TRAINING
@@ -96,16 +96,16 @@ def grant(db: Database, grant: Grant, *, lease_seconds: float) -> list[str]:
         Conflict: the job or one of the slots is not free any more; nothing was written.
     """
     try:
-        with db.write() as session:
-            now = db.time(session)
+        with db.write() as tx:
+            now = tx.time()
             online = select(func.count()).where(col(Slot.id).in_(grant.slot_ids), col(Slot.state) == SlotState.ONLINE)
-            if session.scalar(online) != len(set(grant.slot_ids)):
+            if tx.scalar(online) != len(set(grant.slot_ids)):
                 raise Conflict(f"a slot of {', '.join(grant.slot_ids)} is not online")
-            attempt = _last_attempt(session, grant.job_id) + 1
+            attempt = _last_attempt(tx, grant.job_id) + 1
             gang_id = new_id("gang") if len(grant.slot_ids) > 1 else None
             lease_ids = [new_id("lease") for _ in grant.slot_ids]
             for rank, (lease_id, slot_id) in enumerate(zip(lease_ids, grant.slot_ids, strict=True)):
-                session.add(
+                tx.add(
                     Lease(
                         id=lease_id,
                         job_id=grant.job_id,
@@ -120,16 +120,16 @@ def grant(db: Database, grant: Grant, *, lease_seconds: float) -> list[str]:
                         expires_at=now + lease_seconds,
                     )
                 )
-            session.flush()
+            tx.flush()
             started = (
                 moving(Job, _WORKABLE, JobState.RUNNING)
                 .where(col(Job.id) == grant.job_id)
                 .values(started_at=func.coalesce(Job.started_at, now), attempt=attempt)
             )
-            if num_changed(session, started) != 1:
+            if tx.changed(started) != 1:
                 raise Conflict(f"job {grant.job_id} is not waiting for slots")
             for lease_id, slot_id in zip(lease_ids, grant.slot_ids, strict=True):
-                history.record(session, db, grant.job_id, "lease.granted", lease=lease_id, slot=slot_id)
+                tx.record(grant.job_id, "lease.granted", lease=lease_id, slot=slot_id)
         return lease_ids
     except IntegrityError as error:
         raise Conflict(f"a slot of {', '.join(grant.slot_ids)} already has a live lease") from error
@@ -137,27 +137,27 @@ def grant(db: Database, grant: Grant, *, lease_seconds: float) -> list[str]:
 
 def ask_yield(db: Database, lease_ids: Sequence[str]) -> None:
     """Ask the holders of live leases to give them back: at the next chunk boundary, or a training's next step."""
-    with db.write() as session:
-        for locked in lease_ends.lock(session, col(Lease.id).in_(lease_ids)):
+    with db.write() as tx:
+        for locked in lease_ends.lock(tx, col(Lease.id).in_(lease_ids)):
             for lease in (locked.lease, *locked.mates):  # a gang yields whole
                 lease.yield_asked = True
 
 
 def unanswered(db: Database, times: LeaseTimes) -> list[Ring]:
     """Granted leases whose doorbell has to ring again; one that was rung too often ends, and its slot goes offline."""
-    with db.write() as session:
-        now = db.time(session)
+    with db.write() as tx:
+        now = tx.time()
         is_late = (col(Lease.state) == LeaseState.GRANTED, col(Lease.rung_at) <= now - times.doorbell_seconds)
         rung = []
-        for locked in lease_ends.lock(session, *is_late):
+        for locked in lease_ends.lock(tx, *is_late):
             lease = locked.lease
             if not locked.is_live:
                 continue  # its gang has ended just now
             if lease.rings >= times.doorbell_rings:
                 reason = f"{UNHEARD} was not answered {lease.rings} times"
-                lease_ends.lose(session, db, locked, AttemptEnd.LOST, reason, times)
+                lease_ends.lose(tx, locked, AttemptEnd.LOST, reason, times)
                 silent = moving(Slot, SlotState.ONLINE, SlotState.OFFLINE).where(col(Slot.id) == lease.slot_id)
-                session.execute(silent.values(reason=reason))
+                tx.execute(silent.values(reason=reason))
             else:
                 lease.rings, lease.rung_at, lease.expires_at = lease.rings + 1, now, now + times.lease_seconds
                 rung.append(locked)
@@ -170,12 +170,12 @@ def expire_dead(db: Database, retries: RetryTimes) -> list[str]:
     Returns:
         The ids of the leases that ended.
     """
-    with db.write() as session:
-        is_dead = (col(Lease.state) == LeaseState.ACTIVE, col(Lease.expires_at) < db.time(session))
+    with db.write() as tx:
+        is_dead = (col(Lease.state) == LeaseState.ACTIVE, col(Lease.expires_at) < tx.time())
         ended: list[str] = []
-        for locked in lease_ends.lock(session, *is_dead):
+        for locked in lease_ends.lock(tx, *is_dead):
             if locked.is_live:
-                ended += lease_ends.expire(session, db, locked, "it was not renewed in time", retries)
+                ended += lease_ends.expire(tx, locked, "it was not renewed in time", retries)
         return ended
 
 
@@ -188,20 +188,20 @@ def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: fl
     Returns:
         The lease, or None where the message is a duplicate or too late and must be dropped.
     """
-    with db.write() as session:
-        now = db.time(session)
-        found = lease_ends.lock(session, col(Lease.id) == lease_id, col(Lease.state) == LeaseState.GRANTED)
+    with db.write() as tx:
+        now = tx.time()
+        found = lease_ends.lock(tx, col(Lease.id) == lease_id, col(Lease.state) == LeaseState.GRANTED)
         if not found:
             return None
         lease = found[0].lease
-        job = session.get_one(Job, lease.job_id)
+        job = tx.get_one(Job, lease.job_id)
         if job.state != JobState.RUNNING:
-            lease_ends.revoke(session, db, found[0], f"the job was {job.state} already")
-            lost_work.settle_if_cancelling(session, db, job.id)
+            lease_ends.revoke(tx, found[0], f"the job was {job.state} already")
+            lost_work.settle_if_cancelling(tx, job.id)
             return None
         move(lease, LeaseState.ACTIVE)
         lease.incarnation, lease.activated_at, lease.expires_at = incarnation, now, now + lease_seconds
-        history.record(session, db, job.id, "lease.active", lease=lease.id, slot=lease.slot_id, attempt=lease.attempt)
+        tx.record(job.id, "lease.active", lease=lease.id, slot=lease.slot_id, attempt=lease.attempt)
         return WorkingLease(
             lease.id,
             job.id,
@@ -224,21 +224,21 @@ def renew(db: Database, lease_id: str, *, lease_seconds: float, doing: RunnerAct
     Raises:
         LostLease: the lease is not active any more; whatever its holder runs must end now.
     """
-    with db.write() as session:
+    with db.write() as tx:
         renewed = (
             update(Lease)
             .where(col(Lease.id) == lease_id, col(Lease.state) == LeaseState.ACTIVE)
             .values(
-                expires_at=db.now() + lease_seconds,
+                expires_at=tx.now() + lease_seconds,
                 activity=None if doing is None else doing.activity,
-                activity_at=None if doing is None else db.now() - doing.seconds,
+                activity_at=None if doing is None else tx.now() - doing.seconds,
             )
             .returning(col(Lease.job_id), col(Lease.yield_asked), col(Lease.shutdown_asked))
         )
-        row = session.execute(renewed).one_or_none()
+        row = tx.execute(renewed).one_or_none()
         if row is None:
             raise LostLease
-        job = session.execute(select(col(Job.state), col(Job.kind)).where(col(Job.id) == row.job_id)).one()
+        job = tx.execute(select(col(Job.state), col(Job.kind)).where(col(Job.id) == row.job_id)).one()
     if job.kind == TRAINING and job.state in (JobState.CANCELLING, JobState.EXPIRED):
         return Renewal("shutdown")  # with a checkpoint, which a retry goes on from
     if job.state not in (JobState.RUNNING, JobState.FINALIZING):
@@ -258,14 +258,14 @@ def release(db: Database, lease_id: str, reason: str, *, error: StokerError | No
     Raises:
         LostLease: the lease was not active any more.
     """
-    with db.write() as session:
-        locked = _lock_active(session, lease_id)
+    with db.write() as tx:
+        locked = _lock_active(tx, lease_id)
         lease = locked.lease
-        ended = lease_ends.end(session, db, locked, LeaseState.RELEASED, reason)
-        lost_work.end_attempt(session, db, lease, _attempt_end(session, lease, error), reason)
+        ended = lease_ends.end(tx, locked, LeaseState.RELEASED, reason)
+        lost_work.end_attempt(tx, lease, _attempt_end(tx, lease, error), reason)
         for one in ended:
-            lost_work.return_chunks(session, one.id)
-        lost_work.settle_if_cancelling(session, db, lease.job_id)
+            lost_work.return_chunks(tx, one.id)
+        lost_work.settle_if_cancelling(tx, lease.job_id)
 
 
 def crash(db: Database, lease_id: str, error: StokerError, *, computing: int | None, retries: RetryTimes) -> None:
@@ -280,14 +280,14 @@ def crash(db: Database, lease_id: str, error: StokerError, *, computing: int | N
     Raises:
         LostLease: the lease was not active any more; somebody else has dealt with its work already.
     """
-    with db.write() as session:
-        locked = _lock_active(session, lease_id)
+    with db.write() as tx:
+        locked = _lock_active(tx, lease_id)
         job_id = locked.lease.job_id
         end = AttemptEnd.OUT_OF_MEMORY if error.code == DeviceOutOfMemory.code else AttemptEnd.MACHINE
-        lease_ends.lose(session, db, locked, end, error.message, retries, computing=computing, error=error)
+        lease_ends.lose(tx, locked, end, error.message, retries, computing=computing, error=error)
         if computing is None:
-            lost_work.count_job_crash(session, db, job_id, error, retries)
-        lost_work.settle_if_cancelling(session, db, job_id)
+            lost_work.count_job_crash(tx, job_id, error, retries)
+        lost_work.settle_if_cancelling(tx, job_id)
 
 
 # -- what they share -----------------------------------------------------------------------------------------------

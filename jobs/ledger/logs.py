@@ -23,10 +23,10 @@ def append(db: Database, lease: WorkingLease, lines: Sequence[tuple[float, str]]
     Returns:
         How many of the lines were kept.
     """
-    with db.write() as session:
+    with db.write() as tx:
         # By job too: the index is by job, and this reads under SQLite's write lock.
         of_lease = (col(LogLine.job_id) == lease.job_id, col(LogLine.lease_id) == lease.lease_id)
-        kept = session.scalar(select(func.count()).where(*of_lease)) or 0
+        kept = tx.scalar(select(func.count()).where(*of_lease)) or 0
         room = lines[: max(0, max_lines - kept)]
         records = [
             {
@@ -40,7 +40,7 @@ def append(db: Database, lease: WorkingLease, lines: Sequence[tuple[float, str]]
             for at, line in room
         ]
         if records:
-            session.execute(insert(LogLine), records)
+            tx.execute(insert(LogLine), records)
     return len(records)
 
 

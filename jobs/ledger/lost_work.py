@@ -10,30 +10,30 @@ from sqlmodel import Session, col
 
 from jobs.config.times import RetryTimes
 from jobs.data.rows import RowError, RowErrorCode
-from jobs.db.database import Database
 from jobs.db.moves import move, moving
 from jobs.db.states import LIVE_JOB_STATES, LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState
 from jobs.db.tables import Attempt, Chunk, Job, Lease
+from jobs.db.transaction import Transaction
 from jobs.errors import DeviceOutOfMemory, StokerError, StoreUnwritable
-from jobs.ledger import announcements, history
+from jobs.ledger import announcements
 from jobs.retries import GiveUp, RetryAt, decide
 from jobs.specs.inference import TRAINING
 
 
-def end_attempt(session: Session, db: Database, lease: Lease, end: AttemptEnd, reason: str) -> None:
+def end_attempt(tx: Transaction, lease: Lease, end: AttemptEnd, reason: str) -> None:
     """Say of a training's attempt why it ended; of a lease of another kind there is none."""
     ended = (
         update(Attempt)
         .where(
             col(Attempt.job_id) == lease.job_id, col(Attempt.number) == lease.attempt, col(Attempt.ended_at).is_(None)
         )
-        .values(ended_at=db.now(), end=end.value, reason=reason.replace("\0", "\ufffd"))
+        .values(ended_at=tx.now(), end=end.value, reason=reason.replace("\0", "\ufffd"))
         .returning(col(Attempt.last_step))
     )
-    row = session.execute(ended).one_or_none()
+    row = tx.execute(ended).one_or_none()
     if row is not None:
-        history.record(
-            session, db, lease.job_id, "attempt.ended", lease=lease.id, attempt=lease.attempt, end=end, reason=reason,
+        tx.record(
+            lease.job_id, "attempt.ended", lease=lease.id, attempt=lease.attempt, end=end, reason=reason,
             last_step=row.last_step,
         )  # fmt: skip
 
@@ -47,8 +47,7 @@ def return_chunks(session: Session, lease_id: str, start_rows: Sequence[int] | N
 
 
 def return_lost_chunks(
-    session: Session,
-    db: Database,
+    tx: Transaction,
     lease: Lease,
     retries: RetryTimes,
     *,
@@ -57,11 +56,11 @@ def return_lost_chunks(
 ) -> None:
     """Make every chunk of a lost lease pending again, one attempt further; blame the one that was being computed."""
     held = select(Chunk).where(col(Chunk.lease_id) == lease.id, col(Chunk.state) == ChunkState.LEASED).with_for_update()
-    for chunk in session.scalars(held).all():
+    for chunk in tx.scalars(held).all():
         _put_back(chunk)
         if computing is not None and error is not None and chunk.start_row == computing:
-            _blame(session, db, chunk, error, retries)
-    session.flush()
+            _blame(tx, chunk, error, retries)
+    tx.flush()
 
 
 def _put_back(chunk: Chunk) -> None:
@@ -70,24 +69,24 @@ def _put_back(chunk: Chunk) -> None:
     chunk.lease_id, chunk.attempt = None, chunk.attempt + 1
 
 
-def _blame(session: Session, db: Database, chunk: Chunk, error: StokerError, retries: RetryTimes) -> None:
+def _blame(tx: Transaction, chunk: Chunk, error: StokerError, retries: RetryTimes) -> None:
     """Count a death against a chunk; at the limit cut it in two, or, when it is one row, make that row an error.
 
     Each half starts one death below the limit, so a poison row among n is alone after about log2(n) further deaths.
     """
     chunk.crashes += 1
     if chunk.crashes < retries.chunk_crashes:
-        chunk.not_before = db.time(session) + retries.retry_seconds
+        chunk.not_before = tx.time() + retries.retry_seconds
         return
     if chunk.stop_row - chunk.start_row == 1:
         verdict = RowError(
             RowErrorCode.POISON_ROW, f"computing this row ended the runner {chunk.crashes} times: {error.message}"
         )
-        give_up(session, db, chunk, verdict)
+        give_up(tx, chunk, verdict)
         return
     middle = (chunk.start_row + chunk.stop_row) // 2
     chunk.crashes -= 1
-    session.add(
+    tx.add(
         Chunk(
             job_id=chunk.job_id,
             start_row=middle,
@@ -97,60 +96,60 @@ def _blame(session: Session, db: Database, chunk: Chunk, error: StokerError, ret
             crashes=chunk.crashes,
         )
     )
-    history.record(
-        session, db, chunk.job_id, "chunk.split", start_row=chunk.start_row, stop_row=chunk.stop_row, at_row=middle,
+    tx.record(
+        chunk.job_id, "chunk.split", start_row=chunk.start_row, stop_row=chunk.stop_row, at_row=middle,
         reason=error.message,
     )  # fmt: skip
     chunk.stop_row = middle
 
 
-def retry_or_give_up(session: Session, db: Database, chunk: Chunk, error: StokerError, retries: RetryTimes) -> None:
+def retry_or_give_up(tx: Transaction, chunk: Chunk, error: StokerError, retries: RetryTimes) -> None:
     """Put a chunk that an error kept from being computed back for later, or give it up."""
     chunk.errors += 1
     _put_back(chunk)
     match decide(error, chunk.errors, retries.chunk_policy):
         case RetryAt(delay_seconds):
-            chunk.not_before = db.time(session) + delay_seconds
-            history.record(
-                session, db, chunk.job_id, "chunk.retried", start_row=chunk.start_row, reason=error.message,
+            chunk.not_before = tx.time() + delay_seconds
+            tx.record(
+                chunk.job_id, "chunk.retried", start_row=chunk.start_row, reason=error.message,
                 delay_seconds=round(delay_seconds, 3),
             )  # fmt: skip
         case GiveUp(reason) if chunk.error is None:
-            give_up(session, db, chunk, RowError(error.code, reason))
+            give_up(tx, chunk, RowError(error.code, reason))
         case GiveUp(reason):  # not even its row errors could be recorded: its input cannot be read
-            fail_job(session, db, chunk.job_id, error.code, reason)
+            fail_job(tx, chunk.job_id, error.code, reason)
 
 
-def give_up(session: Session, db: Database, chunk: Chunk, verdict: RowError) -> None:
+def give_up(tx: Transaction, chunk: Chunk, verdict: RowError) -> None:
     """Leave a verdict on a pending chunk: whoever claims it next records it for each row, with the rows' keys."""
     chunk.error, chunk.not_before = orjson.dumps(verdict.to_json()).decode(), 0.0
-    history.record(
-        session, db, chunk.job_id, "chunk.given_up", start_row=chunk.start_row, stop_row=chunk.stop_row,
+    tx.record(
+        chunk.job_id, "chunk.given_up", start_row=chunk.start_row, stop_row=chunk.stop_row,
         code=verdict.code, reason=verdict.message,
     )  # fmt: skip
 
 
-def count_job_crash(session: Session, db: Database, job_id: str, error: StokerError, retries: RetryTimes) -> None:
+def count_job_crash(tx: Transaction, job_id: str, error: StokerError, retries: RetryTimes) -> None:
     """Count a death that no chunk is to blame for; the job waits a while, or fails when it made no progress between."""
-    job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
+    job = tx.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
     if job is None or job.state != JobState.RUNNING:
         return
     if job.kind == TRAINING and error.code == DeviceOutOfMemory.code:
         return  # no fault of the machine's, and nothing to wait for: the next try has half the micro-batch
     if error.code == StoreUnwritable.code:  # nothing was computed, so there is nothing to count: the job waits
-        job.not_before = db.time(session) + retries.retry_max_seconds
+        job.not_before = tx.time() + retries.retry_max_seconds
         return
     job.crashes += 1
-    session.flush()
+    tx.flush()
     match decide(error, job.crashes, retries.job_policy):
         case RetryAt(delay_seconds):
-            job.not_before = db.time(session) + delay_seconds
+            job.not_before = tx.time() + delay_seconds
         case GiveUp(reason):
             what = "the training could not go on" if job.kind == TRAINING else "the runner could not work on this job"
-            fail_job(session, db, job_id, error.code, f"{what}: {reason}")
+            fail_job(tx, job_id, error.code, f"{what}: {reason}")
 
 
-def fail_job(session: Session, db: Database, job_id: str, code: str, message: str) -> bool:
+def fail_job(tx: Transaction, job_id: str, code: str, message: str) -> bool:
     """Fail a live job in the caller's transaction.
 
     Returns:
@@ -159,30 +158,30 @@ def fail_job(session: Session, db: Database, job_id: str, code: str, message: st
     failed = (
         moving(Job, LIVE_JOB_STATES, JobState.FAILED)
         .where(col(Job.id) == job_id)
-        .values(ended_at=db.now(), error_code=code, error_message=message.replace("\0", "\ufffd"))
+        .values(ended_at=tx.now(), error_code=code, error_message=message.replace("\0", "\ufffd"))
         .returning(col(Job.id))
     )
-    if session.execute(failed).one_or_none() is None:
+    if tx.execute(failed).one_or_none() is None:
         return False
-    announcements.tell_job(session, db, job_id, JobState.FAILED, code=code, reason=message)
+    announcements.tell_job(tx, job_id, JobState.FAILED, code=code, reason=message)
     return True
 
 
-def settle_if_cancelling(session: Session, db: Database, job_id: str) -> bool:
+def settle_if_cancelling(tx: Transaction, job_id: str) -> bool:
     """End a job whose cancel was asked for, once none of its leases is live.
 
     Returns:
         Whether it ended now.
     """
-    session.flush()
+    tx.flush()
     live = exists().where(col(Lease.job_id) == job_id, col(Lease.state).in_(LIVE_LEASE_STATES))
     settled = (
         moving(Job, JobState.CANCELLING, JobState.CANCELLED)
         .where(col(Job.id) == job_id, ~live)
-        .values(ended_at=db.now())
+        .values(ended_at=tx.now())
         .returning(col(Job.id))
     )
-    if session.execute(settled).one_or_none() is None:
+    if tx.execute(settled).one_or_none() is None:
         return False
-    announcements.tell_job(session, db, job_id, JobState.CANCELLED)
+    announcements.tell_job(tx, job_id, JobState.CANCELLED)
     return True

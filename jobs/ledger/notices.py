@@ -9,7 +9,6 @@ from sqlmodel import Session, col
 
 from jobs.db.database import Database
 from jobs.db.tables import Notice
-from jobs.ledger import history
 
 PADDING = "padding"
 """Code of the notice that rows of other lengths cannot share a batch."""
@@ -17,12 +16,12 @@ PADDING = "padding"
 
 def add(db: Database, job_id: str, code: str, message: str) -> bool:
     """Tell a job's user something, unless a notice with this code was given before; says whether it is new."""
-    with db.write() as session:
-        fresh = db.insert(Notice).values(job_id=job_id, code=code, message=message, at=db.time(session))
+    with db.write() as tx:
+        fresh = tx.insert(Notice).values(job_id=job_id, code=code, message=message, at=tx.time())
         only_new = fresh.on_conflict_do_nothing(index_elements=["job_id", "code"]).returning(col(Notice.code))
-        added = session.scalar(only_new) is not None
+        added = tx.scalar(only_new) is not None
         if added:
-            history.record(session, db, job_id, "job.notice", code=code, message=message)
+            tx.record(job_id, "job.notice", code=code, message=message)
     return added
 
 

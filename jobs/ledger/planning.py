@@ -16,7 +16,6 @@ from jobs.db.moves import move
 from jobs.db.states import ChunkState, JobState
 from jobs.db.tables import Chunk, Job
 from jobs.errors import Conflict
-from jobs.ledger import history
 
 _PLAN_BATCH = 2000  # chunks written in one transaction, so that planning never holds the write lock for long
 
@@ -62,23 +61,22 @@ def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Pin
             num_rows = chunk.stop_row
             records.append(_chunk_record(job_id, chunk))
         following = list(itertools.islice(remaining, _PLAN_BATCH))
-        with db.write() as session:
-            job = _lock_validating(session, job_id)
+        with db.write() as tx:
+            job = _lock_validating(tx, job_id)
             if num_chunks == 0:  # whatever an interrupted planning left is void, and so is its token
-                session.execute(delete(Chunk).where(col(Chunk.job_id) == job_id))
+                tx.execute(delete(Chunk).where(col(Chunk.job_id) == job_id))
                 job.plan_token = token
             elif job.plan_token != token:
                 raise Conflict(f"job {job_id} is being planned by another scheduler as well")
             if records:
-                session.execute(insert(Chunk), records)
+                tx.execute(insert(Chunk), records)
             num_chunks += len(records)
             if not following:  # a small plan is this one transaction
                 move(job, JobState.QUEUED)
                 job.num_rows = num_rows
                 if pins is not None:
                     job.pins = pins.stored()
-                session.flush()
-                history.record(session, db, job_id, "job.queued", rows=num_rows, chunks=num_chunks)
+                tx.record(job_id, "job.queued", rows=num_rows, chunks=num_chunks)
         if not following:
             return num_rows
         batch = following
@@ -93,13 +91,12 @@ def enqueue(db: Database, job_id: str, *, pins: Pins | None = None) -> None:
     Raises:
         Conflict: the job is not validating any more.
     """
-    with db.write() as session:
-        job = _lock_validating(session, job_id)
+    with db.write() as tx:
+        job = _lock_validating(tx, job_id)
         move(job, JobState.QUEUED)
         if pins is not None:
             job.pins = pins.stored()
-        session.flush()
-        history.record(session, db, job_id, "job.queued")
+        tx.record(job_id, "job.queued")
 
 
 def _lock_validating(session: Session, job_id: str) -> Job:

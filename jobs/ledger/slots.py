@@ -41,14 +41,14 @@ class SlotInfo:
 
 def register(db: Database, infos: Sequence[SlotInfo]) -> None:
     """Write the slots of a host; a known one is updated. They stay offline until their worker enters."""
-    with db.write() as session:
-        now = db.time(session)
+    with db.write() as tx:
+        now = tx.time()
         for info in infos:
             fields = asdict(info)
             values = {**fields, "state": SlotState.OFFLINE, "registered_at": now, "heartbeat_at": now}
-            insert = db.insert(Slot).values(**values, warm_models=[], incarnation="", reason="its worker is starting")
+            insert = tx.insert(Slot).values(**values, warm_models=[], incarnation="", reason="its worker is starting")
             changes = {name: value for name, value in fields.items() if name != "id"} | {"registered_at": now}
-            session.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changes))
+            tx.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changes))
 
 
 def enter(db: Database, slot_id: str, incarnation: str, retries: RetryTimes) -> None:
@@ -57,16 +57,16 @@ def enter(db: Database, slot_id: str, incarnation: str, retries: RetryTimes) -> 
     Args:
         incarnation: the process's own token; only its heartbeats count from here on.
     """
-    with db.write() as session:
-        now = db.time(session)
-        for locked in lease_ends.lock(session, col(Lease.slot_id) == slot_id):
+    with db.write() as tx:
+        now = tx.time()
+        for locked in lease_ends.lock(tx, col(Lease.slot_id) == slot_id):
             if locked.lease.state == LeaseState.ACTIVE:
-                lease_ends.expire(session, db, locked, "its worker was restarted", retries)
+                lease_ends.expire(tx, locked, "its worker was restarted", retries)
             else:
                 # Its message may be lost: the next sweep rings, and rings that nobody was there to hear do not count.
                 locked.lease.rings, locked.lease.rung_at = 0, 0.0
         entered = moving(Slot, SlotState, SlotState.ONLINE).where(col(Slot.id) == slot_id)
-        session.execute(entered.values(incarnation=incarnation, heartbeat_at=now, warm_models=[], reason=None))
+        tx.execute(entered.values(incarnation=incarnation, heartbeat_at=now, warm_models=[], reason=None))
 
 
 class Standing(StrEnum):
@@ -80,37 +80,37 @@ class Standing(StrEnum):
 def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str]) -> Standing:
     """A worker's heartbeat; a silent slot is online again with it, a broken one when its runner is ready (`enter`), one
     that did not answer its doorbell once it is known to hear (`mark_heard`)."""
-    with db.write() as session:
+    with db.write() as tx:
         mine = _owned(slot_id, incarnation)
-        beaten = update(Slot).where(*mine).values(heartbeat_at=db.now(), warm_models=list(warm_models))
-        row = session.execute(beaten.returning(col(Slot.state), col(Slot.reason))).one_or_none()
+        beaten = update(Slot).where(*mine).values(heartbeat_at=tx.now(), warm_models=list(warm_models))
+        row = tx.execute(beaten.returning(col(Slot.state), col(Slot.reason))).one_or_none()
         if row is None:
             return Standing.DISPLACED
         if row.state == SlotState.OFFLINE and (row.reason or "").startswith(UNHEARD):
             return Standing.UNHEARD
-        session.execute(moving(Slot, SlotState.OFFLINE, SlotState.ONLINE).where(*mine).values(reason=None))
+        tx.execute(moving(Slot, SlotState.OFFLINE, SlotState.ONLINE).where(*mine).values(reason=None))
         return Standing.OWNER
 
 
 def mark_heard(db: Database, slot_id: str, incarnation: str) -> None:
     """Put a slot back into use that did not answer its doorbell: its worker hears it."""
-    with db.write() as session:
+    with db.write() as tx:
         heard = moving(Slot, SlotState.OFFLINE, SlotState.ONLINE).where(*_owned(slot_id, incarnation))
-        session.execute(heard.values(reason=None))
+        tx.execute(heard.values(reason=None))
 
 
 def mark_broken(db: Database, slot_id: str, incarnation: str, reason: str) -> None:
     """Take a slot out of use because its runner cannot start."""
-    with db.write() as session:
+    with db.write() as tx:
         broken = moving(Slot, SlotState, SlotState.BROKEN).where(*_owned(slot_id, incarnation))
-        session.execute(broken.values(reason=reason))
+        tx.execute(broken.values(reason=reason))
 
 
 def mark_mended(db: Database, slot_id: str, incarnation: str) -> None:
     """Put a broken slot back into use: its runner has started."""
-    with db.write() as session:
+    with db.write() as tx:
         mended = moving(Slot, SlotState.BROKEN, SlotState.ONLINE).where(*_owned(slot_id, incarnation))
-        session.execute(mended.values(reason=None))
+        tx.execute(mended.values(reason=None))
 
 
 def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None) -> None:
@@ -119,15 +119,15 @@ def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None
     Args:
         incarnation: only while this process owns them; where absent, whoever does.
     """
-    with db.write() as session:
-        lease_ends.lock(session, col(Lease.slot_id).in_(slot_ids), col(Lease.state) == LeaseState.GRANTED)
+    with db.write() as tx:
+        lease_ends.lock(tx, col(Lease.slot_id).in_(slot_ids), col(Lease.state) == LeaseState.GRANTED)
         ended = moving(Slot, _REACHABLE, SlotState.OFFLINE).where(col(Slot.id).in_(slot_ids))
         if incarnation is not None:
             ended = ended.where(col(Slot.incarnation) == incarnation)
         ended = ended.values(reason="its worker was stopped", incarnation="")
-        retired = session.scalars(ended.returning(col(Slot.id))).all()
-        for job_id in lease_ends.withdraw(session, db, "its worker was stopped", col(Lease.slot_id).in_(retired)):
-            lost_work.settle_if_cancelling(session, db, job_id)
+        retired = tx.scalars(ended.returning(col(Slot.id))).all()
+        for job_id in lease_ends.withdraw(tx, "its worker was stopped", col(Lease.slot_id).in_(retired)):
+            lost_work.settle_if_cancelling(tx, job_id)
 
 
 def sweep_silent(db: Database, slot_seconds: float) -> list[str]:
@@ -136,14 +136,14 @@ def sweep_silent(db: Database, slot_seconds: float) -> list[str]:
     Returns:
         Their ids.
     """
-    with db.write() as session:
+    with db.write() as tx:
         silent = (
             moving(Slot, _REACHABLE, SlotState.OFFLINE)
-            .where(col(Slot.heartbeat_at) < db.now() - slot_seconds)
+            .where(col(Slot.heartbeat_at) < tx.now() - slot_seconds)
             .values(reason=f"its worker was silent for {slot_seconds:g} s")
             .returning(col(Slot.id))
         )
-        return list(session.scalars(silent))
+        return list(tx.scalars(silent))
 
 
 def list_slots(session: Any) -> list[Slot]:

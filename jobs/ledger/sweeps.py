@@ -10,7 +10,7 @@ from jobs.db.moves import move, moving
 from jobs.db.states import EXPIRABLE_JOB_STATES, LIVE_LEASE_STATES, JobState
 from jobs.db.tables import Job, Lease
 from jobs.errors import DeadlineExceeded
-from jobs.ledger import announcements, history, lease_ends, lost_work
+from jobs.ledger import announcements, lease_ends, lost_work
 
 
 def settle_cancelled(db: Database) -> list[str]:
@@ -19,9 +19,9 @@ def settle_cancelled(db: Database) -> list[str]:
     Returns:
         Their ids.
     """
-    with db.write() as session:
-        cancelling = session.scalars(select(col(Job.id)).where(col(Job.state) == JobState.CANCELLING)).all()
-        return [job_id for job_id in cancelling if lost_work.settle_if_cancelling(session, db, job_id)]
+    with db.write() as tx:
+        cancelling = tx.scalars(select(col(Job.id)).where(col(Job.state) == JobState.CANCELLING)).all()
+        return [job_id for job_id in cancelling if lost_work.settle_if_cancelling(tx, job_id)]
 
 
 def expire_overdue(db: Database) -> list[str]:
@@ -30,21 +30,21 @@ def expire_overdue(db: Database) -> list[str]:
     Returns:
         Their ids.
     """
-    with db.write() as session:
+    with db.write() as tx:
         late = DeadlineExceeded("the job's time limit passed before it was done")
         is_live = col(Job.state).in_(EXPIRABLE_JOB_STATES)
-        overdue = select(col(Job.id)).where(is_live, col(Job.deadline_at) < db.now())
+        overdue = select(col(Job.id)).where(is_live, col(Job.deadline_at) < tx.now())
         expired = []
-        for job_id in session.scalars(overdue).all():
-            lease_ends.withdraw(session, db, "the job's time limit passed", col(Lease.job_id) == job_id)
+        for job_id in tx.scalars(overdue).all():
+            lease_ends.withdraw(tx, "the job's time limit passed", col(Lease.job_id) == job_id)
             ended = (
                 moving(Job, EXPIRABLE_JOB_STATES, JobState.EXPIRED)
                 .where(col(Job.id) == job_id)
-                .values(ended_at=db.now(), error_code=late.code, error_message=late.message)
+                .values(ended_at=tx.now(), error_code=late.code, error_message=late.message)
                 .returning(col(Job.id))
             )
-            if session.execute(ended).one_or_none() is not None:
-                announcements.tell_job(session, db, job_id, JobState.EXPIRED)
+            if tx.execute(ended).one_or_none() is not None:
+                announcements.tell_job(tx, job_id, JobState.EXPIRED)
                 expired.append(job_id)
         return expired
 
@@ -55,17 +55,16 @@ def requeue_idle(db: Database) -> list[str]:
     Returns:
         Their ids.
     """
-    with db.write() as session:
+    with db.write() as tx:
         live = exists().where(col(Lease.job_id) == col(Job.id), col(Lease.state).in_(LIVE_LEASE_STATES))
         idle = select(Job).where(col(Job.state) == JobState.RUNNING, ~live)
         requeued = []
-        for job in session.scalars(idle.with_for_update(skip_locked=True)).all():
+        for job in tx.scalars(idle.with_for_update(skip_locked=True)).all():
             # Asked again under the lock: a grant may have come between (PostgreSQL reads committed).
             held = select(exists().where(col(Lease.job_id) == job.id, col(Lease.state).in_(LIVE_LEASE_STATES)))
-            if session.scalar(held):
+            if tx.scalar(held):
                 continue
             move(job, JobState.QUEUED)
-            session.flush()
-            history.record(session, db, job.id, "job.queued")
+            tx.record(job.id, "job.queued")
             requeued.append(job.id)
         return requeued

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, case, func, or_, select
-from sqlmodel import Session, col
+from sqlmodel import col
 
-from jobs.db.database import Database
 from jobs.db.states import LIVE_JOB_STATES, BatchState, JobState
 from jobs.db.tables import Batch, Job, StoredFile
+from jobs.db.transaction import Transaction
 from jobs.errors import QueueFull, StorageFull, TooManyRows
 from jobs.ledger.uploads import PURPOSES
 from jobs.specs.inference import TRAINING
@@ -42,7 +42,7 @@ class Queue:
     """How fast its running jobs have been; 0 where none runs."""
 
 
-def queue_of(session: Session, db: Database, project: str) -> Queue:
+def queue_of(tx: Transaction, project: str) -> Queue:
     """A project's queue now. A batch is its lines while it is validated, then its jobs' rows; a training has none."""
     running = col(Job.state) == JobState.RUNNING
     of_jobs = select(
@@ -50,13 +50,13 @@ def queue_of(session: Session, db: Database, project: str) -> Queue:
         _count((col(Job.state) == JobState.VALIDATING) & (col(Job.num_rows) == 0)),
         _sum(case((running, col(Job.num_done)), else_=0)),
         func.min(case((running, col(Job.started_at)))),
-        db.now(),
+        tx.now(),
     ).where(col(Job.project) == project, col(Job.state).in_(LIVE_JOB_STATES), col(Job.kind) != TRAINING)
     of_batches = select(_sum(Batch.num_lines), _count(col(Batch.num_lines) == 0)).where(
         col(Batch.project) == project, col(Batch.state) == BatchState.VALIDATING
     )
-    num_rows, num_uncounted, num_done, started_at, now = session.execute(of_jobs).one()
-    num_lines, num_unread = session.execute(of_batches).one()
+    num_rows, num_uncounted, num_done, started_at, now = tx.execute(of_jobs).one()
+    num_lines, num_unread = tx.execute(of_batches).one()
     seconds = 0.0 if started_at is None else now - started_at
     return Queue(
         num_rows=int(num_rows) + int(num_lines),
@@ -65,7 +65,7 @@ def queue_of(session: Session, db: Database, project: str) -> Queue:
     )
 
 
-def take_rows(session: Session, db: Database, project: str, wanted: RowsWanted) -> None:
+def take_rows(tx: Transaction, project: str, wanted: RowsWanted) -> None:
     """Make sure that a submission fits into its project's queue. The caller writes it down in this transaction.
 
     Submissions of one project wait for each other here, so that two of them never take the same room.
@@ -76,8 +76,8 @@ def take_rows(session: Session, db: Database, project: str, wanted: RowsWanted) 
     """
     if wanted.num_rows is not None and wanted.num_rows > wanted.limit:
         raise too_many_rows(project, wanted.limit)
-    db.take_turn(session, f"queue/{project}")
-    queue = queue_of(session, db, project)
+    tx.take_turn(f"queue/{project}")
+    queue = queue_of(tx, project)
     if queue.num_uncounted:
         message = f"project '{project}' has a submission whose rows are still being counted; try again when they are"
         raise QueueFull(message, retry_after_seconds=_GUESSED_WAIT_SECONDS)
@@ -110,26 +110,26 @@ def seconds_until(num_rows: int, *, per_second: float) -> int:
 # -- uploads -------------------------------------------------------------------------------------------------------
 
 
-def uploaded_bytes(session: Session, db: Database, project: str) -> int:
+def uploaded_bytes(tx: Transaction, project: str) -> int:
     """Bytes of a project's uploads that have not expired. What batches write is not counted."""
-    return int(session.scalar(select(_sum(StoredFile.num_bytes)).where(*_kept(db, project))) or 0)
+    return int(tx.scalar(select(_sum(StoredFile.num_bytes)).where(*_kept(tx, project))) or 0)
 
 
-def take_bytes(session: Session, db: Database, project: str, *, limit: int, num_bytes: int) -> None:
+def take_bytes(tx: Transaction, project: str, *, limit: int, num_bytes: int) -> None:
     """Make sure that an upload fits beside the project's others. The caller writes it down in this transaction.
 
     Raises:
         StorageFull: it does not.
     """
-    db.take_turn(session, f"uploads/{project}")
-    if uploaded_bytes(session, db, project) + num_bytes > limit:
-        raise storage_full(session, db, project, limit=limit)
+    tx.take_turn(f"uploads/{project}")
+    if uploaded_bytes(tx, project) + num_bytes > limit:
+        raise storage_full(tx, project, limit=limit)
 
 
-def storage_full(session: Session, db: Database, project: str, *, limit: int) -> StorageFull:
+def storage_full(tx: Transaction, project: str, *, limit: int) -> StorageFull:
     """What an upload is told that does not fit beside the project's others."""
-    first = session.scalar(select(func.min(StoredFile.expires_at)).where(*_kept(db, project)))
-    seconds = _LONGEST_WAIT_SECONDS if first is None else math.ceil(first - db.time(session))
+    first = tx.scalar(select(func.min(StoredFile.expires_at)).where(*_kept(tx, project)))
+    seconds = _LONGEST_WAIT_SECONDS if first is None else math.ceil(first - tx.time())
     return StorageFull(
         f"file: with this one, the uploads of project '{project}' would have more than {limit} bytes (upload_bytes); "
         "delete some, or wait until they expire",
@@ -138,12 +138,12 @@ def storage_full(session: Session, db: Database, project: str, *, limit: int) ->
     )
 
 
-def _kept(db: Database, project: str) -> tuple[ColumnElement[bool], ...]:
+def _kept(tx: Transaction, project: str) -> tuple[ColumnElement[bool], ...]:
     expires_at = col(StoredFile.expires_at)
     return (
         col(StoredFile.project) == project,
         col(StoredFile.purpose).in_(PURPOSES),
-        or_(expires_at.is_(None), expires_at > db.now()),
+        or_(expires_at.is_(None), expires_at > tx.now()),
     )
 
 

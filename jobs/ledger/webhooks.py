@@ -22,6 +22,7 @@ from jobs.db.ids import new_id
 from jobs.db.moves import move
 from jobs.db.states import BatchState, DeliveryState, JobState
 from jobs.db.tables import Webhook, WebhookDelivery
+from jobs.db.transaction import Transaction
 from jobs.errors import Conflict, NotFound, StokerError
 from jobs.ledger import paging
 from jobs.retries import GiveUp, RetryAt, RetryPolicy, decide
@@ -68,8 +69,8 @@ def create(db: Database, url: str, *, events: Sequence[str], project: str) -> We
     Raises:
         Conflict: the project has as many webhooks as it may have.
     """
-    with db.write() as session:
-        others = session.scalar(select(func.count()).where(col(Webhook.project) == project)) or 0
+    with db.write() as tx:
+        others = tx.scalar(select(func.count()).where(col(Webhook.project) == project)) or 0
         if others >= _MOST_WEBHOOKS:
             raise Conflict(f"project '{project}' has {others} webhooks already; delete one first")
         webhook = Webhook(
@@ -78,9 +79,9 @@ def create(db: Database, url: str, *, events: Sequence[str], project: str) -> We
             url=url,
             secret=SECRET_PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode(),
             events=list(dict.fromkeys(events)),
-            created_at=db.time(session),
+            created_at=tx.time(),
         )
-        session.add(webhook)
+        tx.add(webhook)
     return webhook
 
 
@@ -143,24 +144,24 @@ def delete(db: Database, webhook_id: str) -> None:
     Raises:
         NotFound: there is no such webhook.
     """
-    with db.write() as session:
+    with db.write() as tx:
         gone = sql_delete(Webhook).where(col(Webhook.id) == webhook_id).returning(col(Webhook.id))
-        if session.execute(gone).one_or_none() is None:
+        if tx.execute(gone).one_or_none() is None:
             raise NotFound(f"there is no webhook '{webhook_id}'")
         # Its row is gone first: that waits for whoever announces something to it now, whose deliveries go as well.
-        session.execute(sql_delete(WebhookDelivery).where(col(WebhookDelivery.webhook_id) == webhook_id))
+        tx.execute(sql_delete(WebhookDelivery).where(col(WebhookDelivery.webhook_id) == webhook_id))
 
 
 # -- the way of an event -------------------------------------------------------------------------------------------
 
 
-def announce(session: Session, db: Database, event_type: str, subject_id: str, *, project: str) -> None:
+def announce(tx: Transaction, event_type: str, subject_id: str, *, project: str) -> None:
     """Write an event down for each webhook of the project that wants it, in the caller's transaction."""
     of_project = select(Webhook).where(col(Webhook.project) == project)
-    told = session.scalars(of_project.with_for_update(read=True, key_share=True)).all()  # nobody deletes them meanwhile
+    told = tx.scalars(of_project.with_for_update(read=True, key_share=True)).all()  # nobody deletes them meanwhile
     wanting = [webhook.id for webhook in told if not webhook.events or event_type in webhook.events]
     if wanting:
-        _write_down(session, db, wanting, event_type, subject_id)
+        _write_down(tx, wanting, event_type, subject_id)
 
 
 def announce_test(db: Database, webhook_id: str) -> WebhookDelivery:
@@ -169,18 +170,18 @@ def announce_test(db: Database, webhook_id: str) -> WebhookDelivery:
     Raises:
         NotFound: there is no such webhook.
     """
-    with db.write() as session:
+    with db.write() as tx:
         locked = select(Webhook).where(col(Webhook.id) == webhook_id).with_for_update(read=True, key_share=True)
-        if session.scalar(locked) is None:
+        if tx.scalar(locked) is None:
             raise NotFound(f"there is no webhook '{webhook_id}'")
-        return _write_down(session, db, [webhook_id], TEST_EVENT, webhook_id)[0]
+        return _write_down(tx, [webhook_id], TEST_EVENT, webhook_id)[0]
 
 
-def due(session: Session, db: Database) -> list[str]:
+def due(tx: Transaction) -> list[str]:
     """The webhooks with deliveries to be sent now, the one that has waited longest first."""
-    is_due = (col(WebhookDelivery.state) == DeliveryState.PENDING, col(WebhookDelivery.not_before) <= db.now())
+    is_due = (col(WebhookDelivery.state) == DeliveryState.PENDING, col(WebhookDelivery.not_before) <= tx.now())
     by_webhook = select(col(WebhookDelivery.webhook_id)).where(*is_due).group_by(col(WebhookDelivery.webhook_id))
-    return list(session.scalars(by_webhook.order_by(func.min(WebhookDelivery.not_before))))
+    return list(tx.scalars(by_webhook.order_by(func.min(WebhookDelivery.not_before))))
 
 
 def claim(db: Database, webhook_id: str, *, max_attempts: int, claim_seconds: float) -> Sending | None:
@@ -193,16 +194,16 @@ def claim(db: Database, webhook_id: str, *, max_attempts: int, claim_seconds: fl
     Returns:
         What is to be sent, or None where nothing is due.
     """
-    with db.write() as session:
-        now = db.time(session)
-        delivery = session.scalar(_due_of(db, webhook_id, limit=1))
+    with db.write() as tx:
+        now = tx.time()
+        delivery = tx.scalar(_due_of(tx, webhook_id, limit=1))
         while delivery is not None and delivery.attempts >= max_attempts:
             move(delivery, DeliveryState.FAILED)
             delivery.ended_at = now
             delivery.error = f"{delivery.error or 'cut off'} (tried {delivery.attempts} times)"
-            session.flush()
-            delivery = session.scalar(_due_of(db, webhook_id, limit=1))
-        webhook = session.get(Webhook, webhook_id)
+            tx.flush()
+            delivery = tx.scalar(_due_of(tx, webhook_id, limit=1))
+        webhook = tx.get(Webhook, webhook_id)
         if delivery is None or webhook is None:  # a webhook may have been deleted just now, its deliveries with it
             return None
         delivery.attempts, delivery.not_before = delivery.attempts + 1, now + claim_seconds
@@ -223,10 +224,10 @@ def record_delivered(db: Database, sending: Sending, status_code: int) -> None:
     Raises:
         Conflict: it was claimed again, or its webhook was deleted.
     """
-    with db.write() as session:
-        delivery = _claimed(session, sending)
+    with db.write() as tx:
+        delivery = _claimed(tx, sending)
         move(delivery, DeliveryState.DELIVERED)
-        delivery.ended_at = db.time(session)
+        delivery.ended_at = tx.time()
         delivery.status_code, delivery.error = status_code, None
 
 
@@ -244,14 +245,14 @@ def record_failed(
     Raises:
         Conflict: it was claimed again, or its webhook was deleted.
     """
-    with db.write() as session:
-        failed = [_claimed(session, sending)]
+    with db.write() as tx:
+        failed = [_claimed(tx, sending)]
         if status_code is None:
-            others = session.scalars(_due_of(db, sending.webhook_id, limit=_HELD_UP_AT_ONCE)).all()
+            others = tx.scalars(_due_of(tx, sending.webhook_id, limit=_HELD_UP_AT_ONCE)).all()
             for other in others:
                 other.attempts += 1
             failed += others
-        now = db.time(session)
+        now = tx.time()
         for delivery in failed:
             delivery.status_code = status_code
             match decide(error, delivery.attempts, policy):
@@ -265,10 +266,8 @@ def record_failed(
 # -- what they share -----------------------------------------------------------------------------------------------
 
 
-def _write_down(
-    session: Session, db: Database, webhook_ids: Sequence[str], event_type: str, subject_id: str
-) -> list[WebhookDelivery]:
-    now = db.time(session)
+def _write_down(tx: Transaction, webhook_ids: Sequence[str], event_type: str, subject_id: str) -> list[WebhookDelivery]:
+    now = tx.time()
     event = {
         "id": new_id("event"),
         "object": "event",
@@ -283,13 +282,13 @@ def _write_down(
         )
         for webhook_id in webhook_ids
     ]
-    session.add_all(written)
-    session.flush()
+    tx.add_all(written)
+    tx.flush()
     return written
 
 
-def _due_of(db: Database, webhook_id: str, *, limit: int) -> Select[WebhookDelivery]:
-    is_due = (col(WebhookDelivery.state) == DeliveryState.PENDING, col(WebhookDelivery.not_before) <= db.now())
+def _due_of(tx: Transaction, webhook_id: str, *, limit: int) -> Select[WebhookDelivery]:
+    is_due = (col(WebhookDelivery.state) == DeliveryState.PENDING, col(WebhookDelivery.not_before) <= tx.now())
     of_webhook = select(WebhookDelivery).where(col(WebhookDelivery.webhook_id) == webhook_id, *is_due)
     return of_webhook.order_by(col(WebhookDelivery.not_before)).limit(limit).with_for_update(skip_locked=True)
 

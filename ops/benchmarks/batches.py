@@ -85,7 +85,7 @@ def measure(folder: Path, num_models: int) -> dict[str, float]:
         session.add(
             StoredFile(
                 id="file_1", filename="batch.jsonl", purpose="batch", key=stored.key, num_bytes=stored.num_bytes,
-                sha256=stored.sha256, created_at=database.time(session),
+                sha256=stored.sha256, created_at=session.time(),
             )
         )  # fmt: skip
     new = NewBatch("/v1/embeddings", "file_1", "24h", 86400, "digest")

@@ -95,9 +95,9 @@ def _register(database: Database, *, name: str, project: str, secret: str) -> st
             "name": name,
             "project": project,
             "sha256": digest,
-            "created_at": database.time(session),
+            "created_at": session.time(),
         }
-        session.execute(database.insert(ApiKey).values(**row).on_conflict_do_nothing(index_elements=["sha256"]))
+        session.execute(session.insert(ApiKey).values(**row).on_conflict_do_nothing(index_elements=["sha256"]))
         return session.scalars(select(col(ApiKey.id)).where(col(ApiKey.sha256) == digest)).one()
 
 

@@ -67,7 +67,7 @@ def snapshot(db: Database) -> Snapshot:
             rows_done=sum(int(row[2]) for row in jobs),
             rows_failed=sum(int(row[3]) for row in jobs),
             tokens_done=sum(int(row[4]) for row in jobs),
-            oldest_wait_seconds=0.0 if oldest is None else max(0.0, db.time(session) - oldest),
+            oldest_wait_seconds=0.0 if oldest is None else max(0.0, session.time() - oldest),
         )
 
 

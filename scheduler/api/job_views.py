@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
-from jobs.db.database import Database
 from jobs.db.states import LIVE_LEASE_STATES, JobState, LeaseState, SlotState
 from jobs.db.tables import Job, Lease, Slot
+from jobs.db.transaction import Transaction
 from jobs.ledger import attempts, notices
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.slots import UNHEARD
@@ -34,7 +34,9 @@ def describe_job(context: Context, job_id: str) -> JobView:
         return describe_jobs(session, context, [job], [ShownSpec(job.spec, is_cut=False)])[0]
 
 
-def describe_jobs(session: Session, context: Context, jobs: Sequence[Job], specs: Sequence[ShownSpec]) -> list[JobView]:
+def describe_jobs(
+    session: Transaction, context: Context, jobs: Sequence[Job], specs: Sequence[ShownSpec]
+) -> list[JobView]:
     """Jobs as JSON, with a few queries for all of them together.
 
     Args:
@@ -43,21 +45,20 @@ def describe_jobs(session: Session, context: Context, jobs: Sequence[Job], specs
         jobs: The jobs to describe.
         specs: The part of each job's spec to show.
     """
-    database = context.database
     live = select(Lease).where(col(Lease.job_id).in_([job.id for job in jobs]), col(Lease.state).in_(LIVE_LEASE_STATES))
     held: dict[str, list[Lease]] = {}
     for lease in session.scalars(live.order_by(col(Lease.rank), col(Lease.slot_id))):
         held.setdefault(lease.job_id, []).append(lease)
     told = notices.of_jobs(session, [job.id for job in jobs])
     waits = any(job.state in (JobState.VALIDATING, JobState.QUEUED) for job in jobs)
-    reason = _why_jobs_wait(session, database) if waits else None
+    reason = _why_jobs_wait(session) if waits else None
     delayed = [job for job in jobs if job.not_before and job.id not in held]
-    delays = _delays(session, delayed, database.time(session)) if delayed else {}
+    delays = _delays(session, delayed, session.time()) if delayed else {}
     explained: Mapping[str, str] = {}
-    if any(job.state == JobState.QUEUED and job.kind == TRAINING for job in jobs) and has_leader(session, database):
+    if any(job.state == JobState.QUEUED and job.kind == TRAINING for job in jobs) and has_leader(session):
         # A training may wait for several slots of one host, or for a lease that cannot be taken back.
-        explained = explain(session, database, context.settings)
-    unrung = _why_unrung(held, database.time(session), context) if held else {}
+        explained = explain(session, context.settings)
+    unrung = _why_unrung(held, session.time(), context) if held else {}
     return [
         job_view(
             job,
@@ -90,8 +91,8 @@ def _delays(session: Session, jobs: Sequence[Job], now: float) -> dict[str, str]
     return delays
 
 
-def _why_jobs_wait(session: Session, database: Database) -> str:
-    if not has_leader(session, database):
+def _why_jobs_wait(session: Transaction) -> str:
+    if not has_leader(session):
         return "no scheduler is running"
     online = session.scalar(select(func.count()).select_from(Slot).where(col(Slot.state) == SlotState.ONLINE)) or 0
     if not online:

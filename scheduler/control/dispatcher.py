@@ -16,6 +16,7 @@ from jobs.config.times import LeaseTimes
 from jobs.db.database import Database
 from jobs.db.states import LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState, SlotState
 from jobs.db.tables import Attempt, Chunk, Job, Lease, Slot
+from jobs.db.transaction import Transaction
 from jobs.errors import Conflict, ServiceUnavailable
 from jobs.ledger import leases
 from jobs.ledger.leases import Ring
@@ -51,7 +52,7 @@ def dispatch(db: Database, app: Celery, times: LeaseTimes) -> int:
     with db.read() as session:
         if not session.scalar(_HAS_WORK):
             return 0  # idle: one query is all that an empty house costs
-        views = read_views(session, db, times)
+        views = read_views(session, times)
     decisions = decide(views.jobs, views.slots, views.leases, views.now)
     if decisions.yields:
         leases.ask_yield(db, decisions.yields)
@@ -84,21 +85,21 @@ def ring_all(app: Celery, rings: Sequence[Ring]) -> int:
     return len(rings)
 
 
-def explain(session: Session, db: Database, times: LeaseTimes) -> Mapping[str, str]:
+def explain(session: Transaction, times: LeaseTimes) -> Mapping[str, str]:
     """Why each job at the head of the queue waits, by job id: what the policy would say now. Changes nothing."""
-    views = read_views(session, db, times)
+    views = read_views(session, times)
     return decide(views.jobs, views.slots, views.leases, views.now).explanations
 
 
 # -- what the policy is told ---------------------------------------------------------------------------------------
 
 
-def read_views(session: Session, db: Database, times: LeaseTimes) -> Views:
+def read_views(session: Transaction, times: LeaseTimes) -> Views:
     """Read what the policy needs to know: running jobs, the head of each class's queue, usable slots, live leases.
 
     Only the head of the queue is read, so that a decision takes as long with ten thousand jobs waiting as with ten.
     """
-    now = db.time(session)
+    now = session.time()
     slots = _slot_views(session, heard_since=now - times.slot_seconds * _FRESH_SHARE)
     jobs = _candidates(session, now, limit=len(slots) + _QUEUE_HEAD)
     lease_rows = session.execute(_LIVE_LEASES).all()

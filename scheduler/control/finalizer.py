@@ -43,7 +43,7 @@ def finalize_job(db: Database, store: Store, rules: AccessRules, job_id: str) ->
             for item in made:
                 deliver_output(path, store, item.stored.key)
         with db.read() as session:
-            now = db.time(session)
+            now = session.time()
         artifacts = [
             Artifact(
                 job_id=job_id,

@@ -11,11 +11,12 @@ import threading
 import time
 
 from sqlalchemy import exists, select, update
-from sqlmodel import Session, col
+from sqlmodel import col
 
-from jobs.db.database import Database, num_changed
+from jobs.db.database import Database
 from jobs.db.ids import new_id
 from jobs.db.tables import LeaderLock
+from jobs.db.transaction import Transaction
 from jobs.errors import ServiceUnavailable
 
 logger = logging.getLogger(__name__)
@@ -24,9 +25,9 @@ _NAME = "scheduler"
 _RENEWALS_PER_LIFE = 3
 
 
-def has_leader(session: Session, db: Database) -> bool:
+def has_leader(session: Transaction) -> bool:
     """Whether some scheduler leads at this moment."""
-    leads = exists().where(col(LeaderLock.name) == _NAME, col(LeaderLock.expires_at) > db.now())
+    leads = exists().where(col(LeaderLock.name) == _NAME, col(LeaderLock.expires_at) > session.now())
     return bool(session.scalar(select(leads)))
 
 
@@ -63,14 +64,12 @@ class Leader:
         asked_at = time.monotonic()
         with self._db.read() as session:  # a standby must not take SQLite's write lock again and again
             lock = session.get(LeaderLock, _NAME)
-            left = 0.0 if lock is None or lock.owner == self.owner else lock.expires_at - self._db.time(session)
+            left = 0.0 if lock is None or lock.owner == self.owner else lock.expires_at - session.time()
         if left > 0:
             return left
         with self._db.write() as session:
-            now = self._db.time(session)
-            taken = self._db.insert(LeaderLock).values(
-                name=_NAME, owner=self.owner, expires_at=now + self._life_seconds
-            )
+            now = session.time()
+            taken = session.insert(LeaderLock).values(name=_NAME, owner=self.owner, expires_at=now + self._life_seconds)
             taken = taken.on_conflict_do_update(
                 index_elements=["name"],
                 set_={"owner": self.owner, "expires_at": now + self._life_seconds},
@@ -133,4 +132,4 @@ class Leader:
                 .where(col(LeaderLock.name) == _NAME, col(LeaderLock.owner) == self.owner)
                 .values(expires_at=self._db.now() + self._life_seconds)
             )
-            return num_changed(session, renewed) > 0
+            return session.changed(renewed) > 0

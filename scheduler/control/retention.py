@@ -11,7 +11,7 @@ from sqlmodel import col
 
 from jobs.config.times import DAY_SECONDS, RetentionTimes
 from jobs.data.store import Store, job_prefix
-from jobs.db.database import Database, num_changed
+from jobs.db.database import Database
 from jobs.db.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, DeliveryState, JobState
 from jobs.db.tables import (
     Artifact,
@@ -159,7 +159,7 @@ def _delete_old_deliveries(db: Database, _store: Store, times: RetentionTimes) -
     num_deleted = _BATCH_ROWS
     while num_deleted == _BATCH_ROWS:
         with db.write() as session:
-            num_deleted = num_changed(session, delete(WebhookDelivery).where(col(WebhookDelivery.id).in_(some)))
+            num_deleted = session.changed(delete(WebhookDelivery).where(col(WebhookDelivery.id).in_(some)))
         if num_deleted:
             yield f"{num_deleted} deliveries of webhooks, which ended more than {times.webhook_days:g} days ago"
 
@@ -167,4 +167,4 @@ def _delete_old_deliveries(db: Database, _store: Store, times: RetentionTimes) -
 def _delete_some(db: Database, table: Any, key_column: Any, job_id: str) -> int:
     some = select(key_column).where(table.job_id == job_id).limit(_BATCH_ROWS)
     with db.write() as session:
-        return num_changed(session, delete(table).where(table.job_id == job_id, key_column.in_(some)))
+        return session.changed(delete(table).where(table.job_id == job_id, key_column.in_(some)))

@@ -21,7 +21,7 @@ from jobs.db.database import Database
 from jobs.db.states import LIVE_JOB_STATES, JobState
 from jobs.db.tables import Job
 from jobs.errors import ServiceUnavailable, StokerError
-from jobs.ledger import batch_ends, batches, history, webhooks
+from jobs.ledger import batch_ends, batches, webhooks
 from jobs.ledger import jobs as job_ledger
 from jobs.queue import Doorbell
 from jobs.retries import ENDLESS, Backoff, RetryPolicy
@@ -255,7 +255,7 @@ class Service:
 
     def _note_trouble(self, name: str, job_id: str, error: StokerError) -> None:
         with self._db.write() as session:
-            history.record(session, self._db, job_id, "job.delayed", duty=name, code=error.code, reason=error.message)
+            session.record(job_id, "job.delayed", duty=name, code=error.code, reason=error.message)
 
     def _fail(self, job_id: str, error: StokerError) -> None:
         job_ledger.fail(self._db, job_id, error)
@@ -286,7 +286,7 @@ class Service:
     def _lay_out_webhooks(self, posting: Workbench) -> None:
         """Lay the webhooks to which something is due on their bench, the one that has waited longest first."""
         with self._db.read() as session:
-            due = webhooks.due(session, self._db)
+            due = webhooks.due(session)
         posting.lay(due)
 
 

@@ -199,7 +199,7 @@ def _file_system(path: Path) -> str:
 def _check_clock(database: Database) -> Iterator[Finding]:
     before = time.time()
     with database.read() as session:
-        theirs = database.time(session)
+        theirs = session.time()
     ahead_seconds = theirs - (before + time.time()) / 2
     message = (
         f"the database's is {abs(ahead_seconds):.1f} s {'ahead of' if ahead_seconds > 0 else 'behind'} this host's"

@@ -126,7 +126,7 @@ class Stack:
                 _warn_of_projects(database)
             key = ensure_local_key(self.settings, database)
             with database.read() as session:
-                before = _Before(database.time(session), frozenset(session.scalars(select(col(Slot.incarnation)))))
+                before = _Before(session.time(), frozenset(session.scalars(select(col(Slot.incarnation)))))
             self._start_programs()
             self._await_ready(database, key, before)
         finally:

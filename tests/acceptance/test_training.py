@@ -257,7 +257,7 @@ def test_a_cancelled_training_leaves_no_process_and_a_retry_goes_on(
     await_step(running, again, step + 1)
     assert attempts_of(running, again)[0]["resumed_step"] == step, "what was computed is not lost"
     with database.write() as session:  # the hour is over
-        session.get_one(Job, again).deadline_at = database.time(session)
+        session.get_one(Job, again).deadline_at = session.time()
     assert running.await_end(again, 180.0)["state"] == "expired"
     wait_until(lambda: attempts_of(running, again)[-1]["end"], "the end of its attempt")
     last = attempts_of(running, again)[-1]

@@ -49,7 +49,7 @@ def accept(db: Database, batch_id: str, num_rows: int) -> list[Job]:
 def queued(db: Database, project: str = "p") -> int:
     """Rows in a project's queue."""
     with db.read() as session:
-        return usage.queue_of(session, db, project).num_rows
+        return usage.queue_of(session, project).num_rows
 
 
 def at_once(number: int, act: Callable[[], object]) -> tuple[int, int]:
@@ -172,7 +172,7 @@ def test_the_wait_is_guessed_from_what_runs(database: Database) -> None:
     job = submit(database, 100)
     planning.plan(database, job.id, [ChunkRange(0, 100, {})])
     with database.read() as session:
-        now = database.time(session)
+        now = session.time()
     set_job(database, job.id, state=JobState.RUNNING, num_done=10, started_at=now - 5)
     with pytest.raises(QueueFull) as refused:
         submit(database, 30)
@@ -185,8 +185,8 @@ def test_the_wait_is_guessed_from_what_runs(database: Database) -> None:
 def keep(db: Database, num_bytes: int, *, project: str = "p", purpose: str = "input", expires_in: float = 60) -> None:
     """An upload of so many bytes in a project that may have a hundred."""
     with db.write() as session:
-        usage.take_bytes(session, db, project, limit=LIMIT, num_bytes=num_bytes)
-        now = db.time(session)
+        usage.take_bytes(session, project, limit=LIMIT, num_bytes=num_bytes)
+        now = session.time()
         file_id = new_id("file")
         session.add(
             StoredFile(

@@ -67,7 +67,7 @@ def told(db: Database, webhook: Webhook) -> list[tuple[str, str]]:
 def due(db: Database) -> list[str]:
     """Webhooks that something is due to."""
     with db.read() as session:
-        return webhooks.due(session, db)
+        return webhooks.due(session)
 
 
 def claim(db: Database, webhook: Webhook) -> Sending:
@@ -146,7 +146,7 @@ def test_a_delivery_written_while_its_webhook_is_deleted_goes_too(database: Data
     webhook = make(database)
     deleting = threading.Thread(target=webhooks.delete, args=(database, webhook.id))
     with database.write() as session:
-        webhooks.announce(session, database, "job.failed", "job_1", project="p")
+        webhooks.announce(session, "job.failed", "job_1", project="p")
         deleting.start()
         deleting.join(0.3)
         assert deleting.is_alive(), "the deletion did not wait for the event"

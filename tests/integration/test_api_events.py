@@ -16,8 +16,8 @@ from sqlalchemy import event
 from sqlmodel import Session
 
 from jobs.db.states import JobState
-from jobs.ledger import history, leases, logs, paging
 from jobs.ledger import jobs as job_ledger
+from jobs.ledger import leases, logs, paging
 from jobs.specs.bounds import LONGEST_ENTRY_CHARACTERS
 from scheduler.api import streams
 from scheduler.api.streams import Tail
@@ -206,7 +206,7 @@ def test_a_page_of_long_entries_ends_early_and_goes_on(api: LiveApi, job: Leased
     logs.append(api.database, lease, [(float(number), text) for number in range(300)], max_lines=10_000)
     with api.database.write() as session:
         for number in range(300):
-            history.record(session, api.database, job.job_id, "job.notice", code=str(number), message=text)
+            session.record(job.job_id, "job.notice", code=str(number), message=text)
     job_ledger.fail(api.database, job.job_id, leases.LostLease())
     leases.release(api.database, lease.lease_id, "done")
     pages, after, has_more = [], 0, True

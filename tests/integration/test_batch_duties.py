@@ -50,7 +50,7 @@ class Hall:
         with self.db.write() as session:
             file = StoredFile(
                 id=file_id, filename="b.jsonl", purpose="batch", key=stored.key, num_bytes=stored.num_bytes,
-                sha256=stored.sha256, created_at=self.db.time(session),
+                sha256=stored.sha256, created_at=session.time(),
             )  # fmt: skip
             session.merge(file)
         return file_id

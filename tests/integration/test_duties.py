@@ -189,12 +189,12 @@ def test_a_queue_of_thousands_is_read_by_its_head_only(house: House) -> None:
     waiting = [house.job(num_chunks=1, priority="low") for _ in range(100)]
     last = house.job(num_chunks=1, priority="high")
     with house.db.read() as session:
-        views = read_views(session, house.db, house.settings)
+        views = read_views(session, house.settings)
     assert len(views.jobs) < 80
     house.dispatch()
     assert house.live() == {"s0": last}
     with house.db.read() as session:
-        assert waiting[0] in explain(session, house.db, house.settings)
+        assert waiting[0] in explain(session, house.settings)
 
 
 def test_an_old_job_is_served_before_a_newer_one_of_the_class_above(house: House) -> None:
@@ -220,7 +220,7 @@ def test_a_job_that_had_slots_lately_has_not_waited(house: House) -> None:
     house.dispatch()
     assert house.live() == {"s0": normal}
     with house.db.read() as session:
-        waited = {view.id: view.waited_seconds for view in read_views(session, house.db, house.settings).jobs}
+        waited = {view.id: view.waited_seconds for view in read_views(session, house.settings).jobs}
     assert waited[low] == pytest.approx(60.0)
 
 

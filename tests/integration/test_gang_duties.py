@@ -79,7 +79,7 @@ def test_a_gang_that_no_host_can_hold_waits_and_says_why(gang_house: GangHouse) 
     assert gang_house.dispatch() == 0
     assert job_state(gang_house.db, job_id) == JobState.QUEUED
     with gang_house.db.read() as session:
-        reasons = explain(session, gang_house.db, gang_house.settings)
+        reasons = explain(session, gang_house.settings)
     assert reasons == {job_id: "needs 4 slots of one host at once; 3 are online on the largest"}
 
 

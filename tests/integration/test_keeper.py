@@ -377,7 +377,7 @@ def test_a_silent_database_ends_the_runner_once_the_lease_may_be_lost(open_bench
         with bench.running(job):
             wait_until(lambda: bench.standby.warm_models, "the runner works")
             with bench.database.write() as session:  # the whole file is locked: every heartbeat waits
-                bench.database.time(session)
+                session.time()
                 wait_until(lambda: bench.runners[0].is_gone, "the runner is killed")
         assert len(bench.runners) == 2, "the slot is ready for other work"
 

@@ -58,12 +58,12 @@ def test_a_lock_is_renewed_beyond_its_life(database: Database) -> None:
     first, second = Leader(database, leader_seconds=1.5), Leader(database, leader_seconds=1.5)
     first.acquire()
     with database.read() as session:
-        begun = database.time(session)
+        begun = session.time()
 
     def two_lives_have_passed() -> bool:
         assert second.acquire() > 0.0
         with database.read() as session:
-            return database.time(session) > begun + 3.0
+            return session.time() > begun + 3.0
 
     wait_until(two_lives_have_passed, "two lives of the lock pass")
     assert first.held

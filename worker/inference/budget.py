@@ -86,8 +86,8 @@ def _remember(database: Database, key: str, name: str, max_tokens: int) -> None:
     """Note what fits for later leases, of any slot with such a device; the smallest of several reports stays."""
     try:
         with database.write() as session:
-            now = database.time(session)
-            fresh = database.insert(SafeBudget).values(
+            now = session.time()
+            fresh = session.insert(SafeBudget).values(
                 model_key=key, device_name=name, max_tokens=max_tokens, recorded_at=now
             )
             session.execute(

@@ -97,13 +97,13 @@ def _found(model: PadsRows, spec: InferenceSpec, database: Database, device: tor
     logger.info("rows that may share a batch: %s", found.value)
     try:
         with database.write() as session:
-            fresh = database.insert(PaddingVerdict).values(
+            fresh = session.insert(PaddingVerdict).values(
                 task=spec.task,
                 fingerprint=fingerprint,
                 device_name=name,
                 padding=found.value,
                 model_key=model_key(spec),
-                recorded_at=database.time(session),
+                recorded_at=session.time(),
             )
             session.execute(fresh.on_conflict_do_nothing())
     except ServiceUnavailable as error:  # only a hint for later: this lease goes on without it

@@ -183,9 +183,9 @@ def _find_room(context: Context, project: str, num_declared: int) -> _Room:
     if total is None:
         return room
     with database.read() as session:
-        left = total - uploaded_bytes(session, database, project)
+        left = total - uploaded_bytes(session, project)
         if left < room.num_bytes:
-            room = _Room(left, storage_full(session, database, project, limit=total))
+            room = _Room(left, storage_full(session, project, limit=total))
     if num_declared > room.num_bytes or room.num_bytes <= 0:
         raise room.refusal
     return room
@@ -235,8 +235,8 @@ def _write_down(
     limit = limits_of(project, context.settings.projects).upload_bytes
     with context.database.write() as session:
         if limit is not None:
-            take_bytes(session, context.database, project, limit=limit, num_bytes=stored.num_bytes)
-        now = context.database.time(session)
+            take_bytes(session, project, limit=limit, num_bytes=stored.num_bytes)
+        now = session.time()
         file = StoredFile(
             id=file_id,
             filename=filename,

@@ -59,7 +59,7 @@ def check_health(rules: AccessRules, database: Database) -> Health:
         )
         if database_state == "ok":
             with database.read() as session:
-                scheduler = "ok" if has_leader(session, database) else "no scheduler is running"
+                scheduler = "ok" if has_leader(session) else "no scheduler is running"
     except ServiceUnavailable as error:
         logger.warning("%s", error.message)
         database_state = "cannot be reached"  # without a key, the response says no more than this

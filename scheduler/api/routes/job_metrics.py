@@ -39,7 +39,7 @@ def get_job_metrics(
         if job.kind == TRAINING:
             found = attempts.metrics(session, job_id, name=name, after_step=after_step, limit=limit)
             return MetricList(data=[MetricView(step=one.step, name=one.name, value=one.value) for one in found])
-        now = context.database.time(session)
+        now = session.time()
     numbers = _numbers(job, now)
     return MetricList(data=[MetricView(step=job.num_done, name=each, value=value) for each, value in numbers.items()])
 

@@ -51,8 +51,8 @@ def get_limits(
         raise NotFound(f"there is no project '{name}'")
     limits = limits_of(name, context.settings.projects)
     with context.database.read() as session:
-        num_rows = usage.queue_of(session, context.database, name).num_rows
-        num_bytes = usage.uploaded_bytes(session, context.database, name)
+        num_rows = usage.queue_of(session, name).num_rows
+        num_bytes = usage.uploaded_bytes(session, name)
     return LimitsView(
         project=name,
         queued_rows=Allowance(limit=limits.queued_rows, used=num_rows),

@@ -31,7 +31,7 @@ def record_artifacts(lease: WorkingLease, finished: Finished, *, database: Datab
     """
     folder = Path(finished.folder)
     with database.read() as session:
-        now = database.time(session)
+        now = session.time()
         points = [(metric.step, metric.name, metric.value) for metric in attempts.metrics(session, lease.job_id)]
     try:
         with (folder / "metrics.jsonl").open("wb") as out:
