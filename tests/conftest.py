@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,10 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# `import stoker` is to mean this checkout, in the processes that tests start as well, whatever is installed.
+_SDK = str(Path(__file__).parents[1] / "scheduler" / "sdk")
+sys.path.insert(0, _SDK)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SDK, os.environ.get("PYTHONPATH")]))
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests that run beside each other share the cores: the threads of one operation would wait for each other's turn,
     # which they do by spinning.

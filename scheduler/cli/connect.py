@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from jobs.config.settings import ApiAddress, Settings
-from jobs.errors import InvalidSpec
-from jobs.messages import did_you_mean, first_fault
+from jobs.messages import did_you_mean
 from scheduler.client.http_client import StokerClient
 from scheduler.embedded.api_address import find_key, find_url
 from scheduler.embedded.data_dir import is_running
+from scheduler.embedded.read_settings import read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +67,7 @@ def load_settings(context: typer.Context, **chosen: Any) -> Settings:
     for name in Settings.unknown_variables():
         hint = did_you_mean(name, [f"STOKER_{field.upper()}" for field in Settings.model_fields])
         logger.warning("%s is no setting and does nothing%s", name, hint)
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        name, message = first_fault(error.errors())
-        if error.errors()[0]["type"] == "extra_forbidden":
-            hint = did_you_mean(name, Settings.model_fields)
-            raise InvalidSpec(f"stoker.toml: there is no setting '{name}'{hint}", param=name) from error
-        raise InvalidSpec(f"setting {name}: {message}", param=name) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidSpec(f"stoker.toml is not valid TOML: {error}") from error
-    except SettingsError as error:
-        raise InvalidSpec(f"the settings cannot be read: {error}") from error
+    return read_settings(given)
 
 
 def open_client(api: ApiAddress, *, waits: bool = False) -> StokerClient:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.errors import InvalidOutput, ServiceUnavailable
 from jobs.messages import counted
 from scheduler.cli.connect import DataDir, JobId, Json, Url, reach
 from scheduler.cli.interrupts import interruptible
 from scheduler.cli.outputs import check_output, show_results, write_results
 from scheduler.cli.terminal import age, cell, make_table, say, short_bytes, show_json, show_table
 from scheduler.client import connection
+from scheduler.client.artifact_files import fetch_artifacts
 from scheduler.client.http_client import StokerClient
 
 
@@ -78,31 +77,10 @@ def artifacts(
 
 
 def _fetch(client: StokerClient, job_id: str, found: list[connection.Json], folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidOutput(f"the folder '{folder}' cannot be made: {error.strerror}", param="output") from error
-    inside = folder.resolve()
-    for each in found:
-        target = (inside / each["name"]).resolve()
-        if not target.is_relative_to(inside) or target == inside:
-            raise InvalidOutput(f"the artifact '{each['name']}' would lie outside '{folder}'", param="output")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            client.download_artifact(job_id, each["name"], target)
-        except OSError as error:
-            raise InvalidOutput(f"'{target}' cannot be written: {error.strerror}", param="output") from error
-        if _sha256(target) != each["sha256"]:
-            target.unlink()
-            raise ServiceUnavailable(f"the artifact '{each['name']}' arrived damaged; fetch it again")
-        say(f"{each['name']} ({short_bytes(each['bytes'])})")
+    for artifact, _ in fetch_artifacts(client, job_id, found, folder):
+        say(f"{artifact['name']} ({short_bytes(artifact['bytes'])})")
     if found:
         num_bytes = sum(each["bytes"] for each in found)
         say(f"{counted(len(found), 'artifact')} written to {folder} ({short_bytes(num_bytes)})")
     else:
         say("this job has no artifacts")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

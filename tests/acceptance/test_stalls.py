@@ -16,7 +16,7 @@ MODULE = """
 import pathlib
 import threading
 import torch
-from worker.training.modules.user_module import Parts, Phase
+from stoker.training import Parts, Phase
 
 def build(setup):
     model = torch.nn.Linear(1, 1)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from worker.training.modules.user_module import Parts, Phase, Setup
+from stoker.training import Parts, Phase, Setup
 
 class Digits(torch.utils.data.Dataset):
     def __init__(self, first, last):

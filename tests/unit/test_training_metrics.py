@@ -16,7 +16,7 @@ from worker.training.results.checkpoints import Best, Evaluation
 MODULE = """
 import torch
 from torch import nn
-from worker.training.modules.user_module import Parts, Phase
+from stoker.training import Parts, Phase
 
 def build(setup):
     model = nn.Linear(1, 1)

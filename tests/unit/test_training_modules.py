@@ -25,7 +25,7 @@ import sys
 import numpy as np
 import torch
 from torch import nn
-from worker.training.modules.user_module import Parts, Phase, Setup
+from stoker.training import Parts, Phase, Setup
 
 class Data:
     def __len__(self):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from worker.training.modules.user_module import Parts, Phase, Setup
+from stoker.training import Parts, Phase, Setup
 
 
 def build(setup: Setup) -> Parts:

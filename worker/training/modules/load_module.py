@@ -27,7 +27,7 @@ from worker.training.modules.user_module import Module, Parts, Phase, Setup
 
 logger = logging.getLogger(__name__)
 
-_RECIPES = "worker.training.modules.recipes"
+_RECIPES = f"{__package__}.recipes"
 _OURS = Path(__file__).parents[1]
 _FROM_LOADER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
 _LONGEST_LINE = 300

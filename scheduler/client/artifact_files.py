@@ -1,0 +1,51 @@
+"""A job's artifacts fetched into a folder: inside it, whole, and with the digest that the API told."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jobs.errors import InvalidOutput, ServiceUnavailable
+from scheduler.client.connection import Json
+from scheduler.client.http_client import StokerClient
+
+
+def fetch_artifacts(
+    client: StokerClient, job_id: str, artifacts: Sequence[Json], folder: Path
+) -> Iterator[tuple[Json, Path]]:
+    """Write artifacts under a folder, which is made where it is missing, one for each step of the iteration.
+
+    Args:
+        client: Reaches the API.
+        job_id: The job.
+        artifacts: What to fetch, as the API lists it.
+        folder: The folder.
+
+    Yields:
+        Each artifact with its file, once it is there.
+
+    Raises:
+        InvalidOutput: A file cannot be written, or would lie outside the folder.
+        ServiceUnavailable: A file arrived damaged.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidOutput(f"the folder '{folder}' cannot be made: {error.strerror}", param="output") from error
+    inside = folder.resolve()
+    for artifact in artifacts:
+        target = (inside / artifact["name"]).resolve()
+        if not target.is_relative_to(inside) or target == inside:
+            raise InvalidOutput(f"the artifact '{artifact['name']}' would lie outside '{folder}'", param="output")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            client.download_artifact(job_id, artifact["name"], target)
+        except OSError as error:
+            raise InvalidOutput(f"'{target}' cannot be written: {error.strerror}", param="output") from error
+        with target.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != artifact["sha256"]:
+            target.unlink()
+            raise ServiceUnavailable(f"the artifact '{artifact['name']}' arrived damaged; fetch it again")
+        yield artifact, target

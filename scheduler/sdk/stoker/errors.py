@@ -1,0 +1,47 @@
+"""What can go wrong: one tree under `StokerError`.
+
+Each error's `message` is one sentence for people, and its `code` a stable word for programs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobs.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    InvalidModel,
+    InvalidOutput,
+    InvalidSpec,
+    NotFound,
+    ServiceUnavailable,
+    StokerError,
+    UserError,
+)
+from scheduler.client.connection import ApiError
+
+if TYPE_CHECKING:
+    from .records import JobInfo
+
+__all__ = [
+    "ApiError", "Conflict", "Forbidden", "InvalidInput", "InvalidModel", "InvalidOutput", "InvalidSpec", "JobFailed",
+    "NotFound", "ServiceUnavailable", "StokerError", "UserError",
+]  # fmt: skip
+
+
+class JobFailed(StokerError):
+    """A job ended without completing: it failed, was cancelled, or its time limit passed."""
+
+    code = "job_failed"
+
+    def __init__(self, job: JobInfo) -> None:
+        """
+        Args:
+            job: The job at its end. Its `error` says why, where there is one.
+        """
+        reason = "" if job.error is None else f": {job.error.message}"
+        super().__init__(f"job {job.id} ended as {job.state}{reason}")
+        self.job = job
+        if job.error is not None:
+            self.code = job.error.code

@@ -1,0 +1,23 @@
+"""What a training module is made of, and `rehearse`, which tries one out in this process.
+
+Importing it loads torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from worker.training.modules.user_module import Batch, Loss, Module, Parts, Phase, Rows, Setup
+
+if TYPE_CHECKING:
+    from worker.training.loops.rehearsal import Rehearsal, rehearse
+
+__all__ = ["Batch", "Loss", "Module", "Parts", "Phase", "Rehearsal", "Rows", "Setup", "rehearse"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Rehearsal", "rehearse"):  # they bring transformers along, which few modules need
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from worker.training.loops import rehearsal
+
+    return getattr(rehearsal, name)
