@@ -8,13 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
-
-class StopReason(StrEnum):
-    """Why a lease is to end before its job does, weakest first."""
-
-    YIELD = "yield"  # give the slot back at the next chunk boundary
-    SHUTDOWN = "shutdown"  # the worker is going down: the same, and soon
-    CANCEL = "cancel"  # nobody wants the rest any more: stop at the next batch boundary
+from jobs.db.states import StopReason
 
 
 class Outcome(StrEnum):
@@ -33,17 +27,12 @@ class Stop:
         self._asked = threading.Event()
         self._listeners: list[Callable[[], None]] = []
 
-    def ask(self, reason: str) -> None:
-        """Ask for a stop.
-
-        Args:
-            reason: `yield`, `shutdown` or `cancel`.
-        """
+    def ask(self, reason: StopReason) -> None:
+        """Ask for a stop."""
         strength = list(StopReason)
-        asked = StopReason(reason)
         with self._lock:
-            if self._reason is None or strength.index(asked) > strength.index(self._reason):
-                self._reason = asked
+            if self._reason is None or strength.index(reason) > strength.index(self._reason):
+                self._reason = reason
             listeners = list(self._listeners)
         self._asked.set()
         for listener in listeners:

@@ -48,6 +48,14 @@ EXPIRABLE_JOB_STATES = tuple(state for state in JobState if JobState.EXPIRED in 
 """States in which a job's time limit ends it."""
 
 
+class StopReason(StrEnum):
+    """Why a lease is to end before its job does, weakest first."""
+
+    YIELD = "yield"  # give the slot back at the next chunk boundary; a training: at the next step
+    SHUTDOWN = "shutdown"  # the same, and soon: the worker goes down, or a training must stop with a checkpoint
+    CANCEL = "cancel"  # the rest is not wanted any more: stop at the next batch boundary
+
+
 class ChunkState(StrEnum):
     """Where a chunk is between the input and the results."""
 

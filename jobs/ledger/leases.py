@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
@@ -20,13 +19,13 @@ from jobs.config.times import LeaseTimes, RetryTimes
 from jobs.db.database import Database
 from jobs.db.ids import new_id
 from jobs.db.moves import move, moving
-from jobs.db.states import AttemptEnd, JobState, LeaseState, SlotState
+from jobs.db.states import AttemptEnd, JobState, LeaseState, SlotState, StopReason
 from jobs.db.tables import Attempt, Job, Lease, Slot
-from jobs.errors import Conflict, DeviceOutOfMemory, LostLease, ModelTooLarge, StokerError
+from jobs.errors import Conflict, DeviceOutOfMemory, InvalidSpec, LostLease, ModelTooLarge, StokerError
 from jobs.ledger import lease_ends, lost_work
 from jobs.ledger.lease_ends import Locked
 from jobs.ledger.slots import UNHEARD
-from jobs.specs.inference import TRAINING
+from jobs.specs.inference import TRAINING, JobSpec, parse_spec
 
 _WORKABLE = (JobState.QUEUED, JobState.RUNNING)
 
@@ -46,8 +45,7 @@ class WorkingLease:
     lease_id: str
     job_id: str
     slot_id: str
-    kind: str
-    spec: dict[str, Any]
+    spec: JobSpec
     attempt: int
     rank: int
     gang_id: str | None = None
@@ -70,9 +68,8 @@ class RunnerActivity:
 class Renewal:
     """What a heartbeat brings back."""
 
-    stop: str | None
-    """None, `yield` (give the lease back at the next chunk boundary), `cancel` (stop at once) or, of a training,
-    `shutdown` (stop soon, with a checkpoint)."""
+    stop: StopReason | None
+    """Why the holder is to stop; None where it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +183,8 @@ def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: fl
     """Take up a granted lease.
 
     Returns:
-        The lease, or None where the message is a duplicate or too late and must be dropped.
+        The lease, or None where the message is a duplicate or too late and must be dropped, or where the job failed
+        because its spec is not valid in this release.
     """
     with db.write() as tx:
         now = tx.time()
@@ -199,6 +197,12 @@ def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: fl
             lease_ends.revoke(tx, found[0], f"the job was {job.state} already")
             lost_work.settle_if_cancelling(tx, job.id)
             return None
+        try:
+            spec = parse_spec(job.spec)
+        except InvalidSpec as error:  # written by an earlier release, which accepted it
+            lease_ends.revoke(tx, found[0], error.message)
+            lost_work.fail_job(tx, job.id, error.code, error.message)
+            return None
         move(lease, LeaseState.ACTIVE)
         lease.incarnation, lease.activated_at, lease.expires_at = incarnation, now, now + lease_seconds
         tx.record(job.id, "lease.active", lease=lease.id, slot=lease.slot_id, attempt=lease.attempt)
@@ -206,8 +210,7 @@ def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: fl
             lease.id,
             job.id,
             lease.slot_id,
-            job.kind,
-            job.spec,
+            spec,
             lease.attempt,
             lease.rank,
             lease.gang_id,
@@ -240,12 +243,12 @@ def renew(db: Database, lease_id: str, *, lease_seconds: float, doing: RunnerAct
             raise LostLease
         job = tx.execute(select(col(Job.state), col(Job.kind)).where(col(Job.id) == row.job_id)).one()
     if job.kind == TRAINING and job.state in (JobState.CANCELLING, JobState.EXPIRED):
-        return Renewal("shutdown")  # with a checkpoint, which a retry goes on from
+        return Renewal(StopReason.SHUTDOWN)  # with a checkpoint, which a retry goes on from
     if job.state not in (JobState.RUNNING, JobState.FINALIZING):
-        return Renewal("cancel")
+        return Renewal(StopReason.CANCEL)
     if row.shutdown_asked:
-        return Renewal("shutdown")
-    return Renewal("yield" if row.yield_asked else None)
+        return Renewal(StopReason.SHUTDOWN)
+    return Renewal(StopReason.YIELD if row.yield_asked else None)
 
 
 def release(db: Database, lease_id: str, reason: str, *, error: StokerError | None = None) -> None:

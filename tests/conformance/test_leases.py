@@ -381,6 +381,19 @@ def test_a_failed_jobs_holder_learns_it(database: Database, settings: Settings) 
     leases.release(database, lease_id, "the job failed")
 
 
+def test_a_spec_that_is_no_longer_valid_fails_its_job(database: Database, settings: Settings) -> None:
+    make_slots(database, settings, "s0", "s1")
+    job_id = make_job(database)
+    with database.write() as session:
+        job = session.get_one(Job, job_id)
+        job.spec = {**job.spec, "task": "reading-minds"}
+    granted = leases.grant(database, Grant(job_id, ("s0", "s1")), lease_seconds=LEASE_SECONDS)
+    assert leases.activate(database, granted[0], "s0-1", lease_seconds=LEASE_SECONDS) is None
+    job = job_of(database, job_id)
+    assert (job.state, job.error_code) == (JobState.FAILED, "invalid_spec")
+    assert [lease_of(database, lease_id).state for lease_id in granted] == [LeaseState.REVOKED] * 2
+
+
 def test_asked_to_yield_the_holder_gets_no_more_chunks(database: Database, settings: Settings) -> None:
     make_slots(database, settings, "s0")
     job_id = make_job(database)

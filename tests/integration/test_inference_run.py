@@ -17,6 +17,7 @@ from sqlmodel import Session
 from jobs.config.activities import Activity
 from jobs.config.settings import Settings
 from jobs.db.database import Database
+from jobs.db.states import StopReason
 from jobs.db.tables import SafeBudget
 from jobs.errors import InvalidInput, LostLease, MachineError, ServiceUnavailable, UserError
 from jobs.ledger import chunks, leases
@@ -54,6 +55,7 @@ class Lab:
         """Run the lease."""
         return run_lease(
             self.lease,
+            self.leased.spec,
             database=self.leased.database,
             store=self.leased.store,
             settings=self.leased.settings,
@@ -236,7 +238,7 @@ def test_a_cancel_ends_at_the_next_batch_and_keeps_what_was_done(lab: Lab) -> No
 
     def forward(texts: list[str]) -> None:
         if lab.beats[-1] == 16:
-            lab.stop.ask("cancel")
+            lab.stop.ask(StopReason.CANCEL)
 
     lab.model.on_forward = forward
     assert lab.run() == Outcome.STOPPED
@@ -247,7 +249,7 @@ def test_a_cancel_ends_at_the_next_batch_and_keeps_what_was_done(lab: Lab) -> No
 
 def test_a_stop_before_the_first_claim_computes_nothing(lab: Lab) -> None:
     """A stop that comes while a model loads is not forgotten."""
-    lab.stop.ask("yield")
+    lab.stop.ask(StopReason.YIELD)
     assert lab.run() == Outcome.STOPPED
     assert lab.model.batches == []
     assert set(lab.leased.states()) == {"pending"}
@@ -258,7 +260,7 @@ def test_a_stop_reaches_a_lease_that_waits_for_its_input(lab: Lab) -> None:
     release = threading.Event()
 
     def encode(rows: object) -> None:
-        lab.stop.ask("yield")
+        lab.stop.ask(StopReason.YIELD)
         release.wait(0.05)
 
     lab.model.on_encode = encode

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
-from jobs.db.states import JobState, LeaseState
+from jobs.db.states import JobState, LeaseState, StopReason
 from jobs.db.tables import Lease
 from jobs.errors import LostLease
 from jobs.ledger import gangs, leases, planning, slots
@@ -257,7 +257,7 @@ def test_a_leader_that_is_to_stop_does_not_wait_any_longer(open_bench: Callable[
     with open_bench() as bench:
         lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
         leader = bench.take_up(lease_ids[0])
-        stop = Looks(lambda _: stop.ask("shutdown"))
+        stop = Looks(lambda _: stop.ask(StopReason.SHUTDOWN))
         assert wait_for_gang(leader, database=bench.database, stop=stop) is None
         with bench.database.read() as session:
             assert job_ledger.get(session, leader.job_id).state == JobState.RUNNING

@@ -58,6 +58,7 @@ def run(sqlite_database: Database, settings: Settings, tmp_path: Path) -> Callab
         for lease in held:
             ended = run_lease(
                 lease,
+                job.spec,
                 database=job.database,
                 store=job.store,
                 settings=allowed,

@@ -15,6 +15,7 @@ from sqlmodel import col
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
+from jobs.db.states import StopReason
 from jobs.db.tables import Job
 from jobs.errors import InvalidModel, LostLease
 from jobs.ledger import leases
@@ -25,7 +26,7 @@ from worker.inference.lease_run import run_lease
 from worker.inference.tasks import load_task_model
 from worker.models.cache import ModelCache
 from worker.models.pinned import pinned_model
-from worker.stop import Outcome, Stop, StopReason
+from worker.stop import Outcome, Stop
 from worker.wire.pulse import Activity, Beat, Pulse
 
 RECORDS = [{"id": f"r{number}", "text": f"a film of {number} minutes"} for number in range(16)]
@@ -44,6 +45,7 @@ def run(
 
     return run_lease(
         lease,
+        job.spec,
         database=job.database,
         store=job.store,
         settings=job.settings,

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import string
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from transformers import (
 
 from jobs.config.settings import Settings
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, LossNotFinite, UserError
+from jobs.specs.training import TrainingSpec
 from tests.support import tiny
 from tests.support.trained import write_rows
 from worker.stop import Stop
@@ -71,11 +73,18 @@ def plan_of(
     if judged is not None:
         data["eval"] = write_rows(folder / "judged.jsonl", judged)
     spec = {"kind": "training", "task": task, "model": model, "data": data, "arguments": arguments}
-    return Plan(job_id="job_1", spec=spec, folder=str(folder), device="cpu", num_threads=1, model=model)
+    return Plan(
+        job_id="job_1",
+        spec=TrainingSpec.model_validate(spec),
+        folder=str(folder),
+        device="cpu",
+        num_threads=1,
+        model=model,
+    )
 
 
 def learning_of(plan: Plan, settings: Settings) -> TaskSetup:
-    spec = plan.training_spec()
+    spec = plan.spec
     return build(TaskContext.of(plan, settings), *rows_of(spec, settings))
 
 
@@ -140,7 +149,8 @@ def test_names_of_a_data_set_become_the_models(tmp_path: Path, settings: Setting
     )
     datasets.Dataset.from_list(texts(0, 1, -1, 2), features=features).save_to_disk(str(tmp_path / "set"))
     plan = plan_of(tmp_path, "text-classification", model_of(models, "bert"), [], judged=texts("neg", 0, -1))
-    plan.spec["data"]["train"] = str(tmp_path / "set")
+    data = plan.spec.data.model_copy(update={"train": str(tmp_path / "set")})
+    plan = replace(plan, spec=plan.spec.model_copy(update={"data": data}))
     learning = learning_of(plan, settings)
     assert learning.model.config.id2label == {0: "pos", 1: "neg", 2: "neutral"}
     assert list(learning.train["labels"]) == [0, 1, 2], "-1 is how the library writes a row without a label"
@@ -297,7 +307,7 @@ def test_a_model_without_a_table_of_vectors_takes_every_token(tmp_path: Path, se
         local_transformer_stride=16, max_position_embeddings=64,
     )  # fmt: skip
     plan = plan_of(tmp_path, "text-classification", model_of(models, "bert"), texts("a", "b"))
-    origin, (rows, _) = TaskContext.of(plan, settings), rows_of(plan.training_spec(), settings)
+    origin, (rows, _) = TaskContext.of(plan, settings), rows_of(plan.spec, settings)
     vocabulary = Vocabulary.of(origin, CanineModel(config), origin.tokenizer())
     assert vocabulary.num_ids is None
     vocabulary.check_row(rows, 0, [10**6])

@@ -12,7 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
+from jobs.db.states import StopReason
 from jobs.errors import RunnerDied
+from jobs.specs.training import TrainingSpec
 from tests.integration.test_training_loop import CLASSIFIER, write_module
 from tests.support import tiny
 from tests.support.trained import Attempt, attempt, write_rows
@@ -38,7 +40,7 @@ def run_ranks(
     folder.mkdir(parents=True)
     plan = Plan(
         job_id="job_1",
-        spec=spec,
+        spec=TrainingSpec.model_validate(spec),
         folder=str(folder),
         device="cpu",
         num_threads=1,
@@ -161,7 +163,7 @@ def test_so_are_two_of_the_trainers_that_stop_and_go_on(tmp_path: Path) -> None:
 
     def stop(report: Report, stop: Stop) -> None:
         if isinstance(report, Progress) and report.step == 3:
-            stop.ask("yield")
+            stop.ask(StopReason.YIELD)
 
     first = run_ranks(tmp_path / "first", spec, 2, on_report=stop)
     stopped, saved = first.last(Stopped), first.last(Saved)

@@ -20,7 +20,6 @@ from jobs.ledger import chunks, leases, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import ChunkResults
 from jobs.ledger.leases import WorkingLease
-from jobs.specs.inference import parse_spec
 
 
 class Hand:
@@ -58,7 +57,7 @@ class Hand:
 
     def work(self, lease: WorkingLease, *, max_chunks: int | None = None) -> int:
         """Claim and record chunks until none is pending, the lease is to yield, or so many are done."""
-        spec = parse_spec(lease.spec)
+        spec = lease.spec
         sink = open_sink(spec.output, vector_output=spec.vector_output, database=self._db, store=self._store)
         done = 0
         while max_chunks is None or done < max_chunks:

@@ -27,7 +27,6 @@ from jobs.errors import InvalidModel, ServiceUnavailable
 from jobs.ledger import chunks
 from jobs.ledger.chunks import ChunkResults, Claim
 from jobs.ledger.leases import WorkingLease
-from jobs.specs.inference import parse_spec
 from worker.log_format import set_up_runner_logging
 from worker.runner.main_loop import parse_arguments, serve
 from worker.stop import Stop
@@ -49,7 +48,7 @@ class StandIn:
 
     def run(self, lease: WorkingLease, stop: Stop, pulse: Pulse) -> str:
         entered = time.monotonic()
-        spec = parse_spec(lease.spec)
+        spec = lease.spec
         what, _, number = spec.model.partition("@")
         self._models = [spec.model]
         pulse.at(Activity.LOAD)
@@ -82,7 +81,7 @@ class StandIn:
         return "stopped"
 
     def _record(self, lease: WorkingLease, claim: Claim) -> None:
-        spec = parse_spec(lease.spec)
+        spec = lease.spec
         sink = open_sink(spec.output, vector_output=False, database=self._database, store=self._store)
         error = claim.verdict
         results = [

@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from worker.stop import StopReason
+from jobs.db.states import StopReason
+from jobs.specs.training import TrainingSpec
 from worker.training.attempt import process as training_process
 from worker.training.plan import Plan
 from worker.training.reports import Broken, Finished, Progress, Report, Saved, Stopped, parse_report, stop_line
@@ -81,7 +82,7 @@ def attempt(
     model = spec.get("model")
     made = Plan(
         job_id="job_1",
-        spec=spec,
+        spec=TrainingSpec.model_validate(spec),
         folder=str(folder),
         num_threads=1,
         model=model if isinstance(model, str) else None,

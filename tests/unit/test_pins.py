@@ -143,7 +143,7 @@ def test_a_runner_refuses_a_module_that_changed_before_its_first_step(tmp_path: 
     module.write_text("def build(setup): ...")
     spec = parse_spec({"kind": "training", "trainer": "torch", "module": str(module)})
     assert isinstance(spec, TrainingSpec)
-    lease = WorkingLease("lease_1", "job_1", "s0", "training", {}, 1, 0, pins=pin_spec(spec, settings))
+    lease = WorkingLease("lease_1", "job_1", "s0", spec, 1, 0, pins=pin_spec(spec, settings))
     check_module(spec, lease, settings)
     module.write_text("def build(setup): 1000")
     with pytest.raises(InvalidSpec, match=r"module '.*net.py': net.py changed after the job was submitted"):

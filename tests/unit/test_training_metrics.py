@@ -107,7 +107,9 @@ def test_a_metric_that_a_module_does_not_have_costs_no_step(tmp_path: Path) -> N
             "kind": "training", "trainer": "torch", "module": str(tmp_path / "module.py"),
             "arguments": {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}, "checkpoint": {"best": best},
         }  # fmt: skip
-        plan = Plan(job_id="job_1", spec=spec, folder=str(tmp_path), device="cpu", num_threads=1)
+        plan = Plan(
+            job_id="job_1", spec=TrainingSpec.model_validate(spec), folder=str(tmp_path), device="cpu", num_threads=1
+        )
         Loop(plan, module, LoopInputs(), SingleProcess(), stop=Stop(), report=found.append).run()
 
     found: list[Report] = []

@@ -10,6 +10,7 @@ import torch
 
 from jobs.config.settings import Settings
 from jobs.errors import ModuleFailed, UserError
+from jobs.specs.training import TrainingSpec
 from worker.stop import Stop
 from worker.training.attempt import process
 from worker.training.collectives import SingleProcess
@@ -162,7 +163,10 @@ def test_whatever_ends_the_process_from_within_is_reported(
         raise error
 
     monkeypatch.setattr(process, "_trainer", lambda plan: train)
-    plan = Plan(job_id="job_0", spec={}, folder=str(tmp_path), device="cpu", num_threads=1)
+    spec = {"kind": "training", "trainer": "torch", "module": "recipes.vae"}
+    plan = Plan(
+        job_id="job_0", spec=TrainingSpec.model_validate(spec), folder=str(tmp_path), device="cpu", num_threads=1
+    )
     reports: list[Report] = []
     process.run(plan, 0, reports.append, Stop())
     report = reports[-1]
@@ -178,7 +182,14 @@ def train(module: str, folder: Path, *, resume: str | None = None) -> list[Repor
         "arguments": {"max_steps": 3, "per_device_train_batch_size": 4},
     }  # fmt: skip
     folder.mkdir()
-    plan = Plan(job_id="job_0", spec=spec, folder=str(folder), device="cpu", num_threads=1, resume=resume)
+    plan = Plan(
+        job_id="job_0",
+        spec=TrainingSpec.model_validate(spec),
+        folder=str(folder),
+        device="cpu",
+        num_threads=1,
+        resume=resume,
+    )
     heard: list[Report] = []
     loaded = load_module(module, Settings(code_roots=[Path(module).parent]))
     Loop(plan, loaded, LoopInputs(), SingleProcess(), stop=Stop(), report=heard.append).run()

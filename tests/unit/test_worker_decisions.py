@@ -8,6 +8,7 @@ import pytest
 
 from jobs.config.activities import Activity, stall_limits
 from jobs.config.settings import Settings
+from jobs.db.states import StopReason
 from jobs.errors import InvalidModel, RunnerDied, RunnerStalled, ServiceUnavailable
 from worker.keeper.decisions import (
     Decision,
@@ -24,7 +25,6 @@ from worker.keeper.decisions import (
 )
 from worker.keeper.runner_pool import RunnerBroken, RunnerUp
 from worker.keeper.runner_process import Exited
-from worker.stop import StopReason
 from worker.wire.protocol import Done, Failed, Halt, Lost
 from worker.wire.pulse import Beat
 
@@ -217,9 +217,9 @@ def test_recording_is_given_as_long_as_it_waits_for_the_database() -> None:
 
 
 def test_a_cancel_is_relayed_once_and_the_grace_then_ends() -> None:
-    holding, decision = after(Renewed(1.0, "cancel"), start=WORKING)
+    holding, decision = after(Renewed(1.0, StopReason.CANCEL), start=WORKING)
     assert decision == Give(Halt(StopReason.CANCEL))
-    again, decision = after(Renewed(5.0, "cancel"), now=5.0, start=holding)
+    again, decision = after(Renewed(5.0, StopReason.CANCEL), now=5.0, start=holding)
     assert decision is None
     made = again.overdue(11.0)
     assert made is not None, "a second heartbeat must not prolong the grace"
@@ -227,7 +227,7 @@ def test_a_cancel_is_relayed_once_and_the_grace_then_ends() -> None:
 
 
 def test_a_yielding_runner_may_finish_its_chunk_however_long_it_takes() -> None:
-    holding, decision = after(Renewed(1.0, "yield"), start=replace(WORKING, held_until=1e9))
+    holding, decision = after(Renewed(1.0, StopReason.YIELD), start=replace(WORKING, held_until=1e9))
     assert decision == Give(Halt(StopReason.YIELD))
     assert holding.kill_at is None
     stronger, decision = after(StopAsked(StopReason.SHUTDOWN), now=2.0, start=holding)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.db.states import StopReason
 from jobs.errors import ServiceUnavailable
 from worker.keeper.decisions import Ending, Fate, Happening, Record, RenewalRefused, Renewed, StopAsked
 from worker.keeper.gang_member import Membership
 from worker.keeper.runner_process import Exited
-from worker.stop import StopReason
 
 FRESH = Membership(lease_seconds=16.0, patience_seconds=12.0, held_until=16.0)
 HELD = replace(FRESH, is_held=True)
@@ -27,8 +27,8 @@ def test_the_end_of_the_gang_is_the_leaders_to_record() -> None:
     assert (made.record, made.fate, made.reason) == (Record.NOTHING, Fate.KEEP, "its gang has ended")
 
 
-@pytest.mark.parametrize("stop", ["yield", "shutdown", "cancel"])
-def test_a_stop_of_the_training_is_the_leaders_to_carry_out(stop: str) -> None:
+@pytest.mark.parametrize("stop", StopReason)
+def test_a_stop_of_the_training_is_the_leaders_to_carry_out(stop: StopReason) -> None:
     membership, made = HELD.hear(Renewed(asked_at=4.0, stop=stop), 5.0)
     assert made is None
     assert (membership.held_until, membership.leave_at) == (20.0, None)

@@ -8,9 +8,10 @@ import pytest
 
 from jobs.access.pins import PinnedFile, PinnedFiles, PinnedRevision, Pins
 from jobs.config.activities import Activity
+from jobs.db.states import StopReason
 from jobs.errors import DeviceOutOfMemory, InvalidInput, MachineError, UserError
 from jobs.ledger.leases import WorkingLease
-from worker.stop import StopReason
+from jobs.specs.inference import parse_spec
 from worker.wire.protocol import (
     Done,
     Failed,
@@ -31,7 +32,8 @@ from worker.wire.protocol import (
 )
 from worker.wire.pulse import Beat
 
-_LEASE = WorkingLease("lease_1", "job_1", "here-cpu0", "inference", {"model": "m\n\u2028", "parameters": {}}, 3, 0)
+_SPEC = parse_spec({"task": "fill-mask", "model": "m\n\u2028", "input": {"path": "rows.jsonl", "key": "id"}})
+_LEASE = WorkingLease("lease_1", "job_1", "here-cpu0", _SPEC, 3, 0)
 _PINNED = replace(
     _LEASE,
     pins=Pins(model=PinnedRevision("c" * 40), module=PinnedFiles((PinnedFile("net.py", 7, "1+2.3@0000abcd"),))),

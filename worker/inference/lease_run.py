@@ -18,11 +18,12 @@ from jobs.data.sinks import open_sink
 from jobs.data.sources import open_source
 from jobs.data.store import Store
 from jobs.db.database import Database
+from jobs.db.states import StopReason
 from jobs.errors import LostLease, ServiceUnavailable
 from jobs.ledger import chunks
 from jobs.ledger.leases import WorkingLease
 from jobs.ledger.uploads import find_upload
-from jobs.specs.inference import InferenceSpec, parse_spec
+from jobs.specs.inference import InferenceSpec
 from worker.device import device_name
 from worker.inference.budget import open_budget
 from worker.inference.claiming import Holdings
@@ -35,7 +36,7 @@ from worker.models.cache import ModelCache
 from worker.models.pinned import check_pinned, pinned_model
 from worker.models.task_model import InFlight, Interrupted
 from worker.models.trained import fetch_job_model
-from worker.stop import Outcome, Stop, StopReason
+from worker.stop import Outcome, Stop
 from worker.wire.pulse import Pulse
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 def run_lease(
     lease: WorkingLease,
+    spec: InferenceSpec,
     *,
     database: Database,
     store: Store,
@@ -54,7 +56,8 @@ def run_lease(
     """Work on a lease until its job has nothing left to claim or a stop is asked for. Leaves no thread behind.
 
     Args:
-        lease: active, of an inference job.
+        lease: An active lease of an inference job.
+        spec: The spec of that job.
         stop: `yield` and `shutdown` finish the chunk that is being computed, `cancel` ends at the next batch. A chunk
             that takes many forward passes (`InFlight`) is left by each of them at the next one, and pending again.
         pulse: is told what each thread does. Where this raises, the chunk that this thread said last is to blame, if
@@ -68,8 +71,6 @@ def run_lease(
     pulse.at(Activity.LOAD)
     if stop.asked:
         return Outcome.STOPPED
-    spec = parse_spec(lease.spec)
-    assert isinstance(spec, InferenceSpec)
     fetch_job_model(spec, database=database, store=store, settings=settings)
     model = models.get(spec, settings, name=pinned_model(spec.model, lease, database=database, settings=settings))
     check_pinned(spec.model, lease, settings=settings)  # nor may it have been replaced while it was being loaded

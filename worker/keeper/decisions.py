@@ -8,10 +8,10 @@ from enum import StrEnum
 
 from jobs.config.activities import CHUNK_ACTIVITIES, Activity, in_words, stall_limits
 from jobs.config.settings import Settings
+from jobs.db.states import StopReason
 from jobs.errors import LostLease, MachineError, RunnerDied, RunnerStalled, ServiceUnavailable, StokerError
 from worker.keeper.runner_pool import RunnerBroken, RunnerUp
 from worker.keeper.runner_process import Exited
-from worker.stop import StopReason
 from worker.wire.protocol import Done, Failed, Halt, Lost, Order, Report, error_from
 from worker.wire.pulse import Beat
 
@@ -28,8 +28,8 @@ class Renewed:
 
     asked_at: float
     """When the question was sent, on the keeper's own clock; the lease lasts at least from then on."""
-    stop: str | None
-    """`yield` or `cancel` where the database wants the lease back."""
+    stop: StopReason | None
+    """Why the database wants the lease back; None where it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ class Holding:
                 return self, Ending(Record.NOTHING, Fate.KEEP, LostLease().message, LostLease())
             case Renewed(asked_at, stop):
                 held = replace(self, held_until=max(self.held_until, asked_at + self.rules.lease_seconds))
-                return held._asked(StopReason(stop), now) if stop is not None else (held, None)
+                return held._asked(stop, now) if stop is not None else (held, None)
             case RenewalRefused():
                 fate = Fate.KILL if self.handed_over else Fate.KEEP
                 return self, Ending(Record.NOTHING, fate, LostLease().message, LostLease())

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from jobs.db.database import Database
+from jobs.db.states import StopReason
 from jobs.errors import ServiceUnavailable
 from jobs.ledger import gangs
 from worker.keeper.decisions import RenewalRefused, StopAsked
-from worker.stop import StopReason
 
 logger = logging.getLogger(__name__)
 

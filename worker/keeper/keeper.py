@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
+from jobs.db.states import StopReason
 from jobs.errors import LostLease, ServiceUnavailable
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger import leases
@@ -34,7 +35,6 @@ from worker.keeper.gang_watch import watching
 from worker.keeper.joblog import JobLog
 from worker.keeper.runner_pool import RunnerUp, Standby
 from worker.keeper.runner_process import RunnerProcess
-from worker.stop import StopReason
 from worker.wire.protocol import Run
 
 logger = logging.getLogger(__name__)

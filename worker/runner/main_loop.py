@@ -21,7 +21,7 @@ from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.errors import LostLease, MachineError, StokerError
 from jobs.ledger.leases import WorkingLease
-from jobs.specs.inference import TRAINING
+from jobs.specs.inference import InferenceSpec, TrainingSpec
 from worker.log_format import set_up_runner_logging
 from worker.stop import Stop
 from worker.wire.protocol import Done, Halt, Lost, Ready, Report, Run, Warm, failure_report, parse_order, report_line
@@ -194,21 +194,31 @@ def load_engines(settings: Settings, *, device: str, num_threads: int) -> Engine
         device = devices.device_name(chosen)
 
         def run(self, lease: WorkingLease, stop: Stop, pulse: Pulse) -> str:
-            if lease.kind != TRAINING:
-                return run_lease(
-                    lease, database=database, store=store, settings=settings, models=models, stop=stop, pulse=pulse
-                )
-            models.drop_all()  # the device's memory is the training's
-            return run_training(
-                lease,
-                database=database,
-                store=store,
-                settings=settings,
-                device=chosen.type,
-                num_threads=num_threads,
-                stop=stop,
-                pulse=pulse,
-            )
+            match lease.spec:
+                case InferenceSpec() as spec:
+                    return run_lease(
+                        lease,
+                        spec,
+                        database=database,
+                        store=store,
+                        settings=settings,
+                        models=models,
+                        stop=stop,
+                        pulse=pulse,
+                    )
+                case TrainingSpec() as spec:
+                    models.drop_all()  # the device's memory is the training's
+                    return run_training(
+                        lease,
+                        spec,
+                        database=database,
+                        store=store,
+                        settings=settings,
+                        device=chosen.type,
+                        num_threads=num_threads,
+                        stop=stop,
+                        pulse=pulse,
+                    )
 
         def warm_models(self) -> Sequence[str]:
             return models.keys()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
-from jobs.specs.inference import TrainingSpec, parse_spec
+from jobs.specs.training import TrainingSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +15,7 @@ class Plan:
     """One attempt."""
 
     job_id: str
-    spec: dict[str, Any]
+    spec: TrainingSpec
     folder: str
     """An existing folder of this attempt's own, for everything that it writes."""
     device: str
@@ -38,17 +37,12 @@ class Plan:
     num_halvings: int = 0
     """How often the micro-batch is to be halved (and the accumulation doubled) for want of memory."""
 
-    def training_spec(self) -> TrainingSpec:
-        """The spec, parsed."""
-        spec = parse_spec(self.spec)
-        assert isinstance(spec, TrainingSpec)
-        return spec
-
     def write(self, path: Path) -> None:
         """Write it as a file."""
-        path.write_bytes(orjson.dumps(asdict(self)))
+        path.write_bytes(orjson.dumps(self, default=lambda spec: spec.model_dump(mode="json")))
 
     @classmethod
     def read(cls, path: Path) -> Plan:
         """Read it back."""
-        return cls(**orjson.loads(path.read_bytes()))
+        fields = orjson.loads(path.read_bytes())
+        return cls(**{**fields, "spec": TrainingSpec.model_validate(fields["spec"])})

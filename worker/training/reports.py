@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from jobs.config.activities import Activity
-from worker.stop import StopReason
+from jobs.db.states import StopReason
 from worker.wire.protocol import ProtocolError
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -10,9 +10,10 @@ import orjson
 from jobs import errors
 from jobs.access.pins import Pins
 from jobs.config.activities import Activity
-from jobs.errors import MachineError, StokerError, UserError
+from jobs.db.states import StopReason
+from jobs.errors import InvalidSpec, MachineError, StokerError, UserError
 from jobs.ledger.leases import WorkingLease
-from worker.stop import StopReason
+from jobs.specs.inference import JobSpec, parse_spec
 from worker.wire.pulse import Beat
 
 
@@ -98,7 +99,7 @@ def order_line(order: Order) -> bytes:
     """The JSON line of an order, newline included."""
     match order:
         case Run(lease):
-            return orjson.dumps({"run": asdict(lease)}) + b"\n"
+            return orjson.dumps({"run": lease}, default=_spec_document) + b"\n"
         case Halt(reason):
             return orjson.dumps({"stop": reason}) + b"\n"
 
@@ -112,12 +113,17 @@ def parse_order(line: bytes) -> Order:
     try:
         match _parse(line):
             case "run", dict(fields):
-                return Run(WorkingLease(**{**fields, "pins": Pins.parse(fields.get("pins"))}))
+                spec, pins = parse_spec(fields.get("spec")), Pins.parse(fields.get("pins"))
+                return Run(WorkingLease(**{**fields, "spec": spec, "pins": pins}))
             case "stop", str(reason):
                 return Halt(StopReason(reason))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, InvalidSpec) as error:
         raise ProtocolError(f"not an order: {line[:200]!r}") from error
     raise ProtocolError(f"not an order: {line[:200]!r}")
+
+
+def _spec_document(spec: JobSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json")
 
 
 def report_line(report: Report) -> bytes:

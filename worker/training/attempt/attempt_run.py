@@ -25,7 +25,7 @@ from jobs.errors import DeviceOutOfMemory, InvalidSpec, MachineError, ModelTooLa
 from jobs.ledger import attempts
 from jobs.ledger.gangs import Place
 from jobs.ledger.leases import WorkingLease
-from jobs.specs.inference import TrainingSpec, parse_spec
+from jobs.specs.inference import TrainingSpec
 from jobs.specs.training import recipe_name
 from worker.models.load import fetch_model
 from worker.models.pinned import pinned_model
@@ -50,6 +50,7 @@ _RANKS = "ranks"
 
 def run_training(
     lease: WorkingLease,
+    spec: TrainingSpec,
     *,
     database: Database,
     store: Store,
@@ -62,7 +63,8 @@ def run_training(
     """Work on a training's lease until the training is done or a stop is asked for. Leaves no process behind.
 
     Args:
-        lease: active, of a training job.
+        lease: An active lease of a training job.
+        spec: The spec of that job.
         device: `cuda` or `cpu`.
         num_threads: CPU threads of the process.
         stop: `yield` and `shutdown` end at the next step with a checkpoint, `cancel` without.
@@ -79,8 +81,6 @@ def run_training(
     if places is None:
         return Outcome.STOPPED
     pulse.at(Activity.START)
-    spec = parse_spec(lease.spec)
-    assert isinstance(spec, TrainingSpec)
     fetch_job_model(spec, database=database, store=store, settings=settings)
     model, processor = _find_folders(spec, lease, database, settings)
     with _folder(settings, lease) as folder:
@@ -95,7 +95,7 @@ def run_training(
         )
         plan = Plan(
             job_id=lease.job_id,
-            spec=lease.spec,
+            spec=spec,
             folder=str(folder),
             device=device,
             num_threads=num_threads,

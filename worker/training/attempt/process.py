@@ -102,7 +102,7 @@ def run(plan: Plan, rank: int, report: Callable[[Report], None], stop: Stop) -> 
 
 
 def _trainer(plan: Plan) -> Callable[..., None]:
-    if plan.training_spec().trainer == "torch":
+    if plan.spec.trainer == "torch":
         from worker.training.loops.loop import train as train_loop
 
         return train_loop

@@ -54,7 +54,7 @@ def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Cal
     Raises:
         UserError: the module, the data or an argument cannot be used, or the loss is not a number.
     """
-    spec = plan.training_spec()
+    spec = plan.spec
     assert spec.module is not None
     roots = () if recipe_name(spec.module) is not None else (*settings.code_roots, Path(spec.module).resolve().parent)
     has_kept = plan.resume is not None and plan.goes_on
@@ -117,7 +117,7 @@ class Loop:
         Raises:
             UserError: the module failed, or an argument does not go with what it built.
         """
-        self._plan, self._spec, self._gang, self._report = plan, plan.training_spec(), gang, report
+        self._plan, self._spec, self._gang, self._report = plan, plan.spec, gang, report
         self._module, self._sources = module, sources or Sources()
         self._folder = Path(plan.folder)
         self._device = pick_device()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from jobs.config.settings import Settings
+from jobs.specs.inference import TrainingSpec, parse_spec
 from worker.device import pick_device
 from worker.stop import Stop
 from worker.training.collectives import SingleProcess
@@ -64,13 +65,16 @@ def rehearse(
     folder = Path(tempfile.mkdtemp(prefix="stoker-rehearsal-")) if folder is None else folder
     is_recipe = str(module).startswith("recipes.")
     name = str(module) if is_recipe else str(Path(module).absolute())
-    spec = {
-        "kind": "training",
-        "trainer": "torch",
-        "module": name,
-        "options": dict(options or {}),
-        "arguments": dict(arguments or {}),
-    }
+    spec = parse_spec(
+        {
+            "kind": "training",
+            "trainer": "torch",
+            "module": name,
+            "options": dict(options or {}),
+            "arguments": dict(arguments or {}),
+        }
+    )
+    assert isinstance(spec, TrainingSpec)
     plan = Plan(
         job_id="job_0", spec=spec, folder=str(folder), device=pick_device().type, num_threads=torch.get_num_threads()
     )

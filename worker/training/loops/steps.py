@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import torch
 
 from jobs.config.activities import Activity
+from jobs.db.states import StopReason
 from jobs.errors import InvalidInput, LossNotFinite, NotKept, StokerError
 from worker.device import is_out_of_memory, one_line
-from worker.stop import Stop, StopReason
+from worker.stop import Stop
 from worker.training.collectives import Gang
 from worker.training.loops import rng
 from worker.training.loops.loss_values import LOSS, Losses, Point
@@ -76,7 +77,7 @@ class Steps:
             stop: asked on the leader when it is to end before its end.
             report: is told what the runner must know; the leader's alone.
         """
-        self._spec, self._work, self._gang, self._digest = plan.training_spec(), work, gang, digest
+        self._spec, self._work, self._gang, self._digest = plan.spec, work, gang, digest
         self._stop, self._report = stop, report
         self._folder = Path(plan.folder)
         self.losses = Losses(gang)

@@ -47,7 +47,7 @@ def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Cal
     Raises:
         UserError: the model, the data or an argument cannot be used, or the loss is not a number.
     """
-    spec = plan.training_spec()
+    spec = plan.spec
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     set_seed(int(spec.arguments.get("seed", SEED)))  # a new head's weights
@@ -57,7 +57,7 @@ def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Cal
 
 
 def _build_setup(plan: Plan, settings: Settings) -> TaskSetup:
-    spec = plan.training_spec()
+    spec = plan.spec
     return build(TaskContext.of(plan, settings), *rows_of(spec, settings))
 
 
@@ -104,7 +104,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             stop: asked when it is to end before its end.
             report: is told what the runner must know.
         """
-        self._plan, self._spec, self._setup, self._gang = plan, plan.training_spec(), setup, gang
+        self._plan, self._spec, self._setup, self._gang = plan, plan.spec, setup, gang
         self._report = report
         self._folder = Path(plan.folder)
         self._steps = Steps(plan, self, gang, digest=setup.digest, stop=stop, report=report)

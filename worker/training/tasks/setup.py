@@ -83,7 +83,7 @@ class TaskContext:
     @classmethod
     def of(cls, plan: Plan, settings: Settings) -> TaskContext:
         """That of a plan."""
-        spec = plan.training_spec()
+        spec = plan.spec
         is_trusted = isinstance(spec.model, str) and spec.model in settings.trusted_remote_code
         return cls(spec, plan, settings, trust_remote_code=is_trusted)
 
