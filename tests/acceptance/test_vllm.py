@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from tests.support.tiny import SENTENCES, tiny_causal_lm, tiny_classifier
 from worker.children import runner_environment
 from worker.device import pick_device
 from worker.inference.generation import vllm_decoding
-from worker.inference.tasks import load_task_model
+from worker.inference.tasks import load_task_model, needs_whole_device
 from worker.models.cache import ModelCache
+from worker.models.model_ref import ModelRef
 
 pytestmark = [
     pytest.mark.vllm,
@@ -53,7 +55,12 @@ def models() -> Iterator[ModelCache]:
     """A runner's warm models, of which it keeps two, in a runner's environment."""
     before = dict(os.environ)
     os.environ.update(runner_environment(before, num_threads=2))
-    kept = ModelCache(2, pick_device(), load=load_task_model)
+    kept = ModelCache(
+        2,
+        pick_device(),
+        load=partial(load_task_model, settings=Settings(input_roots=[Path("/")])),
+        needs_whole_device=needs_whole_device,
+    )
     yield kept
     kept.drop_all()
     os.environ.clear()
@@ -63,7 +70,7 @@ def models() -> Iterator[ModelCache]:
 def get(models: ModelCache, model: Path, parameters: Mapping[str, Any] | None = None, **fields: Any) -> Any:
     """The task with this model and these parameters, in float32."""
     spec = spec_of(model, parameters, dtype="float32", **fields)
-    return models.get(spec, Settings(input_roots=[Path("/")]))
+    return models.get(ModelRef.of(spec), spec.parameters)
 
 
 def without_logprobs(output: Mapping[str, Any]) -> Any:
@@ -106,12 +113,11 @@ def test_what_a_row_draws_is_its_own(models: ModelCache, model: Path) -> None:
 def test_a_stop_leaves_the_engine_empty_and_of_use(models: ModelCache, model: Path) -> None:
     task = get(models, model, {"max_new_tokens": 100}, engine="vllm")
     leave_between_two_steps(task)
-    assert not task._decoder._engine.has_unfinished_requests()
+    assert not task._engine._engine.has_unfinished_requests()
     assert len(generated(task, rows_of((SENTENCES[0], {"max_new_tokens": 2})))) == 1
 
 
 def test_it_makes_room_and_takes_turns(models: ModelCache, model: Path, tmp_path: Path) -> None:
-    settings = Settings(input_roots=[Path("/")])
     other = tiny_causal_lm(tmp_path / "other", head_dim=32, seed=1)
     classifier = spec_of(tiny_classifier(tmp_path / "classifier"), task="text-classification")
     texts = []
@@ -119,7 +125,7 @@ def test_it_makes_room_and_takes_turns(models: ModelCache, model: Path, tmp_path
         task = get(models, each, {"max_new_tokens": 8}, engine="vllm")
         assert len(models.keys()) == 1, "nothing else is warm beside it when it starts"
         texts.append(generated(task, rows_of((SENTENCES[0], None)))[0])
-        models.get(classifier, settings)
+        models.get(ModelRef.of(classifier), classifier.parameters)
     assert texts[0] == texts[2] != texts[1]
 
 

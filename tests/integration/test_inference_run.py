@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from worker.inference import writer
 from worker.inference.lease_run import run_lease
 from worker.inference.tasks import load_task_model
 from worker.models.cache import ModelCache
+from worker.models.model_ref import ModelRef
 from worker.stop import Outcome, Stop
 from worker.wire.pulse import Beat, Pulse
 
@@ -355,7 +357,7 @@ def test_warm_models_are_dropped_before_a_batch_is_made_smaller(lab: Lab) -> Non
     """A model that merely stays warm must not slow the one at work."""
     warm = LeasedJob.spec_of("idle")
     lab.models = ModelCache(2, CPU, load=lambda *_, **__: lab.model)
-    lab.models.get(warm, lab.leased.settings)
+    lab.models.get(ModelRef.of(warm), {})
 
     def forward(texts: list[str]) -> None:
         if len(lab.models.keys()) == 2:
@@ -506,7 +508,7 @@ def test_a_real_model_gives_the_pipelines_own_results(database: Database, settin
         database, settings, tmp_path, records, chunk_rows=16, task="text-classification", model=str(folder)
     )
     lab = Lab(leased)
-    lab.models = ModelCache(1, CPU, load=load_task_model)
+    lab.models = ModelCache(1, CPU, load=partial(load_task_model, settings=lab.leased.settings))
     assert lab.run() == Outcome.DRAINED
     results = leased.results()
     classify = transformers.pipeline("text-classification", model=str(folder))
@@ -534,7 +536,7 @@ def test_embeddings_are_the_same_bits_in_every_run(
         labs = [Lab(leased, f"slot-{number}-{other}") for other in range(number + 1)]
         threads = [threading.Thread(target=lab.run) for lab in labs]
         for lab in labs:
-            lab.models = ModelCache(1, CPU, load=load_task_model)
+            lab.models = ModelCache(1, CPU, load=partial(load_task_model, settings=lab.leased.settings))
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -551,7 +553,7 @@ def test_a_model_that_is_not_one_fails_the_job_before_anything_is_claimed(
     (tmp_path / "empty").mkdir()
     leased = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, task="embeddings", model=str(tmp_path / "empty"))
     lab = Lab(leased)
-    lab.models = ModelCache(1, CPU, load=load_task_model)
+    lab.models = ModelCache(1, CPU, load=partial(load_task_model, settings=lab.leased.settings))
     with pytest.raises(UserError):
         lab.run()
     assert set(leased.states()) == {"pending"}

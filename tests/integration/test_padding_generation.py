@@ -36,4 +36,4 @@ def test_mixed_prompts_give_what_generate_gives_alone(model_type: str, tmp_path:
     assert isinstance(task_model, TextGeneration)
     computed = compute(task_model, text_rows(PROMPTS))
     assert [output[0]["generated_text"] for output in computed.outputs] == expected
-    assert task_model._decoder._is_solo is (model_type in SEE_PADDING)
+    assert task_model._engine._is_solo is (model_type in SEE_PADDING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def run(sqlite_database: Database, settings: Settings, tmp_path: Path) -> Callab
 
     def run_job(model: Path) -> LeasedJob:
         job = LeasedJob(sqlite_database, allowed, tmp_path, RECORDS, chunk_rows=4, model=str(model))
-        cache = ModelCache(1, CPU, load=load_task_model)
+        cache = ModelCache(1, CPU, load=partial(load_task_model, settings=allowed))
         # Two leases of one job: the second finds nothing left to compute, and tells what the first has told.
         held = [job.lease("slot-0"), job.lease("slot-1")]
         for lease in held:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,9 @@ def run(
     )
 
 
-def new_cache() -> ModelCache:
+def new_cache(settings: Settings) -> ModelCache:
     """The models of a runner that has just started: none."""
-    return ModelCache(1, torch.device("cpu"), load=load_task_model)
+    return ModelCache(1, torch.device("cpu"), load=partial(load_task_model, settings=settings))
 
 
 def test_weights_replaced_in_mid_job_are_refused_by_every_runner(
@@ -65,7 +66,7 @@ def test_weights_replaced_in_mid_job_are_refused_by_every_runner(
 ) -> None:
     folder = tiny.tiny_classifier(tmp_path / "model", seed=0)
     job = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, task="text-classification", model=str(folder))
-    warm = new_cache()
+    warm = new_cache(settings)
     first = job.lease()
     assert run(job, first, warm, on_forward=lambda stop: stop.ask(StopReason.YIELD)) == Outcome.STOPPED
     assert job.job().num_done == 8
@@ -77,7 +78,7 @@ def test_weights_replaced_in_mid_job_are_refused_by_every_runner(
     other.replace(folder / "model.safetensors")
     second = job.lease()
     assert second.pins.model is not None
-    for models in (warm, new_cache()):
+    for models in (warm, new_cache(settings)):
         with pytest.raises(InvalidModel) as caught:
             run(job, second, models)
         assert caught.value.message == (f"model '{folder}': model.safetensors changed after the job was submitted")
@@ -89,7 +90,7 @@ def test_a_folder_replaced_while_it_is_loaded_is_refused(
 ) -> None:
     folder = tiny.tiny_classifier(tmp_path / "model", seed=0)
     job = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, task="text-classification", model=str(folder))
-    real = new_cache()._load
+    real = new_cache(settings)._load
 
     def load_late(*arguments: object, **options: object) -> object:
         model = real(*arguments, **options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from tests.support import scripted_vllm
 from tests.support.scripted_vllm import LLMEngine
 from tests.support.tiny import SENTENCES, tiny_causal_lm
 from worker.inference.generation import vllm_decoding
-from worker.inference.tasks import load_task_model
+from worker.inference.tasks import load_task_model, needs_whole_device
 from worker.models.cache import ModelCache
+from worker.models.model_ref import ModelRef
 from worker.models.task_model import Interrupted
 
 CPU = torch.device("cpu")
@@ -52,7 +54,8 @@ def spec_of(model: Path, parameters: Mapping[str, Any] | None = None, **fields: 
 
 def load(model: Path, parameters: Mapping[str, Any] | None = None, *, device: torch.device = CPU, **fields: Any) -> Any:
     settings = Settings(input_roots=[Path("/")])
-    return load_task_model(spec_of(model, parameters, **fields), device=device, dtype=torch.float32, settings=settings)
+    spec = spec_of(model, parameters, **fields)
+    return load_task_model(ModelRef.of(spec), spec.parameters, device=device, dtype=torch.float32, settings=settings)
 
 
 def leave_between_two_steps(task: Any) -> None:
@@ -142,9 +145,10 @@ def test_what_ends_its_start_is_told_apart(
 
 @pytest.mark.usefixtures("with_vllm")
 def test_it_is_alone_on_the_slot_and_closed_before_it_goes(model: Path) -> None:
-    models, settings = ModelCache(2, CPU, load=load_task_model), Settings(input_roots=[Path("/")])
-    models.get(spec_of(model), settings)
-    models.get(spec_of(model, engine="vllm"), settings)
+    load = partial(load_task_model, settings=Settings(input_roots=[Path("/")]))
+    models = ModelCache(2, CPU, load=load, needs_whole_device=needs_whole_device)
+    models.get(ModelRef.of(spec_of(model)), {})
+    models.get(ModelRef.of(spec_of(model, engine="vllm")), {})
     assert models.keys() == [model_key(spec_of(model, engine="vllm"))]
     (engine,) = LLMEngine.made
     assert not engine.is_shut_down

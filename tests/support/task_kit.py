@@ -13,6 +13,7 @@ from jobs.specs.inference import InferenceSpec
 from tests.support.tiny import SENTENCES
 from worker.inference.padding_verdicts import PadsRows
 from worker.inference.tasks import TaskModel, load_task_model
+from worker.models.model_ref import ModelRef
 from worker.models.task_model import Counted
 
 CPU = torch.device("cpu")
@@ -47,7 +48,8 @@ def load(
         "parameters": dict(parameters or {}),
     }
     settings = settings or Settings(input_roots=["/"])
-    model = load_task_model(InferenceSpec.model_validate(document), device=device, dtype=dtype, settings=settings)
+    spec = InferenceSpec.model_validate(document)
+    model = load_task_model(ModelRef.of(spec), spec.parameters, device=device, dtype=dtype, settings=settings)
     if isinstance(model, PadsRows):
         model.tokens.padding = model.probe_padding()
     return model

@@ -12,9 +12,10 @@ from sqlmodel import col
 from jobs.db.database import Database
 from jobs.db.tables import SafeBudget
 from jobs.errors import ServiceUnavailable
-from jobs.specs.inference import InferenceSpec, model_key
+from jobs.specs.inference import BatchingSpec
 from worker.device import device_name, total_memory_bytes
 from worker.models.batching import auto_cache_tokens, auto_max_rows, auto_max_tokens, auto_rows_at_work, batch_cost
+from worker.models.model_ref import ModelRef
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +51,24 @@ class Budget:
 
 
 def open_budget(
-    spec: InferenceSpec, *, model_bytes: int, device: torch.device, database: Database, token_bytes: int | None = None
+    ref: ModelRef,
+    batching: BatchingSpec,
+    *,
+    model_bytes: int,
+    device: torch.device,
+    database: Database,
+    token_bytes: int | None = None,
 ) -> Budget:
     """The budget to start a lease with.
 
     Args:
-        spec: its `batching` is the user's word; an earlier out-of-memory of the same model on the same kind of device
-            lowers even that.
+        ref: The model. What an earlier out-of-memory of it taught on the same kind of device is the upper limit.
+        batching: What the user asks for.
         model_bytes: memory the model's weights take.
         token_bytes: memory that a token takes for as long as its row is at work, of a model that is `InFlight`.
     """
-    name, key = device_name(device), model_key(spec)
-    asked_tokens, asked_rows = spec.batching.max_tokens, spec.batching.max_rows
+    name, key = device_name(device), ref.key
+    asked_tokens, asked_rows = batching.max_tokens, batching.max_rows
     spare_bytes = total_memory_bytes(device) - model_bytes
     if token_bytes is None:
         auto_tokens, auto_rows = auto_max_tokens(device.type, spare_bytes), auto_max_rows(device.type)

@@ -33,6 +33,7 @@ from worker.inference.padding_verdicts import settle_padding
 from worker.inference.stages import Closed
 from worker.inference.writer import Tally, Writer
 from worker.models.cache import ModelCache
+from worker.models.model_ref import ModelRef
 from worker.models.pinned import check_pinned, pinned_model
 from worker.models.task_model import InFlight, Interrupted
 from worker.models.trained import fetch_job_model
@@ -71,10 +72,11 @@ def run_lease(
     pulse.at(Activity.LOAD)
     if stop.asked:
         return Outcome.STOPPED
-    fetch_job_model(spec, database=database, store=store, settings=settings)
-    model = models.get(spec, settings, name=pinned_model(spec.model, lease, database=database, settings=settings))
+    fetch_job_model(spec.model, database=database, store=store, settings=settings)
+    ref = ModelRef.of(spec, source=pinned_model(spec.model, lease, database=database, settings=settings))
+    model = models.get(ref, spec.parameters)
     check_pinned(spec.model, lease, settings=settings)  # nor may it have been replaced while it was being loaded
-    settle_padding(model, spec, lease.job_id, database=database, device=models.device)
+    settle_padding(model, ref, lease.job_id, database=database, device=models.device)
     source = open_source(
         spec.input,
         spec.columns(),
@@ -85,13 +87,14 @@ def run_lease(
     )
     sink = open_sink(spec.output, vector_output=spec.vector_output, database=database, store=store)
     budget = open_budget(
-        spec,
+        ref,
+        spec.batching,
         model_bytes=model.memory_bytes,
         token_bytes=model.token_bytes if isinstance(model, InFlight) else None,
         device=models.device,
         database=database,
     )
-    engine = Engine(model, models.device, budget, make_room=lambda: models.drop_others(spec))
+    engine = Engine(model, models.device, budget, make_room=lambda: models.drop_others(ref))
     holdings = Holdings(settings.chunk_seconds)
     feed = Feed(
         lease, database=database, settings=settings, source=source, engine=engine, holdings=holdings, pulse=pulse

@@ -17,8 +17,8 @@ from jobs.db.database import Database
 from jobs.db.tables import PaddingVerdict
 from jobs.errors import ServiceUnavailable
 from jobs.ledger import notices
-from jobs.specs.inference import InferenceSpec, model_key
 from worker.device import device_name, is_out_of_memory, one_line, release_memory
+from worker.models.model_ref import ModelRef
 from worker.models.padding import NOTICES, Padding
 from worker.models.task_model import TaskModel
 from worker.models.tokens import Tokens
@@ -46,21 +46,19 @@ class PadsRows(Protocol):
         ...
 
 
-def settle_padding(
-    model: TaskModel, spec: InferenceSpec, job_id: str, *, database: Database, device: torch.device
-) -> None:
+def settle_padding(model: TaskModel, ref: ModelRef, job_id: str, *, database: Database, device: torch.device) -> None:
     """Find out which rows of a model may share a batch, unless that is known, and tell the job where few may.
 
     Args:
         model: just loaded or warm; nothing is computed with it now.
-        spec: what it was loaded for.
+        ref: The name of the model.
         job_id: who is told.
         device: where the model is.
     """
     if not isinstance(model, PadsRows):
         return
     if model.tokens.padding is None:
-        model.tokens.padding = _found(model, spec, database, device)
+        model.tokens.padding = _found(model, ref, database, device)
     message = NOTICES.get(model.tokens.padding)
     if message is None:
         return
@@ -71,13 +69,13 @@ def settle_padding(
         logger.warning("this could not be noted at the job: %s", error)
 
 
-def _found(model: PadsRows, spec: InferenceSpec, database: Database, device: torch.device) -> Padding:
+def _found(model: PadsRows, ref: ModelRef, database: Database, device: torch.device) -> Padding:
     name = device_name(device)
     fingerprint = fingerprint_of(model.model, model.tokens)
     with database.read() as session:
         known = session.scalar(
             select(col(PaddingVerdict.padding)).where(
-                col(PaddingVerdict.task) == spec.task,
+                col(PaddingVerdict.task) == ref.task,
                 col(PaddingVerdict.fingerprint) == fingerprint,
                 col(PaddingVerdict.device_name) == name,
             )
@@ -98,11 +96,11 @@ def _found(model: PadsRows, spec: InferenceSpec, database: Database, device: tor
     try:
         with database.write() as session:
             fresh = session.insert(PaddingVerdict).values(
-                task=spec.task,
+                task=ref.task,
                 fingerprint=fingerprint,
                 device_name=name,
                 padding=found.value,
-                model_key=model_key(spec),
+                model_key=ref.key,
                 recorded_at=session.time(),
             )
             session.execute(fresh.on_conflict_do_nothing())

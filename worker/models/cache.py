@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from jobs.access.paths import local_path
 from jobs.access.pins import folder_stamp
-from jobs.config.settings import Settings
 from jobs.errors import DeviceOutOfMemory, StokerError
-from jobs.specs.inference import InferenceSpec, model_key
 from worker.device import device_name, free_memory_bytes, is_out_of_memory, release_memory, resolve_dtype
 from worker.models.load import load_error
+from worker.models.model_ref import ModelRef
 from worker.models.task_model import Closable, TaskModel
 
 logger = logging.getLogger(__name__)
@@ -32,101 +32,106 @@ class _Warm:
 class ModelCache:
     """At most `limit` loaded models on one device. Used by one thread."""
 
-    def __init__(self, limit: int, device: torch.device, *, load: Callable[..., TaskModel]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        device: torch.device,
+        *,
+        load: Callable[..., TaskModel],
+        needs_whole_device: Callable[[ModelRef], bool] = lambda _: False,
+    ) -> None:
         """
         Args:
-            limit: models to keep loaded; at least 1.
-            device: where they are loaded to.
-            load: Makes a model of a spec; called as `load_task_model` is.
+            limit: Most models to keep loaded; at least 1.
+            device: Where they are loaded to.
+            load: Loads a model; called as `load_task_model` is, but without settings.
+            needs_whole_device: Whether all other models must be dropped before this one is loaded.
         """
         self._limit = limit
         self._load = load
-        self._warm: OrderedDict[str, _Warm] = OrderedDict()
+        self._needs_whole_device = needs_whole_device
+        self._warm: OrderedDict[ModelRef, _Warm] = OrderedDict()
         self.device = device
 
-    def get(self, spec: InferenceSpec, settings: Settings, *, name: str | None = None) -> TaskModel:
-        """The spec's model with the spec's parameters, loaded now where it is not warm.
+    def get(self, ref: ModelRef, parameters: Mapping[str, Any]) -> TaskModel:
+        """The model with a job's parameters, loaded now where it is not warm.
 
         Args:
-            spec: names the model and the task; a warm model is found by it.
-            settings: input roots, and which models may bring their own code.
-            name: by which the model is loaded, where that says more than the spec does: `org/name@commit`.
+            ref: The model; a warm one is found by it.
+            parameters: The parameters of the job.
 
         Raises:
             UserError: it cannot be used for this task, or not with these parameters.
             DeviceOutOfMemory: the device has too little memory for it, even alone.
         """
-        wanted = spec if name is None else spec.model_copy(update={"model": name})
-        key, version = model_key(spec), _version(wanted.model)
-        warm = self._warm.get(key)
+        version = _version(ref.source)
+        warm = self._warm.get(ref)
         if warm is not None and warm.version != version:
-            logger.info("%s has changed on disk since it was loaded", spec.model)
-            self._drop(key)
+            logger.info("%s has changed on disk since it was loaded", ref.name)
+            self._drop(ref)
             warm = None
         if warm is None:
-            if spec.engine == "vllm":  # it takes most of what is free, until it is closed
+            if self._needs_whole_device(ref):
                 self.drop_all()
             while len(self._warm) >= self._limit:
                 self._drop(next(iter(self._warm)))
-            warm = _Warm(self._load_with_room(spec, wanted, settings), version)
-            self._warm[key] = warm
-        self._warm.move_to_end(key)
+            warm = _Warm(self._load_with_room(ref, parameters), version)
+            self._warm[ref] = warm
+        self._warm.move_to_end(ref)
         try:
-            return warm.model.with_parameters(spec.parameters)
+            return warm.model.with_parameters(parameters)
         except Exception as error:
             if isinstance(error, StokerError) or is_out_of_memory(error):
                 raise
-            raise load_error(spec.model, error, what=f"cannot do {spec.task} with these parameters") from error
+            raise load_error(ref.name, error, what=f"cannot do {ref.task} with these parameters") from error
 
     def keys(self) -> list[str]:
         """Keys of the warm models, most recently used last."""
-        return list(self._warm)
+        return list(dict.fromkeys(ref.key for ref in reversed(self._warm)))[::-1]
 
     def drop_all(self) -> None:
         """Free what all models hold."""
-        for key in list(self._warm):
-            self._drop(key)
+        for ref in list(self._warm):
+            self._drop(ref)
 
-    def drop_others(self, spec: InferenceSpec) -> bool:
-        """Free what all models but this spec's hold; says whether there were any."""
-        others = [key for key in self._warm if key != model_key(spec)]
-        for key in others:
-            self._drop(key)
+    def drop_others(self, ref: ModelRef) -> bool:
+        """Free what all other models hold; says whether there were any."""
+        others = [other for other in self._warm if other != ref]
+        for other in others:
+            self._drop(other)
         return bool(others)
 
-    def _load_with_room(self, spec: InferenceSpec, wanted: InferenceSpec, settings: Settings) -> TaskModel:
-        dtype = resolve_dtype(spec.dtype, self.device)
+    def _load_with_room(self, ref: ModelRef, parameters: Mapping[str, Any]) -> TaskModel:
+        dtype = resolve_dtype(ref.dtype, self.device)
         try:
-            return self._load_now(wanted, dtype, settings)
+            return self._load_now(ref, parameters, dtype)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            logger.warning("out of memory while loading %s", spec.model)
+            logger.warning("out of memory while loading %s", ref.name)
         # Out of the except block: its frames hold what was loaded so far.
-        if not self.drop_others(spec):
+        if not self.drop_others(ref):
             release_memory(self.device)
         try:
-            return self._load_now(wanted, dtype, settings)
+            return self._load_now(ref, parameters, dtype)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise DeviceOutOfMemory(
-                f"{spec.model} does not fit into the memory of {device_name(self.device)}"
-            ) from error
+            raise DeviceOutOfMemory(f"{ref.name} does not fit into the memory of {device_name(self.device)}") from error
 
-    def _load_now(self, spec: InferenceSpec, dtype: torch.dtype, settings: Settings) -> TaskModel:
+    def _load_now(self, ref: ModelRef, parameters: Mapping[str, Any], dtype: torch.dtype) -> TaskModel:
         started = time.monotonic()
         try:
-            model = self._load(spec, device=self.device, dtype=dtype, settings=settings)
+            model = self._load(ref, parameters, device=self.device, dtype=dtype)
         except Exception as error:
             if isinstance(error, StokerError) or is_out_of_memory(error):
                 raise
-            logger.warning("%s cannot be loaded", spec.model, exc_info=error)  # for those who wrote its code
-            raise load_error(spec.model, error) from error
+            logger.warning("%s cannot be loaded", ref.source, exc_info=error)  # for those who wrote its code
+            raise load_error(ref.source, error) from error
         logger.info(
             "loaded %s for %s in %.1f s: %s on %s, weights %.0f MiB, %.0f MiB free",
-            spec.model,
-            spec.task,
+            ref.source,
+            ref.task,
             time.monotonic() - started,
             str(dtype).removeprefix("torch."),
             device_name(self.device),
@@ -135,15 +140,15 @@ class ModelCache:
         )
         return model
 
-    def _drop(self, key: str) -> None:
-        warm = self._warm.pop(key)
+    def _drop(self, ref: ModelRef) -> None:
+        warm = self._warm.pop(ref)
         try:
             if isinstance(warm.model, Closable):
                 warm.model.close()
         finally:
             del warm
             release_memory(self.device)
-        logger.info("dropped the warm model %s", key)
+        logger.info("dropped the warm model %s", ref.key)
 
 
 def _version(model: str) -> Hashable:

@@ -27,9 +27,9 @@ from jobs.access.model_check import check_folder, local_model, readable
 from jobs.access.model_files import read_json
 from jobs.config.settings import Settings
 from jobs.errors import InvalidModel, MachineError, ServiceUnavailable, StokerError
-from jobs.specs.inference import InferenceSpec
 from worker.device import is_out_of_memory, is_poisoned, one_line
 from worker.models.attention_types import keep_attention_type
+from worker.models.model_ref import ModelRef
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +63,16 @@ class ModelFolder:
         return InvalidModel(f"model '{self.name}': {reason}", param="model")
 
 
-def find_model(spec: InferenceSpec, settings: Settings) -> ModelFolder:
-    """The folder of a spec's model, downloaded where it is a hub id that is not in the cache yet.
+def find_model(ref: ModelRef, settings: Settings) -> ModelFolder:
+    """The folder of a model, downloaded where it is a hub id that is not in the cache yet.
 
     Raises:
         InvalidModel: there is no such model, or it is not one for this task.
         Forbidden: a local model lies outside the input roots.
         ServiceUnavailable: the hub cannot be reached.
     """
-    found = fetch_model(spec.model, settings)
-    check_folder(found.path, spec.task, name=spec.model, may_read=readable(spec.model, settings))
+    found = fetch_model(ref.source, settings)
+    check_folder(found.path, ref.task, name=ref.source, may_read=readable(ref.source, settings))
     return found
 
 

@@ -12,29 +12,25 @@ from jobs.db.states import JobState
 from jobs.db.tables import Artifact
 from jobs.errors import InvalidModel, ServiceUnavailable
 from jobs.ledger import jobs as job_ledger
-from jobs.specs.inference import JOB_PREFIX, JobSpec, processor_job, source_job
+from jobs.specs.inference import JOB_PREFIX
 
 MODEL_FOLDER = "model/"
 """What the names of a training's artifacts begin with that are its model."""
 
 
-def fetch_job_model(spec: JobSpec, *, database: Database, store: Store, settings: Settings) -> None:
-    """See to it that the folders that `local_model` names for a spec's `job:<id>` are there: its model or processor.
+def fetch_job_model(model: str, *, database: Database, store: Store, settings: Settings, param: str = "model") -> None:
+    """Make sure that the folder that `local_model` gives for `job:<id>` exists. Does nothing for other names.
+
+    Args:
+        model: The name of a model or processor.
+        param: The field of the spec that has this name.
 
     Raises:
-        InvalidModel: that job has not completed, or made no model.
-        ServiceUnavailable: the store or the disk cannot be used.
+        InvalidModel: That job has not completed, or made no model.
+        ServiceUnavailable: The store or the disk cannot be used.
     """
-    job_id = source_job(spec)
-    if job_id is not None:
-        _fetch_job(job_id, "model", database=database, store=store, settings=settings)
-    job_id = processor_job(spec)
-    if job_id is not None:
-        _fetch_job(job_id, "model.processor", database=database, store=store, settings=settings)
-
-
-def _fetch_job(job_id: str, param: str, *, database: Database, store: Store, settings: Settings) -> None:
-    if (settings.job_models_path / job_id).is_dir():
+    job_id = model.removeprefix(JOB_PREFIX)
+    if job_id == model or (settings.job_models_path / job_id).is_dir():
         return
     with database.read() as session:
         job = job_ledger.get(session, job_id)

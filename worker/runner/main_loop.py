@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from jobs import process
@@ -175,7 +176,7 @@ def load_engines(settings: Settings, *, device: str, num_threads: int) -> Engine
 
     from worker import device as devices
     from worker.inference.lease_run import run_lease
-    from worker.inference.tasks import load_task_model
+    from worker.inference.tasks import load_task_model, needs_whole_device
     from worker.models.cache import ModelCache
     from worker.training.attempt.attempt_run import run_training
 
@@ -188,7 +189,12 @@ def load_engines(settings: Settings, *, device: str, num_threads: int) -> Engine
     devices.prepare(chosen, num_threads=num_threads)
     torch.zeros(1, device=chosen)  # a device that cannot be used must say so now, not to the first job
     database, store = Database(settings.resolved_database_url), Store(settings.resolved_store_url)
-    models = ModelCache(settings.warm_models, chosen, load=load_task_model)
+    models = ModelCache(
+        settings.warm_models,
+        chosen,
+        load=partial(load_task_model, settings=settings),
+        needs_whole_device=needs_whole_device,
+    )
 
     class Engines:
         device = devices.device_name(chosen)

@@ -15,16 +15,18 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from worker.inference.generation.admission import admission_order, next_to_join, prefill_groups
 from worker.inference.generation.continuations import LENGTH, NOT_A_NUMBER, STOP, Continuation, Request, TokenLogprobs
+from worker.inference.generation.generation_engine import FindsStop
 from worker.inference.generation.prefixes import Beginnings, Prompt, shared_beginnings, under_rows
 from worker.inference.generation.rowcache import RowCache, SoloCache
 from worker.inference.generation.sampling import choose, penalize
+from worker.models.load import ModelFolder, load_weights, memory_bytes
 from worker.models.padding import NOTICES, Padding
 
 _PREFILL_TOKENS = {"cpu": 3072, "cuda": 16_384}
@@ -45,22 +47,26 @@ logger = logging.getLogger(__name__)
 Cached = RowCache | SoloCache
 
 
-class Decoder:
-    """A model that goes on with rows, some leaving and some joining after each token."""
+class DecodingLoop:
+    """The `GenerationEngine` of this project: rows leave and join after each token.
+
+    The rows of a model with recurrent layers, or whose outputs change with padding, are computed one at a time.
+    """
+
+    needs_whole_device: ClassVar[bool] = False
+    longest: int | None = None
 
     def __init__(
         self,
+        source: ModelFolder,  # noqa: ARG002 - the weights are in `model`
         model: PreTrainedModel,
         *,
+        device: torch.device,  # noqa: ARG002 - the model's own
         pad_token: int,
-        finds_stop: Callable[[Request, Sequence[int]], bool],
+        finds_stop: FindsStop,
     ) -> None:
-        """
-        Args:
-            model: a decoder. Of one with recurrent layers, or that sees padding, rows are computed one at a time.
-            pad_token: any token that the model has.
-            finds_stop: whether a stop string of a request is in the text of its tokens so far, the last of them new.
-        """
+        """See `GenerationEngine`."""
+        self.memory_bytes = memory_bytes(model)
         self._model = model
         self._device = model.device
         self._pad_token = pad_token
@@ -74,6 +80,11 @@ class Decoder:
         if not self._is_solo and self._sees_padding():
             logger.warning("%s", NOTICES[Padding.ONE_BY_ONE])
             self._is_solo = True
+
+    @staticmethod
+    def load_model(source: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+        """See `GenerationEngine`."""
+        return load_weights(source, AutoModelForCausalLM, task="text-generation", device=device, dtype=dtype)
 
     @torch.inference_mode()
     def _sees_padding(self) -> bool:
@@ -92,17 +103,7 @@ class Decoder:
     def generate(
         self, requests: Sequence[Request], *, max_tokens: int, max_rows: int, between: Callable[[], None]
     ) -> list[list[Continuation]]:
-        """Go on with every request until it is done.
-
-        Args:
-            requests: at least one.
-            max_tokens: of rows at work times the longest of them; a row that has more alone is computed alone.
-            max_rows: most rows at work.
-            between: called before each forward pass; what it raises ends everything.
-
-        Returns:
-            The continuations of each request, in order.
-        """
+        """See `GenerationEngine`."""
         results = [
             [Continuation(one, one.sampling.key(one.row_index, choice)) for choice in range(one.num_sequences)]
             for one in requests
@@ -128,6 +129,9 @@ class Decoder:
                 between()
                 live = self._take_in(self._step(live, cache), live, cache, start=0)
         return results
+
+    def close(self) -> None:
+        """See `GenerationEngine`. The loop holds tensors only, which are freed with it."""
 
     # -- forward passes
 

@@ -9,19 +9,22 @@ default, it outlives a runner that is killed, and holds the GPU's memory for goo
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from jobs.errors import DeviceOutOfMemory, InvalidSpec, MachineError
 from worker.device import free_memory_bytes, one_line, total_memory_bytes
 from worker.inference.generation.continuations import LENGTH, STOP, Continuation, Request, TokenLogprobs
+from worker.inference.generation.generation_engine import FindsStop
+from worker.models.load import ModelFolder, load_config
 
 _MOST_LOGPROBS = 20
 _MEMORY_SHARE = 0.9
@@ -34,40 +37,53 @@ _LONGEST_THAT_FITS = -1
 _SEEDS = 2**63  # what a signed integer of eight bytes holds
 
 
-class VllmDecoder:
-    """vLLM's engine with one model. `generate` is that of `Decoder`."""
+class VllmEngine:
+    """vLLM as a `GenerationEngine`. It plans its memory itself."""
 
-    longest: int
-    """Tokens that a row may have, prompt included: what the model says, or less where the cache holds no such row."""
+    needs_whole_device: ClassVar[bool] = True
+    longest: int | None
+    """The model's own limit, or less where vLLM's cache has no room for such a row."""
 
-    def __init__(self, folder: Path, *, device: torch.device, dtype: str, trust_remote_code: bool) -> None:
-        """
-        Args:
-            folder: of the model's files.
-            device: where it computes.
-            dtype: torch's name of it.
-            trust_remote_code: whether the model may bring its own code.
+    def __init__(
+        self,
+        source: ModelFolder,
+        model: PreTrainedModel,
+        *,
+        device: torch.device,
+        pad_token: int,  # noqa: ARG002 - vLLM pads nothing
+        finds_stop: FindsStop,  # noqa: ARG002 - vLLM finds stop strings itself
+    ) -> None:
+        """See `GenerationEngine`.
 
         Raises:
-            InvalidSpec: vLLM is not installed here, not for this device, or does not take this model.
-            DeviceOutOfMemory: vLLM finds too little memory.
-            RuntimeError: anything else in its start; `device.is_out_of_memory` tells the want of memory.
+            RuntimeError: Anything else that failed at its start; `device.is_out_of_memory` recognizes lack of memory.
         """
+        self.memory_bytes = sum(weight.nbytes for weight in model.parameters())
         self._vllm = _load(device)
         with _environment_kept():
-            self._engine = self._start(folder, device, dtype, trust_remote_code=trust_remote_code)
+            self._engine = self._start(source, device, model.dtype)
         self.longest = int(self._engine.model_config.max_model_len)
         self._num_requests = 0
 
-    def _start(self, folder: Path, device: torch.device, dtype: str, *, trust_remote_code: bool) -> Any:
+    @staticmethod
+    def load_model(source: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:  # noqa: ARG004
+        """See `GenerationEngine`: the outline only, without weights."""
+        config = load_config(source)
+        with torch.device("meta"):
+            outline = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code, dtype=dtype)
+        with contextlib.suppress(OSError):  # most models have one, and none needs it
+            outline.generation_config = GenerationConfig.from_pretrained(source.path)
+        return outline
+
+    def _start(self, source: ModelFolder, device: torch.device, dtype: torch.dtype) -> Any:
         try:
             config = self._vllm.EngineArgs(
-                model=str(folder),
-                dtype=dtype,
+                model=str(source.path),
+                dtype=str(dtype).removeprefix("torch."),
                 max_model_len=_LONGEST_THAT_FITS,
                 enable_prefix_caching=True,
                 max_logprobs=_MOST_LOGPROBS,
-                trust_remote_code=trust_remote_code,
+                trust_remote_code=source.trust_remote_code,
                 seed=0,
                 **memory_arguments(device),
             ).create_engine_config()
@@ -85,7 +101,7 @@ class VllmDecoder:
     def generate(
         self, requests: Sequence[Request], *, max_tokens: int, max_rows: int, between: Callable[[], None]
     ) -> list[list[Continuation]]:
-        """See `Decoder.generate`. How many rows are at work is vLLM's own decision."""
+        """See `GenerationEngine`."""
         del max_tokens, max_rows
         results = [
             [Continuation(one, one.sampling.key(one.row_index, choice)) for choice in range(one.num_sequences)]
@@ -110,7 +126,7 @@ class VllmDecoder:
         return results
 
     def close(self) -> None:
-        """End the engine. Left to the garbage collector, it may take down what it shares with the next one."""
+        """See `GenerationEngine`. Left to the garbage collector, it may end what it shares with the next engine."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.engine_core.shutdown()

@@ -1,21 +1,24 @@
-"""Inference tasks: each makes a `TaskModel` of a model's files; `load_task_model` picks the one for a spec."""
+"""Inference tasks: each makes a `TaskModel` of a model's files; `load_task_model` picks the one for a model."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from jobs.config.settings import Settings
-from jobs.specs.inference import InferenceSpec
 from worker.inference.pipelines.staged import Staged
 from worker.inference.tasks.embeddings import Embeddings
 from worker.inference.tasks.fill_mask import FillMask
 from worker.inference.tasks.text_classification import TextClassification
-from worker.inference.tasks.text_generation import TextGeneration
+from worker.inference.tasks.text_generation import ENGINES, TASK, TextGeneration
 from worker.inference.tasks.token_classification import TokenClassification
 from worker.models.load import find_model
+from worker.models.model_ref import ModelRef
 from worker.models.task_model import Encoded, TaskModel
 
-__all__ = ["Encoded", "TaskModel", "load_task_model"]
+__all__ = ["Encoded", "TaskModel", "load_task_model", "needs_whole_device"]
 
 OWN_TASKS: dict[str, type[Embeddings | TextClassification | TokenClassification | FillMask | TextGeneration]] = {
     "embeddings": Embeddings,
@@ -27,14 +30,27 @@ OWN_TASKS: dict[str, type[Embeddings | TextClassification | TokenClassification 
 """The tasks that do not run through transformers' pipeline."""
 
 
-def load_task_model(spec: InferenceSpec, *, device: torch.device, dtype: torch.dtype, settings: Settings) -> TaskModel:
-    """Load a spec's model for its task, with its parameters.
+def needs_whole_device(ref: ModelRef) -> bool:
+    """Whether a model takes the memory that the device has free, so that no other model can be loaded beside it."""
+    return ENGINES[ref.engine].needs_whole_device
+
+
+def load_task_model(
+    ref: ModelRef,
+    parameters: Mapping[str, Any],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    settings: Settings,
+) -> TaskModel:
+    """Load a model for its task.
 
     Args:
-        spec: what was submitted.
-        device: where it is to compute.
-        dtype: in which it is to compute.
-        settings: input roots, and which models may bring their own code.
+        ref: The model.
+        parameters: The parameters of the job.
+        device: Where the model is to compute.
+        dtype: The dtype that it is to compute in.
+        settings: Input roots, and which models may bring their own code.
 
     Raises:
         InvalidModel: it cannot be used for this task; one sentence says why.
@@ -43,10 +59,10 @@ def load_task_model(spec: InferenceSpec, *, device: torch.device, dtype: torch.d
         ServiceUnavailable: the hub cannot be reached, and the model is not cached.
         RuntimeError: the device has too little memory for it.
     """
-    source = find_model(spec, settings)
-    task = OWN_TASKS.get(spec.task)
+    source = find_model(ref, settings)
+    if ref.task == TASK:
+        return TextGeneration(source, parameters, device=device, dtype=dtype, engine=ENGINES[ref.engine])
+    task = OWN_TASKS.get(ref.task)
     if task is None:
-        return Staged(spec.task, source, spec.parameters, device=device, dtype=dtype, settings=settings)
-    if task is TextGeneration and spec.engine == "vllm":
-        return TextGeneration.on_vllm(source, spec.parameters, device=device, dtype=dtype)
-    return task(source, spec.parameters, device=device, dtype=dtype)
+        return Staged(ref.task, source, parameters, device=device, dtype=dtype, settings=settings)
+    return task(source, parameters, device=device, dtype=dtype)

@@ -8,7 +8,6 @@ tokens that `generate` gives for the row alone; what is drawn belongs to the row
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import json
@@ -16,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.data.sources.values import kind_name
@@ -24,12 +23,13 @@ from jobs.errors import InvalidSpec
 from jobs.specs.parameters import check_parameters
 from worker.inference.generation.completions import Detokenizer
 from worker.inference.generation.continuations import Continuation, Request
-from worker.inference.generation.decoding import Decoder
+from worker.inference.generation.decoding import DecodingLoop
+from worker.inference.generation.generation_engine import GenerationEngine
 from worker.inference.generation.prompts import Prompts, continues_final_message, is_chat
 from worker.inference.generation.sampling import resolve_sampling
-from worker.inference.generation.vllm_decoding import VllmDecoder
+from worker.inference.generation.vllm_decoding import VllmEngine
 from worker.models.limits import longest_row, position_limit
-from worker.models.load import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
+from worker.models.load import ModelFolder, load_tokenizer
 from worker.models.task_model import Encoded
 from worker.models.tokens import Tokens
 
@@ -39,80 +39,60 @@ _DEFAULTS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tok
 """What is taken from the model's own generation_config.json."""
 _SHORT = {"num_return_sequences": "n", "stop_strings": "stop"}
 _UNLIMITED = 2**31
+ENGINES: Mapping[str, type[GenerationEngine]] = {"transformers": DecodingLoop, "vllm": VllmEngine}
+"""The engines by the names that `ModelRef.engine` has for them."""
 
 
 class TextGeneration:
     """A decoder with a language model's head."""
 
     def __init__(
-        self, source: ModelFolder, parameters: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+        self,
+        source: ModelFolder,
+        parameters: Mapping[str, Any],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        engine: type[GenerationEngine] = DecodingLoop,
     ) -> None:
         """
         Args:
-            source: the model's files.
-            parameters: of the job.
-            device: where it computes.
-            dtype: in which it computes.
+            source: The model's files.
+            parameters: The parameters of the job.
+            device: Where the model computes.
+            dtype: The dtype that it computes in.
+            engine: What generates.
 
         Raises:
-            InvalidModel: it cannot be loaded, or is not a decoder.
-            InvalidSpec: a parameter is wrong.
+            InvalidModel: The model cannot be loaded, or is not a decoder.
+            InvalidSpec: A parameter is wrong, or the engine does not take the model.
+            DeviceOutOfMemory: The engine finds too little memory.
         """
-        self._set_up(source, load_weights(source, AutoModelForCausalLM, task=TASK, device=device, dtype=dtype))
-        self.memory_bytes = memory_bytes(self._model)
-        self._decoder: Decoder | VllmDecoder = Decoder(
-            self._model,
-            pad_token=self._pad_token,
-            finds_stop=Detokenizer(copy.deepcopy(self._tokenizer)).finds_stop,
-        )
-        self._configure(parameters)
-
-    @classmethod
-    def on_vllm(
-        cls, source: ModelFolder, parameters: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
-    ) -> Self:
-        """The same task, computed by vLLM's engine: of the model only the outline is made here.
-
-        Raises:
-            InvalidSpec: vLLM is not installed, or does not take the model; or a parameter is wrong.
-            DeviceOutOfMemory: vLLM finds too little memory.
-        """
-        task = cls.__new__(cls)
-        config = load_config(source)
-        with torch.device("meta"):
-            outline = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code, dtype=dtype)
-        with contextlib.suppress(OSError):  # most models have one, and none needs it
-            outline.generation_config = GenerationConfig.from_pretrained(source.path)
-        task._set_up(source, outline)
-        task.memory_bytes = sum(weight.nbytes for weight in outline.parameters())
-        task._configure(parameters)
-        task._decoder = decoder = VllmDecoder(
-            source.path,
-            device=device,
-            dtype=str(dtype).removeprefix("torch."),
-            trust_remote_code=source.trust_remote_code,
-        )
-        task._longest = min(decoder.longest, task._longest or decoder.longest)
-        return task
-
-    def _set_up(self, source: ModelFolder, model: PreTrainedModel) -> None:
-        """All but the decoder."""
-        self._model = model
+        self._model = model = engine.load_model(source, device=device, dtype=dtype)
         self._tokenizer = tokenizer = load_tokenizer(source)
-        _check_kind(source, self._model)
-        tokens = Tokens(tokenizer, self._model, pin=False)
-        config = self._model.generation_config
+        _check_kind(source, model)
+        tokens = Tokens(tokenizer, model, pin=False)
+        config = model.generation_config
         self._defaults = {name: getattr(config, name, None) for name in _DEFAULTS}
         ends = config.eos_token_id
         self._end_tokens = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
         added = tokenizer.added_tokens_decoder
         self._special_tokens = {one.content: token for token, one in added.items() if one.special}
-        self._longest = position_limit(self._model) or longest_row(self._model, tokenizer)
         self._prompts = Prompts(tokens)
         # Three threads use a tokenizer at once, and one of them would change another's settings.
         self._detokenizer = Detokenizer(copy.deepcopy(tokenizer))
-        self._pad_token = tokens.pad_token_id
-        self.token_bytes = _token_bytes(self._model)
+        self.token_bytes = _token_bytes(model)
+        self._configure(parameters)
+        self._engine = engine(
+            source,
+            model,
+            device=device,
+            pad_token=tokens.pad_token_id,
+            finds_stop=Detokenizer(copy.deepcopy(tokenizer)).finds_stop,
+        )
+        self.memory_bytes = self._engine.memory_bytes
+        limits = (position_limit(model) or longest_row(model, tokenizer), self._engine.longest)
+        self._longest = min((limit for limit in limits if limit is not None), default=None)
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
         """See `TaskModel`."""
@@ -187,12 +167,11 @@ class TextGeneration:
         self, collated: Sequence[Request], *, max_tokens: int, max_rows: int, between: Callable[[], None]
     ) -> list[list[Continuation]]:
         """See `InFlight`."""
-        return self._decoder.generate(collated, max_tokens=max_tokens, max_rows=max_rows, between=between)
+        return self._engine.generate(collated, max_tokens=max_tokens, max_rows=max_rows, between=between)
 
     def close(self) -> None:
         """See `Closable`."""
-        if isinstance(self._decoder, VllmDecoder):
-            self._decoder.close()
+        self._engine.close()
 
     def decode(self, batch: Sequence[Encoded], outputs: Sequence[Sequence[Continuation]]) -> list[Any]:
         """See `TaskModel`."""

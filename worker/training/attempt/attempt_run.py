@@ -81,8 +81,7 @@ def run_training(
     if places is None:
         return Outcome.STOPPED
     pulse.at(Activity.START)
-    fetch_job_model(spec, database=database, store=store, settings=settings)
-    model, processor = _find_folders(spec, lease, database, settings)
+    model, processor = _find_folders(spec, lease, database=database, store=store, settings=settings)
     with _folder(settings, lease) as folder:
         prepare_store(lease, database=database, store=store)
         resumed = fetch_newest(lease, folder / "resume", database=database, store=store)
@@ -169,10 +168,11 @@ def _environment(places: Sequence[Place]) -> dict[str, str] | None:
 
 
 def _find_folders(
-    spec: TrainingSpec, lease: WorkingLease, database: Database, settings: Settings
+    spec: TrainingSpec, lease: WorkingLease, *, database: Database, store: Store, settings: Settings
 ) -> tuple[str | None, str | None]:
     """The folders of a spec's model and processor, downloaded where they are hub ids; None for none."""
     if isinstance(spec.model, str):
+        fetch_job_model(spec.model, database=database, store=store, settings=settings)
         found = fetch_model(pinned_model(spec.model, lease, database=database, settings=settings), settings)
         check_folder(
             found.path, spec.task or "", name=spec.model, may_read=readable(spec.model, settings), is_start=True
@@ -180,9 +180,9 @@ def _find_folders(
         return str(found.path), None
     if spec.model is None or spec.model.processor is None:
         return None, None
-    pinned = pinned_model(
-        spec.model.processor, lease, database=database, settings=settings, part="processor", param="model.processor"
-    )
+    processor, param = spec.model.processor, "model.processor"
+    fetch_job_model(processor, database=database, store=store, settings=settings, param=param)
+    pinned = pinned_model(processor, lease, database=database, settings=settings, part="processor", param=param)
     return None, str(fetch_model(pinned, settings).path)
 
 
