@@ -29,7 +29,7 @@ from jobs.ledger.chunks import ChunkResults, Claim
 from jobs.ledger.leases import WorkingLease
 from worker.log_format import set_up_runner_logging
 from worker.runner.main_loop import parse_arguments, serve
-from worker.stop import Stop
+from worker.stop import Outcome, Stop
 from worker.wire.pulse import Pulse
 
 
@@ -46,7 +46,7 @@ class StandIn:
     def warm_models(self) -> Sequence[str]:
         return self._models
 
-    def run(self, lease: WorkingLease, stop: Stop, pulse: Pulse) -> str:
+    def run(self, lease: WorkingLease, stop: Stop, pulse: Pulse) -> Outcome:
         entered = time.monotonic()
         spec = lease.spec
         what, _, number = spec.model.partition("@")
@@ -72,13 +72,13 @@ class StandIn:
         while not stop.asked:
             claims = chunks.claim(self._database, lease.lease_id, limit=1)
             if not claims:
-                return "drained"
+                return Outcome.DRAINED
             pulse.at(Activity.FORWARD, chunk=claims[0].start_row)
             if number and claims[0].verdict is None and claims[0].start_row <= int(number) < claims[0].stop_row:
                 _misbehave(what, claims[0], pulse)
             self._record(lease, claims[0])
             pulse.at(None)
-        return "stopped"
+        return Outcome.STOPPED
 
     def _record(self, lease: WorkingLease, claim: Claim) -> None:
         spec = lease.spec

@@ -25,6 +25,7 @@ from worker.keeper.decisions import (
 )
 from worker.keeper.runner_pool import RunnerBroken, RunnerUp
 from worker.keeper.runner_process import Exited
+from worker.stop import Outcome
 from worker.wire.protocol import Done, Failed, Halt, Lost
 from worker.wire.pulse import Beat
 
@@ -59,7 +60,7 @@ def test_a_runner_is_given_the_lease_once() -> None:
 @pytest.mark.parametrize(
     ("what", "record", "fate", "computing"),
     [
-        (Done("drained"), Record.RELEASE, Fate.KEEP, None),
+        (Done(Outcome.DRAINED), Record.RELEASE, Fate.KEEP, None),
         (Lost(), Record.NOTHING, Fate.KEEP, None),
         (RenewalRefused(), Record.NOTHING, Fate.KILL, None),
         (Exited("was ended by SIGKILL"), Record.CRASH, Fate.KEEP, 64),

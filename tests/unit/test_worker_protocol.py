@@ -12,6 +12,7 @@ from jobs.db.states import StopReason
 from jobs.errors import DeviceOutOfMemory, InvalidInput, MachineError, UserError
 from jobs.ledger.leases import WorkingLease
 from jobs.specs.inference import parse_spec
+from worker.stop import Outcome
 from worker.wire.protocol import (
     Done,
     Failed,
@@ -55,7 +56,7 @@ def test_an_order_is_one_line_and_comes_back_equal(order: Order) -> None:
         *(Beat("feed-read", activity, 0, 7) for activity in Activity),
         Warm(()),
         Warm(("a|b|c", "d|e|f")),
-        Done("drained"),
+        Done(Outcome.DRAINED),
         Failed("invalid_model", "two\nlines", "model", is_users=True, is_poisoned=False),
         Failed("machine_error", "x", None, is_users=False, is_poisoned=True),
         Lost(),

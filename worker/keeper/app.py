@@ -79,91 +79,102 @@ class SlotProcess:
     runner_module: str
 
 
-def serve(slot: SlotProcess, settings: Settings) -> int:
-    """Serve a slot until this process is told to end.
+class SlotWorker:
+    """The parts of this process, and what each of them has the others do."""
 
-    Returns:
-        Its exit status.
-    """
-    database = Database(settings.resolved_database_url)
-    doorbell = Doorbell(settings)
-    job_log = JobLog(database, settings)
-    displaced = threading.Event()
-
-    def start_runner(listen: Callable[[RunnerProcess, Heard], None]) -> RunnerProcess:
-        return RunnerProcess(
-            runner_command(slot.runner_module, device=slot.device, num_threads=slot.num_threads),
-            runner_environment(os.environ, num_threads=slot.num_threads),
-            listen=listen,
-            log=job_log.line,
+    def __init__(self, slot: SlotProcess, settings: Settings) -> None:
+        self._slot, self._grace_seconds = slot, settings.grace_seconds
+        self._is_displaced = False
+        self._database = Database(settings.resolved_database_url)
+        self._doorbell = Doorbell(settings)
+        self._job_log = JobLog(self._database, settings)
+        mailbox.install()
+        self._app = make_app(settings)
+        self._hearing = Hearing(
+            self._app, slot.slot_id, patience_seconds=settings.doorbell_seconds * max(1, settings.doorbell_rings)
+        )
+        self._runner_pool = Standby(
+            self._start_runner,
+            policy=RetryPolicy(_ENTER_POLICY.max_attempts, settings.retry_seconds, settings.retry_max_seconds),
+            start_seconds=_START_SECONDS,
+            on_broken=lambda reason: self._heartbeat.broken(reason),
+            on_ready=self._on_runner_ready,
+            on_warm=lambda: self._heartbeat.beat_now(),
+        )
+        self._heartbeat = Presence(
+            self._database,
+            settings,
+            slot_id=slot.slot_id,
+            incarnation=slot.incarnation,
+            warm_models=lambda: self._runner_pool.warm_models,
+            hearing=self._hearing,
+            on_displaced=self._on_displaced,
+            on_heard=self._doorbell.wake,
+            on_deaf=self._on_deaf,
+        )
+        self._keeper = Keeper(
+            self._database,
+            settings,
+            incarnation=slot.incarnation,
+            standby=self._runner_pool,
+            job_log=self._job_log,
+            doorbell=self._doorbell,
         )
 
-    def runner_is_ready() -> None:
-        presence.mended()
-        doorbell.wake()
+    def serve(self) -> int:
+        """Serve the slot until this process is told to end.
 
-    def end_displaced() -> None:
-        displaced.set()
-        keeper.abandon()
+        Returns:
+            The exit status of the process.
+        """
+        self._runner_pool.open()  # it loads torch while the rest of this starts
+        _enter(self._heartbeat)
+        self._doorbell.wake()
+        worker = _make_worker(self._app, self._slot.slot_id, self._on_ring)
+        signals.worker_shutting_down.connect(self._on_shutdown, weak=False)
+        worker.start()  # until a signal
+        self._heartbeat.leave()
+        self._heartbeat.join()
+        self._runner_pool.close()
+        self._job_log.end()
+        self._doorbell.close()  # a last ring: the slot is gone
+        self._database.close()
+        logger.info("ended")
+        return DISPLACED_STATUS if self._is_displaced else int(worker.exitcode or 0)
+
+    def _start_runner(self, listen: Callable[[RunnerProcess, Heard], None]) -> RunnerProcess:
+        return RunnerProcess(
+            runner_command(self._slot.runner_module, device=self._slot.device, num_threads=self._slot.num_threads),
+            runner_environment(os.environ, num_threads=self._slot.num_threads),
+            listen=listen,
+            log=self._job_log.line,
+        )
+
+    def _on_ring(self, rung: str) -> None:
+        if not self._hearing.is_echo(rung):
+            self._keeper.run_lease(rung)
+
+    def _on_runner_ready(self) -> None:
+        self._heartbeat.mended()
+        self._doorbell.wake()
+
+    def _on_displaced(self) -> None:
+        self._is_displaced = True
+        self._keeper.abandon()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def end_deaf() -> None:
-        keeper.stop()
+    def _on_deaf(self) -> None:
+        self._keeper.stop()
         os.kill(os.getpid(), signal.SIGTERM)
         # What is deaf may not hear that either; the supervisor starts the next one once this is gone.
-        late = threading.Timer(settings.grace_seconds + _DEAF_MARGIN_SECONDS, os._exit, (DEAF_STATUS,))
+        late = threading.Timer(self._grace_seconds + _DEAF_MARGIN_SECONDS, os._exit, (DEAF_STATUS,))
         late.daemon = True
         late.start()
 
-    mailbox.install()
-    app = make_app(settings)
-    hearing = Hearing(app, slot.slot_id, patience_seconds=settings.doorbell_seconds * max(1, settings.doorbell_rings))
-    standby = Standby(
-        start_runner,
-        policy=RetryPolicy(_ENTER_POLICY.max_attempts, settings.retry_seconds, settings.retry_max_seconds),
-        start_seconds=_START_SECONDS,
-        on_broken=lambda reason: presence.broken(reason),
-        on_ready=runner_is_ready,
-        on_warm=lambda: presence.beat_now(),
-    )
-    presence = Presence(
-        database,
-        settings,
-        slot_id=slot.slot_id,
-        incarnation=slot.incarnation,
-        warm_models=lambda: standby.warm_models,
-        hearing=hearing,
-        on_displaced=end_displaced,
-        on_heard=doorbell.wake,
-        on_deaf=end_deaf,
-    )
-    keeper = Keeper(
-        database,
-        settings,
-        incarnation=slot.incarnation,
-        standby=standby,
-        job_log=job_log,
-        doorbell=doorbell,
-    )
-    standby.open()  # it loads torch while the rest of this starts
-    _enter(presence)
-    doorbell.wake()
-    worker = _make_worker(app, slot.slot_id, lambda rung: None if hearing.is_echo(rung) else keeper.run_lease(rung))
-
-    def begin_shutdown(**_: object) -> None:  # inside a signal handler: only what never blocks
-        keeper.stop()
-        presence.leave()
-
-    signals.worker_shutting_down.connect(begin_shutdown, weak=False)
-    worker.start()  # until a signal
-    presence.leave()
-    presence.join()
-    standby.close()
-    job_log.end()
-    doorbell.close()  # a last ring: the slot is gone
-    database.close()
-    logger.info("ended")
-    return DISPLACED_STATUS if displaced.is_set() else int(worker.exitcode or 0)
+    def _on_shutdown(self, **_: object) -> None:
+        """Give the lease and the slot back. Called inside a signal handler: nothing here may block."""
+        self._keeper.stop()
+        self._heartbeat.leave()
 
 
 def _enter(presence: Presence) -> None:
@@ -222,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_threads=arguments.threads,
         runner_module=arguments.runner_module,
     )
-    return serve(slot, Settings())
+    return SlotWorker(slot, Settings()).serve()
 
 
 def _leave_logging_alone(**_: object) -> None:

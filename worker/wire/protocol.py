@@ -14,6 +14,7 @@ from jobs.db.states import StopReason
 from jobs.errors import InvalidSpec, MachineError, StokerError, UserError
 from jobs.ledger.leases import WorkingLease
 from jobs.specs.inference import JobSpec, parse_spec
+from worker.stop import Outcome
 from worker.wire.pulse import Beat
 
 
@@ -67,8 +68,7 @@ class Warm:
 class Done:
     """The lease's work ended in order."""
 
-    outcome: str
-    """`drained`: nothing was left to claim; `stopped`: it was asked to stop and gave the rest back."""
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,7 @@ class Lost:
 
 
 _ACTIVITIES = frozenset(Activity)
+_OUTCOMES = frozenset(Outcome)
 Report = Ready | Beat | Warm | Done | Failed | Lost
 
 # -- lines ---------------------------------------------------------------------------------------------------------
@@ -165,8 +166,8 @@ def parse_report(line: bytes) -> Report:
             return Beat(stage, None if activity is None else Activity(activity), chunk, step)
         case "warm", list(model_keys):
             return Warm(tuple(model_keys))
-        case "done", {"outcome": str(outcome)}:
-            return Done(outcome)
+        case "done", {"outcome": str(outcome)} if outcome in _OUTCOMES:
+            return Done(Outcome(outcome))
         case "failed", {
             "code": str(code),
             "message": str(text),

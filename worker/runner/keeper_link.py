@@ -1,0 +1,63 @@
+"""The runner's ends of the two pipes to its keeper: orders come in, reports go out."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Sequence
+
+from jobs.ledger.leases import WorkingLease
+from worker.stop import Stop
+from worker.wire.protocol import Halt, Report, Run, Warm, parse_order, report_line
+
+_ORDERS_FD = 0
+_READ_BYTES = 65536
+
+
+class ReportWriter:
+    """Writes reports, from any thread, each at once: the last one before a crash names the chunk to blame."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+        self._model_keys: tuple[str, ...] = ()
+
+    def send(self, report: Report) -> None:
+        """Write a report."""
+        rest = memoryview(report_line(report))
+        with self._lock:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+
+    def send_warm(self, model_keys: Sequence[str]) -> None:
+        """Report which models are loaded, where that has changed."""
+        if tuple(model_keys) != self._model_keys:
+            self._model_keys = tuple(model_keys)
+            self.send(Warm(self._model_keys))
+
+
+class OrderReader:
+    """Reads orders in a thread of its own, and ends this process at once when its keeper is gone."""
+
+    def __init__(self) -> None:
+        self._runs: queue.SimpleQueue[tuple[WorkingLease, Stop]] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="orders", daemon=True).start()
+
+    def next(self) -> tuple[WorkingLease, Stop]:
+        """Wait for a lease to work on; a stop that is ordered after it is asked of its `Stop`."""
+        return self._runs.get()
+
+    def _read(self) -> None:
+        stop = Stop()
+        partial = b""
+        while chunk := os.read(_ORDERS_FD, _READ_BYTES):
+            *lines, partial = (partial + chunk).split(b"\n")
+            for line in lines:
+                match parse_order(line):
+                    case Run(lease):
+                        stop = Stop()
+                        self._runs.put((lease, stop))
+                    case Halt(reason):
+                        stop.ask(reason)
+        os._exit(0)  # nobody watches any more; not a moment longer on the device

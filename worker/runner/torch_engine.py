@@ -1,0 +1,90 @@
+"""What a runner works on leases with: torch, the models that it keeps loaded, the inference engine and training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import transformers
+
+from jobs.config.settings import Settings
+from jobs.data.store import Store
+from jobs.db.database import Database
+from jobs.errors import MachineError
+from jobs.ledger.leases import WorkingLease
+from jobs.specs.inference import InferenceSpec, TrainingSpec
+from worker import device as devices
+from worker.inference.lease_run import run_lease
+from worker.inference.tasks import load_task_model, needs_whole_device
+from worker.models.cache import ModelCache
+from worker.stop import Outcome, Stop
+from worker.training.attempt.attempt_run import run_training
+from worker.wire.pulse import Pulse
+
+
+class TorchEngine:
+    """The `LeaseEngine` of a runner. Importing this module loads torch and transformers."""
+
+    device: str
+
+    def __init__(self, settings: Settings, *, device: str, num_threads: int) -> None:
+        """Wake the device.
+
+        Args:
+            settings: The settings of this process.
+            device: `cuda` or `cpu`.
+            num_threads: CPU threads of one operation.
+
+        Raises:
+            MachineError: The slot's GPU cannot be used.
+        """
+        transformers.utils.logging.disable_progress_bar()
+        for name in ("AutoConfig", "AutoModel", "AutoTokenizer"):  # loaded on first use otherwise: by the first job
+            getattr(transformers, name)
+        found = devices.pick_device()
+        if found.type != device:
+            raise MachineError(f"the slot's device is {device}, but torch {torch.__version__} finds only {found.type}")
+        devices.prepare(found, num_threads=num_threads)
+        torch.zeros(1, device=found)  # a device that cannot be used must say so now, not to the first job
+        self.device = devices.device_name(found)
+        self._device_type, self._num_threads, self._settings = found.type, num_threads, settings
+        self._database, self._store = Database(settings.resolved_database_url), Store(settings.resolved_store_url)
+        self._models = ModelCache(
+            settings.warm_models,
+            found,
+            load=partial(load_task_model, settings=settings),
+            needs_whole_device=needs_whole_device,
+        )
+
+    def run(self, lease: WorkingLease, stop: Stop, pulse: Pulse) -> Outcome:
+        """See `LeaseEngine`."""
+        match lease.spec:
+            case InferenceSpec() as spec:
+                return run_lease(
+                    lease,
+                    spec,
+                    database=self._database,
+                    store=self._store,
+                    settings=self._settings,
+                    models=self._models,
+                    stop=stop,
+                    pulse=pulse,
+                )
+            case TrainingSpec() as spec:
+                self._models.drop_all()  # the device's memory is the training's
+                return run_training(
+                    lease,
+                    spec,
+                    database=self._database,
+                    store=self._store,
+                    settings=self._settings,
+                    device=self._device_type,
+                    num_threads=self._num_threads,
+                    stop=stop,
+                    pulse=pulse,
+                )
+
+    def warm_models(self) -> Sequence[str]:
+        """See `LeaseEngine`."""
+        return self._models.keys()
