@@ -1,4 +1,4 @@
-"""Verbs of a training job's holder, fenced by its lease: begin an attempt, record steps and checkpoints, finish."""
+"""Records the attempts of training jobs, fenced by their leases: begin, advance, keep checkpoints, finish."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from jobs.errors import LostLease
 from jobs.ledger.leases import hold
 from jobs.specs.training_metrics import Mode, is_better
 
-_POINTS_AT_ONCE = 1000  # rows of one statement
-_NEWEST_POINTS = 300  # a look costs the same, however long the training is
+_POINTS_AT_ONCE = 1000  # rows of one SQL statement
+_NEWEST_POINTS = 300  # limits the cost of a query for long trainings
 
 Point = tuple[int, str, float]
 """(step, name, value) of one metric."""
@@ -27,7 +27,7 @@ Point = tuple[int, str, float]
 
 @dataclass(frozen=True, slots=True)
 class NewCheckpoint:
-    """A checkpoint that lies whole in the store."""
+    """A checkpoint that is complete in the store."""
 
     step: int
     prefix: str
@@ -37,20 +37,20 @@ class NewCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class KeepRule:
-    """Which checkpoints of a job stay."""
+    """Which checkpoints of a job are kept."""
 
     newest: int
     best: str | None = None
-    """Name of the metric by which one more stays."""
+    """Name of the metric by which the best checkpoint is kept as well."""
     mode: Mode = "min"
     """Whether the least or the largest value of `best` is the best."""
 
 
 def begin(db: Database, lease_id: str, *, resumed_step: int, num_halvings: int = 0) -> Attempt:
-    """Write an attempt down before its first step.
+    """Record an attempt before its first step.
 
     Raises:
-        LostLease: the lease is not active any more.
+        LostLease: The lease is no longer active.
     """
     with db.write() as tx:
         lease = hold(tx, lease_id)
@@ -73,10 +73,10 @@ def begin(db: Database, lease_id: str, *, resumed_step: int, num_halvings: int =
 
 
 def advance(db: Database, lease_id: str, *, step: int, total_steps: int, points: Sequence[Point]) -> None:
-    """Record steps that are done, with their metrics; those of a step that was computed before are replaced.
+    """Record completed steps and their metrics. Metrics of a step that an earlier attempt recorded are replaced.
 
     Raises:
-        LostLease: the lease is not active any more, or the job has ended; nothing was recorded.
+        LostLease: The lease is no longer active, or the job has ended; nothing was recorded.
     """
     with db.write() as tx:
         lease = hold(tx, lease_id)
@@ -100,13 +100,13 @@ def advance(db: Database, lease_id: str, *, step: int, total_steps: int, points:
 
 
 def keep_checkpoint(db: Database, lease_id: str, new: NewCheckpoint, rule: KeepRule) -> list[str]:
-    """Make a checkpoint the newest one of its job.
+    """Record a checkpoint as the newest of its job.
 
     Returns:
-        Prefixes of the checkpoints that are not kept any more: their objects are nobody's now.
+        Prefixes of the checkpoints that are no longer kept; the caller deletes their objects.
 
     Raises:
-        LostLease: the lease is not active any more; the checkpoint is not the job's.
+        LostLease: The lease is no longer active; the checkpoint was not recorded.
     """
     with db.write() as tx:
         lease = hold(tx, lease_id)
@@ -131,7 +131,7 @@ def keep_checkpoint(db: Database, lease_id: str, new: NewCheckpoint, rule: KeepR
                 created_at=tx.time(),
             )
         )
-        if is_progress:  # that stays: the deaths before it do not count any more
+        if is_progress:  # earlier crashes no longer count
             tx.execute(update(Job).where(col(Job.id) == lease.job_id).values(crashes=0))
         tx.record(
             lease.job_id, "checkpoint.kept", lease=lease.id, step=new.step, metric=new.metric,
@@ -144,10 +144,10 @@ def keep_checkpoint(db: Database, lease_id: str, new: NewCheckpoint, rule: KeepR
 
 
 def forget_checkpoint(db: Database, lease_id: str, step: int, reason: str) -> None:
-    """Drop a checkpoint that turned out to be damaged, so that an older one is used.
+    """Delete the record of a damaged checkpoint, so that an older one is used.
 
     Raises:
-        LostLease: the lease is not active any more.
+        LostLease: The lease is no longer active.
     """
     with db.write() as tx:
         lease = hold(tx, lease_id)
@@ -157,10 +157,10 @@ def forget_checkpoint(db: Database, lease_id: str, step: int, reason: str) -> No
 
 
 def finish(db: Database, lease_id: str, made: Sequence[Artifact], *, step: int) -> None:
-    """Record what a training made, and take its job to `finalizing`.
+    """Record the artifacts of a training, and move its job to `finalizing`.
 
     Raises:
-        LostLease: the lease is not active any more, or the job is not running; nothing was recorded.
+        LostLease: The lease is no longer active, or the job is not running; nothing was recorded.
     """
     with db.write() as tx:
         lease = hold(tx, lease_id)
@@ -177,11 +177,11 @@ def finish(db: Database, lease_id: str, made: Sequence[Artifact], *, step: int) 
         tx.record(lease.job_id, "job.finalizing")
 
 
-# -- looking -------------------------------------------------------------------------------------------------------
+# -- queries -------------------------------------------------------------------------------------------------------
 
 
 def checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
-    """A job's checkpoints, newest first."""
+    """Return a job's checkpoints, newest first."""
     return list(
         session.scalars(
             select(Checkpoint).where(col(Checkpoint.job_id) == job_id).order_by(col(Checkpoint.step).desc())
@@ -190,12 +190,12 @@ def checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
 
 
 def attempts(session: Session, job_id: str) -> list[Attempt]:
-    """A job's attempts, oldest first."""
+    """Return a job's attempts, oldest first."""
     return list(session.scalars(select(Attempt).where(col(Attempt.job_id) == job_id).order_by(col(Attempt.number))))
 
 
 def slots_by_leader(session: Session, job_id: str) -> dict[str, list[str]]:
-    """The slots that each of a job's leases worked with, by rank, by the id of the lease that led."""
+    """Return the slots of each attempt in the order of ranks, by the id of the leader's lease."""
     found = session.scalars(select(Lease).where(col(Lease.job_id) == job_id).order_by(col(Lease.rank))).all()
     by_gang: dict[str, list[str]] = {}
     for lease in found:
@@ -206,12 +206,14 @@ def slots_by_leader(session: Session, job_id: str) -> dict[str, list[str]]:
 def metrics(
     session: Session, job_id: str, *, name: str | None = None, after_step: int = -1, limit: int | None = None
 ) -> list[Metric]:
-    """A job's metrics by step and name.
+    """Return a job's metrics, ordered by step and name.
 
     Args:
-        name: only this one.
-        after_step: only later steps.
-        limit: at most so many.
+        session: A session of the database.
+        job_id: The job.
+        name: Return only the metric of this name.
+        after_step: Return only metrics of later steps.
+        limit: Return at most this number of values.
     """
     query = select(Metric).where(col(Metric.job_id) == job_id, col(Metric.step) > after_step)
     if name is not None:
@@ -220,7 +222,7 @@ def metrics(
 
 
 def latest_metrics(session: Session, job_id: str) -> dict[str, float]:
-    """The latest finite value of each of a job's metrics, as far as its newest entries tell."""
+    """Return the latest finite value of each metric among a job's newest entries."""
     newest = select(Metric).where(col(Metric.job_id) == job_id).order_by(col(Metric.step).desc()).limit(_NEWEST_POINTS)
     latest: dict[str, float] = {}
     for one in session.scalars(newest):
@@ -230,13 +232,18 @@ def latest_metrics(session: Session, job_id: str) -> dict[str, float]:
 
 
 def num_memory_failures(session: Session, job_id: str) -> int:
-    """How many attempts of a job ended for want of memory."""
+    """Return how many attempts of a job ended because a device ran out of memory."""
     counted = select(func.count()).where(col(Attempt.job_id) == job_id, col(Attempt.end) == AttemptEnd.OUT_OF_MEMORY)
     return session.scalar(counted) or 0
 
 
 def _superseded(found: Sequence[Checkpoint], rule: KeepRule) -> list[Checkpoint]:
-    """Of a job's checkpoints, newest first, those that are not kept."""
+    """Return the checkpoints that the rule does not keep.
+
+    Args:
+        found: A job's checkpoints, newest first.
+        rule: Which checkpoints are kept.
+    """
     best: Checkpoint | None = None
     for one in found:
         if rule.best is None or one.metric is None:
@@ -251,7 +258,7 @@ def _count_steps(session: Session, lease: Lease, step: int, total_steps: int) ->
         update(Job)
         .where(
             col(Job.id) == lease.job_id,
-            # One that is being ended comes to its last step yet, and to a checkpoint of it.
+            # A job that is being stopped still reaches its last step and checkpoints it.
             col(Job.state).in_((JobState.RUNNING, JobState.CANCELLING, JobState.EXPIRED)),
         )
         .values(num_done=step, num_rows=total_steps)

@@ -435,5 +435,5 @@ def test_a_first_loss_of_no_number_is_not_blamed_on_the_learning_rate(tmp_path: 
         next(model.parameters()).fill_(math.nan)
     model.save_pretrained(tmp_path / "m")
     plan = plan_of(tmp_path / "a", "text-classification", str(tmp_path / "m"), texts("a", "b"), max_steps=1)
-    with pytest.raises(LossNotFinite, match="so no learning rate is the cause"):
+    with pytest.raises(LossNotFinite, match="the learning rate cannot be the cause"):
         trainer.train(plan, gang=SingleProcess(), settings=settings, stop=Stop(), report=lambda _: None)

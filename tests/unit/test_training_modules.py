@@ -214,5 +214,5 @@ def test_a_module_that_was_changed_does_not_go_on(tmp_path: Path) -> None:
     module = write_module(tmp_path, "nn.Linear(2, 1)", "nn.Linear(2, 1)")
     (saved,) = [report for report in train(module, tmp_path / "first") if isinstance(report, Saved)]
     write_module(tmp_path, "nn.Linear(2, 1)", "nn.Linear(2, 3)")
-    with pytest.raises(ModuleFailed, match="what build made does not fit the checkpoint to go on from"):
+    with pytest.raises(ModuleFailed, match="what build made does not fit the checkpoint to resume from"):
         train(module, tmp_path / "again", resume=saved.folder)

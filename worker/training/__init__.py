@@ -1,1 +1,1 @@
-"""Training: a process of its own for each attempt, and what its runner does around it."""
+"""Training: each attempt runs in processes of its own; the slot's runner starts them and records their reports."""

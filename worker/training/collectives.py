@@ -1,7 +1,7 @@
-"""The ranks of one training as each of them sees the others: who leads, what the leader says, and means over all.
+"""Collective operations between the ranks of one training: broadcast, mean, gather and barrier.
 
-Ranks talk by two ways. Gradients go over NCCL between GPUs and over gloo between CPU slots. What is small and on the
-host (a stop, losses, scores) goes over gloo in a group of its own, so that no GPU has to be waited for.
+Ranks communicate in two ways. Gradients go over NCCL between GPUs and over gloo between CPU slots. Small values on the
+host (a stop request, losses, metrics) go over gloo in a process group of their own, so that no rank waits for a GPU.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-_MEET_TIMEOUT = timedelta(days=1)
-"""For all ranks to come to one point: one may prepare rows or write a checkpoint for hours. It is no way to notice a
-dead rank, which its runner sees at once, and then kills the others."""
-_EXCHANGE_TIMEOUT = timedelta(minutes=30)
-"""For one exchange of gradients; torch's own for gloo."""
+_CONTROL_TIMEOUT = timedelta(days=1)
+"""Timeout of an operation on the host. It is long, because one rank may prepare rows or write a checkpoint for hours.
+Dead ranks are not detected by it: the runner sees a dead rank at once and kills the others."""
+_GRADIENT_TIMEOUT = timedelta(minutes=30)
+"""Timeout of one exchange of gradients; torch's default for gloo."""
 
 
 class Gang(Protocol):
-    """All ranks of a training."""
+    """All ranks of a training, as one of them sees them."""
 
     rank: int
     size: int
 
     def broadcast(self, *numbers: int) -> tuple[int, ...]:
-        """What the leader says, on every rank."""
+        """Return the leader's numbers on every rank."""
         ...
 
     def all_reduce_mean(self, values: Sequence[float]) -> list[float]:
-        """The mean over the ranks of each value, on every rank."""
+        """Return the mean over all ranks of each value, on every rank."""
         ...
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Each rank's value, a JSON-like one, in the order of ranks."""
+        """Return each rank's value, in the order of ranks, on every rank. Values must be JSON-like."""
         ...
 
     def barrier(self) -> None:
-        """Wait until all are here."""
+        """Wait until all ranks have called this."""
         ...
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """While inside, the leader alone; then all others."""
+        """Run the block on the leader first, then on all other ranks."""
         ...
 
     def close(self) -> None:
-        """The training is over."""
+        """Release the process groups at the end of the training."""
         ...
 
 
 class SingleProcess:
-    """A gang of one."""
+    """A gang of one rank: a training on one slot."""
 
     rank, size = 0, 1
 
@@ -85,24 +85,26 @@ class SingleProcess:
 
 
 class Ranks:
-    """A gang of several, each a process."""
+    """A gang of several ranks, each one process, over `torch.distributed`."""
 
     def __init__(self, rank: int, size: int, *, folder: Path, device: str) -> None:
-        """Meet the others.
+        """Connect to the other ranks; waits for all of them.
 
         Args:
-            rank: of this process; 0 leads.
-            size: how many there are.
-            folder: one that all see; they find each other by a file in it.
+            rank: The rank of this process; rank 0 is the leader.
+            size: The number of ranks.
+            folder: A folder that all ranks can read and write; they find each other through a file in it.
             device: `cuda` or `cpu`.
         """
         self.rank, self.size = rank, size
-        # What torchrun sets, by which transformers and users' modules know that they are one of several.
+        # The variables that torchrun sets; transformers and users' modules read them.
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
             "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
         }  # fmt: skip
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one host; its name need not resolve to an address
+        os.environ.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo"
+        )  # all ranks run on one host, whose name may not resolve to an address
         if device == "cuda":
             torch.cuda.set_device(rank)
         dist.init_process_group(
@@ -110,15 +112,15 @@ class Ranks:
             init_method=f"file://{folder / 'ranks'}",
             rank=rank,
             world_size=size,
-            timeout=_EXCHANGE_TIMEOUT,
+            timeout=_GRADIENT_TIMEOUT,
         )
-        self._control = dist.new_group(backend="gloo", timeout=_MEET_TIMEOUT)
+        self._control = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
 
     def broadcast(self, *numbers: int) -> tuple[int, ...]:
         """See `Gang`."""
-        told = torch.tensor(numbers, dtype=torch.int64)
-        dist.broadcast(told, src=0, group=self._control)
-        return tuple(told.tolist())
+        tensor = torch.tensor(numbers, dtype=torch.int64)
+        dist.broadcast(tensor, src=0, group=self._control)
+        return tuple(tensor.tolist())
 
     def all_reduce_mean(self, values: Sequence[float]) -> list[float]:
         """See `Gang`."""

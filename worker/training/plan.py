@@ -1,4 +1,4 @@
-"""What one attempt's training process is told, as a JSON file."""
+"""The plan of one attempt: the JSON file from which its training processes read what to train, and where."""
 
 from __future__ import annotations
 
@@ -12,37 +12,39 @@ from jobs.specs.training import TrainingSpec
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One attempt."""
+    """What one attempt trains, and where."""
 
     job_id: str
     spec: TrainingSpec
     folder: str
-    """An existing folder of this attempt's own, for everything that it writes."""
+    """An existing folder for all files that this attempt writes; no other attempt uses it."""
     device: str
     """`cuda` or `cpu`."""
     num_threads: int
-    """CPU threads of one operation. Another number changes the last bits of every result."""
+    """Number of CPU threads of one operation. A different number changes the last bits of every result."""
     model: str | None = None
-    """The folder of the model to start from; None where it is made from a configuration, or by a module."""
+    """Folder of the model to start from. None if a configuration or a module makes the model."""
     processor: str | None = None
-    """The folder of the tokenizer or processor, where it is not the model's own."""
+    """Folder of the tokenizer or processor, if it is not in the model's folder."""
     resume: str | None = None
-    """The folder of a verified checkpoint to go on from; the process must not change it."""
+    """Folder of a verified checkpoint to resume from. The process must not change it."""
     goes_on: bool = False
-    """Whether `resume` is this very job's: its module then goes on as it was. A retry has its module as it is now."""
+    """Whether the checkpoint in `resume` is from this job. If so, the module is run as it was saved with the
+    checkpoint. A retry of another job runs the module as it is now."""
     cache: str | None = None
-    """A folder that outlives the attempt, for data that are prepared once (by their content's hash)."""
+    """Folder for prepared rows, by the hash of their content; it is kept after the attempt."""
     num_ranks: int = 1
-    """Processes that compute together, one on each slot of a gang."""
+    """Number of processes that train together, one on each slot of the gang."""
     num_halvings: int = 0
-    """How often the micro-batch is to be halved (and the accumulation doubled) for want of memory."""
+    """How many times to halve the micro-batch (and double the accumulation) after earlier attempts ran out of
+    memory."""
 
     def write(self, path: Path) -> None:
-        """Write it as a file."""
+        """Write the plan to a file."""
         path.write_bytes(orjson.dumps(self, default=lambda spec: spec.model_dump(mode="json")))
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """Read it back."""
+        """Read a plan from a file."""
         fields = orjson.loads(path.read_bytes())
         return cls(**{**fields, "spec": TrainingSpec.model_validate(fields["spec"])})

@@ -1,4 +1,4 @@
-"""What a training process says to its runner, and what it is told: JSON lines over pipes of their own."""
+"""Messages between a training process and its runner: JSON lines over pipes that carry nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.wire.protocol import ProtocolError
 
 @dataclass(frozen=True, slots=True)
 class Doing:
-    """What the training does now; the same again is progress."""
+    """The present activity of the training. A repeated report means that the activity makes progress."""
 
     activity: Activity
     step: int | None = None
@@ -23,44 +23,45 @@ class Doing:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The first step is about to be computed."""
+    """The first step of this attempt starts now."""
 
     step: int
-    """Steps that are done already, by an earlier attempt."""
+    """Number of steps that earlier attempts completed."""
     total_steps: int
     num_rows: int = 0
-    """Rows to learn from, where they are counted."""
+    """Number of rows to train on; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Steps are done."""
+    """Steps were completed, or an evaluation was made."""
 
     step: int
     points: tuple[tuple[int, str, float], ...] = ()
-    """(step, name, value): `loss` of each step, `learning_rate`, `grad_norm`, `epoch`, `eval_...`."""
+    """Metrics as (step, name, value): the `loss` of each step, `learning_rate`, `grad_norm`, `epoch`, `eval_...`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint lies complete in a local folder; the runner copies it into the store and deletes the folder."""
+    """A complete checkpoint is in a local folder. The runner copies it into the store and deletes the folder."""
 
     step: int
     folder: str
     metric: float | None = None
-    """Of `checkpoint.best`, where it was evaluated at this very step."""
+    """Value of the metric `checkpoint.best`, if it was evaluated at this step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """It ended at a step boundary because it was asked to; a checkpoint of this step was reported before."""
+    """The process ended after this step because a stop was requested. Unless the stop is a cancel, a checkpoint of this
+    step was reported before."""
 
     step: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All steps are done, and what came of them lies in a local folder: the artifacts, by their relative paths."""
+    """All steps are done, and the artifacts are in a local folder, by their relative paths."""
 
     step: int
     folder: str
@@ -69,13 +70,13 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """It cannot go on."""
+    """The training failed."""
 
     code: str
     message: str
     param: str | None = None
     is_users: bool = False
-    """Whether the job is at fault and must fail, rather than the machine."""
+    """Whether the error is the job's, so that the job fails; otherwise it is the machine's, and is retried."""
 
 
 Report = Doing | Begun | Progress | Saved | Stopped | Finished | Broken
@@ -88,15 +89,15 @@ _NUMBERS = orjson.OPT_SERIALIZE_NUMPY
 
 
 def report_line(report: Report) -> bytes:
-    """The JSON line of a report, newline included. A number that is not finite becomes null."""
+    """Return a report as a JSON line, including the newline. Numbers that are not finite become null."""
     return orjson.dumps({_NAMES[type(report)]: asdict(report)}, option=_NUMBERS) + b"\n"
 
 
 def parse_report(line: bytes) -> Report:
-    """Read a report.
+    """Parse the JSON line of a report.
 
     Raises:
-        ProtocolError: the line is not one.
+        ProtocolError: The line is not a report.
     """
     try:
         ((name, fields),) = orjson.loads(line).items()
@@ -113,17 +114,17 @@ def parse_report(line: bytes) -> Report:
 
 
 def stop_line(reason: StopReason) -> bytes:
-    """The line that asks the process to end at the next step boundary, with a checkpoint."""
+    """Return the line that asks the process to stop after the current step."""
     return orjson.dumps({"stop": reason}) + b"\n"
 
 
 def parse_stop(line: bytes) -> StopReason:
-    """Read it.
+    """Parse the line of a stop request.
 
     Raises:
-        ProtocolError: the line is not one.
+        ProtocolError: The line is not a stop request.
     """
     try:
         return StopReason(orjson.loads(line)["stop"])
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ProtocolError(f"not an order to a training process: {line[:200]!r}") from error
+        raise ProtocolError(f"not a stop request to a training process: {line[:200]!r}") from error

@@ -1,5 +1,5 @@
 """One attempt of a training job, from the lease to its artifacts.
 
-`attempt_run` is the lease, `ranks` and `process` are its processes, `gang_start` brings hosts together,
-`checkpoint_upload` and `artifacts` bring files into the store.
+`attempt_run` runs the lease, `ranks` and `process` are its processes, `gang_start` waits for the gang's slots,
+`checkpoint_upload` and `artifacts` copy files into the store.
 """

@@ -1,4 +1,4 @@
-"""What a training made, as artifacts: its model and card, its summary, its curves over all attempts."""
+"""Records the artifacts of a training: the model and its card, the summary, and the curves of all attempts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 def record_artifacts(lease: WorkingLease, finished: Finished, *, database: Database, store: Store) -> None:
-    """Put everything into the store, then make it the job's in one fenced transaction.
+    """Copy the artifacts into the store, then record them and finish the job in one fenced transaction.
 
     Raises:
-        LostLease: the lease is not active any more; the files are nobody's, and go with the job.
-        NotKept: the store does not take them.
-        ServiceUnavailable: the database cannot be reached.
+        LostLease: The lease is no longer active. The copied files belong to no artifact; they are deleted with the job.
+        NotKept: The store rejects a file.
+        ServiceUnavailable: The database cannot be reached.
     """
     folder = Path(finished.folder)
     with database.read() as session:
@@ -50,7 +50,7 @@ def record_artifacts(lease: WorkingLease, finished: Finished, *, database: Datab
             sha256=stored.sha256,
             created_at=now,
         )
-        for stored in put_folder(store, prefix, folder, what="what the training made")
+        for stored in put_folder(store, prefix, folder, what="the training's artifacts")
     ]
     attempts.finish(database, lease.lease_id, made, step=finished.step)
     logger.info("training is done after %d steps: %d artifacts", finished.step, len(made))

@@ -1,8 +1,8 @@
-"""One lease of a training job: its process is started from the newest good checkpoint, followed, and recorded.
+"""Runs one lease of a training job: starts its processes from the newest good checkpoint and records their reports.
 
-The process computes and knows no database. What it reports is recorded here, in order: its steps' metrics at once, its
-checkpoints by a thread of their own, since copying one must not hold the next steps up. A checkpoint is the job's only
-once all its files are in the store and the lease still stands.
+The processes compute and have no access to the database. Their reports are recorded here, in order: metrics at once,
+checkpoints in a separate thread, since copying a checkpoint must not delay the next steps. A checkpoint belongs to the
+job only when all its files are in the store and the lease is still active.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_HALVINGS = 10
 _RANKS = "ranks"
-"""The stage under which the training's processes are reported, by their leader."""
+"""Name of the stage under which the leader's progress is reported."""
 
 
 def run_training(
@@ -60,20 +60,23 @@ def run_training(
     stop: Stop,
     pulse: Pulse,
 ) -> Outcome:
-    """Work on a training's lease until the training is done or a stop is asked for. Leaves no process behind.
+    """Train until the training is done or a stop is requested. No process of the training outlives this call.
 
     Args:
         lease: An active lease of a training job.
         spec: The spec of that job.
+        database: The database with the job.
+        store: The store for checkpoints and artifacts.
+        settings: The settings of this process.
         device: `cuda` or `cpu`.
-        num_threads: CPU threads of the process.
-        stop: `yield` and `shutdown` end at the next step with a checkpoint, `cancel` without.
-        pulse: is told what this process and the training's do.
+        num_threads: Number of CPU threads of each training process.
+        stop: The stop request. `yield` and `shutdown` stop after the current step with a checkpoint, `cancel` without.
+        pulse: Receives the progress of this process and of the training's.
 
     Raises:
-        UserError: the job is at fault: its model, data, arguments or module, or a loss that is not a number.
-        LostLease: the lease is somebody else's.
-        MachineError: the process, the device or a service failed; the next attempt goes on from the newest checkpoint.
+        UserError: The job's model, data, arguments or module is invalid, or a loss is not a finite number.
+        LostLease: The lease is no longer this slot's.
+        MachineError: A process, the device or a service failed. The next attempt resumes from the newest checkpoint.
     """
     if stop.asked:
         return Outcome.STOPPED
@@ -85,7 +88,7 @@ def run_training(
     with _folder(settings, lease) as folder:
         prepare_store(lease, database=database, store=store)
         resumed = fetch_newest(lease, folder / "resume", database=database, store=store)
-        if resumed is None or not resumed.is_own:  # else the module goes on as its checkpoint has it
+        if resumed is None or not resumed.is_own:  # otherwise the module is run as saved with the checkpoint
             check_module(spec, lease, settings)
         with database.read() as session:
             num_halvings = attempts.num_memory_failures(session, lease.job_id)
@@ -128,7 +131,7 @@ def _follow(
     stop: Stop,
     pulse: Pulse,
 ) -> Outcome:
-    """Record what the ranks report until they end."""
+    """Record the reports of the ranks until they end."""
     total_steps = 0
     with stop.telling(lambda: ranks.ask(stop)):
         for report in ranks.reports():
@@ -158,11 +161,12 @@ def _follow(
                     pulse.say(Beat(_RANKS))
                     uploader.finish()
                     raise error_from(Failed(code, message, param, is_users, is_poisoned=False))
-    raise AssertionError("the reports end with a last one")
+    raise AssertionError("the reports ended without a final report")
 
 
 def _environment(places: Sequence[Place]) -> dict[str, str] | None:
-    """That of the ranks: each sees the devices of all, so that they can reach each other's, and picks its own."""
+    """Return the environment of the ranks. Each rank sees the devices of all ranks, so that they can exchange data
+    directly, and selects its own."""
     uuids = [place.device_uuid for place in places if place.device_uuid is not None]
     return None if len(places) == 1 or not uuids else {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
 
@@ -170,7 +174,7 @@ def _environment(places: Sequence[Place]) -> dict[str, str] | None:
 def _find_folders(
     spec: TrainingSpec, lease: WorkingLease, *, database: Database, store: Store, settings: Settings
 ) -> tuple[str | None, str | None]:
-    """The folders of a spec's model and processor, downloaded where they are hub ids; None for none."""
+    """Return the folders of the spec's model and processor, each None if there is none. Hub ids are downloaded."""
     if isinstance(spec.model, str):
         fetch_job_model(spec.model, database=database, store=store, settings=settings)
         found = fetch_model(pinned_model(spec.model, lease, database=database, settings=settings), settings)
@@ -187,10 +191,10 @@ def _find_folders(
 
 
 def check_module(spec: TrainingSpec, lease: WorkingLease, settings: Settings) -> None:
-    """Refuse a module's file that holds something else than when the job was submitted.
+    """Refuse a module whose file changed after the job was submitted.
 
     Raises:
-        InvalidSpec: It changed after the job was submitted.
+        InvalidSpec: The file changed after the job was submitted.
     """
     if spec.module is not None and recipe_name(spec.module) is None:
         path = check_code_path(spec.module, settings, param="module")
@@ -198,12 +202,14 @@ def check_module(spec: TrainingSpec, lease: WorkingLease, settings: Settings) ->
 
 
 def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemory) -> StokerError:
-    """What an out-of-memory means: another try with half the micro-batch where the spec wants that and it can be."""
+    """Return the error for an out-of-memory: one that is retried if the micro-batch can and may be halved."""
     if spec.on_out_of_memory == "halve":
         micro_batch, _ = halved(spec.arguments, num_halvings)
         if micro_batch > 1 and num_halvings < _MOST_HALVINGS:
             return error
-        return ModelTooLarge(f"{error.message}; the micro-batch is {micro_batch} already")
+        return ModelTooLarge(
+            f"{error.message}; the micro-batch is already {micro_batch}; use a smaller model or a larger device"
+        )
     return ModelTooLarge(
         f"{error.message}; make arguments.per_device_train_batch_size smaller, or set on_out_of_memory: halve"
     )
@@ -211,16 +217,16 @@ def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemo
 
 @contextmanager
 def _folder(settings: Settings, lease: WorkingLease) -> Iterator[Path]:
-    """An empty folder of this lease's own; what dead leases of this slot left is deleted first."""
-    of_slot = settings.training_path / lease.slot_id
-    shutil.rmtree(of_slot, ignore_errors=True)
-    folder = of_slot / lease.lease_id
+    """Make an empty folder for this lease. Files that earlier leases of this slot left are deleted first."""
+    slot_folder = settings.training_path / lease.slot_id
+    shutil.rmtree(slot_folder, ignore_errors=True)
+    folder = slot_folder / lease.lease_id
     try:
         folder.mkdir(parents=True)
         (settings.training_path / "cache").mkdir(exist_ok=True)
     except OSError as error:
-        raise MachineError(f"the training has nowhere to write: {error}") from error
+        raise MachineError(f"the training's folder cannot be made: {error}") from error
     try:
         yield folder
     finally:
-        shutil.rmtree(of_slot, ignore_errors=True)
+        shutil.rmtree(slot_folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Checkpoints on their way into the store and back: hashed, copied beside the training, verified before use."""
+"""Copies checkpoints to the store while the training continues, and back, verified by their hashes, to resume."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A checkpoint that was fetched and found whole."""
+    """A checkpoint that was fetched from the store and verified."""
 
     step: int
     folder: Path
     is_own: bool
-    """Whether the job made it, and not the one that it retries."""
+    """Whether this job wrote it; otherwise it is from the job that this job retries."""
 
 
 class CheckpointUploader:
-    """Takes checkpoints over, one after the other, in a thread of its own."""
+    """Copies checkpoints into the store, one after the other, in a separate thread."""
 
     def __init__(
         self, lease: WorkingLease, spec: TrainingSpec, *, database: Database, store: Store, pulse: Pulse
@@ -48,48 +48,48 @@ class CheckpointUploader:
         self._waiting: SimpleQueue[Saved | None] = SimpleQueue()
         self._error: BaseException | None = None
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+        self._thread = threading.Thread(target=self._upload_all, name="checkpoints", daemon=True)
         self._thread.start()
 
     def put(self, saved: Saved) -> None:
-        """Take a checkpoint over.
+        """Queue a checkpoint for upload.
 
         Raises:
-            StokerError: an earlier one could not be kept.
+            StokerError: An earlier checkpoint could not be uploaded.
         """
         self.check()
         self._waiting.put(saved)
 
     def check(self) -> None:
-        """Raises StokerError where a checkpoint could not be kept: going on would be in vain."""
+        """Raise StokerError if a checkpoint could not be uploaded, since the training could not be resumed."""
         if self._error is not None:
             raise self._error
 
     def finish(self) -> None:
-        """Wait until all are kept.
+        """Wait until all queued checkpoints are uploaded.
 
         Raises:
-            StokerError: one could not be kept.
+            StokerError: A checkpoint could not be uploaded.
         """
         self._waiting.put(None)
         self._thread.join()
         self.check()
 
     def close(self) -> None:
-        """Take nothing over any more; does nothing after `finish`."""
+        """Stop after the upload that is running; does nothing after `finish`."""
         self._closing.set()
         self._waiting.put(None)
         self._thread.join()
 
-    def _work(self) -> None:
+    def _upload_all(self) -> None:
         try:
             while (saved := self._waiting.get()) is not None and not self._closing.is_set():
                 with self._pulse.doing(Activity.CHECKPOINT, step=saved.step):
-                    self._keep(saved)
-        except BaseException as error:  # noqa: BLE001 - a thread's edge: `put` and `finish` raise it
+                    self._upload(saved)
+        except BaseException as error:  # noqa: BLE001 - the thread ends here; `put` and `finish` raise it
             self._error = error
 
-    def _keep(self, saved: Saved) -> None:
+    def _upload(self, saved: Saved) -> None:
         folder = Path(saved.folder)
         prefix = checkpoint_prefix(self._lease.job_id, saved.step, self._lease.lease_id)
         files = put_folder(self._store, prefix, folder, what=f"the checkpoint of step {saved.step}")
@@ -101,14 +101,16 @@ class CheckpointUploader:
 
 
 def put_folder(store: Store, prefix: str, folder: Path, *, what: str) -> list[StoredObject]:
-    """Put all files of a folder into the store, or none.
+    """Copy all files of a folder into the store, or none.
 
     Args:
-        prefix: what their keys begin with, before their relative paths.
-        what: they are, for people.
+        store: The store to copy to.
+        prefix: The start of the files' keys; their relative paths follow.
+        folder: The folder with the files.
+        what: What the files are, for error messages.
 
     Raises:
-        NotKept: the store does not take them; what it had taken is deleted again.
+        NotKept: The store rejects a file; the files that were copied before are deleted again.
     """
     try:
         return [
@@ -119,17 +121,17 @@ def put_folder(store: Store, prefix: str, folder: Path, *, what: str) -> list[St
     except ServiceUnavailable as error:
         try:
             _delete(store, prefix)
-        except ServiceUnavailable as further:  # the next attempt does it, or whoever deletes the job
-            logger.warning("what was stored of %s cannot be deleted now: %s", what, further)
+        except ServiceUnavailable as further:  # the next attempt deletes it, or the deletion of the job
+            logger.warning("the stored part of %s cannot be deleted now: %s", what, further)
         raise NotKept(f"{what} could not be kept: {error.message}") from error
 
 
 def prepare_store(lease: WorkingLease, *, database: Database, store: Store) -> None:
-    """Delete what earlier attempts left half stored, and find out whether the store has room for a checkpoint.
+    """Delete incomplete uploads of earlier attempts, and check that the store has room for a checkpoint.
 
     Raises:
-        StoreUnwritable: it takes nothing, or has no room for one as large as the newest.
-        ServiceUnavailable: the store or the database cannot be reached.
+        StoreUnwritable: The store cannot be written, or has no room for a checkpoint as large as the newest.
+        ServiceUnavailable: The store or the database cannot be reached.
     """
     with database.read() as session:
         kept = [
@@ -153,17 +155,17 @@ def _delete(store: Store, prefix: str, *, spared: tuple[str, ...] = ()) -> None:
 
 
 def fetch_newest(lease: WorkingLease, folder: Path, *, database: Database, store: Store) -> Resumed | None:
-    """Bring the newest checkpoint of a job that is whole; damaged ones are dropped, and said.
+    """Fetch the newest undamaged checkpoint of a job. Damaged checkpoints are logged and deleted.
 
-    A retry that has none of its own yet goes on from those of the job that it retries.
+    A retry without checkpoints of its own resumes from those of the job that it retries.
 
     Returns:
-        None where there is none.
+        The checkpoint; None if there is none.
 
     Raises:
-        LostLease: the lease is not active any more.
-        ServiceUnavailable: the store cannot be reached.
-        MachineError: there is no room for it on this machine.
+        LostLease: The lease is no longer active.
+        ServiceUnavailable: The store cannot be reached.
+        MachineError: The checkpoint cannot be written to this machine's disk.
     """
     with database.read() as session:
         found = attempts.checkpoints(session, lease.job_id)
@@ -181,7 +183,7 @@ def fetch_newest(lease: WorkingLease, folder: Path, *, database: Database, store
 
 
 def _fetch(checkpoint: Checkpoint, folder: Path, store: Store) -> str | None:
-    """Copy a checkpoint's files; what is wrong with them, or None."""
+    """Copy a checkpoint's files to a folder. Returns what is wrong with them; None if nothing is."""
     shutil.rmtree(folder, ignore_errors=True)
     for file in checkpoint.files:
         try:

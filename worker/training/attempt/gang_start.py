@@ -1,4 +1,4 @@
-"""Waits at the beginning of a training's lease until every slot of its gang is held, and says which slots those are."""
+"""Waits at the start of a training's lease until all slots of its gang are held."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from jobs.ledger.gangs import Place
 from jobs.ledger.leases import WorkingLease
 from worker.stop import Stop
 
-_LOOK_SECONDS = 0.1  # the members end their runners first, which takes about as long
+_LOOK_SECONDS = 0.1  # the gang members end their runners first, which takes about as long
 
 
 def wait_for_gang(lease: WorkingLease, *, database: Database, stop: Stop) -> tuple[Place, ...] | None:
-    """Wait until the other slots of a leader's gang are held; a lease that stands alone need not wait.
+    """Wait until all slots of a leader's gang are held. A lease without a gang does not wait.
 
     Args:
-        lease: active, of rank 0.
+        lease: The active lease of rank 0.
+        database: The database with the gang.
+        stop: The stop request, if any.
 
     Returns:
-        The slots by rank, the leader's own first; None where a stop was asked for before all were there.
+        The slots by rank, the leader's own first. None if a stop was requested before all slots were held.
 
     Raises:
-        LostLease: the gang has fallen apart.
-        ServiceUnavailable: the database is away.
+        LostLease: A lease of the gang ended.
+        ServiceUnavailable: The database cannot be reached.
     """
     while True:
         places = gangs.places(database, lease.lease_id)
         if not places or not all(place.is_live for place in places):
-            raise LostLease("the gang has fallen apart")
+            raise LostLease("another lease of the gang has ended")
         if all(place.is_held for place in places):
             return places
         if stop.wait(_LOOK_SECONDS):

@@ -1,4 +1,4 @@
-"""The process of one rank of an attempt: it trains what its plan says, reports to its runner, and dies with it."""
+"""The process of one rank of an attempt. It trains according to its plan, reports to its runner, and ends with it."""
 
 from __future__ import annotations
 
@@ -24,31 +24,33 @@ from worker.wire.pulse import Beat, Pulse
 
 logger = logging.getLogger(__name__)
 
-_ORDERS_FD = 0
+_STOP_FD = 0
 _READ_BYTES = 4096
 _BEAT_SECONDS = 1.0
 
 
 class Reporter:
-    """Writes reports, from any thread, each at once and whole."""
+    """Writes reports to the runner. Any thread can write; each report is written at once and in one piece."""
 
     def __init__(self, fd: int, *, beat_seconds: float = _BEAT_SECONDS) -> None:
         self._fd = fd
-        self._pulse = Pulse(self._tell, beat_seconds=beat_seconds, is_eager=False)  # steps may be short
+        self._pulse = Pulse(
+            self._write_beat, beat_seconds=beat_seconds, is_eager=False
+        )  # steps may be shorter than the interval
         self._lock = threading.Lock()
 
     def __call__(self, report: Report) -> None:
-        """Write one; of what the training does, only what is news."""
+        """Write a report. Activities are written only when they change, and at regular intervals."""
         if isinstance(report, Doing):
             self._pulse.at(report.activity, step=report.step)
             return
         self._write(report)
 
     def ticking(self) -> AbstractContextManager[None]:
-        """While inside, progress is told that the training itself has no time to tell."""
+        """Report progress at regular intervals while the block runs, even if the training itself is busy."""
         return self._pulse.ticking()
 
-    def _tell(self, beat: Beat) -> None:
+    def _write_beat(self, beat: Beat) -> None:
         if beat.activity is not None:
             self._write(Doing(beat.activity, beat.step))
 
@@ -60,17 +62,17 @@ class Reporter:
 
 
 def listen(stop: Stop) -> None:
-    """Read stops from standard input, and end this process at once when its runner is gone."""
+    """Read stop requests from standard input, and end this process at once when its runner has ended."""
     partial = b""
-    while chunk := os.read(_ORDERS_FD, _READ_BYTES):
+    while chunk := os.read(_STOP_FD, _READ_BYTES):
         *lines, partial = (partial + chunk).split(b"\n")
         for line in lines:
             stop.ask(parse_stop(line))
-    os._exit(0)  # nobody records what it computes any more
+    os._exit(0)  # no process is left to record what this one computes
 
 
 def run(plan: Plan, rank: int, report: Callable[[Report], None], stop: Stop) -> None:
-    """Train; whatever ends it but its own end is reported as `Broken`, by any rank. All else the leader reports."""
+    """Train. Any rank reports its failure as `Broken`; the leader alone sends all other reports."""
     from worker import device as devices
     from worker.training.collectives import Ranks, SingleProcess
 
@@ -88,15 +90,15 @@ def run(plan: Plan, rank: int, report: Callable[[Report], None], stop: Stop) -> 
     except StokerError as error:
         logger.error("%s: %s", error.code, error.message)
         report(Broken(error.code, error.message, error.param, is_users=isinstance(error, UserError)))
-    except Exception as error:  # the process's edge: whatever it was, the runner is told
+    except Exception as error:  # the edge of the process: every error is reported to the runner
         if devices.is_out_of_memory(error):
             message = f"the device has too little memory: {devices.one_line(error)}"
             report(Broken(DeviceOutOfMemory.code, message))
             return
-        logger.exception("the training met an error that it does not know")
+        logger.exception("the training failed with an unexpected error")
         report(Broken(MachineError.code, devices.one_line(error)))
-    except BaseException as error:  # no signal raises one in this process, so it is what the user's code raised
-        logger.exception("the training was ended from within")
+    except BaseException as error:  # signals raise no exception here, so the user's code raised it
+        logger.exception("the module ended the training")
         message = f"module: {devices.one_line(error)} ended the training"
         report(Broken(ModuleFailed.code, message, "module", is_users=True))
 
@@ -120,13 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     process.die_with_parent(signal.SIGKILL)
     os.set_inheritable(arguments.report_fd, False)
-    for name in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal every process at once, but when to
-        signal.signal(name, lambda *_: None)  # stop is the runner's to say
+    # A service manager may signal all processes at once, but only the runner decides when to stop.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     set_up_runner_logging()
-    if arguments.rank != 0:  # it would say all that the leader says once more
+    if arguments.rank != 0:  # its log lines would repeat the leader's
         logging.getLogger().setLevel(logging.WARNING)
     stop = Stop()
-    threading.Thread(target=listen, args=(stop,), name="orders", daemon=True).start()
+    threading.Thread(target=listen, args=(stop,), name="stop requests", daemon=True).start()
     settings = Settings()
     least_seconds = min(stall_limits(settings.stall_seconds, settings.stall_limits).values())
     reporter = Reporter(arguments.report_fd, beat_seconds=min(_BEAT_SECONDS, least_seconds / 4))

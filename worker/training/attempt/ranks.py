@@ -1,8 +1,7 @@
-"""The processes of a training's ranks as their runner sees them: started together, listened to, stopped, killed.
+"""The rank processes of a training as their runner sees them: starts them, reads their reports, stops and kills them.
 
-They are started here and not by `torchrun`: what torchrun tells its processes they are told as well (`RANK`,
-`WORLD_SIZE`, ...), but a rank's death is seen at once, each rank's last words are heard, none outlives this process,
-and no port has to be free.
+They get the same environment variables as from `torchrun` (`RANK`, `WORLD_SIZE`, ...) but are started here, so that a
+rank's death is noticed at once, each rank's last report is read, no rank outlives this process, and no port is needed.
 """
 
 from __future__ import annotations
@@ -29,23 +28,25 @@ logger = logging.getLogger(__name__)
 _PROCESS_MODULE = "worker.training.attempt.process"
 _READ_BYTES = 65536
 _MARK = "IN_STOKER_RANKS"
-"""In the environment of all that an attempt starts."""
-_LAST_WORDS_SECONDS = 10.0
-"""One rank's end breaks the others: so long they may take to say so, since one of them may know the cause."""
+"""Environment variable that marks all processes that an attempt starts."""
+_LAST_REPORT_SECONDS = 10.0
+"""When one rank ends, the others fail. This is how long to wait for their reports, since one of them may name the
+cause."""
 
 
 class RankProcesses:
-    """All ranks of an attempt: killed with all that they started when the block ends, however that is."""
+    """All ranks of an attempt. When the block ends, for whatever reason, they and all processes that they started are
+    killed."""
 
     def __init__(self, plan: Plan, environment: Mapping[str, str] | None = None) -> None:
         """
         Args:
-            plan: of the attempt; says how many ranks there are.
-            environment: theirs; this process's where absent.
+            plan: What this attempt trains, and on how many ranks.
+            environment: The environment of the ranks; this process's environment if absent.
         """
         self._plan, self._mark = plan, uuid.uuid4().hex
         self._environment = {**(os.environ if environment is None else environment), _MARK: self._mark}
-        if plan.num_ranks > 1:  # it would advise each gang to turn off a flag that a spec cannot set
+        if plan.num_ranks > 1:  # torch would advise to turn off a flag that no spec can set
             self._environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         self._ranks: list[_Rank] = []
 
@@ -66,21 +67,21 @@ class RankProcesses:
     def _kill(self) -> None:
         for rank in self._ranks:
             process.kill_group(rank.process)
-        process.kill_marked(_MARK, self._mark)  # what a module started, in whatever session
+        process.kill_marked(_MARK, self._mark)  # processes that a module started, in any session
         for rank in self._ranks:
             rank.close()
-        process.kill_adopted()  # and what it started with an environment of its own, an orphan now
+        process.kill_adopted()  # orphans that it started with another environment
 
     def ask(self, stop: Stop) -> None:
-        """Relay a stop to the leader, which tells the others."""
+        """Relay a stop request to the leader, which relays it to the other ranks."""
         if stop.reason is not None:
-            self._ranks[0].tell(stop_line(stop.reason))
+            self._ranks[0].send(stop_line(stop.reason))
 
     def reports(self) -> Iterator[Report]:
-        """Each report of the leader as it comes, and at last a `Finished`, `Stopped` or `Broken` of any rank.
+        """Yield the leader's reports as they arrive; the last is `Finished` or `Stopped`, or `Broken` of any rank.
 
         Raises:
-            RunnerDied: a rank is gone without a word.
+            RunnerDied: A rank ended without a final report.
         """
         living = set(self._ranks)
         broken: list[Broken] = []
@@ -102,11 +103,11 @@ class RankProcesses:
                         for descriptor in rank.descriptors:
                             selector.unregister(descriptor)
                 if deadline is None and (broken or any(rank.has_died for rank in self._ranks)):
-                    deadline = time.monotonic() + _LAST_WORDS_SECONDS
+                    deadline = time.monotonic() + _LAST_REPORT_SECONDS
         yield self._cause(broken)
 
     def _cause(self, broken: list[Broken]) -> Broken:
-        """Of what the ranks said, and of how they ended, what tells most."""
+        """Select the report that names the most likely cause: a user's error, then out-of-memory, then a dead rank."""
         for report in broken:
             if report.is_users:
                 return report
@@ -121,7 +122,7 @@ class RankProcesses:
 
 
 class _Rank:
-    """One process."""
+    """The process of one rank."""
 
     def __init__(self, number: int, plan: Path, environment: Mapping[str, str] | None) -> None:
         self.number = number
@@ -141,29 +142,29 @@ class _Rank:
         finally:
             os.close(child_fd)
         os.set_blocking(self._report_fd, False)
-        # A loader's process may keep the pipe open beyond the rank's death; the pid's own file cannot lie.
+        # A data loader's process may keep the pipe open after the rank's death; the pidfd shows the death reliably.
         self._pid_fd = os.pidfd_open(self.process.pid) if hasattr(os, "pidfd_open") else None
         self._partial = b""
-        self._said_last = self.has_ended = False
+        self._has_reported_end = self.has_ended = False
 
     @property
     def descriptors(self) -> list[int]:
-        """Readable where there is something to hear."""
+        """Descriptors that become readable when there are reports, or when the process ends."""
         return [self._report_fd] if self._pid_fd is None else [self._report_fd, self._pid_fd]
 
     @property
     def has_died(self) -> bool:
-        """Whether it is gone and did not say why; a rank that does not lead says nothing where all is well."""
-        return self.has_ended and not self._said_last and (self.number == 0 or self.process.wait() != 0)
+        """Whether the process ended without saying why. Ranks other than the leader send no report on success."""
+        return self.has_ended and not self._has_reported_end and (self.number == 0 or self.process.wait() != 0)
 
     @property
     def status(self) -> str:
-        """How it ended, in words."""
+        """How the process ended, in words."""
         return process.status_in_words(self.process.wait())
 
     def read(self) -> Iterator[Report]:
-        """What it has said since."""
-        is_gone = self.process.poll() is not None  # asked first: what it said before is all there then
+        """Yield the reports that arrived since the last call."""
+        is_gone = self.process.poll() is not None  # checked first: all its reports are in the pipe then
         while True:
             try:
                 chunk = os.read(self._report_fd, _READ_BYTES)
@@ -177,19 +178,19 @@ class _Rank:
             *lines, self._partial = (self._partial + chunk).split(b"\n")
             for line in lines:
                 report = parse_report(line)
-                self._said_last = isinstance(report, Broken | Finished | Stopped)
+                self._has_reported_end = isinstance(report, Broken | Finished | Stopped)
                 yield report
 
-    def tell(self, line: bytes) -> None:
-        """Send a line. One that cannot be sent is dropped: the process is ending, and its reports say so."""
+    def send(self, line: bytes) -> None:
+        """Send a line to the process. If it is ending, the line is dropped; its reports show the end."""
         assert self.process.stdin is not None
         try:
             os.write(self.process.stdin.fileno(), line)
         except BrokenPipeError:
-            logger.debug("the training process is gone already")
+            logger.debug("the training process has already ended")
 
     def close(self) -> None:
-        """Wait for its end, and let go of it."""
+        """Wait until the process ends, and close its descriptors."""
         self.process.wait()
         assert self.process.stdin is not None
         self.process.stdin.close()

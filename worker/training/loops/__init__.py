@@ -1,5 +1,5 @@
-"""The training loops: transformers' Trainer, and a plain loop for users' own modules.
+"""The training loops: transformers' Trainer, and a plain PyTorch loop for users' modules.
 
-`trainer` and `loop` end each step in `steps`, which decides what happens then; `data_loading`, `row_order`, `rng` and
-`schedule` make a resumed run equal to one that never stopped; `rehearsal` tries a user's module.
+`trainer` and `loop` compute; `steps` does what follows each step for both. `data_loading`, `row_order`, `rng` and
+`schedule` make a resumed training equal to one that never stopped. `rehearsal` runs a user's module for its tests.
 """

@@ -1,4 +1,4 @@
-"""The batches of a loop: which rows each rank takes at each step, and loaders that draw a row the same way always."""
+"""The batches of the plain loop: which rows each rank takes at each step, and loaders with reproducible rows."""
 
 from __future__ import annotations
 
@@ -16,54 +16,54 @@ from worker.training.loops.row_order import EpochSampler
 from worker.training.modules.user_module import Batch, Rows
 
 Draw = tuple[int, int]
-"""(epoch, row): what a row draws from the generators follows from it and the seed."""
+"""(epoch, row). Together with the seed it determines the random numbers of a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a training's rows fall into steps."""
+    """How the rows of a training are divided into steps and ranks."""
 
     num_rows: int
     seed: int
     micro_batch: int
-    """Rows of one batch on one rank."""
+    """Number of rows of one micro-batch on one rank."""
     accumulation: int
-    """Batches of one step on one rank."""
+    """Number of micro-batches of one step on one rank."""
     drops_last: bool
     rank: int
     num_ranks: int
 
     @property
     def epoch_batches(self) -> int:
-        """Batches of one rank in an epoch. All ranks have as many."""
+        """Number of micro-batches of an epoch on one rank; the same on all ranks."""
         batches = self.num_rows / (self.micro_batch * self.num_ranks)
         return math.floor(batches) if self.drops_last else math.ceil(batches)
 
     @property
     def epoch_steps(self) -> int:
-        """Steps of an epoch; its last one may have fewer batches."""
+        """Number of steps of an epoch. The last step may have fewer micro-batches."""
         return math.ceil(self.epoch_batches / self.accumulation)
 
     @property
     def step_rows(self) -> int:
-        """Rows of one step, over all ranks."""
+        """Number of rows of one step on all ranks together."""
         return self.micro_batch * self.accumulation * self.num_ranks
 
     def steps(self, epoch: int, first_step: int) -> list[list[list[Draw]]]:
-        """This rank's rows of an epoch's steps.
+        """Return this rank's rows in the steps of an epoch.
 
         Args:
-            epoch: from 0.
-            first_step: of the epoch, from 0; the ones before it are left out.
+            epoch: Number of the epoch, from 0.
+            first_step: Number of the first step in the epoch, from 0; earlier steps are left out.
 
         Returns:
-            For each step its batches, for each batch its draws.
+            For each step its micro-batches, and for each micro-batch its draws.
         """
         sampler = EpochSampler(self.num_rows, seed=self.seed)
         sampler.set_epoch(epoch)
         order = list(sampler)
         if self.num_ranks > 1 and not self.drops_last:
-            # Every rank computes as many gradients of as many rows: what the last ones lack is taken from the front.
+            # All ranks must compute gradients of equally many rows, so missing rows are taken from the front.
             order += (order * self.num_ranks)[: -len(order) % self.num_ranks]
         whole = self.micro_batch * self.num_ranks
         batches = []
@@ -76,17 +76,17 @@ class Layout:
 
 
 class _Drawn(Dataset[Any]):
-    """Rows by draw, each made with generators that are seeded by it."""
+    """Rows by draw. The generators are seeded from the draw before each row is made."""
 
     def __init__(self, rows: Rows, seed: int) -> None:
         self._rows, self._seed = rows, seed
 
     def __getitem__(self, draw: Draw) -> Any:
-        if get_worker_info() is not None:  # this process draws nothing else
+        if get_worker_info() is not None:  # no other random numbers are drawn in this process
             rng.seed_host(self._seed, *draw)
             try:
                 return self._rows[draw[1]]
-            except SystemExit as error:  # the loader would see a process that is gone, and no fault of the module's
+            except SystemExit as error:  # otherwise the loader would report a dead process
                 raise RuntimeError(f"a row ends its process: SystemExit: {error}") from error
         with rng.host_kept():
             rng.seed_host(self._seed, *draw)
@@ -102,15 +102,15 @@ def load(
     num_workers: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Batches in order, on the device.
+    """Load batches in order and move them to the device.
 
     Args:
-        rows: a data set.
-        batches: the draws of each.
-        collate: makes a batch of rows.
-        seed: of what a row draws.
-        num_workers: processes that load ahead; 0: none.
-        device: where the batches go.
+        rows: The data set.
+        batches: The draws of each batch.
+        collate: Makes a batch of a list of rows.
+        seed: Seed of the random numbers of rows.
+        num_workers: Number of processes that load batches ahead; 0: load in this process.
+        device: The device to move batches to.
     """
     loader: DataLoader[Any] = DataLoader(
         _Drawn(rows, seed),
@@ -118,17 +118,17 @@ def load(
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the global one is the training's
+        generator=torch.Generator(),  # the global generator must not change: its state is saved with checkpoints
     )
     return (to_device(batch, device) for batch in loader)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """All tensors in it, however deep, on a device."""
+    """Move all tensors of a batch to a device, at any depth."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, MutableMapping):
-        moved = copy.copy(batch)  # of its own kind, such as transformers' BatchEncoding
+        moved = copy.copy(batch)  # keeps the type, such as transformers' BatchEncoding
         moved.update({name: to_device(value, device) for name, value in batch.items()})
         return moved
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -139,7 +139,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def first_rows(batch: Batch, num_rows: int) -> Batch:
-    """The first rows of a batch whose tensors, however deep, have one entry for each row."""
+    """Return the first rows of a batch whose tensors, at any depth, have one entry for each row."""
     if isinstance(batch, torch.Tensor):
         return batch[:num_rows]
     if isinstance(batch, Mapping):

@@ -1,4 +1,4 @@
-"""The plain loop of `trainer: torch`: it trains what a module builds, and what follows a step is `Steps`' to decide."""
+"""The plain loop of `trainer: torch`. It trains what a module builds; `Steps` does what follows each step."""
 
 from __future__ import annotations
 
@@ -45,39 +45,39 @@ _GENERATORS_FILE = "generators-{rank}.pt"
 _NUMBERS_OF_NUMPY: list[Any] = [
     np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(name)) for name in ("f8", "f4", "f2", "i8", "i4", "?"))
 ]  # fmt: skip
-"""A schedule that computes with numpy leaves such numbers in its state and its optimizer's."""
+"""Types of numbers that a scheduler that computes with numpy leaves in its own state and in its optimizer's."""
 
 
 def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Callable[[Report], None]) -> None:
-    """Train what a plan's module builds, to its end or to a stop.
+    """Train what a plan's module builds, to the end or until a stop is requested.
 
     Raises:
-        UserError: the module, the data or an argument cannot be used, or the loss is not a number.
+        UserError: The module, the data or an argument is invalid, or the loss is not a finite number.
     """
     spec = plan.spec
     assert spec.module is not None
     roots = () if recipe_name(spec.module) is not None else (*settings.code_roots, Path(spec.module).resolve().parent)
     has_kept = plan.resume is not None and plan.goes_on
     sources = Sources.restore(roots, Path(plan.resume or "")) if has_kept else Sources(roots)
-    with sources.importing():  # to the end, since a loss or a row may import as well
+    with sources.importing():  # for the whole training, since a loss or a row may import files, too
         module = load_module(spec.module, settings, sources)
-        with gang.leader_first():  # who finds the rows prepared need not prepare them
+        with gang.leader_first():  # the leader prepares the rows, and the others find them
             inputs = LoopInputs.of(spec, plan, settings)
         Loop(plan, module, inputs, gang, stop=stop, report=report, sources=sources).run()
 
 
 @dataclass(frozen=True, slots=True)
 class LoopInputs:
-    """The rows of a spec's `data`, where it has one."""
+    """The rows of a spec's `data`, if it has any."""
 
     rows: Rows | None = None
     eval_rows: Rows | None = None
     digest: str = ""
-    """Of `rows`."""
+    """Digest of `rows`."""
 
     @classmethod
     def of(cls, spec: TrainingSpec, plan: Plan, settings: Settings) -> LoopInputs:
-        """Read them, or find them prepared."""
+        """Read and prepare the rows, or find them already prepared."""
         if spec.data is None:
             return cls()
         from worker.training.tasks.data import as_they_are, rows_of  # loads pyarrow and datasets
@@ -90,7 +90,7 @@ class LoopInputs:
 
 
 class Loop:
-    """A training of plain PyTorch."""
+    """One attempt of a training in plain PyTorch, on one rank."""
 
     def __init__(
         self,
@@ -103,19 +103,19 @@ class Loop:
         report: Callable[[Report], None],
         sources: Sources | None = None,
     ) -> None:
-        """Have the parts built.
+        """Build the parts of the training.
 
         Args:
-            plan: of the attempt.
-            module: the user's.
-            inputs: the rows that the spec names.
-            gang: of which this process is a rank.
-            stop: asked when it is to end before its end.
-            report: is told what the runner must know.
-            sources: The files that the module was imported from, for the checkpoints and what comes out.
+            plan: What this attempt trains, and where.
+            module: The user's module.
+            inputs: The rows of the spec's `data`.
+            gang: All ranks of the training.
+            stop: The stop request, if any.
+            report: Sends a report to the runner.
+            sources: The files that the module was imported from, to be saved with checkpoints and artifacts.
 
         Raises:
-            UserError: the module failed, or an argument does not go with what it built.
+            UserError: The module failed, or an argument does not fit what it built.
         """
         self._plan, self._spec, self._gang, self._report = plan, plan.spec, gang, report
         self._module, self._sources = module, sources or Sources()
@@ -127,7 +127,7 @@ class Loop:
         _seed_all(seed)
         setup = Setup(dict(self._spec.options), seed, self._device, inputs.rows, inputs.eval_rows)
         self._parts = build_parts(module, setup)
-        _seed_all(seed + gang.rank)  # what each rank draws is its own
+        _seed_all(seed + gang.rank)  # each rank draws different random numbers
         micro_batch, accumulation = halved(arguments, plan.num_halvings)
         self._layout = Layout(
             num_rows=len(self._parts.train),
@@ -148,7 +148,7 @@ class Loop:
         self._step = 0
 
     def run(self) -> None:
-        """Train, judge, and hand over what came of it; or stop."""
+        """Train, evaluate and write the artifacts; or stop early if a stop is requested."""
         started = time.monotonic()
         if self._plan.resume is not None:
             self._restore(Path(self._plan.resume))
@@ -163,7 +163,7 @@ class Loop:
             for batches in self._load_steps(layout.steps(epoch, first_step)):
                 self._learn(batches)
                 self._step += 1
-                if self._steps.after(self._step, self._named):
+                if self._steps.after(self._step, self._metrics):
                     self._report(Stopped(self._step))
                     return
                 if self._step == self._schedule.total_steps:
@@ -182,7 +182,7 @@ class Loop:
     # -- a step -------------------------------------------------------------------------------------------------------
 
     def _load_steps(self, steps: list[list[list[Draw]]]) -> Iterator[list[Batch]]:
-        """The batches of each step."""
+        """Yield the micro-batches of each step."""
         draws = [batch for step in steps for batch in step]
         with users_code("loading a batch of Parts.train"):
             loaded = self._load(self._parts.train, draws)
@@ -202,9 +202,9 @@ class Loop:
         )
 
     def _learn(self, batches: list[Batch]) -> None:
-        """One turn of each phase over a step's batches."""
+        """Run each phase once over the micro-batches of a step."""
         total: torch.Tensor | float = 0.0
-        told: dict[str, torch.Tensor] = {}
+        recorded: dict[str, torch.Tensor] = {}
         max_grad_norm = float(self._spec.arguments.get("max_grad_norm", 0.0))
         for phase_step in self._phase_steps:
             phase_step.optimizer.zero_grad(set_to_none=True)
@@ -217,10 +217,10 @@ class Loop:
                 if len(self._phase_steps) > 1:
                     more = {**more, f"loss_{phase_step.name}": loss}
                 for name, value in more.items():
-                    told[name] = told.get(name, 0.0) + value.detach().float() / len(batches)
+                    recorded[name] = recorded.get(name, 0.0) + value.detach().float() / len(batches)
             phase_step.update(self._scaler, max_grad_norm=max_grad_norm)
         self._scaler.update()
-        self._steps.losses.add({LOSS: torch.as_tensor(total), **told})
+        self._steps.losses.add({LOSS: torch.as_tensor(total), **recorded})
 
     def _loss(self, phase_step: PhaseStep, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         with self._autocast():
@@ -230,14 +230,14 @@ class Loop:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not torch.float32)
 
-    def _named(self) -> dict[str, float | None]:
-        """What is logged of a step beside its losses."""
-        named: dict[str, float | None] = {"epoch": self._step / self._layout.epoch_steps}
+    def _metrics(self) -> dict[str, float | None]:
+        """Return the metrics of a step that are logged beside its losses."""
+        metrics: dict[str, float | None] = {"epoch": self._step / self._layout.epoch_steps}
         for phase_step in self._phase_steps:
             suffix = "" if len(self._phase_steps) == 1 else f"_{phase_step.name}"
-            named[f"learning_rate{suffix}"] = float(phase_step.optimizer.param_groups[0]["lr"])
-            named[f"grad_norm{suffix}"] = None if phase_step.grad_norm is None else float(phase_step.grad_norm)
-        return named
+            metrics[f"learning_rate{suffix}"] = float(phase_step.optimizer.param_groups[0]["lr"])
+            metrics[f"grad_norm{suffix}"] = None if phase_step.grad_norm is None else float(phase_step.grad_norm)
+        return metrics
 
     def _set_learning(self, *, learning: bool) -> None:
         for model in self._parts.models.values():
@@ -246,7 +246,7 @@ class Loop:
     # -- called by `Steps` ----------------------------------------------------------------------------------------
 
     def run_evaluation(self) -> dict[str, float]:
-        """See `Work`. Ranks share the rows."""
+        """See `Work`. The rows are divided between the ranks."""
         eval_data = self._parts.eval_data
         assert eval_data is not None
         num_rows = self._spec.arguments.get("per_device_eval_batch_size", MICRO_BATCH)
@@ -257,7 +257,7 @@ class Loop:
         return {f"eval_{name}": sum(share.get(name, 0.0) for share in shares) / len(eval_data) for name in names}
 
     def _evaluation_sums(self, draws: list[list[Draw]]) -> dict[str, float]:
-        """The sums over rows of what an evaluation finds, by the module's own names."""
+        """Return the sum over rows of each metric, by the module's own names."""
         eval_data, evaluate = self._parts.eval_data, self._parts.evaluate
         assert eval_data is not None
         assert evaluate is not None
@@ -275,10 +275,12 @@ class Loop:
         return dict(sums)
 
     def _check_best(self) -> None:
-        """Evaluate one batch before the first step where `checkpoint.best` names a metric that only the module knows.
+        """Evaluate one batch before the first step if `checkpoint.best` names a metric that only the module knows.
+
+        Otherwise the first evaluation, after many steps, would show that the module has no such metric.
 
         Raises:
-            InvalidSpec: The module has no such metric, which else the first evaluation would find, after many steps.
+            InvalidSpec: The module has no such metric.
         """
         best = self._spec.checkpoint.best
         if best is None or self._spec.eval_metrics is not None or self._step > 0:
@@ -324,7 +326,7 @@ class Loop:
         if epoch_steps == 0:
             raise InvalidInput(
                 f"module: {self._layout.num_rows} rows do not fill one batch, and arguments.dataloader_drop_last drops "
-                "the rest",
+                "incomplete batches",
                 param="module",
             )
         given, has_eval = self._spec.arguments, self._parts.eval_data is not None
@@ -338,7 +340,7 @@ class Loop:
         self._steps.restore(checkpoint)
         with torch.serialization.safe_globals(_NUMBERS_OF_NUMPY):
             state = torch.load(checkpoint / _STATE_FILE, map_location="cpu", weights_only=True)
-        with users_code("what build made does not fit the checkpoint to go on from"):
+        with users_code("what build made does not fit the checkpoint to resume from"):
             read_models(checkpoint, self._parts)
             states = zip(state["optimizers"], state["schedulers"], strict=True)
             for phase_step, (optimizer, scheduler) in zip(self._phase_steps, states, strict=True):

@@ -1,4 +1,4 @@
-"""One phase of a step: its loss, alone or together with the gang's other ranks, its gradients and its update."""
+"""One phase of a step: its loss, its gradients, exchanged with the other ranks if there are any, and its update."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _LONGEST_NAME = 200
 
 
 class PhaseStep:
-    """A phase with its schedule, and its loss as all ranks compute it together."""
+    """A user's phase with its scheduler; with several ranks, its gradients are exchanged."""
 
     def __init__(self, phase: Phase, parts: Parts, total_steps: int, gang: Gang) -> None:
-        """Make its scheduler, and in a gang have its gradients exchanged.
+        """Make the phase's scheduler, and wrap its models if there are several ranks.
 
         Raises:
-            UserError: the phase's scheduler cannot be made.
+            UserError: The phase's scheduler cannot be made.
         """
         self._is_alone = gang.size == 1
         self.name, self.optimizer = phase.name, phase.optimizer
@@ -41,27 +41,28 @@ class PhaseStep:
             models = [
                 model for model in parts.models.values() if any(id(weight) in mine for weight in model.parameters())
             ]
-            # A weight that a step does not use, on this rank or on any, must not end the training: with one slot it
-            # would not either.
+            # A weight that a step does not use, on one rank or on all, must not end the training. With one slot it does
+            # not, either.
             self._together = DistributedDataParallel(_Call(models, self.loss), find_unused_parameters=True)
             self.loss = self._together
 
     def syncing(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
-        """Gradients are exchanged with the last batch of a step alone."""
+        """Exchange gradients in the block only if it computes the last batch of a step."""
         return contextlib.nullcontext() if is_last or self._together is None else self._together.no_sync()
 
     def backward(self, scaled_loss: torch.Tensor) -> None:
-        """Add a batch's gradients to the step's.
+        """Add a batch's gradients to those of the step.
 
         Raises:
-            UserError: the module's graph failed; of a gang any error, as one of the other ranks may have failed.
+            UserError: The backward pass of the module failed. With several ranks the error is raised unchanged, since
+                the cause may be the end of another rank.
         """
-        blamed = users_code(f"the gradient of phase '{self.name}'") if self._is_alone else contextlib.nullcontext()
-        with blamed:
+        context = users_code(f"the gradient of phase '{self.name}'") if self._is_alone else contextlib.nullcontext()
+        with context:
             scaled_loss.backward()  # type: ignore[no-untyped-call]
 
     def update(self, scaler: torch.amp.GradScaler, *, max_grad_norm: float) -> None:
-        """Change the weights by the step's gradients, cut to `max_grad_norm` where that is more than 0."""
+        """Update the weights with the step's gradients, clipped to `max_grad_norm` if that is above 0."""
         if max_grad_norm > 0:
             scaler.unscale_(self.optimizer)
             self.grad_norm = nn.utils.clip_grad_norm_(self.weights, max_grad_norm)
@@ -73,14 +74,18 @@ class PhaseStep:
 
 
 class _Call(nn.Module):
-    """A loss as a model, since gradients are exchanged where a model is called. It has those models that learn."""
+    """Wraps a loss as a module, since `DistributedDataParallel` exchanges gradients when a module is called.
+
+    Its submodules are the models that the phase trains.
+    """
 
     def __init__(self, models: list[nn.Module], loss: Callable[[Batch], Loss]) -> None:
         super().__init__()
         self.models, self._loss = nn.ModuleList(models), loss
 
     def forward(self, batch: Batch) -> Loss:
-        """See `Phase.loss`. Further scalars are detached: weights that only they use have no gradient to wait for."""
+        """See `Phase.loss`. Further scalars are detached, so that no rank waits for gradients of weights that only they
+        use."""
         found = self._loss(batch)
         if isinstance(found, tuple):
             return found[0], {name: value.detach() for name, value in found[1].items()}
@@ -88,7 +93,7 @@ class _Call(nn.Module):
 
 
 def _explained(phase: Phase) -> Callable[[Batch], Loss]:
-    """A phase's loss, whose faults are the module's; those of the exchange around it are not."""
+    """Return a phase's loss with its errors reported as the module's; errors of the exchange around it are not."""
 
     def loss(batch: Batch) -> Loss:
         with users_code(f"the loss of phase '{phase.name}'"):
@@ -106,11 +111,11 @@ def _explained(phase: Phase) -> Callable[[Batch], Loss]:
 
 
 def check_metric_name(name: object) -> None:
-    """Raises ValueError where a metric cannot be called that."""
+    """Raise ValueError if a metric cannot have this name."""
     if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
         raise ValueError(f"{name!r:.80} cannot name a metric: it must be a text of 1 to {_LONGEST_NAME} characters")
     if name in _OWN_NAMES:
-        raise ValueError(f"'{name}' is what the loop calls a metric of its own")
+        raise ValueError(f"the loop has a metric '{name}' of its own; choose another name")
 
 
 def _is_scalar(value: object) -> bool:

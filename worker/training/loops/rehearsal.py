@@ -1,4 +1,4 @@
-"""A module tried out in this process, without a daemon: for its author's own tests."""
+"""Runs a module's training in this process, without a daemon, for the tests of its author."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from worker.training.reports import Finished, Progress, Report
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What came of it."""
+    """The result of a rehearsal."""
 
     metrics: Mapping[str, list[float]]
-    """Each metric's values by step: `loss` at every step, `eval_...` at each evaluation."""
+    """Metric -> its values in the order of steps: `loss` of every step, `eval_...` of each evaluation."""
     folder: Path
-    """What would become artifacts: `model/`, `summary.json`, and what the module's `finish` wrote."""
+    """The files that would become artifacts: `model/`, `summary.json`, and those that `Parts.finish` wrote."""
 
     @property
     def losses(self) -> list[float]:
-        """Of each step."""
+        """The loss of each step."""
         return self.metrics[LOSS]
 
 
@@ -49,18 +49,18 @@ def rehearse(
     rows: Rows | None = None,
     eval_rows: Rows | None = None,
 ) -> Rehearsal:
-    """Train as a job would, to the end.
+    """Train a module to the end, as a job would.
 
     Args:
-        module: `recipes.<name>`, or a Python file.
-        folder: an existing one to write to; a temporary one when absent.
-        options: as in a spec.
-        arguments: as in a spec; `{"max_steps": 3}` is often enough.
-        rows: what the module is to see as `Setup.rows`: a list of mappings will do.
-        eval_rows: what it is to see as `Setup.eval_rows`.
+        module: `recipes.<name>`, or the path of a Python file.
+        folder: An existing folder for the files of the training; a temporary folder if absent.
+        options: The spec's `options`.
+        arguments: The spec's `arguments`; `{"max_steps": 3}` is often enough.
+        rows: The module's `Setup.rows`; can be a list of mappings.
+        eval_rows: The module's `Setup.eval_rows`.
 
     Raises:
-        UserError: what a job would fail with.
+        UserError: The error that a job would fail with.
     """
     folder = Path(tempfile.mkdtemp(prefix="stoker-rehearsal-")) if folder is None else folder
     is_recipe = str(module).startswith("recipes.")
@@ -78,15 +78,15 @@ def rehearse(
     plan = Plan(
         job_id="job_0", spec=spec, folder=str(folder), device=pick_device().type, num_threads=torch.get_num_threads()
     )
-    heard: list[Report] = []
+    reports: list[Report] = []
     settings = Settings() if is_recipe else Settings(code_roots=[Path(name).parent])
     loaded = load_module(name, settings)
-    Loop(plan, loaded, LoopInputs(rows, eval_rows), SingleProcess(), stop=Stop(), report=heard.append).run()
+    Loop(plan, loaded, LoopInputs(rows, eval_rows), SingleProcess(), stop=Stop(), report=reports.append).run()
     metrics: dict[str, list[float]] = {}
-    for report in heard:
+    for report in reports:
         if isinstance(report, Progress):
             for _, metric, value in report.points:
                 metrics.setdefault(metric, []).append(value)
-    finished = heard[-1]
+    finished = reports[-1]
     assert isinstance(finished, Finished)
     return Rehearsal(metrics, Path(finished.folder))

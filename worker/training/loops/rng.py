@@ -1,4 +1,4 @@
-"""The generators of random numbers that a training may draw from: kept, restored, seeded."""
+"""Saves, restores and seeds the random number generators that a training may use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def states() -> dict[str, Any]:
-    """Where all of them stand, as what `torch.load` reads with `weights_only`."""
+    """Return the states of all generators, in types that `torch.load` reads with `weights_only`."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -24,7 +24,7 @@ def states() -> dict[str, Any]:
 
 
 def restore(found: dict[str, Any]) -> None:
-    """Have them stand where they stood."""
+    """Restore the states of all generators."""
     random.setstate(found["python"])
     kind, keys, *rest = found["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
@@ -35,7 +35,7 @@ def restore(found: dict[str, Any]) -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """While inside, whatever is drawn is not missed afterwards."""
+    """Restore the states of all generators after the block."""
     before = states()
     try:
         yield
@@ -45,7 +45,7 @@ def kept() -> Iterator[None]:
 
 @contextmanager
 def host_kept() -> Iterator[None]:
-    """As `kept`, of the host's alone: cheap enough for each row."""
+    """As `kept`, but only for the generators on the host, which is fast enough for each row."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -56,7 +56,7 @@ def host_kept() -> Iterator[None]:
 
 
 def seed_host(*place: int) -> None:
-    """Seed those of the host by a place, such as (seed, epoch, row); a GPU's stays as it is."""
+    """Seed the generators on the host from a place, such as (seed, epoch, row). The GPU's generator is not changed."""
     digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "little") >> 1
     random.seed(number)

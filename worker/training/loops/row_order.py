@@ -1,7 +1,7 @@
-"""In which order an epoch takes the rows: it follows from the seed and the epoch's number, and from nothing else.
+"""The order of rows in an epoch. It depends only on the seed and the number of the epoch.
 
-An attempt that goes on in the middle of an epoch must find the same order. transformers' own sampler by length draws
-from the global generator, which stands elsewhere by then.
+An attempt that resumes in the middle of an epoch must find the same order. transformers' own sampler by length uses the
+global generator, whose state has changed by then.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ _MOST_BATCHES_SORTED = 50
 
 
 class EpochSampler(Sampler[int]):
-    """A shuffle for each epoch; rows of like length may be kept together."""
+    """Shuffles the rows anew for each epoch; can keep rows of similar length together."""
 
     def __init__(self, num_rows: int, *, seed: int, lengths: Sequence[int] | None = None, batch_rows: int = 1) -> None:
         """
         Args:
-            num_rows: of the data.
-            seed: of the order.
-            lengths: of each row, where rows of like length are to share a step.
-            batch_rows: rows of one step.
+            num_rows: Number of rows of the data set.
+            seed: Seed of the order.
+            lengths: The length of each row, if rows of similar length should share a step.
+            batch_rows: Number of rows of one step.
         """
         self._num_rows, self._seed, self._lengths, self._batch_rows = num_rows, seed, lengths, batch_rows
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next."""
+        """Set the epoch whose order the next iteration returns."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class EpochSampler(Sampler[int]):
         return iter(order if self._lengths is None else self._by_length(order, self._lengths))
 
     def _by_length(self, order: list[int], lengths: Sequence[int]) -> list[int]:
-        """Sort stretches of some dozens of steps, longest first, so that chance still says who comes together."""
+        """Sort rows by length within stretches of up to 50 steps, longest first. The order stays random beyond that."""
         num_batches = max(1, min(self._num_rows // (4 * self._batch_rows), _MOST_BATCHES_SORTED))
         stretch = num_batches * self._batch_rows
         return [

@@ -1,4 +1,4 @@
-"""What is due after a step: pure, so that an attempt that goes on from any step does what the first one would have."""
+"""What is due after a step. It depends on the step alone, so that a resumed attempt does what the first would have."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jobs.specs.inference import TrainingSpec
 from worker.training.loops.defaults import ACCUMULATION, MICRO_BATCH
 
 LOGGING_STEPS = 10
-"""Unless the spec says otherwise."""
+"""Default of `arguments.logging_steps`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What follows one step."""
+    """What is done after one step."""
 
     log: bool
     evaluate: bool
@@ -25,12 +25,12 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A training's rhythm."""
+    """After which steps a training logs, evaluates and saves."""
 
     total_steps: int
     epoch_steps: int
     log_every: int | None
-    """Steps; None: at the end alone."""
+    """Interval in steps; None: log only after the last step."""
     logs_first: bool
     evaluate_every: int | None
     save_every: int
@@ -38,33 +38,34 @@ class Schedule:
 
     @classmethod
     def of(cls, spec: TrainingSpec, *, total_steps: int, epoch_steps: int, has_eval: bool) -> Schedule:
-        """That of a spec.
+        """Make the schedule of a spec.
 
         Args:
-            total_steps: of the whole training.
-            epoch_steps: of one pass over the data.
-            has_eval: whether there are rows to judge by.
+            spec: The training's spec.
+            total_steps: Number of steps of the training.
+            epoch_steps: Number of steps of one pass over the data.
+            has_eval: Whether there are rows to evaluate.
         """
-        given = spec.arguments
-        logging_steps = int(given.get("logging_steps", LOGGING_STEPS))
-        eval_steps = int(given.get("eval_steps", logging_steps))  # as in transformers
+        arguments = spec.arguments
+        logging_steps = int(arguments.get("logging_steps", LOGGING_STEPS))
+        eval_steps = int(arguments.get("eval_steps", logging_steps))  # as in transformers
         by_strategy = {"no": None, "steps": eval_steps, "epoch": epoch_steps}
-        if "eval_strategy" not in given and ("eval_steps" in given or spec.checkpoint.best is not None):
-            # transformers would evaluate at the end alone, whatever `eval_steps` says.
-            by_strategy["no"] = int(given.get("eval_steps", spec.checkpoint.every_steps))
+        if "eval_strategy" not in arguments and ("eval_steps" in arguments or spec.checkpoint.best is not None):
+            # transformers would ignore `eval_steps` and evaluate only at the end.
+            by_strategy["no"] = int(arguments.get("eval_steps", spec.checkpoint.every_steps))
         log_by_strategy = {"no": None, "steps": logging_steps, "epoch": epoch_steps}
         return cls(
             total_steps=total_steps,
             epoch_steps=epoch_steps,
-            log_every=log_by_strategy[given.get("logging_strategy", "steps")],
-            logs_first=bool(given.get("logging_first_step", False)),
-            evaluate_every=by_strategy[given.get("eval_strategy", "no")],
+            log_every=log_by_strategy[arguments.get("logging_strategy", "steps")],
+            logs_first=bool(arguments.get("logging_first_step", False)),
+            evaluate_every=by_strategy[arguments.get("eval_strategy", "no")],
             save_every=spec.checkpoint.every_steps,
             has_eval=has_eval,
         )
 
     def due(self, step: int) -> Due:
-        """What follows a step. After the last one nothing is saved: what came of the training is, at once."""
+        """Return what is due after a step. No checkpoint follows the last step, since the artifacts are saved then."""
         is_last = step >= self.total_steps
         return Due(
             log=is_last or _divides(self.log_every, step) or (self.logs_first and step == 1),
@@ -74,20 +75,20 @@ class Schedule:
 
 
 def epoch_steps(num_rows: int, *, micro_batch: int, accumulation: int, drops_last: bool) -> int:
-    """Steps of one pass over the data."""
+    """Return the number of steps of one pass over the data."""
     batches = num_rows // micro_batch if drops_last else math.ceil(num_rows / micro_batch)
     return math.ceil(batches / accumulation)
 
 
 def halved(arguments: Mapping[str, Any], num_halvings: int) -> tuple[int, int]:
-    """A smaller micro-batch with as much more accumulation: a step keeps its rows, and the training its steps.
+    """Halve the micro-batch and increase the accumulation, so that the rows of a step stay the same.
 
     Args:
-        arguments: the spec's.
-        num_halvings: how often the micro-batch was too large.
+        arguments: The spec's `arguments`.
+        num_halvings: Number of times to halve the micro-batch.
 
     Returns:
-        The micro-batch, at most the `num_halvings`-th half and a divisor of it as it was, and the accumulation.
+        The micro-batch, which is the largest divisor of the original one that is small enough, and the accumulation.
     """
     micro_batch = int(arguments.get("per_device_train_batch_size", MICRO_BATCH))
     accumulation = int(arguments.get("gradient_accumulation_steps", ACCUMULATION))

@@ -1,7 +1,7 @@
-"""What follows a step of a training, whoever computes it: log, judge, save, stop, decided in one place and one order.
+"""What follows each step of both training loops: log, evaluate, save, stop, decided in one place and in this order.
 
-So a checkpoint holds what the next step finds, and an evaluation that fell on its step is not lost with the process.
-All ranks of a gang come through here at the same steps; the leader decides what only a clock or a pipe can say.
+A checkpoint is written after the evaluation of its step, so that no evaluation is lost when the process dies. All ranks
+call this code at the same steps; the leader decides what depends on a clock or on a stop request.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ logger = logging.getLogger(__name__)
 
 _ROWS_FILE = "rows.sha256"
 _REPORT_SECONDS = 2.0
-"""Losses are fetched at least so often where steps are slow: somebody may be watching."""
+"""The longest time between two reports of losses, if steps are slow."""
 _REASONS = list(StopReason)
 
 
 class Work(Protocol):
-    """Who computes. Each method is called on all ranks at the same step."""
+    """What `Steps` needs from the loop that computes. Unless noted, all ranks call each method at the same step."""
 
     def run_evaluation(self) -> Mapping[str, float]:
-        """Evaluate the present weights; names begin with `eval_`."""
+        """Evaluate the present weights, and return metrics whose names begin with `eval_`."""
         ...
 
     def write_checkpoint(self, folder: Path) -> None:
-        """Write all that the next step needs: the leader what all share, each rank what is its own."""
+        """Write all that the next step needs: the leader writes what all ranks share, and each rank its own state."""
         ...
 
     def write_weights(self, folder: Path) -> None:
@@ -58,30 +58,30 @@ class Work(Protocol):
         ...
 
     def learned(self) -> Iterable[torch.Tensor]:
-        """The weights that are learned."""
+        """Return the trainable weights."""
         ...
 
 
 class Steps:
-    """A training's course from step to step."""
+    """Does what is due after each step of a training, and at its end."""
 
     def __init__(
         self, plan: Plan, work: Work, gang: Gang, *, digest: str, stop: Stop, report: Callable[[Report], None]
     ) -> None:
         """
         Args:
-            plan: of the attempt.
-            work: who computes.
-            gang: of which this process is a rank.
-            digest: of the rows to learn from; an attempt that goes on must find the same.
-            stop: asked on the leader when it is to end before its end.
-            report: is told what the runner must know; the leader's alone.
+            plan: What this attempt trains, and where.
+            work: The loop that computes.
+            gang: All ranks of the training.
+            digest: Digest of the rows to train on. A resumed attempt must find the same rows.
+            stop: The stop request, if any; only the leader reads it.
+            report: Sends a report to the runner; only the leader calls it.
         """
         self._spec, self._work, self._gang, self._digest = plan.spec, work, gang, digest
         self._stop, self._report = stop, report
         self._folder = Path(plan.folder)
         self.losses = Losses(gang)
-        """Of the steps, to be added to."""
+        """The losses of steps; the loop adds each micro-batch's part to them."""
         self.best = Best(
             self._spec.checkpoint.best, self._spec.checkpoint.best_mode, self._folder, writes=gang.rank == 0
         )
@@ -94,81 +94,84 @@ class Steps:
         self._doing = Doing(Activity.START)
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on with what a checkpoint carries.
+        """Restore this object's state from a checkpoint.
 
         Raises:
-            InvalidInput: the rows to learn from are not those that it came from.
+            InvalidInput: The rows to train on are not those of the checkpoint.
         """
         if (checkpoint / _ROWS_FILE).read_text() != self._digest:
             param = "data.train" if self._spec.data is not None else "module"
             raise InvalidInput(
-                f"{param}: other rows to learn from than when the training began; submit it anew", param=param
+                f"{param}: the rows to learn from have changed since the training began; submit it as a new job",
+                param=param,
             )
         self.best.restore(checkpoint)
 
     def begin(self, step: int, schedule: Schedule, *, num_rows: int, step_rows: int) -> None:
-        """The next step is about to be computed.
+        """Report that the first step of this attempt starts now.
 
         Args:
-            step: steps that are done already.
-            schedule: of what is due.
-            num_rows: to learn from.
-            step_rows: of one step, over all ranks.
+            step: Number of steps that earlier attempts completed.
+            schedule: What is due after which step.
+            num_rows: Number of rows to train on.
+            step_rows: Number of rows of one step on all ranks together.
         """
         self._schedule, self._step_rows = schedule, step_rows
         self.resumed_step = self._good_step = step
-        self._tell_runner(Begun(step, schedule.total_steps, num_rows))
+        self._report_to_runner(Begun(step, schedule.total_steps, num_rows))
         logger.info("%d rows, %d steps, %d of them in an epoch", num_rows, schedule.total_steps, schedule.epoch_steps)
         if step == 0 and self._spec.arguments.get("eval_on_start") and schedule.has_eval:
             self._evaluate(step)
-        self._at(Activity.STEP, step + 1)
+        self._start(Activity.STEP, step + 1)
 
     def mark(self) -> None:
-        """A part of what is being done is done: a micro-batch of a step, a batch of an evaluation."""
-        self._tell_runner(self._doing)
+        """Report progress of the present activity: a micro-batch of a step, or a batch of an evaluation."""
+        self._report_to_runner(self._doing)
 
-    def after(self, step: int, named: Callable[[], Mapping[str, float | None]]) -> bool:
+    def after(self, step: int, metrics: Callable[[], Mapping[str, float | None]]) -> bool:
         """Do what is due after a step whose losses were added.
 
         Args:
-            step: that is done.
-            named: further metrics; asked only where they are logged.
+            step: Number of the step that was completed.
+            metrics: Returns further metrics of the step; called only if they are logged.
 
         Returns:
-            Whether the training stops here.
+            Whether the training stops after this step.
 
         Raises:
-            LossNotFinite: a loss or a weight is not a finite number.
+            LossNotFinite: A loss or a weight is not a finite number.
         """
         self.losses.end_step(step, self._step_rows)
         due = self._schedule.due(step)
-        is_late, asked = self._gang.broadcast(time.monotonic() - self._reported_at >= _REPORT_SECONDS, self._asked())
-        reason = None if asked < 0 else _REASONS[asked]
+        is_late, stop_code = self._gang.broadcast(
+            time.monotonic() - self._reported_at >= _REPORT_SECONDS, self._stop_code()
+        )
+        reason = None if stop_code < 0 else _REASONS[stop_code]
         if due.log:
-            self._log(step, named())
+            self._log(step, metrics())
         elif is_late:
-            self._tell(step)
+            self._report_losses(step)
         is_best = due.evaluate and self._evaluate(step)
         if step >= self._schedule.total_steps:
             return False
         if reason != StopReason.CANCEL and (due.save or is_best or reason is not None):
-            self._tell(step)
-            self._keep(step)
+            self._report_losses(step)
+            self._save_checkpoint(step)
         elif reason is not None:
-            self._tell(step)
+            self._report_losses(step)
         if due.evaluate or due.save:
             self.losses.skip_time()
         if reason is None:
-            self._at(Activity.STEP, step + 1)
+            self._start(Activity.STEP, step + 1)
         return reason is not None
 
     def conclude(self, step: int) -> None:
-        """The last step is done, and what came of it is the leader's to deliver: no rank needs another any more.
+        """Check the weights after the last step, and wait for all ranks: the rest is done by the leader alone.
 
         Raises:
-            LossNotFinite: a weight is not a finite number.
+            LossNotFinite: A weight is not a finite number.
         """
-        self._at(Activity.SAVE, step)
+        self._start(Activity.SAVE, step)
         self._check_weights(step)
         self._gang.barrier()
 
@@ -212,9 +215,9 @@ class Steps:
         folder = self._folder / "artifacts"
         self._report(Finished(step, str(folder), write(folder, summary)))
 
-    # -- steps of the above
+    # -- parts of the above
 
-    def _at(self, activity: Activity, step: int) -> None:
+    def _start(self, activity: Activity, step: int) -> None:
         self._doing = Doing(activity, step)
         self.mark()
 
@@ -222,70 +225,72 @@ class Steps:
         if not bool(torch.stack([weight.detach().isfinite().all() for weight in self._work.learned()]).all()):
             raise self._not_finite(f"the weights after step {step} are not finite numbers")
 
-    def _asked(self) -> int:
+    def _stop_code(self) -> int:
         reason = self._stop.reason
         return -1 if reason is None else _REASONS.index(reason)
 
-    def _tell_runner(self, report: Report) -> None:
+    def _report_to_runner(self, report: Report) -> None:
         if self._gang.rank == 0:
             self._report(report)
 
-    def _log(self, step: int, named: Mapping[str, float | None]) -> None:
-        told = {**named, "samples_per_second": self.losses.take_rate()}
-        numbers = {name: float(value) for name, value in told.items() if value is not None}
-        self._tell(step, [(step, name, value) for name, value in numbers.items()])
+    def _log(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        logged = {**metrics, "samples_per_second": self.losses.read_rate()}
+        numbers = {name: float(value) for name, value in logged.items() if value is not None}
+        self._report_losses(step, [(step, name, value) for name, value in numbers.items()])
         shown = ", ".join(f"{name} {value:.4g}" for name, value in {LOSS: self.losses.latest, **numbers}.items())
         logger.info("step %d of %d: %s", step, self._schedule.total_steps, shown)
 
-    def _tell(self, step: int, more: Iterable[Point] = ()) -> None:
-        """Report the losses since the last time, and some more.
+    def _report_losses(self, step: int, more: Iterable[Point] = ()) -> None:
+        """Report the losses since the last report, and further metrics.
 
         Raises:
-            LossNotFinite: one of them is not a finite number.
+            LossNotFinite: A loss is not a finite number.
         """
         self._reported_at = time.monotonic()
-        points = self.losses.take()
+        points = self.losses.read()
         broken = next((at for at, name, value in points if name == LOSS and not math.isfinite(value)), None)
         good = [point for point in (*points, *more) if broken is None or point[0] < broken]
         if good:
-            self._tell_runner(Progress(step if broken is None else broken - 1, tuple(good)))
+            self._report_to_runner(Progress(step if broken is None else broken - 1, tuple(good)))
         if broken == 1 and self._spec.trainer == "transformers":
             raise LossNotFinite(
-                "the loss of step 1 is not a finite number, and nothing had been learned yet, so no learning rate is "
-                "the cause: look at the rows, and at the weights that the training began with"
+                "the loss of step 1 is not a finite number; the learning rate cannot be the cause, since no weight had "
+                "changed: check the rows and the weights that the training started with"
             )
         if broken is not None:
             raise self._not_finite(f"the loss of step {broken} is not a finite number")
 
     def _not_finite(self, what: str) -> LossNotFinite:
         return LossNotFinite(
-            f"{what}; the last good checkpoint is of step {self._good_step}; a smaller learning rate may help"
+            f"{what}; the last good checkpoint is of step {self._good_step}; try a smaller learning rate"
         )
 
     def _evaluate(self, step: int) -> bool:
-        """Evaluate and report. The random generators stay as they are: a later attempt need not judge again.
+        """Evaluate the weights and report the metrics.
+
+        The random number generators are restored afterwards, since a resumed attempt does not repeat the evaluation.
 
         Returns:
-            Whether these are the best weights so far, where `checkpoint.best` wants to know.
+            Whether these are the best weights so far; False without `checkpoint.best`.
         """
-        self._at(Activity.EVALUATION, step)
-        self._tell(step)  # weights of no number are not worth judging
+        self._start(Activity.EVALUATION, step)
+        self._report_losses(step)  # raises if a loss is not finite; such weights are not evaluated
         with rng.kept():
             metrics = dict(self._work.run_evaluation())
         self.latest_evaluation = Evaluation(step, metrics)
-        self._tell_runner(Progress(step, tuple((step, name, value) for name, value in metrics.items())))
+        self._report_to_runner(Progress(step, tuple((step, name, value) for name, value in metrics.items())))
         shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         logger.info("step %d: evaluated: %s", step, shown)
         return self.best.offer(self.latest_evaluation, self._work.write_weights)
 
-    def _keep(self, step: int) -> None:
-        """Have a checkpoint written, and report it once it is whole.
+    def _save_checkpoint(self, step: int) -> None:
+        """Write a checkpoint, and report it when it is complete.
 
         Raises:
-            LossNotFinite: a weight is not a finite number.
-            NotKept: the checkpoint cannot be written.
+            LossNotFinite: A weight is not a finite number.
+            NotKept: The checkpoint cannot be written.
         """
-        self._at(Activity.CHECKPOINT, step)
+        self._start(Activity.CHECKPOINT, step)
         self._check_weights(step)
         path = self._folder / f"checkpoint-{step}"
         with _explained(step), checkpoint_aside(path, self._gang) as aside:
@@ -296,13 +301,13 @@ class Steps:
         self._good_step = step
         best, latest = self._spec.checkpoint.best, self.latest_evaluation
         metric = latest.metrics[best] if best is not None and latest is not None and latest.step == step else None
-        self._tell_runner(Saved(step, str(path), metric))
+        self._report_to_runner(Saved(step, str(path), metric))
         logger.info("step %d: saved a checkpoint", step)
 
 
 @contextmanager
 def _explained(step: int) -> Iterator[None]:
-    """While inside, what the system, torch or safetensors say of a full disk becomes a sentence on the checkpoint."""
+    """Turn errors of the block, such as those of a full disk, into one sentence about the checkpoint."""
     try:
         yield
     except StokerError:

@@ -1,4 +1,4 @@
-"""transformers' Trainer under a plan: it computes, and what follows a step is `Steps`' to decide."""
+"""transformers' Trainer as the loop of `trainer: transformers`; `Steps` does what follows each step."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ _DECIDED_HERE = frozenset({
 
 
 def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Callable[[Report], None]) -> None:
-    """Train what a plan says, to its end or to a stop.
+    """Train a plan's model, to the end or until a stop is requested.
 
     Raises:
-        UserError: the model, the data or an argument cannot be used, or the loss is not a number.
+        UserError: The model, the data or an argument is invalid, or the loss is not a finite number.
     """
     spec = plan.spec
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    set_seed(int(spec.arguments.get("seed", SEED)))  # a new head's weights
-    with gang.leader_first():  # who finds the rows prepared need not prepare them
+    set_seed(int(spec.arguments.get("seed", SEED)))  # the weights of a new head are random
+    with gang.leader_first():  # the leader prepares the rows, and the others find them
         setup = _build_setup(plan, settings)
     StepTrainer(plan, setup, gang, stop=stop, report=report).run()
 
@@ -62,13 +62,14 @@ def _build_setup(plan: Plan, settings: Settings) -> TaskSetup:
 
 
 def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingArguments:
-    """The Trainer's arguments for a spec.
+    """Return the Trainer's arguments for a spec.
 
     Raises:
-        InvalidSpec: transformers refuses one of them, or the device the dtype.
+        InvalidSpec: transformers rejects an argument, or the device does not support the dtype.
     """
-    given = {name: value for name, value in spec.arguments.items() if name not in _DECIDED_HERE}
-    given["per_device_train_batch_size"], given["gradient_accumulation_steps"] = halved(given, plan.num_halvings)
+    arguments = {name: value for name, value in spec.arguments.items() if name not in _DECIDED_HERE}
+    micro_batch, accumulation = halved(arguments, plan.num_halvings)
+    arguments |= {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
     dtype = resolve_dtype(spec.dtype, pick_device())
     try:
         return TrainingArguments(
@@ -81,10 +82,10 @@ def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingA
             use_cpu=plan.device == "cpu",
             bf16=dtype is torch.bfloat16,
             fp16=dtype is torch.float16,
-            logging_nan_inf_filter=False,  # it would look at each loss, and hide what must end the training
+            logging_nan_inf_filter=False,  # it would read each loss, and hide losses that must end the training
             remove_unused_columns=not is_raw,
-            ddp_find_unused_parameters=True if plan.num_ranks > 1 else None,  # one slot trains with them too
-            **given,
+            ddp_find_unused_parameters=True if plan.num_ranks > 1 else None,  # as training on one slot allows it, too
+            **arguments,
         )
     except (TypeError, ValueError) as error:
         raise InvalidSpec(f"arguments: {one_line(error)}", param="arguments") from error
@@ -98,18 +99,20 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         """
         Args:
-            plan: of the attempt.
-            setup: what the task brings.
-            gang: of which this process is a rank.
-            stop: asked when it is to end before its end.
-            report: is told what the runner must know.
+            plan: What this attempt trains, and where.
+            setup: The task's model, rows and functions.
+            gang: All ranks of the training.
+            stop: The stop request, if any.
+            report: Sends a report to the runner.
         """
         self._plan, self._spec, self._setup, self._gang = plan, plan.spec, setup, gang
         self._report = report
         self._folder = Path(plan.folder)
         self._steps = Steps(plan, self, gang, digest=setup.digest, stop=stop, report=report)
         self._ended_step = 0
-        self._keeps_cache = getattr(setup.model.config, "use_cache", None)  # the Trainer switches it off for good
+        self._keeps_cache = getattr(
+            setup.model.config, "use_cache", None
+        )  # the Trainer switches it off and never on again
         super().__init__(
             setup.model,
             make_arguments(self._spec, plan, is_raw=setup.is_raw),
@@ -122,12 +125,12 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             callbacks=[_Begin(self._begin)],
         )
         self.remove_callback(PrinterCallback)
-        # Many a model takes the number of items in the whole batch and does not divide by it; its gradients would then
-        # grow with the accumulation. So a step's loss is the mean over its micro-batches, for every model.
+        # Many models accept the number of items in the whole batch but do not divide by it, so their gradients would
+        # grow with the accumulation. With this flag a step's loss is the mean over its micro-batches, for every model.
         self.model_accepts_loss_kwargs = False
 
     def run(self) -> None:
-        """Train, judge, and hand over what came of it; or stop."""
+        """Train, evaluate and write the artifacts; or stop early if a stop is requested."""
         started = time.monotonic()
         resumed = self._plan.resume
         if resumed is not None:
@@ -153,7 +156,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     # -- called by the Trainer ------------------------------------------------------------------------------------
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        """A micro-batch: its part of the step's loss is kept as it was computed."""
+        """Compute a micro-batch, and record its part of the step's loss unrounded."""
         loss: torch.Tensor = super().training_step(*arguments, **options)
         self._steps.losses.add({LOSS: loss})
         self._steps.mark()
@@ -162,8 +165,11 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
-        """An evaluation's batch. Ranks are given as many rows each, so the last batch may be filled up with rows that
-        were evaluated before: those are cut off from what is gathered, and here from the mean loss."""
+        """Evaluate a batch.
+
+        All ranks get equally many rows, so the last batch may be filled up with rows that were evaluated before. The
+        Trainer cuts these off from what it gathers, and this method from the mean loss.
+        """
         self._steps.mark()
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         num_rows = self._num_new_rows()
@@ -172,7 +178,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         return loss, logits, labels
 
     def _num_new_rows(self) -> int | None:
-        """How many rows of the present evaluation's batch are no repetition; None where all are new."""
+        """Return how many rows of the present evaluation batch are not repeated; None if all are new."""
         state, batch_rows = self.accelerator.gradient_state, self.args.per_device_eval_batch_size
         if self._gang.size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return None
@@ -180,7 +186,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         return None if num_rows == batch_rows else max(0, num_rows)
 
     def create_scheduler(self, *arguments: Any, **options: Any) -> Any:
-        """The schedule of learning rates, whose further arguments only it can judge."""
+        """Make the learning rate scheduler. Errors in its arguments become errors of the spec."""
         try:
             return super().create_scheduler(*arguments, **options)
         except (TypeError, ValueError) as error:
@@ -188,10 +194,10 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             raise InvalidSpec(f"{param}: {one_line(error)}", param=param) from error
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Nothing: what is to be told is told after each step, and a history would grow in each checkpoint."""
+        """Do nothing: `Steps` reports metrics, and the Trainer's own history would grow with each checkpoint."""
 
     def _get_train_sampler(self, _: Any = None) -> Any:
-        """The order of rows, by the seed and the epoch alone."""
+        """Return the order of rows, which depends only on the seed and the epoch."""
         strategy, dataset = self._spec.arguments.get("train_sampling_strategy", "random"), self.train_dataset
         if strategy == "sequential":
             return torch.utils.data.SequentialSampler(dataset)
@@ -209,35 +215,35 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         )
 
     def _maybe_log_save_evaluate(self, _loss: Any, grad_norm: Any, _model: Any, *_: Any, **rest: Any) -> None:
-        """The Trainer has ended a step, or an epoch, whose last step it ended before."""
+        """Called by the Trainer after each step, and again after each epoch, whose last step was reported before."""
         step = self.state.global_step
         if step == self._ended_step:
             return
         self._ended_step = step
 
-        def named() -> dict[str, float | None]:
+        def metrics() -> dict[str, float | None]:
             norm = None if grad_norm is None else float(grad_norm)
             return {"learning_rate": rest.get("learning_rate"), "grad_norm": norm, "epoch": self.state.epoch}
 
-        if self._steps.after(step, named):
+        if self._steps.after(step, metrics):
             self.control.should_training_stop = True
 
     # -- called by `Steps` ----------------------------------------------------------------------------------------
 
     def run_evaluation(self) -> dict[str, float]:
         """See `Work`."""
-        metrics = {name: float(value) for name, value in self.evaluate().items() if _is_told(name)}
+        metrics = {name: float(value) for name, value in self.evaluate().items() if _is_metric(name)}
         if self._spec.task == "text-generation":
             nll = metrics.pop(f"eval_{NLL}", metrics["eval_loss"])
-            metrics["eval_perplexity"] = math.exp(min(nll, 700.0))  # the largest that a float holds
+            metrics["eval_perplexity"] = math.exp(min(nll, 700.0))  # the exponential of more would not fit a float
         return metrics
 
     def write_checkpoint(self, folder: Path) -> None:
-        """See `Work`. By the Trainer's own means."""
+        """See `Work`. The Trainer writes its own files."""
         self.args.output_dir = str(folder.parent)
         self._save_checkpoint(self.model_wrapped, None)
         if self._gang.rank == 0:
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; nothing reads it
 
     def write_weights(self, folder: Path) -> None:
         """See `Work`."""
@@ -258,7 +264,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         return int(self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps) * self._gang.size
 
     def _begin(self) -> None:
-        """The checkpoint is loaded, and the first step is about to be computed."""
+        """Called by the Trainer before the first step of this attempt, after the checkpoint was loaded."""
         step, num_rows = self.state.global_step, len(self._setup.train)
         steps = epoch_steps(
             num_rows,
@@ -268,7 +274,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         )
         if steps == 0:
             raise InvalidInput(
-                f"data.train: {num_rows} rows do not fill one batch, and arguments.dataloader_drop_last drops the rest",
+                f"data.train: {num_rows} rows do not fill one batch, and arguments.dataloader_drop_last drops "
+                "incomplete batches",
                 param="data.train",
             )
         schedule = Schedule.of(
@@ -287,7 +294,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
 
 class _Begin(TrainerCallback):  # type: ignore[misc]
-    """Tells when the Trainer has loaded everything."""
+    """Calls a function when the Trainer has loaded everything."""
 
     def __init__(self, begin: Callable[[], None]) -> None:
         self._begin = begin
@@ -297,6 +304,6 @@ class _Begin(TrainerCallback):  # type: ignore[misc]
         self._begin()
 
 
-def _is_told(name: str) -> bool:
-    """Whether a number of an evaluation says something of the model, and not of the clock."""
+def _is_metric(name: str) -> bool:
+    """Return whether a number of an evaluation is a metric of the model, not a time."""
     return name.startswith("eval_") and not name.endswith(("_runtime", "_per_second", "_time"))

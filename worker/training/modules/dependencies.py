@@ -1,4 +1,4 @@
-"""The Python files of a user's module: kept as they were imported first, so that a later attempt runs the same ones."""
+"""Keeps the Python files of a user's module as they were first imported, so that later attempts run the same code."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _OURS = tuple(str(_PACKAGES / name) + "/" for name in ("jobs", "scheduler", "wor
 
 
 class Sources:
-    """What a module's file and the files that it imports from folders of the user's hold."""
+    """The content of a module's file, and of the files that it imports from the user's folders."""
 
     def __init__(self, roots: Sequence[Path] = (), kept: Mapping[str, bytes] | None = None) -> None:
         """
         Args:
-            roots: The folders whose files are kept; what is installed below them is not.
-            kept: Files by their paths, which are used in place of what stands there now.
+            roots: Folders whose files are kept, except for packages that are installed below them.
+            kept: Path -> content of a file that is used in place of the file's present content.
         """
         self._roots = tuple(f"{root.resolve()}/" for root in roots)
         self._files = dict(kept or {})
 
     @classmethod
     def restore(cls, roots: Sequence[Path], checkpoint: Path) -> Sources:
-        """The files that a checkpoint carries; a checkpoint of an older version carries none."""
+        """Read the files that are saved with a checkpoint. Checkpoints of older versions have none."""
         try:
             carried = orjson.loads((checkpoint / _FILE).read_bytes())
         except FileNotFoundError:
@@ -44,26 +44,28 @@ class Sources:
         kept = {path: text.encode("latin-1") for path, text in carried.items()}
         for path, source in kept.items():
             if not Path(path).is_file() or Path(path).read_bytes() != source:
-                logger.info("%s has changed since the training began, which goes on with the file as it was", path)
+                logger.info("%s has changed since the training began; the training resumes with the old content", path)
         return cls(roots, kept)
 
     def carry(self, checkpoint: Path) -> None:
-        """Put the files that were imported so far into a checkpoint."""
-        carried = {path: source.decode("latin-1") for path, source in self._files.items()}  # whatever their encoding
+        """Save the files that were imported so far with a checkpoint."""
+        carried = {
+            path: source.decode("latin-1") for path, source in self._files.items()
+        }  # keeps the bytes of every encoding
         (checkpoint / _FILE).write_bytes(orjson.dumps(carried))
 
     def read(self, path: str) -> bytes:
-        """A file as it was imported first; one that was not imported yet as it stands, from now on."""
+        """Return a file's content as it was first imported. A file that was not imported before is read and kept."""
         source = self._files.get(path)
         return source if source is not None else self._files.setdefault(path, Path(path).read_bytes())
 
     def covers(self, path: str) -> bool:
-        """Whether a file is the user's own."""
+        """Return whether a file belongs to the user."""
         return path.startswith(self._roots) and not path.startswith(_OURS) and "/site-packages/" not in path
 
     @contextmanager
     def importing(self) -> Iterator[None]:
-        """While inside, what is imported from the user's folders comes from here."""
+        """Import files of the user's folders from this object while the block runs."""
         finder = _Finder(self)
         place = next((place for place, other in enumerate(sys.meta_path) if other is PathFinder), len(sys.meta_path))
         sys.meta_path.insert(place, finder)
@@ -74,8 +76,10 @@ class Sources:
 
 
 class KeptLoader(SourceFileLoader):
-    """Loads a file as `Sources` has it, whatever was compiled of it: the cache takes equal size and second for equal
-    text."""
+    """Loads a file from `Sources`, never from Python's cache of compiled files.
+
+    The cache compares only sizes and times in seconds, so it may hold other code.
+    """
 
     def __init__(self, fullname: str, path: str, sources: Sources) -> None:
         super().__init__(fullname, path)
@@ -92,7 +96,7 @@ class KeptLoader(SourceFileLoader):
 
 
 class _Finder(MetaPathFinder):
-    """Finds what Python's own finder finds, and has the user's files loaded by a `KeptLoader`."""
+    """Finds the same modules as Python's own finder, and loads the user's files with a `KeptLoader`."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources

@@ -1,4 +1,4 @@
-"""A user's module: loaded from its file, asked to build, and looked over before the first step."""
+"""Loads a user's module, calls its `build`, and checks what it returns before the first step."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ _OURS = Path(__file__).parents[1]
 _FROM_LOADER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
 _LONGEST_LINE = 300
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-"""It becomes the name of a file."""
+"""A model's name becomes the name of a file."""
 
 
 def load_module(name: str, settings: Settings, sources: Sources | None = None) -> Module:
     """Import a module.
 
     Args:
-        name: one of our recipes, `recipes.<name>`, or the path of a Python file.
-        settings: whose `code_roots` the file must lie in.
-        sources: The file's content, where an earlier attempt imported it; it stands for what is there now.
+        name: `recipes.<name>` for one of Stoker's recipes, or the path of a Python file.
+        settings: The settings whose `code_roots` must contain the file.
+        sources: The files as an earlier attempt imported them; they are used in place of the present files.
 
     Raises:
-        InvalidSpec: there is no such recipe, or the module has no `build`.
-        Forbidden: the file may not be run.
-        InvalidInput: it is not a Python file.
-        ModuleFailed: it cannot be imported.
+        InvalidSpec: The recipe does not exist, or the module has no `build`.
+        Forbidden: The file is not in an allowed folder.
+        InvalidInput: The path is not a Python file.
+        ModuleFailed: The module cannot be imported.
     """
     recipe = recipe_name(name)
     if recipe is not None:
         module = importlib.import_module(f"{_RECIPES}.{recipe}")
     else:
         path = check_code_path(name, settings, param="module")
-        # Under a name of its own, so that a file called `random.py` does not stand in for another module; its
-        # neighbours are found as with `python FILE`, and worker processes of a loader find it again by that name.
+        # The module gets a unique name, so that a file called `random.py` does not replace another module. Modules
+        # beside it are found as with `python FILE`. Worker processes of a data loader find it under that name.
         called = f"stoker_module_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
         loader = KeptLoader(called, str(path), sources or Sources())
         found = importlib.util.spec_from_file_location(called, path, loader=loader)
@@ -72,11 +72,11 @@ def load_module(name: str, settings: Settings, sources: Sources | None = None) -
 
 
 def build_parts(module: Module, setup: Setup) -> Parts:
-    """Have a module build, its models on the device.
+    """Call a module's `build`, check the result, and move its models to the device.
 
     Raises:
-        InvalidSpec: an option cannot be used.
-        ModuleFailed: it failed, or what it built cannot be trained.
+        InvalidSpec: An option is invalid.
+        ModuleFailed: `build` failed, or what it returned cannot be trained.
     """
     with users_code("build"):
         try:
@@ -95,7 +95,7 @@ def build_parts(module: Module, setup: Setup) -> Parts:
 
 
 def _check(parts: Parts) -> None:
-    """Raises ModuleFailed where the parts cannot be trained."""
+    """Raise ModuleFailed if the parts cannot be trained."""
     if not parts.models or not parts.phases:
         raise ModuleFailed("module: build returned no models or no phases", param="module")
     _check_models(parts.models)
@@ -126,7 +126,7 @@ def _check_models(models: object) -> None:
             other = next((key for key, value in model.state_dict().items() if not hasattr(value, "dtype")), None)
         if other is not None:
             raise ModuleFailed(
-                f"module: the model '{name}' keeps '{other}', which is no tensor, so no checkpoint would have it",
+                f"module: the model '{name}' keeps '{other}', which is no tensor, so no checkpoint would contain it",
                 param="module",
             )
 
@@ -144,7 +144,7 @@ def _check_phases(parts: Parts) -> None:
         if any(id(weight) not in known for group in phase.optimizer.param_groups for weight in group["params"]):
             raise ModuleFailed(
                 f"module: the optimizer of phase '{phase.name}' has weights of a model that is not in Parts.models, "
-                "so no checkpoint would have them",
+                "so no checkpoint would contain them",
                 param="module",
             )
 
@@ -155,10 +155,10 @@ def _are(values: object, kind: type) -> bool:
 
 @contextmanager
 def users_code(what: str) -> Iterator[None]:
-    """While inside, an exception is the module's fault, an exit as well; its traceback goes into the job's log.
+    """Turn exceptions and exits of the block into ModuleFailed; the traceback goes into the job's log.
 
     Args:
-        what: is being called.
+        what: What the block calls, for the error message.
     """
     try:
         yield
@@ -173,16 +173,17 @@ def users_code(what: str) -> Iterator[None]:
 
 
 def _is_machines(error: BaseException) -> bool:
-    """Whether it is the end of a loader's process, by a signal or out of memory, which no code of a user's raised."""
+    """Return whether the error means that a data loader's process was killed, which no user code raises."""
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker (pid")
-    # Its socket is gone before it is seen that it is. What a row raises comes here from a file of torch's.
+    # The socket of a killed process fails before torch notices its end. Errors of rows come from torch's files.
     frames = traceback.extract_tb(error.__traceback__)
     return isinstance(error, OSError | EOFError) and Path(frames[-1].filename).parent.name == "multiprocessing"
 
 
 def _in_words(error: BaseException) -> str:
-    """Its kind and message; of one that a loader's process raised, which comes as that process's traceback, too."""
+    """Return an error's type and message. An error of a loader's process arrives as a traceback, of which this is the
+    last line."""
     lines = str(error).strip().splitlines()
     if lines and _FROM_LOADER.match(lines[0]):
         return lines[-1][:_LONGEST_LINE]
@@ -190,7 +191,7 @@ def _in_words(error: BaseException) -> str:
 
 
 def _last_frame(error: BaseException) -> str:
-    """The last place in the user's own files, for people."""
+    """Return the last line in the user's own files that a traceback names, for error messages."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -200,5 +201,5 @@ def _last_frame(error: BaseException) -> str:
 
 
 def source_of(module: Module) -> Path:
-    """A module's file."""
+    """Return the path of a module's file."""
     return Path(str(getattr(module, "__file__", "")))

@@ -1,4 +1,4 @@
-"""What a training writes: checkpoints, weights, model card and learning curves.
+"""The files that a training writes: checkpoints, weights, model card and learning curves.
 
-`checkpoints` are complete or absent; `export_results` writes the rest when a training has ended.
+`checkpoints` writes complete checkpoints or none; `export_results` writes the artifacts when a training has ended.
 """

@@ -1,4 +1,4 @@
-"""A trained model's card: what it was trained on, how it scored, and with which arguments and versions."""
+"""Writes a trained model's card: the data, metrics, arguments and versions of the training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from worker.training.results.weights import num_learned
 
 
 def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Mapping[str, Any]) -> None:
-    """Write `README.md` in the form that the hub reads.
+    """Write the card of a model of transformers, with the header that the hub reads.
 
     Args:
-        path: of the file.
-        spec: of the job.
-        facts: sentences of the task's own.
-        summary: what came of it.
+        path: The path of `README.md`.
+        spec: The job's spec.
+        facts: Sentences about the data, from the task.
+        summary: The content of `summary.json`.
     """
     from_scratch = isinstance(spec.model, ArchitectureSpec)
     start = spec.model.architecture if isinstance(spec.model, ArchitectureSpec) else spec.model
@@ -41,22 +41,22 @@ def write_card(path: Path, spec: TrainingSpec, facts: Sequence[str], summary: Ma
         "",
         "| | |",
         "|---|---|",
-        f"| trained on | {summary['rows']:,} rows of `{_named(spec.data.train)}` |",
-        *(f"| evaluated on | `{_named(rows)}` |" for rows in (spec.data.eval or spec.data.eval_split,) if rows),
+        f"| trained on | {summary['rows']:,} rows of `{_file_names(spec.data.train)}` |",
+        *(f"| evaluated on | `{_file_names(rows)}` |" for rows in (spec.data.eval or spec.data.eval_split,) if rows),
         *(f"| {name} | {value:.6g} |" for name, value in summary["scores"].items()),
-        *_course(spec, summary),
+        *_training_lines(spec, summary),
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_parts_card(path: Path, spec: TrainingSpec, parts: Parts, summary: Mapping[str, Any]) -> None:
-    """Write `README.md` for what a module's training made.
+    """Write the card of the models of a user's module.
 
     Args:
-        path: of the file.
-        spec: of the job.
-        parts: what the module built.
-        summary: what came of it.
+        path: The path of `README.md`.
+        spec: The job's spec.
+        parts: What the module built.
+        summary: The content of `summary.json`.
     """
     name = _tail(spec.module or "", 1)
     lines = [
@@ -72,16 +72,16 @@ def write_parts_card(path: Path, spec: TrainingSpec, parts: Parts, summary: Mapp
         "| | |",
         "|---|---|",
         *(f"| `{name}.safetensors` | {number:,} learned weights |" for name, number in num_learned(parts).items()),
-        f"| trained on | {summary['rows']:,} rows{_of(None if spec.data is None else spec.data.train)} |",
+        f"| trained on | {summary['rows']:,} rows{_of_files(None if spec.data is None else spec.data.train)} |",
         *([] if parts.eval_data is None else [f"| evaluated on | {len(parts.eval_data):,} rows |"]),
         *(f"| {name} | {value:.6g} |" for name, value in summary["scores"].items()),
         *(f"| {name} | {value} |" for name, value in spec.options.items()),
-        *_course(spec, summary),
+        *_training_lines(spec, summary),
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _course(spec: TrainingSpec, summary: Mapping[str, Any]) -> list[str]:
+def _training_lines(spec: TrainingSpec, summary: Mapping[str, Any]) -> list[str]:
     slots = f" on each of {summary['slots']} slots" if summary["slots"] > 1 else ""
     return [
         f"| steps, epochs | {summary['steps']:,}, {summary['epochs']:.2f} |",
@@ -92,14 +92,14 @@ def _course(spec: TrainingSpec, summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _of(paths: str | list[str] | None) -> str:
-    return "" if paths is None else f" of `{_named(paths)}`"
+def _of_files(paths: str | list[str] | None) -> str:
+    return "" if paths is None else f" of `{_file_names(paths)}`"
 
 
-def _named(paths: str | list[str]) -> str:
+def _file_names(paths: str | list[str]) -> str:
     return ", ".join(_tail(path, 1) for path in ([paths] if isinstance(paths, str) else paths))
 
 
 def _tail(path: str, num_parts: int) -> str:
-    """The end of an absolute path: where it lies on this host is nobody's business who reads the card."""
+    """Return the last parts of an absolute path, so that the card does not show folders of this host."""
     return "/".join(path.rstrip("/").split("/")[-num_parts:]) if path.startswith("/") else path

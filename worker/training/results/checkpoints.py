@@ -1,4 +1,4 @@
-"""Checkpoints on local disk: written aside, made durable, renamed; with them go the best weights so far."""
+"""Checkpoints on the local disk: written aside, synced, renamed. Each contains the best weights so far."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BEST_FOLDER, _BEST_FILE = "best", "best.json"
 
 @contextmanager
 def checkpoint_aside(path: Path, gang: Gang) -> Iterator[Path]:
-    """A folder for all ranks to write a checkpoint into; it stands at `path`, whole and on disk, after the block."""
+    """Give all ranks a folder to write a checkpoint into. After the block it is synced and moved to `path`."""
     aside = path.parent / "saving" / path.name
     if gang.rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
@@ -49,52 +49,54 @@ def _place(aside: Path, path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an evaluation found."""
+    """The metrics of one evaluation."""
 
     step: int
     metrics: Mapping[str, float]
 
 
 class Best:
-    """The best weights so far by `checkpoint.best`. Each checkpoint carries them: an attempt sees only the newest."""
+    """The best weights so far by `checkpoint.best`. Each checkpoint contains them, since a resumed attempt sees only
+    the newest checkpoint."""
 
     def __init__(self, name: str | None, mode: Mode, folder: Path, *, writes: bool = True) -> None:
         """
         Args:
-            name: of the metric; None: nothing is kept.
-            mode: whether the least or the largest value is the best.
-            folder: of the attempt.
-            writes: whether this process keeps the files; of the ranks of a gang, the leader does.
+            name: The metric's name; None: no weights are kept.
+            mode: Whether the least or the largest value is the best.
+            folder: The attempt's folder.
+            writes: Whether this process writes the files; true for the leader only.
         """
         self._name, self._mode, self._writes = name, mode, writes
         self.folder = folder / _BEST_FOLDER
-        """Where the weights lie."""
+        """Folder of the best weights."""
         self.evaluation: Evaluation | None = None
+        """The evaluation of the best weights."""
 
     @property
     def value(self) -> float | None:
-        """Of the metric."""
+        """The best value of the metric so far."""
         return None if self.evaluation is None or self._name is None else self.evaluation.metrics[self._name]
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on with what a checkpoint carries."""
+        """Restore the best weights from a checkpoint."""
         if (checkpoint / _BEST_FILE).is_file():
             self.evaluation = Evaluation(**orjson.loads((checkpoint / _BEST_FILE).read_bytes()))
             if self._writes:
                 shutil.copytree(checkpoint / _BEST_FOLDER, self.folder)
 
     def offer(self, evaluation: Evaluation, write: Callable[[Path], object]) -> bool:
-        """Keep the present weights if they are better than all before.
+        """Keep the present weights if they are better than all earlier ones.
 
         Args:
-            evaluation: what was found of them.
-            write: writes them into a folder.
+            evaluation: The evaluation of the present weights.
+            write: Writes the present weights into a folder.
 
         Returns:
-            Whether they were.
+            Whether the present weights are the best.
 
         Raises:
-            InvalidSpec: an evaluation has no such metric.
+            InvalidSpec: The evaluation has no such metric.
         """
         if self._name is None:
             return False
@@ -109,17 +111,17 @@ class Best:
         return True
 
     def carry(self, aside: Path) -> None:
-        """Put it into a checkpoint that is being written, without another copy on this disk."""
+        """Add the best weights to a checkpoint that is being written, by hard links."""
         if self.evaluation is not None:
             shutil.copytree(self.folder, aside / _BEST_FOLDER, copy_function=os.link)
             (aside / _BEST_FILE).write_bytes(orjson.dumps(asdict(self.evaluation)))
 
 
 def check_has_metric(best: str, found: Iterable[str]) -> None:
-    """Refuse a `checkpoint.best` that an evaluation does not find.
+    """Refuse a `checkpoint.best` that is no metric of an evaluation.
 
     Raises:
-        InvalidSpec: There is no such metric; the message lists those that there are.
+        InvalidSpec: There is no such metric; the message lists the metrics.
     """
     found = sorted(found)
     if best not in found:

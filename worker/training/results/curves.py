@@ -1,4 +1,4 @@
-"""A training's numbers as people look at them: a picture of the loss, and TensorBoard's event files."""
+"""Writes a training's metrics for people: a picture of the loss, and TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def write_curves(folder: Path, points: Sequence[tuple[int, str, float]]) -> None
     """Write `loss.png`, and `runs/` for TensorBoard.
 
     Args:
-        folder: where to.
-        points: (step, name, value), by step.
+        folder: The folder to write to.
+        points: All metrics as (step, name, value), in the order of steps.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -28,7 +28,7 @@ def _plot(path: Path, points: Sequence[tuple[int, str, float]]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)  # without pyplot: no window system, and no state that outlives this call
+    FigureCanvasAgg(figure)  # pyplot would need a window system and keep state
     axes = figure.subplots()
     for name in _PLOTTED:
         curve = [(step, value) for step, each, value in points if each == name]

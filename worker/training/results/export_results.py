@@ -1,4 +1,4 @@
-"""What comes out of a training: the model or models with a card, and a summary of how it went."""
+"""Writes the artifacts of a training: the model or models with a card, and `summary.json`."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from worker.training.results.checkpoints import Evaluation
 from worker.training.results.weights import write_models
 from worker.training.tasks.adapters import merged
 
-if TYPE_CHECKING:  # it loads transformers, which a plain loop has no use for
+if TYPE_CHECKING:  # loads transformers, which the plain loop does not need
     from worker.training.tasks.setup import TaskSetup
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSummary:
-    """How a training went, as its last attempt knows it."""
+    """The figures of a training when its last attempt ends."""
 
     step: int
     resumed_step: int
     epochs: float
     seconds: float
-    """Of this attempt."""
+    """Duration of this attempt."""
     rows_per_second: float | None
     last_loss: float
     micro_batch: int
-    """Rows, on each slot."""
+    """Number of rows of one micro-batch on each slot."""
     accumulation: int
     num_slots: int
     evaluation: Evaluation | None
-    """The evaluation of the weights that come out."""
+    """The evaluation of the weights that are written."""
     is_best: bool
     """Whether `checkpoint.best` selected them."""
 
@@ -53,14 +53,14 @@ def write_artifacts(
     """Write `model/` with its card, and `summary.json`.
 
     Args:
-        folder: where to; made here.
-        model: trained; adapters become part of its weights.
-        setup: what the task brought.
-        spec: of the job.
-        summary: how it went.
+        folder: The folder to write to; made here.
+        model: The trained model; adapters are merged into its weights.
+        setup: The task's processor and rows.
+        spec: The job's spec.
+        summary: The figures of the training.
 
     Returns:
-        The summary.
+        The content of `summary.json`.
     """
     device = next(model.parameters()).device
     model = merged(model)
@@ -74,18 +74,18 @@ def write_artifacts(
 def write_module_artifacts(
     folder: Path, parts: Parts, spec: TrainingSpec, summary: TrainingSummary, *, source: bytes, device: torch.device
 ) -> dict[str, Any]:
-    """Write the models of a module with a card and the module itself, what it writes further, and `summary.json`.
+    """Write a module's models with a card and the module itself, the files of `Parts.finish`, and `summary.json`.
 
     Args:
-        folder: where to; made here.
-        parts: what the module built, trained.
-        spec: of the job.
-        summary: how it went.
+        folder: The folder to write to; made here.
+        parts: What the module built, with trained models.
+        spec: The job's spec.
+        summary: The figures of the training.
         source: The content of the module's file.
-        device: on which it was computed.
+        device: The device of the training.
 
     Returns:
-        The summary.
+        The content of `summary.json`.
     """
     write_models(folder / "model", parts)
     (folder / "model" / "module.py").write_bytes(source)
@@ -100,7 +100,7 @@ def write_module_artifacts(
 
 
 def _check_written(folder: Path) -> None:
-    """Raises ValueError where what a module wrote last cannot become artifacts."""
+    """Raise ValueError if the files that `Parts.finish` left cannot become artifacts."""
     if not (folder / "model").is_dir() or (folder / "summary.json").is_dir():
         raise ValueError("model/ and summary.json are not its own to remove or to make")
     for path in folder.rglob("*"):
@@ -147,7 +147,7 @@ def _summarize(
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process has had: of the device, or of the host where it computes there."""
+    """Return the peak memory of this process: on the device, or on the host for a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""The models of a module as files, and which of their weights are learned."""
+"""Writes and reads the models of a user's module, and lists their trained weights."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from worker.training.modules.user_module import Parts
 
 
 def write_models(folder: Path, parts: Parts) -> None:
-    """Write each model's weights and buffers, as `<name>.safetensors`."""
+    """Write each model's weights and buffers as `<name>.safetensors`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, model in parts.models.items():
         safetensors.torch.save_model(model, str(folder / f"{name}.safetensors"))
 
 
 def read_models(folder: Path, parts: Parts) -> None:
-    """Read them back."""
+    """Load the weights and buffers that `write_models` wrote."""
     for name, model in parts.models.items():
         safetensors.torch.load_model(model, str(folder / f"{name}.safetensors"))
 
 
 def learned_weights(parts: Parts) -> list[torch.Tensor]:
-    """All weights that an optimizer changes."""
+    """Return all weights that an optimizer updates."""
     weights: dict[int, torch.Tensor] = {}
     for phase in parts.phases:
         for group in phase.optimizer.param_groups:
@@ -33,7 +33,7 @@ def learned_weights(parts: Parts) -> list[torch.Tensor]:
 
 
 def num_learned(parts: Parts) -> dict[str, int]:
-    """Of each model, how many numbers are learned."""
+    """Return the number of trained weights of each model, by the model's name."""
     learned = {id(weight) for weight in learned_weights(parts)}
     return {
         name: sum(weight.numel() for weight in model.parameters() if id(weight) in learned)
