@@ -1,4 +1,4 @@
-"""The options of our own training modules: typed, with defaults, refused in one sentence that names the option."""
+"""The options of the recipes, typed and with defaults. An error is one sentence that names the option."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rate = Annotated[float, Field(gt=0, le=10)]
 
 
 class Options(BaseModel):
-    """A recipe's options; a subclass has a field with a default for each."""
+    """A recipe's options. A subclass has a field with a default for each option."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     old_names: ClassVar[Mapping[str, str]] = {}
@@ -27,15 +27,15 @@ class CnnOptions(Options):
     """What a spec of `recipes.cnn` may set."""
 
     channels: Width = 16
-    """Of the first convolution; the second has twice as many."""
+    """Channels of the first convolution; the second has twice as many."""
     hidden: Width = 64
     """Units of the first linear layer."""
     learning_rate: Rate = 0.05
-    """At the start; it falls to zero along half a cosine."""
+    """Learning rate at the start; it falls to zero along half a cosine."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     augment: bool = True
-    """Whether each picture is moved by up to one pixel, anew in each epoch."""
+    """Whether each picture is moved by up to one pixel at random in each epoch."""
 
 
 class LstmOptions(Options):
@@ -45,7 +45,7 @@ class LstmOptions(Options):
     """Units of each layer."""
     layers: Annotated[int, Field(ge=1, le=16)] = 1
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Of what is known after the last line."""
+    """Dropout after the last line."""
     learning_rate: Rate = 0.005
 
 
@@ -53,7 +53,7 @@ class VaeOptions(Options):
     """What a spec of `recipes.vae` may set."""
 
     latent: Width = 8
-    """Latent variables of a picture."""
+    """Number of latent variables of a picture."""
     hidden: Width = 128
     """Units of the hidden layer on either side."""
     learning_rate: Rate = 0.002
@@ -63,15 +63,15 @@ class GanOptions(Options):
     """What a spec of `recipes.gan` may set."""
 
     noise: Width = 16
-    """Numbers that a picture is made of."""
+    """Number of noise values from which a picture is generated."""
     hidden: Width = 64
     """Units of each hidden layer."""
     learning_rate: Rate = 0.002
-    """Of both optimizers."""
+    """Learning rate of both optimizers."""
     real_label: Annotated[float, Field(gt=0.5, le=1)] = 0.9
-    """What the discriminator is to say of real pictures; below 1 it stays unsure, and useful to learn from."""
+    """The discriminator's target for real pictures. Below 1 it stays uncertain, which helps the generator to learn."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """Of the discriminator's hidden layers."""
+    """Dropout of the discriminator's hidden layers."""
 
 
 class CtcOptions(Options):
@@ -80,17 +80,17 @@ class CtcOptions(Options):
     old_names: ClassVar[Mapping[str, str]] = {"judged_rows": "eval_rows"}
 
     rows: Annotated[int, Field(ge=1, le=1_000_000)] = 512
-    """Utterances to learn from."""
+    """Number of utterances to train on."""
     eval_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 128
-    """Utterances that are held out."""
+    """Number of utterances to evaluate."""
     min_letters: Annotated[int, Field(ge=1, le=100)] = 3
-    """The fewest of an utterance."""
+    """The least number of letters of an utterance."""
     max_letters: Annotated[int, Field(ge=1, le=100)] = 7
-    """The most of an utterance."""
+    """The greatest number of letters of an utterance."""
     noise: Annotated[float, Field(ge=0, le=10)] = 0.1
     """Standard deviation of the noise; a tone's amplitude is about 1."""
     channels: Width = 64
-    """Of the convolution."""
+    """Channels of the convolution."""
     hidden: Width = 64
     """Units of the recurrent layer."""
     learning_rate: Rate = 0.01

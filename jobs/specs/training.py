@@ -1,4 +1,4 @@
-"""The pydantic description of a training job: what to train, on which rows, how, and what to keep on the way."""
+"""The pydantic model of a training job's spec: what to train, on which rows, how, and which checkpoints to keep."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from jobs.specs.training_metrics import best_mode as mode_of_best
 from jobs.specs.training_tasks import TRAINING_TASKS, TaskName, TrainingTask
 
 MOST_SLOTS = 64
-"""Of one training: more than any one host has."""
+"""The most slots of one training; more than any host has."""
 
 RECIPES = tuple(RECIPE_METRICS)
-"""Names of our own modules, each given as `recipes.<name>`."""
+"""Names of the modules that come with Stoker; a spec writes `recipes.<name>`."""
 
 
 def recipe_name(module: str) -> str | None:
-    """The name in `recipes.<name>`; None where `module` is the path of a file.
+    """Return the name in `recipes.<name>`; None if `module` is the path of a file.
 
     Raises:
-        InvalidSpec: there is no such recipe.
+        InvalidSpec: The recipe does not exist.
     """
     prefix, dot, name = module.partition(".")
     if not dot or prefix != "recipes" or "/" in module or module.endswith(".py"):
@@ -47,14 +47,14 @@ def recipe_name(module: str) -> str | None:
 
 
 class ArchitectureSpec(Strict):
-    """A model from scratch: transformers' configuration class by its `model_type`, and its values."""
+    """A model from scratch: the `model_type` of a configuration of transformers, and its values."""
 
     architecture: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     """transformers' `model_type`: `bert`, `llama`, `vit`, ..."""
     config: Values = Field(default_factory=dict)
-    """Values of its configuration class."""
+    """Values of the configuration."""
     processor: PathText | None = None
-    """A folder or hub id whose tokenizer, image processor or feature extractor is used."""
+    """Folder or hub id of the tokenizer, image processor or feature extractor to use."""
 
 
 class DataSpec(TextFields):
@@ -63,29 +63,29 @@ class DataSpec(TextFields):
     train: Paths = Field(min_length=1)
     """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
     eval: Paths | None = Field(default=None, min_length=1)
-    """As `train`; or absent."""
+    """The rows to evaluate, in the same forms as `train`."""
     format: InputFormat = "auto"
     columns: Columns = Field(default_factory=dict)
-    """The task's input name -> the user's column; an input not named here is read from the column of its own name, and
-    an optional one that is null here is not read."""
+    """Name of the task's input -> the user's column. An input that is not named here is read from the column of the
+    same name. An optional input that is null here is not read."""
     split: Name = "train"
-    """Which split of a data set `train` is."""
+    """The split of a data set to train on."""
     eval_split: Name | None = None
     """The split of the same data set to evaluate, if `eval` is absent."""
     config: Name | None = None
-    """Which configuration of a hub data set."""
+    """The configuration of a hub data set."""
     max_length: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] | None = None
-    """Tokens that a text is cut to; what the model takes when absent. For `text-generation`, the length of a block."""
+    """Number of tokens to cut texts to; by default the model's limit. For `text-generation`, the length of a block."""
 
     @model_validator(mode="after")
     def _one_eval(self) -> DataSpec:
         if self.eval is not None and self.eval_split is not None:
-            raise ValueError("data.eval_split goes without data.eval: it names a split of data.train's data set")
+            raise ValueError("data.eval_split cannot be used with data.eval: it names a split of data.train's data set")
         return self
 
     @property
     def train_input(self) -> InputSpec:
-        """The rows to learn from, as an input."""
+        """The rows to train on, as an input."""
         return self._input(self.train, self.split)
 
     @property
@@ -101,7 +101,7 @@ class DataSpec(TextFields):
 
 
 class LoraSpec(Strict):
-    """Low-rank adapters (Hu et al. 2021) in place of all weights; they are merged into the model at the end."""
+    """Low-rank adapters (Hu et al. 2021), trained in place of all weights and merged into the model at the end."""
 
     r: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
@@ -112,19 +112,20 @@ class LoraSpec(Strict):
 
 
 class CheckpointSpec(Strict):
-    """What is kept of a training that goes on."""
+    """Which checkpoints are written and kept."""
 
     every_steps: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] = 500
     keep: Annotated[int, Field(ge=1, le=1000)] = 2
-    """Newest ones kept, beside the best one where there is a `best`."""
+    """Number of newest checkpoints to keep, in addition to the best one if `best` is set."""
     best: Name | None = None
-    """A metric of the evaluation, such as `eval_loss` or `eval_accuracy`; its best checkpoint is kept and comes out."""
+    """A metric of the evaluation, such as `eval_loss` or `eval_accuracy`. The checkpoint with its best value is kept,
+    and becomes the result."""
     mode: Mode | None = None
-    """Whether the least or the largest value of `best` is the best; absent: what the metric's name says."""
+    """Whether the least or the largest value of `best` is the best; by default derived from the metric's name."""
 
     @property
     def best_mode(self) -> Mode:
-        """The direction of `best`; without a `best` it means nothing."""
+        """The direction of `best`; has no meaning without `best`."""
         return "min" if self.best is None else mode_of_best(self.best, self.mode)
 
 
@@ -136,30 +137,32 @@ class TrainingSpec(Strict):
     name: str | None = Field(default=None, max_length=200)
     """A label for people."""
     trainer: Literal["transformers", "torch"] = "transformers"
-    """`transformers`: its Trainer, by `task` and `model`. `torch`: a plain loop over what `module` builds."""
+    """`transformers`: transformers' Trainer, with `task` and `model`. `torch`: a plain loop that trains what `module`
+    builds."""
     task: TaskName | None = None
-    """With `trainer: transformers`."""
+    """The task; required with `trainer: transformers`."""
     model: PathText | ArchitectureSpec | None = None
-    """With `trainer: transformers`: a folder or hub id to start from, or an architecture to train from scratch."""
+    """With `trainer: transformers`: the folder or hub id of the model to start from, or an architecture to train from
+    scratch."""
     module: PathText | None = None
     """With `trainer: torch`: `recipes.<name>`, or the path of a Python file in a folder that the operator lists."""
     options: Values = Field(default_factory=dict)
-    """With `trainer: torch`: what the module is given."""
+    """With `trainer: torch`: the options that the module receives."""
     data: DataSpec | None = None
-    """With `trainer: transformers` required; with `torch` where the module reads rows."""
+    """The rows; required with `trainer: transformers`. With `torch` needed only if the module reads rows."""
     arguments: Values = Field(default_factory=dict)
-    """By the names of transformers' TrainingArguments."""
+    """Training arguments, by the names of transformers' TrainingArguments."""
     lora: LoraSpec | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """In which it computes; weights stay float32. `auto`: float32 on a CPU; on a GPU bfloat16 where it has it."""
+    """The dtype of the computation; weights stay float32. `auto`: float32 on a CPU, bfloat16 on a GPU that has it."""
     slots: Annotated[int, Field(ge=1, le=MOST_SLOTS)] = 1
-    """How many slots compute together: all of one host, of one kind of device, all at once or none."""
+    """Number of slots that train together. They are on one host, of one kind of device, and granted all at once."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     on_out_of_memory: Literal["fail", "halve"] = "fail"
-    """`halve`: try again with half the micro-batch and twice the accumulation."""
+    """`halve`: try again with half the micro-batch and double the accumulation."""
     priority: Priority = Priority.NORMAL
     time_limit: Duration | None = None
-    """Seconds from submission after which the job is ended as `expired`; also written `2h`."""
+    """Seconds after submission when the job ends as `expired`; can be written as `2h`."""
 
     @model_validator(mode="after")
     def _belongs_to_its_trainer(self) -> TrainingSpec:
@@ -212,7 +215,7 @@ class TrainingSpec(Strict):
         return self
 
     def _check_evaluation(self) -> None:
-        """Refuse what is said of evaluations that are not there, or contradicts itself."""
+        """Refuse settings of evaluations that cannot take place, or that contradict each other."""
         has_eval = self.data is not None and self.data.eval_input is not None
         wanted = self.evaluation_param
         if self.trainer == "transformers" and not has_eval and wanted is not None:
@@ -228,27 +231,27 @@ class TrainingSpec(Strict):
             raise ValueError("checkpoint.best: needs evaluations, and arguments.eval_strategy is no")
         known = self.eval_metrics
         if not best.startswith(PREFIX) and (known is None or PREFIX + best in known):
-            told = f"the metrics of an evaluation begin with '{PREFIX}'; did you mean '{PREFIX}{best}'?"
-            raise ValueError(f"checkpoint.best: {told}")
+            hint = f"the metrics of an evaluation begin with '{PREFIX}'; did you mean '{PREFIX}{best}'?"
+            raise ValueError(f"checkpoint.best: {hint}")
         if known is not None and best not in known:
             raise ValueError(f"checkpoint.best: an evaluation has no '{best}', only {', '.join(known)}")
         mode_of_best(best, self.checkpoint.mode)
 
     @property
     def evaluation_param(self) -> str | None:
-        """The field that asks for evaluations on the way, if one does."""
+        """Path of the field that requests evaluations during the training; None if there is none."""
         if self.checkpoint.best is not None:
             return "checkpoint.best"
-        asks = {
+        requests = {
             "eval_strategy": self.arguments.get("eval_strategy", "no") != "no",
             "eval_steps": "eval_steps" in self.arguments and "eval_strategy" not in self.arguments,
             "eval_on_start": bool(self.arguments.get("eval_on_start")),
         }
-        return next((f"arguments.{name}" for name, is_asked in asks.items() if is_asked), None)
+        return next((f"arguments.{name}" for name, is_set in requests.items() if is_set), None)
 
     @property
     def eval_metrics(self) -> tuple[str, ...] | None:
-        """The metrics that an evaluation finds; None where only the user's module knows."""
+        """The metrics of an evaluation; None if only the user's module knows them."""
         if self.task_info is not None:
             found: tuple[str, ...] = ("loss", *self.task_info.metrics)
         else:
@@ -260,11 +263,11 @@ class TrainingSpec(Strict):
 
     @property
     def task_info(self) -> TrainingTask | None:
-        """What the rows of the task hold; None with `trainer: torch`."""
+        """Description of the task; None with `trainer: torch`."""
         return None if self.task is None else TRAINING_TASKS[self.task]
 
     def columns(self) -> dict[str, str]:
-        """The task's input name -> the user's column; with `trainer: torch` those that were mapped."""
+        """Return the user's column of each input; with `trainer: torch`, only of the inputs that the spec names."""
         mapped = {} if self.data is None else self.data.columns
         task = self.task_info
         names = tuple(mapped) if task is None else (*task.inputs, *task.optional)

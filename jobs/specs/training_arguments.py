@@ -1,4 +1,4 @@
-"""Which of transformers' TrainingArguments a training spec may set, and to what; the others are refused by name."""
+"""Which of transformers' TrainingArguments a training spec may set, with the values that each accepts."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from jobs.messages import did_you_mean, shown
 Check = Callable[[Any], bool]
 _LARGEST = 2**31 - 1
 _MOST_WORKERS = 256
-"""Processes of a loader; far more would only be forked until the host has no more."""
+"""The most processes of a data loader; far more would exhaust the host."""
 
 
 def check_arguments(arguments: Mapping[str, Any], *, trainer: str) -> None:
-    """Refuse arguments that are not transformers', that are Stoker's own business, or whose value cannot be.
+    """Refuse arguments that are unknown, that Stoker sets itself, or that have an invalid value.
 
     Args:
-        arguments: of a spec.
-        trainer: `transformers` or `torch`; the latter's loop knows fewer.
+        arguments: The spec's `arguments`.
+        trainer: `transformers` or `torch`; the loop of `torch` has fewer arguments.
 
     Raises:
-        InvalidSpec: one of them is wrong; the message names it, and `param` is `arguments.<name>`.
+        InvalidSpec: An argument is invalid. The message names it, and `param` is `arguments.<name>`.
     """
     known = ARGUMENTS if trainer == "transformers" else {name: ARGUMENTS[name] for name in TORCH_ARGUMENTS}
     for name, value in arguments.items():
         param = f"arguments.{name}"
         if name in RESERVED:
-            raise InvalidSpec(f"{param}: is not the spec's to set: {RESERVED[name]}", param=param)
+            raise InvalidSpec(f"{param}: cannot be set in a spec: {RESERVED[name]}", param=param)
         if name not in known:
             hint = did_you_mean(name, known) or f"; known ones: {', '.join(known)}"
             raise InvalidSpec(f"{param}: trainer: {trainer} has no argument '{name}'{hint}", param=param)
@@ -42,7 +42,7 @@ def check_arguments(arguments: Mapping[str, Any], *, trainer: str) -> None:
 
 
 def _check_schedule(arguments: Mapping[str, Any]) -> None:
-    """Refuse `lr_scheduler_kwargs` that the schedule of learning rates does not take."""
+    """Refuse `lr_scheduler_kwargs` that the learning rate scheduler does not accept."""
     name = arguments.get("lr_scheduler_type", "linear")
     schedule, given = SCHEDULES[name], arguments.get("lr_scheduler_kwargs") or {}
     param = "arguments.lr_scheduler_kwargs"
@@ -115,11 +115,11 @@ _SHAPES = _one_of("linear", "cosine", "1-sqrt")
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What a schedule of learning rates takes beside the numbers of steps, which the training itself says."""
+    """The arguments of a learning rate scheduler, except for numbers of steps that the training sets."""
 
     arguments: Mapping[str, tuple[Check, str]] = field(default_factory=dict)
     may_be_null: tuple[str, ...] = ()
-    """Arguments for which null means that they are not given."""
+    """Arguments for which null means that they are not set."""
     required: tuple[str, ...] = ()
     one_of: tuple[str, ...] = ()
     """Arguments of which exactly one must be given."""
@@ -151,11 +151,11 @@ SCHEDULES: Mapping[str, Schedule] = {
         required=("num_decay_steps",),
     ),
 }
-"""The values of `lr_scheduler_type`, and what `lr_scheduler_kwargs` may hold with each."""
+"""Value of `lr_scheduler_type` -> the arguments that `lr_scheduler_kwargs` may contain."""
 _LEARNING_RATE = 5e-5
-"""transformers' own, where a spec says none."""
+"""transformers' default of `learning_rate`."""
 _POLYNOMIAL_END = 1e-7
-"""transformers' own `lr_end`."""
+"""transformers' default of `lr_end`."""
 _OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
 
 ARGUMENTS: dict[str, tuple[Check, str]] = {
@@ -192,31 +192,32 @@ ARGUMENTS: dict[str, tuple[Check, str]] = {
     "dataloader_drop_last": _FLAG,
     "train_sampling_strategy": _one_of("random", "sequential", "group_by_length"),
 }
-"""Each argument with its check and what is expected. `warmup_steps` below 1 is a part of all steps, as there."""
+"""Name of an argument -> its check, and a description of valid values. `warmup_steps` below 1 is a fraction of all
+steps, as in transformers."""
 TORCH_ARGUMENTS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps", "max_grad_norm", "logging_steps", "eval_strategy", "eval_steps", "seed",
     "dataloader_num_workers", "dataloader_drop_last",
 )  # fmt: skip
-"""Those that the plain loop knows; the rest is its module's business (`options`)."""
+"""Arguments of the plain loop. Everything else is set by the module (`options`)."""
 
 _OURS = "Stoker names the folders and keeps the checkpoints (see `checkpoint`)"
 _HUB = "a job uploads nothing"
-_DTYPE = "the spec's `dtype` says it"
-_SLOTS = "the spec's `slots` say it"
+_DTYPE = "set the spec's `dtype` instead"
+_SLOTS = "set the spec's `slots` instead"
 RESERVED: dict[str, str] = {
     **dict.fromkeys(("output_dir", "save_strategy", "save_steps", "save_total_limit", "save_only_model"), _OURS),
     **dict.fromkeys(
         ("save_on_each_node", "resume_from_checkpoint", "ignore_data_skip", "enable_jit_checkpoint"), _OURS
     ),
     **dict.fromkeys(
-        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), "`checkpoint.best` says it"
+        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), "set `checkpoint.best` instead"
     ),
     **dict.fromkeys(("push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "hub_private_repo"), _HUB),
     **dict.fromkeys(("hub_always_push", "hub_revision", "report_to", "run_name", "project", "trackio_space_id"), _HUB),
     **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), _DTYPE),
     **dict.fromkeys(("use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config"), _SLOTS),
     **dict.fromkeys(("deepspeed", "accelerator_config", "parallelism_config"), _SLOTS),
-    "auto_find_batch_size": "it would break exact resumption; `on_out_of_memory: halve` does it",
+    "auto_find_batch_size": "it would break exact resumption; set `on_out_of_memory: halve` instead",
 }
-"""Arguments that a spec may not set, with the reason."""
+"""Argument that a spec may not set -> the reason."""

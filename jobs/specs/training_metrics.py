@@ -1,4 +1,4 @@
-"""Which metrics an evaluation finds, and whether less or more of one is better. No torch here."""
+"""The metrics of evaluations, and whether a smaller or larger value is better. Must not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Mode = Literal["min", "max"]
 """Whether the least or the largest value of a metric is the best."""
 
 PREFIX = "eval_"
-"""What the names of an evaluation's metrics begin with."""
+"""Prefix of the names of an evaluation's metrics."""
 RECIPE_METRICS: dict[str, tuple[str, ...]] = {
     "cnn": ("loss", "accuracy"),
     "ctc": ("loss", "exact", "cer"),
@@ -18,25 +18,25 @@ RECIPE_METRICS: dict[str, tuple[str, ...]] = {
     "lstm": ("loss", "accuracy"),
     "vae": ("loss", "reconstruction", "kl"),
 }
-"""The metrics of our own modules, `recipes.<name>`, without their prefix."""
+"""Recipe -> the names of its metrics, without the prefix."""
 LESS_IS_BETTER = (
     "loss", "perplexity", "error", "errors", "error_rate", "wer", "cer", "mer", "mae", "mse", "rmse", "nll", "ece",
     "bpc", "bits_per_byte", "bits_per_character", "distance", "divergence", "kl", "fid",
 )  # fmt: skip
-"""Last words of the names of metrics of which less is better."""
+"""Last words of names of metrics for which smaller values are better."""
 MORE_IS_BETTER = (
     "accuracy", "acc", "f1", "precision", "recall", "exact", "exact_match", "auc", "auroc", "roc_auc",
     "average_precision", "bleu", "chrf", "meteor", "rouge1", "rouge2", "rougel", "rougelsum", "r2", "mrr", "ndcg",
     "iou", "miou", "dice", "psnr", "ssim", "matthews_correlation", "pearson", "pearsonr", "spearman", "spearmanr",
     "likelihood", "elbo",
 )  # fmt: skip
-"""Last words of the names of metrics of which more is better."""
+"""Last words of names of metrics for which larger values are better."""
 _TURNED = ("neg", "negative", "minus", "inverse")
-"""Words that turn a metric's direction round: nothing is said of such a name."""
+"""Words that reverse a metric's direction. The direction of a name with such a word is unknown."""
 
 
 def mode_of(name: str) -> Mode | None:
-    """The direction that a metric's name tells by its last words; None where it tells none."""
+    """Return the direction of a metric according to the last words of its name; None if it is unknown."""
     name = name.removeprefix(PREFIX).lower().replace("-", "_")
     if any(f"_{word}_" in f"_{name}" for word in _TURNED):
         return None
@@ -48,25 +48,25 @@ def mode_of(name: str) -> Mode | None:
 
 
 def best_mode(name: str, mode: Mode | None) -> Mode:
-    """The direction of `checkpoint.best`.
+    """Return the direction of `checkpoint.best`.
 
     Args:
         name: The metric.
-        mode: `checkpoint.mode`, where the spec has it.
+        mode: `checkpoint.mode`, if the spec sets it.
 
     Raises:
-        InvalidSpec: Neither the spec nor the name says which way is better.
+        InvalidSpec: Neither the spec nor the metric's name says which direction is better.
     """
     found = mode or mode_of(name)
     if found is None:
         raise InvalidSpec(
-            f"checkpoint.best: whether less or more of '{name}' is better cannot be known from its name; say "
-            "checkpoint.mode: min or max",
+            f"checkpoint.best: the name '{name}' does not say whether smaller or larger values are better; set "
+            "checkpoint.mode to min or max",
             param="checkpoint.mode",
         )
     return found
 
 
 def is_better(value: float, other: float, mode: Mode) -> bool:
-    """Whether a metric's value is better than another."""
+    """Return whether a metric's value is better than another."""
     return value < other if mode == "min" else value > other

@@ -1,4 +1,4 @@
-"""What each training task learns from: the inputs of a row, and which of them is the answer. No torch here."""
+"""The training tasks: the inputs of their rows, the label, and the metrics. Must not import torch."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ TaskName = Literal[
 
 @dataclass(frozen=True, slots=True)
 class TrainingTask:
-    """One training task by transformers' pipeline name."""
+    """One training task, by the name of transformers' pipeline."""
 
     name: TaskName
     inputs: tuple[str, ...]
-    """Names a row must bring; `data.columns` maps the user's columns onto them."""
+    """Names of the inputs that a row must have; `data.columns` maps them to the user's columns."""
     optional: tuple[str, ...] = ()
-    """Names a row may bring as well."""
+    """Names of the inputs that a row may have."""
     label: str | None = None
-    """The input that holds a class, or a list of one class for each token; its values become the model's labels."""
+    """The input with the class, or with a list of classes, one for each word. Its values become the model's labels."""
     metrics: tuple[str, ...] = ()
-    """What an evaluation finds beside `eval_loss`, without the prefix `eval_`."""
+    """Names of the metrics of an evaluation in addition to `eval_loss`, without the prefix `eval_`."""
     cuts_texts: bool = True
-    """Whether `data.max_length` says something of its rows."""
+    """Whether `data.max_length` applies to the task's rows."""
     has_lengths: bool = True
-    """Whether its rows have a length, by which they can be grouped."""
+    """Whether rows have a length by which they can be grouped."""
 
 
 _ALL = (

@@ -41,7 +41,7 @@ from worker.training.reports import Progress, Report
 from worker.training.tasks import build
 from worker.training.tasks.data import rows_of
 from worker.training.tasks.setup import NO_LABEL, TaskContext, TaskSetup
-from worker.training.tasks.token_classification import words_of_pieces
+from worker.training.tasks.token_classification import words_of_tokens
 from worker.training.tasks.vocabulary import Vocabulary
 
 WORDS = ["My", "name", "is", "U.S.", "", "Ada-Lovelace", "Ünï", "你好", "s'il", "\u200d", "a b"]
@@ -202,7 +202,7 @@ def test_pieces_are_those_of_running_text_and_each_is_of_its_word(make: Any) -> 
     tokenizer = make()
     text = " ".join(word for word in WORDS if word)
     features = tokenizer(text, return_offsets_mapping=True)
-    owners = words_of_pieces(WORDS, features["offset_mapping"], features.sequence_ids(0))
+    owners = words_of_tokens(WORDS, features["offset_mapping"], features.sequence_ids(0))
     for number, word in enumerate(WORDS):
         pieces = [piece for piece, owner in zip(features["input_ids"], owners, strict=True) if owner == number]
         if make is tiny.wordpiece_tokenizer:
@@ -377,7 +377,7 @@ def test_an_encoder_gets_a_head_of_the_tokenizers_size(tmp_path: Path, settings:
 def test_a_head_that_is_too_small_for_a_letter_is_said(tmp_path: Path, settings: Settings) -> None:
     model = recogniser(tmp_path / "m", string.ascii_lowercase, has_head=True, num_letters=10)
     said = refusal(plan_of(tmp_path / "a", TASK, model, sounds("ab", "az")), settings)
-    assert "tells 10 letters apart, and its tokenizer has 'z' (id 30) for data.train, row 1" in said
+    assert "has 10 letters in its head, but its tokenizer has 'z' (id 30) in data.train, row 1" in said
 
 
 def test_texts_in_the_other_case_are_refused_and_some_unknown_letters_said(

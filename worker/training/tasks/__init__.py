@@ -1,4 +1,4 @@
-"""Training tasks: each makes a `TaskSetup` of rows and a model to start from; `build` picks the one of a spec."""
+"""The training tasks. Each builds a `TaskSetup` from rows and a base model; `build` selects the task of a spec."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _TASKS: Mapping[str, BuildTask] = {
 
 
 def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) -> TaskSetup:
-    """What a spec's task brings; see `BuildTask`."""
+    """Build the `TaskSetup` of a spec's task; see `BuildTask`."""
     setup = _TASKS[context.spec.task or ""](context, rows, eval_rows)
     _check_arguments(context.spec.arguments, setup.model)
     return setup
 
 
 def _check_arguments(arguments: Mapping[str, Any], model: Any) -> None:
-    """Refuse what the Trainer would find out at its first step, as an error of its own.
+    """Refuse arguments that the model does not support, before the Trainer fails at its first step.
 
     Raises:
-        InvalidSpec: The model has not what an argument asks of it.
+        InvalidSpec: The model does not support an argument.
     """
     kind = model.config.model_type
     if arguments.get("gradient_checkpointing") and not model.supports_gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""Adapters at the end of a training: they become part of the model's weights, without changing any other weight."""
+"""Merges adapters into a model's weights at the end of a training, without changing any other weight."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ logger = logging.getLogger(__name__)
 
 
 def merged(model: Any) -> Any:
-    """A model whose adapters are part of its weights; one without adapters as it is.
+    """Merge a model's adapters into its weights. A model without adapters is returned unchanged.
 
-    Two modules may share one weight, as a language model's embeddings and its head often do. Adapters of one of the two
-    changed only that module while they were trained and evaluated, so each is given a weight of its own then, and the
-    configuration says so: what is delivered computes what was evaluated.
+    Two modules may share a weight, as a language model's embeddings and head often do. An adapter of one of them
+    changed only that module during training and evaluation. Both modules therefore get a weight of their own, and the
+    configuration says so, so that the saved model computes what was evaluated.
 
     Args:
         model: A model of transformers, or one that peft has wrapped.
     """
     if not hasattr(model, "merge_and_unload"):
         return model
-    _part_weights(model)
-    with warnings.catch_warnings():  # on tied weights, which are parted just above
+    _untie_weights(model)
+    with warnings.catch_warnings():  # about tied weights, which were untied just above
         warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
         merged_model = model.merge_and_unload()
@@ -33,8 +33,8 @@ def merged(model: Any) -> Any:
     return merged_model
 
 
-def _part_weights(model: Any) -> None:
-    """Give each module with adapters that shares its weight with another module a copy of that weight."""
+def _untie_weights(model: Any) -> None:
+    """Give each adapted module that shares a weight with another module its own copy of the weight."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     owners: dict[int, set[int]] = {}  # weight -> modules
@@ -51,18 +51,18 @@ def _part_weights(model: Any) -> None:
 
 
 def _forget_ties(model: Any) -> None:
-    """Where two weights that the configuration ties are no longer one, have all of them saved, and loaded as saved."""
+    """If two tied weights now differ, mark all weights as untied, so that each is saved and loaded."""
     ties = dict(model.all_tied_weights_keys)
     if all(_weight(model, one) is _weight(model, other) for one, other in ties.items()):
         return
-    for name in ties:  # those that are one still, too: none is made of another any more when the model is loaded
+    for name in ties:  # also weights that are still shared, since loading no longer copies one from another
         owner, _, attribute = name.rpartition(".")
         module = model.get_submodule(owner)
         setattr(module, attribute, _copy(getattr(module, attribute)))
     model.all_tied_weights_keys = {}
     for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
         config.tie_word_embeddings = False
-    logger.info("adapters changed one of two weights that the model shared; both are saved: %s", ", ".join(ties))
+    logger.info("adapters changed one of two shared weights, so both are saved: %s", ", ".join(ties))
 
 
 def _weight(model: Any, name: str) -> torch.Tensor:

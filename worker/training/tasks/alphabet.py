@@ -1,4 +1,4 @@
-"""Whether a speech recogniser can write the letters of a training's texts, and its sounds are long enough."""
+"""Checks that a speech recogniser can write the letters of the texts, and that the sounds are long enough."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from worker.training.tasks.vocabulary import unknown_share
 logger = logging.getLogger(__name__)
 
 _MOST_UNKNOWN = 0.5
-"""The largest share of unknown letters that is learned from."""
+"""The largest share of unknown letters that a training accepts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alphabet:
-    """A tokenizer of letters beside the head that is to write them."""
+    """A tokenizer of letters, together with the model's head."""
 
     context: TaskContext
     tokenizer: Any
     num_letters: int
-    """How many letters the model's head tells apart."""
+    """Number of letters of the model's head."""
     layers: tuple[tuple[int, int], ...]
-    """Kernel and stride of each convolution over the samples; empty where the model hears something else."""
+    """Kernel and stride of each convolution over the samples; empty if the model's input is not samples."""
 
     @classmethod
     def of(cls, context: TaskContext, model: Any, tokenizer: Any) -> Alphabet:
-        """The alphabet of a model and its tokenizer."""
+        """Make the alphabet of a model and its tokenizer."""
         config = model.config
         kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
         layers = () if kernels is None or strides is None else tuple(zip(kernels, strides, strict=True))
         return cls(context, tokenizer, int(config.vocab_size), layers)
 
     def check_row(self, rows: InputRows, row_index: int, num_samples: int, ids: Sequence[int | None]) -> None:
-        """Refuse a row that the model cannot learn from.
+        """Refuse a row that cannot be trained on.
 
         Raises:
-            InvalidInput: Its text has no letters or one that cannot be written at all, or its sound is too short.
-            InvalidModel: The model's head has no place for one of its letters.
+            InvalidInput: The text has no letters or an unknown one without a token, or the sound is too short.
+            InvalidModel: The model's head has no output for a letter.
         """
         if not ids:
             raise rows.invalid(row_index, "its text has no letters")
@@ -55,32 +55,32 @@ class Alphabet:
         if largest >= self.num_letters:
             letter = self.tokenizer.convert_ids_to_tokens(largest)
             raise self.context.invalid(
-                f"tells {self.num_letters} letters apart, and its tokenizer has {letter!r} (id {largest}) for "
-                f"{rows.param}, row {row_index}: they are not of one model"
+                f"has {self.num_letters} letters in its head, but its tokenizer has {letter!r} (id {largest}) in "
+                f"{rows.param}, row {row_index}: use the tokenizer of the same model"
             )
         if self.layers and self.num_frames(num_samples) < 1:
             raise rows.invalid(row_index, f"its sound of {num_samples} samples is too short for the model")
 
     def num_frames(self, num_samples: int) -> int:
-        """How many letters at most the model can write of so many samples."""
+        """Return the most letters that the model can write for a sound of `num_samples` samples."""
         frames = num_samples
         for kernel, stride in self.layers:
             frames = (frames - kernel) // stride + 1 if frames >= kernel else 0
         return frames
 
     def is_longer_than(self, ids: Sequence[int], num_samples: int) -> bool:
-        """Whether a text has more letters than its sound has frames, so that it cannot be aligned with it.
+        """Return whether a text has more letters than its sound has frames, so that the two cannot be aligned.
 
-        Two equal letters need a frame between them.
+        Two equal letters in a row need a frame between them.
         """
         num_needed = len(ids) + sum(one == other for one, other in pairwise(ids))
         return bool(self.layers) and num_needed > self.num_frames(num_samples)
 
     def check_letters(self, rows: InputRows, dataset: Dataset) -> None:
-        """Refuse texts most of whose letters are unknown, and say in the job's log how many others are.
+        """Refuse texts if most of their letters are unknown; log the share of unknown letters otherwise.
 
         Raises:
-            InvalidInput: More than half of the letters are none of the tokenizer's.
+            InvalidInput: More than half of the letters are not in the tokenizer's vocabulary.
         """
         delimiter = getattr(self.tokenizer, "word_delimiter_token_id", None)
         share = unknown_share(dataset, "labels", self.tokenizer, without=[] if delimiter is None else [delimiter])
@@ -97,7 +97,7 @@ class Alphabet:
             )  # fmt: skip
 
     def warn_of_long_texts(self, rows: InputRows, dataset: Dataset) -> None:
-        """Say in the job's log how many rows teach nothing, since their texts are too long for their sounds."""
+        """Log how many rows have texts that are too long for their sounds, so that they teach nothing."""
         if not self.layers:
             return
         columns = dataset.data

@@ -1,4 +1,4 @@
-"""The classes of a training: what rows call them, which id each has, and how the model that comes out names them."""
+"""The classes of a training: their names in the rows, their ids, and their names in the trained model."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from worker.training.tasks.data import InputRows, Record
 
 _DEFAULT_NAME = re.compile(r"LABEL_\d+")
-"""What transformers calls classes that nobody has named."""
+"""transformers' default names of classes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The classes that are learned."""
+    """The classes that a model learns."""
 
     names: list[str]
-    """The model's names of its classes, by their ids."""
+    """The model's names of its classes, in the order of ids."""
     ids: dict[str, int]
-    """What rows call a class -> its id."""
+    """A class's name in the rows -> its id."""
 
     @classmethod
     def of(
@@ -31,17 +31,17 @@ class Classes:
         data_names: Sequence[str] | None = None,
         has_head: bool = False,
     ) -> Classes:
-        """The classes of some rows.
+        """Derive the classes from the rows, the data set and the pretrained model.
 
         Args:
-            found: What the rows to learn from call their classes.
-            known: A pretrained model's own `label2id`; its ids are kept where it has all of the classes.
-            data_names: The names of all classes by their ids, where the data set keeps them.
-            has_head: Whether the pretrained model has a head for this task, which its names are of.
+            found: The names of classes in the rows to train on.
+            known: The pretrained model's `label2id`. Its ids are kept if it has all of the classes.
+            data_names: The names of all classes in the order of ids, if the data set has them.
+            has_head: Whether the pretrained model has a head for this task, to which its names belong.
         """
         all_names = found if data_names is None else frozenset(data_names)
         if all_names <= known.keys():
-            names = sorted(known, key=known.__getitem__)  # all of them, so that its head stays as it is
+            names = sorted(known, key=known.__getitem__)  # all of them, so that the model's head is kept
         elif data_names is not None:
             names = list(data_names)
         elif all(_is_number(name) for name in found):
@@ -54,17 +54,17 @@ class Classes:
         return cls(names, {name: number for number, name in enumerate(names)})
 
     def config(self) -> dict[str, dict[Any, Any]]:
-        """What a model's configuration says of them."""
+        """Return the entries of a model's configuration that name the classes."""
         return {
             "id2label": dict(enumerate(self.names)),
             "label2id": {name: number for number, name in enumerate(self.names)},
         }
 
     def ids_of(self, rows: InputRows, row_index: int, record: Record) -> list[int | None]:
-        """The ids of a row's classes, None where it leaves one open.
+        """Return the ids of a row's classes; None for a class that the row does not set.
 
         Raises:
-            InvalidInput: The row cannot be learned from, or it has a class that no row to learn from has.
+            InvalidInput: The row is invalid, or has a class that no row to train on has.
         """
         found = rows.classes(row_index, record)
         unknown = next((name for name in found if name is not None and name not in self.ids), None)
@@ -78,5 +78,5 @@ def _is_number(name: str) -> bool:
 
 
 def _are_named(by_id: Mapping[int, str]) -> bool:
-    """Whether a model's names are somebody's, and its ids count from 0."""
+    """Return whether a model's classes have names other than the default ones, and ids from 0 without gaps."""
     return by_id.keys() == set(range(len(by_id))) and not all(_DEFAULT_NAME.fullmatch(name) for name in by_id.values())

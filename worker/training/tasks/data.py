@@ -1,6 +1,6 @@
-"""The rows of a training: read and checked, turned into what a model learns from, kept by their content's hash.
+"""Reads and checks the rows of a training, prepares them for the model, and keeps them by the hash of their content.
 
-Rows are streamed, and what is made of them is a file that is mapped into memory: neither has to fit into it.
+Rows are streamed, and prepared rows are a file that is mapped into memory, so neither has to fit into memory.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ logger = logging.getLogger(__name__)
 
 _BATCH_ROWS = 1000
 _KEPT_SECONDS = 14 * 86_400
-"""Prepared rows that nobody used for so long are deleted."""
+"""Prepared rows that were not used for this time are deleted."""
 _FILE = "rows.arrow"
 
 Record = Mapping[str, Any]
-"""A row by the task's own names."""
+"""A row: name of the task's input -> value."""
 Columns = Mapping[str, Any]
-"""Some prepared rows: a list of values for each of the model's inputs."""
+"""Prepared rows: name of the model's input -> the values of all rows."""
 Prepare = Callable[[Iterable[list[tuple[int, Record]]]], Iterator[Columns]]
-"""Makes prepared rows of batches of (row's index, row)."""
+"""Prepares rows from batches of (row index, row)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What one pass over all rows tells."""
+    """What one pass over all rows finds."""
 
     digest: str
     num_rows: int
     labels: frozenset[str]
-    """The classes of the rows."""
+    """Names of the classes of the rows."""
 
 
 class InputRows:
-    """The rows of an input, read anew each time."""
+    """The rows of an input. Each iteration reads them again."""
 
     def __init__(
         self,
@@ -74,19 +74,19 @@ class InputRows:
     ) -> None:
         """
         Args:
-            rows: where they are.
-            columns: the task's input name -> the user's column.
-            settings: of this process.
-            param: the field of the spec, for errors.
-            task: The task whose inputs the columns are; None where a module reads them as it likes.
-            names: The names of the classes by their ids, where the rows hold ids.
+            rows: Where the rows are.
+            columns: Name of the task's input -> the user's column.
+            settings: The settings of this process.
+            param: The field of the spec, for error messages.
+            task: The task that the rows are for; None for a user's module.
+            names: The names of the classes in the order of ids, if the rows contain ids.
         """
         self._input, self._columns, self._settings, self.param = rows, dict(columns), settings, param
         self._task, self.names = task, names
         self._check = None if task is None else RowCheck(task, columns, names)
 
     def with_names(self, names: Sequence[str] | None) -> InputRows:
-        """The same rows, whose classes have the names that their data set keeps, else these."""
+        """Return the same rows with names of classes: those of the data set if it has any, else the given names."""
         assert self._task is not None
         assert self._task.label is not None
         with self._opened() as source:
@@ -95,15 +95,15 @@ class InputRows:
         return InputRows(self._input, self._columns, self._settings, param=self.param, task=self._task, names=named)
 
     def raw(self, name: str) -> InputRows:
-        """The same rows with a cell of pictures or sounds as it stands in the table."""
+        """Return the same rows with the cells of pictures or sounds as they are in the table."""
         columns = {("cell" if each == name else each): column for each, column in self._columns.items()}
         return InputRows(self._input, columns, self._settings, param=self.param, task=self._task, names=self.names)
 
     def classes(self, row_index: int, record: Record) -> list[str | None]:
-        """The classes that a row teaches; see `RowCheck`.
+        """Return the classes of a row; see `RowCheck`.
 
         Raises:
-            InvalidInput: The row cannot be learned from.
+            InvalidInput: The row is invalid.
         """
         if self._check is None:
             return []
@@ -113,15 +113,15 @@ class InputRows:
             raise self.invalid(row_index, str(flaw)) from flaw
 
     def invalid(self, row_index: int, reason: str, *, line: int | None = None) -> InvalidInput:
-        """The error that says what is wrong with a row."""
+        """Make the error that says what is wrong with a row."""
         where = f"row {row_index}" if line is None else f"row {row_index}, line {line}"
         return InvalidInput(f"{self.param}: {where}: {reason}", param=self.param)
 
     def batches(self) -> Iterator[list[tuple[int, Record]]]:
-        """All rows in order, with their indices.
+        """Yield all rows in order, in batches of (row index, row).
 
         Raises:
-            InvalidInput: one of them cannot be read; the message names its line.
+            InvalidInput: A row cannot be read; the message names its line.
         """
         with self._opened() as source:
             for part in source.index(_BATCH_ROWS):
@@ -134,7 +134,7 @@ class InputRows:
 
     @contextmanager
     def _opened(self) -> Iterator[Source]:
-        database = Database(self._settings.resolved_database_url)  # opened where an upload is looked up
+        database = Database(self._settings.resolved_database_url)  # connects only if an upload is looked up
         try:
             with naming_data(self.param):
                 yield open_source(
@@ -149,10 +149,10 @@ class InputRows:
             database.close()
 
     def survey(self) -> Survey:
-        """Look at every row once.
+        """Read every row once, to find the number of rows, their digest and their classes.
 
         Raises:
-            InvalidInput: One of them cannot be read or learned from.
+            InvalidInput: A row cannot be read or is invalid.
         """
         digest, num_rows = hashlib.sha256(), 0
         labels: set[str] = set()
@@ -165,7 +165,7 @@ class InputRows:
 
 
 def rows_of(spec: TrainingSpec, settings: Settings) -> tuple[InputRows, InputRows | None]:
-    """The rows to learn from, and those to judge by, of a spec that has `data`."""
+    """Return the rows to train on and the rows to evaluate of a spec that has `data`."""
     assert spec.data is not None
     task, columns = spec.task_info, spec.columns()
     train = InputRows(spec.data.train_input, columns, settings, param="data.train", task=task)
@@ -180,46 +180,46 @@ def rows_of(spec: TrainingSpec, settings: Settings) -> tuple[InputRows, InputRow
 
 
 def prepared(rows: InputRows, survey: Survey, prepare: Prepare, *, recipe: Mapping[str, Any], folder: Path) -> Dataset:
-    """What `prepare` makes of rows, kept in a folder by the hash of the rows and of the recipe.
+    """Prepare rows, or find them prepared in a folder by the hash of the rows and of the recipe.
 
     Args:
-        rows: to prepare.
-        survey: of the same rows.
-        prepare: tokenizes them, say.
-        recipe: all else that the result depends on, as JSON values.
-        folder: of all that is kept.
+        rows: The rows to prepare.
+        survey: What a pass over the same rows found.
+        prepare: Prepares batches of rows, for example by tokenizing them.
+        recipe: Everything else that the result depends on, as JSON values.
+        folder: The folder of all prepared rows.
 
     Raises:
-        InvalidInput: a row cannot be used, or the input is not the one of the survey any more.
+        InvalidInput: A row is invalid, or the input changed since the survey.
     """
     name = hashlib.sha256(survey.digest.encode() + orjson.dumps(recipe, option=orjson.OPT_SORT_KEYS)).hexdigest()
     kept = folder / name
     if kept.is_dir():
-        logger.info("%s: %d rows, prepared before", rows.param, survey.num_rows)
+        logger.info("%s: %d rows, already prepared", rows.param, survey.num_rows)
         os.utime(kept)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         _prune(folder)
         with folder_aside(kept) as aside:  # another training may be first with the same rows
             _write(aside / _FILE, rows, survey, prepare)
-        logger.info("%s: %d rows, now prepared", rows.param, survey.num_rows)
+        logger.info("%s: %d rows, prepared now", rows.param, survey.num_rows)
     dataset = Dataset.from_file(str(kept / _FILE))
     assert isinstance(dataset, Dataset)
     return dataset
 
 
 def as_they_are(rows: InputRows, folder: Path) -> tuple[Dataset, str]:
-    """Rows as mappings by the names of their columns, read from a file that is mapped into memory.
+    """Prepare rows for a user's module: mappings by the names of their columns, unchanged.
 
     Args:
-        rows: to read.
-        folder: of all that is kept.
+        rows: The rows to read.
+        folder: The folder of all prepared rows.
 
     Returns:
         The rows, and their digest.
 
     Raises:
-        InvalidInput: a row cannot be read, or two rows have values of different kinds in one column.
+        InvalidInput: A row cannot be read, or a column has values of different types.
     """
 
     def tables(batches: Iterable[list[tuple[int, Record]]]) -> Iterator[Columns]:
@@ -230,12 +230,12 @@ def as_they_are(rows: InputRows, folder: Path) -> tuple[Dataset, str]:
     try:
         return prepared(rows, survey, tables, recipe={"rows": "as they are"}, folder=folder), survey.digest
     except pyarrow.ArrowException as error:
-        reason = f"{rows.param}: a column does not have one kind of value: {error}"
+        reason = f"{rows.param}: a column has values of different types: {error}"
         raise InvalidInput(reason, param=rows.param) from error
 
 
 def left_out(rows: InputRows, survey: Survey, dataset: Dataset, *, lacking: str) -> tuple[str, ...]:
-    """Say in the job's log how many rows taught nothing and were left out; a sentence for the model's card, if any."""
+    """Log how many rows were left out, and return a sentence about them for the model's card, if there are any."""
     missing = survey.num_rows - len(dataset)
     if not missing:
         return ()
@@ -244,7 +244,7 @@ def left_out(rows: InputRows, survey: Survey, dataset: Dataset, *, lacking: str)
 
 
 def row_lengths(dataset: Dataset, column: str) -> list[int]:
-    """Of each row, how many values a column of lists holds."""
+    """Return the number of values in each row's list in a column."""
     lengths: list[int] = pyarrow.compute.list_value_length(dataset.data.column(column)).to_pylist()
     return lengths
 
@@ -268,9 +268,9 @@ def _write(path: Path, rows: InputRows, survey: Survey, prepare: Prepare) -> Non
         if writer is not None:
             writer.stream.close()
     if writer is None:
-        raise InvalidInput(f"{rows.param}: there is nothing to learn from in it", param=rows.param)
+        raise InvalidInput(f"{rows.param}: has no rows to learn from", param=rows.param)
     if digest.hexdigest() != survey.digest:
-        raise InvalidInput(f"{rows.param}: changed while it was read", param=rows.param)
+        raise InvalidInput(f"{rows.param}: changed while it was read; submit the job again", param=rows.param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,14 +280,14 @@ class _Writer:
 
 
 def _prune(folder: Path) -> None:
-    """Whoever has such a file open still has it."""
+    """Delete prepared rows that were not used lately. Processes that have their file open can still read it."""
     oldest = time.time() - _KEPT_SECONDS
     for entry in folder.iterdir():
         try:
             if entry.stat().st_mtime < oldest:
                 shutil.rmtree(entry, ignore_errors=True)
         except FileNotFoundError:
-            continue  # another training prunes as well
+            continue  # another training deleted it at the same time
 
 
 def _identity(record: Record) -> bytes:

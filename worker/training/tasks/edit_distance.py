@@ -1,4 +1,4 @@
-"""How far what was recognised is from what was said."""
+"""The edit distance between two sequences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def edits(one: Sequence[object], other: Sequence[object]) -> int:
-    """The fewest insertions, deletions and replacements between two sequences (Levenshtein 1966)."""
+    """Return the least number of insertions, deletions and replacements between two sequences (Levenshtein 1966)."""
     row = list(range(len(other) + 1))
     for place, item in enumerate(one, start=1):
         diagonal, row[0] = row[0], place

@@ -1,4 +1,4 @@
-"""Image classification: pictures, each with one class, sized and normalised by the model's own processor."""
+"""Image classification: each row is a picture with one class. The model's own processor resizes and normalises it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
 def _checked(
     batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, classes: Classes, settings: Settings
 ) -> Iterator[Columns]:
-    """The pictures as they came, encoded; each was opened once, so that a bad one is said before the first step."""
+    """Check the pictures by opening each once, so that errors show before the first step; keep them encoded."""
     for batch in batches:
         cells, labels = [], []
         for row_index, record in batch:
@@ -88,7 +88,7 @@ def _cell(value: Any) -> dict[str, Any] | None:
         return {"path": value, "bytes": None}
     if isinstance(value, bytes):
         return {"path": None, "bytes": value}
-    if isinstance(value, dict) and value.keys() == {"path", "bytes"}:  # as data sets keep them
+    if isinstance(value, dict) and value.keys() == {"path", "bytes"}:  # the form in which data sets store pictures
         return value if value["bytes"] is None else {"path": None, "bytes": value["bytes"]}
     return None
 
@@ -101,7 +101,7 @@ def _collate(rows: list[dict[str, Any]], *, processor: Any, settings: Settings) 
     images = []
     for row in rows:
         image = _open(row["image"], settings)
-        if isinstance(image, RowError):  # it could be opened before
+        if isinstance(image, RowError):  # the file changed after it was checked
             raise InvalidInput(f"data: {image.message}", param="data.train")
         images.append(image.convert("RGB"))
     pixels_BCHW = processor(images, return_tensors="pt")["pixel_values"]

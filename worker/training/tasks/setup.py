@@ -1,4 +1,4 @@
-"""What a task brings to the Trainer: the model, the rows as it learns from them, and how it is evaluated."""
+"""What a training task gives to the Trainer: the model, the prepared rows and the metrics; and what it starts from."""
 
 from __future__ import annotations
 
@@ -25,55 +25,58 @@ from worker.training.tasks.data import InputRows
 logger = logging.getLogger(__name__)
 
 _MAY_BE_NEW = ("*pooler.*", "*masked_spec_embed", "*position_ids", "*inv_freq", "*relative_position_index")
-"""Below the head, what the file of a model without it may lack: poolers, and buffers that follow from the config."""
+"""Weights below the head that a pretrained model's file may lack: poolers, and buffers that the config determines."""
 NO_LABEL = -100
-"""The label that torch's cross entropy passes over, and transformers' padding of labels."""
-_MOST_NAMED = 50  # classes in a sentence
+"""The label that torch's cross entropy ignores, and with which transformers pads labels."""
+_MOST_NAMED = 50  # classes in one sentence
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSetup:
-    """One training's parts."""
+    """What a training task gives to the Trainer."""
 
     model: PreTrainedModel
     processing: Any
     """The tokenizer or processor that is saved with the model."""
     train: Any
-    """Rows by number, with a length."""
+    """The prepared rows to train on: a data set with a length."""
     evaluation: Any | None
+    """The prepared rows to evaluate, if there are any."""
     collate: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+    """Makes the model's inputs of a list of rows."""
     metrics: Callable[[EvalPrediction], dict[str, float]] | None = None
+    """Computes metrics from the predictions of a whole evaluation."""
     reduce_logits: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
-    """Makes logits small before they are gathered over a whole evaluation."""
+    """Reduces the size of logits before they are gathered over a whole evaluation."""
     is_raw: bool = False
-    """Whether `collate` makes the model's inputs of other columns, all of which it needs."""
+    """Whether rows have columns other than the model's inputs, so that no column may be removed."""
     lengths: Callable[[], Sequence[int]] | None = None
-    """Of each row to learn from, where rows have one."""
+    """Returns the length of each row to train on, if rows have a length."""
     digest: str = ""
-    """Of the rows to learn from: an attempt that goes on must find the same."""
+    """Digest of the rows to train on. A resumed attempt must find the same rows."""
     facts: tuple[str, ...] = ()
     """Sentences for the model's card."""
 
 
 class BuildTask(Protocol):
-    """Makes a task's `TaskSetup`."""
+    """Builds a task's `TaskSetup`."""
 
     def __call__(self, context: TaskContext, rows: InputRows, eval_rows: InputRows | None, /) -> TaskSetup:
         """
         Args:
-            context: what it starts from.
-            rows: to learn from.
-            eval_rows: to judge by.
+            context: What the task starts from.
+            rows: The rows to train on.
+            eval_rows: The rows to evaluate, if there are any.
 
         Raises:
-            UserError: the model or a row cannot be used.
+            UserError: The model or a row is invalid.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TaskContext:
-    """What a training starts from: a model's files, or a configuration."""
+    """What a training task starts from: the spec, the plan, and the files of a model or a configuration."""
 
     spec: TrainingSpec
     plan: Plan
@@ -82,55 +85,55 @@ class TaskContext:
 
     @classmethod
     def of(cls, plan: Plan, settings: Settings) -> TaskContext:
-        """That of a plan."""
+        """Make the context of a plan."""
         spec = plan.spec
         is_trusted = isinstance(spec.model, str) and spec.model in settings.trusted_remote_code
         return cls(spec, plan, settings, trust_remote_code=is_trusted)
 
     @property
     def name(self) -> str:
-        """What the user calls the model, or its architecture."""
+        """Name of the model in the spec, or of its architecture."""
         return self.spec.model.architecture if isinstance(self.spec.model, ArchitectureSpec) else str(self.spec.model)
 
     @property
     def processor_folder(self) -> Path | None:
-        """Where its tokenizer or processor lies."""
+        """Folder of the tokenizer or processor."""
         folder = self.plan.model or self.plan.processor
         return None if folder is None else Path(folder)
 
     @property
     def data_folder(self) -> Path:
-        """Where prepared rows are kept."""
+        """Folder for prepared rows."""
         return Path(self.plan.folder) / "data" if self.plan.cache is None else Path(self.plan.cache)
 
     @property
     def known_labels(self) -> Mapping[str, int]:
-        """A pretrained model's own ids of its classes; none of a model from scratch."""
+        """The `label2id` of a pretrained model; empty for a model from scratch."""
         with self.explaining("its config.json cannot be read"):
             return {} if self.plan.model is None else dict(self.config().label2id or {})
 
     def has_head(self, suffix: str) -> bool:
-        """Whether it is a pretrained model of a class whose name ends so, such as `ForCTC`."""
+        """Return whether the pretrained model's class name ends with a suffix, such as `ForCTC`."""
         if self.plan.model is None:
             return False
         with self.explaining("its config.json cannot be read"):
             return any(str(name).endswith(suffix) for name in self.config().architectures or ())
 
     def longest(self, model: Any, tokenizer: Any) -> int | None:
-        """The most tokens of a row: what the spec, the model or its tokenizer says, whichever is least."""
+        """Return the most tokens of a row: the least limit of the spec, the model and its tokenizer."""
         assert self.spec.data is not None
         limits = (self.spec.data.max_length, longest_row(model, tokenizer))
         return min((limit for limit in limits if limit), default=None)
 
     def invalid(self, reason: str, *, param: str = "model") -> InvalidModel:
-        """The error that says what is wrong with it."""
+        """Make the error that says what is wrong with the model."""
         return InvalidModel(f"{param}: '{self.name}' {reason}", param=param)
 
     def tokenizer(self) -> Any:
-        """The model's tokenizer.
+        """Load the model's tokenizer.
 
         Raises:
-            InvalidModel: there is none.
+            InvalidModel: There is no tokenizer, or it cannot be loaded.
         """
         if self.processor_folder is None:
             raise self.invalid("has no tokenizer from scratch; name one", param="model.processor")
@@ -141,14 +144,14 @@ class TaskContext:
         return tokenizer
 
     def model(self, auto_class: Any, **overrides: Any) -> PreTrainedModel:
-        """The model to train, in float32.
+        """Make the model to train, in float32.
 
         Args:
-            auto_class: of transformers, with the task's head.
-            overrides: of its configuration.
+            auto_class: The class of transformers with the task's head.
+            overrides: Values of the model's configuration to change.
 
         Raises:
-            InvalidModel: it cannot be made.
+            InvalidModel: The model cannot be made, or weights are missing.
         """
         with self.explaining("cannot be trained for this task"):
             if self.plan.model is None:
@@ -166,32 +169,32 @@ class TaskContext:
         return cast("PreTrainedModel", model)
 
     def _check_new(self, model: Any, keys: Sequence[str]) -> None:
-        """A new head is what training is for; an encoder of random weights is a damaged model, which nothing says."""
+        """Refuse a model that lacks weights below its head. A new head is expected; a random encoder means damage."""
         body = f"{model.base_model_prefix}."
-        lost = sorted(
+        missing = sorted(
             key for key in keys if key.startswith(body) and not any(fnmatch(key, each) for each in _MAY_BE_NEW)
         )
-        if lost:
-            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-            raise self.invalid(f"has no weights of the right shape for '{lost[0]}'{more}")
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise self.invalid(f"has no weights of the right shape for '{missing[0]}'{more}")
         if keys:
-            logger.info("new weights, trained from random values: %s", ", ".join(sorted(keys)))
+            logger.info("new weights, initialised at random: %s", ", ".join(sorted(keys)))
 
     def config(self, **overrides: Any) -> PretrainedConfig:
-        """The configuration of a model from scratch; of a pretrained one its own."""
+        """Return the configuration: a pretrained model's own, or one made from the spec."""
         if self.plan.model is not None:
             return AutoConfig.from_pretrained(self.plan.model, trust_remote_code=self.trust_remote_code)
         assert isinstance(self.spec.model, ArchitectureSpec)
         return AutoConfig.for_model(self.spec.model.architecture, **{**overrides, **self.spec.model.config})
 
     def from_scratch(self, **values: Any) -> dict[str, Any]:
-        """Values of a configuration that the tokenizer says; none of a pretrained model's, which has its own."""
+        """Return the given values of a configuration for a model from scratch; nothing for a pretrained model."""
         if self.plan.model is not None:
             return {}
         return {name: value for name, value in values.items() if value is not None}
 
     def explaining(self, what: str) -> _Explaining:
-        """While inside, an error of transformers becomes one sentence on the model."""
+        """Turn errors of the block into one sentence about the model."""
         return _Explaining(self, what)
 
 
@@ -208,13 +211,13 @@ class _Explaining:
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
-    """Changes with what a tokenizer does."""
+    """Return a text that differs between tokenizers that tokenize differently."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return str(backend.to_str()) if backend is not None else repr(tokenizer)
 
 
 def classification_metrics(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float]:
-    """Accuracy, and the mean of the classes' F1 (of those that occur in either)."""
+    """Return the accuracy, and the mean F1 over the classes that occur in predictions or labels."""
     scores = []
     for each in range(num_classes):
         hits = int(((predicted == each) & (labels == each)).sum())
@@ -225,16 +228,16 @@ def classification_metrics(predicted: np.ndarray, labels: np.ndarray, num_classe
 
 
 def evaluate_classes(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
-    """`classification_metrics` of an evaluation whose logits `likeliest` has reduced."""
+    """Return `classification_metrics` of an evaluation whose logits were reduced by `likeliest`."""
     return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), num_classes)
 
 
 def likeliest(logits: Any, _labels: torch.Tensor) -> torch.Tensor:
-    """The class of the largest logit, over the last dimension; see `TaskSetup.reduce_logits`."""
+    """Return the class of the largest logit over the last dimension; see `TaskSetup.reduce_logits`."""
     found: torch.Tensor = (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
     return found
 
 
 def classes_in_words(names: Sequence[str]) -> str:
-    """A sentence for the model's card."""
+    """Return a sentence for the model's card that names the classes."""
     return f"{len(names)} classes: {', '.join(names[:_MOST_NAMED])}"

@@ -1,4 +1,4 @@
-"""Speech recognition by connectionist temporal classification (Graves et al. 2006): sounds, each with its text."""
+"""Speech recognition by connectionist temporal classification (Graves et al. 2006), from sounds with their texts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
     tokenizer, extractor = getattr(processor, "tokenizer", None), getattr(processor, "feature_extractor", None)
     if tokenizer is None or extractor is None:
         raise context.invalid("has no processor of sounds and texts")
-    # A text that is longer than its sound has no alignment; its infinite loss must not end the training.
+    # A text that is longer than its sound cannot be aligned; its infinite loss must not end the training.
     lenient = {"ctc_zero_infinity": True} if hasattr(context.config(), "ctc_zero_infinity") else {}
     # An encoder without a head gets one of the tokenizer's size, whatever size its configuration says by default.
     head = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
@@ -93,13 +93,13 @@ def _decoded(
 
 
 def _samples(value: Any, rate: int, settings: Settings) -> np.ndarray | str:
-    """A recording's samples, or what is wrong with it."""
+    """Return a recording's samples, or what is wrong with it."""
     cell = media_value("audio", value)
     sound = cell if isinstance(cell, RowError) else open_media("audio", cell, settings, rate=rate)
     if isinstance(sound, RowError):
         return sound.message
     if not isinstance(sound, np.ndarray) or sound.ndim != 1 or not sound.size:
-        return "it has no sound, which is one list of samples, or a file"
+        return "it has no sound: a list of samples, or a file"
     return sound
 
 
@@ -112,7 +112,7 @@ def _collate(rows: list[dict[str, Any]], *, extractor: Any) -> dict[str, torch.T
 
 
 def _metrics(prediction: EvalPrediction, *, tokenizer: Any) -> dict[str, float]:
-    """Word and character error rates: edits over what is right, all rows together."""
+    """Return word and character error rates: the edits of all rows, divided by the length of all right texts."""
     pad = tokenizer.pad_token_id
     predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     heard = tokenizer.batch_decode(np.where(predicted == NO_LABEL, pad, predicted))

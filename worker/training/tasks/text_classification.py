@@ -1,4 +1,4 @@
-"""Text classification: texts, or pairs of them, each with one class."""
+"""Text classification: each row is a text, or a pair of texts, with one class."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
     )
     text_config = model.config.get_text_config()
     if text_config.pad_token_id is None:
-        text_config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
+        text_config.pad_token_id = tokenizer.pad_token_id  # decoders need it to find the last token before the padding
     longest = context.longest(model, tokenizer)
     vocabulary = Vocabulary.of(context, model, tokenizer)
     vocabulary.check_padding()
@@ -81,7 +81,7 @@ def _tokenize(
     classes: Classes,
     longest: int | None,
 ) -> Iterator[Columns]:
-    """Rows with a class, as the model takes them."""
+    """Tokenize the rows. Rows without a class are left out."""
     for batch in batches:
         kept: list[tuple[int, Record]] = []
         labels: list[int] = []

@@ -1,4 +1,4 @@
-"""Causal language modelling: texts, joined by the token that ends one and cut into blocks of equal length."""
+"""Causal language modelling: texts, each ended by the end token, joined, and cut into blocks of equal length."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from worker.training.tasks.setup import TaskContext, TaskSetup, tokenizer_identi
 from worker.training.tasks.vocabulary import Vocabulary
 
 _BLOCK_TOKENS = 1024
-"""Where neither the spec nor the model says less."""
+"""Length of a block if neither the spec nor the model sets a smaller one."""
 _MOST_BLOCK_TOKENS = 2**20
 NLL = "nll"
-"""The mean negative log likelihood of a token, where the loss that is learned from is another number."""
+"""Name of the metric: the mean negative log likelihood of a token. Used if the training loss is a different number."""
 
 
 def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) -> TaskSetup:
@@ -39,8 +39,8 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
         ),
     )
     assert context.spec.data is not None
-    is_said = context.spec.data.max_length is not None
-    most = _MOST_BLOCK_TOKENS if is_said else _BLOCK_TOKENS
+    is_set = context.spec.data.max_length is not None
+    most = _MOST_BLOCK_TOKENS if is_set else _BLOCK_TOKENS
     block_tokens = min(most, context.longest(model, tokenizer) or most)
     vocabulary = Vocabulary.of(context, model, tokenizer)
     if context.spec.lora is not None:
@@ -67,17 +67,17 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
         train=train,
         evaluation=evaluation,
         collate=_collate,
-        **_told_apart(context.spec.arguments),
+        **_nll_metrics(context.spec.arguments),
         digest=survey.digest,
         facts=(f"{survey.num_rows:,} texts in blocks of {block_tokens} tokens",),
     )
 
 
 def with_adapters(model: PreTrainedModel, lora: LoraSpec) -> Any:
-    """A model that learns adapters in place of its own weights.
+    """Wrap a model so that adapters are trained in place of its own weights.
 
     Raises:
-        InvalidSpec: it has none of the modules that are to have them.
+        InvalidSpec: The model has none of the target modules.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
@@ -89,7 +89,7 @@ def with_adapters(model: PreTrainedModel, lora: LoraSpec) -> Any:
         target_modules=lora.target_modules,
     )
     try:
-        with warnings.catch_warnings():  # `adapters.merged` does what it advises on
+        with warnings.catch_warnings():  # the warning is about tied weights, which `adapters.merged` handles
             warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
             return get_peft_model(model, config)
     except ValueError as error:
@@ -104,7 +104,7 @@ def _blocks(
     end: int | None,
     block_tokens: int,
 ) -> Iterator[Columns]:
-    """The texts' tokens in blocks. The rest at the end is dropped, unless it is all there is."""
+    """Yield the texts' tokens in blocks. An incomplete block at the end is dropped, unless it is the only one."""
     tokens: list[int] = []
     has_block = False
     for batch in batches:
@@ -112,7 +112,7 @@ def _blocks(
         for (row_index, _), ids in zip(batch, found, strict=True):
             if end is not None and ids[-1:] != [end]:
                 ids.append(end)
-            if ids:  # an empty text is none
+            if ids:  # an empty text has no tokens
                 vocabulary.check_row(rows, row_index, ids)
             tokens += ids
         whole = len(tokens) // block_tokens * block_tokens
@@ -125,20 +125,20 @@ def _blocks(
         yield {"input_ids": [tokens]}
 
 
-def _told_apart(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What measures the likelihood of texts where the loss is not that, since their labels are smoothed."""
+def _nll_metrics(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the functions that compute the likelihood of texts, if label smoothing makes the loss another number."""
     return {"reduce_logits": row_nll, "metrics": mean_nll} if arguments.get("label_smoothing_factor") else {}
 
 
 def row_nll(logits: Any, labels_BT: torch.Tensor) -> torch.Tensor:
-    """The mean negative log likelihood of each block's tokens, (B,); see `TaskSetup.reduce_logits`."""
+    """Return the mean negative log likelihood of each block's tokens, (B,); see `TaskSetup.reduce_logits`."""
     logits_BTV = (logits[0] if isinstance(logits, tuple) else logits)[:, :-1].float()
     nll_BT = torch.nn.functional.cross_entropy(logits_BTV.transpose(1, 2), labels_BT[:, 1:], reduction="none")
     return nll_BT.mean(dim=1)
 
 
 def mean_nll(prediction: EvalPrediction) -> dict[str, float]:
-    """The mean over all blocks, which have equal length."""
+    """Return the mean over all blocks, which have equal length."""
     return {NLL: float(np.asarray(prediction.predictions, dtype=np.float64).mean())}
 
 

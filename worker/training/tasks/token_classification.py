@@ -1,7 +1,7 @@
-"""Token classification: lists of words, each word with a class; the first piece of a word carries it.
+"""Token classification: lists of words, each word with a class. The first token of a word gets the word's class.
 
-The words are joined by a space and tokenized as running text, as they are in inference: a tokenizer that keeps the
-space before a word in the word's first piece (byte-level BPE) would else cut other pieces for a word alone.
+The words are joined by spaces and tokenized as one text, as in inference. A tokenizer that puts the space before a word
+into the word's first token (byte-level BPE) would split a single word differently.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
     """See `BuildTask`."""
     tokenizer = context.tokenizer()
     if not tokenizer.is_fast:
-        raise context.invalid("has a slow tokenizer, which does not tell which word a piece is of")
+        raise context.invalid("has a slow tokenizer, which does not say which word a token belongs to")
     survey = rows.survey()
     classes = Classes.of(
         survey.labels, context.known_labels, data_names=rows.names, has_head=context.has_head("ForTokenClassification")
@@ -85,7 +85,7 @@ def _tokenize(
     classes: Classes,
     longest: int | None,
 ) -> Iterator[Columns]:
-    """Rows with at least one piece that has a label: another would teach nothing, and its loss would be no number."""
+    """Tokenize the rows. Rows without any labelled token are left out: their loss would not be a finite number."""
     for batch in batches:
         labels = [classes.ids_of(rows, row_index, record) for row_index, record in batch]
         words = [record["tokens"] for _, record in batch]
@@ -96,34 +96,34 @@ def _tokenize(
             return_offsets_mapping=True,
         )
         offsets = features.pop("offset_mapping")
-        told = [
-            _labels(words_of_pieces(words[place], offsets[place], features.sequence_ids(place)), labels[place])
+        token_labels = [
+            _labels(words_of_tokens(words[place], offsets[place], features.sequence_ids(place)), labels[place])
             for place in range(len(batch))
         ]
-        kept = [place for place, each in enumerate(told) if any(label != NO_LABEL for label in each)]
+        kept = [place for place, each in enumerate(token_labels) if any(label != NO_LABEL for label in each)]
         for place in kept:
             vocabulary.check_row(rows, batch[place][0], features["input_ids"][place])
         if kept:
             columns = {name: [column[place] for place in kept] for name, column in features.items()}
-            yield {**columns, "labels": [told[place] for place in kept]}
+            yield {**columns, "labels": [token_labels[place] for place in kept]}
 
 
 def _written(words: Sequence[str]) -> list[str]:
-    """The words that leave something in the text."""
+    """Return the words that are not blank."""
     return [word for word in words if word.strip()]
 
 
-def words_of_pieces(
+def words_of_tokens(
     words: Sequence[str], offsets: Sequence[tuple[int, int]], sequences: Sequence[int | None]
 ) -> list[int | None]:
-    """Which word each piece of the joined text is of; None for special tokens.
+    """Return the index of the word that each token belongs to; None for special tokens.
 
     Args:
         words: The words of a row.
-        offsets: Of each piece, where it begins and ends in the text.
-        sequences: Of each piece, the text that it is of; None for special tokens.
+        offsets: Start and end of each token in the joined text.
+        sequences: The index of each token's text; None for special tokens.
     """
-    # To each letter of the text its word. The space before a word is the word's: it is often part of its first piece.
+    # The word of each character. The space before a word belongs to the word, since its first token often contains it.
     owners: list[int] = []
     for number, word in enumerate(words):
         if word.strip():
@@ -135,7 +135,7 @@ def words_of_pieces(
 
 
 def _labels(words: list[int | None], labels: Sequence[int | None]) -> list[int]:
-    """Of each piece the label of its word, where it is the first of it."""
+    """Return the label of each token: its word's label for the first token of a word, else `NO_LABEL`."""
     before = [None, *words[:-1]]
     firsts = [None if word == last else word for word, last in zip(words, before, strict=True)]
     found = [None if word is None else labels[word] for word in firsts]
@@ -144,7 +144,7 @@ def _labels(words: list[int | None], labels: Sequence[int | None]) -> list[int]:
 
 def _metrics(prediction: EvalPrediction, *, num_classes: int) -> dict[str, float]:
     predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    told = labels != NO_LABEL
-    if not told.any():
-        raise InvalidInput("data.eval: no word of it has a class", param="data.eval")
-    return classification_metrics(predicted[told], labels[told], num_classes)
+    has_label = labels != NO_LABEL
+    if not has_label.any():
+        raise InvalidInput("data.eval: no word has a class", param="data.eval")
+    return classification_metrics(predicted[has_label], labels[has_label], num_classes)

@@ -1,4 +1,4 @@
-"""Whether a tokenizer fits a model and the texts of a training: said in one sentence before the first step."""
+"""Checks before the first step that a tokenizer fits the model and the texts of a training."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from worker.training.tasks.setup import TaskContext
 logger = logging.getLogger(__name__)
 
 _MANY_UNKNOWN = 0.2
-"""The share of unknown tokens from which the job's log warns."""
+"""The share of unknown tokens from which a warning is logged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A tokenizer beside the model that is to learn from its tokens."""
+    """A tokenizer, together with the model that is trained on its tokens."""
 
     context: TaskContext
     tokenizer: Any
     num_ids: int | None
-    """How many tokens the model has a vector for; None where it has no table of vectors."""
+    """Number of tokens in the model's embedding table; None if it has no such table."""
 
     @classmethod
     def of(cls, context: TaskContext, model: Any, tokenizer: Any) -> Vocabulary:
-        """The vocabulary of a model and its tokenizer."""
+        """Make the vocabulary of a model and its tokenizer."""
         embeddings = input_embeddings(model)
         return cls(context, tokenizer, None if embeddings is None else embeddings.num_embeddings)
 
@@ -41,8 +41,8 @@ class Vocabulary:
         """Refuse a row that the model cannot read.
 
         Raises:
-            InvalidInput: It has no tokens.
-            InvalidModel: The model has no vector for one of its tokens, which a GPU would only tell by failing.
+            InvalidInput: The row has no tokens.
+            InvalidModel: The model has no embedding for a token, which on a GPU would fail without a clear error.
         """
         if not ids:
             raise rows.invalid(row_index, "its text has no tokens")
@@ -51,14 +51,16 @@ class Vocabulary:
             raise self._too_small(next(one for one in ids if one >= self.num_ids), place)
 
     def check_padding(self) -> None:
-        """Refuse a tokenizer that cannot fill rows up to equal length.
+        """Refuse a tokenizer that cannot pad rows to equal length.
 
         Raises:
-            InvalidModel: It has no token for that, or one that the model has no vector for.
+            InvalidModel: The tokenizer has no padding token, or the model has no embedding for it.
         """
         pad = self.tokenizer.pad_token_id
         if pad is None:
-            raise self.context.invalid("has a tokenizer without a pad_token, which rows of a batch are filled up with")
+            raise self.context.invalid(
+                "has a tokenizer without a pad_token, which is needed to pad the rows of a batch"
+            )
         if self.num_ids is not None and pad >= self.num_ids:
             raise self._too_small(pad, "padding")
 
@@ -66,7 +68,7 @@ class Vocabulary:
         """Refuse a length that leaves no room for a text.
 
         Raises:
-            InvalidInput: The tokenizer's special tokens take all of it.
+            InvalidInput: The tokenizer's special tokens fill the whole length.
         """
         num_special = self.tokenizer.num_special_tokens_to_add(pair=False)
         if longest is not None and longest <= num_special:
@@ -83,7 +85,7 @@ class Vocabulary:
         )
 
     def warn_of_unknown(self, rows: InputRows, dataset: Dataset, column: str = "input_ids") -> None:
-        """Say in the job's log where many tokens are the one for what the tokenizer does not know."""
+        """Log a warning if many tokens are the tokenizer's unknown token."""
         share = unknown_share(dataset, column, self.tokenizer)
         if share >= _MANY_UNKNOWN:
             logger.warning(
@@ -93,12 +95,12 @@ class Vocabulary:
 
 
 def unknown_share(dataset: Dataset, column: str, tokenizer: Any, *, without: Sequence[int] = ()) -> float:
-    """The share of a column's token ids that are the tokenizer's for what it does not know.
+    """Return the share of a column's token ids that are the tokenizer's unknown token.
 
     Args:
         dataset: Prepared rows.
         column: A column of lists of ids.
-        tokenizer: Whose ids they are.
+        tokenizer: The tokenizer that made the ids.
         without: Ids that are not counted.
     """
     unknown = tokenizer.unk_token_id

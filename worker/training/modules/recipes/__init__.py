@@ -1,1 +1,1 @@
-"""Modules that `trainer: torch` brings along, named `recipes.<name>`; each is a small, whole example of a `build`."""
+"""Modules that come with Stoker, named `recipes.<name>`. Each is a small, complete example of a training module."""

@@ -30,7 +30,7 @@ class Cnn(nn.Module):
         self.linear2 = nn.Linear(hidden, NUM_CLASSES)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, 1, 8, 8) to logits (B, 10)."""
+        """Compute logits (B, 10) from pictures (B, 1, 8, 8)."""
         maps_BCHW = functional.max_pool2d(functional.relu(self.conv1(images_BCHW)), 2)  # (B, channels, 4, 4)
         maps_BCHW = functional.max_pool2d(functional.relu(self.conv2(maps_BCHW)), 2)  # (B, 2 * channels, 2, 2)
         features_BF = functional.relu(self.linear1(maps_BCHW.flatten(1)))
@@ -39,11 +39,11 @@ class Cnn(nn.Module):
 
 
 def build(setup: Setup) -> Parts:
-    """The recipe, see `CnnOptions`.
+    """Build the recipe; see `CnnOptions`.
 
     Raises:
-        ValueError: an option cannot be used.
-        InvalidSpec: scikit-learn is missing.
+        ValueError: An option is invalid.
+        InvalidSpec: scikit-learn is not installed.
     """
     options = read_options(CnnOptions, setup.options)
     train, held_out = load_digits("cnn", shift=1 if options.augment else 0)

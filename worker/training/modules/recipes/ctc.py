@@ -1,4 +1,4 @@
-"""Speech recognition: hears "letters" that are tones, without being told when each one sounds.
+"""Speech recognition: recognises "letters" that are tones; the training data do not say when each one sounds.
 
 Graves, Fernández, Gomez and Schmidhuber, "Connectionist Temporal Classification" (2006).
 B: batch, T: frames, U: frames after the convolution, F: frequencies, H: hidden units, K: letters and the blank,
@@ -21,12 +21,12 @@ from worker.training.modules.user_module import Parts, Phase, Setup
 from worker.training.tasks.edit_distance import edits
 
 _STRIDE = 2
-"""Frames for each one after the convolution. A letter and its pause stay several frames long, as CTC needs."""
+"""Frames per frame after the convolution. A letter and its pause remain several frames long, as CTC needs."""
 _TRAIN, _HELD_OUT = 0, 1
 
 
 class Recogniser(nn.Module):
-    """A convolution over frames, a GRU that looks back only, and a linear layer: padding at the end changes nothing."""
+    """A convolution over frames, a unidirectional GRU, and a linear layer. Padding changes no output before it."""
 
     def __init__(self, *, channels: int, hidden: int) -> None:
         super().__init__()
@@ -35,27 +35,27 @@ class Recogniser(nn.Module):
         self.linear = nn.Linear(hidden, 1 + len(LETTERS))
 
     def forward(self, features_BTF: torch.Tensor) -> torch.Tensor:
-        """Features (B, T, F) to log-probabilities (B, U, K), in float32."""
+        """Compute log-probabilities (B, U, K), in float32, from features (B, T, F)."""
         maps_BUC = functional.relu(self.conv(features_BTF.transpose(1, 2))).transpose(1, 2)
         states_BUH, _ = self.gru(maps_BUC)
         return functional.log_softmax(self.linear(states_BUH).float(), dim=-1)
 
 
 def build(setup: Setup) -> Parts:
-    """The recipe, see `CtcOptions`.
+    """Build the recipe; see `CtcOptions`.
 
     Raises:
-        ValueError: an option cannot be used.
+        ValueError: An option is invalid.
     """
     options = read_options(CtcOptions, setup.options)
     num_letters = (options.min_letters, options.max_letters)
     model = Recogniser(channels=options.channels, hidden=options.hidden)
-    # An utterance that has more letters than frames has no alignment; its infinite loss must not end the training.
+    # An utterance with more letters than frames cannot be aligned; its infinite loss must not end the training.
     ctc_loss = nn.CTCLoss(blank=BLANK, zero_infinity=True)
 
     def loss_of(log_probs_BUK: torch.Tensor, batch: Batch) -> torch.Tensor:
         _, num_frames_B, labels_BN, num_letters_B = batch
-        # On the CPU, since on a GPU the gradient is a sum in any order, and would not resume bit for bit.
+        # On the CPU, since on a GPU the gradient is summed in any order, so that it would not resume bit for bit.
         loss: torch.Tensor = ctc_loss(
             log_probs_BUK.transpose(0, 1).cpu(), labels_BN.cpu(), _shortened(num_frames_B).cpu(), num_letters_B.cpu()
         )
@@ -99,11 +99,11 @@ def build(setup: Setup) -> Parts:
 
 
 def decode(log_probs_BUK: torch.Tensor, num_frames_B: torch.Tensor) -> list[list[int]]:
-    """The labels of each row by its best path: the likeliest of each frame, repetitions and blanks left out.
+    """Return each row's labels by its best path: the likeliest label of each frame, less repetitions and blanks.
 
     Args:
-        log_probs_BUK: of the model.
-        num_frames_B: how many of a row's frames count.
+        log_probs_BUK: The model's log-probabilities.
+        num_frames_B: Number of frames of each row; later frames are padding.
     """
     decoded: list[list[int]] = []
     for path, length in zip(log_probs_BUK.argmax(dim=-1).tolist(), num_frames_B.tolist(), strict=True):
@@ -114,5 +114,5 @@ def decode(log_probs_BUK: torch.Tensor, num_frames_B: torch.Tensor) -> list[list
 
 
 def _shortened(num_frames_B: torch.Tensor) -> torch.Tensor:
-    """Frames before the convolution to frames after it."""
+    """Return the numbers of frames after the convolution."""
     return (num_frames_B - 1) // _STRIDE + 1

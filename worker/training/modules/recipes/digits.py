@@ -1,4 +1,4 @@
-"""Real pictures that need no download: the 1,797 handwritten digits that scikit-learn brings along.
+"""Real pictures that need no download: the 1,797 handwritten digits that come with scikit-learn.
 
 They are the test set of Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits" (UCI, 1998).
 B: batch, C: channels (1), H, W: height and width (8).
@@ -20,20 +20,20 @@ NUM_CLASSES = 10
 _BRIGHTEST = 16
 _GRID_COLUMNS = 8
 _FRAME = 0.3
-"""How bright the lines between pictures are."""
+"""Brightness of the lines between pictures."""
 _SCALE = 8
-"""Pixels of a written picture for each of a digit's."""
+"""Width and height in the written picture of one pixel of a digit."""
 
 
 class Digits:
-    """Rows of (picture, digit): float32 (1, 8, 8) from 0 to 1, and a whole number."""
+    """Rows of (picture, digit): a float32 tensor (1, 8, 8) from 0 to 1, and an integer."""
 
     def __init__(self, images_NCHW: torch.Tensor, labels_N: Sequence[int], *, shift: int = 0) -> None:
         """
         Args:
-            images_NCHW: all pictures.
-            labels_N: which digit each one is.
-            shift: by how many pixels a row is moved at random, at most, in each direction, whenever it is read.
+            images_NCHW: All pictures.
+            labels_N: The digit of each picture.
+            shift: The most pixels by which a picture is moved at random in each direction whenever it is read.
         """
         self.images_NCHW, self._labels_N, self._shift = images_NCHW, list(labels_N), shift
 
@@ -50,11 +50,11 @@ class Digits:
 
 
 def load_digits(recipe: str, *, shift: int = 0) -> tuple[Digits, Digits]:
-    """The rows to learn from, and a fifth that is held out; the same ones whatever the seed.
+    """Return the rows to train on, and a fifth that is held out. The split does not depend on the seed.
 
     Args:
-        recipe: its name, for the error.
-        shift: of the rows to learn from, see `Digits`.
+        recipe: Name of the recipe, for the error message.
+        shift: The shift of the rows to train on; see `Digits`.
 
     Raises:
         InvalidSpec: scikit-learn is not installed.
@@ -80,8 +80,8 @@ def write_grid(path: Path, images_NCHW: torch.Tensor) -> None:
     """Write pictures side by side, eight in a line, as a PNG.
 
     Args:
-        path: of the file.
-        images_NCHW: gray ones, from 0 to 1, a multiple of eight of them.
+        path: The path of the file.
+        images_NCHW: Gray pictures from 0 to 1; their number must be a multiple of eight.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""A generative adversarial network of handwritten digits: two models, two optimizers, two turns in a step.
+"""A generative adversarial network of handwritten digits: two models, two optimizers, two phases in a step.
 
 Goodfellow et al., "Generative Adversarial Networks" (2014), with the generator's non-saturating loss of its section 3,
 one-sided smoothing of labels after Salimans et al., "Improved Techniques for Training GANs" (2016), and batch
@@ -22,11 +22,11 @@ from worker.training.modules.user_module import Parts, Phase, Setup
 
 _NUM_SAMPLES = 64
 _NUM_COMPARED = 512
-"""Generated pictures whose mean and spread are compared with the real ones'."""
+"""Number of generated pictures whose mean and spread are compared with those of real pictures."""
 
 
 class Generator(nn.Module):
-    """Noise to pictures."""
+    """Makes pictures from noise."""
 
     def __init__(self, *, noise: int, hidden: int) -> None:
         super().__init__()
@@ -41,13 +41,13 @@ class Generator(nn.Module):
         )
 
     def forward(self, noise_BZ: torch.Tensor) -> torch.Tensor:
-        """Noise (B, Z) to pictures (B, 1, 8, 8) from 0 to 1."""
+        """Compute pictures (B, 1, 8, 8), from 0 to 1, from noise (B, Z)."""
         logits_BP: torch.Tensor = self.layers(noise_BZ)
         return logits_BP.sigmoid().reshape(-1, 1, SIDE, SIDE)
 
 
 class Discriminator(nn.Module):
-    """Tells real pictures from generated ones."""
+    """Distinguishes real pictures from generated ones."""
 
     def __init__(self, *, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -63,17 +63,17 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, 1, 8, 8) to logits of their being real (B,)."""
+        """Compute the logits (B,) that pictures (B, 1, 8, 8) are real."""
         logits_B1: torch.Tensor = self.layers(2 * images_BCHW - 1)
         return logits_B1.squeeze(1)
 
 
 def build(setup: Setup) -> Parts:
-    """The recipe, see `GanOptions`.
+    """Build the recipe; see `GanOptions`.
 
     Raises:
-        ValueError: an option cannot be used.
-        InvalidSpec: scikit-learn is missing.
+        ValueError: An option is invalid.
+        InvalidSpec: scikit-learn is not installed.
     """
     options = read_options(GanOptions, setup.options)
     train, held_out = load_digits("gan")
@@ -81,7 +81,7 @@ def build(setup: Setup) -> Parts:
     discriminator = Discriminator(hidden=options.hidden, dropout=options.dropout)
 
     def generate(num_images: int) -> torch.Tensor:
-        # Batch normalisation needs two rows, and the last batch of an epoch may have one.
+        # Batch normalisation needs two rows, but the last batch of an epoch may have only one.
         noise_BZ = torch.randn((max(2, num_images), options.noise), device=setup.device)
         images_BCHW: torch.Tensor = generator(noise_BZ)
         return images_BCHW
@@ -100,7 +100,7 @@ def build(setup: Setup) -> Parts:
         return _against(discriminator(generate(len(real_BCHW))), 1.0)
 
     real_NCHW = held_out.images_NCHW.to(setup.device)
-    # The same noise each time, so that an evaluation draws nothing and does not depend on how it is cut into batches.
+    # The same noise for every batch, so that an evaluation draws no random numbers and does not depend on the batches.
     compared_NZ = _fixed_noise(_NUM_COMPARED, options.noise, setup).to(setup.device)
 
     def evaluate(batch: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:

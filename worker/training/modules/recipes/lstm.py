@@ -1,4 +1,4 @@
-"""An LSTM that reads a handwritten digit line by line, from top to bottom, and then says which one it is.
+"""An LSTM that reads a handwritten digit line by line, from top to bottom, and then classifies it.
 
 Hochreiter and Schmidhuber, "Long Short-Term Memory" (1997).
 B: batch, T: lines (8), W: pixels of a line (8), H: hidden units, K: classes.
@@ -28,9 +28,9 @@ class Lstm(nn.Module):
         self.linear = nn.Linear(hidden, NUM_CLASSES)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, 1, 8, 8) to logits (B, 10)."""
+        """Compute logits (B, 10) from pictures (B, 1, 8, 8)."""
         lines_BTW = images_BCHW.squeeze(1)
-        # In float32 whatever the dtype: torch has no LSTM in bfloat16 for CPUs without such instructions.
+        # Always in float32, since torch has no LSTM in bfloat16 for CPUs without such instructions.
         with torch.autocast(images_BCHW.device.type, enabled=False):
             states_BTH, _ = self.lstm(lines_BTW.float())
         logits_BK: torch.Tensor = self.linear(self.dropout(states_BTH[:, -1]))
@@ -38,11 +38,11 @@ class Lstm(nn.Module):
 
 
 def build(setup: Setup) -> Parts:
-    """The recipe, see `LstmOptions`.
+    """Build the recipe; see `LstmOptions`.
 
     Raises:
-        ValueError: an option cannot be used.
-        InvalidSpec: scikit-learn is missing.
+        ValueError: An option is invalid.
+        InvalidSpec: scikit-learn is not installed.
     """
     options = read_options(LstmOptions, setup.options)
     train, held_out = load_digits("lstm")

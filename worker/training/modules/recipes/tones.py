@@ -1,6 +1,6 @@
 """Speech that needs no download: utterances of "letters", each a tone of its own pitch, with pauses and noise.
 
-A row follows from its number alone. S: samples, T: frames, F: frequencies, N: letters of an utterance.
+A row depends only on its index. S: samples, T: frames, F: frequencies, N: letters of an utterance.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from torch.nn.utils.rnn import pad_sequence
 
 LETTERS = "abcdefgh"
 SAMPLE_RATE = 8000
-"""Samples of a second."""
+"""Samples per second."""
 NUM_FREQUENCIES = 129
-"""Of a frame, up to half the sample rate."""
+"""Number of frequencies of a frame, up to half the sample rate."""
 BLANK = 0
-"""The label of no letter; the letters are numbered from 1."""
+"""The label that stands for no letter; the labels of letters start at 1."""
 _LOWEST_HERTZ, _HIGHEST_HERTZ = 400.0, 2400.0
 _LETTER_SECONDS = (0.06, 0.14)
 _PAUSE_SECONDS = (0.04, 0.10)
 _DETUNING = (0.98, 1.02)
-"""Of a letter's pitch, each time it sounds."""
+"""Range of the random factor of a letter's pitch, each time it sounds."""
 _LOUDNESS = (0.7, 1.3)
 _FLOOR = 1e-3
 """Added to each power, so that silence has a logarithm."""
 _WINDOW, _HOP = 256, 128
-"""Samples: 32 and 16 milliseconds."""
+"""Length and distance of frames in samples: 32 and 16 milliseconds."""
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""Features (B, T, F), zero behind each row's end; lengths in frames (B,); labels (B, N); lengths in letters (B,)."""
+"""Features (B, T, F), padded with zeros; lengths in frames (B,); labels (B, N); lengths in letters (B,)."""
 
 
 class Tones:
@@ -37,10 +37,10 @@ class Tones:
     def __init__(self, num_rows: int, *, num_letters: tuple[int, int], noise: float, part: int) -> None:
         """
         Args:
-            num_rows: how many.
-            num_letters: the fewest and the most of an utterance.
-            noise: standard deviation of what is added to the tones, whose amplitude is about 1.
-            part: parts of other numbers have other rows.
+            num_rows: Number of rows.
+            num_letters: The least and the greatest number of letters of an utterance.
+            noise: Standard deviation of the noise; the amplitude of tones is about 1.
+            part: Number of the data set; each number has different rows.
         """
         self._num_rows, self._num_letters, self._noise, self._part = num_rows, num_letters, noise, part
 
@@ -56,7 +56,7 @@ class Tones:
 
 
 def utterance(labels_N: np.ndarray, chance: np.random.Generator, *, noise: float) -> np.ndarray:
-    """The samples of some letters, one after the other."""
+    """Return the samples of an utterance of some letters."""
     pieces = [_pause(chance)]
     for label in labels_N:
         pitch = (label - 1) / (len(LETTERS) - 1)
@@ -69,7 +69,7 @@ def utterance(labels_N: np.ndarray, chance: np.random.Generator, *, noise: float
 
 
 def log_spectrogram(samples_S: np.ndarray) -> np.ndarray:
-    """Logarithms of a sound's power by frame and frequency, float32 (T, F), with mean 0 and deviation 1 over all."""
+    """Return the log power of a sound by frame and frequency, float32 (T, F), scaled to mean 0 and deviation 1."""
     frames_TS = np.lib.stride_tricks.sliding_window_view(samples_S, _WINDOW)[::_HOP] * np.hanning(_WINDOW)
     power_TF = np.log(np.abs(np.fft.rfft(frames_TS)) ** 2 + _FLOOR)
     scaled_TF: np.ndarray = ((power_TF - power_TF.mean()) / power_TF.std()).astype(np.float32)
@@ -77,7 +77,7 @@ def log_spectrogram(samples_S: np.ndarray) -> np.ndarray:
 
 
 def collate(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
-    """Pad rows to the longest of them."""
+    """Make a batch of rows, padded to the longest of them."""
     features, labels = zip(*rows, strict=True)
     return (
         pad_sequence(list(features), batch_first=True),

@@ -1,7 +1,7 @@
 """A variational autoencoder of handwritten digits.
 
 Kingma and Welling, "Auto-Encoding Variational Bayes" (2014). A pixel is a Bernoulli variable whose probability is its
-brightness, the posterior a diagonal Gaussian, the prior a standard normal one.
+brightness, the posterior is a diagonal Gaussian, and the prior is a standard normal distribution.
 B: batch, C: channels (1), H, W: height and width (8), P: pixels (64), F: hidden units, Z: latent variables.
 """
 
@@ -31,22 +31,22 @@ class Vae(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, SIDE**2))
 
     def encode(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The posterior's mean and logarithm of the variance, both (B, Z), in float32."""
+        """Compute the posterior's mean and log variance, both (B, Z), in float32."""
         mean_BZ, log_variance_BZ = self.encoder(images_BCHW).float().chunk(2, dim=1)
         return mean_BZ, log_variance_BZ
 
     def decode(self, latents_BZ: torch.Tensor) -> torch.Tensor:
-        """Logits of the pixels' brightness, (B, 1, 8, 8), in float32."""
+        """Compute logits of the pixels' brightness, (B, 1, 8, 8), in float32."""
         logits_BP: torch.Tensor = self.decoder(latents_BZ).float()
         return logits_BP.reshape(-1, 1, SIDE, SIDE)
 
 
 def build(setup: Setup) -> Parts:
-    """The recipe, see `VaeOptions`.
+    """Build the recipe; see `VaeOptions`.
 
     Raises:
-        ValueError: an option cannot be used.
-        InvalidSpec: scikit-learn is missing.
+        ValueError: An option is invalid.
+        InvalidSpec: scikit-learn is not installed.
     """
     options = read_options(VaeOptions, setup.options)
     train, held_out = load_digits("vae")
