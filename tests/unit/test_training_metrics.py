@@ -56,7 +56,7 @@ def spec_of(best: str, **fields: Any) -> TrainingSpec:
 
 
 def test_a_name_that_tells_no_direction_is_asked_about() -> None:
-    with pytest.raises(InvalidSpec, match=r"say checkpoint\.mode: min or max") as caught:
+    with pytest.raises(InvalidSpec, match=r"set checkpoint\.mode to min or max") as caught:
         spec_of("eval_beauty")
     assert caught.value.param == "checkpoint.mode"
     assert spec_of("eval_beauty", mode="max").checkpoint.best_mode == "max"

@@ -73,7 +73,7 @@ def write_module(folder: Path, old: str, new: str) -> str:
         ("return value", "return value, {}, value", OF_LOSS + "TypeError: it must return a scalar tensor, or that"),
         ("return value", "return value, {3: value}", OF_LOSS + "ValueError: 3 cannot name a metric"),
         ("return value", "return value, {'n' * 201: value}", OF_LOSS + "ValueError: 'nnn"),
-        ("return value", "return value, {'loss': value}", OF_LOSS + "ValueError: 'loss' is what the loop calls"),
+        ("return value", "return value, {'loss': value}", OF_LOSS + "ValueError: the loop has a metric 'loss'"),
         ('return {"loss":', "return {'n' * 201:", OF_EVALUATE + "ValueError: 'eval_nnn"),
         ("torch.optim.SGD(", "torch.optim.LBFGS(", "module: the optimizer of phase 'loss': TypeError: LBFGS.step()"),
         ("optimizer = torch.optim.SGD(model.parameters(), lr=0.01)", "optimizer = None",
