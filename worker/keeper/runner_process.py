@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs import process
+from worker.wire.pipes import LineSplitter, read_some, write_all
 from worker.wire.protocol import Done, Failed, Lost, Order, ProtocolError, Report, order_line, parse_report
 
 logger = logging.getLogger(__name__)
 
-_READ_BYTES = 65536
 _PIPE_BYTES = 1 << 20  # an order must fit even while the runner is stopped, so that giving one never blocks
 _LONGEST_LINE = 8192  # bytes of output without a line end that are kept as one line
 _TAIL_LINES = 20
@@ -95,16 +95,15 @@ class RunnerProcess:
         if hasattr(fcntl, "F_SETPIPE_SZ"):
             with contextlib.suppress(OSError):  # above the system's limit for this user; the default size stays
                 fcntl.fcntl(self._orders.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self._output, self._reports = _Lines(_LONGEST_LINE), _Lines()
+        self._output, self._reports = LineSplitter(_LONGEST_LINE), LineSplitter()
         self._ears = threading.Thread(target=self._hear, name=f"runner-{self.pid}", daemon=True)
         self._ears.start()
 
     def give(self, order: Order) -> None:
         """Send an order. One that cannot be sent is dropped: the runner is ending, and `Exited` says so."""
-        rest = memoryview(order_line(order))
         with self._order_lock, contextlib.suppress(BrokenPipeError):
-            while rest and not self._orders.closed:
-                rest = rest[os.write(self._orders.fileno(), rest) :]
+            if not self._orders.closed:
+                write_all(self._orders.fileno(), order_line(order))
 
     def dismiss(self) -> None:
         """Close its orders, upon which it exits at once."""
@@ -170,7 +169,7 @@ class RunnerProcess:
 
     def _read_output(self) -> bool:
         """Read what output there is; False at its end."""
-        while chunk := _read(self._output_fd):
+        while chunk := read_some(self._output_fd):
             for line in self._output.split(chunk):
                 self._log_line(line)
         return chunk is None
@@ -183,7 +182,7 @@ class RunnerProcess:
 
     def _read_reports(self) -> bool:
         """Read and pass on what reports there are; False at their end."""
-        while chunk := _read(self._report_fd):
+        while chunk := read_some(self._report_fd):
             for line in self._reports.split(chunk):
                 try:
                     report = parse_report(line)
@@ -195,31 +194,3 @@ class RunnerProcess:
                     self._read_output()  # what it logged before belongs to the lease that ends here
                 self._listen(self, report)
         return chunk is None
-
-
-class _Lines:
-    """Cuts a stream of bytes into lines."""
-
-    def __init__(self, longest: int | None = None) -> None:
-        self._partial = b""
-        self._longest = longest
-
-    def split(self, chunk: bytes) -> list[bytes]:
-        """The lines that are complete with this chunk, without their ends."""
-        *lines, self._partial = (self._partial + chunk).split(b"\n")
-        if self._longest is not None and len(self._partial) > self._longest:
-            lines.append(self._partial)
-            self._partial = b""
-        return lines
-
-    def rest(self) -> list[bytes]:
-        """The last line, where it has no end."""
-        return [self._partial] if self._partial else []
-
-
-def _read(fd: int) -> bytes | None:
-    """Some bytes; none at the stream's end; None where there is nothing to read now."""
-    try:
-        return os.read(fd, _READ_BYTES)
-    except BlockingIOError:
-        return None

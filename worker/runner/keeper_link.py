@@ -9,26 +9,22 @@ from collections.abc import Sequence
 
 from jobs.ledger.leases import WorkingLease
 from worker.stop import Stop
+from worker.wire.pipes import LineWriter, read_lines
 from worker.wire.protocol import Halt, Report, Run, Warm, parse_order, report_line
 
 _ORDERS_FD = 0
-_READ_BYTES = 65536
 
 
 class ReportWriter:
     """Writes reports, from any thread, each at once: the last one before a crash names the chunk to blame."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._lock = threading.Lock()
+        self._writer = LineWriter(fd)
         self._model_keys: tuple[str, ...] = ()
 
     def send(self, report: Report) -> None:
         """Write a report."""
-        rest = memoryview(report_line(report))
-        with self._lock:
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+        self._writer.write(report_line(report))
 
     def send_warm(self, model_keys: Sequence[str]) -> None:
         """Report which models are loaded, where that has changed."""
@@ -50,14 +46,11 @@ class OrderReader:
 
     def _read(self) -> None:
         stop = Stop()
-        partial = b""
-        while chunk := os.read(_ORDERS_FD, _READ_BYTES):
-            *lines, partial = (partial + chunk).split(b"\n")
-            for line in lines:
-                match parse_order(line):
-                    case Run(lease):
-                        stop = Stop()
-                        self._runs.put((lease, stop))
-                    case Halt(reason):
-                        stop.ask(reason)
+        for line in read_lines(_ORDERS_FD):
+            match parse_order(line):
+                case Run(lease):
+                    stop = Stop()
+                    self._runs.put((lease, stop))
+                case Halt(reason):
+                    stop.ask(reason)
         os._exit(0)  # nobody watches any more; not a moment longer on the device

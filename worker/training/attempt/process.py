@@ -20,12 +20,12 @@ from worker.log_format import set_up_runner_logging
 from worker.stop import Stop
 from worker.training.plan import Plan
 from worker.training.reports import Broken, Doing, Report, parse_stop, report_line
+from worker.wire.pipes import LineWriter, read_lines
 from worker.wire.pulse import Beat, Pulse
 
 logger = logging.getLogger(__name__)
 
 _STOP_FD = 0
-_READ_BYTES = 4096
 _BEAT_SECONDS = 1.0
 
 
@@ -33,18 +33,17 @@ class Reporter:
     """Writes reports to the runner. Any thread can write; each report is written at once and in one piece."""
 
     def __init__(self, fd: int, *, beat_seconds: float = _BEAT_SECONDS) -> None:
-        self._fd = fd
+        self._writer = LineWriter(fd)
         self._pulse = Pulse(
             self._write_beat, beat_seconds=beat_seconds, is_eager=False
         )  # steps may be shorter than the interval
-        self._lock = threading.Lock()
 
     def __call__(self, report: Report) -> None:
         """Write a report. Activities are written only when they change, and at regular intervals."""
         if isinstance(report, Doing):
             self._pulse.at(report.activity, step=report.step)
             return
-        self._write(report)
+        self._writer.write(report_line(report))
 
     def ticking(self) -> AbstractContextManager[None]:
         """Report progress at regular intervals while the block runs, even if the training itself is busy."""
@@ -52,22 +51,13 @@ class Reporter:
 
     def _write_beat(self, beat: Beat) -> None:
         if beat.activity is not None:
-            self._write(Doing(beat.activity, beat.step))
-
-    def _write(self, report: Report) -> None:
-        rest = memoryview(report_line(report))
-        with self._lock:
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+            self._writer.write(report_line(Doing(beat.activity, beat.step)))
 
 
 def listen(stop: Stop) -> None:
     """Read stop requests from standard input, and end this process at once when its runner has ended."""
-    partial = b""
-    while chunk := os.read(_STOP_FD, _READ_BYTES):
-        *lines, partial = (partial + chunk).split(b"\n")
-        for line in lines:
-            stop.ask(parse_stop(line))
+    for line in read_lines(_STOP_FD):
+        stop.ask(parse_stop(line))
     os._exit(0)  # no process is left to record what this one computes
 
 

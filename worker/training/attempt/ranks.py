@@ -22,11 +22,11 @@ from worker.children import python_module
 from worker.stop import Stop
 from worker.training.plan import Plan
 from worker.training.reports import Broken, Finished, Report, Stopped, parse_report, stop_line
+from worker.wire.pipes import LineSplitter, read_some, write_all
 
 logger = logging.getLogger(__name__)
 
 _PROCESS_MODULE = "worker.training.attempt.process"
-_READ_BYTES = 65536
 _MARK = "IN_STOKER_RANKS"
 """Environment variable that marks all processes that an attempt starts."""
 _LAST_REPORT_SECONDS = 10.0
@@ -144,7 +144,7 @@ class _Rank:
         os.set_blocking(self._report_fd, False)
         # A data loader's process may keep the pipe open after the rank's death; the pidfd shows the death reliably.
         self._pid_fd = os.pidfd_open(self.process.pid) if hasattr(os, "pidfd_open") else None
-        self._partial = b""
+        self._splitter = LineSplitter()
         self._has_reported_end = self.has_ended = False
 
     @property
@@ -166,17 +166,15 @@ class _Rank:
         """Yield the reports that arrived since the last call."""
         is_gone = self.process.poll() is not None  # checked first: all its reports are in the pipe then
         while True:
-            try:
-                chunk = os.read(self._report_fd, _READ_BYTES)
-            except BlockingIOError:
+            chunk = read_some(self._report_fd)
+            if chunk is None:
                 self.has_ended = is_gone
                 return
             if not chunk:
                 self.process.wait()
                 self.has_ended = True
                 return
-            *lines, self._partial = (self._partial + chunk).split(b"\n")
-            for line in lines:
+            for line in self._splitter.split(chunk):
                 report = parse_report(line)
                 self._has_reported_end = isinstance(report, Broken | Finished | Stopped)
                 yield report
@@ -185,7 +183,7 @@ class _Rank:
         """Send a line to the process. If it is ending, the line is dropped; its reports show the end."""
         assert self.process.stdin is not None
         try:
-            os.write(self.process.stdin.fileno(), line)
+            write_all(self.process.stdin.fileno(), line)
         except BrokenPipeError:
             logger.debug("the training process has already ended")
 
