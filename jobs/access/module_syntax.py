@@ -1,4 +1,4 @@
-"""What can be said of a user's Python module without running it: whether it is Python, and whether it has `build`."""
+"""What can be said of a user's Python module without running it: whether it is Python, what it defines and imports."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ _LARGEST_BYTES = 100_000
 _ENTRY = "build"
 _DYNAMIC = frozenset({"__dict__", "__getattr__", "eval", "exec", "globals", "locals", "modules", "setattr", "vars"})
 """Names by which a module may come to a function that its text does not define."""
+_OUR_PACKAGES = frozenset({"jobs", "scheduler", "worker"})
+"""Names that mean Stoker's own packages where a module is run, whatever lies beside the module."""
 
 
 def check_module(path: Path, name: str) -> None:
-    """Refuse a module that is not valid Python, or that certainly has no function `build`.
+    """Refuse a module that is not valid Python, that certainly has no function `build`, or that would import one of our
+    packages in place of its own neighbour.
 
     Args:
         path: The module's file.
@@ -40,6 +43,23 @@ def check_module(path: Path, name: str) -> None:
     names = set(_names(tree))
     if _ENTRY not in names and "*" not in names and not names & _DYNAMIC:
         raise _invalid(name, f"has no function {_ENTRY}(setup)")
+    for imported in sorted(_OUR_PACKAGES.intersection(_imports(tree))):
+        for neighbour in (path.with_name(f"{imported}.py"), path.with_name(imported)):
+            if neighbour.exists():
+                raise _invalid(
+                    name,
+                    f"imports '{imported}', which is a package of Stoker's where it runs, and not '{neighbour.name}' "
+                    "beside it; give that another name",
+                )
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """The first names of the modules that a module's text imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+            yield node.module.partition(".")[0]
 
 
 def _names(tree: ast.AST) -> Iterator[str]:

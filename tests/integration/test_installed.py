@@ -94,13 +94,10 @@ def test_the_command_starts_beside_modules_of_the_same_names(home: Path, site: P
     assert "Commands" in run(home, site, "-c", script)
 
 
-_MODULE = '''
-"""A training module with a neighbour called `jobs`."""
-
+_MODULE = """
 import torch
 from torch import nn
 
-import jobs
 from stoker.training import Parts, Phase, Setup
 
 
@@ -112,8 +109,8 @@ def build(setup: Setup) -> Parts:
 
     rows = [torch.ones(1), torch.zeros(1)]
     phase = Phase(optimizer=torch.optim.SGD(model.parameters(), lr=0.1), loss=loss)
-    return Parts(models={"model": model}, phases=[phase], train=rows, facts=[jobs.WHOSE])
-'''
+    return Parts(models={"model": model}, phases=[phase], train=rows)
+"""
 
 
 def test_a_module_and_a_recipe_are_rehearsed_beside_them(home: Path, site: Path) -> None:
@@ -123,6 +120,12 @@ def test_a_module_and_a_recipe_are_rehearsed_beside_them(home: Path, site: Path)
         "import stoker\n"
         "rehearsal = stoker.training.rehearse('my_module.py', arguments={'max_steps': 2})\n"
         "assert len(rehearsal.losses) == 2\n"
+        "open('my_module.py', 'a').write('import jobs')\n"
+        "try:\n"
+        "    stoker.training.rehearse('my_module.py')\n"
+        "    raise SystemExit('a job would import another jobs')\n"
+        "except stoker.InvalidSpec as error:\n"
+        "    assert 'beside it; give that another name' in error.message\n"
         "stoker.training.rehearse('recipes.ctc', arguments={'max_steps': 1})\n"
         f"{_BOTH}"
     )

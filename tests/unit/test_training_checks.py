@@ -194,6 +194,31 @@ def test_a_module_that_cannot_be_used_is_refused_unrun(
     assert caught.value.param == "module"
 
 
+@pytest.mark.parametrize("neighbour", ["jobs.py", "worker"])
+def test_a_module_may_not_import_a_neighbour_by_our_packages_names(
+    settings: Settings, sqlite_database: Database, tmp_path: Path, neighbour: str
+) -> None:
+    module = tmp_path / "module.py"
+    spec = parse_spec({"kind": "training", "trainer": "torch", "module": str(module)})
+    own = settings.model_copy(update={"code_roots": [tmp_path]})
+    if neighbour.endswith(".py"):
+        (tmp_path / neighbour).write_text("x = 1")
+    else:
+        (tmp_path / neighbour).mkdir()
+    name = neighbour.removesuffix(".py")
+    for text in (
+        "def build(setup): ...",
+        f"from .{name} import x\ndef build(setup): ...",
+        "from scheduler import build",
+    ):
+        module.write_text(text)
+        check_submission(spec, rules=own, store=Store(own.resolved_store_url), database=sqlite_database)
+    for text in (f"def build(setup):\n    import {name}.x", f"from {name} import build"):
+        module.write_text(text)
+        with pytest.raises(InvalidSpec, match=f"imports '{name}', which .* and not '{neighbour}' beside it"):
+            check_submission(spec, rules=own, store=Store(own.resolved_store_url), database=sqlite_database)
+
+
 @pytest.mark.parametrize(
     ("targets", "words"),
     [

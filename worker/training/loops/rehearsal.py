@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from jobs.access.module_syntax import check_module
 from jobs.config.settings import Settings
 from jobs.specs.inference import TrainingSpec, parse_spec
 from worker.device import pick_device
@@ -80,6 +81,8 @@ def rehearse(
     )
     reports: list[Report] = []
     settings = Settings() if is_recipe else Settings(code_roots=[Path(name).parent])
+    if not is_recipe and Path(name).is_file():  # else what loads it says what is wrong
+        check_module(Path(name), name)
     loaded = load_module(name, settings)
     Loop(plan, loaded, LoopInputs(rows, eval_rows), SingleProcess(), stop=Stop(), report=reports.append).run()
     metrics: dict[str, list[float]] = {}
