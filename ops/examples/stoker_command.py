@@ -15,7 +15,7 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def stoker(data_dir: Path) -> Iterator[Path]:
+def stack(data_dir: Path) -> Iterator[Path]:
     """`stoker up` on a data directory of the example's own, for as long as the block runs."""
     up = subprocess.Popen(
         ["stoker", "up", "--data-dir", str(data_dir), "--port", "0"], stdout=subprocess.PIPE, text=True
