@@ -9,6 +9,7 @@ from typing import Any
 from jobs.access.model_files import invalid, parse_json, read_json
 from jobs.errors import InvalidSpec
 from jobs.specs.architectures import KNOWN
+from jobs.specs.parameters.text_tasks import EmbeddingsParameters
 
 SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout", "Normalize")
 """The modules of a sentence-transformers folder that the `embeddings` task runs."""
@@ -103,7 +104,7 @@ def read_prompts(folder: Path, *, name: str) -> tuple[dict[str, str], str | None
     return {key: text or "" for key, text in prompts.items()}, default
 
 
-def chosen_prompt(prompts: Mapping[str, str], default: str | None, parameters: Mapping[str, Any]) -> str:
+def chosen_prompt(prompts: Mapping[str, str], default: str | None, parameters: EmbeddingsParameters) -> str:
     """The text that stands before each row's, as a job's parameters choose it; empty where there is none.
 
     Args:
@@ -114,9 +115,9 @@ def chosen_prompt(prompts: Mapping[str, str], default: str | None, parameters: M
     Raises:
         InvalidSpec: The model has no prompt of the name that they give.
     """
-    prompt, name = parameters.get("prompt"), parameters.get("prompt_name")
-    if prompt is not None:
-        return str(prompt)
+    name = parameters.prompt_name
+    if parameters.prompt is not None:
+        return parameters.prompt
     if name is None:
         return prompts.get(default or "") or ""
     if name not in prompts:
@@ -126,7 +127,7 @@ def chosen_prompt(prompts: Mapping[str, str], default: str | None, parameters: M
     return prompts[name]
 
 
-def check_vectors(folder: Path, parameters: Mapping[str, Any], *, name: str) -> None:
+def check_vectors(folder: Path, parameters: EmbeddingsParameters, *, name: str) -> None:
     """Refuse a prompt that the model does not have, and more dimensions than its vectors can have.
 
     Args:
@@ -139,11 +140,10 @@ def check_vectors(folder: Path, parameters: Mapping[str, Any], *, name: str) -> 
         InvalidModel: A file that says it is damaged.
     """
     chosen_prompt(*read_prompts(folder, name=name), parameters)
-    dimensions = parameters.get("dimensions")
-    if dimensions is None:
+    if parameters.dimensions is None:
         return
     most = _most_dimensions(folder, parameters, name=name)
-    if most is not None and dimensions > most:
+    if most is not None and parameters.dimensions > most:
         raise too_many_dimensions(most)
 
 
@@ -153,7 +153,7 @@ def too_many_dimensions(most: int) -> InvalidSpec:
     return InvalidSpec(f"{param}: the model's vectors have only {most} dimensions", param=param)
 
 
-def _most_dimensions(folder: Path, parameters: Mapping[str, Any], *, name: str) -> int | None:
+def _most_dimensions(folder: Path, parameters: EmbeddingsParameters, *, name: str) -> int | None:
     """A number of dimensions that a row's vector does not exceed; None where the files do not tell one for certain.
 
     It may be larger than the vector's own: some models project their vectors at the end.
@@ -169,7 +169,7 @@ def _most_dimensions(folder: Path, parameters: Mapping[str, Any], *, name: str) 
     if kind not in KNOWN or "auto_map" in config or not widths:
         return None
     modes = read_pooling(folder, modules[1][1], name=name)[0] if modules else ("mean",)
-    num_modes = len(modes) if parameters.get("pooling") is None else 1
+    num_modes = len(modes) if parameters.pooling is None else 1
     return max(widths) * _WIDER.get(kind, 1) * num_modes
 
 

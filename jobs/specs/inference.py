@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Annotated, Literal, TypeGuard, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from jobs.errors import InvalidSpec
 from jobs.messages import did_you_mean, first_fault, shown
@@ -21,7 +21,9 @@ from jobs.specs.fields import (
     read_columns,
     unread_input,
 )
-from jobs.specs.parameters import check_parameters
+from jobs.specs.parameters import read_parameters
+from jobs.specs.parameters.task_parameters import LabelParameters, TaskParameters
+from jobs.specs.parameters.text_tasks import EmbeddingsParameters
 from jobs.specs.tasks import ALIASES, TASKS, Task, find_task, unknown_task
 from jobs.specs.training import TrainingSpec
 
@@ -91,6 +93,7 @@ class InferenceSpec(Strict):
     priority: Priority = Priority.NORMAL
     time_limit: Duration | None = None
     """Seconds from submission after which the job is ended as `expired`; also written `2h`."""
+    _task_parameters: TaskParameters = PrivateAttr()
 
     @field_validator("task")
     @classmethod
@@ -124,25 +127,32 @@ class InferenceSpec(Strict):
 
     @model_validator(mode="after")
     def _known_parameters(self) -> InferenceSpec:
-        check_parameters(self.task, self.parameters)
+        self._task_parameters = read_parameters(self.task, self.parameters)
         if _LABELS in self.task_info.optional and not self.has_labels and self.input.columns.get(_LABELS, "") is None:
             raise self.no_labels()
         return self
 
     @property
     def task_info(self) -> Task:
-        """The task's inputs and kind of output."""
+        """The task's inputs."""
         return TASKS[self.task]
+
+    @property
+    def task_parameters(self) -> TaskParameters:
+        """`parameters` as the task's own model, with the defaults."""
+        return self._task_parameters
 
     @property
     def vector_output(self) -> bool:
         """Whether each output is one float32 vector; rows of several inputs (`inputs: any`) have several."""
-        return self.task_info.vector_output and self.parameters.get("inputs") != "any"
+        parameters = self.task_parameters
+        return isinstance(parameters, EmbeddingsParameters) and parameters.inputs == "text"
 
     @property
     def has_labels(self) -> bool:
-        """Whether the job itself says the labels that rows may leave out."""
-        return self.parameters.get(_LABELS) is not None
+        """Whether the job itself gives the labels that rows may leave out."""
+        parameters = self.task_parameters
+        return isinstance(parameters, LabelParameters) and parameters.candidate_labels is not None
 
     @property
     def optional_inputs(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""What each inference task is called, which inputs a row of it has, and what kind of output it gives. No torch here."""
+"""What each inference task is called, and which inputs a row of it has. No torch here."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ class Task:
     """Names a row must bring; `input.columns` maps the user's columns onto them."""
     optional: tuple[str, ...] = ()
     """Names a row may bring as well."""
-    vector_output: bool = False
-    """Whether an output is one float32 vector."""
 
 
 _ALL = (
-    Task("embeddings", ("text",), vector_output=True),
+    Task("embeddings", ("text",)),
     Task("text-classification", ("text",), ("text_pair",)),
     Task("token-classification", ("text",)),
     Task("fill-mask", ("text",)),

@@ -30,6 +30,7 @@ from jobs.ledger.job_pins import check_spec, pin_spec
 from jobs.ledger.uploads import find_upload
 from jobs.ledger.usage import too_many_rows
 from jobs.specs.inference import InferenceSpec, JobSpec, TrainingSpec, parse_spec
+from jobs.specs.parameters.text_tasks import EmbeddingsParameters
 from jobs.specs.tasks import TASKS
 from scheduler.control.training_checks import check_rows, check_source_job, check_training
 
@@ -91,8 +92,8 @@ def check_submission(
     if not check_source_job(spec, database, project=project):
         check_model(spec.model, spec.task, rules)
         folder = local_model(spec.model, rules)
-        if spec.task == "embeddings" and folder is not None:
-            check_vectors(folder, spec.parameters, name=spec.model)
+        if isinstance(spec.task_parameters, EmbeddingsParameters) and folder is not None:
+            check_vectors(folder, spec.task_parameters, name=spec.model)
     source = open_input(spec, rules=rules, store=store, database=database, project=project)
     try:
         look(source, spec.input, spec.columns(), optional=spec.optional_inputs)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.errors import InvalidSpec
 from jobs.messages import short, short_message, shown
-from jobs.specs.parameters import check_parameters
+from jobs.specs.parameters import read_parameters
 from scheduler.openai.responses import Answered, Body, write_chat, write_classify, write_completions, write_embeddings
 
 
@@ -201,7 +201,7 @@ def _generation(body: Body, names: Mapping[str, str]) -> Body:
         if body.get(name) is None:
             continue
         try:
-            check_parameters("text-generation", {ours: body[name]})
+            read_parameters("text-generation", {ours: body[name]})
         except InvalidSpec as error:
             message = error.message.replace(f"parameters.{ours}", name, 1)
             raise Refusal(message, code="invalid_value", param=name) from error

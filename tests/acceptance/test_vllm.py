@@ -70,7 +70,7 @@ def models() -> Iterator[ModelCache]:
 def get(models: ModelCache, model: Path, parameters: Mapping[str, Any] | None = None, **fields: Any) -> Any:
     """The task with this model and these parameters, in float32."""
     spec = spec_of(model, parameters, dtype="float32", **fields)
-    return models.get(ModelRef.of(spec), spec.parameters)
+    return models.get(ModelRef.of(spec), spec.task_parameters)
 
 
 def without_logprobs(output: Mapping[str, Any]) -> Any:
@@ -125,7 +125,7 @@ def test_it_makes_room_and_takes_turns(models: ModelCache, model: Path, tmp_path
         task = get(models, each, {"max_new_tokens": 8}, engine="vllm")
         assert len(models.keys()) == 1, "nothing else is warm beside it when it starts"
         texts.append(generated(task, rows_of((SENTENCES[0], None)))[0])
-        models.get(ModelRef.of(classifier), classifier.parameters)
+        models.get(ModelRef.of(classifier), classifier.task_parameters)
     assert texts[0] == texts[2] != texts[1]
 
 

@@ -357,7 +357,7 @@ def test_warm_models_are_dropped_before_a_batch_is_made_smaller(lab: Lab) -> Non
     """A model that merely stays warm must not slow the one at work."""
     warm = LeasedJob.spec_of("idle")
     lab.models = ModelCache(2, CPU, load=lambda *_, **__: lab.model)
-    lab.models.get(ModelRef.of(warm), {})
+    lab.models.get(ModelRef.of(warm), warm.task_parameters)
 
     def forward(texts: list[str]) -> None:
         if len(lab.models.keys()) == 2:

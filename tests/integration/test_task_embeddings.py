@@ -17,6 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Dropout, LayerNor
 from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel, T5Config, T5ForConditionalGeneration
 
 from jobs.errors import InvalidModel, InvalidSpec
+from jobs.specs.parameters.text_tasks import EmbeddingsParameters
 from tests.support.task_kit import LONG_TEXT, TEXTS, error_codes, load, outputs, text_rows
 from tests.support.tiny import (
     byte_level_tokenizer,
@@ -267,7 +268,9 @@ def test_long_rows_are_cut_unless_that_is_refused(encoder: Path) -> None:
     """sentence-transformers cuts; who must not lose the end of a text could not say so."""
     task_model = load(TASK, encoder)
     assert [one.num_tokens for one in task_model.encode(text_rows([LONG_TEXT]))] == [128]
-    results = outputs(task_model.with_parameters({"truncate": False}), text_rows(["short", LONG_TEXT]))
+    results = outputs(
+        task_model.with_parameters(EmbeddingsParameters.read({"truncate": False})), text_rows(["short", LONG_TEXT])
+    )
     assert error_codes(results) == [None, "row_too_long"]
 
 
@@ -337,7 +340,7 @@ def test_bfloat16_keeps_the_direction(encoder: Path) -> None:
 def test_impossible_parameters_are_refused(encoder: Path, parameters: dict[str, Any], param: str) -> None:
     """A misspelt parameter would be ignored, and thousands of vectors would have to be made again."""
     with pytest.raises(InvalidSpec) as caught:
-        load(TASK, encoder).with_parameters(parameters)
+        load(TASK, encoder).with_parameters(EmbeddingsParameters.read(parameters))
     assert caught.value.param == f"parameters.{param}"
 
 

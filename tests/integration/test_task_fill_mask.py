@@ -12,6 +12,7 @@ import torch
 from transformers import pipeline
 
 from jobs.errors import InvalidModel, InvalidSpec
+from jobs.specs.parameters.text_tasks import FillMaskParameters
 from tests.support.task_kit import LONG_TEXT, error_codes, load, outputs, same, text_rows
 from tests.support.tiny import tiny_classifier, tiny_masked_lm
 
@@ -63,7 +64,7 @@ def test_rows_that_cannot_be_filled_fail_alone(masked_lm: Path) -> None:
     task_model = load(TASK, masked_lm)
     assert error_codes(outputs(task_model, rows)) == ["no_mask", None, "row_too_long", "row_too_long"]
     for parameters in ({"truncation": True}, {"tokenizer_kwargs": {"truncation": True}}):
-        results = outputs(task_model.with_parameters(parameters), rows)
+        results = outputs(task_model.with_parameters(FillMaskParameters.read(parameters)), rows)
         assert error_codes(results) == ["no_mask", None, None, "no_mask"]
         assert same(results[2], _pipeline(masked_lm)(long, tokenizer_kwargs={"truncation": True}))
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, pipeline
 
 from jobs.data.rows import Row
 from jobs.errors import InvalidModel, InvalidSpec
+from jobs.specs.parameters.text_tasks import TextClassificationParameters
 from tests.support.task_kit import LONG_TEXT, TEXTS, error_codes, load, outputs, same, text_rows
 from tests.support.tiny import byte_level_tokenizer, tiny_classifier, tiny_encoder, tiny_masked_lm
 
@@ -112,7 +113,7 @@ def test_a_row_that_is_too_long_fails_alone(classifier: Path) -> None:
     num_tokens = len(_pipeline(classifier).tokenizer(LONG_TEXT)["input_ids"])
     assert f"{num_tokens} tokens" in results[1].message
     assert "128" in results[1].message
-    cut = outputs(task_model.with_parameters({"truncation": True}), rows)
+    cut = outputs(task_model.with_parameters(TextClassificationParameters.read({"truncation": True})), rows)
     assert same(cut[1], _pipeline(classifier)(LONG_TEXT, truncation=True))
 
 
@@ -159,11 +160,11 @@ def test_a_decoder_classifies_by_its_last_token(tmp_path: Path) -> None:
 def test_warm_weights_take_another_jobs_parameters(classifier: Path) -> None:
     """The second of two jobs on a warm model would be answered with the first one's parameters."""
     first = load(TASK, classifier, {"top_k": 2})
-    second = first.with_parameters({"top_k": None})
+    second = first.with_parameters(TextClassificationParameters.read({"top_k": None}))
     assert [len(result) for result in outputs(first, text_rows(["a"]))] == [2]
     assert [len(result) for result in outputs(second, text_rows(["a"]))] == [3]
     with pytest.raises(InvalidSpec, match="top_q") as caught:
-        first.with_parameters({"top_q": 1})
+        first.with_parameters(TextClassificationParameters.read({"top_q": 1}))
     assert caught.value.param == "parameters.top_q"
 
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from jobs.data.rows import Row, RowError
 from jobs.errors import InvalidModel, InvalidSpec
-from jobs.specs.parameters import NO_TEMPLATE_VARIABLES, check_parameters
+from jobs.specs.parameters import read_parameters
+from jobs.specs.parameters.generation import NO_TEMPLATE_VARIABLES, TextGenerationParameters
 from tests.support.task_kit import TEXTS, error_codes, load, outputs, text_rows
 from tests.support.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_classifier, tiny_gpt2, tiny_mistral
 from worker.inference.tasks.text_generation import TextGeneration
@@ -206,7 +207,12 @@ def test_a_sampled_row_does_not_depend_on_its_neighbours(model: Path) -> None:
     others = rows_of(*((text, {"temperature": 0, "max_new_tokens": 50}) for text in PROMPTS))
     mixed = [rows[index] if index % 3 == 0 else others[index] for index in range(len(rows))]
     assert generated(task_model, mixed)[::3] == together[::3]
-    assert generated(task_model.with_parameters({"temperature": 1.0, "max_new_tokens": 30}), rows) != together
+    assert (
+        generated(
+            task_model.with_parameters(TextGenerationParameters.read({"temperature": 1.0, "max_new_tokens": 30})), rows
+        )
+        != together
+    )
 
 
 def test_a_seed_of_the_row_itself_gives_the_same_text_anywhere(model: Path) -> None:
@@ -240,7 +246,10 @@ def test_several_choices_are_drawn_each_by_itself(model: Path) -> None:
     drawn = load(TASK, model, {"temperature": 1.0, "n": 4, "max_new_tokens": 10})
     first, second = generated(drawn, text_rows(["My name", "is"]), max_rows=3)
     assert len(set(texts_of(first))) == len(set(texts_of(second))) == 4
-    fewer = generated(drawn.with_parameters({"temperature": 1.0, "n": 2, "max_new_tokens": 10}), text_rows(["My name"]))
+    fewer = generated(
+        drawn.with_parameters(TextGenerationParameters.read({"temperature": 1.0, "n": 2, "max_new_tokens": 10})),
+        text_rows(["My name"]),
+    )
     assert texts_of(fewer[0]) == texts_of(first)[:2]
     assert num_tokens_of(first) == 40
     greedy = generated(load(TASK, model, {"n": 3, "max_new_tokens": 5}), text_rows(["My name"]))
@@ -379,7 +388,7 @@ def test_arguments_of_the_template_call_are_not_its_variables() -> None:
     taken = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
     assert taken - {"kwargs", "tools", "documents"} <= NO_TEMPLATE_VARIABLES
     with pytest.raises(InvalidSpec, match="own variables"):
-        check_parameters(TASK, {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}})
+        read_parameters(TASK, {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}})
 
 
 def test_rows_that_cannot_be_prompts(model: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import BertConfig, BertForTokenClassification, pipeline
 
 from jobs.errors import InvalidModel, InvalidSpec
+from jobs.specs.parameters.text_tasks import TokenClassificationParameters
 from tests.support.task_kit import LONG_TEXT, TEXTS, error_codes, load, outputs, same, text_rows
 from tests.support.tiny import SENTENCES, TAGS, byte_level_tokenizer, tiny_classifier, tiny_tagger
 
@@ -120,10 +121,13 @@ def test_words_and_texts_are_not_confused(tagger: Path) -> None:
     results = outputs(task_model, text_rows(["Ada", ["Ada"], "Lovelace"]))
     assert error_codes(results) == [None, "wrong_type", None]
     assert "is_split_into_words" in results[1].message
-    results = outputs(task_model.with_parameters({"is_split_into_words": True}), text_rows(["Ada", ["Ada"], ["a", 1]]))
+    results = outputs(
+        task_model.with_parameters(TokenClassificationParameters.read({"is_split_into_words": True})),
+        text_rows(["Ada", ["Ada"], ["a", 1]]),
+    )
     assert error_codes(results) == ["wrong_type", None, "wrong_type"]
     with pytest.raises(InvalidSpec, match="is_split_into_words"):
-        task_model.with_parameters({"delimiter": "-"})
+        task_model.with_parameters(TokenClassificationParameters.read({"delimiter": "-"}))
 
 
 def test_a_row_that_is_too_long_fails_alone(tagger: Path) -> None:
@@ -132,7 +136,7 @@ def test_a_row_that_is_too_long_fails_alone(tagger: Path) -> None:
     rows = text_rows(["short", LONG_TEXT, "short"])
     results = outputs(task_model, rows)
     assert error_codes(results) == [None, "row_too_long", None]
-    cut = outputs(task_model.with_parameters({"truncation": True}), rows)
+    cut = outputs(task_model.with_parameters(TokenClassificationParameters.read({"truncation": True})), rows)
     assert same(cut[1], _pipeline(tagger)(LONG_TEXT))
 
 
@@ -151,7 +155,7 @@ def test_a_row_that_is_too_long_fails_alone(tagger: Path) -> None:
 def test_impossible_parameters_are_refused(tagger: Path, parameters: dict[str, Any], param: str) -> None:
     """A misspelt parameter would be ignored, and the job would have to be run again."""
     with pytest.raises(InvalidSpec) as caught:
-        load(TASK, tagger).with_parameters(parameters)
+        load(TASK, tagger).with_parameters(TokenClassificationParameters.read(parameters))
     assert caught.value.param == f"parameters.{param}"
 
 

@@ -55,7 +55,7 @@ def spec_of(model: Path, parameters: Mapping[str, Any] | None = None, **fields: 
 def load(model: Path, parameters: Mapping[str, Any] | None = None, *, device: torch.device = CPU, **fields: Any) -> Any:
     settings = Settings(input_roots=[Path("/")])
     spec = spec_of(model, parameters, **fields)
-    return load_task_model(ModelRef.of(spec), spec.parameters, device=device, dtype=torch.float32, settings=settings)
+    return load_task_model(ModelRef.of(spec), spec.task_parameters, device=device, dtype=torch.float32, settings=settings)
 
 
 def leave_between_two_steps(task: Any) -> None:
@@ -147,8 +147,8 @@ def test_what_ends_its_start_is_told_apart(
 def test_it_is_alone_on_the_slot_and_closed_before_it_goes(model: Path) -> None:
     load = partial(load_task_model, settings=Settings(input_roots=[Path("/")]))
     models = ModelCache(2, CPU, load=load, needs_whole_device=needs_whole_device)
-    models.get(ModelRef.of(spec_of(model)), {})
-    models.get(ModelRef.of(spec_of(model, engine="vllm")), {})
+    for spec in (spec_of(model), spec_of(model, engine="vllm")):
+        models.get(ModelRef.of(spec), spec.task_parameters)
     assert models.keys() == [model_key(spec_of(model, engine="vllm"))]
     (engine,) = LLMEngine.made
     assert not engine.is_shut_down

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
+from jobs.specs.parameters.generation import TextGenerationParameters
 from worker.inference.generation.sampling import Sampling, choose, gumbel, penalize, resolve_sampling, splitmix
 
 KNOWN = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
@@ -117,4 +118,4 @@ def test_the_repetition_penalty_is_transformers_own() -> None:
     ],
 )
 def test_what_parameters_mean(parameters: dict[str, object], defaults: dict[str, object], expected: Sampling) -> None:
-    assert resolve_sampling(parameters, defaults, own_seed=False) == expected
+    assert resolve_sampling(TextGenerationParameters.read(parameters), defaults, own_seed=False) == expected

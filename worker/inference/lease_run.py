@@ -74,7 +74,7 @@ def run_lease(
         return Outcome.STOPPED
     fetch_job_model(spec.model, database=database, store=store, settings=settings)
     ref = ModelRef.of(spec, source=pinned_model(spec.model, lease, database=database, settings=settings))
-    model = models.get(ref, spec.parameters)
+    model = models.get(ref, spec.task_parameters)
     check_pinned(spec.model, lease, settings=settings)  # nor may it have been replaced while it was being loaded
     settle_padding(model, ref, lease.job_id, database=database, device=models.device)
     source = open_source(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from jobs.access.paths import local_path
 from jobs.access.pins import folder_stamp
 from jobs.errors import DeviceOutOfMemory, StokerError
+from jobs.specs.parameters.task_parameters import TaskParameters
 from worker.device import device_name, free_memory_bytes, is_out_of_memory, release_memory, resolve_dtype
 from worker.models.load import load_error
 from worker.models.model_ref import ModelRef
@@ -53,7 +53,7 @@ class ModelCache:
         self._warm: OrderedDict[ModelRef, _Warm] = OrderedDict()
         self.device = device
 
-    def get(self, ref: ModelRef, parameters: Mapping[str, Any]) -> TaskModel:
+    def get(self, ref: ModelRef, parameters: TaskParameters) -> TaskModel:
         """The model with a job's parameters, loaded now where it is not warm.
 
         Args:
@@ -101,7 +101,7 @@ class ModelCache:
             self._drop(other)
         return bool(others)
 
-    def _load_with_room(self, ref: ModelRef, parameters: Mapping[str, Any]) -> TaskModel:
+    def _load_with_room(self, ref: ModelRef, parameters: TaskParameters) -> TaskModel:
         dtype = resolve_dtype(ref.dtype, self.device)
         try:
             return self._load_now(ref, parameters, dtype)
@@ -119,7 +119,7 @@ class ModelCache:
                 raise
             raise DeviceOutOfMemory(f"{ref.name} does not fit into the memory of {device_name(self.device)}") from error
 
-    def _load_now(self, ref: ModelRef, parameters: Mapping[str, Any], dtype: torch.dtype) -> TaskModel:
+    def _load_now(self, ref: ModelRef, parameters: TaskParameters, dtype: torch.dtype) -> TaskModel:
         started = time.monotonic()
         try:
             model = self._load(ref, parameters, device=self.device, dtype=dtype)

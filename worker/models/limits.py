@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from jobs.data.rows import RowError, RowErrorCode
 from jobs.errors import InvalidSpec
+from jobs.specs.parameters.text_tasks import TokenizerParameters
 
 _UNSET_LENGTH = 1_000_000_000
 """A tokenizer whose longest row is not known says 1e30."""
@@ -48,21 +47,20 @@ def position_limit(model: PreTrainedModel) -> int | None:
     return positions
 
 
-def resolve_limits(parameters: Mapping[str, Any], longest: int | None, *, least: int, truncate: bool = False) -> Limits:
+def resolve_limits(parameters: TokenizerParameters, longest: int | None, *, least: int) -> Limits:
     """What the parameters `truncation` and `max_length` mean for a model.
 
     Args:
-        parameters: as in a spec, checked.
+        parameters: The job's.
         longest: the model's own limit.
         least: special tokens that every row has, which cannot be cut off.
-        truncate: whether rows are cut when the parameters do not say.
 
     Raises:
         InvalidSpec: no row can be cut to `max_length`.
     """
-    said, max_length = parameters.get("truncation"), parameters.get("max_length")
+    said, max_length = parameters.truncation, parameters.max_length
     if said is None:
-        said = truncate or max_length is not None  # as tokenizers do: a length alone means to cut
+        said = max_length is not None  # as tokenizers do: a length alone means to cut
     truncation = "longest_first" if said is True else str(said)
     if said is False or truncation == "do_not_truncate":
         return Limits(longest, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -43,13 +43,16 @@ class TaskModel(Protocol):
     memory_bytes: int
     """Weights and buffers, as they lie on the device."""
 
-    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+    def with_parameters(self, parameters: Any) -> Self:
         """The same weights with another job's parameters; cheap, shares everything that was loaded.
 
         A warm model is found by task, name and dtype only, so this is called for each lease.
 
+        Args:
+            parameters: The job's, of the task's own type in `jobs.specs.parameters`.
+
         Raises:
-            InvalidSpec: a parameter is unknown or has an impossible value; the message names it.
+            InvalidSpec: The model does not take a parameter or its value; the message names it.
         """
         ...
 

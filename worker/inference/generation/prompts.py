@@ -9,6 +9,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from jobs.data.rows import Row, RowError, RowErrorCode
+from jobs.specs.parameters.generation import TextGenerationParameters
 from worker.device import one_line
 from worker.models.limits import Limits
 from worker.models.task_model import Encoded
@@ -34,7 +35,9 @@ class Prompts:
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return self._tokens.tokenizer
 
-    def encode(self, rows: Sequence[Row], parameters: Sequence[Mapping[str, Any]]) -> list[tuple[int, ...] | RowError]:
+    def encode(
+        self, rows: Sequence[Row], parameters: Sequence[TextGenerationParameters]
+    ) -> list[tuple[int, ...] | RowError]:
         """The prompt of each row.
 
         Args:
@@ -54,7 +57,7 @@ class Prompts:
             for row, own in zip(rows, parameters, strict=True)
         ]
 
-    def _of_list(self, row: Row, value: Sequence[Any], parameters: Mapping[str, Any]) -> Encoded:
+    def _of_list(self, row: Row, value: Sequence[Any], parameters: TextGenerationParameters) -> Encoded:
         if not value:
             return _refused(row, RowError(RowErrorCode.EMPTY_ROW, "the row's list has neither messages nor token ids"))
         if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
@@ -66,7 +69,7 @@ class Prompts:
             )
         return self._of_chat(row, value, parameters)
 
-    def _of_chat(self, row: Row, chat: Sequence[Message], parameters: Mapping[str, Any]) -> Encoded:
+    def _of_chat(self, row: Row, chat: Sequence[Message], parameters: TextGenerationParameters) -> Encoded:
         if not self._tokenizer.chat_template:
             reason = "the model has no chat template: the row's text must be a text or token ids, not messages"
             return _refused(row, RowError(RowErrorCode.NO_CHAT_TEMPLATE, reason))
@@ -89,7 +92,7 @@ class Prompts:
                 continue_final_message=continues,
                 tokenize=True,
                 return_dict=False,
-                **(parameters.get("chat_template_kwargs") or {}),
+                **parameters.chat_template_kwargs,
             )
         except _TEMPLATE_ERRORS as error:
             refusal = f"the model's chat template refuses the messages: {one_line(error)}"
@@ -114,12 +117,12 @@ def text_of(message: Message) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def continues_final_message(messages: Sequence[Message], parameters: Mapping[str, Any]) -> bool:
+def continues_final_message(messages: Sequence[Message], parameters: TextGenerationParameters) -> bool:
     """Whether the model goes on with a chat's last message instead of beginning the answer to it.
 
     As in the pipeline: with one of the assistant's, unless `continue_final_message` says otherwise.
     """
-    said = parameters.get("continue_final_message")
+    said = parameters.continue_final_message
     return bool(messages[-1].get("role") == "assistant" if said is None else said)
 
 

@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from jobs.specs.parameters.generation import TextGenerationParameters
+
 _GAMMA = 0x9E3779B97F4A7C15
 _MIXERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
@@ -56,8 +58,8 @@ class Sampling:
         return int.from_bytes(digest, "little")
 
 
-def resolve_sampling(parameters: Mapping[str, Any], defaults: Mapping[str, Any], *, own_seed: bool) -> Sampling:
-    """What checked parameters mean.
+def resolve_sampling(parameters: TextGenerationParameters, defaults: Mapping[str, Any], *, own_seed: bool) -> Sampling:
+    """What parameters mean for the choice of tokens.
 
     Nothing is drawn unless `do_sample` is true or `temperature` is above 0; what the model's own generation_config.json
     says of `do_sample` is not followed. Its other values stand in where the parameters say nothing.
@@ -69,20 +71,18 @@ def resolve_sampling(parameters: Mapping[str, Any], defaults: Mapping[str, Any],
     """
 
     def value(name: str, otherwise: Any) -> Any:
-        given = parameters.get(name)
+        given = getattr(parameters, name)
         if given is None:
             given = defaults.get(name)
         return otherwise if given is None else given
 
-    draws, temperature = parameters.get("do_sample"), parameters.get("temperature")
-    if draws is None:
-        draws = temperature is not None
+    draws = parameters.temperature is not None if parameters.do_sample is None else parameters.do_sample
     return Sampling(
         temperature=float(value("temperature", 1.0)) if draws else 0.0,
         top_k=value("top_k", None) or None,
         top_p=float(value("top_p", 1.0)),
         repetition_penalty=float(value("repetition_penalty", 1.0)),
-        seed=parameters.get("seed") or 0,
+        seed=parameters.seed,
         own_seed=own_seed,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from jobs.errors import InvalidSpec
-from jobs.specs.parameters import FORBIDDEN_NAMES, PARAMETERS, check_inner_names, check_parameters, unknown_parameter
+from jobs.specs.parameters.task_parameters import FORBIDDEN_NAMES, TaskParameters, unknown_parameter
 from worker.inference.pipelines.transformers_internals import (
     accepted_names,
     calls_generate,
@@ -24,26 +24,31 @@ _GENERATION = "generate_kwargs"
 _WRONG = (TypeError, ValueError, KeyError, AttributeError)
 
 
-def check_against_pipeline(task: str, pipeline: Any, parameters: Mapping[str, Any]) -> None:
+def without_nulls(parameters: TaskParameters) -> dict[str, Any]:
+    """What a job sets of its pipeline's parameters; some pipelines would take a null for a value."""
+    given = parameters.given()
+    return {name: value for name, value in given.items() if value is not None or name in parameters.NULLS}
+
+
+def check_against_pipeline(pipeline: Any, parameters: TaskParameters) -> None:
     """Refuse parameters that a task's pipeline does not take.
 
     Args:
-        task: the task's name.
-        pipeline: its pipeline, with the model.
-        parameters: of the job.
+        pipeline: The task's pipeline, with the model.
+        parameters: The job's.
 
     Raises:
         InvalidSpec: one of them is unknown, not allowed or has an impossible value; the message names it.
     """
-    check_parameters(task, parameters)
-    if task not in PARAMETERS:
-        _check_names(task, pipeline, parameters)
+    task, given = parameters.TASK, without_nulls(parameters)
+    if parameters.is_open():
+        _check_names(task, pipeline, parameters.given())
     try:
-        sanitized(pipeline, parameters)
+        sanitized(pipeline, given)
     except _WRONG as error:
         raise InvalidSpec(f"parameters: {task} refuses them: {plain_sentence(error)}", param="parameters") from error
     if calls_generate(pipeline):
-        _check_generation(pipeline, parameters)
+        _check_generation(pipeline, given)
 
 
 def _check_names(task: str, pipeline: Any, parameters: Mapping[str, Any]) -> None:
@@ -54,10 +59,9 @@ def _check_names(task: str, pipeline: Any, parameters: Mapping[str, Any]) -> Non
     if takes_generation:
         known += [name for name in sorted(generation) if name not in known]
         known += [_GENERATION] if _GENERATION not in known else []
-    for name, value in parameters.items():
-        if name not in known and (name in FORBIDDEN_NAMES or not is_read(name)):
+    for name in parameters:
+        if name not in known and not is_read(name):
             raise _unknown(task, name, known, generation)
-        check_inner_names(name, value)
     inner = parameters.get(_GENERATION)
     if inner is not None:
         _check_inner(task, inner, generation)

@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 from jobs.config.settings import Settings
 from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import StokerError
+from jobs.specs.parameters.task_parameters import TaskParameters
 from worker.device import is_out_of_memory, is_poisoned
 from worker.inference.generation.image_chats import open_chat
 from worker.inference.pipelines import transformers_internals as internals
 from worker.inference.pipelines.alone import TASKS_WHOLE, draws, reason_to_compute_alone
 from worker.inference.pipelines.calls import LABELS, call_of, row_labels
 from worker.inference.pipelines.joining import cut, join, moved, num_tokens, shape_of, token_ids
-from worker.inference.pipelines.parameters import check_against_pipeline
+from worker.inference.pipelines.parameters import check_against_pipeline, without_nulls
 from worker.inference.pipelines.transformers_internals import Call
 from worker.models.batching import auto_max_tokens
 from worker.models.failures import plain_sentence
@@ -63,9 +64,8 @@ class Staged:
 
     def __init__(
         self,
-        task: str,
         source: ModelFolder,
-        parameters: Mapping[str, Any],
+        parameters: TaskParameters,
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -73,9 +73,8 @@ class Staged:
     ) -> None:
         """
         Args:
-            task: its name.
             source: the model's files.
-            parameters: of the job.
+            parameters: The job's, of the type of its task.
             device: where it computes.
             dtype: in which it computes.
             settings: whose `input_roots` bound the files that rows name.
@@ -85,7 +84,7 @@ class Staged:
             InvalidSpec: a parameter is wrong.
             InvalidInput: this host lacks a package that the task needs.
         """
-        self._task = task
+        self._task = task = parameters.TASK
         self._device = device
         self._settings = settings
         check_packages(task)
@@ -109,18 +108,15 @@ class Staged:
         self._most_tokens = auto_max_tokens(device.type, 2**34)
         self._configure(parameters)
 
-    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+    def with_parameters(self, parameters: TaskParameters) -> Self:
         """See `TaskModel`."""
         other = copy.copy(self)
         other._configure(parameters)
         return other
 
-    def _configure(self, parameters: Mapping[str, Any]) -> None:
-        check_against_pipeline(self._task, self._pipeline, parameters)
-        # Null means "not given"; some pipelines take it for a value. Only for the points of a mask it says "all".
-        self._parameters = {
-            name: value for name, value in parameters.items() if value is not None or name == "points_per_batch"
-        }
+    def _configure(self, parameters: TaskParameters) -> None:
+        check_against_pipeline(self._pipeline, parameters)
+        self._parameters = without_nulls(parameters)
         forward = internals.sanitized(self._pipeline, self._parameters)[1]
         self._is_alone = reason_to_compute_alone(self._task, self._pipeline, forward) is not None
         self._draws = draws(self._pipeline, forward)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ def needs_whole_device(ref: ModelRef) -> bool:
 
 def load_task_model(
     ref: ModelRef,
-    parameters: Mapping[str, Any],
+    parameters: Any,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -47,7 +46,7 @@ def load_task_model(
 
     Args:
         ref: The model.
-        parameters: The parameters of the job.
+        parameters: The parameters of the job, of the type that the task has in `jobs.specs.parameters`.
         device: Where the model is to compute.
         dtype: The dtype that it is to compute in.
         settings: Input roots, and which models may bring their own code.
@@ -64,5 +63,5 @@ def load_task_model(
         return TextGeneration(source, parameters, device=device, dtype=dtype, engine=ENGINES[ref.engine])
     task = OWN_TASKS.get(ref.task)
     if task is None:
-        return Staged(ref.task, source, parameters, device=device, dtype=dtype, settings=settings)
+        return Staged(source, parameters, device=device, dtype=dtype, settings=settings)
     return task(source, parameters, device=device, dtype=dtype)

@@ -31,7 +31,7 @@ from jobs.access.sentence_folder import (
 )
 from jobs.data.rows import Row, RowError
 from jobs.errors import InvalidSpec
-from jobs.specs.parameters import check_parameters
+from jobs.specs.parameters.text_tasks import EmbeddingsParameters
 from worker.device import is_out_of_memory, is_poisoned, one_line
 from worker.inference.tasks.many import Parts, by_row, collate_inputs, encode_many, forward_inputs
 from worker.inference.tasks.padding_probe import probe_padding
@@ -79,12 +79,12 @@ class Embeddings:
     """An encoder, its pooling, and what follows it."""
 
     def __init__(
-        self, source: ModelFolder, parameters: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+        self, source: ModelFolder, parameters: EmbeddingsParameters, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         """
         Args:
             source: the model's files.
-            parameters: of the job.
+            parameters: The job's.
             device: where it computes.
             dtype: in which the transformer computes; pooling and what follows are in float32.
 
@@ -124,32 +124,31 @@ class Embeddings:
         self.memory_bytes = memory_bytes(self.model) + sum(memory_bytes(module) for module in self._head)
         self._configure(parameters)
 
-    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+    def with_parameters(self, parameters: EmbeddingsParameters) -> Self:
         """See `TaskModel`."""
         other = copy.copy(self)
         other._configure(parameters)
         return other
 
-    def _configure(self, parameters: Mapping[str, Any]) -> None:
-        check_parameters(TASK, parameters)
-        self._is_many = parameters.get("inputs") == "any"
+    def _configure(self, parameters: EmbeddingsParameters) -> None:
+        self._is_many = parameters.inputs == "any"
         self._limits = self._chosen_limits(parameters)
         self._prompt = chosen_prompt(self._recipe.prompts, self._recipe.default_prompt, parameters)
         self._num_prompt_tokens = 0
         if self._prompt and not self._recipe.include_prompt and self._form is None:
             self._num_prompt_tokens = self._count_prompt_tokens(self._prompt)
-        pooling = parameters.get("pooling")
+        pooling = parameters.pooling
         self._modes = self._recipe.modes if pooling is None else (_MODES[pooling],)
-        normalize, own = parameters.get("normalize"), bool(self._head) and isinstance(self._head[-1], Normalize)
+        normalize, own = parameters.normalize, bool(self._head) and isinstance(self._head[-1], Normalize)
         self._is_normalized = own if normalize is None else normalize
         self._before_normalize = self._head[:-1] if own else self._head
         num_dimensions = self._num_dimensions()
-        self._dimensions = parameters.get("dimensions")
+        self._dimensions = parameters.dimensions
         if self._dimensions is not None and self._dimensions > num_dimensions:
             raise too_many_dimensions(num_dimensions)
 
-    def _chosen_limits(self, parameters: Mapping[str, Any]) -> Limits:
-        max_length = parameters.get("max_length")
+    def _chosen_limits(self, parameters: EmbeddingsParameters) -> Limits:
+        max_length = parameters.max_length
         if max_length is not None and self._positions is not None and max_length > self._positions:
             param = "parameters.max_length"
             raise InvalidSpec(f"{param}: the model takes at most {self._positions} tokens", param=param)
@@ -157,7 +156,7 @@ class Embeddings:
         if max_length is not None and max_length < least:
             param = "parameters.max_length"
             raise InvalidSpec(f"{param}: must be at least {least}, as the model's own tokens count too", param=param)
-        return Limits(max_length or self._longest, "longest_first" if parameters.get("truncate", True) else None)
+        return Limits(max_length or self._longest, "longest_first" if parameters.truncate else None)
 
     def _count_prompt_tokens(self, prompt: str) -> int:
         """Tokens of a prompt as they stand before a text, so without the special ones that end a row."""

@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM, FillMaskPipeline
 
 from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import InvalidSpec
-from jobs.specs.parameters import check_parameters
+from jobs.specs.parameters.text_tasks import FillMaskParameters
 from worker.inference.tasks.padding_probe import probe_padding
 from worker.models.limits import longest_row, resolve_limits
 from worker.models.load import ModelFolder, load_tokenizer, load_weights, memory_bytes
@@ -32,12 +32,12 @@ class FillMask:
     """A masked language model."""
 
     def __init__(
-        self, source: ModelFolder, parameters: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+        self, source: ModelFolder, parameters: FillMaskParameters, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         """
         Args:
             source: the model's files.
-            parameters: of the job.
+            parameters: The job's.
             device: where it computes.
             dtype: in which it computes.
 
@@ -58,21 +58,19 @@ class FillMask:
         self.memory_bytes = memory_bytes(self.model)
         self._configure(parameters)
 
-    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+    def with_parameters(self, parameters: FillMaskParameters) -> Self:
         """See `TaskModel`."""
         other = copy.copy(self)
         other._configure(parameters)
         return other
 
-    def _configure(self, parameters: Mapping[str, Any]) -> None:
-        check_parameters(TASK, parameters)
-        chosen = {**parameters, **(parameters.get("tokenizer_kwargs") or {})}
-        self._limits = resolve_limits(chosen, self._longest, least=self.tokens.num_special)
-        self._top_k: int = parameters.get("top_k") or 5
+    def _configure(self, parameters: FillMaskParameters) -> None:
+        self._limits = resolve_limits(parameters.tokenizer, self._longest, least=self.tokens.num_special)
+        self._top_k = parameters.top_k
         self._targets: torch.Tensor | None = None
-        if parameters.get("targets") is not None:
+        if parameters.targets is not None:
             try:
-                ids = self._pipeline.get_target_ids(parameters["targets"])
+                ids = self._pipeline.get_target_ids(parameters.targets)
             except ValueError as error:
                 param = "parameters.targets"
                 raise InvalidSpec(f"{param}: the model knows none of these words", param=param) from error

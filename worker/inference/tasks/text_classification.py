@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from jobs.data.rows import Row
-from jobs.specs.parameters import check_parameters
+from jobs.specs.parameters.text_tasks import TextClassificationParameters
 from worker.inference.tasks.many import Parts, by_row, collate_inputs, encode_many, forward_inputs
 from worker.inference.tasks.padding_probe import probe_padding
 from worker.models.limits import longest_row, resolve_limits
@@ -35,12 +35,12 @@ class TextClassification:
     """A model with a sequence classification head."""
 
     def __init__(
-        self, source: ModelFolder, parameters: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+        self, source: ModelFolder, parameters: TextClassificationParameters, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         """
         Args:
             source: the model's files.
-            parameters: of the job.
+            parameters: The job's.
             device: where it computes.
             dtype: in which it computes.
 
@@ -65,18 +65,17 @@ class TextClassification:
         self.memory_bytes = memory_bytes(self.model)
         self._configure(parameters)
 
-    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+    def with_parameters(self, parameters: TextClassificationParameters) -> Self:
         """See `TaskModel`."""
         other = copy.copy(self)
         other._configure(parameters)
         return other
 
-    def _configure(self, parameters: Mapping[str, Any]) -> None:
-        check_parameters(TASK, parameters)
-        self._is_many = parameters.get("inputs") == "any"
+    def _configure(self, parameters: TextClassificationParameters) -> None:
+        self._is_many = parameters.inputs == "any"
         self._limits = resolve_limits(parameters, self._longest, least=self.tokens.num_special)
-        self._top_k: int | None = parameters.get("top_k", 1)
-        self._function = parameters.get("function_to_apply") or self._default_function()
+        self._top_k = parameters.top_k
+        self._function = parameters.function_to_apply or self._default_function()
 
     def _default_function(self) -> str:
         problem, num_labels = self.model.config.problem_type, self.model.config.num_labels

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.data.sources.values import kind_name
 from jobs.errors import InvalidSpec
-from jobs.specs.parameters import check_parameters
+from jobs.specs.parameters.generation import FALLBACK_NEW_TOKENS, TextGenerationParameters
 from worker.inference.generation.completions import Detokenizer
 from worker.inference.generation.continuations import Continuation, Request
 from worker.inference.generation.decoding import DecodingLoop
@@ -34,13 +34,12 @@ from worker.models.task_model import Encoded
 from worker.models.tokens import Tokens
 
 TASK = "text-generation"
-_DEFAULT_NEW_TOKENS = 256
 _DEFAULTS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 """What is taken from the model's own generation_config.json."""
-_SHORT = {"num_return_sequences": "n", "stop_strings": "stop"}
 _UNLIMITED = 2**31
 ENGINES: Mapping[str, type[GenerationEngine]] = {"transformers": DecodingLoop, "vllm": VllmEngine}
 """The engines by the names that `ModelRef.engine` has for them."""
+_NOTHING_OWN = TextGenerationParameters()
 
 
 class TextGeneration:
@@ -49,7 +48,7 @@ class TextGeneration:
     def __init__(
         self,
         source: ModelFolder,
-        parameters: Mapping[str, Any],
+        parameters: TextGenerationParameters,
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -94,31 +93,28 @@ class TextGeneration:
         limits = (position_limit(model) or longest_row(model, tokenizer), self._engine.longest)
         self._longest = min((limit for limit in limits if limit is not None), default=None)
 
-    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+    def with_parameters(self, parameters: TextGenerationParameters) -> Self:
         """See `TaskModel`."""
         other = copy.copy(self)
         other._configure(parameters)
         return other
 
-    def _configure(self, parameters: Mapping[str, Any]) -> None:
-        check_parameters(TASK, parameters)
-        self._parameters = _in_short(parameters)
+    def _configure(self, parameters: TextGenerationParameters) -> None:
+        self._parameters = parameters
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """See `TaskModel`."""
         owns = [row_parameters(row) for row in rows]
-        merged = [self._parameters if isinstance(own, RowError) else self._with_own(own) for own in owns]
+        job = self._parameters
+        merged = [job if isinstance(own, RowError) else job.with_row(own) for own in owns]
         prompts = self._prompts.encode(rows, merged)
         return [self._encoded(*each) for each in zip(rows, owns, merged, prompts, strict=True)]
-
-    def _with_own(self, own: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**self._parameters, **{name: value for name, value in _in_short(own).items() if value is not None}}
 
     def _encoded(
         self,
         row: Row,
-        own: Mapping[str, Any] | RowError,
-        parameters: Mapping[str, Any],
+        own: TextGenerationParameters | RowError,
+        parameters: TextGenerationParameters,
         prompt: tuple[int, ...] | RowError,
     ) -> Encoded:
         if isinstance(own, RowError):
@@ -129,29 +125,27 @@ class TextGeneration:
         if room < 1:
             message = f"the prompt has {len(prompt)} tokens; the model takes {self._longest}, at least one of them new"
             return Encoded(row, len(prompt), None, RowError(RowErrorCode.ROW_TOO_LONG, message))
-        request = self._request(row, prompt, parameters, room, own_seed=own.get("seed") is not None)
+        request = self._request(row, prompt, parameters, room, own_seed="seed" in own.model_fields_set)
         return Encoded(row, request.num_tokens * request.num_sequences, request)
 
     def _request(
-        self, row: Row, prompt: tuple[int, ...], parameters: Mapping[str, Any], room: int, *, own_seed: bool
+        self, row: Row, prompt: tuple[int, ...], parameters: TextGenerationParameters, room: int, *, own_seed: bool
     ) -> Request:
-        asked = parameters.get("max_new_tokens") or self._defaults["max_new_tokens"] or _DEFAULT_NEW_TOKENS
-        stop = parameters.get("stop") or ()
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        asked = parameters.max_new_tokens or self._defaults["max_new_tokens"] or FALLBACK_NEW_TOKENS
+        stops = parameters.stops
         end_tokens = frozenset(self._special_tokens[one] for one in stops if one in self._special_tokens)
         text = row.values["text"]
-        top_logprobs = parameters.get("top_logprobs") or 0
-        tells_logprobs = parameters.get("logprobs") or top_logprobs > 0
+        tells_logprobs = parameters.logprobs or parameters.top_logprobs > 0
         return Request(
             row_index=row.row_index,
             prompt=prompt,
             max_new_tokens=min(asked, room),
             sampling=resolve_sampling(parameters, self._defaults, own_seed=own_seed),
-            num_choices=parameters.get("n") or 1,
+            num_choices=parameters.n,
             stop=tuple(one for one in stops if one not in self._special_tokens),
             end_tokens=end_tokens | self._end_tokens,
-            top_logprobs=top_logprobs if tells_logprobs else None,
-            full_text=bool(parameters.get("return_full_text")),
+            top_logprobs=parameters.top_logprobs if tells_logprobs else None,
+            full_text=parameters.return_full_text,
             continues=is_chat(text) and continues_final_message(text, parameters),
         )
 
@@ -181,7 +175,7 @@ class TextGeneration:
         ]
 
 
-def row_parameters(row: Row) -> Mapping[str, Any] | RowError:
+def row_parameters(row: Row) -> TextGenerationParameters | RowError:
     """A row's own parameters, checked; as JSON text too, since a cell of a CSV file holds nothing else."""
     given = row.values.get("parameters")
     if isinstance(given, str):
@@ -190,19 +184,13 @@ def row_parameters(row: Row) -> Mapping[str, Any] | RowError:
         except ValueError as error:
             return RowError(RowErrorCode.INVALID_PARAMETER, f"parameters: is not valid JSON: {error}")
     if given is None:
-        return {}
+        return _NOTHING_OWN
     if not isinstance(given, Mapping):
         return RowError(RowErrorCode.INVALID_PARAMETER, f"parameters: must be an object, not {kind_name(given)}")
     try:
-        check_parameters(TASK, given)
+        return TextGenerationParameters.read(given)
     except InvalidSpec as error:
         return RowError(RowErrorCode.INVALID_PARAMETER, error.message)
-    return given
-
-
-def _in_short(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with one name each, where transformers and OpenAI have two for one thing."""
-    return {_SHORT.get(name, name): value for name, value in parameters.items()}
 
 
 def _check_kind(source: ModelFolder, model: PreTrainedModel) -> None:

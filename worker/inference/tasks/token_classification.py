@@ -19,7 +19,7 @@ from transformers import AutoModelForTokenClassification, TokenClassificationPip
 
 from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import InvalidSpec
-from jobs.specs.parameters import check_parameters
+from jobs.specs.parameters.text_tasks import TokenClassificationParameters
 from worker.inference.tasks.padding_probe import probe_padding
 from worker.models.limits import longest_row, resolve_limits
 from worker.models.load import ModelFolder, load_tokenizer, load_weights, memory_bytes
@@ -39,12 +39,17 @@ class TokenClassification:
     """A model with a token classification head."""
 
     def __init__(
-        self, source: ModelFolder, parameters: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+        self,
+        source: ModelFolder,
+        parameters: TokenClassificationParameters,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         """
         Args:
             source: the model's files.
-            parameters: of the job.
+            parameters: The job's.
             device: where it computes.
             dtype: in which it computes.
 
@@ -64,22 +69,20 @@ class TokenClassification:
         self.memory_bytes = memory_bytes(self.model)
         self._configure(parameters)
 
-    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+    def with_parameters(self, parameters: TokenClassificationParameters) -> Self:
         """See `TaskModel`."""
         other = copy.copy(self)
         other._configure(parameters)
         return other
 
-    def _configure(self, parameters: Mapping[str, Any]) -> None:
-        check_parameters(TASK, parameters)
+    def _configure(self, parameters: TokenClassificationParameters) -> None:
         self._limits = resolve_limits(parameters, self._longest, least=self.tokens.num_special)
-        self._stride: int | None = parameters.get("stride")
-        chosen = {name: parameters[name] for name in _ENTITIES if parameters.get(name) is not None}
+        self._stride = parameters.stride
+        chosen = {name: value for name, value in parameters.given().items() if name in _ENTITIES}
         self._delimiter: str | None = None
-        if parameters.get("is_split_into_words"):
+        if parameters.is_split_into_words:
             self._check_words()
-            said = parameters.get("delimiter")
-            self._delimiter = " " if said is None else said
+            self._delimiter = parameters.delimiter
         self._options: dict[str, Any] = {
             "return_special_tokens_mask": True,
             "return_offsets_mapping": self.tokens.tokenizer.is_fast,

@@ -1,0 +1,85 @@
+"""Types of the values that parameters and training arguments take, each with the words for what it must be."""
+
+from __future__ import annotations
+
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from jobs.specs.settable import Expected
+
+MOST_TOKENS = 2**20
+"""Tokens of the longest row that a job may ask for; with `padding: max_length` each row takes as many."""
+MOST_STOPS = 16
+"""Stop strings of one generated row."""
+_LARGEST = 2**31 - 1  # a tensor's size surely holds it
+
+Flag = Annotated[bool, Expected("true or false")]
+Text = Annotated[str, Expected("a text")]
+Number = Annotated[float, Expected("a number")]
+NumberFromZero = Annotated[float, Field(ge=0), Expected("a number from 0")]
+NumberAboveZero = Annotated[float, Field(gt=0), Expected("a number above 0")]
+ShareAboveZero = Annotated[float, Field(gt=0, le=1), Expected("a number above 0 and up to 1")]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1), Expected("a number from 0 and below 1")]
+Count = Annotated[int, Field(ge=1), Expected("a whole number from 1")]
+CountOrZero = Annotated[int, Field(ge=0), Expected("a whole number from 0")]
+BoundedCount = Annotated[int, Field(ge=1, le=_LARGEST), Expected(f"a whole number from 1 to {_LARGEST}")]
+BoundedCountOrZero = Annotated[int, Field(ge=0, le=_LARGEST), Expected(f"a whole number from 0 to {_LARGEST}")]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), Expected("a whole number of 64 bits")]
+NumTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS), Expected(f"a whole number from 1 to {MOST_TOKENS}")]
+Values = Annotated[dict[str, Any], Expected("a mapping of names to values")]
+
+Truncation = Annotated[
+    bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"],
+    Expected("true, false or one of longest_first, only_first, only_second, do_not_truncate"),
+]
+"""transformers' names of how a row that is too long is cut; `true` is `longest_first`."""
+Padding = Annotated[
+    bool | Literal["longest", "max_length", "do_not_pad"],
+    Expected("true, false, 'longest', 'max_length' or 'do_not_pad'"),
+]
+ScoreFunction = Annotated[Literal["sigmoid", "softmax", "none"], Expected("one of sigmoid, softmax, none")]
+"""What makes scores of a classifier's logits."""
+
+
+def _check_stops(value: str | list[str]) -> str | list[str]:
+    if not all([value] if isinstance(value, str) else value):
+        raise ValueError("an empty text stops nothing")
+    return value
+
+
+Stops = Annotated[
+    str | Annotated[list[str], Field(max_length=MOST_STOPS)],
+    AfterValidator(_check_stops),
+    Expected(f"a text or a list of at most {MOST_STOPS}, none of them empty"),
+]
+
+
+def _check_labels(value: str | list[str]) -> str | list[str]:
+    if not (value.replace(",", "").strip() if isinstance(value, str) else value):
+        raise ValueError("there is no label")
+    return value
+
+
+Labels = Annotated[
+    str | list[str],
+    AfterValidator(_check_labels),
+    Expected("a list of labels, or a text that separates them by commas"),
+]
+
+
+def _check_hypothesis(value: str) -> str:
+    """Refuse a text without the label's place in it, or with anything else that `str.format` would act on.
+
+    A width (`{:>2000000000}`) would fill the host's memory, and a text without a place says the same of every label.
+    """
+    places = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(value) if name is not None]
+    if places != [("", "", None)] and not (places and all(place == ("0", "", None) for place in places)):
+        raise ValueError("there must be one {}, or only {0}")
+    return value
+
+
+Hypothesis = Annotated[
+    str, AfterValidator(_check_hypothesis), Expected("a text with one {} in it, where the label goes")
+]
