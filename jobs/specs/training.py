@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from jobs.errors import InvalidSpec
 from jobs.specs.bounds import MOST_TARGET_MODULES, Columns, Name, Paths, PathText, Values
@@ -20,7 +20,7 @@ from jobs.specs.fields import (
     unread_input,
 )
 from jobs.specs.recipe_options import OPTIONS, read_options
-from jobs.specs.training_arguments import check_arguments
+from jobs.specs.training_arguments import ARGUMENTS, TrainingArguments
 from jobs.specs.training_metrics import PREFIX, RECIPE_METRICS, Mode
 from jobs.specs.training_metrics import best_mode as mode_of_best
 from jobs.specs.training_tasks import TRAINING_TASKS, TaskName, TrainingTask
@@ -163,6 +163,7 @@ class TrainingSpec(Strict):
     priority: Priority = Priority.NORMAL
     time_limit: Duration | None = None
     """Seconds after submission when the job ends as `expired`; can be written as `2h`."""
+    _training_arguments: TrainingArguments = PrivateAttr()
 
     @model_validator(mode="after")
     def _belongs_to_its_trainer(self) -> TrainingSpec:
@@ -180,7 +181,7 @@ class TrainingSpec(Strict):
 
     @model_validator(mode="after")
     def _known_words(self) -> TrainingSpec:
-        check_arguments(self.arguments, trainer=self.trainer)
+        self._training_arguments = ARGUMENTS[self.trainer].read(self.arguments)
         if self.task_info is not None and self.data is not None:
             known = (*self.task_info.inputs, *self.task_info.optional)
             for name in self.data.columns:
@@ -200,10 +201,10 @@ class TrainingSpec(Strict):
                 raise ValueError(f"data.max_length: task {self.task} cuts no texts")
             if self.task == "text-generation" and self.data.max_length < 2:
                 raise ValueError("data.max_length: must be at least 2: a block of one token has nothing to predict")
-        groups = self.arguments.get("train_sampling_strategy") == "group_by_length"
+        groups = self.training_arguments.train_sampling_strategy == "group_by_length"
         if self.task_info is not None and groups and not self.task_info.has_lengths:
             raise ValueError(f"arguments.train_sampling_strategy: rows of {self.task} have no length to group by")
-        if self.task == "automatic-speech-recognition" and self.arguments.get("label_smoothing_factor"):
+        if self.task == "automatic-speech-recognition" and self.training_arguments.label_smoothing_factor:
             raise ValueError("arguments.label_smoothing_factor: does not go with the loss of speech recognition (CTC)")
         if self.lora is not None and self.task != "text-generation":
             raise ValueError("lora: goes with task: text-generation only")
@@ -220,7 +221,8 @@ class TrainingSpec(Strict):
         wanted = self.evaluation_param
         if self.trainer == "transformers" and not has_eval and wanted is not None:
             raise InvalidSpec(f"{wanted}: needs rows to evaluate: set data.eval or data.eval_split", param=wanted)
-        strategy, best = self.arguments.get("eval_strategy"), self.checkpoint.best
+        strategy = self.training_arguments.eval_strategy if "eval_strategy" in self.arguments else None
+        best = self.checkpoint.best
         if strategy in ("no", "epoch") and "eval_steps" in self.arguments:
             raise ValueError(f"arguments.eval_steps: goes with eval_strategy: steps, not {strategy}")
         if best is None:
@@ -238,14 +240,19 @@ class TrainingSpec(Strict):
         mode_of_best(best, self.checkpoint.mode)
 
     @property
+    def training_arguments(self) -> TrainingArguments:
+        """`arguments` as the model of its trainer's arguments, with the defaults."""
+        return self._training_arguments
+
+    @property
     def evaluation_param(self) -> str | None:
         """Path of the field that requests evaluations during the training; None if there is none."""
         if self.checkpoint.best is not None:
             return "checkpoint.best"
         requests = {
-            "eval_strategy": self.arguments.get("eval_strategy", "no") != "no",
+            "eval_strategy": self.training_arguments.eval_strategy != "no",
             "eval_steps": "eval_steps" in self.arguments and "eval_strategy" not in self.arguments,
-            "eval_on_start": bool(self.arguments.get("eval_on_start")),
+            "eval_on_start": self.training_arguments.eval_on_start,
         }
         return next((f"arguments.{name}" for name, is_set in requests.items() if is_set), None)
 

@@ -1,205 +1,183 @@
-"""Which of transformers' TrainingArguments a training spec may set, with the values that each accepts."""
+"""Which of transformers' TrainingArguments a training may set, and to what; the others are refused by name.
+
+The defaults are transformers' own, but for `logging_steps`. What a user does not set is not passed on, so transformers'
+own defaults hold where its Trainer computes.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationError
 
 from jobs.errors import InvalidSpec
-from jobs.messages import did_you_mean, shown
-
-Check = Callable[[Any], bool]
-_LARGEST = 2**31 - 1
-_MOST_WORKERS = 256
-"""The most processes of a data loader; far more would exhaust the host."""
-
-
-def check_arguments(arguments: Mapping[str, Any], *, trainer: str) -> None:
-    """Refuse arguments that are unknown, that Stoker sets itself, or that have an invalid value.
-
-    Args:
-        arguments: The spec's `arguments`.
-        trainer: `transformers` or `torch`; the loop of `torch` has fewer arguments.
-
-    Raises:
-        InvalidSpec: An argument is invalid. The message names it, and `param` is `arguments.<name>`.
-    """
-    known = ARGUMENTS if trainer == "transformers" else {name: ARGUMENTS[name] for name in TORCH_ARGUMENTS}
-    for name, value in arguments.items():
-        param = f"arguments.{name}"
-        if name in RESERVED:
-            raise InvalidSpec(f"{param}: cannot be set in a spec: {RESERVED[name]}", param=param)
-        if name not in known:
-            hint = did_you_mean(name, known) or f"; known ones: {', '.join(known)}"
-            raise InvalidSpec(f"{param}: trainer: {trainer} has no argument '{name}'{hint}", param=param)
-        check, expected = known[name]
-        if not check(value):
-            raise InvalidSpec(f"{param}: must be {expected}, not {shown(value, 80)}", param=param)
-    if trainer == "transformers":
-        _check_schedule(arguments)
-
-
-def _check_schedule(arguments: Mapping[str, Any]) -> None:
-    """Refuse `lr_scheduler_kwargs` that the learning rate scheduler does not accept."""
-    name = arguments.get("lr_scheduler_type", "linear")
-    schedule, given = SCHEDULES[name], arguments.get("lr_scheduler_kwargs") or {}
-    param = "arguments.lr_scheduler_kwargs"
-
-    def refused(inner: str, reason: str) -> InvalidSpec:
-        return InvalidSpec(f"{param}{inner}: {reason}", param=param)
-
-    for key, value in given.items():
-        if key not in schedule.arguments:
-            has = ", ".join(schedule.arguments) or "none"
-            raise refused(f".{key}", f"the schedule '{name}' has no such argument; it has {has}")
-        check, expected = schedule.arguments[key]
-        if not check(value) and not (value is None and key in schedule.may_be_null):
-            raise refused(f".{key}", f"must be {expected}, not {shown(value, 80)}")
-    said = [key for key in schedule.one_of if given.get(key) is not None]
-    if schedule.one_of and len(said) != 1:
-        raise refused("", f"the schedule '{name}' needs {' or '.join(schedule.one_of)}, and not both")
-    missing = next((key for key in schedule.required if key not in given), None)
-    if missing is not None:
-        raise refused("", f"the schedule '{name}' needs {missing}")
-    if name == "polynomial":
-        start, end = arguments.get("learning_rate", _LEARNING_RATE), given.get("lr_end", _POLYNOMIAL_END)
-        if start <= end:
-            raise refused("", f"lr_end, {end:g}, must be smaller than the learning rate, {start:g}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(least: int) -> tuple[Check, str]:
-    def check(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST
-
-    return check, f"a whole number from {least} to {_LARGEST}"
-
-
-def _up_to(most: int) -> tuple[Check, str]:
-    check, _ = _whole(0)
-    return lambda value: check(value) and value <= most, f"a whole number from 0 to {most}"
-
-
-def _at_least(least: float) -> tuple[Check, str]:
-    return lambda value: _is_number(value) and value >= least, f"a number from {least:g}"
-
-
-def _above(least: float, *, most: int | None = None) -> tuple[Check, str]:
-    def check(value: object) -> bool:
-        return _is_number(value) and least < value and (most is None or value <= most)  # type: ignore[operator]
-
-    return check, f"a number above {least:g}" + ("" if most is None else f" and up to {most}")
-
-
-def _part() -> tuple[Check, str]:
-    return lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 and below 1"
-
-
-def _one_of(*names: str) -> tuple[Check, str]:
-    return lambda value: isinstance(value, str) and value in names, f"one of {', '.join(names)}"
-
-
-_FLAG: tuple[Check, str] = (lambda value: isinstance(value, bool), "true or false")
-_MAPPING: tuple[Check, str] = (
-    lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value),
-    "a mapping of names to values",
+from jobs.messages import did_you_mean
+from jobs.specs.learning_rate_schedules import check_schedule
+from jobs.specs.settable import Expected, Settable, must_be
+from jobs.specs.value_types import (
+    BoundedCount,
+    BoundedCountOrZero,
+    Flag,
+    NamedValues,
+    NumberAboveZero,
+    NumberFromZero,
+    ShareBelowOne,
 )
-_CYCLES = {"num_cycles": _at_least(0)}
-_SHAPES = _one_of("linear", "cosine", "1-sqrt")
 
+_MOST_WORKERS = 256  # far more loader processes would only be forked until the host has no more
+_MOST_EPOCHS = 1_000_000
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """The arguments of a learning rate scheduler, except for numbers of steps that the training sets."""
-
-    arguments: Mapping[str, tuple[Check, str]] = field(default_factory=dict)
-    may_be_null: tuple[str, ...] = ()
-    """Arguments for which null means that they are not set."""
-    required: tuple[str, ...] = ()
-    one_of: tuple[str, ...] = ()
-    """Arguments of which exactly one must be given."""
-
-
-SCHEDULES: Mapping[str, Schedule] = {
-    "linear": Schedule(),
-    "cosine": Schedule(_CYCLES),
-    "cosine_with_restarts": Schedule(_CYCLES),
-    "cosine_with_min_lr": Schedule(
-        {**_CYCLES, "min_lr": _at_least(0), "min_lr_rate": _at_least(0)},
-        may_be_null=("min_lr", "min_lr_rate"),
-        one_of=("min_lr", "min_lr_rate"),
+Epochs = Annotated[float, Field(gt=0, le=_MOST_EPOCHS), Expected(f"a number above 0 and up to {_MOST_EPOCHS}")]
+Workers = Annotated[int, Field(ge=0, le=_MOST_WORKERS), Expected(f"a whole number from 0 to {_MOST_WORKERS}")]
+LoggingStrategy = Annotated[Literal["steps", "epoch", "no"], Expected("one of steps, epoch, no")]
+EvalStrategy = Annotated[Literal["no", "steps", "epoch"], Expected("one of no, steps, epoch")]
+ScheduleName = Annotated[
+    Literal[
+        "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant",
+        "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay",
+    ],
+    Expected(
+        "one of linear, cosine, cosine_with_restarts, cosine_with_min_lr, polynomial, constant, constant_with_warmup, "
+        "inverse_sqrt, warmup_stable_decay"
     ),
-    "polynomial": Schedule({"lr_end": _at_least(0), "power": _at_least(0)}),
-    "constant": Schedule(),
-    "constant_with_warmup": Schedule(),
-    "inverse_sqrt": Schedule({"timescale": _above(0)}, may_be_null=("timescale",)),
-    "warmup_stable_decay": Schedule(
-        {
-            "num_decay_steps": _whole(0),
-            "num_stable_steps": _whole(0),
-            "warmup_type": _SHAPES,
-            "decay_type": _SHAPES,
-            "min_lr_ratio": _at_least(0),
-            **_CYCLES,
-        },
-        may_be_null=("num_stable_steps",),
-        required=("num_decay_steps",),
-    ),
-}
-"""Value of `lr_scheduler_type` -> the arguments that `lr_scheduler_kwargs` may contain."""
-_LEARNING_RATE = 5e-5
-"""transformers' default of `learning_rate`."""
-_POLYNOMIAL_END = 1e-7
-"""transformers' default of `lr_end`."""
-_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+]  # fmt: skip
+Optimizer = Annotated[
+    Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"],
+    Expected("one of adamw_torch, adamw_torch_fused, adafactor, sgd, adagrad, rmsprop"),
+]
+Sampling = Annotated[
+    Literal["random", "sequential", "group_by_length"], Expected("one of random, sequential, group_by_length")
+]
 
-ARGUMENTS: dict[str, tuple[Check, str]] = {
-    "num_train_epochs": _above(0, most=1_000_000),
-    "max_steps": _whole(1),
-    "per_device_train_batch_size": _whole(1),
-    "per_device_eval_batch_size": _whole(1),
-    "gradient_accumulation_steps": _whole(1),
-    "learning_rate": _above(0),
-    "lr_scheduler_type": _one_of(*SCHEDULES),
-    "lr_scheduler_kwargs": _MAPPING,
-    "warmup_steps": _at_least(0),
-    "weight_decay": _at_least(0),
-    "optim": _one_of(*_OPTIMIZERS),
-    "adam_beta1": _part(),
-    "adam_beta2": _part(),
-    "adam_epsilon": _above(0),
-    "max_grad_norm": _at_least(0),
-    "label_smoothing_factor": _part(),
-    "neftune_noise_alpha": _at_least(0),
-    "gradient_checkpointing": _FLAG,
-    "logging_steps": _whole(1),
-    "logging_strategy": _one_of("steps", "epoch", "no"),
-    "logging_first_step": _FLAG,
-    "eval_strategy": _one_of("no", "steps", "epoch"),
-    "eval_steps": _whole(1),
-    "eval_on_start": _FLAG,
-    "seed": _whole(0),
-    "data_seed": _whole(0),
-    "full_determinism": _FLAG,
-    "tf32": _FLAG,
-    "torch_compile": _FLAG,
-    "dataloader_num_workers": _up_to(_MOST_WORKERS),
-    "dataloader_drop_last": _FLAG,
-    "train_sampling_strategy": _one_of("random", "sequential", "group_by_length"),
+
+class TrainingArguments(Settable):
+    """Arguments of a training with `trainer: transformers`."""
+
+    TRAINER: ClassVar[str] = "transformers"
+
+    num_train_epochs: Epochs = 3.0
+    """Passes over the training rows."""
+    max_steps: BoundedCount | None = None
+    """Steps to train; precedes `num_train_epochs`."""
+    per_device_train_batch_size: BoundedCount = 8
+    """Rows that a slot computes at once in training."""
+    per_device_eval_batch_size: BoundedCount = 8
+    """Rows that a slot computes at once in an evaluation."""
+    gradient_accumulation_steps: BoundedCount = 1
+    """Micro-batches whose gradients make one step."""
+    learning_rate: NumberAboveZero = 5e-5
+    """Learning rate after the warmup."""
+    lr_scheduler_type: ScheduleName = "linear"
+    """How the learning rate changes from step to step."""
+    lr_scheduler_kwargs: NamedValues = Field(default_factory=dict)
+    """Further arguments of the schedule."""
+    warmup_steps: NumberFromZero = 0
+    """Steps in which the learning rate rises; below 1 a share of all steps."""
+    weight_decay: NumberFromZero = 0.0
+    """Weight decay of all weights but biases and norms."""
+    optim: Optimizer = "adamw_torch_fused"
+    """Optimizer."""
+    adam_beta1: ShareBelowOne = 0.9
+    """Decay of Adam's mean of the gradients."""
+    adam_beta2: ShareBelowOne = 0.999
+    """Decay of Adam's mean of their squares."""
+    adam_epsilon: NumberAboveZero = 1e-8
+    """Number that keeps Adam from dividing by 0."""
+    max_grad_norm: NumberFromZero = 1.0
+    """Norm that gradients are clipped to; with 0 they are not clipped."""
+    label_smoothing_factor: ShareBelowOne = 0.0
+    """Share of each label's weight that is spread over the others."""
+    neftune_noise_alpha: NumberFromZero | None = None
+    """Strength of the noise on token vectors (NEFTune); none when absent."""
+    gradient_checkpointing: Flag = False
+    """Whether to save memory by computing activations twice."""
+    logging_steps: BoundedCount = 10
+    """Steps between two reports of the metrics."""
+    logging_strategy: LoggingStrategy = "steps"
+    """When to report metrics."""
+    logging_first_step: Flag = False
+    """Whether to report the first step too."""
+    eval_strategy: EvalStrategy = "no"
+    """When to evaluate; by steps where `eval_steps` or `checkpoint.best` is set."""
+    eval_steps: BoundedCount | None = None
+    """Steps between two evaluations; `logging_steps` when absent."""
+    eval_on_start: Flag = False
+    """Whether to evaluate before the first step."""
+    seed: BoundedCountOrZero = 42
+    """Seed of new weights, of the rows' order and of whatever else is drawn."""
+    data_seed: BoundedCountOrZero | None = None
+    """Seed of the rows' order; `seed` when absent."""
+    full_determinism: Flag = False
+    """Whether only deterministic kernels are used, at the price of speed."""
+    tf32: Flag | None = None
+    """Whether TF32 is used for float32 on NVIDIA GPUs; as torch decides when absent."""
+    torch_compile: Flag = False
+    """Whether the model is compiled."""
+    dataloader_num_workers: Workers = 0
+    """Processes that load rows; with 0 the training process loads them."""
+    dataloader_drop_last: Flag = False
+    """Whether rows that fill no whole batch are left out of each epoch."""
+    train_sampling_strategy: Sampling = "random"
+    """Order of the training rows."""
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """Check what a spec sets and make the model of it.
+
+        Args:
+            given: The spec's `arguments`.
+
+        Raises:
+            InvalidSpec: An argument is unknown, reserved or has a wrong value; the message names it, and `param` is
+                `arguments.<name>`.
+        """
+        for name, value in given.items():
+            if name in RESERVED:
+                raise _refused(name, f"cannot be set in a spec: {RESERVED[name]}")
+            if name not in cls.names():
+                hint = did_you_mean(name, cls.names()) or f"; known ones: {', '.join(cls.names())}"
+                raise _refused(name, f"trainer: {cls.TRAINER} has no argument '{name}'{hint}")
+            if value is None:
+                raise _refused(name, must_be(cls.expected(name), value))
+        try:
+            arguments = cls.model_validate(dict(given))
+        except ValidationError as error:
+            name, message = cls.wrong_name(error, given)
+            raise _refused(name, str(message)) from error
+        check_schedule(
+            arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs, learning_rate=arguments.learning_rate
+        )
+        return arguments
+
+
+class TorchArguments(TrainingArguments):
+    """Arguments of a training with `trainer: torch`, of which fewer may be set; its module takes `options` as well."""
+
+    TRAINER: ClassVar[str] = "torch"
+
+    max_grad_norm: NumberFromZero = 0.0
+    """Norm that gradients are clipped to; with 0 they are not clipped."""
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The arguments that the plain loop knows."""
+        return (
+            "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
+            "gradient_accumulation_steps", "max_grad_norm", "logging_steps", "eval_strategy", "eval_steps", "seed",
+            "dataloader_num_workers", "dataloader_drop_last",
+        )  # fmt: skip
+
+
+ARGUMENTS: Mapping[str, type[TrainingArguments]] = {
+    model.TRAINER: model for model in (TrainingArguments, TorchArguments)
 }
-"""Name of an argument -> its check, and a description of valid values. `warmup_steps` below 1 is a fraction of all
-steps, as in transformers."""
-TORCH_ARGUMENTS = (
-    "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "gradient_accumulation_steps", "max_grad_norm", "logging_steps", "eval_strategy", "eval_steps", "seed",
-    "dataloader_num_workers", "dataloader_drop_last",
-)  # fmt: skip
-"""Arguments of the plain loop. Everything else is set by the module (`options`)."""
+"""Each trainer's model of its arguments."""
+
+
+def _refused(name: str, reason: str) -> InvalidSpec:
+    return InvalidSpec(f"arguments.{name}: {reason}", param=f"arguments.{name}")
+
 
 _OURS = "Stoker names the folders and keeps the checkpoints (see `checkpoint`)"
 _HUB = "a job uploads nothing"

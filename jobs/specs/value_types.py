@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from jobs.specs.fields import LARGEST_INTEGER
 from jobs.specs.settable import Expected
 
 MOST_TOKENS = 2**20
 """Tokens of the longest row that a job may ask for; with `padding: max_length` each row takes as many."""
 MOST_STOPS = 16
 """Stop strings of one generated row."""
-_LARGEST = 2**31 - 1  # a tensor's size surely holds it
 
 Flag = Annotated[bool, Expected("true or false")]
 Text = Annotated[str, Expected("a text")]
@@ -24,11 +24,13 @@ ShareAboveZero = Annotated[float, Field(gt=0, le=1), Expected("a number above 0 
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1), Expected("a number from 0 and below 1")]
 Count = Annotated[int, Field(ge=1), Expected("a whole number from 1")]
 CountOrZero = Annotated[int, Field(ge=0), Expected("a whole number from 0")]
-BoundedCount = Annotated[int, Field(ge=1, le=_LARGEST), Expected(f"a whole number from 1 to {_LARGEST}")]
-BoundedCountOrZero = Annotated[int, Field(ge=0, le=_LARGEST), Expected(f"a whole number from 0 to {_LARGEST}")]
+BoundedCount = Annotated[int, Field(ge=1, le=LARGEST_INTEGER), Expected(f"a whole number from 1 to {LARGEST_INTEGER}")]
+BoundedCountOrZero = Annotated[
+    int, Field(ge=0, le=LARGEST_INTEGER), Expected(f"a whole number from 0 to {LARGEST_INTEGER}")
+]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), Expected("a whole number of 64 bits")]
 NumTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS), Expected(f"a whole number from 1 to {MOST_TOKENS}")]
-Values = Annotated[dict[str, Any], Expected("a mapping of names to values")]
+NamedValues = Annotated[dict[str, Any], Expected("a mapping of names to values")]
 
 Truncation = Annotated[
     bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"],

@@ -18,7 +18,7 @@ from jobs.specs.inference import InferenceSpec, TrainingSpec
 from jobs.specs.parameters import PARAMETERS
 from jobs.specs.tasks import ALIASES, TASKS
 from jobs.specs.training import DataSpec
-from jobs.specs.training_arguments import ARGUMENTS
+from jobs.specs.training_arguments import TorchArguments, TrainingArguments
 from jobs.specs.training_tasks import TRAINING_TASKS
 from tests.unit.test_surface_routes import ROUTES
 
@@ -175,8 +175,9 @@ def test_the_fields_of_a_training_and_their_defaults_are_these() -> None:
             assert f"\n| `{name}` | " in section("Training"), name
     for task in TRAINING_TASKS.values():
         assert f"\n| `{task.name}` | {', '.join(f'`{name}`' for name in task.inputs)} |" in section("Training")
-    for name, (_, expected) in ARGUMENTS.items():
-        assert f"\n| `{name}` | {expected}" in section("Training"), name
+    for name in TrainingArguments.names():
+        star = " *" if name in TorchArguments.names() else ""
+        assert f"\n| `{name}` | {TrainingArguments.expected(name)}{star} |" in section("Training"), name
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -200,7 +201,7 @@ def test_the_reference_tells_each_task_and_parameter() -> None:
     for alias, name in ALIASES.items():
         assert f"`{alias}`" in section("Spec"), name
     for task_name, parameters in PARAMETERS.items():
-        for parameter in parameters:
+        for parameter in parameters.names():
             assert f"`{parameter}`" in section("Spec"), f"{task_name}: {parameter}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, UserError
 from jobs.ledger import jobs as job_ledger
 from jobs.specs.architectures import KNOWN, RENAMED, TRAINABLE
 from jobs.specs.inference import TrainingSpec, parse_spec
-from jobs.specs.training_arguments import ARGUMENTS, RESERVED, SCHEDULES, check_arguments
+from jobs.specs.learning_rate_schedules import SCHEDULES
+from jobs.specs.training_arguments import RESERVED, TrainingArguments
 from scheduler.control.planner import check_submission, plan_job
 from tests.support import tiny
 
@@ -416,23 +418,28 @@ def test_a_schedule_takes_what_that_of_transformers_takes(name: str) -> None:
     set_by_trainer = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
     taken = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]).parameters
     own = {key: one.default for key, one in taken.items() if key not in set_by_trainer}
-    schedule = SCHEDULES[name]
-    assert own.keys() == schedule.arguments.keys()
-    assert {key for key, default in own.items() if default is inspect.Parameter.empty} == set(schedule.required)
-    assert {key for key, default in own.items() if default is None} == set(schedule.may_be_null)
+    model = SCHEDULES[name]
+    required = {key: 1 for key, field in model.model_fields.items() if field.is_required()}
+    assert own == {
+        key: inspect.Parameter.empty if field.is_required() else field.default
+        for key, field in model.model_fields.items()
+    }
     given = {key: default for key, default in own.items() if default not in (None, inspect.Parameter.empty)}
-    given |= dict.fromkeys(schedule.required, 1) | dict.fromkeys(schedule.one_of[:1], 0)
-    check_arguments({"lr_scheduler_type": name, "lr_scheduler_kwargs": given}, trainer="transformers")
+    given |= required | dict.fromkeys(model.ONE_OF[:1], 0)
+    TrainingArguments.read({"lr_scheduler_type": name, "lr_scheduler_kwargs": given})
 
 
-def test_every_argument_is_one_of_transformers() -> None:
-    from dataclasses import fields
+def test_arguments_have_the_names_and_defaults_of_transformers() -> None:
+    import transformers
 
-    from transformers import TrainingArguments
-
-    names = {field.name for field in fields(TrainingArguments)}
-    assert set(ARGUMENTS) <= names
-    assert not set(ARGUMENTS) & set(RESERVED)
+    theirs = {field.name: field.default for field in dataclasses.fields(transformers.TrainingArguments)}
+    ours = {
+        name: field.get_default(call_default_factory=True) for name, field in TrainingArguments.model_fields.items()
+    }
+    assert ours.keys() <= theirs.keys()
+    assert not ours.keys() & RESERVED.keys()
+    differing = {name for name in ours if ours[name] != theirs[name] and (ours[name] or theirs[name])}
+    assert differing == {"max_steps", "logging_steps"}
 
 
 def test_the_usual_recipe_is_a_good_spec() -> None:

@@ -11,13 +11,13 @@ from jobs.specs.settable import Expected
 from jobs.specs.value_types import (
     Count,
     Flag,
+    NamedValues,
     NumberAboveZero,
     NumberFromZero,
     Seed,
     ShareAboveZero,
     Stops,
     Text,
-    Values,
 )
 
 MOST_CHOICES = 128
@@ -118,9 +118,9 @@ class MultimodalParameters(OpenParameters):
 
     max_new_tokens: Count | None = None
     """Most tokens to generate; as the model's generation_config.json says when absent."""
-    generate_kwargs: Values | None = None
+    generate_kwargs: NamedValues | None = None
     """Further arguments of the model's `generate`."""
-    processor_kwargs: Values | None = None
+    processor_kwargs: NamedValues | None = None
     """Further arguments of the model's processor."""
     return_full_text: Flag | None = None
     """Whether the output begins with the prompt."""

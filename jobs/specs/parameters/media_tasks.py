@@ -12,12 +12,12 @@ from jobs.specs.value_types import (
     Count,
     Flag,
     Hypothesis,
+    NamedValues,
     Number,
     NumberFromZero,
     Padding,
     ScoreFunction,
     Text,
-    Values,
 )
 
 NumFrames = Annotated[int, Field(ge=1, le=1024), Expected("a whole number from 1 to 1024")]
@@ -193,7 +193,7 @@ class ImageFeatureExtractionParameters(OpenParameters):
 
     pool: Flag | None = None
     """Whether the output is the model's pooled vector instead of one vector for each patch; false when absent."""
-    image_processor_kwargs: Values | None = None
+    image_processor_kwargs: NamedValues | None = None
     """Further arguments of the image processor."""
 
     @model_validator(mode="after")
@@ -207,9 +207,9 @@ class TextToAudioParameters(OpenParameters):
 
     TASK: ClassVar[str] = "text-to-audio"
 
-    forward_params: Values | None = None
+    forward_params: NamedValues | None = None
     """Further arguments of the model's forward pass."""
-    generate_kwargs: Values | None = None
+    generate_kwargs: NamedValues | None = None
     """Further arguments of the model's `generate`."""
 
 
@@ -228,5 +228,5 @@ class SpeechRecognitionParameters(OpenParameters):
     """Language of the sounds; models of several languages find it out when absent."""
     task: Text | None = None
     """`transcribe` or `translate`, for models that do both."""
-    generate_kwargs: Values | None = None
+    generate_kwargs: NamedValues | None = None
     """Further arguments of the model's `generate`."""

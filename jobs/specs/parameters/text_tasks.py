@@ -13,12 +13,12 @@ from jobs.specs.value_types import (
     CountOrZero,
     Flag,
     Hypothesis,
+    NamedValues,
     NumTokens,
     Padding,
     ScoreFunction,
     Text,
     Truncation,
-    Values,
 )
 
 Pooling = Annotated[Literal["mean", "cls", "last_token", "max"], Expected("one of mean, cls, last_token, max")]
@@ -132,7 +132,7 @@ class FeatureExtractionParameters(OpenParameters):
 
     truncation: Truncation | None = None
     """Whether and how a row that is too long is cut."""
-    tokenize_kwargs: Values | None = None
+    tokenize_kwargs: NamedValues | None = None
     """Further arguments of the tokenizer."""
 
     @model_validator(mode="after")

@@ -204,7 +204,7 @@ def check_module(spec: TrainingSpec, lease: WorkingLease, settings: Settings) ->
 def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemory) -> StokerError:
     """Return the error for an out-of-memory: one that is retried if the micro-batch can and may be halved."""
     if spec.on_out_of_memory == "halve":
-        micro_batch, _ = halved(spec.arguments, num_halvings)
+        micro_batch, _ = halved(spec.training_arguments, num_halvings)
         if micro_batch > 1 and num_halvings < _MOST_HALVINGS:
             return error
         return ModelTooLarge(

@@ -24,7 +24,6 @@ from worker.stop import Stop
 from worker.training.collectives import Gang
 from worker.training.loops import rng
 from worker.training.loops.data_loading import Draw, Layout, load
-from worker.training.loops.defaults import MICRO_BATCH, NUM_EPOCHS, SEED
 from worker.training.loops.loss_values import LOSS
 from worker.training.loops.phase_steps import PhaseStep, check_metric_name
 from worker.training.loops.schedule import Schedule, halved
@@ -122,8 +121,8 @@ class Loop:
         self._folder = Path(plan.folder)
         self._device = pick_device()
         self._dtype = resolve_dtype(self._spec.dtype, self._device)
-        arguments = self._spec.arguments
-        seed = int(arguments.get("seed", SEED))
+        arguments = self._spec.training_arguments
+        seed = arguments.seed
         _seed_all(seed)
         setup = Setup(dict(self._spec.options), seed, self._device, inputs.rows, inputs.eval_rows)
         self._parts = build_parts(module, setup)
@@ -134,7 +133,7 @@ class Loop:
             seed=seed,
             micro_batch=micro_batch,
             accumulation=accumulation,
-            drops_last=arguments.get("dataloader_drop_last", False),
+            drops_last=arguments.dataloader_drop_last,
             rank=gang.rank,
             num_ranks=gang.size,
         )
@@ -197,7 +196,7 @@ class Loop:
             draws,
             collate=self._parts.collate,
             seed=self._layout.seed,
-            num_workers=self._spec.arguments.get("dataloader_num_workers", 0),
+            num_workers=self._spec.training_arguments.dataloader_num_workers,
             device=self._device,
         )
 
@@ -205,7 +204,7 @@ class Loop:
         """Run each phase once over the micro-batches of a step."""
         total: torch.Tensor | float = 0.0
         recorded: dict[str, torch.Tensor] = {}
-        max_grad_norm = float(self._spec.arguments.get("max_grad_norm", 0.0))
+        max_grad_norm = self._spec.training_arguments.max_grad_norm
         for phase_step in self._phase_steps:
             phase_step.optimizer.zero_grad(set_to_none=True)
             for number, batch in enumerate(batches):
@@ -249,7 +248,7 @@ class Loop:
         """See `Work`. The rows are divided between the ranks."""
         eval_data = self._parts.eval_data
         assert eval_data is not None
-        num_rows = self._spec.arguments.get("per_device_eval_batch_size", MICRO_BATCH)
+        num_rows = self._spec.training_arguments.per_device_eval_batch_size
         starts = range(self._gang.rank * num_rows, len(eval_data), self._gang.size * num_rows)
         draws = [[(-1, row) for row in range(start, min(start + num_rows, len(eval_data)))] for start in starts]
         shares = self._gang.all_gather(self._evaluation_sums(draws))
@@ -286,7 +285,7 @@ class Loop:
         if best is None or self._spec.eval_metrics is not None or self._step > 0:
             return
         assert self._parts.eval_data is not None
-        num_rows = self._spec.arguments.get("per_device_eval_batch_size", MICRO_BATCH)
+        num_rows = self._spec.training_arguments.per_device_eval_batch_size
         with rng.kept():
             found = self._evaluation_sums([[(-1, row) for row in range(min(num_rows, len(self._parts.eval_data)))]])
         check_has_metric(best, [f"eval_{name}" for name in found])
@@ -329,11 +328,11 @@ class Loop:
                 "incomplete batches",
                 param="module",
             )
-        given, has_eval = self._spec.arguments, self._parts.eval_data is not None
+        arguments, has_eval = self._spec.training_arguments, self._parts.eval_data is not None
         wanted = self._spec.evaluation_param
         if not has_eval and wanted is not None:
             raise InvalidSpec(f"{wanted}: the module builds no rows to evaluate, Parts.eval_data", param=wanted)
-        total = given.get("max_steps") or round(float(given.get("num_train_epochs", NUM_EPOCHS)) * epoch_steps)
+        total = arguments.max_steps or round(arguments.num_train_epochs * epoch_steps)
         return Schedule.of(self._spec, total_steps=max(1, total), epoch_steps=epoch_steps, has_eval=has_eval)
 
     def _restore(self, checkpoint: Path) -> None:

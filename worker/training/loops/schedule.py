@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from jobs.specs.inference import TrainingSpec
-from worker.training.loops.defaults import ACCUMULATION, MICRO_BATCH
-
-LOGGING_STEPS = 10
-"""Default of `arguments.logging_steps`."""
+from jobs.specs.training_arguments import TrainingArguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +41,20 @@ class Schedule:
             epoch_steps: Number of steps of one pass over the data.
             has_eval: Whether there are rows to evaluate.
         """
-        arguments = spec.arguments
-        logging_steps = int(arguments.get("logging_steps", LOGGING_STEPS))
-        eval_steps = int(arguments.get("eval_steps", logging_steps))  # as in transformers
+        arguments = spec.training_arguments
+        given, logging_steps = arguments.model_fields_set, arguments.logging_steps
+        eval_steps = arguments.eval_steps or logging_steps  # as in transformers
         by_strategy = {"no": None, "steps": eval_steps, "epoch": epoch_steps}
-        if "eval_strategy" not in arguments and ("eval_steps" in arguments or spec.checkpoint.best is not None):
+        if "eval_strategy" not in given and ("eval_steps" in given or spec.checkpoint.best is not None):
             # transformers would ignore `eval_steps` and evaluate only at the end.
-            by_strategy["no"] = int(arguments.get("eval_steps", spec.checkpoint.every_steps))
+            by_strategy["no"] = arguments.eval_steps or spec.checkpoint.every_steps
         log_by_strategy = {"no": None, "steps": logging_steps, "epoch": epoch_steps}
         return cls(
             total_steps=total_steps,
             epoch_steps=epoch_steps,
-            log_every=log_by_strategy[arguments.get("logging_strategy", "steps")],
-            logs_first=bool(arguments.get("logging_first_step", False)),
-            evaluate_every=by_strategy[arguments.get("eval_strategy", "no")],
+            log_every=log_by_strategy[arguments.logging_strategy],
+            logs_first=arguments.logging_first_step,
+            evaluate_every=by_strategy[arguments.eval_strategy],
             save_every=spec.checkpoint.every_steps,
             has_eval=has_eval,
         )
@@ -80,7 +75,7 @@ def epoch_steps(num_rows: int, *, micro_batch: int, accumulation: int, drops_las
     return math.ceil(batches / accumulation)
 
 
-def halved(arguments: Mapping[str, Any], num_halvings: int) -> tuple[int, int]:
+def halved(arguments: TrainingArguments, num_halvings: int) -> tuple[int, int]:
     """Halve the micro-batch and increase the accumulation, so that the rows of a step stay the same.
 
     Args:
@@ -90,8 +85,7 @@ def halved(arguments: Mapping[str, Any], num_halvings: int) -> tuple[int, int]:
     Returns:
         The micro-batch, which is the largest divisor of the original one that is small enough, and the accumulation.
     """
-    micro_batch = int(arguments.get("per_device_train_batch_size", MICRO_BATCH))
-    accumulation = int(arguments.get("gradient_accumulation_steps", ACCUMULATION))
+    micro_batch, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     most = max(1, micro_batch >> num_halvings)
     smaller = next(size for size in range(most, 0, -1) if micro_batch % size == 0)
     return smaller, accumulation * (micro_batch // smaller)

@@ -120,7 +120,7 @@ class Steps:
         self.resumed_step = self._good_step = step
         self._report_to_runner(Begun(step, schedule.total_steps, num_rows))
         logger.info("%d rows, %d steps, %d of them in an epoch", num_rows, schedule.total_steps, schedule.epoch_steps)
-        if step == 0 and self._spec.arguments.get("eval_on_start") and schedule.has_eval:
+        if step == 0 and self._spec.training_arguments.eval_on_start and schedule.has_eval:
             self._evaluate(step)
         self._start(Activity.STEP, step + 1)
 

@@ -20,7 +20,6 @@ from worker.device import one_line, pick_device, resolve_dtype
 from worker.stop import Stop
 from worker.training.collectives import Gang
 from worker.training.loops.data_loading import first_rows
-from worker.training.loops.defaults import SEED
 from worker.training.loops.loss_values import LOSS
 from worker.training.loops.row_order import EpochSampler
 from worker.training.loops.schedule import Schedule, epoch_steps, halved
@@ -50,7 +49,7 @@ def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Cal
     spec = plan.spec
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    set_seed(int(spec.arguments.get("seed", SEED)))  # the weights of a new head are random
+    set_seed(spec.training_arguments.seed)  # the weights of a new head are random
     with gang.leader_first():  # the leader prepares the rows, and the others find them
         setup = _build_setup(plan, settings)
     StepTrainer(plan, setup, gang, stop=stop, report=report).run()
@@ -68,7 +67,7 @@ def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingA
         InvalidSpec: transformers rejects an argument, or the device does not support the dtype.
     """
     arguments = {name: value for name, value in spec.arguments.items() if name not in _DECIDED_HERE}
-    micro_batch, accumulation = halved(arguments, plan.num_halvings)
+    micro_batch, accumulation = halved(spec.training_arguments, plan.num_halvings)
     arguments |= {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
     dtype = resolve_dtype(spec.dtype, pick_device())
     try:
@@ -198,7 +197,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, _: Any = None) -> Any:
         """Return the order of rows, which depends only on the seed and the epoch."""
-        strategy, dataset = self._spec.arguments.get("train_sampling_strategy", "random"), self.train_dataset
+        strategy, dataset = self._spec.training_arguments.train_sampling_strategy, self.train_dataset
         if strategy == "sequential":
             return torch.utils.data.SequentialSampler(dataset)
         lengths = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.errors import InvalidSpec
+from jobs.specs.training_arguments import TrainingArguments
 from worker.training.tasks import (
     image_classification,
     speech_recognition,
@@ -28,21 +29,21 @@ _TASKS: Mapping[str, BuildTask] = {
 def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) -> TaskSetup:
     """Build the `TaskSetup` of a spec's task; see `BuildTask`."""
     setup = _TASKS[context.spec.task or ""](context, rows, eval_rows)
-    _check_arguments(context.spec.arguments, setup.model)
+    _check_arguments(context.spec.training_arguments, setup.model)
     return setup
 
 
-def _check_arguments(arguments: Mapping[str, Any], model: Any) -> None:
+def _check_arguments(arguments: TrainingArguments, model: Any) -> None:
     """Refuse arguments that the model does not support, before the Trainer fails at its first step.
 
     Raises:
         InvalidSpec: The model does not support an argument.
     """
     kind = model.config.model_type
-    if arguments.get("gradient_checkpointing") and not model.supports_gradient_checkpointing:
+    if arguments.gradient_checkpointing and not model.supports_gradient_checkpointing:
         param = "arguments.gradient_checkpointing"
         raise InvalidSpec(f"{param}: a {kind} model does not support it", param=param)
-    if arguments.get("neftune_noise_alpha"):
+    if arguments.neftune_noise_alpha:
         try:
             model.get_input_embeddings()
         except NotImplementedError as error:

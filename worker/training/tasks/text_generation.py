@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, EvalPrediction, PreTrainedModel
 
 from jobs.errors import InvalidSpec
 from jobs.specs.training import LoraSpec
+from jobs.specs.training_arguments import TrainingArguments
 from worker.device import one_line
 from worker.training.tasks.data import Columns, InputRows, Record, prepared
 from worker.training.tasks.setup import TaskContext, TaskSetup, tokenizer_identity
@@ -67,7 +68,7 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
         train=train,
         evaluation=evaluation,
         collate=_collate,
-        **_nll_metrics(context.spec.arguments),
+        **_nll_metrics(context.spec.training_arguments),
         digest=survey.digest,
         facts=(f"{survey.num_rows:,} texts in blocks of {block_tokens} tokens",),
     )
@@ -125,9 +126,9 @@ def _blocks(
         yield {"input_ids": [tokens]}
 
 
-def _nll_metrics(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _nll_metrics(arguments: TrainingArguments) -> dict[str, Any]:
     """Return the functions that compute the likelihood of texts, if label smoothing makes the loss another number."""
-    return {"reduce_logits": row_nll, "metrics": mean_nll} if arguments.get("label_smoothing_factor") else {}
+    return {"reduce_logits": row_nll, "metrics": mean_nll} if arguments.label_smoothing_factor else {}
 
 
 def row_nll(logits: Any, labels_BT: torch.Tensor) -> torch.Tensor:
