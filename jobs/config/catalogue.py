@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from jobs.errors import InvalidModel, UnknownModel
+from jobs.errors import InvalidModel, InvalidSpec, UnknownModel
 from jobs.messages import did_you_mean
+from jobs.specs.parameters import read_parameters
 from jobs.specs.tasks import TASKS, find_task
 
 if TYPE_CHECKING:
@@ -40,6 +41,15 @@ class CatalogueModel(BaseModel):
         if value is not None and task is None:
             raise ValueError(f"unknown task '{value}'; known tasks: {', '.join(TASKS)}")
         return None if task is None else task.name
+
+    @model_validator(mode="after")
+    def _known_parameters(self) -> CatalogueModel:
+        if self.task is not None:
+            try:
+                read_parameters(self.task, self.parameters)
+            except InvalidSpec as error:
+                raise ValueError(error.message) from error
+        return self
 
     def engine_of(self, task: str) -> str:
         """The engine of a job of this task."""

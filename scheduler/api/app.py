@@ -15,6 +15,7 @@ from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.queue import Doorbell
 from jobs.specs.inference import InferenceSpec, TrainingSpec
+from jobs.specs.parameters import PARAMETERS
 from scheduler.admin.version import version
 from scheduler.api.context import Context
 from scheduler.api.errors import add_error_handlers
@@ -36,6 +37,7 @@ from scheduler.api.routes.batches import BatchRequest
 from scheduler.api.routes.webhooks import WebhookRequest
 from scheduler.api.throttle import Throttle
 
+_REFERENCE = "#/components/schemas/{model}"
 _THREADS = 24  # fewer than the database pool's connections, so that no request waits for a connection
 
 
@@ -90,8 +92,23 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         for model in (InferenceSpec, TrainingSpec, BatchRequest, WebhookRequest):
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema = model.model_json_schema(ref_template=_REFERENCE)
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
+        _add_parameters(schemas)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _add_parameters(schemas: dict[str, Any]) -> None:
+    """Add a schema for the parameters of each task, and say in that of a spec which one belongs to which task."""
+    field = schemas[InferenceSpec.__name__]["properties"]["parameters"]
+    field["anyOf"] = []
+    rows = []
+    for task, model in PARAMETERS.items():
+        schema = model.model_json_schema(ref_template=_REFERENCE)
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = {**schema, "title": f"Parameters of {task}"}
+        field["anyOf"].append({"$ref": _REFERENCE.format(model=model.__name__)})
+        rows.append(f"- `{task}`: `{model.__name__}`")
+    field["description"] = "\n".join(["The task's parameters. Each task has a schema of its own:", "", *rows])

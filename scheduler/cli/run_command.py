@@ -18,6 +18,7 @@ from scheduler.cli.connect import DataDir, Json, Url, load_settings, open_client
 from scheduler.cli.interrupts import interruptible
 from scheduler.cli.outputs import check_output, show_results, write_results
 from scheduler.cli.spec_documents import parse_pairs, parse_parameters
+from scheduler.cli.task_help import TaskCommand
 from scheduler.cli.terminal import say, short_bytes, stderr
 from scheduler.cli.wait import check_completed, wait_or_cancel
 from scheduler.client.http_client import StokerClient
@@ -32,12 +33,14 @@ _LOOK_SECONDS = 0.1
 
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command("run")(run)
+    app.command("run", cls=TaskCommand)(run)
 
 
 def run(
     context: typer.Context,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Such as embeddings or text-classification.")],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="Such as embeddings; `stoker run TASK --help` lists its parameters.")
+    ],
     model: Annotated[str, typer.Option(help="A model's folder or hub id.")],
     input_path: Annotated[
         list[str], typer.Option("--input", help="JSONL, JSON, CSV, text or Parquet file, glob or data set.")

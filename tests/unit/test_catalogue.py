@@ -78,6 +78,7 @@ def test_an_engine_goes_with_a_model_of_the_catalogue(settings: Settings) -> Non
         "[models.a]\n",
         '[models.a]\nmodel = "x"\ntask = "x"\n',
         "[models.a]\nmodle = 1\n",
+        '[models.a]\nmodel = "x"\ntask = "embeddings"\nparameters = {max_len = 1}\n',
     ],
 )
 def test_a_wrong_catalogue_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:

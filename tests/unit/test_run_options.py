@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.specs.parameters import PARAMETERS
 from scheduler.cli import command_line as cli
 
 
@@ -22,3 +23,23 @@ def test_a_wrong_input_option_is_refused_before_anything_starts(
     words = ["run", "embeddings", "--model", "m", "--input", "in.csv", "--input-option", option]
     assert cli.main(words) == cli.USAGE
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", [*PARAMETERS, "ner"])
+def test_help_lists_the_parameters_of_the_task(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", task, "--help"]) == cli.DONE
+    _, _, listed = capsys.readouterr().out.partition("\nParameters of ")
+    model = PARAMETERS["token-classification" if task == "ner" else task]
+    assert listed.startswith(model.TASK)
+    words = " ".join(listed.split())
+    for name, field in model.model_fields.items():
+        assert f"{name}: {model.expected(name)}" in words
+        assert field.description is not None
+        assert " ".join(field.description.split()) in words
+
+
+def test_help_lists_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["run", "--name", "embeddings", "fill-mask", "-h"])
+    assert "  top_k: a whole number from 1 [default: 5]\n    Number of proposed words" in capsys.readouterr().out
+    cli.main(["run", "--help"])
+    assert "Parameters of" not in capsys.readouterr().out

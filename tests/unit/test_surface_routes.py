@@ -12,6 +12,7 @@ from jobs.config.settings import Settings
 from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.queue import Doorbell
+from jobs.specs.parameters import PARAMETERS as TASK_PARAMETERS
 from scheduler.api.app import create_app
 
 ROUTES = {
@@ -142,3 +143,15 @@ def test_the_spec_is_described_with_its_fields(document: dict[str, Any]) -> None
     assert {"task", "model", "input", "output", "parameters"} <= set(
         document["components"]["schemas"]["InferenceSpec"]["properties"]
     )
+
+
+def test_the_document_has_the_parameters_of_each_task(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    field = schemas["InferenceSpec"]["properties"]["parameters"]
+    for task, model in TASK_PARAMETERS.items():
+        assert {"$ref": f"#/components/schemas/{model.__name__}"} in field["anyOf"]
+        assert f"`{task}`: `{model.__name__}`" in field["description"]
+        properties = schemas[model.__name__]["properties"] if model.model_fields else {}
+        assert list(properties) == list(model.model_fields)
+        assert all(one["description"] for one in properties.values())
+    assert schemas["FillMaskParameters"]["properties"]["top_k"]["default"] == 5

@@ -1,0 +1,49 @@
+"""`--help` of a command that takes a TASK: named beside it, the task's own parameters are listed too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+from jobs.specs.parameters import PARAMETERS
+from jobs.specs.parameters.task_parameters import TaskParameters
+from jobs.specs.tasks import find_task
+
+_ARGUMENT = "task"
+
+
+class TaskCommand(TyperCommand):
+    """A command whose help lists the parameters of the task that its arguments name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments, the task's name first: `--help` ends the command before any other is read."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta[_ARGUMENT] = given.get(_ARGUMENT)
+        return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the parameters of the task at the end of the help."""
+        name = ctx.meta.get(_ARGUMENT)
+        task = find_task(name) if isinstance(name, str) else None
+        if task is None:
+            return
+        model = PARAMETERS[task.name]
+        with formatter.section(f"Parameters of {task.name} (--param K=V)"):
+            for parameter in model.names():
+                formatter.write_text(f"{parameter}: {model.expected(parameter)}{_default(model, parameter)}")
+                with formatter.indentation():
+                    formatter.write_text(str(model.model_fields[parameter].description))
+            if model.is_open():
+                formatter.write_text("and those of its pipeline and its model, by transformers' names")
+            elif not model.names():
+                formatter.write_text("none")
+
+
+def _default(model: type[TaskParameters], parameter: str) -> str:
+    """The end of a parameter's line: its default, where it has one."""
+    default = model.model_fields[parameter].get_default(call_default_factory=True)
+    if default is None or default in ([], {}):
+        return ""
+    shown = str(default).lower() if isinstance(default, bool) else repr(default)
+    return f" [default: {shown}]"
