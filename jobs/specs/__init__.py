@@ -1,5 +1,6 @@
 """What users submit, as pydantic models that refuse what cannot be right with one sentence.
 
-`inference` and `training` are the two kinds of job and `fields` what they share; `tasks` and `training_tasks` list the
-tasks, `parameters` and `training_arguments` what each takes; `bounds` says how large anything may be.
+`inference` and `training` are the two kinds of job, `fields` what they share, `bounds` how large anything may be.
+`tasks` and `training_tasks` list the tasks; `parameters`, `training_arguments` and `learning_rate_schedules` hold what
+each takes, by the types of `value_types` on the base of `settable`.
 """

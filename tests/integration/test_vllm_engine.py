@@ -55,7 +55,8 @@ def spec_of(model: Path, parameters: Mapping[str, Any] | None = None, **fields: 
 def load(model: Path, parameters: Mapping[str, Any] | None = None, *, device: torch.device = CPU, **fields: Any) -> Any:
     settings = Settings(input_roots=[Path("/")])
     spec = spec_of(model, parameters, **fields)
-    return load_task_model(ModelRef.of(spec), spec.task_parameters, device=device, dtype=torch.float32, settings=settings)
+    ref, dtype = ModelRef.of(spec), torch.float32
+    return load_task_model(ref, spec.task_parameters, device=device, dtype=dtype, settings=settings)
 
 
 def leave_between_two_steps(task: Any) -> None:
