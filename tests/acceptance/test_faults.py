@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import threading
 import time
@@ -23,31 +22,11 @@ from jobs.db.states import LIVE_LEASE_STATES, ChunkState
 from jobs.db.tables import Chunk, Lease, ResultRecord
 from tests.conftest import wait_until
 from tests.support import tiny
+from tests.support.rows import embedding_spec, varied_rows, write_rows
 from tests.support.stack import QUICK, Stack, bare_stack, stack
-
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potent potions behind closed doors".split()
 
 SHOT_AT = ("celery", "runner", "scheduler", "redis")
 MOST_STORMY_JOBS = 10
-
-
-def write_rows(path: Path, num_rows: int) -> None:
-    """Rows of varied length, each text its own."""
-    chosen = random.Random(7)
-    with path.open("w", encoding="utf-8") as out:
-        for row in range(num_rows):
-            text = " ".join(chosen.choices(WORDS, k=chosen.randint(1, 40)))
-            out.write(json.dumps({"id": f"r{row}", "text": f"{row} {text}"}) + "\n")
-
-
-def embedding_spec(model: Path, rows: Path) -> dict[str, Any]:
-    """A job over these rows."""
-    return {
-        "task": "embeddings",
-        "model": str(model),
-        "input": {"path": str(rows), "key": "id"},
-        "batching": {"chunk_rows": 64},
-    }
 
 
 class Sniper(threading.Thread):
@@ -114,7 +93,7 @@ def test_every_row_survives_a_kill_every_two_seconds(
     if kind == "postgresql":
         environment["STOKER_DATABASE_URL"] = request.getfixturevalue("postgres_url")
     rows, model = tmp_path / "rows.jsonl", tiny.tiny_encoder(tmp_path / "model")
-    write_rows(rows, num_rows)
+    write_rows(rows, varied_rows(num_rows))
     with stack(tmp_path / "data", slots=2, **environment) as running:
         calm = running.submit(embedding_spec(model, rows))
         assert running.await_end(calm, 400.0)["state"] == "completed"
@@ -176,7 +155,7 @@ def assert_invariants(database_url: str, job_id: str, num_rows: int) -> None:
 @pytest.mark.soak
 def test_drawn_texts_are_the_same_whatever_is_killed(tmp_path: Path) -> None:
     rows, model = tmp_path / "rows.jsonl", tiny.tiny_causal_lm(tmp_path / "model")
-    write_rows(rows, 400)
+    write_rows(rows, varied_rows(400))
     spec = {
         "task": "text-generation",
         "model": str(model),

@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.acceptance.test_training import attempts, await_attempt, await_step, losses
 from tests.conftest import wait_until
-from tests.integration.test_training_loop import CLASSIFIER, write_module
 from tests.support.stack import QUICK, Stack, stack
+from tests.support.training_progress import attempts_of, await_attempt, await_step, losses
+from tests.support.training_specs import CLASSIFIER, write_module
 
 # Each step takes its time, so that a training is met while it runs.
 SLOW = CLASSIFIER.replace("    def loss(batch):", "    import time\n    def loss(batch):\n        time.sleep(0.03)")
@@ -57,7 +57,7 @@ def weights(running: Stack, job_id: str) -> str:
 
 def worker_of(running: Stack, job_id: str, rank: int) -> psutil.Process:
     """The Celery worker of a gang's slot."""
-    slot_id = attempts(running, job_id)[-1]["slots"][rank]
+    slot_id = attempts_of(running, job_id)[-1]["slots"][rank]
     return next(worker for worker in running.of_role("celery") if slot_id in worker.cmdline())
 
 
@@ -71,7 +71,7 @@ def calm(running: Stack, folder: Path) -> str:
     """Id of a training that was left alone."""
     job_id = running.submit(spec(folder))
     assert running.await_end(job_id, 360.0)["state"] == "completed"
-    (tried,) = attempts(running, job_id)
+    (tried,) = attempts_of(running, job_id)
     assert len(tried["slots"]) == 2
     return job_id
 
@@ -105,7 +105,7 @@ def test_a_gang_that_is_preempted_killed_and_stopped_comes_to_the_same_end(
     assert running.await_end(job_id, 600.0)["state"] == "completed"
     assert losses(running, job_id) == losses(running, calm)
     assert weights(running, job_id) == weights(running, calm)
-    tries = attempts(running, job_id)
+    tries = attempts_of(running, job_id)
     assert [one["number"] for one in tries] == [1, 2, 3, 4, 5]
     assert [one["end"] for one in tries] == ["preempted", "machine", "shutdown", "lost", "completed"]
     assert tries[1]["resumed_step"] == tries[0]["last_step"] >= 15, "it made way with a checkpoint of its last step"

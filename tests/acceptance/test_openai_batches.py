@@ -5,98 +5,38 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import openai
 import pytest
-from openai.types import Batch, Completion, CreateEmbeddingResponse
+from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 
-from jobs.config.settings import Settings
 from tests.conftest import wait_until
 from tests.support import tiny
-from tests.support.stack import Stack, stack
+from tests.support.batch_client import TEXTS, BatchClient, batch_client, embedding_lines, line
+from tests.support.stack import stack
 
 pytestmark = pytest.mark.slow
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
-LIVE = ("validating", "in_progress", "finalizing", "cancelling")
-TEXTS = [f"{number} {tiny.SENTENCES[number % len(tiny.SENTENCES)]}" for number in range(40)]
-
-
-@dataclass
-class Desk:
-    """A running stack, models in it, and the SDK pointed at it."""
-
-    stack: Stack
-    client: openai.OpenAI
-    folder: Path
-
-    def model(self, name: str) -> str:
-        """The name that lines call a model by."""
-        return str(self.folder / name)
-
-    def upload(self, lines: list[Any], name: str = "batch.jsonl") -> str:
-        """The id of a file of these lines; a text goes in as it is."""
-        text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-        return self.client.files.create(file=(name, text.encode()), purpose="batch").id
-
-    def create(self, file_id: str, endpoint: str = "/v1/embeddings", **extra: Any) -> Batch:
-        """A new batch of a file."""
-        endpoint_asked: Any = endpoint
-        return self.client.batches.create(
-            input_file_id=file_id, endpoint=endpoint_asked, completion_window="24h", **extra
-        )
-
-    def ended(self, batch: Batch, seconds: float = 120.0) -> Batch:
-        """The batch once its life is over."""
-        seen = [batch]
-
-        def is_over() -> bool:
-            seen.append(self.client.batches.retrieve(batch.id))
-            return seen[-1].status not in LIVE
-
-        wait_until(is_over, "the batch ends", seconds, pause_seconds=0.1)
-        return seen[-1]
-
-    def lines(self, file_id: str | None) -> list[dict[str, Any]]:
-        """The lines of an output or error file."""
-        assert file_id is not None
-        return [json.loads(line) for line in self.client.files.content(file_id).text.splitlines()]
-
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchClient]:
     """One stack for the module's tests."""
     folder = tmp_path_factory.mktemp("desk")
     tiny.tiny_encoder(folder / "encoder")
     tiny.tiny_encoder(folder / "other", seed=1)
     tiny.tiny_classifier(folder / "classifier")
     tiny.tiny_causal_lm(folder / "writer", chat_template=tiny.CHAT_TEMPLATE)
-    with stack(folder / "data", slots=1) as running:
-        key = Settings(data_dir=running.data_dir).local_key_path.read_text().strip()
-        with openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, _strict_response_validation=True) as client:
-            yield Desk(running, client, folder)
+    with stack(folder / "data", slots=1) as running, batch_client(running, folder) as client:
+        yield client
 
 
-def line(custom_id: str, url: str, **body: Any) -> dict[str, Any]:
-    """One line of an input file."""
-    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
-
-
-def embedding_lines(desk: Desk, model: str = "encoder") -> list[dict[str, Any]]:
-    """One line for each text."""
-    return [
-        line(f"t{number}", "/v1/embeddings", model=desk.model(model), input=text) for number, text in enumerate(TEXTS)
-    ]
-
-
-def many_lines(desk: Desk, num_lines: int) -> list[dict[str, Any]]:
+def many_lines(desk: BatchClient, num_lines: int) -> list[dict[str, Any]]:
     """Enough work for a good many seconds."""
     model = desk.model("encoder")
     return [
@@ -127,7 +67,7 @@ def unknown_fields(value: object) -> Iterator[str]:
 # -- the ordinary way ----------------------------------------------------------------------------------------------
 
 
-def test_embeddings_come_back_for_every_line(desk: Desk) -> None:
+def test_embeddings_come_back_for_every_line(desk: BatchClient) -> None:
     """The whole contract in its plainest use: upload, create, poll, read."""
     file_id = desk.upload(embedding_lines(desk))
     created = desk.create(file_id, metadata={"team": "search"})
@@ -151,7 +91,7 @@ def test_embeddings_come_back_for_every_line(desk: Desk) -> None:
     assert output.bytes == len(desk.client.files.content(output.id).content)
 
 
-def test_the_forms_of_an_embedding_input(desk: Desk) -> None:
+def test_the_forms_of_an_embedding_input(desk: BatchClient) -> None:
     """Lists of texts, token ids and base64 answers are what existing files hold."""
     model, url = desk.model("encoder"), "/v1/embeddings"
     lines = [
@@ -172,7 +112,7 @@ def test_the_forms_of_an_embedding_input(desk: Desk) -> None:
     assert len(found["short"][0]["embedding"]) == 8
 
 
-def test_lines_of_several_models_are_split_and_come_back_in_order(desk: Desk) -> None:
+def test_lines_of_several_models_are_split_and_come_back_in_order(desk: BatchClient) -> None:
     """OpenAI refuses such a file; here each model gets its own job."""
     pairs = zip(embedding_lines(desk, "encoder"), embedding_lines(desk, "other"), strict=True)
     lines = [pair[number % 2] for number, pair in enumerate(pairs)]
@@ -185,7 +125,7 @@ def test_lines_of_several_models_are_split_and_come_back_in_order(desk: Desk) ->
     assert models == [desk.model("encoder"), desk.model("other")] * 20
 
 
-def test_classification_has_the_same_line_format(desk: Desk) -> None:
+def test_classification_has_the_same_line_format(desk: BatchClient) -> None:
     """An extension: the endpoint is ours, the rest is the contract's."""
     model = desk.model("classifier")
     lines = [line(f"c{number}", "/v1/classify", model=model, input=text) for number, text in enumerate(TEXTS[:4])]
@@ -196,7 +136,7 @@ def test_classification_has_the_same_line_format(desk: Desk) -> None:
     assert 0 < first["score"] <= 1
 
 
-def test_chats_are_answered_each_by_its_own_parameters(desk: Desk) -> None:
+def test_chats_are_answered_each_by_its_own_parameters(desk: BatchClient) -> None:
     """What most batches are made of."""
     model, url = desk.model("writer"), "/v1/chat/completions"
     chat = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Where is Ada?"}]
@@ -246,7 +186,7 @@ def test_chats_are_answered_each_by_its_own_parameters(desk: Desk) -> None:
     assert {one["response"]["status_code"] for one in desk.lines(batch.error_file_id)} == {400}
 
 
-def test_completions_are_answered_and_what_cannot_be_is_told(desk: Desk) -> None:
+def test_completions_are_answered_and_what_cannot_be_is_told(desk: BatchClient) -> None:
     """The older endpoint, in all forms of a prompt; one that is too long harms no other."""
     model, url = desk.model("writer"), "/v1/completions"
     lines = [
@@ -279,7 +219,7 @@ def test_completions_are_answered_and_what_cannot_be_is_told(desk: Desk) -> None
 # -- what is wrong -------------------------------------------------------------------------------------------------
 
 
-def test_every_bad_line_is_reported(desk: Desk) -> None:
+def test_every_bad_line_is_reported(desk: BatchClient) -> None:
     """One look must be enough to mend a file."""
     good, model = "/v1/embeddings", desk.model("encoder")
     lines: list[Any] = [
@@ -310,7 +250,7 @@ def test_every_bad_line_is_reported(desk: Desk) -> None:
     assert (batch.output_file_id, batch.error_file_id) == (None, None)
 
 
-def test_an_empty_file_fails_the_batch(desk: Desk) -> None:
+def test_an_empty_file_fails_the_batch(desk: BatchClient) -> None:
     """Nothing to do is most likely a mistake upstream."""
     batch = desk.ended(desk.create(desk.upload(["", "  "])))
     assert batch.status == "failed"
@@ -318,7 +258,7 @@ def test_an_empty_file_fails_the_batch(desk: Desk) -> None:
     assert [error.code for error in batch.errors.data or []] == ["empty_file"]
 
 
-def test_a_bad_row_goes_to_the_error_file_and_harms_no_other(desk: Desk) -> None:
+def test_a_bad_row_goes_to_the_error_file_and_harms_no_other(desk: BatchClient) -> None:
     """Each refused line says why, with the status that the live API would have answered."""
     model, url = desk.model("encoder"), "/v1/embeddings"
     lines = [
@@ -346,7 +286,7 @@ def test_a_bad_row_goes_to_the_error_file_and_harms_no_other(desk: Desk) -> None
     }
 
 
-def test_errors_raise_what_the_sdk_expects(desk: Desk) -> None:
+def test_errors_raise_what_the_sdk_expects(desk: BatchClient) -> None:
     """A program's `except` clauses go on working."""
     with pytest.raises(openai.NotFoundError):
         desk.client.batches.retrieve("batch_nothing")
@@ -378,7 +318,7 @@ def test_errors_raise_what_the_sdk_expects(desk: Desk) -> None:
 # -- while it runs -------------------------------------------------------------------------------------------------
 
 
-def test_a_cancel_keeps_what_was_done(desk: Desk) -> None:
+def test_a_cancel_keeps_what_was_done(desk: BatchClient) -> None:
     """Lines that were never run say so, and none is lost between the two files."""
     lines = many_lines(desk, 20_000)
     batch = desk.create(desk.upload(lines))
@@ -407,7 +347,7 @@ def test_a_cancel_keeps_what_was_done(desk: Desk) -> None:
     desk.ended(retried)
 
 
-def test_a_retry_runs_the_rest_and_merges_the_output(desk: Desk) -> None:
+def test_a_retry_runs_the_rest_and_merges_the_output(desk: BatchClient) -> None:
     """Nobody pays twice for what was answered."""
     lines = embedding_lines(desk)
     lines[3] = line("t3", "/v1/embeddings", model=desk.model("encoder"), input=7)
@@ -426,7 +366,7 @@ def test_a_retry_runs_the_rest_and_merges_the_output(desk: Desk) -> None:
     assert [job["counts"]["total"] for job in jobs] == [1]
 
 
-def test_retries_of_one_create_are_one_batch(desk: Desk) -> None:
+def test_retries_of_one_create_are_one_batch(desk: BatchClient) -> None:
     """The SDK repeats a create whose answer was lost, and sends no key."""
     file_id = desk.upload(embedding_lines(desk)[:1])
     first = desk.create(file_id)
@@ -438,7 +378,7 @@ def test_retries_of_one_create_are_one_batch(desk: Desk) -> None:
         desk.create(file_id, metadata={"other": "body"}, extra_headers={"Idempotency-Key": "once"})
 
 
-def test_lists_page_through_every_batch_once(desk: Desk) -> None:
+def test_lists_page_through_every_batch_once(desk: BatchClient) -> None:
     """The SDK's own paging."""
     file_id = desk.upload(embedding_lines(desk)[:1])
     made = [desk.create(file_id, metadata={"n": str(number)}).id for number in range(5)]
@@ -447,7 +387,7 @@ def test_lists_page_through_every_batch_once(desk: Desk) -> None:
     assert len(set(listed)) == len(listed)
 
 
-def test_a_window_that_ends_expires_the_rest(desk: Desk) -> None:
+def test_a_window_that_ends_expires_the_rest(desk: BatchClient) -> None:
     """A deadline is a deadline; what is done stays readable."""
     lines = many_lines(desk, 50_000)
     file_id = desk.upload(lines)
@@ -462,7 +402,7 @@ def test_a_window_that_ends_expires_the_rest(desk: Desk) -> None:
     assert done + len(left) == 50_000
 
 
-def test_a_file_in_use_is_not_deleted(desk: Desk) -> None:
+def test_a_file_in_use_is_not_deleted(desk: BatchClient) -> None:
     """An input that vanished would fail the batch in its middle."""
     lines = embedding_lines(desk) * 1
     file_id = desk.upload(lines)

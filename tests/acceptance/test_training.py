@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,28 +15,17 @@ from jobs.config.settings import Settings
 from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.db.tables import Job
-from jobs.errors import ServiceUnavailable
 from jobs.ledger import attempts
 from tests.conftest import wait_until
 from tests.support import tiny
 from tests.support.frozen import frozen
+from tests.support.rows import LABELLED, labelled_rows, write_rows
 from tests.support.stack import QUICK, Stack, stack
+from tests.support.training_progress import attempts_of, await_attempt, await_step, losses
 
 pytestmark = pytest.mark.slow
 
 NUM_STEPS = 150
-WORDS = {"animals": ("fox", "dog", "cat", "horse"), "cities": ("London", "Paris", "Rome", "Oslo")}
-
-
-def write_rows(path: Path, num_rows: int) -> Path:
-    """Labelled texts, each its own."""
-    chosen = random.Random(3)
-    with path.open("w", encoding="utf-8") as out:
-        for number in range(num_rows):
-            label = chosen.choice(sorted(WORDS))
-            text = f"{number} {chosen.choice(tiny.SENTENCES)} {chosen.choice(WORDS[label])}"
-            out.write(json.dumps({"text": text, "label": label}) + "\n")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +41,8 @@ def spec(folder: Path) -> dict[str, Any]:
         "task": "text-classification",
         "model": str(tiny.tiny_encoder(folder / "encoder")),
         "data": {
-            "train": str(write_rows(folder / "train.jsonl", 200)),
-            "eval": str(write_rows(folder / "eval.jsonl", 40)),
+            "train": str(write_rows(folder / "train.jsonl", labelled_rows(200))),
+            "eval": str(write_rows(folder / "eval.jsonl", labelled_rows(40))),
         },
         "arguments": {
             "max_steps": NUM_STEPS, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 5,
@@ -102,39 +89,16 @@ def database(running: Stack) -> Iterator[Database]:
     database.close()
 
 
-def losses(running: Stack, job_id: str) -> list[tuple[int, str]]:
-    """Each step's loss, to the last bit."""
-    with running.client() as client:
-        return [(one["step"], float(one["value"]).hex()) for one in client.metrics(job_id, name="loss")]
-
-
 def weights(running: Stack, job_id: str) -> str:
     """Digest of the weights that a training made."""
     with running.client() as client:
         return next(one["sha256"] for one in client.artifacts(job_id) if one["name"] == "model/model.safetensors")
 
 
-def attempts_of(running: Stack, job_id: str) -> list[dict[str, Any]]:
-    with running.client() as client:
-        return client.attempts(job_id)
-
-
-def await_step(running: Stack, job_id: str, step: int) -> None:
-    """Wait until a training has come to a step, or has ended."""
-
-    def is_there() -> bool:
-        with contextlib.suppress(ServiceUnavailable), running.client() as client:  # the API may be among the dead
-            job = client.job(job_id)
-            return bool(job["counts"]["done"] >= step or job["ended_at"] is not None)
-        return False
-
-    wait_until(is_there, f"step {step}", 300.0)
-
-
 def test_an_inference_waits_for_the_training_whose_model_it_names(running: Stack, chain: tuple[str, str]) -> None:
     calm, answers = chain
     labels = {result["output"][0]["label"] for result in running.results(answers)}
-    assert labels <= set(WORDS)
+    assert labels <= set(LABELLED)
     with running.client() as client:
         assert client.job(calm)["ended_at"] <= client.job(answers)["started_at"]
         names = {artifact["name"] for artifact in client.artifacts(calm)}
@@ -198,18 +162,6 @@ def kill(running: Stack, role: str) -> None:
     """kill -9 of the one process of a role."""
     (victim,) = running.of_role(role)
     victim.kill()
-
-
-def await_attempt(running: Stack, job_id: str, number: int) -> None:
-    """Wait until an attempt has come some steps further."""
-
-    def is_there() -> bool:
-        with contextlib.suppress(ServiceUnavailable):  # the API may be among the dead
-            last = attempts_of(running, job_id)[-1]
-            return bool(last["number"] == number and last["last_step"] >= last["resumed_step"] + 3)
-        return False
-
-    wait_until(is_there, f"attempt {number}", 300.0)
 
 
 @contextmanager

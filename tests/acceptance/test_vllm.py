@@ -22,9 +22,8 @@ import pytest
 from jobs.config.settings import Settings
 from jobs.errors import DeviceOutOfMemory, InvalidSpec
 from tests.conftest import wait_until
-from tests.integration.test_task_text_generation import generated, rows_of
-from tests.integration.test_vllm_engine import leave_between_two_steps, spec_of
 from tests.support import scripted_vllm
+from tests.support.generation import generated, leave_between_two_steps, rows_of, spec_of
 from tests.support.stack import QUICK, stack
 from tests.support.tiny import SENTENCES, tiny_causal_lm, tiny_classifier
 from worker.children import runner_environment

@@ -14,10 +14,9 @@ import openai
 import psutil
 import pytest
 
-from jobs.config.settings import Settings
-from tests.acceptance.test_openai_batches import Desk, embedding_lines
 from tests.conftest import wait_until
 from tests.support import tiny
+from tests.support.batch_client import BatchClient, batch_client, embedding_lines
 from tests.support.receiver import Receiver, receiver
 from tests.support.stack import QUICK, stack
 
@@ -25,24 +24,22 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def desk(tmp_path: Path) -> Iterator[BatchClient]:
     """A stack whose operator lets webhooks go to this machine, and the SDK pointed at it."""
     tiny.tiny_encoder(tmp_path / "encoder")
     allowed = {"STOKER_WEBHOOK_PRIVATE_HOSTS": '["127.0.0.1"]', "STOKER_WEBHOOK_TIMEOUT_SECONDS": "2"}
     quick = {"STOKER_WEBHOOK_RETRY_SECONDS": "0.5", "STOKER_LEADER_SECONDS": "2", **QUICK}
-    with stack(tmp_path / "data", slots=1, **allowed, **quick) as running:
-        key = Settings(data_dir=running.data_dir).local_key_path.read_text().strip()
-        with openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, _strict_response_validation=True) as client:
-            yield Desk(running, client, tmp_path)
+    with stack(tmp_path / "data", slots=1, **allowed, **quick) as running, batch_client(running, tmp_path) as client:
+        yield client
 
 
-def log(desk: Desk, webhook_id: str) -> list[dict[str, Any]]:
+def log(desk: BatchClient, webhook_id: str) -> list[dict[str, Any]]:
     """The delivery log as the command shows it."""
     entries: list[dict[str, Any]] = json.loads(desk.stack.run("webhooks", "log", webhook_id, "--json").stdout)
     return entries
 
 
-def wait_for_delivery(desk: Desk, webhook_id: str) -> dict[str, Any]:
+def wait_for_delivery(desk: BatchClient, webhook_id: str) -> dict[str, Any]:
     """The one entry of the log, once it is delivered."""
     wait_until(
         lambda: [entry["state"] for entry in log(desk, webhook_id)] == ["delivered"],
@@ -52,13 +49,13 @@ def wait_for_delivery(desk: Desk, webhook_id: str) -> dict[str, Any]:
     return log(desk, webhook_id)[0]
 
 
-def unwrapped(desk: Desk, hooks: Receiver, secret: str) -> list[tuple[str, str]]:
+def unwrapped(desk: BatchClient, hooks: Receiver, secret: str) -> list[tuple[str, str]]:
     """What the SDK makes of all that the receiver was sent."""
     events = [desk.client.webhooks.unwrap(got.body, got.headers, secret=secret) for got in hooks.received]
     return [(event.type, event.data.id) for event in events]
 
 
-def test_the_sdk_is_told_of_its_batch_and_unwraps_it(desk: Desk) -> None:
+def test_the_sdk_is_told_of_its_batch_and_unwraps_it(desk: BatchClient) -> None:
     with receiver(500, 200) as hooks:
         made = json.loads(desk.stack.run("webhooks", "create", hooks.url, "--json").stdout)
         batch = desk.ended(desk.create(desk.upload(embedding_lines(desk))))
@@ -75,7 +72,7 @@ def test_the_sdk_is_told_of_its_batch_and_unwraps_it(desk: Desk) -> None:
         assert hooks.url not in logs
 
 
-def test_a_scheduler_killed_before_a_delivery_loses_no_event(desk: Desk) -> None:
+def test_a_scheduler_killed_before_a_delivery_loses_no_event(desk: BatchClient) -> None:
     let_go = threading.Event()
 
     def hold(_handler: BaseHTTPRequestHandler) -> None:

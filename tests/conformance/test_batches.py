@@ -3,65 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 
-from jobs.data.store import StoredObject, batch_prefix
+from jobs.data.store import StoredObject
 from jobs.db.database import Database
-from jobs.db.ids import new_id
 from jobs.db.states import BATCH_TRANSITIONS, BatchState, JobState
-from jobs.db.tables import Batch, Job, StoredFile
+from jobs.db.tables import Job, StoredFile
 from jobs.errors import Conflict, NotFound
 from jobs.ledger import batch_ends, batches
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.batch_ends import BatchOutcome
-from jobs.ledger.batches import BatchCounts, BatchPart, BatchPlan, NewBatch
+from jobs.ledger.batches import BatchCounts
 from jobs.ledger.uploads import uploads_in_use
-from jobs.specs.inference import parse_spec
-
-
-def new_batch(**fields: Any) -> NewBatch:
-    """A request over a file that nobody looks at."""
-    known = {"endpoint": "/v1/embeddings", "input_file_id": "file_1", "completion_window": "24h"}
-    return NewBatch(**{**known, "window_seconds": 86400, "digest": "d", **fields})
-
-
-def plan_of(batch_id: str, *num_lines: int) -> BatchPlan:
-    """A plan of so many jobs of so many lines each."""
-    parts = []
-    for number, num_rows in enumerate(num_lines):
-        file_id = new_id("file")
-        document = {"task": "embeddings", "model": "org/model", "input": {"path": f"file:{file_id}"}}
-        rows = StoredObject(f"{batch_prefix(batch_id)}x/rows-{number}.jsonl", 10, "00")
-        parts.append(BatchPart(parse_spec(document), file_id, rows, num_rows))
-    return BatchPlan(sum(num_lines), "org/model", parts)
-
-
-def accepted(db: Database, *num_lines: int) -> Batch:
-    """A batch in progress."""
-    batch = batches.create(db, new_batch(), project="p")
-    batches.accept(db, batch.id, plan_of(batch.id, *num_lines))
-    return look(db, batch.id)
-
-
-def look(db: Database, batch_id: str) -> Batch:
-    """The batch as it is now."""
-    with db.read() as session:
-        return batches.get(session, batch_id)
+from tests.support.ledger import accepted, look, new_batch, plan_of, set_job
 
 
 def jobs_of(db: Database, batch_id: str) -> list[Job]:
     """Its jobs as they are now."""
     with db.read() as session:
         return batches.jobs_of(session, batch_id)
-
-
-def set_job(db: Database, job_id: str, **fields: Any) -> None:
-    """Change a job by hand."""
-    with db.write() as session:
-        for name, value in fields.items():
-            setattr(session.get(Job, job_id), name, value)
 
 
 def outcome(state: BatchState, completed: int = 3, failed: int = 0) -> BatchOutcome:

@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 from sqlmodel import col
 
 from jobs.config.settings import Settings
+from jobs.data.sources import ChunkRange
 from jobs.db import migrations
 from jobs.db.database import Database
 from jobs.db.states import JOB_TRANSITIONS, LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
@@ -22,7 +23,7 @@ from jobs.ledger import chunks, leases, planning, slots, sweeps
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import Claim
 from jobs.ledger.leases import Grant
-from tests.conformance.test_leases import Range, commit, make_slots
+from tests.support.ledger import commit, make_slots
 
 SLOTS = ("s0", "s1", "s2")
 CHUNK_ROWS = 4
@@ -58,7 +59,9 @@ class Fencing(RuleBasedStateMachine):
         job = job_ledger.submit(
             self.db, job_ledger.parse_spec({"task": "embeddings", "model": "m", "input": {"path": "x.csv"}})
         )
-        planning.plan(self.db, job.id, [Range(i * CHUNK_ROWS, (i + 1) * CHUNK_ROWS) for i in range(num_chunks)])
+        planning.plan(
+            self.db, job.id, [ChunkRange(i * CHUNK_ROWS, (i + 1) * CHUNK_ROWS, {}) for i in range(num_chunks)]
+        )
         self.job_ids.append(job.id)
 
     @precondition(lambda self: self.job_ids)

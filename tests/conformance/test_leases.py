@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
@@ -17,58 +14,12 @@ from jobs.db.database import Database
 from jobs.db.states import ChunkState, JobState, LeaseState, SlotState
 from jobs.db.tables import Chunk, Job, Lease, ResultRecord, Slot
 from jobs.errors import Conflict, LostLease, RunnerDied, ServiceUnavailable
-from jobs.ledger import chunks, history, leases, planning, slots, sweeps
+from jobs.ledger import chunks, history, leases, slots, sweeps
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.chunks import ChunkResults, Claim
+from jobs.ledger.chunks import ChunkResults
 from jobs.ledger.leases import Grant
 from jobs.ledger.slots import Standing
-from jobs.specs.inference import parse_spec
-
-
-@dataclass(frozen=True)
-class Range:
-    """A planned chunk."""
-
-    start_row: int
-    stop_row: int
-    locator: dict[str, Any] = field(default_factory=dict)
-
-
-SPEC = parse_spec({"task": "embeddings", "model": "m", "input": {"path": "rows.jsonl"}})
-LEASE_SECONDS = 30.0
-
-
-def make_job(db: Database, num_chunks: int = 4, chunk_rows: int = 10) -> str:
-    """A queued job with equal chunks."""
-    job = job_ledger.submit(db, SPEC)
-    planning.plan(db, job.id, [Range(i * chunk_rows, (i + 1) * chunk_rows) for i in range(num_chunks)])
-    return job.id
-
-
-def make_slots(db: Database, settings: Settings, *slot_ids: str) -> None:
-    """Online slots, each owned by the incarnation `<slot>-1`."""
-    slots.register(db, [slots.SlotInfo(slot_id, "host", "cpu", None, "CPU", 0, 1) for slot_id in slot_ids])
-    for slot_id in slot_ids:
-        slots.enter(db, slot_id, f"{slot_id}-1", settings)
-
-
-def hold(db: Database, job_id: str, slot_id: str) -> str:
-    """An active lease of the job on the slot."""
-    (lease_id,) = leases.grant(db, Grant(job_id, (slot_id,)), lease_seconds=LEASE_SECONDS)
-    assert leases.activate(db, lease_id, f"{slot_id}-1", lease_seconds=LEASE_SECONDS) is not None
-    return lease_id
-
-
-def results_of(start: int, stop: int) -> list[Result]:
-    """An output for each row."""
-    return [Result(row, f"k{row}", {"value": row}, num_tokens=2) for row in range(start, stop)]
-
-
-def commit(db: Database, lease_id: str, job_id: str, claims: Sequence[Claim]) -> None:
-    """Record an output for each row of the claims."""
-    computed = [ChunkResults(c.start_row, c.stop_row, results_of(c.start_row, c.stop_row)) for c in claims]
-    rows = [{"job_id": job_id, "row_index": r.row_index, "output": "1"} for c in computed for r in c.results]
-    chunks.commit(db, lease_id, computed, lambda session: session.execute(insert(ResultRecord), rows))
+from tests.support.ledger import LEASE_SECONDS, commit, hold, make_job, make_slots, results_of
 
 
 def job_of(db: Database, job_id: str) -> Job:

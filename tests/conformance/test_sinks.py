@@ -39,7 +39,7 @@ SPEC = parse_spec({"task": "fill-mask", "model": "m", "input": {"path": "rows.js
 SINKS = ["database", "jsonl", "parquet"]
 
 
-class Bench:
+class SinkJobs:
     """One sink with a database, a store and jobs whose chunks are recorded by the real lease verbs."""
 
     def __init__(self, to: str, database: Database, store: Store, settings: Settings) -> None:
@@ -136,24 +136,24 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture(params=SINKS)
-def bench(request: pytest.FixtureRequest, database: Database, store: Store, settings: Settings) -> Bench:
+def bench(request: pytest.FixtureRequest, database: Database, store: Store, settings: Settings) -> SinkJobs:
     """A bench for each sink on each database."""
-    return Bench(request.param, database, store, settings)
+    return SinkJobs(request.param, database, store, settings)
 
 
 @pytest.fixture(params=["jsonl", "parquet"])
-def file_bench(request: pytest.FixtureRequest, database: Database, store: Store, settings: Settings) -> Bench:
+def file_bench(request: pytest.FixtureRequest, database: Database, store: Store, settings: Settings) -> SinkJobs:
     """A bench for each file sink on each database."""
-    return Bench(request.param, database, store, settings)
+    return SinkJobs(request.param, database, store, settings)
 
 
 @pytest.fixture
-def database_bench(database: Database, store: Store, settings: Settings) -> Bench:
+def database_bench(database: Database, store: Store, settings: Settings) -> SinkJobs:
     """A bench for the database sink on each database."""
-    return Bench("database", database, store, settings)
+    return SinkJobs("database", database, store, settings)
 
 
-def test_results_are_in_row_order_however_their_chunks_were_recorded(bench: Bench) -> None:
+def test_results_are_in_row_order_however_their_chunks_were_recorded(bench: SinkJobs) -> None:
     sink = bench.sink()
     job_id, lease_id = bench.job(300, 7, 1, 92)
     rows = outputs(0, 300) + failures(300, 307) + outputs(307, 400)
@@ -164,13 +164,13 @@ def test_results_are_in_row_order_however_their_chunks_were_recorded(bench: Benc
         assert_same(bench.merged(sink, job_id), rows)
 
 
-def test_vectors_keep_every_bit(bench: Bench) -> None:
+def test_vectors_keep_every_bit(bench: SinkJobs) -> None:
     rows = vectors(0, 40, width=384)
     rows[7] = Result(7, "seven", error=RowError("poison_row", "it kills"))
     assert_same(bench.round_trip(rows, vector_output=True), rows)
 
 
-def test_very_wide_and_strided_vectors_are_fine(bench: Bench) -> None:
+def test_very_wide_and_strided_vectors_are_fine(bench: SinkJobs) -> None:
     wide = np.arange(8192, dtype=np.float32)[::2]
     rows = [Result(0, "r0", wide), Result(1, "r1", wide.astype(np.float64)), Result(2, "r2", np.zeros(1, np.float32))]
     found = bench.round_trip(rows, vector_output=True)
@@ -179,7 +179,7 @@ def test_very_wide_and_strided_vectors_are_fine(bench: Bench) -> None:
     assert found[0].output.shape == (4096,)
 
 
-def test_a_vector_that_was_read_can_be_changed(bench: Bench) -> None:
+def test_a_vector_that_was_read_can_be_changed(bench: SinkJobs) -> None:
     """A read-only array makes torch warn about undefined behaviour."""
     (found,) = bench.round_trip(vectors(0, 1), vector_output=True)
     found.output[0] = 1.0
@@ -189,7 +189,7 @@ def test_a_vector_that_was_read_can_be_changed(bench: Bench) -> None:
 def test_not_a_number_stays_in_binary_vectors_and_is_null_in_json(
     to: str, sqlite_database: Database, store: Store, settings: Settings
 ) -> None:
-    bench = Bench(to, sqlite_database, store, settings)
+    bench = SinkJobs(to, sqlite_database, store, settings)
     vector = np.array([math.nan, math.inf, -math.inf, 1.0], dtype=np.float32)
     expected = np.array([math.nan] * 3 + [1.0], dtype=np.float32) if to == "jsonl" else vector
     (found,) = bench.round_trip([Result(0, "r0", vector)], vector_output=True)
@@ -199,12 +199,12 @@ def test_not_a_number_stays_in_binary_vectors_and_is_null_in_json(
 
 
 @pytest.mark.parametrize("vector_output", [False, True])
-def test_a_job_of_errors_only_has_the_same_columns(bench: Bench, vector_output: bool) -> None:
+def test_a_job_of_errors_only_has_the_same_columns(bench: SinkJobs, vector_output: bool) -> None:
     rows = failures(0, 20)
     assert_same(bench.round_trip(rows, vector_output=vector_output), rows)
 
 
-def test_numpy_values_in_an_output_become_plain_json(bench: Bench) -> None:
+def test_numpy_values_in_an_output_become_plain_json(bench: SinkJobs) -> None:
     output = {
         "score": np.float32(0.5), "index": np.int64(7), "flag": np.bool_(True), "box": np.arange(6)[::2],
         "scalar": np.array(3), 5: (1, 2), "big": 10**30,
@@ -215,14 +215,14 @@ def test_numpy_values_in_an_output_become_plain_json(bench: Bench) -> None:
     }  # fmt: skip
 
 
-def test_an_output_that_looks_like_nothing_is_an_output(bench: Bench) -> None:
+def test_an_output_that_looks_like_nothing_is_an_output(bench: SinkJobs) -> None:
     rows = [Result(row, "", output) for row, output in enumerate([0, "", [], {}, False, "null", 1.5])]
     found = bench.round_trip(rows)
     assert_same(found, rows)
     assert [type(row.output) for row in found] == [type(row.output) for row in rows]
 
 
-def test_text_that_a_database_or_utf8_cannot_hold_has_one_outcome(bench: Bench) -> None:
+def test_text_that_a_database_or_utf8_cannot_hold_has_one_outcome(bench: SinkJobs) -> None:
     """PostgreSQL refuses NUL and both refuse half a surrogate pair: one such row must not fail its whole chunk."""
     odd = "a\0b\ud800c\udfffd\U0001f600\u2028\r\n\"'\\"
     clean = "b\ufffdc\ufffdd\U0001f600\u2028\r\n\"'\\"
@@ -241,7 +241,7 @@ def test_text_that_a_database_or_utf8_cannot_hold_has_one_outcome(bench: Bench) 
     assert_same(bench.round_trip(rows), expected)
 
 
-def test_an_output_that_is_no_json_ends_the_job_with_its_row_named(bench: Bench) -> None:
+def test_an_output_that_is_no_json_ends_the_job_with_its_row_named(bench: SinkJobs) -> None:
     sink = bench.sink()
     job_id, lease_id = bench.job(2)
     with pytest.raises(InvalidOutput, match=r"row 1: the output cannot be written as JSON: .*: object"):
@@ -250,7 +250,7 @@ def test_an_output_that_is_no_json_ends_the_job_with_its_row_named(bench: Bench)
     assert list(bench.store.list()) == []
 
 
-def test_an_output_that_is_no_vector_is_refused(bench: Bench) -> None:
+def test_an_output_that_is_no_vector_is_refused(bench: SinkJobs) -> None:
     sink = bench.sink(vector_output=True)
     job_id, lease_id = bench.job(1)
     for output in ("text", [[1.0, 2.0]], np.float32(1), [1.0, "x"]):
@@ -259,7 +259,7 @@ def test_an_output_that_is_no_vector_is_refused(bench: Bench) -> None:
     assert list(sink.read(job_id)) == []
 
 
-def test_reading_goes_on_after_any_row_and_stops_at_the_limit(bench: Bench) -> None:
+def test_reading_goes_on_after_any_row_and_stops_at_the_limit(bench: SinkJobs) -> None:
     """This is how the API pages."""
     sink = bench.sink()
     job_id, lease_id = bench.job(40, 40, 40)
@@ -273,7 +273,7 @@ def test_reading_goes_on_after_any_row_and_stops_at_the_limit(bench: Bench) -> N
     assert list(sink.read(job_id, limit=0)) == []
 
 
-def test_more_rows_than_a_page_come_back_whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_rows_than_a_page_come_back_whole(bench: SinkJobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.data.sinks.database_sink._PAGE_ROWS", 7)
     monkeypatch.setattr("jobs.data.sinks.files._PAGE_CHUNKS", 2)
     sink = bench.sink()
@@ -286,7 +286,7 @@ def test_more_rows_than_a_page_come_back_whole(bench: Bench, monkeypatch: pytest
         assert_same(bench.merged(sink, job_id), outputs(0, 50))
 
 
-def test_only_recorded_chunks_of_the_job_itself_are_read(bench: Bench) -> None:
+def test_only_recorded_chunks_of_the_job_itself_are_read(bench: SinkJobs) -> None:
     sink = bench.sink()
     job_id, lease_id = bench.job(5, 5, 5)
     bench.record(sink, job_id, lease_id, outputs(10, 15))
@@ -300,7 +300,7 @@ def test_only_recorded_chunks_of_the_job_itself_are_read(bench: Bench) -> None:
     assert list(sink.read("job_that_never_was")) == []
 
 
-def test_a_lost_owner_changes_nothing_of_what_the_live_one_recorded(bench: Bench) -> None:
+def test_a_lost_owner_changes_nothing_of_what_the_live_one_recorded(bench: SinkJobs) -> None:
     """A zombie stages its part late; were names shared, it would overwrite results that are committed."""
     sink = bench.sink()
     job_id, zombie = bench.job(5)
@@ -321,7 +321,7 @@ def test_a_lost_owner_changes_nothing_of_what_the_live_one_recorded(bench: Bench
         assert_same(bench.merged(sink, job_id), outputs(0, 5))
 
 
-def test_reading_holds_no_transaction_between_rows(bench: Bench) -> None:
+def test_reading_holds_no_transaction_between_rows(bench: SinkJobs) -> None:
     """A slow download must not keep SQLite from checkpointing or PostgreSQL from vacuuming."""
     sink = bench.sink()
     job_id, lease_id = bench.job(50)
@@ -332,7 +332,7 @@ def test_reading_holds_no_transaction_between_rows(bench: Bench) -> None:
     assert len(list(reading)) == 49
 
 
-def test_outputs_of_a_megabyte_are_read_and_merged_in_bounded_memory(bench: Bench) -> None:
+def test_outputs_of_a_megabyte_are_read_and_merged_in_bounded_memory(bench: SinkJobs) -> None:
     sink = bench.sink()
     job_id, lease_id = bench.job(*[4] * 25)
     text = "é" * 524_288
@@ -349,7 +349,7 @@ def test_outputs_of_a_megabyte_are_read_and_merged_in_bounded_memory(bench: Benc
     assert peak_bytes < 40 * 2**20
 
 
-def test_an_empty_job_has_no_results_and_an_empty_file(bench: Bench) -> None:
+def test_an_empty_job_has_no_results_and_an_empty_file(bench: SinkJobs) -> None:
     sink = bench.sink(vector_output=True)
     job = job_ledger.submit(bench.database, SPEC)
     assert list(sink.read(job.id)) == []
@@ -357,14 +357,14 @@ def test_an_empty_job_has_no_results_and_an_empty_file(bench: Bench) -> None:
         assert bench.merged(sink, job.id) == []
 
 
-def test_recording_no_rows_writes_none(database_bench: Bench) -> None:
+def test_recording_no_rows_writes_none(database_bench: SinkJobs) -> None:
     sink = database_bench.sink()
     with database_bench.database.write() as session:
         sink.record(session, "job", [])
     assert list(sink.read("job")) == []
 
 
-def test_the_database_sink_stages_and_merges_nothing(database_bench: Bench) -> None:
+def test_the_database_sink_stages_and_merges_nothing(database_bench: SinkJobs) -> None:
     sink = database_bench.sink()
     job_id, lease_id = database_bench.job(3)
     assert database_bench.record(sink, job_id, lease_id, outputs(0, 3)) is None
@@ -372,7 +372,7 @@ def test_the_database_sink_stages_and_merges_nothing(database_bench: Bench) -> N
     assert list(database_bench.store.list()) == []
 
 
-def test_a_page_of_large_rows_ends_at_its_bytes(database_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_of_large_rows_ends_at_its_bytes(database_bench: SinkJobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.data.sinks.database_sink._PAGE_BYTES", 100)
     sink = database_bench.sink()
     job_id, lease_id = database_bench.job(30)
@@ -384,7 +384,7 @@ def test_a_page_of_large_rows_ends_at_its_bytes(database_bench: Bench, monkeypat
 
 
 @pytest.mark.parametrize("vector_output", [False, True])
-def test_chunks_without_a_part_are_taken_from_the_table(file_bench: Bench, vector_output: bool) -> None:
+def test_chunks_without_a_part_are_taken_from_the_table(file_bench: SinkJobs, vector_output: bool) -> None:
     sink = file_bench.sink(vector_output=vector_output)
     make = vectors if vector_output else outputs
     job_id, lease_id = file_bench.job(5, 5, 5)
@@ -401,7 +401,7 @@ def test_chunks_without_a_part_are_taken_from_the_table(file_bench: Bench, vecto
     assert_same(file_bench.merged(sink, job_id, vector_output=vector_output), rows)
 
 
-def test_a_merge_with_rows_missing_is_refused_and_leaves_no_file(file_bench: Bench) -> None:
+def test_a_merge_with_rows_missing_is_refused_and_leaves_no_file(file_bench: SinkJobs) -> None:
     """Better no file than one that silently lacks rows."""
     sink = file_bench.sink()
     job_id, lease_id = file_bench.job(5, 5, 5)
@@ -416,7 +416,7 @@ def test_a_merge_with_rows_missing_is_refused_and_leaves_no_file(file_bench: Ben
     assert not list(file_bench.store.list(artifact_key(job_id, "")))
 
 
-def test_a_merge_with_a_part_gone_is_refused(file_bench: Bench) -> None:
+def test_a_merge_with_a_part_gone_is_refused(file_bench: SinkJobs) -> None:
     sink = file_bench.sink()
     job_id, lease_id = file_bench.job(5)
     part = file_bench.record(sink, job_id, lease_id, outputs(0, 5))
@@ -430,7 +430,7 @@ def test_a_merge_with_a_part_gone_is_refused(file_bench: Bench) -> None:
         sink.merge("job_that_never_was")
 
 
-def test_a_merge_may_be_repeated(file_bench: Bench) -> None:
+def test_a_merge_may_be_repeated(file_bench: SinkJobs) -> None:
     """A finalizer may die between the merge and the end of the job."""
     sink = file_bench.sink()
     job_id, lease_id = file_bench.job(5)
@@ -438,7 +438,7 @@ def test_a_merge_may_be_repeated(file_bench: Bench) -> None:
     assert sink.merge(job_id)[0].stored == sink.merge(job_id)[0].stored
 
 
-def test_a_store_that_fails_while_staging_records_nothing(file_bench: Bench, tmp_path: Path) -> None:
+def test_a_store_that_fails_while_staging_records_nothing(file_bench: SinkJobs, tmp_path: Path) -> None:
     job_id, lease_id = file_bench.job(5)
     (tmp_path / "file").write_bytes(b"")
     file_bench.store = Store(str(tmp_path / "file"))
@@ -450,13 +450,13 @@ def test_a_store_that_fails_while_staging_records_nothing(file_bench: Bench, tmp
 
 @pytest.mark.parametrize("to", ["jsonl", "parquet"])
 def test_file_sinks_work_on_an_object_store(to: str, sqlite_database: Database, settings: Settings) -> None:
-    bench = Bench(to, sqlite_database, Store(f"memory://{to}-bucket"), settings)
+    bench = SinkJobs(to, sqlite_database, Store(f"memory://{to}-bucket"), settings)
     rows = vectors(0, 10)
     assert_same(bench.round_trip(rows, vector_output=True), rows)
 
 
 def test_a_line_is_exactly_as_documented(sqlite_database: Database, store: Store, settings: Settings) -> None:
-    bench = Bench("jsonl", sqlite_database, store, settings)
+    bench = SinkJobs("jsonl", sqlite_database, store, settings)
     sink = bench.sink(vector_output=True)
     job_id, lease_id = bench.job(2)
     rows = [
@@ -476,7 +476,7 @@ def test_parquet_has_exactly_the_documented_columns_and_good_row_groups(
     vector_output: bool, sqlite_database: Database, store: Store, settings: Settings
 ) -> None:
     """Hundreds of tiny row groups, one for each chunk, would make every later scan slow."""
-    bench = Bench("parquet", sqlite_database, store, settings)
+    bench = SinkJobs("parquet", sqlite_database, store, settings)
     sink = bench.sink(vector_output=vector_output)
     job_id, lease_id = bench.job(*[100] * 12)
     make = vectors if vector_output else outputs
@@ -497,7 +497,7 @@ def test_row_groups_end_before_they_fill_the_memory(
 ) -> None:
     monkeypatch.setattr("jobs.data.sinks.parquet_sink._GROUP_ROWS", 120)
     monkeypatch.setattr("jobs.data.sinks.parquet_sink._BATCH_ROWS", 50)
-    bench = Bench("parquet", sqlite_database, store, settings)
+    bench = SinkJobs("parquet", sqlite_database, store, settings)
     rows = vectors(0, 330)
     assert_same(bench.round_trip(rows, vector_output=True), rows)
     monkeypatch.setattr("jobs.data.sinks.parquet_sink._GROUP_BYTES", 64)

@@ -20,7 +20,7 @@ from jobs.ledger import jobs as job_ledger
 from jobs.ledger.batches import BatchPart, BatchPlan, NewBatch
 from jobs.ledger.usage import RowsWanted
 from jobs.specs.inference import parse_spec
-from tests.conformance.test_batches import set_job
+from tests.support.ledger import set_job
 
 SPEC = parse_spec({"task": "embeddings", "model": "org/model", "input": {"path": "x.jsonl"}})
 LIMIT = 100

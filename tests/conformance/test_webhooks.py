@@ -25,7 +25,7 @@ from jobs.ledger.leases import Grant
 from jobs.ledger.webhooks import EVENT_TYPES, Sending
 from jobs.retries import RetryPolicy
 from jobs.specs.inference import parse_spec
-from tests.conformance.test_batches import accepted, new_batch, set_job
+from tests.support.ledger import accepted, new_batch, set_job
 
 POLICY = RetryPolicy(3, 10.0, 60.0)
 

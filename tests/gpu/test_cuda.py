@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.acceptance.test_faults import embedding_spec, write_rows
 from tests.conftest import wait_until
-from tests.integration import test_training_exactness, test_training_loop
-from tests.integration.test_training_exactness import NUM_STEPS
 from tests.support import tiny
+from tests.support.rows import embedding_spec, varied_rows, write_rows
 from tests.support.stack import QUICK, stack
 from tests.support.task_kit import TEXTS, load, outputs, same, text_rows
 from tests.support.trained import attempt, shot_thrice
+from tests.support.training_specs import NUM_STEPS, digits_spec, encoder_spec
 from worker.host.slots import find_devices
 from worker.inference.budget import Budget
 from worker.inference.engine import Engine
@@ -30,8 +30,6 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda", 0)
-trainers_spec, loops_spec = test_training_exactness.spec, test_training_loop.spec
-"""Fixtures: the same specs as on the CPU."""
 
 
 @pytest.mark.parametrize(
@@ -71,10 +69,9 @@ def test_too_large_a_batch_is_halved_until_it_fits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("trainer", ["transformers", "torch"])
-def test_three_kills_change_nothing(
-    tmp_path: Path, trainers_spec: Any, loops_spec: Any, trainer: str, dtype: str
-) -> None:
-    spec = {**(trainers_spec if trainer == "transformers" else loops_spec), "dtype": dtype}
+def test_three_kills_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: str, dtype: str) -> None:
+    monkeypatch.setenv("STOKER_CODE_ROOTS", json.dumps([str(tmp_path)]))
+    spec = {**(encoder_spec if trainer == "transformers" else digits_spec)(tmp_path), "dtype": dtype}
     calm = attempt(tmp_path / "calm", spec, device="cuda")
     assert list(calm.losses) == list(range(1, NUM_STEPS + 1))
     attempts = shot_thrice(tmp_path / "shot", spec, device="cuda")
@@ -88,7 +85,7 @@ def test_three_kills_change_nothing(
 
 def test_a_job_on_gpus_survives_killed_runners(tmp_path: Path) -> None:
     model, rows = tiny.tiny_encoder(tmp_path / "encoder"), tmp_path / "rows.jsonl"
-    write_rows(rows, 20_000)
+    write_rows(rows, varied_rows(20_000))
     with stack(tmp_path / "data", **QUICK) as running:
         with running.client() as client:
             (slot,) = client.slots()

@@ -19,7 +19,8 @@ from jobs.db.database import Database
 from jobs.db.tables import StoredFile
 from scheduler.client.http_client import ApiError
 from tests.conftest import wait_until
-from tests.support.live_api import LiveApi, live_api, spec_document, write_rows
+from tests.support.live_api import LiveApi, live_api, spec_document
+from tests.support.rows import write_rows
 
 _LIMIT = 3 * 2**20
 

@@ -18,7 +18,8 @@ from jobs.specs.inference import parse_spec
 from scheduler.admin.keys import create_key, list_keys, revoke_key
 from scheduler.api import listed
 from tests.conftest import wait_until
-from tests.support.live_api import LiveApi, fresh_api, spec_document, write_rows
+from tests.support.live_api import LiveApi, fresh_api, spec_document
+from tests.support.rows import write_rows
 
 CONTENT = bytes(range(256)) * 10
 

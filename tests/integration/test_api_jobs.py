@@ -21,7 +21,8 @@ from jobs.ledger import leases, slots, sweeps
 from jobs.specs.inference import parse_spec
 from scheduler.client.http_client import ApiError
 from tests.support.leased_job import LeasedJob
-from tests.support.live_api import LiveApi, spec_document, write_rows
+from tests.support.live_api import LiveApi, spec_document
+from tests.support.rows import write_rows
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ from scheduler.control.planner import plan_job
 from scheduler.openai.lifecycle import take_in
 from tests.conftest import RedisServer, wait_until
 from tests.support import tiny
-from tests.support.live_api import LiveApi, live_api, spec_document, write_rows
+from tests.support.live_api import LiveApi, live_api, spec_document
+from tests.support.rows import write_rows
 
 ROWS, BYTES, RATE = 10, 10_000, 50
 

@@ -9,7 +9,8 @@ import pytest
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
-from tests.support.live_api import LiveApi, live_api, spec_document, write_rows
+from tests.support.live_api import LiveApi, live_api, spec_document
+from tests.support.rows import write_rows
 
 
 @pytest.fixture

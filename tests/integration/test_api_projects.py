@@ -24,7 +24,8 @@ from jobs.ledger.batches import BatchPlan
 from jobs.specs.inference import parse_spec
 from scheduler.control.planner import plan_job
 from tests.support.leased_job import LeasedJob
-from tests.support.live_api import LiveApi, spec_document, write_rows
+from tests.support.live_api import LiveApi, spec_document
+from tests.support.rows import write_rows
 
 _LINE = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}
 

@@ -21,7 +21,8 @@ from jobs.db.database import Database
 from scheduler.admin.keys import ensure_local_key
 from scheduler.client.http_client import StokerClient
 from tests.conftest import RedisServer, wait_until
-from tests.support.live_api import spec_document, write_rows
+from tests.support.live_api import spec_document
+from tests.support.rows import write_rows
 
 _REPOSITORY = Path(__file__).parents[2]
 

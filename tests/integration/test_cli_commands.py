@@ -22,7 +22,8 @@ from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import ChunkResults
 from scheduler.cli import main
 from tests.support.leased_job import LeasedJob
-from tests.support.live_api import LiveApi, live_api, spec_document, write_rows
+from tests.support.live_api import LiveApi, live_api, spec_document
+from tests.support.rows import write_rows
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from jobs.data.store import artifact_key
 from jobs.db.tables import Artifact, ResultRecord
 from jobs.ledger import jobs as job_ledger
 from jobs.specs.inference import parse_spec
-from tests.support.live_api import LiveApi, fresh_api, spec_document, write_rows
+from tests.support.live_api import LiveApi, fresh_api, spec_document
+from tests.support.rows import write_rows
 from tests.support.stack import free_port
 
 _RUN = """

@@ -4,128 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
 from sqlalchemy import event, select, update
 from sqlmodel import col
 
 from jobs.config.settings import Settings
-from jobs.data.rows import Result
 from jobs.data.sinks import open_sink
 from jobs.data.store import Store, part_key, upload_key
 from jobs.db.database import Database
-from jobs.db.states import JobState, LeaseState, SlotState
+from jobs.db.states import JobState, SlotState
 from jobs.db.tables import Chunk, Event, Job, Lease, ResultRecord, Slot, StoredFile
 from jobs.errors import MachineError
-from jobs.ledger import chunks, history, leases, planning, slots, webhooks
+from jobs.ledger import chunks, history, leases, webhooks
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.chunks import ChunkResults
-from jobs.ledger.leases import Grant
-from jobs.ledger.slots import Standing
 from jobs.queue import make_app
 from jobs.retries import RetryPolicy
 from jobs.specs.inference import parse_spec
 from scheduler.admin import metrics
-from scheduler.control.dispatcher import dispatch, explain, read_views
+from scheduler.control.dispatcher import explain, read_views
 from scheduler.control.finalizer import finalize_job
-from scheduler.control.reaper import reap
-from scheduler.control.retention import retain
 from tests.conftest import RedisServer
 from tests.support.hand import job_state
+from tests.support.manual_scheduler import ManualScheduler
 
 DAY = 24 * 3600.0
 
 
-@dataclass(frozen=True)
-class Range:
-    """A planned chunk."""
-
-    start_row: int
-    stop_row: int
-    locator: dict[str, Any] = field(default_factory=dict)
-
-
-class House:
-    """A database under a clock of the test's own, a store, and slots that nobody stands behind."""
-
-    def __init__(self, db: Database, settings: Settings, store: Store, app: Celery) -> None:
-        self.db, self.settings, self.store, self.app = db, settings, store, app
-        self.time = 1_000_000.0
-
-    def clock(self) -> float:
-        return self.time
-
-    def online(self, *slot_ids: str) -> None:
-        slots.register(self.db, [slots.SlotInfo(slot_id, "host", "cpu", None, "CPU", 0, 1) for slot_id in slot_ids])
-        for slot_id in slot_ids:
-            slots.enter(self.db, slot_id, slot_id, self.settings)
-
-    def beat(self, *slot_ids: str, warm: tuple[str, ...] = ()) -> None:
-        for slot_id in slot_ids:
-            assert slots.beat(self.db, slot_id, slot_id, warm) is Standing.OWNER
-
-    def job(self, num_chunks: int = 4, **fields: Any) -> str:
-        document = {"task": "text-classification", "model": "org/name", "input": {"path": "rows.jsonl"}, **fields}
-        job = job_ledger.submit(self.db, parse_spec(document))
-        if num_chunks:
-            planning.plan(self.db, job.id, [Range(number * 10, number * 10 + 10) for number in range(num_chunks)])
-        return job.id
-
-    def dispatch(self) -> int:
-        return dispatch(self.db, self.app, self.settings)
-
-    def reap(self) -> None:
-        reap(self.db, self.app, self.settings)
-
-    def retain(self) -> None:
-        retain(self.db, self.store, self.settings)
-
-    def live(self) -> dict[str, str]:
-        """Slot -> job of every live lease."""
-        with self.db.read() as session:
-            query = select(Lease).where(col(Lease.state).in_((LeaseState.GRANTED, LeaseState.ACTIVE)))
-            return {lease.slot_id: lease.job_id for lease in session.scalars(query)}
-
-    def lease_on(self, slot_id: str) -> Lease:
-        """The live lease on a slot."""
-        live = (LeaseState.GRANTED, LeaseState.ACTIVE)
-        with self.db.read() as session:
-            return session.scalars(select(Lease).where(col(Lease.slot_id) == slot_id, col(Lease.state).in_(live))).one()
-
-    def activate(self, slot_id: str) -> str:
-        lease_id = self.lease_on(slot_id).id
-        seconds = self.settings.lease_seconds
-        assert leases.activate(self.db, lease_id, slot_id, lease_seconds=seconds) is not None
-        return lease_id
-
-    def finish(self, job_id: str, slot_id: str) -> None:
-        """Record every chunk of a job under a lease on the slot, release it and complete the job."""
-        leases.grant(self.db, Grant(job_id, (slot_id,)), lease_seconds=30.0)
-        lease_id = self.activate(slot_id)
-        with self.db.read() as session:
-            spec = parse_spec(job_ledger.get(session, job_id).spec)
-        sink = open_sink(spec.output, vector_output=False, database=self.db, store=self.store)
-        for claim in chunks.claim(self.db, lease_id, limit=1000):
-            results = [Result(row, None, [{"label": "a"}]) for row in range(claim.start_row, claim.stop_row)]
-            part = sink.stage(job_id, lease_id, claim.start_row, results)
-            chunk = ChunkResults(claim.start_row, claim.stop_row, results, part)
-            chunks.commit(
-                self.db, lease_id, [chunk], lambda session, results=results: sink.record(session, job_id, results)
-            )
-        leases.release(self.db, lease_id, "drained")
-        finalize_job(self.db, self.store, self.settings, job_id)
-        assert job_state(self.db, job_id) == JobState.COMPLETED
-
-
 @pytest.fixture
-def house(database: Database, settings: Settings, tmp_path: Path, redis_server: RedisServer) -> Iterator[House]:
+def house(
+    database: Database, settings: Settings, tmp_path: Path, redis_server: RedisServer
+) -> Iterator[ManualScheduler]:
     settings = settings.model_copy(update={"redis_url": redis_server.url})
     app = make_app(settings)
-    house = House(database, settings, Store(str(tmp_path / "store")), app)
+    house = ManualScheduler(database, settings, Store(str(tmp_path / "store")), app)
     house.db = Database(database.url.render_as_string(hide_password=False), clock=house.clock)
     yield house
     house.db.close()
@@ -135,7 +49,7 @@ def house(database: Database, settings: Settings, tmp_path: Path, redis_server: 
 # -- dispatcher
 
 
-def test_what_is_free_is_granted_once(house: House) -> None:
+def test_what_is_free_is_granted_once(house: ManualScheduler) -> None:
     house.online("s0", "s1")
     job_id = house.job()
     assert house.dispatch() == 2
@@ -143,7 +57,7 @@ def test_what_is_free_is_granted_once(house: House) -> None:
     assert house.dispatch() == 0
 
 
-def test_the_warm_slot_is_chosen(house: House) -> None:
+def test_the_warm_slot_is_chosen(house: ManualScheduler) -> None:
     house.online("s0", "s1")
     job_id = house.job(num_chunks=1)
     with house.db.read() as session:
@@ -153,7 +67,7 @@ def test_the_warm_slot_is_chosen(house: House) -> None:
     assert house.live() == {"s1": job_id}
 
 
-def test_a_slot_that_missed_its_heartbeats_gets_nothing_new(house: House) -> None:
+def test_a_slot_that_missed_its_heartbeats_gets_nothing_new(house: ManualScheduler) -> None:
     """Else a job would wait for the rings at a dead worker's door while another slot is free."""
     house.online("s0", "s1")
     house.time += house.settings.slot_seconds * 0.6
@@ -163,7 +77,7 @@ def test_a_slot_that_missed_its_heartbeats_gets_nothing_new(house: House) -> Non
     assert house.live() == {"s1": job_id}
 
 
-def test_a_chunk_that_backs_off_calls_for_no_slot(house: House) -> None:
+def test_a_chunk_that_backs_off_calls_for_no_slot(house: ManualScheduler) -> None:
     house.online("s0")
     job_id = house.job(num_chunks=1)
     with house.db.write() as session:
@@ -174,7 +88,7 @@ def test_a_chunk_that_backs_off_calls_for_no_slot(house: House) -> None:
     assert house.live() == {"s0": job_id}
 
 
-def test_a_chunk_less_running_job_holds_up_nobody(house: House) -> None:
+def test_a_chunk_less_running_job_holds_up_nobody(house: ManualScheduler) -> None:
     house.online("s0", "s1")
     first = house.job(num_chunks=1)
     house.dispatch()
@@ -184,7 +98,7 @@ def test_a_chunk_less_running_job_holds_up_nobody(house: House) -> None:
     assert house.live() == {"s0": first, "s1": second}
 
 
-def test_a_queue_of_thousands_is_read_by_its_head_only(house: House) -> None:
+def test_a_queue_of_thousands_is_read_by_its_head_only(house: ManualScheduler) -> None:
     house.online("s0")
     waiting = [house.job(num_chunks=1, priority="low") for _ in range(100)]
     last = house.job(num_chunks=1, priority="high")
@@ -197,7 +111,7 @@ def test_a_queue_of_thousands_is_read_by_its_head_only(house: House) -> None:
         assert waiting[0] in explain(session, house.settings)
 
 
-def test_an_old_job_is_served_before_a_newer_one_of_the_class_above(house: House) -> None:
+def test_an_old_job_is_served_before_a_newer_one_of_the_class_above(house: ManualScheduler) -> None:
     house.online("s0")
     low = house.job(num_chunks=1, priority="low")
     house.time += DAY + 60
@@ -207,7 +121,7 @@ def test_an_old_job_is_served_before_a_newer_one_of_the_class_above(house: House
     assert house.live() == {"s0": low}
 
 
-def test_a_job_that_had_slots_lately_has_not_waited(house: House) -> None:
+def test_a_job_that_had_slots_lately_has_not_waited(house: ManualScheduler) -> None:
     house.online("s0")
     low = house.job(priority="low")
     house.time += DAY + 60
@@ -225,7 +139,7 @@ def test_a_job_that_had_slots_lately_has_not_waited(house: House) -> None:
 
 
 def test_without_redis_the_grant_stands_and_the_ring_is_left_to_the_reaper(
-    house: House, redis_server: RedisServer
+    house: ManualScheduler, redis_server: RedisServer
 ) -> None:
     redis_server.kill()
     house.online("s0", "s1")
@@ -252,12 +166,12 @@ def count_statements(db: Database, work: Any) -> int:
     return len([statement for statement in sent if not statement.startswith(("BEGIN", "COMMIT", "ROLLBACK"))])
 
 
-def test_an_idle_house_costs_next_to_nothing(house: House) -> None:
+def test_an_idle_house_costs_next_to_nothing(house: ManualScheduler) -> None:
     house.online("s0", "s1")
     assert count_statements(house.db, lambda: (house.reap(), house.dispatch())) <= 2
 
 
-def test_a_lease_that_was_not_renewed_is_given_back(house: House) -> None:
+def test_a_lease_that_was_not_renewed_is_given_back(house: ManualScheduler) -> None:
     house.online("s0")
     job_id = house.job()
     house.dispatch()
@@ -271,7 +185,7 @@ def test_a_lease_that_was_not_renewed_is_given_back(house: House) -> None:
     assert house.dispatch() == 1
 
 
-def test_an_unanswered_doorbell_rings_again_then_its_slot_is_offline(house: House) -> None:
+def test_an_unanswered_doorbell_rings_again_then_its_slot_is_offline(house: ManualScheduler) -> None:
     house.online("s0")
     house.job()
     house.dispatch()
@@ -291,7 +205,7 @@ def test_an_unanswered_doorbell_rings_again_then_its_slot_is_offline(house: Hous
 
 @pytest.mark.parametrize("trouble", [RedisServer.refusing_writes, RedisServer.away], ids=["full", "away"])
 def test_no_slot_is_blamed_for_a_doorbell_that_could_not_ring(
-    house: House, redis_server: RedisServer, trouble: Callable[[RedisServer], AbstractContextManager[None]]
+    house: ManualScheduler, redis_server: RedisServer, trouble: Callable[[RedisServer], AbstractContextManager[None]]
 ) -> None:
     """Else every slot would go offline in turn while Redis is away."""
     with trouble(redis_server):
@@ -307,7 +221,7 @@ def test_no_slot_is_blamed_for_a_doorbell_that_could_not_ring(
     assert house.lease_on("s0").rings == 2
 
 
-def test_a_silent_slot_goes_offline(house: House) -> None:
+def test_a_silent_slot_goes_offline(house: ManualScheduler) -> None:
     house.online("s0")
     house.time += house.settings.slot_seconds + 1
     house.reap()
@@ -315,14 +229,14 @@ def test_a_silent_slot_goes_offline(house: House) -> None:
         assert session.get_one(Slot, "s0").state == SlotState.OFFLINE
 
 
-def test_a_job_past_its_time_limit_is_expired(house: House) -> None:
+def test_a_job_past_its_time_limit_is_expired(house: ManualScheduler) -> None:
     job_id = house.job(time_limit="1h")
     house.time += 3601
     house.reap()
     assert job_state(house.db, job_id) == JobState.EXPIRED
 
 
-def test_a_cancel_is_settled_when_the_last_holder_is_dead(house: House) -> None:
+def test_a_cancel_is_settled_when_the_last_holder_is_dead(house: ManualScheduler) -> None:
     house.online("s0")
     job_id = house.job()
     house.dispatch()
@@ -338,7 +252,7 @@ def test_a_cancel_is_settled_when_the_last_holder_is_dead(house: House) -> None:
 
 
 def test_a_finalizing_that_was_cut_off_is_done_again(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    house: ManualScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house.online("s0")
     out = tmp_path / "out.jsonl"
@@ -363,7 +277,7 @@ def test_a_finalizing_that_was_cut_off_is_done_again(
 # -- retention
 
 
-def test_parts_that_no_chunk_names_are_deleted_and_results_stay_readable(house: House) -> None:
+def test_parts_that_no_chunk_names_are_deleted_and_results_stay_readable(house: ManualScheduler) -> None:
     house.online("s0")
     job_id = house.job(output={"to": "jsonl"})
     orphan = part_key(job_id, 0, "lease_lost", ".jsonl")
@@ -379,12 +293,12 @@ def test_parts_that_no_chunk_names_are_deleted_and_results_stay_readable(house: 
     assert [result.row_index for result in sink.read(job_id, after_row=34)] == [35, 36, 37, 38, 39]
 
 
-def house_spec(house: House, job_id: str) -> dict[str, Any]:
+def house_spec(house: ManualScheduler, job_id: str) -> dict[str, Any]:
     with house.db.read() as session:
         return job_ledger.get(session, job_id).spec
 
 
-def upload(house: House, file_id: str, *, expires_at: float | None = None) -> None:
+def upload(house: ManualScheduler, file_id: str, *, expires_at: float | None = None) -> None:
     house.store.put(upload_key(file_id), [b'{"text":"a"}\n'])
     with house.db.write() as session:
         session.add(
@@ -395,7 +309,7 @@ def upload(house: House, file_id: str, *, expires_at: float | None = None) -> No
         )  # fmt: skip
 
 
-def test_expired_uploads_are_deleted_unless_a_live_job_reads_them(house: House) -> None:
+def test_expired_uploads_are_deleted_unless_a_live_job_reads_them(house: ManualScheduler) -> None:
     upload(house, "file_short", expires_at=house.time + 10)
     upload(house, "file_used", expires_at=house.time + 10)
     upload(house, "file_old")
@@ -417,7 +331,7 @@ def test_expired_uploads_are_deleted_unless_a_live_job_reads_them(house: House) 
         assert session.scalars(select(StoredFile)).all() == []
 
 
-def test_old_jobs_go_with_all_that_is_theirs_and_others_stay(house: House) -> None:
+def test_old_jobs_go_with_all_that_is_theirs_and_others_stay(house: ManualScheduler) -> None:
     house.online("s0")
     old = house.job(output={"to": "jsonl"})
     house.finish(old, "s0")
@@ -438,7 +352,7 @@ def test_old_jobs_go_with_all_that_is_theirs_and_others_stay(house: House) -> No
     assert list(house.store.list("jobs/")) == []
 
 
-def test_old_deliveries_are_deleted_and_unsent_ones_are_kept(house: House) -> None:
+def test_old_deliveries_are_deleted_and_unsent_ones_are_kept(house: ManualScheduler) -> None:
     webhook = webhooks.create(house.db, "https://hooks.test/", events=[], project="default")
     waiting, delivered, failed = (webhooks.announce_test(house.db, webhook.id).id for _ in range(3))
 
@@ -466,7 +380,7 @@ def test_old_deliveries_are_deleted_and_unsent_ones_are_kept(house: House) -> No
 # -- metrics
 
 
-def test_the_numbers_are_right(house: House) -> None:
+def test_the_numbers_are_right(house: ManualScheduler) -> None:
     house.online("s0", "s1")
     house.finish(house.job(), "s0")
     running = house.job(num_chunks=3, slots={"max": 1})
@@ -486,6 +400,6 @@ def test_the_numbers_are_right(house: House) -> None:
     assert numbers.oldest_wait_seconds == pytest.approx(7.0)
 
 
-def test_an_empty_house_has_numbers_too(house: House) -> None:
+def test_an_empty_house_has_numbers_too(house: ManualScheduler) -> None:
     numbers = metrics.snapshot(house.db)
     assert (numbers.pending_chunks, numbers.rows_done, numbers.oldest_wait_seconds) == (0, 0, 0.0)

@@ -20,11 +20,11 @@ from jobs.specs.inference import parse_spec
 from scheduler.control.dispatcher import explain
 from scheduler.policy.preemption import MOST_PREEMPTIONS
 from tests.conftest import RedisServer
-from tests.integration.test_duties import House
 from tests.support.hand import job_state
+from tests.support.manual_scheduler import ManualScheduler
 
 
-class GangHouse(House):
+class GangScheduler(ManualScheduler):
     """Two hosts, `a` with three slots and `b` with two."""
 
     def furnish(self) -> None:
@@ -51,19 +51,19 @@ class GangHouse(House):
 
 
 @pytest.fixture
-def gang_house(database_url: str, settings: Settings, redis_url: str, tmp_path: Path) -> Iterator[GangHouse]:
+def gang_house(database_url: str, settings: Settings, redis_url: str, tmp_path: Path) -> Iterator[GangScheduler]:
     """A furnished house of its own."""
     changed = settings.model_copy(update={"database_url": database_url, "redis_url": redis_url})
-    found: list[GangHouse] = []
+    found: list[GangScheduler] = []
     db = Database(database_url, clock=lambda: found[0].clock() if found else 0.0)
-    found.append(GangHouse(db, changed, Store(str(tmp_path / "store")), make_app(changed)))
+    found.append(GangScheduler(db, changed, Store(str(tmp_path / "store")), make_app(changed)))
     found[0].furnish()
     yield found[0]
     db.close()
 
 
 def test_a_gang_is_granted_on_one_host_and_every_member_is_rung(
-    gang_house: GangHouse, redis_server: RedisServer
+    gang_house: GangScheduler, redis_server: RedisServer
 ) -> None:
     job_id = gang_house.training(3)
     assert gang_house.dispatch() == 3
@@ -74,7 +74,7 @@ def test_a_gang_is_granted_on_one_host_and_every_member_is_rung(
     assert gang_house.dispatch() == 0
 
 
-def test_a_gang_that_no_host_can_hold_waits_and_says_why(gang_house: GangHouse) -> None:
+def test_a_gang_that_no_host_can_hold_waits_and_says_why(gang_house: GangScheduler) -> None:
     job_id = gang_house.training(4)
     assert gang_house.dispatch() == 0
     assert job_state(gang_house.db, job_id) == JobState.QUEUED
@@ -83,7 +83,7 @@ def test_a_gang_that_no_host_can_hold_waits_and_says_why(gang_house: GangHouse) 
     assert reasons == {job_id: "needs 4 slots of one host at once; 3 are online on the largest"}
 
 
-def test_a_gang_one_of_whose_slots_is_lost_starts_again_elsewhere(gang_house: GangHouse) -> None:
+def test_a_gang_one_of_whose_slots_is_lost_starts_again_elsewhere(gang_house: GangScheduler) -> None:
     job_id = gang_house.training(2)
     gang_house.dispatch()
     assert gang_house.live() == {"b0": job_id, "b1": job_id}
@@ -99,7 +99,7 @@ def test_a_gang_one_of_whose_slots_is_lost_starts_again_elsewhere(gang_house: Ga
     assert [(attempt.number, attempt.end) for attempt in tries] == [(1, AttemptEnd.LOST), (2, None)]
 
 
-def test_a_high_training_preempts_a_lower_one_a_few_times_and_each_goes_on(gang_house: GangHouse) -> None:
+def test_a_high_training_preempts_a_lower_one_a_few_times_and_each_goes_on(gang_house: GangScheduler) -> None:
     slots.retire(gang_house.db, ["b0", "b1"])
     low = gang_house.training(3, priority="low")
     gang_house.dispatch()

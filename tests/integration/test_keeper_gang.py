@@ -19,14 +19,14 @@ from jobs.ledger import jobs as job_ledger
 from jobs.ledger.leases import Grant, WorkingLease
 from jobs.specs.inference import parse_spec
 from tests.conftest import wait_until
-from tests.integration.test_keeper import SLOT, Bench
+from tests.support.slot_keeper import SLOT, SlotKeeper
 from worker.stop import Stop
 from worker.training.attempt.gang_start import wait_for_gang
 
 OTHER = "here-cpu1"
 
 
-class GangBench(Bench):
+class GangKeeper(SlotKeeper):
     """One slot's keeper, and beside it a slot of which the test is the worker."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
@@ -84,12 +84,12 @@ def open_bench(
     """Opens a bench whose leases outlast the test: what is quick here is not so by the heartbeats."""
 
     @contextmanager
-    def opened(**changes: Any) -> Iterator[GangBench]:
+    def opened(**changes: Any) -> Iterator[GangKeeper]:
         values = {"redis_url": redis_url, "lease_seconds": 60.0, "grace_seconds": 5.0, "retry_seconds": 0.05, **changes}
         changed = settings.model_copy(update=values)
         for name, value in (("DATA_DIR", changed.data_dir), ("DATABASE_URL", changed.database_url)):
             monkeypatch.setenv(f"STOKER_{name}", str(value))
-        bench = GangBench(changed, sqlite_database)
+        bench = GangKeeper(changed, sqlite_database)
         try:
             yield bench
         finally:

@@ -21,7 +21,7 @@ from tests.support.live_api import LiveApi, live_api
 ROWS, BYTES, LARGEST = 10, 20_000, 8_000
 
 
-class Desk:
+class ProjectClients:
     """An API and SDK clients of its projects, whose answers are strictly checked."""
 
     def __init__(self, api: LiveApi, clients: ExitStack) -> None:
@@ -46,13 +46,13 @@ class Desk:
 
 
 @pytest.fixture
-def desk(settings: Settings, sqlite_database: Database) -> Iterator[Desk]:
+def desk(settings: Settings, sqlite_database: Database) -> Iterator[ProjectClients]:
     """Projects with limits: `mine`, `theirs`, and `quick`, whose rate is low."""
     limits = ProjectLimits(queued_rows=ROWS, upload_bytes=BYTES)
     projects = {"mine": limits, "theirs": limits, "quick": ProjectLimits(requests_per_second=3)}
     changed = {"projects": projects, "max_upload_bytes": LARGEST}
     with live_api(settings.model_copy(update=changed), sqlite_database) as api, ExitStack() as clients:
-        yield Desk(api, clients)
+        yield ProjectClients(api, clients)
 
 
 def upload(client: openai.OpenAI, num_lines: int, *, text: str = "x") -> str:
@@ -73,14 +73,14 @@ def create(client: openai.OpenAI, file_id: str) -> openai.types.Batch:
 # -- what waiting does not mend ------------------------------------------------------------------------------------
 
 
-def test_a_key_that_is_none_is_an_authentication_error(desk: Desk) -> None:
+def test_a_key_that_is_none_is_an_authentication_error(desk: ProjectClients) -> None:
     with pytest.raises(openai.AuthenticationError) as refused:
         desk.client("", key="sk-stranger").files.list()
     assert (refused.value.code, refused.value.type) == ("invalid_api_key", "authentication_error")
     assert desk.statuses == [401], "asked once"
 
 
-def test_what_is_not_there_or_anothers_is_a_not_found_error(desk: Desk) -> None:
+def test_what_is_not_there_or_anothers_is_a_not_found_error(desk: ProjectClients) -> None:
     mine, theirs = desk.client("mine"), desk.client("theirs")
     file_id = upload(theirs, 1)
     batch = create(theirs, file_id)
@@ -101,7 +101,7 @@ def test_what_is_not_there_or_anothers_is_a_not_found_error(desk: Desk) -> None:
     assert theirs.batches.retrieve(batch.id).status == "validating"
 
 
-def test_a_conflict_is_not_tried_again(desk: Desk) -> None:
+def test_a_conflict_is_not_tried_again(desk: ProjectClients) -> None:
     """The SDK repeats a 409 unless it is told not to."""
     mine = desk.client("mine")
     file_id = upload(mine, 1)
@@ -114,14 +114,14 @@ def test_a_conflict_is_not_tried_again(desk: Desk) -> None:
     assert desk.statuses == [200, 200, 409, 200, 409]
 
 
-def test_too_large_a_file_is_a_413_and_not_tried_again(desk: Desk) -> None:
+def test_too_large_a_file_is_a_413_and_not_tried_again(desk: ProjectClients) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
         upload(desk.client("mine"), 1, text="x" * LARGEST)
     assert (refused.value.status_code, refused.value.code) == (413, "too_large")
     assert desk.statuses == [413]
 
 
-def test_a_batch_that_fits_into_no_queue_is_a_bad_request(desk: Desk) -> None:
+def test_a_batch_that_fits_into_no_queue_is_a_bad_request(desk: ProjectClients) -> None:
     mine = desk.client("mine")
     file_id = upload(mine, ROWS + 1)
     with pytest.raises(openai.BadRequestError, match="more than the 10 rows") as refused:
@@ -133,7 +133,7 @@ def test_a_batch_that_fits_into_no_queue_is_a_bad_request(desk: Desk) -> None:
 # -- what waiting mends --------------------------------------------------------------------------------------------
 
 
-def test_a_full_queue_is_a_rate_limit_error(desk: Desk) -> None:
+def test_a_full_queue_is_a_rate_limit_error(desk: ProjectClients) -> None:
     mine = desk.client("mine", max_retries=0)
     create(mine, upload(mine, 8))
     with pytest.raises(openai.RateLimitError) as refused:
@@ -142,7 +142,9 @@ def test_a_full_queue_is_a_rate_limit_error(desk: Desk) -> None:
     assert int(refused.value.response.headers["retry-after"]) >= 1
 
 
-def test_the_sdks_own_retry_succeeds_once_the_queue_has_room(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sdks_own_retry_succeeds_once_the_queue_has_room(
+    desk: ProjectClients, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(usage, "_GUESSED_WAIT_SECONDS", 1)
     mine, other = desk.client("mine"), desk.client("mine")
     file_id = upload(mine, 8)
@@ -155,7 +157,7 @@ def test_the_sdks_own_retry_succeeds_once_the_queue_has_room(desk: Desk, monkeyp
 
 
 def test_the_sdks_own_retry_of_an_upload_succeeds_once_there_is_room(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: ProjectClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage, "_LONGEST_WAIT_SECONDS", 1)
     mine, other = desk.client("mine"), desk.client("mine")
@@ -170,7 +172,7 @@ def test_the_sdks_own_retry_of_an_upload_succeeds_once_there_is_room(
     assert (refused.value.code, refused.value.param) == ("upload_bytes_exceeded", "file")
 
 
-def test_the_sdk_slows_down_to_the_rate_that_it_may_have(desk: Desk) -> None:
+def test_the_sdk_slows_down_to_the_rate_that_it_may_have(desk: ProjectClients) -> None:
     quick = desk.client("quick", max_retries=8)
     for _ in range(12):
         quick.batches.list()

@@ -17,7 +17,8 @@ from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import ChunkResults
 from scheduler.control.finalizer import finalize_job
 from tests.support.leased_job import LeasedJob
-from tests.support.live_api import LiveApi, write_rows
+from tests.support.live_api import LiveApi
+from tests.support.rows import write_rows
 
 _NUM_ROWS = 8
 

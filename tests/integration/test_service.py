@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,86 +15,29 @@ from sqlalchemy import func, select
 from sqlmodel import col
 
 import scheduler.control.service
-from jobs import process
 from jobs.config.settings import Settings
-from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.db.states import JobState, LeaseState
-from jobs.db.tables import Chunk, Job, LeaderLock, Lease, Slot
+from jobs.db.tables import Chunk, LeaderLock, Lease, Slot
 from jobs.errors import ServiceUnavailable
-from jobs.ledger import chunks, history, leases
+from jobs.ledger import chunks, leases
 from jobs.ledger import jobs as job_ledger
-from jobs.queue import Doorbell, make_app
-from jobs.specs.inference import parse_spec
 from scheduler.control.leader import Leader
-from scheduler.control.service import Service
 from tests.conftest import RedisServer, wait_until
-from tests.support.hand import Hand, job_state
-
-
-class House:
-    """A database, a Redis, a store and what runs on them; no real worker."""
-
-    def __init__(self, settings: Settings, database: Database) -> None:
-        self.settings, self.db = settings, database
-        self.store = Store(settings.resolved_store_url)
-        self.doorbell = Doorbell(settings)
-        self._closing: list[Callable[[], object]] = [self.doorbell.close]
-        self._stopping = threading.Event()
-
-    def service(self) -> Service:
-        app = make_app(self.settings)
-        service = Service(self.settings, self.db, self.store, app)
-        self._closing += [service.stop, app.close]
-        return service
-
-    def hand(self, slot_id: str = "s0") -> Hand:
-        hand = Hand(slot_id, self.db, self.store, self.settings)
-        self._closing.append(hand.close)
-        return hand
-
-    def serve(self, *slot_ids: str) -> None:
-        for slot_id in slot_ids:
-            thread = self.hand(slot_id).serve(self.doorbell, self._stopping.is_set)
-            self._closing.append(thread.join)
-
-    def submit(self, path: Path, num_rows: int = 100, **fields: Any) -> str:
-        if not path.exists():
-            path.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(num_rows)))
-        document = {"task": "text-classification", "model": "org/name", "input": {"path": str(path)}, **fields}
-        job = job_ledger.submit(self.db, parse_spec(document))
-        self.doorbell.wake()
-        return job.id
-
-    def job(self, job_id: str) -> Job:
-        with self.db.read() as session:
-            return job_ledger.get(session, job_id)
-
-    def wait_for(self, job_id: str, state: JobState) -> Job:
-        wait_until(lambda: job_state(self.db, job_id) == state, f"the job is {state}")
-        return self.job(job_id)
-
-    def events(self, job_id: str) -> list[str]:
-        with self.db.read() as session:
-            return [event.name for event in history.events(session, job_id)]
-
-    def close(self) -> None:
-        self._stopping.set()
-        for close in reversed(self._closing):
-            close()
+from tests.support.live_scheduler import LiveScheduler, start_process
 
 
 @pytest.fixture
-def house(settings: Settings, database: Database, redis_server: RedisServer) -> Iterator[House]:
+def house(settings: Settings, database: Database, redis_server: RedisServer) -> Iterator[LiveScheduler]:
     url = database.url.render_as_string(hide_password=False)
     changes = {"database_url": url, "redis_url": redis_server.url, "sweep_seconds": 0.2, "retry_seconds": 0.1}
     changes |= {"slot_seconds": 600.0, "lease_seconds": 600.0, "doorbell_seconds": 600.0}  # a busy machine is no death
-    house = House(settings.model_copy(update=changes), database)
+    house = LiveScheduler(settings.model_copy(update=changes), database)
     yield house
     house.close()
 
 
-def test_a_job_goes_all_the_way_from_submission_to_completion(house: House, tmp_path: Path) -> None:
+def test_a_job_goes_all_the_way_from_submission_to_completion(house: LiveScheduler, tmp_path: Path) -> None:
     house.service().start()
     hand = house.hand()
     job_id = house.submit(tmp_path / "rows.jsonl", 100)
@@ -114,7 +55,7 @@ def test_a_job_goes_all_the_way_from_submission_to_completion(house: House, tmp_
     assert told == ["job.submitted", "job.queued", "job.finalizing", "job.completed"]
 
 
-def test_many_jobs_on_two_slots_all_complete(house: House, tmp_path: Path) -> None:
+def test_many_jobs_on_two_slots_all_complete(house: LiveScheduler, tmp_path: Path) -> None:
     house.serve("s0", "s1")
     house.service().start()
     job_ids = [
@@ -129,7 +70,7 @@ def test_many_jobs_on_two_slots_all_complete(house: House, tmp_path: Path) -> No
         wait_until(lambda: session.scalar(live) == 0 or session.rollback(), "no lease is left over")
 
 
-def test_a_file_output_is_merged_and_delivered(house: House, tmp_path: Path) -> None:
+def test_a_file_output_is_merged_and_delivered(house: LiveScheduler, tmp_path: Path) -> None:
     house.serve("s0", "s1")
     house.service().start()
     out = tmp_path / "out.jsonl"
@@ -143,7 +84,7 @@ def test_a_file_output_is_merged_and_delivered(house: House, tmp_path: Path) -> 
         assert merged.read() == out.read_bytes()
 
 
-def test_an_output_folder_that_vanished_fails_the_job_in_one_sentence(house: House, tmp_path: Path) -> None:
+def test_an_output_folder_that_vanished_fails_the_job_in_one_sentence(house: LiveScheduler, tmp_path: Path) -> None:
     house.service().start()
     hand = house.hand()
     folder = tmp_path / "outputs"
@@ -160,7 +101,7 @@ def test_an_output_folder_that_vanished_fails_the_job_in_one_sentence(house: Hou
 
 
 def test_a_store_that_is_away_delays_a_job_and_does_not_fail_it(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    house: LiveScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a full disk at the very end would cost all that was computed."""
     real, is_away = scheduler.control.finalizer.deliver_output, threading.Event()
@@ -182,7 +123,7 @@ def test_a_store_that_is_away_delays_a_job_and_does_not_fail_it(
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 100
 
 
-def test_bad_input_fails_its_job_only(house: House, tmp_path: Path) -> None:
+def test_bad_input_fails_its_job_only(house: LiveScheduler, tmp_path: Path) -> None:
     house.serve("s0")
     house.service().start()
     bad = house.submit(tmp_path / "bad.jsonl", 0)
@@ -191,7 +132,7 @@ def test_bad_input_fails_its_job_only(house: House, tmp_path: Path) -> None:
     house.wait_for(good, JobState.COMPLETED)
 
 
-def test_a_high_job_gets_its_slot_at_the_next_chunk_boundary(house: House, tmp_path: Path) -> None:
+def test_a_high_job_gets_its_slot_at_the_next_chunk_boundary(house: LiveScheduler, tmp_path: Path) -> None:
     house.service().start()
     hand = house.hand()
     low = house.submit(tmp_path / "low.jsonl", 1000, priority="low")
@@ -216,7 +157,7 @@ def test_a_high_job_gets_its_slot_at_the_next_chunk_boundary(house: House, tmp_p
     assert resumed.job_id == low
 
 
-def test_a_slot_that_dies_gives_its_work_to_another(house: House, tmp_path: Path) -> None:
+def test_a_slot_that_dies_gives_its_work_to_another(house: LiveScheduler, tmp_path: Path) -> None:
     house.service().start()
     dying = house.hand("s0")
     job_id = house.submit(tmp_path / "rows.jsonl", 10)
@@ -230,7 +171,9 @@ def test_a_slot_that_dies_gives_its_work_to_another(house: House, tmp_path: Path
     assert "lease.expired" in house.events(job_id)
 
 
-def test_messages_that_redis_lost_are_sent_again(house: House, tmp_path: Path, redis_server: RedisServer) -> None:
+def test_messages_that_redis_lost_are_sent_again(
+    house: LiveScheduler, tmp_path: Path, redis_server: RedisServer
+) -> None:
     house.settings = house.settings.model_copy(update={"doorbell_seconds": 0.5, "doorbell_rings": 100})
     house.service().start()
     hand = house.hand()
@@ -246,7 +189,7 @@ def test_messages_that_redis_lost_are_sent_again(house: House, tmp_path: Path, r
 
 
 def test_a_job_completes_that_was_submitted_while_redis_was_away(
-    house: House, tmp_path: Path, redis_server: RedisServer
+    house: LiveScheduler, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     house.settings = house.settings.model_copy(update={"doorbell_seconds": 0.5, "doorbell_rings": 100})
     house.service().start()
@@ -262,7 +205,7 @@ def test_a_job_completes_that_was_submitted_while_redis_was_away(
 
 
 def test_a_duty_that_always_fails_stops_no_other(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    house: LiveScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of ours")
@@ -277,7 +220,7 @@ def test_a_duty_that_always_fails_stops_no_other(
 
 
 def test_a_fault_while_taking_the_lead_does_not_end_the_scheduler(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    house: LiveScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     house.settings = house.settings.model_copy(update={"leader_seconds": 1.0})
     real, faults = Leader.acquire, iter([RuntimeError("a fault of ours")])
@@ -295,7 +238,7 @@ def test_a_fault_while_taking_the_lead_does_not_end_the_scheduler(
     assert "a fault of ours" in caplog.text
 
 
-def test_of_two_schedulers_one_leads_and_the_other_follows_it(house: House, tmp_path: Path) -> None:
+def test_of_two_schedulers_one_leads_and_the_other_follows_it(house: LiveScheduler, tmp_path: Path) -> None:
     first, second = house.service(), house.service()
     first.start()
     wait_until(lambda: first.leads, "the first leads")
@@ -308,38 +251,7 @@ def test_of_two_schedulers_one_leads_and_the_other_follows_it(house: House, tmp_
     house.wait_for(house.submit(tmp_path / "b.jsonl", 10), JobState.COMPLETED)
 
 
-_SCHEDULER = """
-import sys
-import threading
-from jobs import planning
-from jobs.database import Database
-from jobs.queue import make_app
-from jobs.settings import Settings
-from jobs.store import Store
-from scheduler.service import Service
-def held(chunks):
-    for number, chunk in enumerate(chunks):
-        if number == 20_000:
-            threading.Event().wait()
-        yield chunk
-plan = planning.plan
-planning.plan = lambda db, job_id, chunks, **options: plan(db, job_id, held(chunks), **options)
-settings = Settings.model_validate_json(sys.stdin.readline())
-database, store = Database(settings.resolved_database_url), Store(settings.resolved_store_url)
-Service(settings, database, store, make_app(settings)).run()
-"""
-
-
-def start_process(settings: Settings) -> subprocess.Popen[bytes]:
-    """A scheduler that never gets to the end of planning 60,000 chunks."""
-    child = process.spawn([sys.executable, "-c", _SCHEDULER], stdin=subprocess.PIPE)
-    assert child.stdin is not None
-    child.stdin.write(settings.model_dump_json().encode() + b"\n")
-    child.stdin.close()
-    return child
-
-
-def test_after_a_scheduler_killed_while_planning_the_next_plans_anew(house: House, tmp_path: Path) -> None:
+def test_after_a_scheduler_killed_while_planning_the_next_plans_anew(house: LiveScheduler, tmp_path: Path) -> None:
     house.settings = house.settings.model_copy(update={"leader_seconds": 2.0})
     child = start_process(house.settings)
     try:

@@ -16,10 +16,10 @@ from jobs.data.rows import Row, RowError
 from jobs.errors import InvalidModel, InvalidSpec
 from jobs.specs.parameters import read_parameters
 from jobs.specs.parameters.generation import NO_TEMPLATE_VARIABLES, TextGenerationParameters
+from tests.support.generation import generated, rows_of
 from tests.support.task_kit import TEXTS, error_codes, load, outputs, text_rows
 from tests.support.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_classifier, tiny_gpt2, tiny_mistral
 from worker.inference.tasks.text_generation import TextGeneration
-from worker.models.task_model import Counted
 
 TASK = "text-generation"
 BUILDERS = (tiny_causal_lm, tiny_gpt2)
@@ -58,24 +58,6 @@ class Reference:
         with torch.no_grad():
             scores: torch.Tensor = self.model(torch.tensor([list(ids)])).logits[0].float().log_softmax(-1)
         return scores
-
-
-def rows_of(*cells: tuple[Any, Mapping[str, Any] | str | None]) -> list[Row]:
-    """Rows of a text and parameters of their own."""
-    return [Row(index, None, {"text": text, "parameters": own}) for index, (text, own) in enumerate(cells)]
-
-
-def generated(task_model: Any, rows: Sequence[Row], *, max_rows: int = 4, max_tokens: int = 10_000) -> list[Any]:
-    """One output or RowError for each row, a few rows at work at a time, as the engine does it."""
-    encoded = task_model.encode(rows)
-    good = [one for one in encoded if one.error is None]
-    with torch.inference_mode():
-        computed = task_model.forward_in_flight(
-            task_model.collate(good), max_tokens=max_tokens, max_rows=max_rows, between=lambda: None
-        )
-    decoded = iter(task_model.decode(good, computed))
-    results = [one.error or next(decoded) for one in encoded]
-    return [result.output if isinstance(result, Counted) else result for result in results]
 
 
 def texts_of(output: Sequence[Mapping[str, Any]]) -> list[str]:

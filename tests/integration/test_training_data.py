@@ -32,7 +32,7 @@ from jobs.config.settings import Settings
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, LossNotFinite, UserError
 from jobs.specs.training import TrainingSpec
 from tests.support import tiny
-from tests.support.trained import write_rows
+from tests.support.rows import write_rows
 from worker.stop import Stop
 from worker.training.collectives import SingleProcess
 from worker.training.loops import trainer
@@ -69,9 +69,9 @@ def plan_of(
 ) -> Plan:  # fmt: skip
     """The plan of a training on some rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = {"train": write_rows(folder / "rows.jsonl", rows), "max_length": max_length}
+    data = {"train": str(write_rows(folder / "rows.jsonl", rows)), "max_length": max_length}
     if judged is not None:
-        data["eval"] = write_rows(folder / "judged.jsonl", judged)
+        data["eval"] = str(write_rows(folder / "judged.jsonl", judged))
     spec = {"kind": "training", "task": task, "model": model, "data": data, "arguments": arguments}
     return Plan(
         job_id="job_1",
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_more_what_it_was_is_named_by_its_field(tmp_path: Path
     plan = plan_of(tmp_path, "text-classification", "bert", texts(0, 1), judged=texts(1))
     (tmp_path / "rows.jsonl").unlink()
     assert refusal(plan, settings).startswith("data.train: ")
-    write_rows(tmp_path / "rows.jsonl", texts(0, 1))
+    str(write_rows(tmp_path / "rows.jsonl", texts(0, 1)))
     (tmp_path / "judged.jsonl").unlink()
     assert refusal(plan, settings).startswith("data.eval: ")
 

@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import tiny
-from tests.support.trained import attempt, shot_at, shot_thrice, stopped, write_rows
+from tests.support.trained import attempt, shot_at, shot_thrice, stopped
+from tests.support.training_specs import NUM_STEPS, encoder_spec
 from worker.training.reports import Progress, Saved
 
 pytestmark = pytest.mark.slow
-
-NUM_STEPS = 18
 
 
 @pytest.fixture
 def spec(tmp_path: Path) -> dict[str, Any]:
     """A tiny encoder with dropout over 60 rows, judged on the way."""
-    chosen = random.Random(5)
-    records = [
-        {"text": f"{number} {chosen.choice(tiny.SENTENCES)}", "label": chosen.choice(("a", "b"))}
-        for number in range(60)
-    ]
-    return {
-        "kind": "training",
-        "task": "text-classification",
-        "model": str(tiny.tiny_encoder(tmp_path / "encoder")),
-        "data": {
-            "train": write_rows(tmp_path / "train.jsonl", records),
-            "eval": write_rows(tmp_path / "eval.jsonl", records[:12]),
-        },
-        "arguments": {
-            "max_steps": NUM_STEPS, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1,
-            "eval_strategy": "steps", "eval_steps": 6,
-        },
-        "checkpoint": {"every_steps": 4, "best": "eval_accuracy"},
-    }  # fmt: skip
+    return encoder_spec(tmp_path)
 
 
 @pytest.mark.parametrize(

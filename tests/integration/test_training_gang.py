@@ -15,9 +15,10 @@ import pytest
 from jobs.db.states import StopReason
 from jobs.errors import RunnerDied
 from jobs.specs.training import TrainingSpec
-from tests.integration.test_training_loop import CLASSIFIER, write_module
 from tests.support import tiny
-from tests.support.trained import Attempt, attempt, write_rows
+from tests.support.rows import write_rows
+from tests.support.trained import Attempt, attempt
+from tests.support.training_specs import CLASSIFIER, write_module
 from worker.stop import Stop
 from worker.training.attempt.ranks import RankProcesses
 from worker.training.plan import Plan
@@ -82,8 +83,8 @@ def trainer_spec(folder: Path) -> dict[str, Any]:
         "task": "text-classification",
         "model": str(encoder),
         "data": {
-            "train": write_rows(folder / "train.jsonl", records),
-            "eval": write_rows(folder / "eval.jsonl", records[:13]),  # the last batch of an evaluation is not full
+            "train": str(write_rows(folder / "train.jsonl", records)),
+            "eval": str(write_rows(folder / "eval.jsonl", records[:13])),  # the last batch of an evaluation is not full
         },
         "arguments": {
             "max_steps": NUM_STEPS,

@@ -11,76 +11,21 @@ import pytest
 
 from jobs.config.settings import Settings
 from jobs.errors import Forbidden, UserError
-from tests.support.trained import Attempt, attempt, shot_at, shot_thrice, write_rows
+from tests.support.rows import write_rows
+from tests.support.trained import Attempt, attempt, shot_at, shot_thrice
+from tests.support.training_specs import CLASSIFIER, NUM_STEPS, digits_spec, write_module
 from worker.training.loops.rehearsal import rehearse
 from worker.training.modules.load_module import load_module
 from worker.training.reports import Saved
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS = 18
-CLASSIFIER = '''
-"""Dropout, batch statistics, noise on the rows, a schedule and momentum: all that a resumption can get wrong."""
-import random
-import numpy as np
-import torch
-from sklearn.datasets import load_digits
-from torch import nn
-from stoker.training import Parts, Phase, Setup
-
-class Digits(torch.utils.data.Dataset):
-    def __init__(self, first, last):
-        digits = load_digits()
-        self.images, self.labels = digits.images[first:last] / 16, digits.target[first:last]
-    def __len__(self):
-        return len(self.labels)
-    def __getitem__(self, index):
-        image = torch.tensor(self.images[index], dtype=torch.float32) + 0.1 * torch.randn(8, 8)
-        image = image * float(np.random.uniform(0.9, 1.1)) + random.gauss(0, 0.01)
-        return image.reshape(64), int(self.labels[index])
-
-def build(setup):
-    if setup.options.get("width", 32) < 1:
-        raise ValueError("options.width: must be at least 1")
-    width = setup.options.get("width", 32)
-    model = nn.Sequential(nn.Linear(64, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 10))
-    def loss(batch):
-        images, labels = batch
-        return nn.functional.cross_entropy(model(images + 0.01 * torch.randn_like(images)), labels)
-    def evaluate(batch):
-        images, labels = batch
-        return {"accuracy": (model(images).argmax(1) == labels).float().mean()}
-    return Parts(
-        models={"net": model},
-        phases=[Phase(
-            optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), loss=loss,
-            scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps),
-        )],
-        train=Digits(0, 60), eval_data=Digits(60, 100), evaluate=evaluate,
-    )
-'''
-
-
-def write_module(folder: Path, source: str) -> str:
-    path = folder / "net.py"
-    path.write_text(source)
-    return str(path)
-
 
 @pytest.fixture
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A small net on real digits, judged on the way."""
     monkeypatch.setenv("STOKER_CODE_ROOTS", json.dumps([str(tmp_path)]))
-    return {
-        "kind": "training",
-        "trainer": "torch",
-        "module": write_module(tmp_path, CLASSIFIER),
-        "arguments": {
-            "max_steps": NUM_STEPS, "per_device_train_batch_size": 8, "logging_steps": 1, "eval_strategy": "steps",
-            "eval_steps": 6, "max_grad_norm": 1.0,
-        },
-        "checkpoint": {"every_steps": 4, "best": "eval_accuracy"},
-    }  # fmt: skip
+    return digits_spec(tmp_path)
 
 
 def weights(found: Attempt) -> dict[str, str]:
@@ -194,8 +139,8 @@ def test_a_module_reads_the_rows_of_the_spec(tmp_path: Path, spec: dict[str, Any
     spec |= {
         "module": write_module(tmp_path, source),
         "data": {
-            "train": write_rows(tmp_path / "train.jsonl", records),
-            "eval": write_rows(tmp_path / "eval.jsonl", records[:10]),
+            "train": str(write_rows(tmp_path / "train.jsonl", records)),
+            "eval": str(write_rows(tmp_path / "eval.jsonl", records[:10])),
             "columns": {"x": "size", "y": "kind"},
         },
     }

@@ -11,7 +11,8 @@ import pytest
 import transformers
 
 from tests.support import tiny
-from tests.support.trained import Attempt, attempt, broken, write_rows
+from tests.support.rows import write_rows
+from tests.support.trained import Attempt, attempt, broken
 from worker.training.reports import Saved
 from worker.training.tasks.edit_distance import edits
 
@@ -34,7 +35,7 @@ def texts(folder: Path, num_rows: int = 48) -> str:
         }
         for number in range(num_rows)
     ]
-    return write_rows(folder / "texts.jsonl", records)
+    return str(write_rows(folder / "texts.jsonl", records))
 
 
 def spec_of(task: str, model: Any, train: str, **fields: Any) -> dict[str, Any]:
@@ -76,13 +77,13 @@ def test_words_are_told_apart(tmp_path: Path) -> None:
         {"tokens": ["Ada", "lives", "in", "Londonderry"], "labels": ["B-PER", "O", "O", "B-LOC"]},
         {"tokens": ["In", "Paris", "Ada", "sang"], "labels": ["O", "B-LOC", "B-PER", "O"]},
     ] * 12
-    train = write_rows(tmp_path / "rows.jsonl", records)
+    train = str(write_rows(tmp_path / "rows.jsonl", records))
     found = attempt(tmp_path / "a", spec_of("token-classification", str(tiny.tiny_encoder(tmp_path / "m")), train))
     assert falls(found)
     tag = transformers.pipeline("token-classification", model=str(found.model))
     assert {one["entity"] for one in tag("Ada lives in Londonderry")} <= {"B-PER", "B-LOC", "O"}
     records[0]["labels"] = ["O"]
-    bad = spec_of("token-classification", str(tmp_path / "m"), write_rows(tmp_path / "bad.jsonl", records))
+    bad = spec_of("token-classification", str(tmp_path / "m"), str(write_rows(tmp_path / "bad.jsonl", records)))
     assert "row 0: it does not have a label for each of its 4 tokens" in broken(attempt(tmp_path / "b", bad)).message
 
 
@@ -108,7 +109,7 @@ def test_pictures_are_told_apart(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.png"
         image.new("RGB", (32, 32), ("red", "blue")[number % 2]).save(path)
         records.append({"image": str(path), "label": ("red", "blue")[number % 2]})
-    train = write_rows(tmp_path / "rows.jsonl", records)
+    train = str(write_rows(tmp_path / "rows.jsonl", records))
     model = str(tiny.tiny_image_classifier(tmp_path / "m"))
     found = attempt(tmp_path / "a", spec_of("image-classification", model, train))
     assert falls(found)
@@ -123,7 +124,7 @@ def test_sounds_are_written_down(tmp_path: Path) -> None:
         tone = {"a": 0.3, "b": 0.7}
         sound = [math.sin(at * tone[letter]) for letter in word for at in range(800)]
         records.append({"audio": sound, "text": word})
-    train = write_rows(tmp_path / "rows.jsonl", records)
+    train = str(write_rows(tmp_path / "rows.jsonl", records))
     found = attempt(tmp_path / "a", spec_of("automatic-speech-recognition", str(tiny.tiny_ctc(tmp_path / "m")), train))
     assert falls(found)
     assert {"eval_wer", "eval_cer"} <= {name for _, name, _ in found.points}
@@ -166,7 +167,7 @@ def test_bad_starts_and_rows_are_one_sentence_each(tmp_path: Path) -> None:
         broken(attempt(tmp_path / "a", spec_of("text-classification", scratch, texts(tmp_path)))).param
         == "model.processor"
     )
-    rows = write_rows(tmp_path / "bad.jsonl", [{"text": "a", "label": "x"}, {"text": None, "label": "y"}])
+    rows = str(write_rows(tmp_path / "bad.jsonl", [{"text": "a", "label": "x"}, {"text": None, "label": "y"}]))
     why = broken(attempt(tmp_path / "b", spec_of("text-classification", model, rows)))
     assert why.message == "data.train: row 1, line 2: column 'text' is null"
     assert why.is_users

@@ -18,16 +18,15 @@ import torch
 from jobs.config.settings import Settings
 from jobs.data.rows import Row
 from jobs.errors import DeviceOutOfMemory, InvalidSpec
-from jobs.specs.inference import InferenceSpec, model_key, parse_spec
-from tests.integration.test_task_text_generation import generated, rows_of
+from jobs.specs.inference import model_key, parse_spec
 from tests.support import scripted_vllm
+from tests.support.generation import generated, leave_between_two_steps, rows_of, spec_of
 from tests.support.scripted_vllm import LLMEngine
 from tests.support.tiny import SENTENCES, tiny_causal_lm
 from worker.inference.generation import vllm_decoding
 from worker.inference.tasks import load_task_model, needs_whole_device
 from worker.models.cache import ModelCache
 from worker.models.model_ref import ModelRef
-from worker.models.task_model import Interrupted
 
 CPU = torch.device("cpu")
 
@@ -45,31 +44,11 @@ def with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, module)
 
 
-def spec_of(model: Path, parameters: Mapping[str, Any] | None = None, **fields: Any) -> InferenceSpec:
-    document = {"task": "text-generation", "model": str(model), "input": {"path": "rows.jsonl"}, **fields}
-    spec = parse_spec({**document, "parameters": dict(parameters or {})})
-    assert isinstance(spec, InferenceSpec)
-    return spec
-
-
 def load(model: Path, parameters: Mapping[str, Any] | None = None, *, device: torch.device = CPU, **fields: Any) -> Any:
     settings = Settings(input_roots=[Path("/")])
     spec = spec_of(model, parameters, **fields)
     ref, dtype = ModelRef.of(spec), torch.float32
     return load_task_model(ref, spec.task_parameters, device=device, dtype=dtype, settings=settings)
-
-
-def leave_between_two_steps(task: Any) -> None:
-    """Two rows, of which nobody wants to know any more after three steps."""
-    encoded = task.encode(rows_of((SENTENCES[0], None), (SENTENCES[1], None)))
-    steps = iter(range(3))
-
-    def between() -> None:
-        if next(steps, None) is None:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        task.forward_in_flight(task.collate(encoded), max_tokens=1000, max_rows=8, between=between)
 
 
 def test_its_outputs_are_those_of_our_own_loop(model: Path, with_vllm: None) -> None:

@@ -20,13 +20,13 @@ from jobs.ledger import jobs as job_ledger
 from jobs.ledger import webhooks
 from jobs.specs.inference import parse_spec
 from tests.conftest import RedisServer, wait_until
-from tests.integration.test_service import House, start_process
+from tests.support.live_scheduler import LiveScheduler, start_process
 from tests.support.receiver import Receiver, receiver
 
 SPEC = {"task": "embeddings", "model": "org/model", "input": {"path": "rows.jsonl"}}
 
 
-class Office(House):
+class Office(LiveScheduler):
     """A house whose jobs are told of."""
 
     def webhook(self, url: str, *events: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -102,13 +101,6 @@ def fresh_api(folder: Path, **options: Any) -> Iterator[LiveApi]:
             yield running
     finally:
         database.close()
-
-
-def write_rows(path: Path, num_rows: int) -> Path:
-    """A JSONL input of so many rows."""
-    lines = (json.dumps({"id": f"r{row}", "text": f"row {row}"}) for row in range(num_rows))
-    path.write_text("".join(line + "\n" for line in lines))
-    return path
 
 
 def spec_document(path: Path | str, **fields: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -175,12 +174,6 @@ def stopped(found: Attempt) -> Stopped:
     report = found.last(Stopped)
     assert isinstance(report, Stopped), found.reports[-1:]
     return report
-
-
-def write_rows(path: Path, records: list[dict[str, Any]]) -> str:
-    """A JSONL file; its path."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return str(path)
 
 
 def _reports(fd: int) -> Iterator[Report]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -36,16 +34,7 @@ from scheduler.control.planner import (
     open_input,
     plan_job,
 )
-
-
-@dataclass(frozen=True)
-class Range:
-    """A planned chunk."""
-
-    start_row: int
-    stop_row: int
-    locator: dict[str, Any] = field(default_factory=dict)
-
+from tests.support.rows import write_rows
 
 CPU, GPU = (largest_chunk_rows("embeddings", has_gpu=has_gpu) for has_gpu in (False, True))
 
@@ -53,11 +42,6 @@ CPU, GPU = (largest_chunk_rows("embeddings", has_gpu=has_gpu) for has_gpu in (Fa
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
-
-
-def write_rows(path: Path, count: int) -> Path:
-    path.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(count)))
-    return path
 
 
 def spec_of(path: object, **fields: Any) -> InferenceSpec:
@@ -90,7 +74,7 @@ def bad_specs(tmp_path: Path) -> Iterator[tuple[InferenceSpec, type[UserError], 
     yield spec_of(str(tmp_path / "missing.jsonl")), InvalidInput, "missing.jsonl"
     yield spec_of(str(tmp_path / "folder")), InvalidInput, "folder"
     yield spec_of(str(tmp_path / "empty.jsonl")), InvalidInput, "no rows"
-    yield parse_spec({**spec_of(rows).model_dump(), "input": {"path": rows, "key": "id"}}), InvalidInput, "'id'"
+    yield parse_spec({**spec_of(rows).model_dump(), "input": {"path": rows, "key": "number"}}), InvalidInput, "'number'"
     yield spec_of("file:nothing"), UserError, "nothing"
     yield spec_of(rows, model=str(tmp_path / "folder")), InvalidModel, "folder"
     yield spec_of(rows, output={"to": "jsonl", "path": str(tmp_path / "no" / "out.jsonl")}), InvalidOutput, "out.jsonl"
@@ -290,10 +274,10 @@ def test_a_planning_that_is_not_wanted_any_more_leaves_the_job_to_the_next(
     assert len(chunks_of(database, job.id)) == 500
 
 
-def interrupted_by(work: Callable[[], object]) -> Iterator[Range]:
-    yield Range(0, 10)
+def interrupted_by(work: Callable[[], object]) -> Iterator[ChunkRange]:
+    yield ChunkRange(0, 10, {})
     work()
-    yield Range(10, 20)
+    yield ChunkRange(10, 20, {})
 
 
 def test_a_planner_that_was_frozen_cannot_spoil_its_successors_plan(database: Database) -> None:
@@ -301,7 +285,7 @@ def test_a_planner_that_was_frozen_cannot_spoil_its_successors_plan(database: Da
     job = job_ledger.submit(database, spec_of("rows.jsonl"))
 
     def succeed() -> None:
-        planning.plan(database, job.id, [Range(0, 7), Range(7, 20)])
+        planning.plan(database, job.id, [ChunkRange(0, 7, {}), ChunkRange(7, 20, {})])
 
     with pytest.raises(Conflict):
         planning.plan(database, job.id, interrupted_by(succeed))
@@ -315,12 +299,12 @@ def test_two_plannings_of_one_job_never_mix(database: Database, monkeypatch: pyt
     frozen, thawed = threading.Event(), threading.Event()
     refused = []
 
-    def freeze() -> Iterator[Range]:
-        yield Range(0, 10)
-        yield Range(10, 15)
+    def freeze() -> Iterator[ChunkRange]:
+        yield ChunkRange(0, 10, {})
+        yield ChunkRange(10, 15, {})
         frozen.set()  # by now the first of these is written
         thawed.wait(300)
-        yield Range(15, 20)
+        yield ChunkRange(15, 20, {})
 
     def plan_frozen() -> None:
         try:
@@ -332,12 +316,12 @@ def test_two_plannings_of_one_job_never_mix(database: Database, monkeypatch: pyt
     first.start()
     assert frozen.wait(300)
 
-    def begin_anew() -> Iterator[Range]:
-        yield Range(0, 5)
-        yield Range(5, 8)
+    def begin_anew() -> Iterator[ChunkRange]:
+        yield ChunkRange(0, 5, {})
+        yield ChunkRange(5, 8, {})
         thawed.set()  # by now the first of these is written, and what the frozen planner wrote is gone
         first.join()
-        yield Range(8, 20)
+        yield ChunkRange(8, 20, {})
 
     planning.plan(database, job.id, begin_anew())
     assert refused, "the plan lacked the rows that the second planner had deleted"

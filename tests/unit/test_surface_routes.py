@@ -14,6 +14,7 @@ from jobs.db.database import Database
 from jobs.queue import Doorbell
 from jobs.specs.parameters import PARAMETERS as TASK_PARAMETERS
 from scheduler.api.app import create_app
+from tests.support.reference import section
 
 ROUTES = {
     "GET /healthz",
@@ -155,3 +156,8 @@ def test_the_document_has_the_parameters_of_each_task(document: dict[str, Any]) 
         assert list(properties) == list(model.model_fields)
         assert all(one["description"] for one in properties.values())
     assert schemas["FillMaskParameters"]["properties"]["top_k"]["default"] == 5
+
+
+def test_the_reference_tells_each_route() -> None:
+    told = {line.split("`")[1] for line in section("HTTP").splitlines() if line.startswith("| `")}
+    assert told == ROUTES

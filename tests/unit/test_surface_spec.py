@@ -20,10 +20,9 @@ from jobs.specs.tasks import ALIASES, TASKS
 from jobs.specs.training import DataSpec
 from jobs.specs.training_arguments import TorchArguments, TrainingArguments
 from jobs.specs.training_tasks import TRAINING_TASKS
-from tests.unit.test_surface_routes import ROUTES
+from tests.support.reference import section
 
 ROOT = Path(__file__).parents[2]
-REFERENCE = (ROOT / "ops" / "docs" / "reference.md").read_text(encoding="utf-8")
 FIELDS: dict[str, Any] = {
     "version": 1,
     "kind": "inference",
@@ -156,12 +155,6 @@ def all_errors(tree: type[StokerError] = StokerError) -> Iterator[type[StokerErr
             yield from all_errors(branch)
 
 
-def section(title: str) -> str:
-    """One section of the reference."""
-    _, _, rest = REFERENCE.partition(f"\n## {title}\n")
-    return rest.partition("\n## ")[0]
-
-
 def test_the_fields_and_their_defaults_are_these() -> None:
     found = dict(fields_of(InferenceSpec))
     assert {name: default_of(field) for name, field in found.items()} == FIELDS
@@ -238,8 +231,3 @@ def test_the_reference_tells_each_state() -> None:
 def test_the_reference_tells_each_event_of_a_webhook() -> None:
     for event_type in (*EVENT_TYPES, TEST_EVENT):
         assert f"`{event_type}`" in section("Webhooks"), event_type
-
-
-def test_the_reference_tells_each_route() -> None:
-    told = {line.split("`")[1] for line in section("HTTP").splitlines() if line.startswith("| `")}
-    assert told == ROUTES

@@ -1,0 +1,45 @@
+"""What a running stack's API tells of a training, and waits for its steps and attempts."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from jobs.errors import ServiceUnavailable
+from tests.conftest import wait_until
+from tests.support.stack import Stack
+
+
+def losses(running: Stack, job_id: str) -> list[tuple[int, str]]:
+    """Each step's loss, to the last bit."""
+    with running.client() as client:
+        return [(one["step"], float(one["value"]).hex()) for one in client.metrics(job_id, name="loss")]
+
+
+def attempts_of(running: Stack, job_id: str) -> list[dict[str, Any]]:
+    with running.client() as client:
+        return client.attempts(job_id)
+
+
+def await_step(running: Stack, job_id: str, step: int) -> None:
+    """Wait until a training has come to a step, or has ended."""
+
+    def is_there() -> bool:
+        with contextlib.suppress(ServiceUnavailable), running.client() as client:  # the API may be among the dead
+            job = client.job(job_id)
+            return bool(job["counts"]["done"] >= step or job["ended_at"] is not None)
+        return False
+
+    wait_until(is_there, f"step {step}", 300.0)
+
+
+def await_attempt(running: Stack, job_id: str, number: int) -> None:
+    """Wait until an attempt has come some steps further."""
+
+    def is_there() -> bool:
+        with contextlib.suppress(ServiceUnavailable):  # the API may be among the dead
+            last = attempts_of(running, job_id)[-1]
+            return bool(last["number"] == number and last["last_step"] >= last["resumed_step"] + 3)
+        return False
+
+    wait_until(is_there, f"attempt {number}", 300.0)
