@@ -28,7 +28,7 @@ def test_lines_of_many_threads_arrive_whole() -> None:
     os.close(read_fd)
 
 
-def test_a_line_without_an_end_is_cut_where_it_is_too_long_and_kept_at_last() -> None:
+def test_a_line_that_is_too_long_is_cut_and_the_last_one_needs_no_end() -> None:
     splitter = LineSplitter(longest=4)
     assert splitter.split(b"ab") == []
     assert splitter.split(b"c\n\nde") == [b"abc", b""]
