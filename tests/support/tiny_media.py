@@ -21,6 +21,8 @@ _SMALL: dict[str, Any] = {
     "intermediate_size": 64,
 }
 _WIDE: dict[str, Any] = {**_SMALL, "initializer_range": 0.3}
+_IMAGES: dict[str, Any] = {**_SMALL, "image_size": 32, "patch_size": 8}
+"""The half for images of a model of images and texts."""
 WAVE_CONVOLUTIONS: dict[str, Any] = {
     "conv_dim": (32, 32),
     "conv_kernel": (10, 8),
@@ -30,6 +32,12 @@ WAVE_CONVOLUTIONS: dict[str, Any] = {
     "num_conv_pos_embedding_groups": 4,
 }
 """The convolutions over raw samples of a small wav2vec 2.0, and of its relatives."""
+
+
+def _texts(num_positions: int) -> dict[str, Any]:
+    """The half for texts of a model of images and texts, over the byte level tokenizer."""
+    tokens = {"vocab_size": 400, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return {**_SMALL, **tokens, "max_position_embeddings": num_positions}
 
 
 def _save(folder: Path, *parts: Any) -> Path:
@@ -124,17 +132,8 @@ def tiny_depth(folder: Path) -> Path:
 def tiny_clip(folder: Path) -> Path:
     """A CLIP of images and texts."""
     tokenizer = byte_level_tokenizer(64)
-    text = {
-        **_SMALL,
-        "vocab_size": 400,
-        "max_position_embeddings": 64,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-    vision = {**_SMALL, "image_size": 32, "patch_size": 8}
     with seeded(0):
-        model = tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+        model = tf.CLIPModel(tf.CLIPConfig(text_config=_texts(64), vision_config=_IMAGES, projection_dim=16))
     processor = tf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return _save(folder, model, tokenizer, processor)
 
@@ -142,17 +141,8 @@ def tiny_clip(folder: Path) -> Path:
 def tiny_owl(folder: Path) -> Path:
     """An OwlViT, which finds what a text names."""
     tokenizer = byte_level_tokenizer(16)
-    text = {
-        **_SMALL,
-        "vocab_size": 400,
-        "max_position_embeddings": 16,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-    vision = {**_SMALL, "image_size": 32, "patch_size": 8}
     with seeded(0):
-        config = tf.OwlViTConfig(text_config=text, vision_config=vision, projection_dim=32)
+        config = tf.OwlViTConfig(text_config=_texts(16), vision_config=_IMAGES, projection_dim=32)
         model = tf.OwlViTForObjectDetection(config)
     processor = tf.OwlViTImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
     return _save(folder, model, tokenizer, processor)
