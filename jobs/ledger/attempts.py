@@ -14,8 +14,9 @@ from jobs.db.database import Database
 from jobs.db.moves import moving
 from jobs.db.states import AttemptEnd, JobState
 from jobs.db.tables import Artifact, Attempt, Checkpoint, Job, Lease, Metric
+from jobs.db.transaction import Transaction
 from jobs.errors import LostLease
-from jobs.ledger.leases import hold
+from jobs.ledger.leases import fenced
 from jobs.specs.training_metrics import Mode, is_better
 
 _POINTS_AT_ONCE = 1000  # rows of one SQL statement
@@ -52,8 +53,7 @@ def begin(db: Database, lease_id: str, *, resumed_step: int, num_halvings: int =
     Raises:
         LostLease: The lease is no longer active.
     """
-    with db.write() as tx:
-        lease = hold(tx, lease_id)
+    with fenced(db, lease_id) as (tx, lease):
         attempt = Attempt(
             job_id=lease.job_id,
             number=lease.attempt,
@@ -78,8 +78,7 @@ def advance(db: Database, lease_id: str, *, step: int, total_steps: int, points:
     Raises:
         LostLease: The lease is no longer active, or the job has ended; nothing was recorded.
     """
-    with db.write() as tx:
-        lease = hold(tx, lease_id)
+    with fenced(db, lease_id) as (tx, lease):
         records = [
             {
                 "job_id": lease.job_id,
@@ -108,8 +107,7 @@ def keep_checkpoint(db: Database, lease_id: str, new: NewCheckpoint, rule: KeepR
     Raises:
         LostLease: The lease is no longer active; the checkpoint was not recorded.
     """
-    with db.write() as tx:
-        lease = hold(tx, lease_id)
+    with fenced(db, lease_id) as (tx, lease):
         tx.flush()
         is_progress = all(one.step < new.step for one in checkpoints(tx, lease.job_id))
         before = tx.get(Checkpoint, (lease.job_id, new.step))
@@ -149,8 +147,7 @@ def forget_checkpoint(db: Database, lease_id: str, step: int, reason: str) -> No
     Raises:
         LostLease: The lease is no longer active.
     """
-    with db.write() as tx:
-        lease = hold(tx, lease_id)
+    with fenced(db, lease_id) as (tx, lease):
         gone = delete(Checkpoint).where(col(Checkpoint.job_id) == lease.job_id, col(Checkpoint.step) == step)
         tx.execute(gone)
         tx.record(lease.job_id, "checkpoint.damaged", lease=lease.id, step=step, reason=reason)
@@ -162,15 +159,13 @@ def finish(db: Database, lease_id: str, made: Sequence[Artifact], *, step: int) 
     Raises:
         LostLease: The lease is no longer active, or the job is not running; nothing was recorded.
     """
-    with db.write() as tx:
-        lease = hold(tx, lease_id)
+    with fenced(db, lease_id) as (tx, lease):
         finished = (
             moving(Job, JobState.RUNNING, JobState.FINALIZING)
             .where(col(Job.id) == lease.job_id)
             .values(num_done=step, num_rows=step, crashes=0)
-            .returning(col(Job.id))
         )
-        if tx.execute(finished).one_or_none() is None:
+        if not tx.changed(finished):
             raise LostLease("the job has ended")
         for artifact in made:
             tx.merge(artifact)
@@ -253,7 +248,7 @@ def _superseded(found: Sequence[Checkpoint], rule: KeepRule) -> list[Checkpoint]
     return [one for place, one in enumerate(found) if place >= rule.newest and one is not best]
 
 
-def _count_steps(session: Session, lease: Lease, step: int, total_steps: int) -> None:
+def _count_steps(tx: Transaction, lease: Lease, step: int, total_steps: int) -> None:
     counted = (
         update(Job)
         .where(
@@ -262,7 +257,6 @@ def _count_steps(session: Session, lease: Lease, step: int, total_steps: int) ->
             col(Job.state).in_((JobState.RUNNING, JobState.CANCELLING, JobState.EXPIRED)),
         )
         .values(num_done=step, num_rows=total_steps)
-        .returning(col(Job.id))
     )
-    if session.execute(counted).one_or_none() is None:
+    if not tx.changed(counted):
         raise LostLease("the job has ended")

@@ -115,7 +115,7 @@ def create(
             if before is not None:
                 return before
             if wanted is not None:
-                usage.take_rows(tx, project, wanted)
+                usage.reserve_rows(tx, project, wanted)
             batch = Batch(
                 id=new_id("batch"),
                 project=project,

@@ -24,7 +24,7 @@ from jobs.db.tables import Chunk, Job, Lease
 from jobs.db.transaction import Transaction
 from jobs.errors import LostLease, StokerError
 from jobs.ledger import lost_work
-from jobs.ledger.leases import hold
+from jobs.ledger.leases import fenced
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,7 @@ def claim(db: Database, lease_id: str, *, limit: int) -> list[Claim]:
     Raises:
         LostLease: the lease is not active any more.
     """
-    with db.write() as tx:
-        lease = hold(tx, lease_id)
+    with fenced(db, lease_id) as (tx, lease):
         if (
             lease.yield_asked
             or tx.scalar(select(col(Job.state)).where(col(Job.id) == lease.job_id)) != JobState.RUNNING
@@ -108,8 +107,7 @@ def commit(
     for chunk in chunks:
         if [result.row_index for result in chunk.results] != list(range(chunk.start_row, chunk.stop_row)):
             raise ValueError(f"chunk {chunk.start_row}: its results are not one for each row, in row order")
-    with db.write() as tx:
-        lease = hold(tx, lease_id)
+    with fenced(db, lease_id) as (tx, lease):
         for chunk in chunks:
             _finish_chunk(tx, lease, chunk)
         if record is not None:
@@ -123,8 +121,7 @@ def give_back(db: Database, lease_id: str, start_rows: Sequence[int]) -> None:
     Raises:
         LostLease: the lease is not active any more; its chunks are pending already.
     """
-    with db.write() as tx:
-        lease = hold(tx, lease_id)
+    with fenced(db, lease_id) as (tx, lease):
         lost_work.return_chunks(tx, lease.id, start_rows)
 
 
@@ -134,8 +131,7 @@ def fail(db: Database, lease_id: str, start_row: int, error: StokerError, retrie
     Raises:
         LostLease: the lease does not own the chunk any more.
     """
-    with db.write() as tx:
-        lease = hold(tx, lease_id)
+    with fenced(db, lease_id) as (tx, lease):
         chunk = tx.get(Chunk, (lease.job_id, start_row), with_for_update=True)
         if chunk is None or chunk.state != ChunkState.LEASED or chunk.lease_id != lease_id:
             raise LostLease

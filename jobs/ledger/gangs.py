@@ -16,20 +16,22 @@ from jobs.db.database import Database
 from jobs.db.states import LIVE_LEASE_STATES, LeaseState
 from jobs.db.tables import Lease, Slot
 from jobs.errors import LostLease
-from jobs.ledger.leases import hold
+from jobs.ledger.leases import fenced
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How a lease stands, as far as its holder must know at once."""
+class GangStatus:
+    """What the holder of a gang's lease must know at once."""
 
     is_active: bool
+    """Whether the lease is still active."""
     shutdown_asked: bool
+    """Whether a member's worker is shutting down, so that the training must stop soon, with a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One slot of a gang."""
+class Rank:
+    """One rank of a gang: its slot, and whether it can take part."""
 
     rank: int
     slot_id: str
@@ -38,33 +40,32 @@ class Place:
     is_live: bool
     """Whether its lease has not ended."""
     is_held: bool
-    """Whether its device is free for the leader's processes; the leader's own is, once its lease is active."""
+    """Whether its device is free for the leader's processes. The leader's own is free once its lease is active."""
 
 
 def hold_place(db: Database, lease_id: str) -> None:
-    """Say that a member's device is free: the leader begins once all are.
+    """Record that a member's device is free. The leader begins once all are.
 
     Raises:
         LostLease: the lease is not active any more.
     """
-    with db.write() as tx:
-        lease = hold(tx, lease_id)
+    with fenced(db, lease_id) as (tx, lease):
         lease.held_at = tx.time()
         tx.record(lease.job_id, "lease.held", lease=lease.id, slot=lease.slot_id, rank=lease.rank)
 
 
-def look(db: Database, lease_id: str) -> Standing:
-    """How a lease stands: one read by its key, cheap enough to be asked several times a second."""
+def read_status(db: Database, lease_id: str) -> GangStatus:
+    """The status of one lease: one read by its key, cheap enough for several calls a second."""
     asked = select(col(Lease.state), col(Lease.shutdown_asked)).where(col(Lease.id) == lease_id)
     with db.read() as session:
         row = session.execute(asked).one_or_none()
     if row is None:
-        return Standing(is_active=False, shutdown_asked=False)
-    return Standing(row.state == LeaseState.ACTIVE, row.shutdown_asked)
+        return GangStatus(is_active=False, shutdown_asked=False)
+    return GangStatus(row.state == LeaseState.ACTIVE, row.shutdown_asked)
 
 
-def places(db: Database, lease_id: str) -> tuple[Place, ...]:
-    """The slots that work together under a lease, by rank; of one that stands alone, its own."""
+def ranks(db: Database, lease_id: str) -> tuple[Rank, ...]:
+    """The ranks that work together under a lease, in order; for a lease that stands alone, its own slot."""
     ours = aliased(Lease)
     same = (col(Lease.id) == ours.id) | (col(Lease.gang_id) == ours.gang_id)
     found = (
@@ -76,7 +77,7 @@ def places(db: Database, lease_id: str) -> tuple[Place, ...]:
     )
     with db.read() as session:
         return tuple(
-            Place(
+            Rank(
                 lease.rank,
                 slot.id,
                 slot.device_uuid,
@@ -99,8 +100,7 @@ def ask_shutdown(db: Database, lease_id: str) -> None:
         update(Lease)
         .where(col(Lease.gang_id).in_(gang), col(Lease.rank) == 0, col(Lease.state).in_(LIVE_LEASE_STATES))
         .values(shutdown_asked=True)
-        .returning(col(Lease.id))
     )
     with db.write() as tx:
-        if tx.execute(asked).one_or_none() is None:
+        if not tx.changed(asked):
             raise LostLease

@@ -15,7 +15,7 @@ from jobs.config.access_rules import AccessRules
 from jobs.db.database import Database
 from jobs.db.tables import Job
 from jobs.errors import InvalidModel, InvalidSpec, UserError
-from jobs.ledger.leases import hold
+from jobs.ledger.leases import fenced
 from jobs.specs.inference import JOB_PREFIX, JobSpec, TrainingSpec
 from jobs.specs.training import recipe_name
 
@@ -89,8 +89,8 @@ def pin_revision(db: Database, lease_id: str, part: Part, revision: str) -> str:
     Raises:
         LostLease: the lease is not active any more.
     """
-    with db.write() as tx:
-        job = _lock_job(tx, hold(tx, lease_id).job_id)
+    with fenced(db, lease_id) as (tx, lease):
+        job = _lock_job(tx, lease.job_id)
         pins = Pins.parse(job.pins)
         pinned = pins.of(part)
         if isinstance(pinned, PinnedRevision):

@@ -53,7 +53,7 @@ def submit(
     try:
         with db.write() as tx:
             if wanted is not None:
-                usage.take_rows(tx, project, wanted)
+                usage.reserve_rows(tx, project, wanted)
                 num_rows = wanted.num_rows or 0
             return add(
                 tx,
@@ -262,7 +262,7 @@ def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None, pins: 
             return live
         num_rows = 0
         if wanted is not None:
-            usage.take_rows(tx, job.project, wanted)
+            usage.reserve_rows(tx, job.project, wanted)
             num_rows = wanted.num_rows or 0
         spec = parse_spec(job.spec)
         return add(tx, spec, project=job.project, retry_of=job.id, num_rows=num_rows, pins=pins)

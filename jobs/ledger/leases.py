@@ -1,4 +1,4 @@
-"""Lease verbs: grant, ask yield, ring again, expire; activate, renew, release, crash; hold, the fence of all the rest.
+"""Lease verbs: grant, ask yield, ring again, expire; activate, renew, release, crash; `fenced` for all other verbs.
 
 Every verb is one short transaction. Rows are locked in one order everywhere, leases by their ids, then chunks, then
 job, so that two verbs can never wait for each other in a circle. A lease counts as live until a verb ends it in the
@@ -7,7 +7,8 @@ database: its holder may commit a moment late as long as nobody else was given i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, select, update
@@ -21,6 +22,7 @@ from jobs.db.ids import new_id
 from jobs.db.moves import move, moving
 from jobs.db.states import AttemptEnd, JobState, LeaseState, SlotState, StopReason
 from jobs.db.tables import Attempt, Job, Lease, Slot
+from jobs.db.transaction import Transaction
 from jobs.errors import Conflict, DeviceOutOfMemory, InvalidSpec, LostLease, ModelTooLarge, StokerError
 from jobs.ledger import lease_ends, lost_work
 from jobs.ledger.lease_ends import Locked
@@ -296,17 +298,19 @@ def crash(db: Database, lease_id: str, error: StokerError, *, computing: int | N
 # -- what they share -----------------------------------------------------------------------------------------------
 
 
-def hold(session: Session, lease_id: str) -> Lease:
-    """The active lease, its row locked until the transaction ends: the fence of everything that is recorded under it.
+@contextmanager
+def fenced(db: Database, lease_id: str) -> Iterator[tuple[Transaction, Lease]]:
+    """A transaction that holds the row of an active lease until it ends: the fence of all that a holder records.
 
     Raises:
-        LostLease: it is not active any more.
+        LostLease: The lease is not active any more.
     """
-    held = select(Lease).where(col(Lease.id) == lease_id, col(Lease.state) == LeaseState.ACTIVE)
-    lease = session.scalar(held.with_for_update())
-    if lease is None:
-        raise LostLease
-    return lease
+    with db.write() as tx:
+        held = select(Lease).where(col(Lease.id) == lease_id, col(Lease.state) == LeaseState.ACTIVE)
+        lease = tx.scalar(held.with_for_update())
+        if lease is None:
+            raise LostLease
+        yield tx, lease
 
 
 def _lock_active(session: Session, lease_id: str) -> Locked:

@@ -159,9 +159,8 @@ def fail_job(tx: Transaction, job_id: str, code: str, message: str) -> bool:
         moving(Job, LIVE_JOB_STATES, JobState.FAILED)
         .where(col(Job.id) == job_id)
         .values(ended_at=tx.now(), error_code=code, error_message=message.replace("\0", "\ufffd"))
-        .returning(col(Job.id))
     )
-    if tx.execute(failed).one_or_none() is None:
+    if not tx.changed(failed):
         return False
     announcements.tell_job(tx, job_id, JobState.FAILED, code=code, reason=message)
     return True
@@ -179,9 +178,8 @@ def settle_if_cancelling(tx: Transaction, job_id: str) -> bool:
         moving(Job, JobState.CANCELLING, JobState.CANCELLED)
         .where(col(Job.id) == job_id, ~live)
         .values(ended_at=tx.now())
-        .returning(col(Job.id))
     )
-    if tx.execute(settled).one_or_none() is None:
+    if not tx.changed(settled):
         return False
     announcements.tell_job(tx, job_id, JobState.CANCELLED)
     return True

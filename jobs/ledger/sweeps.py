@@ -41,9 +41,8 @@ def expire_overdue(db: Database) -> list[str]:
                 moving(Job, EXPIRABLE_JOB_STATES, JobState.EXPIRED)
                 .where(col(Job.id) == job_id)
                 .values(ended_at=tx.now(), error_code=late.code, error_message=late.message)
-                .returning(col(Job.id))
             )
-            if tx.execute(ended).one_or_none() is not None:
+            if tx.changed(ended):
                 announcements.tell_job(tx, job_id, JobState.EXPIRED)
                 expired.append(job_id)
         return expired

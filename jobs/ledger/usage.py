@@ -65,7 +65,7 @@ def queue_of(tx: Transaction, project: str) -> Queue:
     )
 
 
-def take_rows(tx: Transaction, project: str, wanted: RowsWanted) -> None:
+def reserve_rows(tx: Transaction, project: str, wanted: RowsWanted) -> None:
     """Make sure that a submission fits into its project's queue. The caller writes it down in this transaction.
 
     Submissions of one project wait for each other here, so that two of them never take the same room.
@@ -115,7 +115,7 @@ def uploaded_bytes(tx: Transaction, project: str) -> int:
     return int(tx.scalar(select(_sum(StoredFile.num_bytes)).where(*_kept(tx, project))) or 0)
 
 
-def take_bytes(tx: Transaction, project: str, *, limit: int, num_bytes: int) -> None:
+def reserve_bytes(tx: Transaction, project: str, *, limit: int, num_bytes: int) -> None:
     """Make sure that an upload fits beside the project's others. The caller writes it down in this transaction.
 
     Raises:

@@ -145,8 +145,8 @@ def delete(db: Database, webhook_id: str) -> None:
         NotFound: there is no such webhook.
     """
     with db.write() as tx:
-        gone = sql_delete(Webhook).where(col(Webhook.id) == webhook_id).returning(col(Webhook.id))
-        if tx.execute(gone).one_or_none() is None:
+        gone = sql_delete(Webhook).where(col(Webhook.id) == webhook_id)
+        if not tx.changed(gone):
             raise NotFound(f"there is no webhook '{webhook_id}'")
         # Its row is gone first: that waits for whoever announces something to it now, whose deliveries go as well.
         tx.execute(sql_delete(WebhookDelivery).where(col(WebhookDelivery.webhook_id) == webhook_id))

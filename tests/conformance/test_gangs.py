@@ -125,7 +125,7 @@ def test_the_leader_sees_who_holds_his_place(database: Database, job_id: str) ->
     leader, *members = granted(database, job_id)
 
     def held() -> list[bool]:
-        return [place.is_held for place in gangs.places(database, leader)]
+        return [place.is_held for place in gangs.ranks(database, leader)]
 
     assert held() == [False, False, False]
     for lease_id, slot_id in zip([leader, *members], SLOTS, strict=True):
@@ -134,7 +134,7 @@ def test_the_leader_sees_who_holds_his_place(database: Database, job_id: str) ->
     gangs.hold_place(database, members[1])
     assert held() == [True, False, True]
     gangs.hold_place(database, members[0])
-    places = gangs.places(database, leader)
+    places = gangs.ranks(database, leader)
     assert [(place.rank, place.slot_id, place.device_uuid, place.num_threads) for place in places] == [
         (0, "s0", "GPU-s0", 2), (1, "s1", "GPU-s1", 2), (2, "s2", "GPU-s2", 2),
     ]  # fmt: skip
@@ -146,7 +146,7 @@ def test_a_lease_that_stands_alone_is_a_gang_of_its_own(database: Database, job_
     lease = leases.activate(database, lease_id, "s1-1", lease_seconds=LEASE_SECONDS)
     assert lease is not None
     assert lease.gang_id is None
-    assert [(place.slot_id, place.is_held) for place in gangs.places(database, lease_id)] == [("s1", True)]
+    assert [(place.slot_id, place.is_held) for place in gangs.ranks(database, lease_id)] == [("s1", True)]
 
 
 Ending = Callable[[Database, Settings, list[str]], object]
@@ -192,7 +192,7 @@ def test_the_end_of_one_lease_is_the_end_of_its_gang(
             leases.crash(database, lease_id, RunnerDied("late"), computing=None, retries=settings)
         with pytest.raises(LostLease):
             leases.renew(database, lease_id, lease_seconds=LEASE_SECONDS)
-        assert not gangs.look(database, lease_id).is_active
+        assert not gangs.read_status(database, lease_id).is_active
     assert sweeps.requeue_idle(database) == [job_id]
 
 
@@ -211,7 +211,7 @@ def test_a_member_of_an_earlier_gang_cannot_end_the_one_that_replaced_it(
         with pytest.raises(LostLease):
             verb()
     assert {lease.state for lease in leases_of(database, now)} == {LeaseState.ACTIVE}
-    assert not gangs.look(database, now[0]).shutdown_asked
+    assert not gangs.read_status(database, now[0]).shutdown_asked
 
 
 def test_a_member_that_falls_silent_ends_the_gang(database_url: str, settings: Settings) -> None:
@@ -281,7 +281,7 @@ def test_a_gang_yields_whole_whichever_lease_is_asked(database: Database, job_id
 def test_a_member_whose_worker_goes_down_has_the_leader_stop_in_order(database: Database, job_id: str) -> None:
     lease_ids = gathered(database, job_id)
     gangs.ask_shutdown(database, lease_ids[1])
-    assert gangs.look(database, lease_ids[0]) == gangs.Standing(is_active=True, shutdown_asked=True)
+    assert gangs.read_status(database, lease_ids[0]) == gangs.GangStatus(is_active=True, shutdown_asked=True)
     stops = [leases.renew(database, one, lease_seconds=LEASE_SECONDS).stop for one in lease_ids]
     assert stops == ["shutdown", None, None]
     leases.release(database, lease_ids[0], "stopped")

@@ -185,7 +185,7 @@ def test_the_wait_is_guessed_from_what_runs(database: Database) -> None:
 def keep(db: Database, num_bytes: int, *, project: str = "p", purpose: str = "input", expires_in: float = 60) -> None:
     """An upload of so many bytes in a project that may have a hundred."""
     with db.write() as session:
-        usage.take_bytes(session, project, limit=LIMIT, num_bytes=num_bytes)
+        usage.reserve_bytes(session, project, limit=LIMIT, num_bytes=num_bytes)
         now = session.time()
         file_id = new_id("file")
         session.add(

@@ -109,7 +109,7 @@ def test_a_member_frees_its_device_and_has_a_runner_again_afterwards(
             wait_until(lambda: bench.is_held(mine), "the member holds its slot")
             assert bench.runners[0].is_gone
             assert len(bench.runners) == 1, "nothing else takes the device"
-            assert all(place.is_held for place in gangs.places(bench.database, leaders))
+            assert all(place.is_held for place in gangs.ranks(bench.database, leaders))
             leases.release(bench.database, leaders, "drained")
         assert bench.find(mine) == (LeaseState.RELEASED, "its gang has ended: drained")
         assert bench.ready.acquire(timeout=300), "the slot has a runner for its next lease"
@@ -155,7 +155,7 @@ def test_a_member_that_goes_down_has_the_leader_stop_in_order(open_bench: Callab
         with bench.holding(mine):
             wait_until(lambda: bench.is_held(mine), "the member holds its slot")
             bench.keeper.stop()
-            wait_until(lambda: gangs.look(bench.database, leaders).shutdown_asked, "the leader is asked")
+            wait_until(lambda: gangs.read_status(bench.database, leaders).shutdown_asked, "the leader is asked")
             assert bench.find(mine) == (LeaseState.ACTIVE, None), "the member waits for it"
             assert leases.renew(bench.database, leaders, lease_seconds=60.0).stop == "shutdown"
             leases.release(bench.database, leaders, "stopped")
@@ -181,7 +181,7 @@ def test_a_member_that_goes_down_before_its_lease_leaves_at_once(open_bench: Cal
         with bench.holding(mine):
             pass
         assert bench.find(mine) == (LeaseState.RELEASED, "shutdown: before the gang was whole")
-        assert not gangs.look(bench.database, leaders).is_active
+        assert not gangs.read_status(bench.database, leaders).is_active
 
 
 def test_a_leader_is_killed_as_soon_as_its_gang_is_gone(open_bench: Callable[..., Any]) -> None:
@@ -208,8 +208,8 @@ def test_a_leader_stops_for_a_member_that_goes_down(open_bench: Callable[..., An
 # -- the leader's wait for its members
 
 
-def held(rank: int, slot_id: str, *, num_threads: int) -> gangs.Place:
-    return gangs.Place(rank, slot_id, None, num_threads, is_live=True, is_held=True)
+def held(rank: int, slot_id: str, *, num_threads: int) -> gangs.Rank:
+    return gangs.Rank(rank, slot_id, None, num_threads, is_live=True, is_held=True)
 
 
 class Looks(Stop):

@@ -32,7 +32,7 @@ def watching(database: Database, lease_id: str, tell: Callable[[RenewalRefused |
         was_active, has_told = True, False
         while not left.wait(_LOOK_SECONDS):
             try:
-                standing = gangs.look(database, lease_id)
+                standing = gangs.read_status(database, lease_id)
             except ServiceUnavailable as error:
                 logger.debug("lease %s cannot be looked at, its heartbeats will tell: %s", lease_id, error)
                 continue

@@ -26,7 +26,7 @@ from jobs.errors import Conflict, NotFound, TooLarge, UserError
 from jobs.ledger import paging
 from jobs.ledger.batches import ROWS_PURPOSE
 from jobs.ledger.uploads import PURPOSES, uploads_in_use
-from jobs.ledger.usage import storage_full, take_bytes, uploaded_bytes
+from jobs.ledger.usage import reserve_bytes, storage_full, uploaded_bytes
 from scheduler.api.auth import Key, require_key
 from scheduler.api.context import AfterId, Context, FileId, InContext
 from scheduler.api.errors import error_responses
@@ -235,7 +235,7 @@ def _write_down(
     limit = limits_of(project, context.settings.projects).upload_bytes
     with context.database.write() as session:
         if limit is not None:
-            take_bytes(session, project, limit=limit, num_bytes=stored.num_bytes)
+            reserve_bytes(session, project, limit=limit, num_bytes=stored.num_bytes)
         now = session.time()
         file = StoredFile(
             id=file_id,

@@ -23,7 +23,7 @@ from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.errors import DeviceOutOfMemory, InvalidSpec, MachineError, ModelTooLarge, StokerError
 from jobs.ledger import attempts
-from jobs.ledger.gangs import Place
+from jobs.ledger.gangs import Rank
 from jobs.ledger.leases import WorkingLease
 from jobs.specs.inference import TrainingSpec
 from jobs.specs.training import recipe_name
@@ -164,7 +164,7 @@ def _follow(
     raise AssertionError("the reports ended without a final report")
 
 
-def _environment(places: Sequence[Place]) -> dict[str, str] | None:
+def _environment(places: Sequence[Rank]) -> dict[str, str] | None:
     """Return the environment of the ranks. Each rank sees the devices of all ranks, so that they can exchange data
     directly, and selects its own."""
     uuids = [place.device_uuid for place in places if place.device_uuid is not None]

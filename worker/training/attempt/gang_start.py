@@ -5,14 +5,14 @@ from __future__ import annotations
 from jobs.db.database import Database
 from jobs.errors import LostLease
 from jobs.ledger import gangs
-from jobs.ledger.gangs import Place
+from jobs.ledger.gangs import Rank
 from jobs.ledger.leases import WorkingLease
 from worker.stop import Stop
 
 _LOOK_SECONDS = 0.1  # the gang members end their runners first, which takes about as long
 
 
-def wait_for_gang(lease: WorkingLease, *, database: Database, stop: Stop) -> tuple[Place, ...] | None:
+def wait_for_gang(lease: WorkingLease, *, database: Database, stop: Stop) -> tuple[Rank, ...] | None:
     """Wait until all slots of a leader's gang are held. A lease without a gang does not wait.
 
     Args:
@@ -28,7 +28,7 @@ def wait_for_gang(lease: WorkingLease, *, database: Database, stop: Stop) -> tup
         ServiceUnavailable: The database cannot be reached.
     """
     while True:
-        places = gangs.places(database, lease.lease_id)
+        places = gangs.ranks(database, lease.lease_id)
         if not places or not all(place.is_live for place in places):
             raise LostLease("another lease of the gang has ended")
         if all(place.is_held for place in places):
