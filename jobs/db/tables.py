@@ -1,4 +1,4 @@
-"""The SQLModel tables, nouns only: `ledger`, `leases`, `chunks` have the verbs. Times are Unix seconds."""
+"""The SQLModel tables. Only the verbs in `jobs.ledger` change their states. All times are Unix seconds."""
 
 from __future__ import annotations
 
@@ -45,31 +45,31 @@ class Job(SQLModel, table=True):
     state: JobState = _state(JobState)
     spec: dict[str, Any] = Field(sa_type=JSON)
     priority: int = 1
-    """Rank of the class; 0 is served first."""
+    """Rank of the job's priority; 0 is served first."""
     max_slots: int | None = None
-    """Most slots it may hold; of a training, how many it needs at once."""
+    """Most slots that the job may hold. For a training job: the number of slots that it needs at once."""
     model_key: str = ""
-    """Task, model and dtype; slots that hold it loaded are preferred."""
+    """Task, model and dtype. Slots that have this model loaded are preferred."""
     num_rows: int = Field(default=0, sa_type=BigInteger)
-    """Of the input; of a training job, all its steps, once they are known."""
+    """Number of input rows; for a training job, its total number of steps, once that is known."""
     num_done: int = Field(default=0, sa_type=BigInteger)
-    """Rows with a recorded result, row errors included; steps that are done."""
+    """Number of rows with a recorded result, row errors included; for a training job, completed steps."""
     num_failed: int = Field(default=0, sa_type=BigInteger)
-    """Of `num_done`, those whose result is a row error."""
+    """Number of rows of `num_done` whose result is a row error."""
     num_tokens: int = Field(default=0, sa_type=BigInteger)
     crashes: int = 0
-    """Runner deaths outside any chunk since a chunk was last recorded."""
+    """Number of runner deaths outside any chunk since a chunk was last recorded."""
     attempt: int = 1
     """Number of the latest grant, from 1; for a training, number of its latest attempt."""
     plan_token: str | None = None
-    """Whose plan is being written; a planner that was overtaken finds another's token and stops."""
+    """Token of the planner whose chunks are being written. A planner that finds another's token here stops."""
     retry_of: str | None = None
     batch_id: str | None = None
-    """The batch that this job carries out, or a part of."""
+    """The batch that this job carries out, or carries out a part of."""
     waits_for: str | None = None
-    """The training job whose model it uses; it is planned once that one has completed."""
+    """The training job whose model this job uses. This job is planned once that one has completed."""
     pins: dict[str, Any] | None = Field(default=None, sa_type=JSON)
-    """What the job computes with, as that was when it was submitted: `jobs.access.pins.Pins`. NULL in a job that an
+    """Files that the job computes with, as they were at its submission: `jobs.access.pins.Pins`. NULL in a job that an
     older release accepted and that is not planned yet."""
     max_row_errors: str | None = None
     """The spec's limit of row errors, where it sets one: a number of rows, or a share such as `5%`."""
@@ -104,15 +104,15 @@ class Chunk(SQLModel, table=True):
     start_row: int = Field(primary_key=True, sa_type=BigInteger)
     stop_row: int = Field(sa_type=BigInteger)
     locator: dict[str, Any] = Field(sa_type=JSON)
-    """The source's own note of where reading may begin (file, byte offset or row group, and the row found there)."""
+    """Where the source can begin to read: file, byte offset or row group, and the row found there."""
     state: ChunkState = _state(ChunkState, ChunkState.PENDING)
     lease_id: str | None = None
-    """The live owner while `leased`; the one that recorded it once `done` or `failed`."""
+    """The lease that owns the chunk while it is `leased`, or that recorded it once it is `done` or `failed`."""
     attempt: int = 1
     crashes: int = 0
-    """Runner deaths while this chunk was being computed."""
+    """Number of runner deaths while this chunk was being computed."""
     errors: int = 0
-    """Tries that ended in an error of the machine."""
+    """Number of tries that ended in an error of the machine."""
     not_before: float = Field(default=0.0, sa_type=Double)
     error: str | None = Field(default=None, sa_column=_text(nullable=True))
     part: str | None = None
@@ -153,9 +153,9 @@ class Slot(SQLModel, table=True):
     state: SlotState = _state(SlotState, SlotState.ONLINE)
     reason: str | None = Field(default=None, sa_column=_text(nullable=True))
     warm_models: list[str] = Field(default_factory=list, sa_type=JSON)
-    """Keys of the models its runner holds, most recent last."""
+    """Keys of the models that the slot's runner has loaded, the most recent one last."""
     incarnation: str = ""
-    """Token of the worker process that owns the slot now."""
+    """Token of the worker process that owns the slot."""
     registered_at: float = Field(sa_type=Double)
     heartbeat_at: float = Field(sa_type=Double)
 
@@ -182,32 +182,33 @@ class Lease(SQLModel, table=True):
     state: LeaseState = _state(LeaseState)
     gang_id: str | None = None
     rank: int = 0
-    """Place in its gang; 0 leads."""
+    """Rank of the lease in its gang; rank 0 leads."""
     attempt: int = 1
-    """Of a training the how-manieth try this is, else the how-manieth grant of its job; equal in a gang."""
+    """Attempt number, from 1. For inference: number of the grant. All leases of a gang have the same."""
     incarnation: str | None = None
-    """Token of the worker process that activated it."""
+    """Token of the worker process that activated the lease."""
     yield_asked: bool = False
-    """The holder is to give it back at the next chunk boundary."""
+    """Whether the holder must give the lease back at the next chunk boundary."""
     shutdown_asked: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
-    """Of a gang's leader: a member's worker is going down, so the training is to stop soon, with a checkpoint."""
+    """For the leader of a gang: whether a member's worker is shutting down, so that the training must stop soon, with a
+    checkpoint."""
     rings: int = 0
     granted_at: float = Field(sa_type=Double)
     rung_at: float = Field(sa_type=Double)
     activated_at: float | None = Field(default=None, sa_type=Double)
     held_at: float | None = Field(default=None, sa_type=Double)
-    """Of a gang's member: when its device was free for the leader's processes."""
+    """For a member of a gang: when its device became free for the leader's processes."""
     expires_at: float = Field(sa_type=Double)
     ended_at: float | None = Field(default=None, sa_type=Double)
     end_reason: str | None = Field(default=None, sa_column=_text(nullable=True))
     activity: str | None = Field(default=None, sa_column=_text(nullable=True))
-    """What its runner did at the last heartbeat, in words."""
+    """What the lease's runner did at the last heartbeat, in words."""
     activity_at: float | None = Field(default=None, sa_type=Double)
-    """When its runner began with that, Unix seconds."""
+    """When the runner began that activity."""
 
 
 class Event(SQLModel, table=True):
-    """One append-only line of a job's history, written in the transaction of the change it tells."""
+    """One append-only line of a job's history, written in the transaction of the change that it reports."""
 
     __tablename__ = "events"
     __table_args__ = (Index("events_by_job", "job_id", "id"),)
@@ -243,32 +244,32 @@ class Artifact(SQLModel, table=True):
     job_id: str = Field(primary_key=True, foreign_key="jobs.id")
     name: str = Field(primary_key=True)
     key: str
-    """Where it lies in the store."""
+    """The artifact's key in the store."""
     num_bytes: int = Field(sa_type=BigInteger)
     sha256: str
     created_at: float = Field(sa_type=Double)
 
 
 class Attempt(SQLModel, table=True):
-    """One try of a training job: what it went on from, how far it came, and why it ended."""
+    """One attempt of a training job: the checkpoint that it resumed from, its last step, and why it ended."""
 
     __tablename__ = "attempts"
 
     job_id: str = Field(primary_key=True, foreign_key="jobs.id")
     number: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
-    """Its lease's `attempt`."""
+    """The `attempt` of its lease."""
     lease_id: str
     slot_id: str
     started_at: float = Field(sa_type=Double)
     ended_at: float | None = Field(default=None, sa_type=Double)
     resumed_step: int = Field(default=0, sa_type=BigInteger)
-    """Step of the checkpoint that it went on from; 0: from the beginning."""
+    """Step of the checkpoint that the attempt resumed from; 0 if it began anew."""
     last_step: int = Field(default=0, sa_type=BigInteger)
     num_halvings: int = 0
-    """How often the micro-batch was halved for want of memory."""
+    """Number of times that the micro-batch was halved after out-of-memory."""
     end: AttemptEnd | None = _state_or_none(AttemptEnd)
     reason: str | None = Field(default=None, sa_column=_text(nullable=True))
-    """The end in words."""
+    """Why the attempt ended, in words."""
 
 
 class Metric(SQLModel, table=True):
@@ -281,12 +282,12 @@ class Metric(SQLModel, table=True):
     name: str = Field(primary_key=True)
     """`loss`, `learning_rate`, `eval_loss`, ..."""
     value: float | None = Field(default=None, sa_type=Double)
-    """None where it was not a finite number."""
+    """None if the value was not a finite number."""
     attempt: int
 
 
 class Checkpoint(SQLModel, table=True):
-    """All that a training job needs to go on from a step, as files in the store."""
+    """All that a training job needs to resume from a step, as files in the store."""
 
     __tablename__ = "checkpoints"
 
@@ -294,11 +295,11 @@ class Checkpoint(SQLModel, table=True):
     step: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
     attempt: int
     prefix: str
-    """What the keys of its files begin with."""
+    """Prefix of the keys of the checkpoint's files."""
     files: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
     """Each `{name, num_bytes, sha256}`."""
     metric: float | None = Field(default=None, sa_type=Double)
-    """Of `checkpoint.best`, where it was evaluated at this step."""
+    """Value of the metric `checkpoint.best`, if the model was evaluated at this step."""
     created_at: float = Field(sa_type=Double)
 
 
@@ -332,26 +333,26 @@ class Batch(SQLModel, table=True):
     """`/v1/embeddings`, ..."""
     input_file_id: str
     completion_window: str
-    """As the client wrote it; `expires_at` follows from it."""
+    """The window as the client wrote it; `expires_at` follows from it."""
     labels: dict[str, str] | None = Field(default=None, sa_type=JSON)
     """The contract's `metadata`."""
     output_seconds: int | None = None
-    """Life of the output files, from their making; None: as long as an upload."""
+    """Lifetime of the output files in seconds; None for the lifetime of an upload."""
     retry_of: str | None = None
     idempotency_key: str | None = Field(default=None, unique=True)
     digest: str
-    """Of the request; an SDK's retry of it is known by this."""
+    """Digest of the request, which identifies an SDK's retry of it."""
     errors: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON)
     """Each `{code, message, line, param}`."""
     model: str | None = None
-    """As its lines name it, where they all name one."""
+    """Model name, if all lines use the same one."""
     num_lines: int = Field(default=0, sa_type=BigInteger)
     num_carried: int = Field(default=0, sa_type=BigInteger)
-    """Of `num_lines`, those whose answers were taken over from the batch that this one retries."""
+    """Number of lines whose answers were taken over from the batch that this one retries."""
     carried_key: str | None = None
-    """Where those answers lie in the store."""
+    """Key of those answers in the store."""
     num_completed: int | None = Field(default=None, sa_type=BigInteger)
-    """Once it has ended: lines with an answer; until then its jobs are counted."""
+    """Number of lines with an answer. None until the batch has ended; until then its jobs are counted."""
     num_failed: int | None = Field(default=None, sa_type=BigInteger)
     input_tokens: int = Field(default=0, sa_type=BigInteger)
     output_tokens: int = Field(default=0, sa_type=BigInteger)
@@ -369,7 +370,7 @@ class Batch(SQLModel, table=True):
 
 
 class Webhook(SQLModel, table=True):
-    """An address that is told of what happens in a project."""
+    """A URL that is notified of events in a project."""
 
     __tablename__ = "webhooks"
 
@@ -377,14 +378,14 @@ class Webhook(SQLModel, table=True):
     project: str = "default"
     url: str = Field(sa_column=_text())
     secret: str
-    """`whsec_<base64>`; kept as it is, since each delivery is signed with it."""
+    """`whsec_<base64>`. It is stored in plain text because each delivery is signed with it."""
     events: list[str] = Field(default_factory=list, sa_type=JSON)
-    """Types it wants, such as `batch.completed`; empty: all."""
+    """Event types that the webhook receives, such as `batch.completed`; empty for all types."""
     created_at: float = Field(sa_type=Double)
 
 
 class WebhookDelivery(SQLModel, table=True):
-    """One event on its way to one webhook: also the log of how that went."""
+    """The delivery of one event to one webhook, and the log of its tries."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
@@ -393,7 +394,7 @@ class WebhookDelivery(SQLModel, table=True):
     )
 
     id: str = Field(primary_key=True)
-    """Also the `webhook-id` header: the same at each try."""
+    """The `webhook-id` header of every try."""
     webhook_id: str
     type: str
     body: str = Field(sa_column=_text())
@@ -402,7 +403,7 @@ class WebhookDelivery(SQLModel, table=True):
     attempts: int = 0
     not_before: float = Field(default=0.0, sa_type=Double)
     status_code: int | None = None
-    """Of the last answer."""
+    """HTTP status of the last answer."""
     error: str | None = Field(default=None, sa_column=_text(nullable=True))
     """Why the last try failed."""
     created_at: float = Field(sa_type=Double)
@@ -423,7 +424,7 @@ class ApiKey(SQLModel, table=True):
 
 
 class LeaderLock(SQLModel, table=True):
-    """Who is the one scheduler that acts."""
+    """The scheduler that leads, which is the only one that acts."""
 
     __tablename__ = "leader"
 
@@ -455,7 +456,7 @@ class PaddingVerdict(SQLModel, table=True):
     padding: str
     """`right`, `left`, `equal_lengths` or `one_by_one`."""
     model_key: str
-    """Task, model and dtype of the job that found it, for people."""
+    """Task, model and dtype of the job that found it. Only people read this."""
     recorded_at: float = Field(sa_type=Double)
 
 

@@ -41,7 +41,7 @@ class NewBatch:
     completion_window: str
     window_seconds: int
     digest: str
-    """Of the whole request."""
+    """Digest of the whole request."""
     labels: Mapping[str, str] | None = None
     output_seconds: int | None = None
     retry_of: str | None = None
@@ -66,7 +66,7 @@ class BatchPlan:
 
     num_lines: int
     model: str | None
-    """As the lines name it, where they all name one."""
+    """Model name, if all lines use the same one."""
     parts: Sequence[BatchPart]
     num_carried: int = 0
     carried: StoredObject | None = None

@@ -54,7 +54,8 @@ def _add_files_of_batches(session: Session, in_use: dict[str, str]) -> None:
     for batch in session.scalars(live).all():
         reader = f"batch {batch.id}"
         in_use[batch.input_file_id] = reader
-        jobs = select(col(Job.spec)).where(col(Job.batch_id) == batch.id)  # ended ones too: their rows are answered yet
+        # Finished jobs are included: their rows may still be read.
+        jobs = select(col(Job.spec)).where(col(Job.batch_id) == batch.id)
         for spec in session.scalars(jobs).all():
             in_use[upload_id(spec["input"]["path"]) or ""] = reader
         carried = select(col(StoredFile.id)).where(col(StoredFile.key) == batch.carried_key)

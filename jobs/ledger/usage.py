@@ -1,4 +1,4 @@
-"""What a project holds now, and whether its limits leave room for more, asked in the transaction that takes it."""
+"""How much of its limits a project uses, and reservations within them, in the transaction that uses them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RowsWanted:
     limit: int
     """The project's `queued_rows`."""
     num_rows: int | None
-    """Of the submission; None where counting them takes long. It is then the only one of its kind at a time."""
+    """Rows in the submission. None if counting would be slow; such a submission is admitted alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ EVENT_TYPES = (
     *(f"batch.{state}" for state in BatchState if state.is_terminal),
     *(f"job.{state}" for state in JobState if state.is_terminal),
 )
-"""What a webhook can be told of."""
+"""The types of events that a webhook can receive."""
 TEST_EVENT = "webhook.test"
 SECRET_PREFIX = "whsec_"
 _SECRET_BYTES = 32
@@ -46,13 +46,13 @@ class Sending:
     delivery_id: str
     webhook_id: str
     attempt: int
-    """The how-manieth try; its outcome is recorded only while it is the latest."""
+    """Number of this try, from 1. Its result is recorded only while it is the latest try."""
     url: str
     secret: str = field(repr=False)
     body: str
     """The JSON text that is signed and sent."""
     at: float
-    """By the database's clock, Unix seconds."""
+    """When the try was claimed, in Unix seconds of the database's clock."""
 
 
 # -- making and finding --------------------------------------------------------------------------------------------
