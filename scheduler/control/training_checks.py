@@ -91,7 +91,8 @@ def check_rows(
     """Look at the texts, words and classes of all rows, so that what cannot be learned is said before a slot is taken.
 
     Raises:
-        InvalidInput: a row cannot be learned from, all have the same class, or a class to judge by is not learned.
+        InvalidInput: A row cannot be learned from, all rows have the same class, or the rows to evaluate have a class
+            that is in no row to learn from.
         InterruptedError: it is not wanted any more.
     """
     learned: set[str] = set()
@@ -232,9 +233,9 @@ def _check_kind(kind: str, task: str, name: str, param: str) -> None:
 def _inputs(spec: TrainingSpec) -> list[tuple[str, InputSpec]]:
     if spec.data is None:
         return []
-    judged = spec.data.eval_input
+    eval_input = spec.data.eval_input
     param = "data.eval" if spec.data.eval is not None else "data.eval_split"
-    return [("data.train", spec.data.train_input), *([] if judged is None else [(param, judged)])]
+    return [("data.train", spec.data.train_input), *([] if eval_input is None else [(param, eval_input)])]
 
 
 def _open(

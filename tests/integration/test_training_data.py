@@ -64,14 +64,14 @@ def model_of(models: Path, name: str) -> str:
 
 
 def plan_of(
-    folder: Path, task: str, model: str, rows: list[dict[str, Any]], *, judged: list[dict[str, Any]] | None = None,
+    folder: Path, task: str, model: str, rows: list[dict[str, Any]], *, eval_rows: list[dict[str, Any]] | None = None,
     max_length: int | None = None, **arguments: Any,
 ) -> Plan:  # fmt: skip
     """The plan of a training on some rows."""
     folder.mkdir(parents=True, exist_ok=True)
     data = {"train": str(write_rows(folder / "rows.jsonl", rows)), "max_length": max_length}
-    if judged is not None:
-        data["eval"] = str(write_rows(folder / "judged.jsonl", judged))
+    if eval_rows is not None:
+        data["eval"] = str(write_rows(folder / "eval.jsonl", eval_rows))
     spec = {"kind": "training", "task": task, "model": model, "data": data, "arguments": arguments}
     return Plan(
         job_id="job_1",
@@ -83,14 +83,14 @@ def plan_of(
     )
 
 
-def learning_of(plan: Plan, settings: Settings) -> TaskSetup:
+def setup_of(plan: Plan, settings: Settings) -> TaskSetup:
     spec = plan.spec
     return build(TaskContext.of(plan, settings), *rows_of(spec, settings))
 
 
 def refusal(plan: Plan, settings: Settings) -> str:
     with pytest.raises(UserError) as caught:
-        learning_of(plan, settings)
+        setup_of(plan, settings)
     assert isinstance(caught.value, InvalidInput | InvalidModel)
     return caught.value.message
 
@@ -100,11 +100,11 @@ def texts(*labels: Any) -> list[dict[str, Any]]:
 
 
 def test_a_file_that_is_no_more_what_it_was_is_named_by_its_field(tmp_path: Path, settings: Settings) -> None:
-    plan = plan_of(tmp_path, "text-classification", "bert", texts(0, 1), judged=texts(1))
+    plan = plan_of(tmp_path, "text-classification", "bert", texts(0, 1), eval_rows=texts(1))
     (tmp_path / "rows.jsonl").unlink()
     assert refusal(plan, settings).startswith("data.train: ")
     str(write_rows(tmp_path / "rows.jsonl", texts(0, 1)))
-    (tmp_path / "judged.jsonl").unlink()
+    (tmp_path / "eval.jsonl").unlink()
     assert refusal(plan, settings).startswith("data.eval: ")
 
 
@@ -115,30 +115,30 @@ def test_rows_without_a_label_are_left_out_and_said(
     tmp_path: Path, settings: Settings, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = texts(-100, 0, 1, -100, 1)
-    plan = plan_of(tmp_path, "text-classification", model_of(models, "bert"), rows, judged=texts(1, -100))
+    plan = plan_of(tmp_path, "text-classification", model_of(models, "bert"), rows, eval_rows=texts(1, -100))
     with caplog.at_level(logging.WARNING):
-        learning = learning_of(plan, settings)
-    assert learning.model.config.id2label == {0: "0", 1: "1"}
-    assert list(learning.train["labels"]) == [0, 1, 1]
-    assert list(learning.evaluation["labels"]) == [1]
+        setup = setup_of(plan, settings)
+    assert setup.model.config.id2label == {0: "0", 1: "1"}
+    assert list(setup.train["labels"]) == [0, 1, 1]
+    assert list(setup.evaluation["labels"]) == [1]
     assert "data.train: 2 of 5 rows are left out: they have no label" in caplog.text
-    assert "2 of 5 rows have no label and were left out" in learning.facts
+    assert "2 of 5 rows have no label and were left out" in setup.facts
 
 
 def test_pictures_without_a_label_are_left_out(tmp_path: Path, settings: Settings, models: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     rows = [{"image": str(tmp_path / "red.png"), "label": label} for label in (2, -100, 0, 1)]
-    learning = learning_of(plan_of(tmp_path, "image-classification", model_of(models, "vit"), rows), settings)
-    assert learning.model.config.id2label == {0: "thing-0", 1: "thing-1", 2: "thing-2"}, "given ids are the model's own"
-    assert list(learning.train["labels"]) == [2, 0, 1]
+    setup = setup_of(plan_of(tmp_path, "image-classification", model_of(models, "vit"), rows), settings)
+    assert setup.model.config.id2label == {0: "thing-0", 1: "thing-1", 2: "thing-2"}, "given ids are the model's own"
+    assert list(setup.train["labels"]) == [2, 0, 1]
 
 
 def test_given_ids_keep_the_names_of_the_model(tmp_path: Path, settings: Settings, models: Path) -> None:
     plan = plan_of(tmp_path, "text-classification", model_of(models, "named"), texts(2, 0, 1, 2))
-    learning = learning_of(plan, settings)
-    assert learning.model.config.label2id == {"label-0": 0, "label-1": 1, "label-2": 2}
-    assert list(learning.train["labels"]) == [2, 0, 1, 2]
+    setup = setup_of(plan, settings)
+    assert setup.model.config.label2id == {"label-0": 0, "label-1": 1, "label-2": 2}
+    assert list(setup.train["labels"]) == [2, 0, 1, 2]
 
 
 def test_names_of_a_data_set_become_the_models(tmp_path: Path, settings: Settings, models: Path) -> None:
@@ -148,13 +148,13 @@ def test_names_of_a_data_set_become_the_models(tmp_path: Path, settings: Setting
         text=datasets.Value("string"), label=datasets.ClassLabel(names=["pos", "neg", "neutral"])
     )
     datasets.Dataset.from_list(texts(0, 1, -1, 2), features=features).save_to_disk(str(tmp_path / "set"))
-    plan = plan_of(tmp_path, "text-classification", model_of(models, "bert"), [], judged=texts("neg", 0, -1))
+    plan = plan_of(tmp_path, "text-classification", model_of(models, "bert"), [], eval_rows=texts("neg", 0, -1))
     data = plan.spec.data.model_copy(update={"train": str(tmp_path / "set")})
     plan = replace(plan, spec=plan.spec.model_copy(update={"data": data}))
-    learning = learning_of(plan, settings)
-    assert learning.model.config.id2label == {0: "pos", 1: "neg", 2: "neutral"}
-    assert list(learning.train["labels"]) == [0, 1, 2], "-1 is how the library writes a row without a label"
-    assert list(learning.evaluation["labels"]) == [1, 0]
+    setup = setup_of(plan, settings)
+    assert setup.model.config.id2label == {0: "pos", 1: "neg", 2: "neutral"}
+    assert list(setup.train["labels"]) == [0, 1, 2], "-1 is how the library writes a row without a label"
+    assert list(setup.evaluation["labels"]) == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,9 @@ def test_what_the_worker_finds_in_a_row_is_one_sentence(
 
 
 def test_a_class_that_is_not_learned_is_named(tmp_path: Path, settings: Settings, models: Path) -> None:
-    plan = plan_of(tmp_path, "text-classification", model_of(models, "bert"), texts("a", "b"), judged=texts("a", "c"))
+    plan = plan_of(
+        tmp_path, "text-classification", model_of(models, "bert"), texts("a", "b"), eval_rows=texts("a", "c")
+    )
     assert refusal(plan, settings) == "data.eval: row 1: its class 'c' is in no row of data.train"
 
 
@@ -224,12 +226,12 @@ def test_words_are_tokenized_as_inference_tokenizes_their_text(
 ) -> None:
     rows = [{"tokens": ["My", "name", "is", "Ada"], "labels": ["O", "O", "O", "PER"]}]
     model = model_of(models, name)
-    learning = learning_of(plan_of(tmp_path, "token-classification", model, rows), settings)
+    setup = setup_of(plan_of(tmp_path, "token-classification", model, rows), settings)
     found = AutoTokenizer.from_pretrained(model)("My name is Ada")
-    assert list(learning.train["input_ids"]) == [found["input_ids"]]
-    told = learning.train["labels"][0]
-    pieces = learning.processing.convert_ids_to_tokens(found["input_ids"])
-    assert [piece for piece, label in zip(pieces, told, strict=True) if label == learning.model.config.label2id["PER"]]
+    assert list(setup.train["input_ids"]) == [found["input_ids"]]
+    told = setup.train["labels"][0]
+    pieces = setup.processing.convert_ids_to_tokens(found["input_ids"])
+    assert [piece for piece, label in zip(pieces, told, strict=True) if label == setup.model.config.label2id["PER"]]
     assert sum(label != NO_LABEL for label in told) == 4
 
 
@@ -239,10 +241,10 @@ def test_rows_of_words_that_teach_nothing_are_left_out(
 ) -> None:
     label = -100 if words[0] == "My" else "O"
     rows = [{"tokens": words, "labels": [label] * len(words)}, {"tokens": ["I", "live"], "labels": ["O", "B"]}]
-    learning = learning_of(plan_of(tmp_path, "token-classification", model_of(models, "bert"), rows), settings)
-    assert learning.model.config.label2id == {"B": 0, "O": 1}
-    assert list(learning.train["labels"]) == [[NO_LABEL, 1, 0, NO_LABEL]] or words == ["My", "name"]
-    assert "1 of 2 rows have no word with a label and were left out" in learning.facts
+    setup = setup_of(plan_of(tmp_path, "token-classification", model_of(models, "bert"), rows), settings)
+    assert setup.model.config.label2id == {"B": 0, "O": 1}
+    assert list(setup.train["labels"]) == [[NO_LABEL, 1, 0, NO_LABEL]] or words == ["My", "name"]
+    assert "1 of 2 rows have no word with a label and were left out" in setup.facts
 
 
 @pytest.mark.parametrize("task", ["token-classification", "text-classification"])
@@ -273,7 +275,7 @@ def test_a_token_without_a_vector_is_named(tmp_path: Path, settings: Settings, m
     said = refusal(plan_of(tmp_path / "a", task, str(model), rows), settings)
     assert f"knows {num_ids} tokens, and its tokenizer has 'stokerword' (id {num_ids}) for data.train, row 1" in said
     assert "resize" in said
-    learning_of(plan_of(tmp_path / "b", task, str(model), [rows[0], {**rows[0], "label": "b"}]), settings)
+    setup_of(plan_of(tmp_path / "b", task, str(model), [rows[0], {**rows[0], "label": "b"}]), settings)
 
 
 def test_pairs_are_learned_where_a_row_has_one(tmp_path: Path, settings: Settings, models: Path) -> None:
@@ -285,10 +287,10 @@ def test_pairs_are_learned_where_a_row_has_one(tmp_path: Path, settings: Setting
         {"text": "a fox", "text_pair": "", "label": "a"},
         {"text": "a fox", "label": "b"},
     ]
-    learning = learning_of(plan_of(tmp_path, "text-classification", model, rows), settings)
+    setup = setup_of(plan_of(tmp_path, "text-classification", model, rows), settings)
     tokenizer = AutoTokenizer.from_pretrained(model)
     alone = tokenizer("a fox")["input_ids"]
-    assert list(learning.train["input_ids"]) == [tokenizer("a fox", "a cat")["input_ids"], alone, alone, alone]
+    assert list(setup.train["input_ids"]) == [tokenizer("a fox", "a cat")["input_ids"], alone, alone, alone]
 
 
 def test_a_text_without_tokens_is_named(tmp_path: Path, settings: Settings, models: Path) -> None:
@@ -321,11 +323,11 @@ def test_an_argument_that_the_model_cannot_follow_is_refused(
         raise NotImplementedError
 
     plan = plan_of(tmp_path, "text-classification", model_of(models, "bert"), texts("a", "b"), **{name: value})
-    learning_of(plan, settings)
+    setup_of(plan, settings)
     monkeypatch.setattr(transformers.BertModel, "get_input_embeddings", no_embeddings)
     monkeypatch.setattr(transformers.BertForSequenceClassification, "supports_gradient_checkpointing", False)
     with pytest.raises(InvalidSpec, match=f"arguments.{name}: a bert "):
-        learning_of(plan, settings)
+        setup_of(plan, settings)
 
 
 def test_texts_that_the_tokenizer_does_not_know_are_said(
@@ -333,7 +335,7 @@ def test_texts_that_the_tokenizer_does_not_know_are_said(
 ) -> None:
     rows = [{"text": "Καλημέρα κόσμε", "label": "a"}, {"text": "Καλησπέρα", "label": "b"}]
     with caplog.at_level(logging.WARNING):
-        learning_of(plan_of(tmp_path, "text-classification", model_of(models, "bert"), rows), settings)
+        setup_of(plan_of(tmp_path, "text-classification", model_of(models, "bert"), rows), settings)
     assert "data.train: 43% of the tokens are '[UNK]'" in caplog.text
 
 
@@ -367,10 +369,10 @@ TASK = "automatic-speech-recognition"
 def test_an_encoder_gets_a_head_of_the_tokenizers_size(tmp_path: Path, settings: Settings) -> None:
     letters = string.ascii_lowercase + "'äöüßéèç"
     model = recogniser(tmp_path / "m", letters, has_head=False, num_letters=32)
-    learning = learning_of(plan_of(tmp_path / "a", TASK, model, sounds("éèçab", "ba")), settings)
-    assert learning.model.lm_head.out_features == learning.model.config.vocab_size == len(letters) + 5
+    setup = setup_of(plan_of(tmp_path / "a", TASK, model, sounds("éèçab", "ba")), settings)
+    assert setup.model.lm_head.out_features == setup.model.config.vocab_size == len(letters) + 5
     torch.manual_seed(0)
-    loss = learning.model(**learning.collate([learning.train[0], learning.train[1]])).loss
+    loss = setup.model(**setup.collate([setup.train[0], setup.train[1]])).loss
     assert torch.isfinite(loss)
 
 
@@ -390,7 +392,7 @@ def test_texts_in_the_other_case_are_refused_and_some_unknown_letters_said(
         "letters alone: write the texts in upper case"
     )
     with caplog.at_level(logging.WARNING):
-        learning_of(plan_of(tmp_path / "b", TASK, model, sounds("DCAB CAB", "AAA!")), settings)
+        setup_of(plan_of(tmp_path / "b", TASK, model, sounds("DCAB CAB", "AAA!")), settings)
     assert "data.train: 9.1% of the letters of its texts are not in the tokenizer's vocabulary" in caplog.text
 
 
@@ -401,7 +403,7 @@ def test_sounds_that_are_too_short_are_named_or_said(
     rows = [*sounds("ab"), *sounds("ab", num_samples=9)]
     assert "row 1: its sound of 9 samples is too short" in refusal(plan_of(tmp_path / "a", TASK, model, rows), settings)
     with caplog.at_level(logging.WARNING):
-        learning_of(plan_of(tmp_path / "b", TASK, model, [*sounds("ab"), *sounds("a" * 60)]), settings)
+        setup_of(plan_of(tmp_path / "b", TASK, model, [*sounds("ab"), *sounds("a" * 60)]), settings)
     assert "data.train: 1 of 2 rows teach nothing" in caplog.text
 
 
@@ -413,15 +415,15 @@ def test_the_perplexity_is_that_of_the_texts_where_labels_are_smoothed(
 ) -> None:
     rows = [{"text": sentence} for sentence in tiny.SENTENCES]
     plan = plan_of(
-        tmp_path, "text-generation", model_of(models, "llama"), rows, judged=rows, max_length=16, max_steps=2,
+        tmp_path, "text-generation", model_of(models, "llama"), rows, eval_rows=rows, max_length=16, max_steps=2,
         per_device_train_batch_size=2, learning_rate=0.01, label_smoothing_factor=0.3,
     )  # fmt: skip
-    heard: list[Report] = []
-    trainer.train(plan, gang=SingleProcess(), settings=settings, stop=Stop(), report=heard.append)
-    points = [point for report in heard if isinstance(report, Progress) for point in report.points]
+    reports: list[Report] = []
+    trainer.train(plan, gang=SingleProcess(), settings=settings, stop=Stop(), report=reports.append)
+    points = [point for report in reports if isinstance(report, Progress) for point in report.points]
     told = {name: value for _, name, value in points if name.startswith("eval_")}
     assert set(told) == {"eval_loss", "eval_perplexity"}
-    blocks = torch.tensor(learning_of(plan, settings).evaluation["input_ids"])
+    blocks = torch.tensor(setup_of(plan, settings).evaluation["input_ids"])
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "artifacts" / "model").eval()
     with torch.no_grad():
         nll = model(input_ids=blocks, labels=blocks).loss.item()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def spec(tmp_path: Path) -> dict[str, Any]:
-    """A tiny encoder with dropout over 60 rows, judged on the way."""
+    """A tiny encoder with dropout over 60 rows, evaluated on the way."""
     return encoder_spec(tmp_path)
 
 

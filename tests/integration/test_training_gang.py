@@ -203,7 +203,7 @@ def test_a_dead_rank_ends_all_and_the_next_attempt_goes_on(tmp_path: Path) -> No
     assert (last.model / "net.safetensors").read_bytes() == (calm.model / "net.safetensors").read_bytes()
 
 
-def test_what_one_rank_knows_is_what_is_told(tmp_path: Path) -> None:
+def test_the_rank_that_knows_the_cause_is_reported(tmp_path: Path) -> None:
     spec = loop_spec(tmp_path)
     source = CLASSIFIER.replace(
         "def evaluate(batch):",

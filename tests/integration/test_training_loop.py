@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A small net on real digits, judged on the way."""
+    """A small net on real digits, evaluated on the way."""
     monkeypatch.setenv("STOKER_CODE_ROOTS", json.dumps([str(tmp_path)]))
     return digits_spec(tmp_path)
 
@@ -101,7 +101,7 @@ def test_an_edited_module_changes_no_training_that_has_begun(tmp_path: Path, spe
         (CLASSIFIER.replace('models={"net": model}', 'models={"other": nn.Linear(1, 1)}'), "module_failed",
          "the optimizer of phase 'loss' has weights of a model that is not in Parts.models"),
     ],
-    ids=["import", "no build", "no parts", "empty", "nothing to judge by", "loss", "nan", "row", "foreign weights"],
+    ids=["import", "no build", "no parts", "empty", "no rows to evaluate", "loss", "nan", "row", "foreign weights"],
 )  # fmt: skip
 def test_a_faulty_module_is_named_in_one_sentence(tmp_path: Path, source: str, code: str, message: str) -> None:
     with pytest.raises(UserError) as caught:

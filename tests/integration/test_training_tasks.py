@@ -45,7 +45,7 @@ def spec_of(task: str, model: Any, train: str, **fields: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_texts_are_told_apart(tmp_path: Path) -> None:
+def test_texts_are_classified(tmp_path: Path) -> None:
     spec = spec_of("text-classification", str(tiny.tiny_encoder(tmp_path / "m")), texts(tmp_path))
     found = attempt(tmp_path / "a", spec, cache=str(tmp_path))
     assert falls(found)
@@ -72,7 +72,7 @@ def test_a_model_from_scratch(tmp_path: Path) -> None:
     assert transformers.AutoConfig.from_pretrained(found.model).hidden_size == 32
 
 
-def test_words_are_told_apart(tmp_path: Path) -> None:
+def test_words_are_classified(tmp_path: Path) -> None:
     records = [
         {"tokens": ["Ada", "lives", "in", "Londonderry"], "labels": ["B-PER", "O", "O", "B-LOC"]},
         {"tokens": ["In", "Paris", "Ada", "sang"], "labels": ["O", "B-LOC", "B-PER", "O"]},
@@ -102,7 +102,7 @@ def test_texts_are_gone_on_with(tmp_path: Path, lora: dict[str, Any] | None) -> 
     assert loaded.num_parameters() == transformers.AutoModelForCausalLM.from_pretrained(model).num_parameters()
 
 
-def test_pictures_are_told_apart(tmp_path: Path) -> None:
+def test_pictures_are_classified(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     records = []
     for number in range(24):

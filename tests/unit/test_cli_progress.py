@@ -105,7 +105,7 @@ def test_a_training_that_loads_is_not_slow(capsys: pytest.CaptureFixture[str]) -
     assert lines[1].endswith("▁, lr 5e-05")
 
 
-def test_a_training_that_is_being_judged_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_is_being_evaluated_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     """`eta 0.0s` stood still for minutes while the last evaluation ran."""
     clock = Clock()
     with JobProgress(clock=clock) as progress:
@@ -113,7 +113,7 @@ def test_a_training_that_is_being_judged_says_so(capsys: pytest.CaptureFixture[s
             progress.update(training("running", min(90, second), total=90, loss=1.0))
             clock.now += 1.0
     *_, last = capsys.readouterr().err.splitlines()
-    assert last == "job_1 running: 90/90 steps, 1 steps/s, judging and saving, loss 1"
+    assert last == "job_1 running: 90/90 steps, 1 steps/s, evaluating and saving, loss 1"
 
 
 def test_a_training_that_waits_for_its_slots_again_has_steps(capsys: pytest.CaptureFixture[str]) -> None:

@@ -249,7 +249,7 @@ def test_adapters_for_no_module_of_the_model_are_refused(
     assert caught.value.param == "lora.target_modules"
 
 
-def test_judging_needs_rows(document: dict[str, Any]) -> None:
+def test_evaluations_need_rows(document: dict[str, Any]) -> None:
     del document["data"]["eval"]
     asks: dict[str, Any] = {
         "checkpoint.best": "eval_loss", "arguments.eval_strategy": "epoch", "arguments.eval_steps": 5,
@@ -287,7 +287,7 @@ def test_what_does_not_fit_is_said_at_submission(
 
 
 @pytest.mark.parametrize(
-    ("labels", "judged", "words"),
+    ("labels", "eval_labels", "words"),
     [
         (["a", "a"], ["a"], "data.train: all rows have the same label, 'a': there is nothing to learn"),
         (["a", "b"], ["c"], "data.eval: the label 'c' is in no row of data.train"),
@@ -304,9 +304,9 @@ def test_what_does_not_fit_is_said_at_submission(
 )
 def test_labels_that_cannot_be_learned_fail_the_job_before_a_slot(
     document: dict[str, Any], settings: Settings, sqlite_database: Database, tmp_path: Path, labels: list[Any],
-    judged: list[Any], words: str,
+    eval_labels: list[Any], words: str,
 ) -> None:  # fmt: skip
-    document["data"] = {"train": write(tmp_path / "t.jsonl", labels), "eval": write(tmp_path / "e.jsonl", judged)}
+    document["data"] = {"train": write(tmp_path / "t.jsonl", labels), "eval": write(tmp_path / "e.jsonl", eval_labels)}
     job_id = job_ledger.submit(sqlite_database, parse_spec(document)).id
     plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
     with sqlite_database.read() as session:
@@ -350,9 +350,9 @@ def test_texts_of_every_row_are_looked_at_before_a_slot(
     assert message.startswith("data.train: row 100, line 101: column 'text' must be text")
 
 
-@pytest.mark.parametrize("judged", [[1, 2], ["neutral", "pos"]])
+@pytest.mark.parametrize("eval_labels", [[1, 2], ["neutral", "pos"]])
 def test_names_of_a_data_set_are_the_classes(
-    document: dict[str, Any], settings: Settings, sqlite_database: Database, tmp_path: Path, judged: list[Any]
+    document: dict[str, Any], settings: Settings, sqlite_database: Database, tmp_path: Path, eval_labels: list[Any]
 ) -> None:
     import datasets
 
@@ -362,7 +362,9 @@ def test_names_of_a_data_set_are_the_classes(
     rows = [{"text": "some text", "label": label} for label in (0, 1, -1)]
     datasets.Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "t.parquet"))
     document["data"] = {"train": str(tmp_path / "t.parquet"), "format": "parquet"}
-    datasets.Dataset.from_list([{"text": "b", "label": label} for label in judged]).to_parquet(tmp_path / "e.parquet")
+    datasets.Dataset.from_list([{"text": "b", "label": label} for label in eval_labels]).to_parquet(
+        tmp_path / "e.parquet"
+    )
     document["data"]["eval"] = str(tmp_path / "e.parquet")
     job_id = job_ledger.submit(sqlite_database, parse_spec(document)).id
     plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)

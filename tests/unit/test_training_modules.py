@@ -102,7 +102,7 @@ def write_module(folder: Path, old: str, new: str) -> str:
         ('{"net": model}, ()', '{"net": model}, "a fact"', "module: Parts.facts must be a list of sentences"),
     ],
 )  # fmt: skip
-def test_a_fault_of_a_modules_is_told_as_one(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_modules_fault_is_reported_as_its_own(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         rehearse(
             write_module(tmp_path, old, new), folder=tmp_path, arguments={"max_steps": 2, "eval_strategy": "steps"}
@@ -119,7 +119,7 @@ def test_a_fault_of_a_modules_is_told_as_one(tmp_path: Path, old: str, new: str,
         ("sys.exit(1)", "module: loading a batch of Parts.train: RuntimeError: a row ends its process: SystemExit: 1"),
     ],
 )
-def test_what_a_row_raises_in_a_loaders_process_is_told(tmp_path: Path, new: str, message: str) -> None:
+def test_what_a_row_raises_in_a_loaders_process_is_reported(tmp_path: Path, new: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         rehearse(
             write_module(tmp_path, "return torch.ones(2) * index / 8", new),
@@ -190,15 +190,15 @@ def train(module: str, folder: Path, *, resume: str | None = None) -> list[Repor
         num_threads=1,
         resume=resume,
     )
-    heard: list[Report] = []
+    reports: list[Report] = []
     loaded = load_module(module, Settings(code_roots=[Path(module).parent]))
-    Loop(plan, loaded, LoopInputs(), SingleProcess(), stop=Stop(), report=heard.append).run()
-    return heard
+    Loop(plan, loaded, LoopInputs(), SingleProcess(), stop=Stop(), report=reports.append).run()
+    return reports
 
 
-def last_loss(heard: list[Report]) -> float:
+def last_loss(reports: list[Report]) -> float:
     """Of step 3."""
-    points = [point for report in heard if isinstance(report, Progress) for point in report.points]
+    points = [point for report in reports if isinstance(report, Progress) for point in report.points]
     return next(value for step, name, value in points if (step, name) == (3, "loss"))
 
 

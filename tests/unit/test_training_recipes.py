@@ -75,7 +75,7 @@ def test_each_phase_learns_by_its_own_parameters(name: str, num_rows: int) -> No
 
 
 @every_recipe
-def test_losses_and_judgements_compute_in_bfloat16(name: str) -> None:
+def test_losses_and_evaluations_compute_in_bfloat16(name: str) -> None:
     """On a GPU a recipe's dtype is bfloat16 unless the spec says otherwise."""
     parts = build(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -99,7 +99,7 @@ def test_the_metrics_that_a_spec_may_name_are_those_of_the_recipe(name: str) -> 
 
 
 @every_recipe
-def test_what_is_judged_is_a_mean_over_rows(name: str) -> None:
+def test_an_evaluation_is_a_mean_over_rows(name: str) -> None:
     parts = build(name)
     assert parts.eval_data is not None
     assert parts.evaluate is not None
