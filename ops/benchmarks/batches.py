@@ -31,7 +31,7 @@ from jobs.ledger import batches
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.batches import NewBatch
 from scheduler.control.planner import plan_job
-from scheduler.openai.lifecycle import take_in
+from scheduler.openai.lifecycle import read_batch
 
 _WORDS = "the quick brown fox jumps over the lazy dog while grey clouds gather above the quiet harbour town"
 _MIB = 2**20
@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     parser.add_argument("--take-in", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.take_in is not None:
-        print(json.dumps(measure(options.take_in, options.models)))
+    if options.read_batch is not None:
+        print(json.dumps(measure(options.read_batch, options.models)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
@@ -92,7 +92,7 @@ def measure(folder: Path, num_models: int) -> dict[str, float]:
     batch = batches.create(database, new, project="default")
     start_mib = _peak_mib()
     began = time.perf_counter()
-    take_in(database, store, settings, batch.id)
+    read_batch(database, store, settings, batch.id)
     read = time.perf_counter()
     with database.read() as session:
         jobs = batches.jobs_of(session, batch.id)

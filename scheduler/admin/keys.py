@@ -1,4 +1,4 @@
-"""API keys: made, listed, revoked, kept as hashes only, compared in constant time; and the local stack's key file."""
+"""API keys: create, list, revoke, and the local stack's key file. Only hashes are stored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOCAL_NAME = "local"
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key just made: the one moment its secret is known."""
+    """A key that was just created; the only time its secret is known."""
 
     id: str
     name: str
@@ -36,11 +36,11 @@ class NewKey:
 
 
 def find_key(database: Database, secret: str) -> ApiKey | None:
-    """The live key with this secret, or None."""
+    """Return the active key with this secret, or None."""
     digest = _digest(secret)
     with database.read() as session:
         key = session.scalar(select(ApiKey).where(col(ApiKey.sha256) == digest))
-    # The index found it by its hash, which tells nothing of the secret; the comparison that decides is constant-time.
+    # The index finds the row by the hash, which reveals nothing; the deciding comparison takes constant time.
     if key is None or not hmac.compare_digest(key.sha256, digest) or key.revoked_at is not None:
         return None
     return key
@@ -50,10 +50,10 @@ def find_key(database: Database, secret: str) -> ApiKey | None:
 
 
 def create_key(database: Database, name: str, *, project: str = OPERATOR) -> NewKey:
-    """Make a key. Its secret is in the answer and nowhere else.
+    """Create a key. Only the return value contains its secret.
 
     Raises:
-        InvalidSpec: no project can have this name.
+        InvalidSpec: The project name is invalid.
     """
     check_name(project)
     secret = _PREFIX + secrets.token_urlsafe(32)
@@ -62,17 +62,17 @@ def create_key(database: Database, name: str, *, project: str = OPERATOR) -> New
 
 
 def list_keys(database: Database) -> list[ApiKey]:
-    """Every key ever made, oldest first, revoked ones too."""
+    """All keys, oldest first, including revoked ones."""
     with database.read() as session:
         return list(session.scalars(select(ApiKey).order_by(col(ApiKey.created_at), col(ApiKey.id))))
 
 
 def revoke_key(database: Database, key_id: str) -> ApiKey:
-    """End a key; requests with it are refused from now on.
+    """Revoke a key; requests with it are rejected from now on.
 
     Raises:
-        NotFound: there is no such key.
-        Conflict: it was revoked before.
+        NotFound: There is no such key.
+        Conflict: The key was already revoked.
     """
     with database.write() as session:
         key = session.get(ApiKey, key_id)
@@ -81,13 +81,13 @@ def revoke_key(database: Database, key_id: str) -> ApiKey:
         live = update(ApiKey).where(col(ApiKey.id) == key_id, col(ApiKey.revoked_at).is_(None))
         ended = session.execute(live.values(revoked_at=database.now()).returning(col(ApiKey.id)))
         if ended.one_or_none() is None:
-            raise Conflict(f"key '{key_id}' was revoked before")
+            raise Conflict(f"key '{key_id}' was already revoked")
         session.refresh(key)
         return key
 
 
 def _register(database: Database, *, name: str, project: str, secret: str) -> str:
-    """Write a key's hash down, once. Returns its id."""
+    """Store a key's hash, once. Returns the key's id."""
     digest = _digest(secret)
     with database.write() as session:
         row = {
@@ -105,9 +105,9 @@ def _register(database: Database, *, name: str, project: str, secret: str) -> st
 
 
 def ensure_local_key(locations: Locations, database: Database) -> str:
-    """The embedded stack's own key: from its file, which only its owner may read, made where there is none.
+    """Return the embedded stack's key from its file, creating both if missing. Only the owner may read the file.
 
-    A key whose file is there but which was revoked is replaced by a new one.
+    A revoked key is replaced by a new one.
 
     Returns:
         The secret.
@@ -134,7 +134,7 @@ def _read_key_file(path: Path) -> str:
 
 
 def _write_key_file(path: Path) -> str:
-    """Write a new key, whole or not at all. Returns it."""
+    """Write a new key atomically. Returns it."""
     secret = _PREFIX + secrets.token_urlsafe(32)
     with replacing(path, mode=0o600) as file:
         file.write(f"{secret}\n".encode())

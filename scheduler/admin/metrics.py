@@ -1,4 +1,4 @@
-"""The numbers that say how the house is doing, read in one transaction, for Prometheus and for people."""
+"""System metrics, read in one transaction."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from jobs.db.tables import Chunk, Job, Lease, Slot
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How the house is doing now."""
+    """The system's metrics at one moment."""
 
     jobs: Mapping[JobState, int]
-    """Every state, with the number of jobs in it."""
+    """Number of jobs in each state."""
     slots: Mapping[SlotState, int]
-    """Every state, with the number of slots in it."""
+    """Number of slots in each state."""
     slots_busy: int
-    """Slots that are online and under a live lease."""
+    """Online slots with a live lease."""
     pending_chunks: int
-    """Chunks of queued and running jobs that nobody has claimed."""
+    """Unclaimed chunks of queued and running jobs."""
     leased_chunks: int
-    """Chunks that a slot works on."""
+    """Chunks that slots work on now."""
     rows_done: int
-    """Rows recorded for all jobs that are still kept, row errors included."""
+    """Rows recorded for all jobs that are not deleted, including row errors."""
     rows_failed: int
-    """Of those, row errors."""
+    """How many of those rows are row errors."""
     tokens_done: int
-    """Tokens the models saw for them."""
+    """Tokens that the models saw for those rows."""
     oldest_wait_seconds: float
-    """How long ago the oldest queued job was submitted; 0 where none is queued."""
+    """Age of the oldest queued job in seconds; 0 if none is queued."""
 
 
 def snapshot(db: Database) -> Snapshot:
-    """Read the numbers now."""
+    """Read the current metrics."""
     with db.read() as session:
         jobs = session.execute(
             select(

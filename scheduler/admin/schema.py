@@ -1,4 +1,4 @@
-"""The database's schema as an operator meets it: looked at without making anything, migrated with clear refusals."""
+"""The database's schema for operators: inspect it without creating anything, and migrate it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from jobs.messages import first_line
 
 
 def read_revision(database: Database) -> str | None:
-    """The revision that the database is at; None for an empty one or a file that is not there, which stays so.
+    """Return the database's revision; None if it is empty or its file does not exist (the file is not created).
 
     Raises:
-        ServiceUnavailable: it cannot be read.
+        ServiceUnavailable: The database cannot be read.
     """
     if is_missing(database):
         return None
@@ -28,11 +28,11 @@ def read_revision(database: Database) -> str | None:
 
 
 def check_schema(database: Database) -> None:
-    """Refuse a database that this version cannot work on.
+    """Reject a database that this version cannot use.
 
     Raises:
-        Conflict: its schema is not the one that this version needs.
-        ServiceUnavailable: it cannot be read.
+        Conflict: Its schema is not the one that this version needs.
+        ServiceUnavailable: The database cannot be read.
     """
     revision, needed = read_revision(database), migrations.head()
     if revision != needed:
@@ -42,17 +42,17 @@ def check_schema(database: Database) -> None:
 
 
 def is_missing(database: Database) -> bool:
-    """Whether it is a SQLite file that nobody has made yet; connecting would make it."""
+    """Whether the database is a SQLite file that does not exist yet; connecting would create it."""
     path = database.url.database
     return database.is_sqlite and path is not None and path != ":memory:" and not Path(path).exists()
 
 
 def migrate(database: Database) -> str:
-    """Bring the database to the schema that this version needs. Returns its revision.
+    """Migrate the database to the schema that this version needs. Returns the revision.
 
     Raises:
-        Conflict: a newer version has migrated it further.
-        ServiceUnavailable: it cannot be reached or written.
+        Conflict: A newer version has migrated it further.
+        ServiceUnavailable: The database cannot be reached or written.
     """
     try:
         return migrations.upgrade(database)

@@ -1,4 +1,4 @@
-"""Which version of Stoker this is."""
+"""The version of Stoker."""
 
 from __future__ import annotations
 

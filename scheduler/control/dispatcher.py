@@ -22,7 +22,7 @@ from jobs.ledger import leases
 from jobs.ledger.leases import Ring
 from jobs.specs.inference import TRAINING, Priority
 from scheduler.policy.decide import decide
-from scheduler.policy.types import AGED_SECONDS, JobView, LeaseView, SlotView
+from scheduler.policy.types import AGED_SECONDS, JobFacts, LeaseFacts, SlotFacts
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ _QUEUE_HEAD = 64  # waiting jobs of each class that one decision looks at, beyon
 class Views:
     """What the policy is told, read in one transaction."""
 
-    jobs: tuple[JobView, ...]
-    slots: tuple[SlotView, ...]
-    leases: tuple[LeaseView, ...]
+    jobs: tuple[JobFacts, ...]
+    slots: tuple[SlotFacts, ...]
+    leases: tuple[LeaseFacts, ...]
     now: float
     """Unix seconds by the database's clock."""
 
@@ -110,7 +110,7 @@ def read_views(session: Transaction, times: LeaseTimes) -> Views:
         first_grant[row.job_id] = min(row.granted_at, first_grant.get(row.job_id, row.granted_at))
     return Views(
         jobs=tuple(
-            JobView(
+            JobFacts(
                 id=job.id,
                 rank=job.priority,
                 created_at=job.created_at,
@@ -128,7 +128,7 @@ def read_views(session: Transaction, times: LeaseTimes) -> Views:
         ),
         slots=slots,
         leases=tuple(
-            LeaseView(
+            LeaseFacts(
                 id=row.id,
                 job_id=row.job_id,
                 slot_id=row.slot_id,
@@ -142,9 +142,9 @@ def read_views(session: Transaction, times: LeaseTimes) -> Views:
     )
 
 
-def _slot_views(session: Session, *, heard_since: float) -> tuple[SlotView, ...]:
+def _slot_views(session: Session, *, heard_since: float) -> tuple[SlotFacts, ...]:
     rows = session.execute(_USABLE_SLOTS, {"heard_since": heard_since})
-    return tuple(SlotView(row.id, row.host, tuple(row.warm_models), f"{row.device} {row.name}") for row in rows)
+    return tuple(SlotFacts(row.id, row.host, tuple(row.warm_models), f"{row.device} {row.name}") for row in rows)
 
 
 def _candidates(session: Session, now: float, *, limit: int) -> list[Any]:

@@ -31,50 +31,50 @@ from scheduler.control.leader import Leader
 from scheduler.control.planner import plan_job
 from scheduler.control.reaper import reap
 from scheduler.control.retention import retain
-from scheduler.control.retry_pool import Workbench
+from scheduler.control.retry_pool import RetryPool
 from scheduler.control.webhook_sender import deliver
-from scheduler.openai.lifecycle import break_off, finish, give_up, take_in
+from scheduler.openai.lifecycle import abort_batch, finish_batch, read_batch, reject_batch
 
 logger = logging.getLogger(__name__)
 
-_PLANNERS = 3  # one huge input must not keep small jobs waiting
+_PLANNERS = 3  # so that one huge input does not delay small jobs
 _FINALIZERS = 2
-_SENDERS = 8  # receivers that are waited for at once
-_CUT_OFF_SECONDS = 1.0  # time for a delivery under way at the end; what is cut off is sent again
-_MOST_PLANNINGS = 20  # tries, about a quarter of an hour, before a job whose input cannot be reached fails
-_LAST_TRY = 3  # of retention, before it waits for its next turn
-_LAID_AT_ONCE = 200  # jobs laid on the benches at a sweep, the most urgent first
+_SENDERS = 8  # receivers that are contacted at once
+_CUT_OFF_SECONDS = 1.0  # time for running deliveries at shutdown; interrupted ones are sent again
+_MOST_PLANNINGS = 20  # tries over about a quarter of an hour before a job with an unreachable input fails
+_LAST_TRY = 3  # tries of retention before it waits for its next turn
+_ENQUEUED_AT_ONCE = 200  # jobs enqueued at a sweep, the most urgent first
 _RETENTION_SECONDS = 3600.0
-_FIRST_RETENTION_SECONDS = 60.0  # after taking the lead; work comes first
-_LOOKS_PER_LIFE = 4  # of the leader lock; how often a standby looks whether the leader has resigned
-_LONGEST_PAUSE_SECONDS = 30.0  # of a duty that keeps failing
+_FIRST_RETENTION_SECONDS = 60.0  # after becoming leader; jobs come first
+_LOOKS_PER_LIFE = 4  # how often per life of the leader lock a standby checks it
+_LONGEST_PAUSE_SECONDS = 30.0  # longest pause of a duty that keeps failing
 
 
 @dataclass(slots=True)
 class _Duty:
-    """Something the leader does again and again."""
+    """Something that the leader does periodically."""
 
     name: str
     run: Callable[[], object]
     every_seconds: float
     on_wake: bool
-    """Whether a wake-up calls for it at once."""
+    """Whether a wake-up triggers it at once."""
     due_at: float = 0.0
-    """Monotonic seconds."""
+    """Time of the next run, monotonic seconds."""
     failures: int = 0
-    """In a row."""
+    """Number of failures in a row."""
 
 
 class Service:
-    """The scheduler. Any number of them may run; one leads, the others wait to follow it."""
+    """The scheduler. Any number of them may run: one is the leader, the others stand by."""
 
     def __init__(self, settings: Settings, database: Database, store: Store, app: Celery) -> None:
         """
         Args:
-            settings: intervals and limits.
-            database: migrated.
-            store: of artifacts and uploads.
-            app: the Celery app whose broker rings the slots.
+            settings: Intervals and limits.
+            database: The database, already migrated.
+            store: The store of artifacts and uploads.
+            app: The Celery app whose broker rings the slots.
         """
         self._settings = settings
         self._db = database
@@ -87,7 +87,7 @@ class Service:
 
     @property
     def leads(self) -> bool:
-        """Whether this scheduler is the leader now."""
+        """Whether this scheduler is the leader."""
         return self._leader.held
 
     def start(self) -> None:
@@ -96,7 +96,7 @@ class Service:
         self._thread.start()
 
     def stop(self) -> None:
-        """End in order: begin nothing more, leave the lock to another. Returns when that is done."""
+        """Stop cleanly: start nothing new and release the leader lock. Returns when done."""
         self._stopping.set()
         self._doorbell.close()
         if self._thread is not None:
@@ -123,7 +123,7 @@ class Service:
         try:
             left_seconds = self._leader.acquire()
         except ServiceUnavailable as error:
-            logger.warning("the database is away, so nobody can lead: %s", error)
+            logger.warning("the database cannot be reached, so no scheduler can lead: %s", error)
             return self._settings.leader_seconds / _LOOKS_PER_LIFE
         except Exception:  # the service's outermost loop: a scheduler that ended would leave every job waiting
             logger.exception("this scheduler cannot find out whether it leads")
@@ -131,8 +131,8 @@ class Service:
         return min(left_seconds, self._settings.leader_seconds / _LOOKS_PER_LIFE)
 
     def _lead(self) -> None:
-        with ExitStack() as benches:
-            duties = self._duties(benches)
+        with ExitStack() as pools:
+            duties = self._duties(pools)
             woken = True
             while self._is_wanted():
                 self._do(duties, woken=woken)
@@ -168,131 +168,131 @@ class Service:
 
     # -- the duties
 
-    def _duties(self, benches: ExitStack) -> list[_Duty]:
-        """The duties in the order in which they are done: what frees slots, what fills them, then the rest."""
+    def _duties(self, pools: ExitStack) -> list[_Duty]:
+        """The duties in the order in which they run: those that free slots, those that fill slots, then the rest."""
         settings, db, app = self._settings, self._db, self._app
-        planning, finalizing, cleaning = self._benches(benches)
-        intake, outlet = self._batch_benches(benches)
-        posting = self._webhook_bench(benches)
+        planning, finalizing, cleaning = self._job_pools(pools)
+        intake, answers = self._batch_pools(pools)
+        sending = self._webhook_pool(pools)
         sweep_seconds = settings.sweep_seconds
         first = time.monotonic() + _FIRST_RETENTION_SECONDS
         return [
             _Duty("reaping", lambda: reap(db, app, settings), sweep_seconds, on_wake=False),
             _Duty("dispatching", lambda: dispatch(db, app, settings), sweep_seconds, on_wake=True),
-            _Duty("laying out", lambda: self._lay_out(planning, finalizing), sweep_seconds, on_wake=True),
-            _Duty("batches", lambda: self._lay_out_batches(intake, outlet), sweep_seconds, on_wake=True),
-            _Duty("webhooks", lambda: self._lay_out_webhooks(posting), sweep_seconds, on_wake=True),
-            _Duty("retention", lambda: cleaning.lay(["old"]), _RETENTION_SECONDS, on_wake=False, due_at=first),
+            _Duty("enqueueing jobs", lambda: self._enqueue_jobs(planning, finalizing), sweep_seconds, on_wake=True),
+            _Duty("batches", lambda: self._enqueue_batches(intake, answers), sweep_seconds, on_wake=True),
+            _Duty("webhooks", lambda: self._enqueue_webhooks(sending), sweep_seconds, on_wake=True),
+            _Duty("retention", lambda: cleaning.offer(["old"]), _RETENTION_SECONDS, on_wake=False, due_at=first),
         ]  # fmt: skip
 
-    def _benches(self, stack: ExitStack) -> tuple[Workbench, Workbench, Workbench]:
-        """For planning, finalizing and retention, which may take long; closed with the stack."""
+    def _job_pools(self, stack: ExitStack) -> tuple[RetryPool, RetryPool, RetryPool]:
+        """Pools for planning, finalizing and retention, which may take long; closed with the stack."""
         settings = self._settings
         parts = (self._db, self._store, settings)
         plan = partial(plan_job, *parts, is_wanted=self._is_wanted)
         clean = partial(retain, *parts, is_wanted=self._is_wanted)
-        planning = self._bench("planning", plan, _PLANNERS, max_tries=_MOST_PLANNINGS)
-        # Never given up: everything is computed, and only a store, disk or database has to come back.
-        finalizing = self._bench("finalizing", partial(finalize_job, *parts), _FINALIZERS, max_tries=ENDLESS)
-        cleaning = Workbench(
+        planning = self._pool("planning", plan, _PLANNERS, max_tries=_MOST_PLANNINGS)
+        # Never given up: all results are computed, and only the store, disk or database has to come back.
+        finalizing = self._pool("finalizing", partial(finalize_job, *parts), _FINALIZERS, max_tries=ENDLESS)
+        cleaning = RetryPool(
             "retention",
             lambda _: clean(),
             num_threads=1,
-            patience=RetryPolicy(_LAST_TRY, settings.retry_seconds, settings.retry_max_seconds),
-            on_trouble=_only_logged,
-            give_up=_only_logged,
+            retry_policy=RetryPolicy(_LAST_TRY, settings.retry_seconds, settings.retry_max_seconds),
+            on_failure=_only_logged,
+            on_give_up=_only_logged,
             on_done=_nothing,
         )
-        for bench in (planning, finalizing, cleaning):
-            stack.callback(bench.close, settings.grace_seconds)
+        for pool in (planning, finalizing, cleaning):
+            stack.callback(pool.close, settings.grace_seconds)
         return planning, finalizing, cleaning
 
-    def _batch_benches(self, stack: ExitStack) -> tuple[Workbench, Workbench]:
-        """For reading the files of batches and for writing their answers; closed with the stack."""
+    def _batch_pools(self, stack: ExitStack) -> tuple[RetryPool, RetryPool]:
+        """Pools for reading batch files and for writing output files; closed with the stack."""
         parts = (self._db, self._store, self._settings)
-        read = partial(take_in, *parts, is_wanted=self._is_wanted)
-        refuse = partial(give_up, self._db)
-        intake = self._bench("batch intake", read, _PLANNERS, max_tries=_MOST_PLANNINGS, give_up=refuse)
-        write, lament = partial(finish, *parts), partial(break_off, self._db)
-        outlet = self._bench("batch answers", write, _FINALIZERS, max_tries=ENDLESS, give_up=lament)
-        for bench in (intake, outlet):
-            stack.callback(bench.close, self._settings.grace_seconds)
-        return intake, outlet
+        read = partial(read_batch, *parts, is_wanted=self._is_wanted)
+        reject, abort = partial(reject_batch, self._db), partial(abort_batch, self._db)
+        intake = self._pool("batch intake", read, _PLANNERS, max_tries=_MOST_PLANNINGS, on_give_up=reject)
+        write = partial(finish_batch, *parts)
+        answers = self._pool("batch answers", write, _FINALIZERS, max_tries=ENDLESS, on_give_up=abort)
+        for pool in (intake, answers):
+            stack.callback(pool.close, self._settings.grace_seconds)
+        return intake, answers
 
-    def _webhook_bench(self, stack: ExitStack) -> Workbench:
-        """For sending deliveries, one receiver to a thread: one that is away rests, and holds up no other."""
+    def _webhook_pool(self, stack: ExitStack) -> RetryPool:
+        """Pool for sending webhooks, one receiver per thread, so that an unreachable one does not delay others."""
         settings = self._settings
-        posting = Workbench(
+        sending = RetryPool(
             "webhooks",
             partial(deliver, self._db, settings, is_wanted=self._is_wanted),
             num_threads=_SENDERS,
-            patience=RetryPolicy(ENDLESS, settings.webhook_retry_seconds, settings.retry_max_seconds),
-            on_trouble=_only_logged,
-            give_up=_only_logged,
+            retry_policy=RetryPolicy(ENDLESS, settings.webhook_retry_seconds, settings.retry_max_seconds),
+            on_failure=_only_logged,
+            on_give_up=_only_logged,
             on_done=_nothing,
         )
-        stack.callback(posting.close, min(_CUT_OFF_SECONDS, settings.grace_seconds))
-        return posting
+        stack.callback(sending.close, min(_CUT_OFF_SECONDS, settings.grace_seconds))
+        return sending
 
-    def _bench(
+    def _pool(
         self,
         name: str,
         work: Callable[[str], None],
         num_threads: int,
         *,
         max_tries: int,
-        give_up: Callable[[str, StokerError], None] | None = None,
-    ) -> Workbench:
-        return Workbench(
+        on_give_up: Callable[[str, StokerError], None] | None = None,
+    ) -> RetryPool:
+        return RetryPool(
             name,
             work,
             num_threads=num_threads,
-            patience=RetryPolicy(max_tries, self._settings.retry_seconds, self._settings.retry_max_seconds),
-            on_trouble=partial(self._note_trouble, name),
-            give_up=give_up or self._fail,
+            retry_policy=RetryPolicy(max_tries, self._settings.retry_seconds, self._settings.retry_max_seconds),
+            on_failure=partial(self._note_failure, name),
+            on_give_up=on_give_up or self._fail,
             on_done=self._doorbell.wake,
         )
 
-    def _note_trouble(self, name: str, job_id: str, error: StokerError) -> None:
+    def _note_failure(self, name: str, job_id: str, error: StokerError) -> None:
         with self._db.write() as session:
             session.record(job_id, "job.delayed", duty=name, code=error.code, reason=error.message)
 
     def _fail(self, job_id: str, error: StokerError) -> None:
         job_ledger.fail(self._db, job_id, error)
 
-    def _lay_out(self, planning: Workbench, finalizing: Workbench) -> None:
-        """Lay the jobs that are to be planned or finalized on their benches, the most urgent first."""
-        benches = {JobState.VALIDATING: planning, JobState.FINALIZING: finalizing}
+    def _enqueue_jobs(self, planning: RetryPool, finalizing: RetryPool) -> None:
+        """Enqueue the jobs to plan or finalize, the most urgent first."""
+        pools = {JobState.VALIDATING: planning, JobState.FINALIZING: finalizing}
         training = aliased(Job)
         waits = exists().where(col(training.id) == col(Job.waits_for), col(training.state).in_(LIVE_JOB_STATES))
         urgent = (
             select(col(Job.id), col(Job.state))
-            .where(col(Job.state).in_(benches), ~waits)
+            .where(col(Job.state).in_(pools), ~waits)
             .order_by(col(Job.priority), col(Job.created_at), col(Job.id))
-            .limit(_LAID_AT_ONCE + sum(bench.num_resting for bench in benches.values()))
+            .limit(_ENQUEUED_AT_ONCE + sum(pool.num_waiting for pool in pools.values()))
         )
         with self._db.read() as session:
             rows = session.execute(urgent).all()
-        for state, bench in benches.items():
-            bench.lay(row.id for row in rows if row.state == state)
+        for state, pool in pools.items():
+            pool.offer(row.id for row in rows if row.state == state)
 
-    def _lay_out_batches(self, intake: Workbench, outlet: Workbench) -> None:
-        """Lay the batches that are to be read or answered on their benches, the oldest first."""
+    def _enqueue_batches(self, intake: RetryPool, answers: RetryPool) -> None:
+        """Enqueue the batches to read or answer, the oldest first."""
         with self._db.read() as session:
             new, ended = batches.to_take_in(session), batch_ends.to_finish(session)
-        intake.lay(new)
-        outlet.lay(ended)
+        intake.offer(new)
+        answers.offer(ended)
 
-    def _lay_out_webhooks(self, posting: Workbench) -> None:
-        """Lay the webhooks to which something is due on their bench, the one that has waited longest first."""
+    def _enqueue_webhooks(self, sending: RetryPool) -> None:
+        """Enqueue the webhooks with due deliveries, the one that has waited longest first."""
         with self._db.read() as session:
             due = webhooks.due(session)
-        posting.lay(due)
+        sending.offer(due)
 
 
 def _only_logged(_name: str, _error: StokerError) -> None:
-    """The bench has logged it; the next turn tries again."""
+    """The pool has logged the error; the next turn tries again."""
 
 
 def _nothing() -> None:
-    """Nobody waits for this bench's end of work."""
+    """No callback needed."""

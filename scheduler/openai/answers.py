@@ -1,4 +1,4 @@
-"""A batch's answers, line by line in the order of its input: for the output files, and for a look before its end."""
+"""The output lines of a batch in input order, for its output files and for reads before its end."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from jobs.db.states import BatchState, JobState
 from jobs.db.tables import Batch, Job
 from jobs.ledger.uploads import find_upload
 from scheduler.openai.requests import ENDPOINTS
-from scheduler.openai.responses import Answered
+from scheduler.openai.responses import LineResult
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 _JOB_ERRORS_OF_CLIENTS = frozenset({"invalid_spec", "invalid_model", "invalid_input", "invalid_request"})
-"""Codes of job errors that are each line's own."""
+"""Job error codes that are reported per line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of one line."""
+    """The outcome of one line."""
 
     line: int
-    """1-based, in the input file."""
+    """1-based line number in the input file."""
     text: bytes
-    """The output line, with its newline."""
+    """The output line, including its newline."""
     succeeded: bool
     ran: bool
-    """Whether it has a response at all; False where the batch ended first."""
+    """Whether the line was run; False if the batch ended first."""
     input_tokens: int = 0
     output_tokens: int = 0
 
 
 def answers(db: Database, store: Store, batch: Batch, jobs: list[Job], *, unfinished: bool) -> Iterator[Answer]:
-    """The answers of a batch in the order of its lines, read as they are asked for.
+    """Yield the output lines of a batch in input order, reading lazily.
 
-    Equal whenever it is called: ids and times in them follow from the batch and the line.
+    The result is the same at each call: ids and times in it derive from the batch and the line.
 
     Args:
-        jobs: of the batch.
-        unfinished: also tell of the lines that have no result; they will have none.
+        jobs: The jobs of the batch.
+        unfinished: Also yield lines without a result, because the batch has ended and they will get none.
     """
     streams = [_of_job(db, store, batch, job, unfinished=unfinished) for job in jobs]
     if batch.carried_key is not None:
@@ -93,7 +93,9 @@ def _writer(batch: Batch) -> Callable[[Mapping[str, Any], Result | None, Job], A
             status = 200
             name = batch.model or row["model"]
             created_at = int(job.started_at or job.created_at)
-            body = endpoint.write(Answered(result.output, result.num_tokens, name, row.get("form"), digest, created_at))
+            body = endpoint.write(
+                LineResult(result.output, result.num_tokens, name, row.get("form"), digest, created_at)
+            )
         else:
             status, body = _refused(row, None if result is None else result.error, job, endpoint.prompt)
         document["response"] = {"status_code": status, "request_id": f"req_{digest}", "body": body}
@@ -105,7 +107,7 @@ def _writer(batch: Batch) -> Callable[[Mapping[str, Any], Result | None, Job], A
 
 
 def _refused(row: Mapping[str, Any], error: RowError | None, job: Job, prompt: str) -> tuple[int, dict[str, Any]]:
-    """Status and body for a line that has no output; `prompt` is the key that a row's errors are about."""
+    """HTTP status and body of a line without output; `prompt` is the body's key that row errors refer to."""
     refusal = row.get("refusal")
     if refusal is not None:
         return 400, _error_body(refusal["message"], refusal["code"], refusal["param"])
@@ -122,7 +124,7 @@ def _error_body(message: str, code: str, param: str | None, *, kind: str = "inva
 
 def _not_run(batch: Batch, job: Job) -> dict[str, Any]:
     if job.state == JobState.EXPIRED:
-        return {"code": "batch_expired", "message": "this request could not be run before the batch's window ended"}
+        return {"code": "batch_expired", "message": "this request was not run before the batch's window ended"}
     if job.state == JobState.FAILED and batch.state != BatchState.CANCELLING:
         return {"code": job.error_code, "message": job.error_message}
     return {"code": "batch_cancelled", "message": "this request was not run, as the batch was cancelled"}

@@ -1,4 +1,4 @@
-"""Reads a batch's input file once: says every line that is wrong, and splits the lines into one input for each job."""
+"""Read a batch's input file once: report every invalid line, and split the lines into one input per job."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from jobs.ledger.batches import BatchPart, BatchPlan
 from jobs.messages import short, short_message, shown
 from jobs.specs.bounds import LONGEST_PATH_BYTES
 from jobs.specs.inference import JobSpec, parse_spec
-from scheduler.openai.requests import ENDPOINTS, TASK_DEFAULTS, TASK_PARAMETERS, Asked, Refusal
+from scheduler.openai.requests import ENDPOINTS, TASK_DEFAULTS, TASK_PARAMETERS, LineError, LineRequest
 
 MOST_ERRORS = 1000
-"""Bad lines that are reported; of more, the first ones."""
+"""Most invalid lines that are reported."""
 MOST_PARTS = 64
-"""Jobs of one batch: models, times the job parameters that its lines differ in."""
+"""Most jobs of one batch: its models times the job parameters in which its lines differ."""
 LONGEST_CUSTOM_ID_CHARACTERS = 512
-"""The longest `custom_id` of a line."""
+"""Longest `custom_id` of a line, in characters."""
 _BLOCK_BYTES = 2**20
-_LOOK_LINES = 1000  # between two questions whether it is wanted yet
+_LOOK_LINES = 1000  # between two calls of `is_wanted`
 
 
 class BadBatch(Exception):
-    """The lines cannot be carried out."""
+    """The batch is invalid."""
 
     def __init__(self, errors: list[dict[str, Any]]) -> None:
         """
         Args:
-            errors: each `{code, message, line, param}`, in the order of the lines.
+            errors: One `{code, message, line, param}` per error, in line order.
         """
         super().__init__(f"{len(errors)} errors")
         self.errors = errors
@@ -51,7 +51,7 @@ class _WrongLine(Exception):
 
 @dataclass(slots=True)
 class _Part:
-    """One job's input while it is written."""
+    """One job's input while it is being written."""
 
     model: CatalogueModel
     parameters: Mapping[str, Any]
@@ -61,7 +61,7 @@ class _Part:
 
 
 class Intake:
-    """One reading of a batch's input."""
+    """Reads one batch's input."""
 
     def __init__(
         self,
@@ -78,15 +78,15 @@ class Intake:
     ) -> None:
         """
         Args:
-            store: where the jobs' inputs are written.
-            batch_id: whose lines they are.
-            endpoint: that every line must name.
-            find_model: the model behind a client's name, for a task; raises `UserError`.
-            stamp: what a job's spec computes with, as that is now; raises `UserError`.
-            max_lines: that a batch may have.
-            max_line_bytes: longest line, without its ending.
-            max_rows: that may have to be run, the answers that are taken over not among them; no limit when absent.
-            is_wanted: asked now and then; once it says no, `InterruptedError` is raised.
+            store: The store to write the jobs' inputs to.
+            batch_id: The batch.
+            endpoint: The endpoint that every line must name.
+            find_model: Returns the model that a client's model name means for a task; raises `UserError`.
+            stamp: Returns the pins of a job's spec as its files are now; raises `UserError`.
+            max_lines: Most lines of a batch.
+            max_line_bytes: Longest line in bytes, without its newline.
+            max_rows: Most lines to run, not counting lines whose answers are reused; None for no limit.
+            is_wanted: Called now and then; when it returns False, `InterruptedError` is raised.
         """
         self._store, self._batch_id, self._endpoint = store, batch_id, endpoint
         self._translation = ENDPOINTS[endpoint]
@@ -102,20 +102,20 @@ class Intake:
 
     @property
     def folder(self) -> str:
-        """What the keys of everything that it wrote begin with."""
+        """Prefix of the store keys of everything written."""
         return self._folder
 
     def read(self, file: BinaryIO, answered: Iterator[Mapping[str, Any]]) -> BatchPlan:
-        """Check and split the lines.
+        """Validate and split the lines.
 
         Args:
-            file: the uploaded file, at its beginning.
-            answered: lines of another batch's output for the same file, in its order, whose answers are taken over.
+            file: The uploaded file, positioned at its start.
+            answered: Output lines of another batch over the same file, in order, whose answers are reused.
 
         Raises:
-            BadBatch: a line is wrong; nothing is left in the store.
-            InterruptedError: it is not wanted any more.
-            ServiceUnavailable: the store cannot be reached.
+            BadBatch: A line is invalid; nothing is left in the store.
+            InterruptedError: `is_wanted` returned False.
+            ServiceUnavailable: The store cannot be reached.
         """
         with self._drafts:
             num_lines, carried = self._read_lines(file, answered)
@@ -145,7 +145,7 @@ class Intake:
                 message = f"the file has more than {self._max_lines} requests"
                 raise BadBatch([_error("too_many_tasks", message, None)])
             if num_lines % _LOOK_LINES == 0 and not self._is_wanted():
-                raise InterruptedError("this scheduler does not lead any more")
+                raise InterruptedError("this scheduler is no longer the leader")
             try:
                 request = self._checked(line)
                 if answer is None or answer["custom_id"] != request["custom_id"]:
@@ -166,13 +166,13 @@ class Intake:
 
     def _check_room(self, num_rows: int) -> None:
         if self._max_rows is not None and num_rows > self._max_rows:
-            message = f"more than {self._max_rows} requests are to be run, the most that the project may (queued_rows)"
+            message = f"more than {self._max_rows} requests to run, the limit of the project (queued_rows)"
             raise BadBatch([_error("too_many_tasks", message, None)])
 
     # -- one line
 
     def _checked(self, line: bytes | None) -> dict[str, Any]:
-        """The line's request; raises `_WrongLine`."""
+        """Parse the line's request; raises `_WrongLine`."""
         if line is None:
             raise _WrongLine("line_too_long", f"is longer than {self._max_line_bytes} bytes")
         try:
@@ -210,16 +210,16 @@ class Intake:
     # -- where it goes
 
     def _place(self, number: int, request: Mapping[str, Any]) -> None:
-        """Write a request into the input of the job that it belongs to; one that is refused has an empty row there."""
+        """Write a request into its job's input; a rejected request becomes an empty row there."""
         body = request["body"]
         model = self._model(body["model"])
         if model is None or self._errors:
-            return  # nothing is run, so nothing needs to be written
-        refusal: Refusal | None = None
+            return  # the batch is invalid already, so nothing will be run
+        refusal: LineError | None = None
         try:
             asked = self._translation.read(body)
-        except Refusal as error:
-            asked, refusal = Asked(dict.fromkeys(self._translation.columns)), error
+        except LineError as error:
+            asked, refusal = LineRequest(dict.fromkeys(self._translation.columns)), error
         row = {"custom_id": request["custom_id"], "line": number, "model": body["model"], **asked.values}
         if asked.form is not None:
             row["form"] = asked.form
@@ -230,7 +230,7 @@ class Intake:
         part.num_rows += 1
 
     def _model(self, name: str) -> CatalogueModel | None:
-        """The model behind a name; None where that was said to be wrong at an earlier line."""
+        """The model that a name means; None if an earlier line reported the name as invalid."""
         if name not in self._models:
             self._models[name] = None
             try:
@@ -244,7 +244,7 @@ class Intake:
         part = self._parts.get(which)
         if part is None:
             if len(self._parts) == MOST_PARTS:
-                raise _WrongLine("too_many_models", f"is for one more than {MOST_PARTS} models, or settings of them")
+                raise _WrongLine("too_many_models", f"needs more than {MOST_PARTS} models or settings")
             key = f"{self._folder}rows-{len(self._parts):03d}.jsonl"
             draft = self._drafts.enter_context(self._store.create(key))
             part = self._parts[which] = _Part(model, parameters, draft)
@@ -282,7 +282,7 @@ class Intake:
 
 
 def numbered_lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """The lines that are not blank, each with its 1-based number; None in place of one that is too long."""
+    """Yield the non-blank lines with their 1-based numbers; None in place of a line that is too long."""
     number = 0
     while line := file.readline(max_bytes + 2):
         number += 1

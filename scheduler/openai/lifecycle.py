@@ -1,4 +1,4 @@
-"""The duties of batches: a new one is checked and split into jobs; one whose jobs have ended gets its output files."""
+"""The life of a batch: split a new one into jobs, and write the output files once its jobs have ended."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from scheduler.openai.intake import BadBatch, Intake
 logger = logging.getLogger(__name__)
 
 
-def take_in(
+def read_batch(
     db: Database, store: Store, rules: AccessRules, batch_id: str, *, is_wanted: Callable[[], bool] = lambda: True
 ) -> None:
-    """Take a validating batch to `in_progress`, or to `failed` where its lines are wrong.
+    """Move a validating batch to `in_progress`, or to `failed` if lines are invalid.
 
-    Killed in the middle, it leaves the batch validating, and the next call starts over.
+    If killed midway, the batch stays validating, and the next call starts over.
 
     Args:
-        is_wanted: asked now and then; once it says no, the batch is left as it is.
+        is_wanted: Called now and then; when it returns False, the batch is left unchanged.
 
     Raises:
-        MachineError: something could not be reached; try again later.
+        MachineError: The store or the database cannot be reached; try again later.
     """
     with db.read() as session:
         batch = batches.get(session, batch_id)
@@ -81,21 +81,21 @@ def take_in(
         for key in store.list(intake.folder):
             store.delete(key)
     except UserError as error:
-        give_up(db, batch_id, error)
+        reject_batch(db, batch_id, error)
     else:
         logger.info("batch %s has %d lines in %d jobs", batch_id, plan.num_lines, len(plan.parts))
         for key in store.list(batch_prefix(batch_id)):
-            if not key.startswith(intake.folder):  # what an interrupted reading left
+            if not key.startswith(intake.folder):  # left by an interrupted run
                 store.delete(key)
 
 
-def finish(db: Database, store: Store, retention: RetentionTimes, batch_id: str) -> None:
-    """Write the output files of a batch whose jobs have ended, and end it; end its jobs first where it is cancelled.
+def finish_batch(db: Database, store: Store, retention: RetentionTimes, batch_id: str) -> None:
+    """Write the output files of a batch whose jobs have ended, and end it; a cancelled batch's jobs are ended first.
 
-    Each step replaces what an earlier, interrupted run of it left, so that it can be done again at any point.
+    Each step replaces what an interrupted run left, so it can be repeated at any point.
 
     Raises:
-        MachineError: the store or the database is away or full; try again later.
+        MachineError: The store or the database is unreachable or full; try again later.
     """
     with db.read() as session:
         state, jobs = batches.get(session, batch_id).state, batches.jobs_of(session, batch_id)
@@ -118,19 +118,19 @@ def finish(db: Database, store: Store, retention: RetentionTimes, batch_id: str)
     logger.info("batch %s is %s", batch_id, outcome.state)
 
 
-def break_off(db: Database, batch_id: str, error: StokerError) -> None:
-    """End a batch whose answers cannot be written, so that nobody waits for it; its jobs' results stay readable."""
+def abort_batch(db: Database, batch_id: str, error: StokerError) -> None:
+    """End a batch whose output files cannot be written, so that clients stop waiting. Its jobs' results stay."""
     with db.read() as session:
         batch = batches.get(session, batch_id)
         done = batches.counts(session, batch)
     state = BatchState.CANCELLED if batch.state == BatchState.CANCELLING else BatchState.FAILED
     told = {"code": error.code, "message": error.message, "line": None, "param": None}
-    with contextlib.suppress(Conflict):  # another scheduler could write them
+    with contextlib.suppress(Conflict):  # another scheduler may be able to write them
         batch_ends.end(db, batch_id, BatchOutcome(state, done, None, None, errors=[told]), default_seconds=0.0)
 
 
-def give_up(db: Database, batch_id: str, error: StokerError) -> None:
-    """Fail a validating batch that cannot be read; one that is further on is left to the next try."""
+def reject_batch(db: Database, batch_id: str, error: StokerError) -> None:
+    """Fail a validating batch that cannot be read; a batch in a later state is left to the next try."""
     with contextlib.suppress(Conflict):
         batches.refuse(
             db, batch_id, [{"code": error.code, "message": error.message, "line": None, "param": error.param}]
@@ -138,7 +138,7 @@ def give_up(db: Database, batch_id: str, error: StokerError) -> None:
 
 
 def _answered_before(db: Database, store: Store, batch: Batch) -> Iterator[Mapping[str, Any]]:
-    """The answers in the output file of the batch that this one retries."""
+    """The lines of the output file of the batch that this one retries."""
     if batch.retry_of is None:
         return
     with db.read() as session:
@@ -155,7 +155,7 @@ def _answered_before(db: Database, store: Store, batch: Batch) -> Iterator[Mappi
 
 
 def _write_files(db: Database, store: Store, batch: Batch, jobs: list[Job]) -> BatchOutcome:
-    """Both files in one pass over the answers."""
+    """Write both files in one pass over the answers."""
     output_key, errors_key = upload_key(batch.output_file_id or ""), upload_key(batch.error_file_id or "")
     completed = failed = not_run = input_tokens = output_tokens = 0
     with store.create(output_key) as output, store.create(errors_key) as errors_file:
@@ -174,7 +174,7 @@ def _write_files(db: Database, store: Store, batch: Batch, jobs: list[Job]) -> B
     state = _end_state(batch, jobs, nothing_done=not completed)
     told = [_job_error(job) for job in broken] if state != BatchState.CANCELLED else []
     if state in (BatchState.COMPLETED, BatchState.FAILED):
-        failed += not_run  # the lines of a job that broke; a window's end or a cancel is no failure of theirs
+        failed += not_run  # lines of a failed job; an expired or cancelled line did not fail
     return BatchOutcome(
         state,
         BatchCounts(batch.num_lines, completed, failed),
@@ -201,7 +201,7 @@ def _job_error(job: Job) -> dict[str, Any]:
 
 
 def _drop_rows(db: Database, store: Store, batch_id: str) -> None:
-    """Delete what the input was split into; it is needed no more. What a kill leaves here goes as old uploads do."""
+    """Delete the jobs' inputs, which are no longer needed. Remains after a kill are removed like old uploads."""
     for key in list(store.list(batch_prefix(batch_id))):
         store.delete(key)
     batch_ends.forget_rows(db, batch_id)

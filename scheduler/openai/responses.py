@@ -1,4 +1,4 @@
-"""OpenAI's response bodies, written from results. Pure: no database, no files."""
+"""Build OpenAI's response bodies from results. Pure: no database, no files."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Body = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """One line's result, with what its body needs besides."""
+class LineResult:
+    """One line's result, with everything else that its response body needs."""
 
     output: Any
-    """As the task gave it."""
+    """The task's output."""
     num_tokens: int
     model: str
-    """As the line named it."""
+    """The model name in the line."""
     form: str | None
     answer_id: str
-    """Random-looking, the same at each rendering."""
+    """A random-looking id that is the same at each rendering."""
     created_at: int
-    """Seconds since 1970."""
+    """Unix seconds."""
 
 
-def write_embeddings(answered: Answered) -> Body:
-    """The body of an answer of `/v1/embeddings`."""
+def write_embeddings(answered: LineResult) -> Body:
+    """The response body of `/v1/embeddings`."""
     vectors = np.asarray(answered.output, dtype="<f4")
     data = [
         {
@@ -43,8 +43,8 @@ def write_embeddings(answered: Answered) -> Body:
     return {"object": "list", "data": data, "model": answered.model, "usage": _input_usage(answered)}
 
 
-def write_classify(answered: Answered) -> Body:
-    """The body of an answer of `/v1/classify`."""
+def write_classify(answered: LineResult) -> Body:
+    """The response body of `/v1/classify`."""
     data = []
     for index, output in enumerate(answered.output):
         scores = output if isinstance(output, list) else [output]
@@ -52,12 +52,12 @@ def write_classify(answered: Answered) -> Body:
     return {"object": "list", "data": data, "model": answered.model, "usage": _input_usage(answered)}
 
 
-def _input_usage(answered: Answered) -> Body:
+def _input_usage(answered: LineResult) -> Body:
     return {"prompt_tokens": answered.num_tokens, "total_tokens": answered.num_tokens}
 
 
-def write_chat(answered: Answered) -> Body:
-    """The body of an answer of `/v1/chat/completions`."""
+def write_chat(answered: LineResult) -> Body:
+    """The response body of `/v1/chat/completions`."""
     choices = [
         {
             "index": index,
@@ -74,8 +74,8 @@ def _chat_logprobs(tokens: Sequence[Body] | None) -> Body | None:
     return None if tokens is None else {"content": list(tokens), "refusal": None}
 
 
-def write_completions(answered: Answered) -> Body:
-    """The body of an answer of `/v1/completions`."""
+def write_completions(answered: LineResult) -> Body:
+    """The response body of `/v1/completions`."""
     choices = [
         {
             "index": index,
@@ -94,7 +94,7 @@ def _completion_logprobs(tokens: Sequence[Body] | None) -> Body | None:
     return {
         "tokens": [_token_name(token) for token in tokens],
         "token_logprobs": [token["logprob"] for token in tokens],
-        # The chosen token is always told, so that there may be one more than was asked for.
+        # The chosen token is always included, so there may be one more than requested.
         "top_logprobs": [
             {_token_name(one): one["logprob"] for one in (*token["top_logprobs"], token)} for token in tokens
         ],
@@ -103,7 +103,7 @@ def _completion_logprobs(tokens: Sequence[Body] | None) -> Body | None:
 
 
 def _token_name(token: Body) -> str:
-    """A token's text; of one that is a part of a character its bytes, which alone tell it from the other parts."""
+    """A token's text; for a token that is only part of a character, its bytes."""
     said = bytes(token["bytes"])
     try:
         return said.decode()
@@ -112,7 +112,7 @@ def _token_name(token: Body) -> str:
 
 
 def _offsets(tokens: Sequence[Body]) -> list[int]:
-    """Where in the text each token begins; one that is a part of a character, where that character does."""
+    """Offset of each token in the text; for a token that is part of a character, the offset of that character."""
     decoder, offsets, length = codecs.getincrementaldecoder("utf-8")(errors="replace"), [], 0
     for token in tokens:
         offsets.append(length)
@@ -120,7 +120,7 @@ def _offsets(tokens: Sequence[Body]) -> list[int]:
     return offsets
 
 
-def _generated(answered: Answered, prefix: str, kind: str, choices: list[Body]) -> Body:
+def _generated(answered: LineResult, prefix: str, kind: str, choices: list[Body]) -> Body:
     num_generated = sum(choice["num_tokens"] for choice in answered.output)
     return {
         "id": f"{prefix}-{answered.answer_id}",

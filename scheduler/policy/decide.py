@@ -1,29 +1,30 @@
-"""Pure scheduling: from jobs, slots, leases and the time to grants, yields and a reason for each job that waits.
+"""Decide which job gets which slots: a pure function of jobs, slots, leases and the time.
 
-The rules, in the order in which they bind:
+The rules, in order of precedence:
 
-1. Classes are strict: nothing is given to a lower class while a higher one can use it, and a job that finds no free
-   slot asks leases of elastic jobs of lower classes to yield, never more of them than it needs. A job that waited for
-   `AGED_SECONDS` counts one class up until it holds nothing again.
-2. Within a class every job gets its first slots before any job grows: by age, then by id.
-3. What is left is shared: each free slot goes to the elastic job of the class that holds the fewest, up to what its
-   pending chunks and its `max_slots` allow. A job that holds nothing may ask a job of its own class to yield what that
-   one holds beyond an equal share, once it has held it for `HOLD_SECONDS`, so that slots do not go to and fro; a
-   training asks younger elastic jobs of its class for all that it needs, since it cannot do with less.
-4. A gang gets all of its slots at once or none, all of one host and one kind of device. While slots are on their way
-   back to it, the free ones beside them are kept for it. The first gang that has to wait for trainings to end has one
-   reservation: on the slots of the place where fewest trainings are in its way no further training starts, of its own
-   class or a lower one, so that no stream of smaller ones keeps it from ever starting. Elastic jobs fill those slots
-   meanwhile, since they give them back in a chunk. Gangs behind the first one keep nothing.
-5. A job of the class `high` that nothing else lets start preempts trainings of lower classes: only where then all that
-   it needs comes free, elastic leases before trainings, a gang whole. Each training has its minimum of time between two
-   starts and is preempted so many times at most (`victims`), so that it gets done too. While a job waits for that time
-   to pass, no training behind it starts on those slots, so that the time is not begun again and again.
-6. Among free slots, one that holds the model loaded comes first, then the fullest host (which keeps room for gangs).
+1. Priorities are strict: a slot goes to the highest priority that can use it. A job that finds no free slot asks leases
+   of elastic jobs of lower priority to yield, never more than it needs. A job that has waited for `AGED_SECONDS` counts
+   as one priority higher until it holds no slot again.
+2. Within a priority, every job gets its first slots before any job grows; older jobs first, then by id.
+3. Remaining slots are shared: each free slot goes to the elastic job that holds the fewest, up to its number of pending
+   chunks and its `max_slots`. A job without slots may ask a job of the same priority to yield the slots beyond an equal
+   share, once that job has held them for `HOLD_SECONDS`, so that slots do not move back and forth. A training asks
+   younger elastic jobs of its priority for all slots that it needs, since it cannot start with fewer.
+4. A gang gets all of its slots at once or none; they are of one host and one kind of device. While some slots are being
+   returned to it, the free slots of that host are kept for it. The first gang that must wait for trainings to end has a
+   reservation: on the host where the fewest trainings are in its way, no training of the same or a lower priority
+   starts, so that a stream of smaller trainings cannot starve the gang. Elastic jobs use those slots meanwhile, since
+   they return them after one chunk. Later gangs have no reservation.
+5. A job of priority `high` that cannot start otherwise preempts trainings of lower priority, but only if that frees all
+   the slots that it needs; elastic leases go before trainings, and a gang goes as a whole. Each training keeps its
+   slots for a minimum time and is preempted a limited number of times (`preemption`), so that it finishes eventually.
+   While a job waits for that minimum time, no later training starts on those slots, so that the time does not start
+   over.
+6. Among free slots, those with the model already loaded come first, then those of the fullest host (which leaves room
+   for gangs).
 
-The full policy grows behind the same signature: trainings that fill reserved slots, by an upper bound of the time that
-they need (EASY backfill), are a longer rule 4, fair share between projects a further key in `views.order`; each needs
-more fields in the views and none in the call.
+The signature leaves room for more: backfilling reserved slots with trainings whose run time is bounded (EASY backfill)
+would extend rule 4, and fair share between projects would be another sort key in `types.order`.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ from dataclasses import dataclass
 from jobs.ledger.leases import Grant
 from jobs.messages import counted
 from scheduler.policy.preemption import Holders, elastic_victims, preempted
-from scheduler.policy.types import Decisions, JobView, LeaseView, SlotView, effective_rank, is_ready, order
+from scheduler.policy.types import Decisions, JobFacts, LeaseFacts, SlotFacts, effective_rank, is_ready, order
 
 
-def decide(jobs: Sequence[JobView], slots: Sequence[SlotView], leases: Sequence[LeaseView], now: float) -> Decisions:
-    """Say which job gets which slots. The same content and time give the same decisions, in whatever order they come.
+def decide(jobs: Sequence[JobFacts], slots: Sequence[SlotFacts], leases: Sequence[LeaseFacts], now: float) -> Decisions:
+    """Decide which job gets which slots. Equal input gives equal decisions, in whatever order it is passed.
 
     Args:
-        jobs: every queued or running job that might get something; those known only by their leases may be left out.
-        slots: every slot that is online.
-        leases: every live lease.
-        now: Unix seconds by the database's clock.
+        jobs: All queued or running jobs that might get a slot; jobs known only by their leases may be missing.
+        slots: All online slots.
+        leases: All live leases.
+        now: Unix seconds of the database's clock.
 
     Returns:
-        Grants that can be carried out one after another, leases to ask back, and the reasons of those that wait.
+        Grants in the order to carry them out, leases to ask back, and why jobs wait.
     """
     table = _Table(jobs, slots, leases, now)
     for _, members in table.classes():
@@ -62,29 +63,29 @@ def decide(jobs: Sequence[JobView], slots: Sequence[SlotView], leases: Sequence[
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How a job may come to its slots within some of them."""
+    """One way for a job to get its slots within a group of slots."""
 
     place: frozenset[str]
-    """Ids of the slots among which it starts."""
+    """Ids of the group's slots."""
     num_free: int
     short: int
-    """Slots that it has to wait for."""
+    """Number of slots that the job has to wait for."""
     coming: tuple[str, ...] = ()
-    """Slots on their way back that it waits for."""
-    yields: tuple[LeaseView, ...] = ()
+    """Slots that are already being returned."""
+    yields: tuple[LeaseFacts, ...] = ()
     num_preempted: int = 0
-    """Trainings that have to stop for it."""
+    """Trainings to preempt."""
 
     def cost(self) -> tuple[int, int, int, list[str]]:
-        """The least is the best: few trainings stopped, few leases asked back, the fullest host."""
+        """Sort key, smallest is best: few trainings preempted, few leases asked back, the fullest host."""
         return self.num_preempted, len(self.yields), self.num_free, sorted(self.place)
 
 
 class _Table:
-    """The slots on the table during one decision: what is free, what is on its way back, what was decided."""
+    """The state of one decision: which slots are free or being returned, and what was decided so far."""
 
     def __init__(
-        self, jobs: Sequence[JobView], slots: Sequence[SlotView], leases: Sequence[LeaseView], now: float
+        self, jobs: Sequence[JobFacts], slots: Sequence[SlotFacts], leases: Sequence[LeaseFacts], now: float
     ) -> None:
         self.now = now
         self.jobs = {job.id: job for job in sorted(jobs, key=order)}
@@ -95,33 +96,33 @@ class _Table:
         for slot in slots:
             pools.setdefault((slot.host, slot.kind), set()).add(slot.id)
         self.pools = [frozenset(members) for _, members in sorted(pools.items())]
-        """Slots that a gang may have together."""
+        """Groups of slots that one gang may use together."""
         self.free = {slot.id: slot for slot in sorted(slots, key=lambda slot: slot.id) if slot.id not in taken}
-        self.held = Counter(lease.job_id for lease in leases)  # live leases, those on their way back included
+        self.held = Counter(lease.job_id for lease in leases)  # live leases, including those being returned
         self.staying = Counter(lease.job_id for lease in leases if not lease.ending)
         self.working = Counter(lease.job_id for lease in leases if lease.working and not lease.ending)
         self.victims = [lease for lease in leases if not lease.ending]
         self.coming = [lease.slot_id for lease in leases if lease.ending and lease.slot_id in self.online]
-        """Slots that come back by themselves and are not yet promised to anyone."""
+        """Slots that are being returned and not yet promised to a job."""
         self.grants: list[Grant] = []
         self.yields: list[str] = []
         self.promised: dict[str, int] = {}
         self.barred: frozenset[str] = frozenset()
-        """Slots on which no further training starts: a job waits until those there may be stopped for it."""
+        """Slots on which no training may start, because a job waits until the trainings there may be preempted."""
         self.bides: set[str] = set()
-        """The jobs that wait so."""
+        """Jobs that wait for such slots."""
         self.reserved_for: str | None = None
-        """Id of the gang for which slots are kept until enough trainings there have ended."""
+        """Id of the gang that has the reservation."""
 
-    def classes(self) -> list[tuple[int, list[JobView]]]:
-        """Effective rank and its jobs in order, the first served class first."""
-        by_rank: dict[int, list[JobView]] = {}
+    def classes(self) -> list[tuple[int, list[JobFacts]]]:
+        """Effective priority -> its jobs in order, highest priority first."""
+        by_rank: dict[int, list[JobFacts]] = {}
         for job in self.jobs.values():
             by_rank.setdefault(effective_rank(job), []).append(job)
         return sorted(by_rank.items())
 
-    def start(self, job: JobView) -> None:
-        """Give a job that holds nothing its first slots, or see to it that they come back."""
+    def start(self, job: JobFacts) -> None:
+        """Give a job its first slots, or arrange that they are returned to it."""
         places = [self.online] if job.gang_size == 1 else [pool for pool in self.pools if len(pool) >= job.gang_size]
         if not job.elastic and self.barred:
             places = [place - self.barred for place in places]
@@ -147,19 +148,19 @@ class _Table:
             self.coming.remove(slot_id)
         self._ask(way.yields)
         self.promised[job.id] = way.short
-        for slot_id in way.place & self.free.keys():  # a gang's; nobody behind it may take them meanwhile
+        for slot_id in way.place & self.free.keys():  # a gang's: later jobs must not take them meanwhile
             del self.free[slot_id]
 
-    def share_free(self, members: Iterable[JobView]) -> None:
-        """Give each free slot to the job of the class that holds the fewest and can use one more."""
+    def share_free(self, members: Iterable[JobFacts]) -> None:
+        """Give each free slot to the job of this priority that holds the fewest slots and can use another."""
         hungry = [job for job in members if self._room(job) > 0]
         while self.free and hungry:
             job = min(hungry, key=lambda job: (self.staying[job.id], job.created_at, job.id))
             self._grant(job, self._choose(job, self.online))
             hungry = [job for job in hungry if self._room(job) > 0]
 
-    def ask_back(self, members: Iterable[JobView]) -> None:
-        """Ask lower classes for the slots that the jobs of this class could still use."""
+    def ask_back(self, members: Iterable[JobFacts]) -> None:
+        """Ask lower priorities for slots that jobs of this priority could still use."""
         for job in members:
             short = self._room(job) - self.promised.get(job.id, 0)
             if short <= 0:
@@ -170,7 +171,7 @@ class _Table:
             self._ask(victims[: short - on_the_way])
 
     def decisions(self) -> Decisions:
-        """All that was decided, with a reason for each job that holds nothing."""
+        """The decisions, with a reason for each job without slots."""
         waiting = [job for job in self.jobs.values() if not self.held[job.id]]
         return Decisions(
             grants=tuple(self.grants),
@@ -182,13 +183,13 @@ class _Table:
 
     def _way(
         self,
-        job: JobView,
+        job: JobFacts,
         place: frozenset[str],
-        victims: Sequence[LeaseView],
+        victims: Sequence[LeaseFacts],
         *,
         even_fresh: bool = False,
     ) -> _Way | None:
-        """How the slots that a job lacks among these come back; None where it would wait for what cannot yield."""
+        """How to free the slots that a job lacks in this group; None if some of them cannot be freed."""
         if len(place) < job.gang_size:
             return None
         num_free = len(place & self.free.keys())
@@ -207,8 +208,8 @@ class _Table:
         yields = (*elastic[: max(0, lacking)], *stopped)
         return _Way(place, num_free, short, coming, yields, len(trainings))
 
-    def _num_in_the_way(self, job: JobView, place: frozenset[str]) -> int:
-        """How many slots held by trainings a gang waits for at a place."""
+    def _num_in_the_way(self, job: JobFacts, place: frozenset[str]) -> int:
+        """How many slots held by trainings a gang would wait for in this group."""
         num_elastic = sum(
             lease.slot_id in place and (holder := self.jobs.get(lease.job_id)) is not None and holder.elastic
             for lease in self.victims
@@ -219,39 +220,39 @@ class _Table:
     def _holders(self) -> Holders:
         return Holders(self.jobs, self.online, self.victims, self.held, self.staying, self.now)
 
-    def _room(self, job: JobView) -> int:
-        """How many more slots an elastic job can use."""
+    def _room(self, job: JobFacts) -> int:
+        """Number of further slots that an elastic job can use."""
         if not job.elastic or not is_ready(job, self.now):
             return 0
         by_chunks = self.working[job.id] + job.pending_chunks - self.staying[job.id]
         by_limit = (len(self.online) if job.max_slots is None else job.max_slots) - self.held[job.id]
         return min(by_chunks, by_limit, len(self.online) - self.staying[job.id])
 
-    def _choose(self, job: JobView, place: frozenset[str]) -> list[SlotView]:
-        """The best free slots of a place for a job: warm ones, then the fullest host; a gang leaves warm ones alone."""
+    def _choose(self, job: JobFacts, place: frozenset[str]) -> list[SlotFacts]:
+        """The best free slots of a group for a job: warm ones, then the fullest host; a gang avoids warm ones."""
         free_on = Counter(slot.host for slot in self.free.values())
 
-        def cost(slot: SlotView) -> tuple[bool, int, int, str]:
+        def cost(slot: SlotFacts) -> tuple[bool, int, int, str]:
             cold = job.elastic and job.model_key not in slot.warm_models
             return cold, free_on[slot.host], len(slot.warm_models), slot.id
 
         return sorted((slot for slot in self.free.values() if slot.id in place), key=cost)[: job.gang_size]
 
-    def _grant(self, job: JobView, chosen: Sequence[SlotView]) -> None:
+    def _grant(self, job: JobFacts, chosen: Sequence[SlotFacts]) -> None:
         for slot in chosen:
             del self.free[slot.id]
         self.held[job.id] += len(chosen)
         self.staying[job.id] += len(chosen)
         self.grants.append(Grant(job_id=job.id, slot_ids=tuple(slot.id for slot in chosen)))
 
-    def _ask(self, leases: Sequence[LeaseView]) -> None:
+    def _ask(self, leases: Sequence[LeaseFacts]) -> None:
         for lease in leases:
             self.yields.append(lease.id)
             self.victims.remove(lease)
             self.staying[lease.job_id] -= 1
             self.working[lease.job_id] -= lease.working
 
-    def _explain(self, job: JobView, place: int) -> str:
+    def _explain(self, job: JobFacts, place: int) -> str:
         num_slots = len(self.online)
         if job.not_before > self.now:
             return f"backs off for another {job.not_before - self.now:.0f} s after a failure"

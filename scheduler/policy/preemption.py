@@ -1,4 +1,4 @@
-"""Which leases may be asked back for a job: those of elastic jobs, and for a job of the class `high` trainings."""
+"""Choose leases to take back for a job: from elastic jobs and, for a job of priority `high`, from trainings."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.specs.inference import Priority
-from scheduler.policy.types import JobView, LeaseView, effective_rank, is_ready, order
+from scheduler.policy.types import JobFacts, LeaseFacts, effective_rank, is_ready, order
 
 HOLD_SECONDS = 10.0
-"""A lease is not asked to yield to its own class before it was held for this long."""
+"""A lease is not asked to yield to a job of its own priority before it was held for this long."""
 MOST_PREEMPTIONS = 3
-"""A training that was preempted this often is left alone."""
+"""A training that was preempted this often is not preempted again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """Who holds what at one moment of a decision."""
+    """The leases that each job holds at one moment of a decision."""
 
-    jobs: Mapping[str, JobView]
+    jobs: Mapping[str, JobFacts]
     online: frozenset[str]
-    """Ids of the slots that a yield brings back."""
-    leases: Sequence[LeaseView]
-    """Those that nobody has asked back, by id."""
+    """Ids of the slots that a yield frees."""
+    leases: Sequence[LeaseFacts]
+    """Leases that were not asked to yield yet, by id."""
     held: Counter[str]
     """Live leases by job id."""
     staying: Counter[str]
-    """Of `held` those that nobody has asked back."""
+    """The leases of `held` that were not asked to yield yet."""
     now: float
 
 
-def elastic_victims(job: JobView, holders: Holders, *, own_class: bool) -> list[LeaseView]:
-    """Leases of elastic jobs that may be asked to yield to a job, the ones that hurt least first.
+def elastic_victims(job: JobFacts, holders: Holders, *, own_class: bool) -> list[LeaseFacts]:
+    """Leases of elastic jobs that may be asked to yield to a job, cheapest first.
 
     Args:
-        own_class: whether jobs of its own class are asked too.
+        own_class: Whether jobs of the same priority are asked too.
     """
     rank = effective_rank(job)
-    lower: list[tuple[LeaseView, JobView]] = []
-    younger: list[tuple[LeaseView, JobView]] = []
-    equal: list[tuple[LeaseView, JobView]] = []
+    lower: list[tuple[LeaseFacts, JobFacts]] = []
+    younger: list[tuple[LeaseFacts, JobFacts]] = []
+    equal: list[tuple[LeaseFacts, JobFacts]] = []
     for lease in holders.leases:
         holder = holders.jobs.get(lease.job_id)
         if holder is None or not holder.elastic or holder.id == job.id or lease.slot_id not in holders.online:
@@ -58,24 +58,24 @@ def elastic_victims(job: JobView, holders: Holders, *, own_class: bool) -> list[
 
 
 def preempted(
-    job: JobView,
+    job: JobFacts,
     holders: Holders,
     place: frozenset[str],
     num_slots: int,
     *,
     even_fresh: bool = False,
-) -> list[list[LeaseView]]:
-    """Trainings of lower classes whose end brings so many slots of a place back, each with all of its leases.
+) -> list[list[LeaseFacts]]:
+    """Trainings of lower priority that together free enough slots of a group, each with all of its leases.
 
     Args:
-        even_fresh: also those that have not had their slots for long enough yet.
+        even_fresh: Include trainings that have not had their slots for the minimum time yet.
 
     Returns:
-        The lowest class first, in it the one that was granted last; none where there are not enough of them.
+        Lowest priority first, then the latest grant first; empty if there are not enough of them.
     """
     if job.rank != Priority.HIGH.rank:
         return []
-    gangs: dict[str, list[LeaseView]] = {}
+    gangs: dict[str, list[LeaseFacts]] = {}
     for lease in holders.leases:
         gangs.setdefault(lease.job_id, []).append(lease)
     candidates = [
@@ -85,7 +85,7 @@ def preempted(
         and not holder.elastic
         and effective_rank(holder) > effective_rank(job)
         and holder.num_preemptions < MOST_PREEMPTIONS
-        and len(gang) == holders.held[job_id]  # else it is ending
+        and len(gang) == holders.held[job_id]  # otherwise the job is ending
         and (even_fresh or holders.now - max(lease.granted_at for lease in gang) >= holder.preemptable_seconds)
         and _num_within(gang, place)
     ]
@@ -93,7 +93,7 @@ def preempted(
         key=lambda gang: (effective_rank(holders.jobs[gang[0].job_id]), gang[0].granted_at, gang[0].job_id),
         reverse=True,
     )
-    chosen: list[list[LeaseView]] = []
+    chosen: list[list[LeaseFacts]] = []
     for gang in candidates:
         if num_slots <= 0:
             break
@@ -101,32 +101,32 @@ def preempted(
         num_slots -= _num_within(gang, place)
     if num_slots > 0:
         return []
-    for gang in reversed(chosen[:-1]):  # the last one may be so large that an earlier one can stay
+    for gang in reversed(chosen[:-1]):  # the last one may free so many slots that an earlier one is not needed
         if num_slots + _num_within(gang, place) <= 0:
             num_slots += _num_within(gang, place)
             chosen.remove(gang)
     return chosen
 
 
-def _num_within(gang: Sequence[LeaseView], place: frozenset[str]) -> int:
+def _num_within(gang: Sequence[LeaseFacts], place: frozenset[str]) -> int:
     return sum(lease.slot_id in place for lease in gang)
 
 
-def _by_job(pair: tuple[LeaseView, JobView]) -> tuple[int, float, str, float, str]:
-    """Sorted in reverse: the lowest class first, in it the youngest job, of a job the youngest lease."""
+def _by_job(pair: tuple[LeaseFacts, JobFacts]) -> tuple[int, float, str, float, str]:
+    """Sort key for reversed order: lowest priority first, then the youngest job, then its youngest lease."""
     lease, holder = pair
     return *order(holder), lease.granted_at, lease.id
 
 
-def _beyond_share(candidates: list[tuple[LeaseView, JobView]], rank: int, holders: Holders) -> list[LeaseView]:
-    """Of one class's leases those beyond an equal share, from the job that holds the most first."""
+def _beyond_share(candidates: list[tuple[LeaseFacts, JobFacts]], rank: int, holders: Holders) -> list[LeaseFacts]:
+    """Leases of one priority beyond an equal share, starting with the job that holds the most."""
     above = sum(holders.held[job.id] for job in holders.jobs.values() if effective_rank(job) < rank)
     members = [job for job in holders.jobs.values() if effective_rank(job) == rank]
     num_sharing = sum(1 for job in members if holders.held[job.id] or is_ready(job, holders.now))
     share = -(-max(1, len(holders.online) - above) // max(1, num_sharing))
     staying = Counter(holders.staying)
     left = sorted(candidates, key=lambda pair: (pair[0].granted_at, pair[0].id), reverse=True)
-    chosen: list[LeaseView] = []
+    chosen: list[LeaseFacts] = []
     while left:
         pair = max(left, key=lambda pair: (staying[pair[1].id], pair[1].created_at, pair[1].id))
         if staying[pair[1].id] <= share:

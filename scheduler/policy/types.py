@@ -1,4 +1,4 @@
-"""What the policy is told and what it answers: plain values, and the order in which jobs come."""
+"""Input and output values of the scheduling policy, and the order of jobs."""
 
 from __future__ import annotations
 
@@ -8,52 +8,52 @@ from dataclasses import dataclass, field
 from jobs.ledger.leases import Grant
 
 AGED_SECONDS = 24 * 3600.0
-"""A job that waited this long counts as one class higher."""
+"""A job that has waited this long counts as one priority higher."""
 
 
 @dataclass(frozen=True, slots=True)
-class JobView:
+class JobFacts:
     """A queued or running job."""
 
     id: str
     rank: int
-    """Its class; 0 is served first."""
+    """Priority rank; 0 is served first."""
     created_at: float
     """Unix seconds."""
     waited_seconds: float = 0.0
-    """How long it has waited for its first slot; for a job that holds slots, how long it had waited for the oldest."""
+    """Seconds that the job has waited for its first slot; for a job with slots, that it had waited for the oldest."""
     elastic: bool = True
-    """Whether any number of slots serves it and each can be taken back at a chunk boundary; a training is not."""
+    """Whether the job runs on any number of slots and returns each at a chunk boundary; false for a training."""
     gang_size: int = 1
-    """Slots it needs at once; 1 for an elastic job."""
+    """Slots that it needs at once; 1 for an elastic job."""
     max_slots: int | None = None
-    """Most slots an elastic job may hold."""
+    """Most slots that an elastic job may hold."""
     pending_chunks: int = 0
-    """Chunks that could be claimed now; counting on beyond the number of slots changes nothing."""
+    """Chunks that can be claimed now; may be capped at the number of slots."""
     model_key: str = ""
-    """Equal to a slot's warm model where that slot need not load it."""
+    """Equal to a slot's `warm` entry if that slot has the model loaded."""
     not_before: float = 0.0
-    """Unix seconds before which it gets nothing (backoff)."""
+    """The job gets no slot before this time (backoff), Unix seconds."""
     preemptable_seconds: float = 300.0
-    """How long a training must have had its slots before another job may have them."""
+    """Minimum seconds that a training keeps its slots before it may be preempted."""
     num_preemptions: int = 0
-    """How often it has given its slots up to another job."""
+    """How often the job was preempted."""
 
 
 @dataclass(frozen=True, slots=True)
-class SlotView:
+class SlotFacts:
     """A slot that is online."""
 
     id: str
     host: str
     warm_models: tuple[str, ...] = ()
     kind: str = ""
-    """What device it is; those of a gang are all alike."""
+    """Kind of device; all slots of a gang have the same."""
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseView:
-    """A live lease. Its slot may be missing from the slots (offline) and its job from the jobs (ending)."""
+class LeaseFacts:
+    """A live lease. Its slot may be missing (offline), and so may its job (ending)."""
 
     id: str
     job_id: str
@@ -61,33 +61,33 @@ class LeaseView:
     granted_at: float
     """Unix seconds."""
     working: bool = True
-    """Whether its holder has claimed a chunk; a fresh lease has not, and will take one of the pending ones."""
+    """Whether the lease has claimed a chunk; a fresh lease has not, and will take a pending one."""
     ending: bool = False
-    """Whether it was asked to yield already, or its job is over: its slot comes back by itself."""
+    """Whether the lease was asked to yield or its job is over, so that its slot is being returned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What to do now."""
+    """The decisions to carry out now."""
 
     grants: tuple[Grant, ...] = ()
-    """In the order of importance. A gang is one grant; each slot of an elastic job is a grant of its own."""
+    """Grants in order of importance. A gang is one grant; each slot of an elastic job is a separate grant."""
     yields: tuple[str, ...] = ()
-    """Leases to ask back; of a gang, all."""
+    """Leases to ask to yield; all leases of a gang."""
     explanations: Mapping[str, str] = field(default_factory=dict)
-    """Why each job that holds nothing still waits, by job id."""
+    """Job id -> why the job waits, for each job without slots."""
 
 
-def effective_rank(job: JobView) -> int:
-    """A job's class, one up where it has waited for long."""
+def effective_rank(job: JobFacts) -> int:
+    """A job's priority rank, one higher if it has waited long."""
     return max(0, job.rank - 1) if job.waited_seconds > AGED_SECONDS else job.rank
 
 
-def order(job: JobView) -> tuple[int, float, str]:
-    """Sorts jobs into the order in which they are served."""
+def order(job: JobFacts) -> tuple[int, float, str]:
+    """Sort key of the order in which jobs are served."""
     return effective_rank(job), job.created_at, job.id
 
 
-def is_ready(job: JobView, now: float) -> bool:
-    """Whether a job could use a slot now."""
+def is_ready(job: JobFacts, now: float) -> bool:
+    """Whether a job can use a slot now."""
     return job.not_before <= now and (job.pending_chunks > 0 or not job.elastic)

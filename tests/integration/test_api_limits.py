@@ -26,7 +26,7 @@ from jobs.ledger import jobs as job_ledger
 from scheduler.api.throttle import Throttle
 from scheduler.control import admission
 from scheduler.control.planner import plan_job
-from scheduler.openai.lifecycle import take_in
+from scheduler.openai.lifecycle import read_batch
 from tests.conftest import RedisServer, wait_until
 from tests.support import tiny
 from tests.support.live_api import LiveApi, live_api, spec_document
@@ -162,7 +162,7 @@ def test_a_batch_that_was_not_counted_in_time_is_refused_when_it_is_read(
     model = tiny.tiny_classifier(tmp_path / "model")
     monkeypatch.setattr(admission, "COUNT_SECONDS", -1.0)
     batch = create(mine, batch_file(mine, num_lines, model=str(model))).json()
-    take_in(api.database, api.store, limited.model_copy(update={"any_model": True}), batch["id"])
+    read_batch(api.database, api.store, limited.model_copy(update={"any_model": True}), batch["id"])
     read = mine.get(f"/v1/batches/{batch['id']}").json()
     if num_lines <= ROWS:
         assert read["status"] == "in_progress", read

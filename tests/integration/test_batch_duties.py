@@ -27,7 +27,7 @@ from jobs.specs.inference import parse_spec
 from scheduler.control.finalizer import finalize_job
 from scheduler.control.planner import plan_job
 from scheduler.control.retention import retain
-from scheduler.openai.lifecycle import break_off, finish, take_in
+from scheduler.openai.lifecycle import abort_batch, finish_batch, read_batch
 from tests.support import tiny
 
 OTHER = "/v1/classify"
@@ -60,14 +60,14 @@ class Hall:
         asked = {"endpoint": OTHER, "completion_window": "1d", "window_seconds": 86400, "digest": "d", **fields}
         return batches.create(self.db, NewBatch(input_file_id=self.upload(lines), **asked), project="default")
 
-    def take_in(self, batch: Batch) -> Batch:
+    def read_batch(self, batch: Batch) -> Batch:
         """The batch after its reading."""
-        take_in(self.db, self.store, self.settings, batch.id)
+        read_batch(self.db, self.store, self.settings, batch.id)
         return self.look(batch)
 
-    def finish(self, batch: Batch) -> Batch:
+    def finish_batch(self, batch: Batch) -> Batch:
         """The batch after a try to finish it."""
-        finish(self.db, self.store, self.settings, batch.id)
+        finish_batch(self.db, self.store, self.settings, batch.id)
         return self.look(batch)
 
     def look(self, batch: Batch) -> Batch:
@@ -128,7 +128,7 @@ def good(_row: int) -> Any:
 def test_lines_come_back_in_order_over_all_jobs(hall: Hall) -> None:
     """Two models, two settings of one, and a refused line: five lines, one answer each."""
     lines = [line(0), line(1, "b"), line(2, top_k=2), line(3, input=None), line(4, "b")]
-    batch = hall.take_in(hall.create(lines))
+    batch = hall.read_batch(hall.create(lines))
     assert batch.state == BatchState.IN_PROGRESS
     specs = {job.id: parse_spec(job.spec) for job in hall.jobs(batch)}
     kinds = {(spec.dtype, spec.parameters.get("top_k")): job_id for job_id, spec in specs.items()}
@@ -150,7 +150,7 @@ def test_lines_come_back_in_order_over_all_jobs(hall: Hall) -> None:
 
 
 def test_a_model_that_changes_after_the_reading_fails_its_jobs(hall: Hall) -> None:
-    batch = hall.take_in(hall.create([line(0), line(1, "b")]))
+    batch = hall.read_batch(hall.create([line(0), line(1, "b")]))
     config = Path(hall.settings.models["a"].model) / "config.json"
     config.write_text(config.read_text() + " ")
     for job in hall.jobs(batch):
@@ -172,10 +172,10 @@ def test_a_reading_that_was_cut_off_is_done_again(hall: Hall, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(batches, "accept", fall)
         with pytest.raises(ServiceUnavailable):
-            take_in(hall.db, hall.store, hall.settings, batch.id)
+            read_batch(hall.db, hall.store, hall.settings, batch.id)
     assert hall.look(batch).state == BatchState.VALIDATING
     assert len(list(hall.store.list("batches/"))) == 1
-    hall.take_in(batch)
+    hall.read_batch(batch)
     assert [job.state for job in hall.jobs(batch)] == [JobState.VALIDATING]
     assert len(list(hall.store.list("batches/"))) == 1, "what the first reading left is gone"
 
@@ -187,11 +187,11 @@ def test_two_readers_make_one_set_of_jobs(hall: Hall, monkeypatch: pytest.Monkey
 
     def overtaken(db: Database, batch_id: str, plan: Any) -> None:
         monkeypatch.setattr(batches, "accept", accept)
-        take_in(hall.db, hall.store, hall.settings, batch_id)
+        read_batch(hall.db, hall.store, hall.settings, batch_id)
         accept(db, batch_id, plan)
 
     monkeypatch.setattr(batches, "accept", overtaken)
-    hall.take_in(batch)
+    hall.read_batch(batch)
     (job,) = hall.jobs(batch)
     hall.compute(job, good)
     assert hall.finish(batch).num_completed == 1
@@ -200,14 +200,14 @@ def test_two_readers_make_one_set_of_jobs(hall: Hall, monkeypatch: pytest.Monkey
 def test_a_reading_that_is_not_wanted_any_more_leaves_the_batch(hall: Hall) -> None:
     """The next leader reads it."""
     batch = hall.create([line(number) for number in range(1500)])
-    take_in(hall.db, hall.store, hall.settings, batch.id, is_wanted=lambda: False)
+    read_batch(hall.db, hall.store, hall.settings, batch.id, is_wanted=lambda: False)
     assert hall.look(batch).state == BatchState.VALIDATING
     assert list(hall.store.list("batches/")) == []
 
 
 def test_files_that_were_half_written_are_written_again(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill between the files and the end gives the same files at the next try."""
-    batch = hall.take_in(hall.create([line(0), line(1)]))
+    batch = hall.read_batch(hall.create([line(0), line(1)]))
     hall.compute(hall.jobs(batch)[0], good)
 
     def fall(*_: object, **__: object) -> None:
@@ -216,7 +216,7 @@ def test_files_that_were_half_written_are_written_again(hall: Hall, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(batch_ends, "end", fall)
         with pytest.raises(ServiceUnavailable):
-            finish(hall.db, hall.store, hall.settings, batch.id)
+            finish_batch(hall.db, hall.store, hall.settings, batch.id)
     assert hall.look(batch).state == BatchState.FINALIZING
     ended = hall.finish(batch)
     assert [answer["custom_id"] for answer in hall.lines(ended.output_file_id)] == ["c0", "c1"]
@@ -224,7 +224,7 @@ def test_files_that_were_half_written_are_written_again(hall: Hall, monkeypatch:
 
 def test_a_job_that_broke_fails_its_lines_alone(hall: Hall) -> None:
     """One bad model in a file must not take the answers of the others away."""
-    batch = hall.take_in(hall.create([line(0), line(1, "b"), line(2)]))
+    batch = hall.read_batch(hall.create([line(0), line(1, "b"), line(2)]))
     first, second = sorted(hall.jobs(batch), key=lambda job: job.spec["dtype"])
     hall.compute(first, good)
     job_ledger.fail(hall.db, second.id, ServiceUnavailable("the hub is away"))
@@ -238,7 +238,7 @@ def test_a_job_that_broke_fails_its_lines_alone(hall: Hall) -> None:
 
 def test_a_batch_whose_every_job_broke_has_failed(hall: Hall) -> None:
     """`completed` would make a client look for an output."""
-    batch = hall.take_in(hall.create([line(0)]))
+    batch = hall.read_batch(hall.create([line(0)]))
     job_ledger.fail(hall.db, hall.jobs(batch)[0].id, ServiceUnavailable("no device"))
     ended = hall.finish(batch)
     assert (ended.state, ended.output_file_id) == (BatchState.FAILED, None)
@@ -247,22 +247,22 @@ def test_a_batch_whose_every_job_broke_has_failed(hall: Hall) -> None:
 def test_a_retry_takes_over_what_was_answered(hall: Hall) -> None:
     """Only the rest runs, even over a retry of a retry."""
     lines = [line(number) for number in range(40)]
-    batch = hall.take_in(hall.create(lines))
+    batch = hall.read_batch(hall.create(lines))
     hall.compute(hall.jobs(batch)[0], lambda row: RowError("poison_row", "x") if row % 3 else good(0))
     first = hall.finish(batch)
     assert (first.num_completed, first.num_failed) == (14, 26)
-    second = hall.take_in(hall.create(lines, retry_of=first.id))
+    second = hall.read_batch(hall.create(lines, retry_of=first.id))
     assert (second.num_lines, second.num_carried) == (40, 14)
     with hall.db.read() as session:
         assert batches.counts(session, second).completed == 14
     hall.compute(hall.jobs(second)[0], lambda row: good(0) if row else RowError("poison_row", "x"))
     second = hall.finish(second)
-    third = hall.take_in(hall.create(lines, retry_of=second.id))
+    third = hall.read_batch(hall.create(lines, retry_of=second.id))
     hall.compute(hall.jobs(third)[0], good)
     third = hall.finish(third)
     assert (third.state, third.num_completed, third.num_failed, third.input_tokens) == ("completed", 40, 0, 120)
     assert [answer["custom_id"] for answer in hall.lines(third.output_file_id)] == [f"c{n}" for n in range(40)]
-    nothing = hall.take_in(hall.create(lines, retry_of=third.id))
+    nothing = hall.read_batch(hall.create(lines, retry_of=third.id))
     assert hall.jobs(nothing) == []
     assert hall.finish(nothing).num_completed == 40
 
@@ -270,12 +270,12 @@ def test_a_retry_takes_over_what_was_answered(hall: Hall) -> None:
 def test_a_retry_of_a_lost_output_is_refused(hall: Hall) -> None:
     """Running everything again would cost what nobody asked for."""
     lines = [line(0), line(1)]
-    batch = hall.take_in(hall.create(lines))
+    batch = hall.read_batch(hall.create(lines))
     hall.compute(hall.jobs(batch)[0], good)
     first = hall.finish(batch)
     with hall.db.write() as session:
         session.delete(session.get(StoredFile, first.output_file_id))
-    failed = hall.take_in(hall.create(lines, retry_of=first.id))
+    failed = hall.read_batch(hall.create(lines, retry_of=first.id))
     assert failed.state == BatchState.FAILED
     assert failed.errors is not None
     assert "is gone" in failed.errors[0]["message"]
@@ -283,10 +283,10 @@ def test_a_retry_of_a_lost_output_is_refused(hall: Hall) -> None:
 
 def test_answers_that_cannot_be_written_end_the_batch(hall: Hall) -> None:
     """Nobody may wait for ever for what a fault of ours keeps back."""
-    batch = hall.take_in(hall.create([line(0)]))
+    batch = hall.read_batch(hall.create([line(0)]))
     hall.compute(hall.jobs(batch)[0], good)
     batch_ends.begin_finalizing(hall.db, batch.id)
-    break_off(hall.db, batch.id, ServiceUnavailable("a fault"))
+    abort_batch(hall.db, batch.id, ServiceUnavailable("a fault"))
     ended = hall.look(batch)
     assert (ended.state, ended.num_completed, ended.output_file_id) == (BatchState.FAILED, 1, None)
 
@@ -294,18 +294,18 @@ def test_answers_that_cannot_be_written_end_the_batch(hall: Hall) -> None:
 def test_a_line_over_the_limits_is_said(hall: Hall) -> None:
     """Limits are settings, and each has its sentence."""
     hall.settings = hall.settings.model_copy(update={"max_row_bytes": 200, "batch_lines": 3})
-    long = hall.take_in(hall.create([line(0), line(1, input="x" * 500), line(2)]))
+    long = hall.read_batch(hall.create([line(0), line(1, input="x" * 500), line(2)]))
     assert [(error["code"], error["line"]) for error in long.errors or []] == [("line_too_long", 2)]
-    many = hall.take_in(hall.create([line(number) for number in range(4)]))
+    many = hall.read_batch(hall.create([line(number) for number in range(4)]))
     assert [error["code"] for error in many.errors or []] == ["too_many_tasks"]
 
 
 def test_old_batches_are_forgotten_and_live_ones_keep_their_jobs(hall: Hall) -> None:
     """A batch's answers are made of its jobs' results, however old."""
-    live = hall.take_in(hall.create([line(0), line(1, "b")]))
+    live = hall.read_batch(hall.create([line(0), line(1, "b")]))
     job = hall.jobs(live)[0]
     hall.compute(job, good)
-    dead = hall.take_in(hall.create([line(2)]))
+    dead = hall.read_batch(hall.create([line(2)]))
     hall.compute(hall.jobs(dead)[0], good)
     hall.finish(dead)
     with hall.db.write() as session:

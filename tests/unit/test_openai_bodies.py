@@ -9,8 +9,8 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from scheduler.openai.requests import ENDPOINTS, Refusal
-from scheduler.openai.responses import Answered
+from scheduler.openai.requests import ENDPOINTS, LineError
+from scheduler.openai.responses import LineResult
 
 EMBEDDINGS, CLASSIFY = ENDPOINTS["/v1/embeddings"], ENDPOINTS["/v1/classify"]
 
@@ -21,7 +21,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 def refusal(endpoint: str, body: dict[str, Any]) -> tuple[str, str | None]:
     """Code and parameter of the refusal of a body."""
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(LineError) as caught:
         ENDPOINTS[endpoint].read({"model": "m", **body})
     return caught.value.code, caught.value.param
 
@@ -120,11 +120,11 @@ def test_what_cannot_be_carried_out_is_refused_by_name(
 def test_answers_have_the_contracts_form() -> None:
     """The SDK's types read nothing else."""
     vectors = np.array([[1, 2], [3, 4]], dtype=np.float32)
-    body = EMBEDDINGS.write(Answered(vectors, 7, "m", "float", "x", 0))
+    body = EMBEDDINGS.write(LineResult(vectors, 7, "m", "float", "x", 0))
     assert [(entry["index"], list(entry["embedding"])) for entry in body["data"]] == [(0, [1, 2]), (1, [3, 4])]
     assert (body["model"], body["usage"]) == ("m", {"prompt_tokens": 7, "total_tokens": 7})
     best = [{"label": "a", "score": 0.75}, {"label": "b", "score": 0.25}]
-    body = CLASSIFY.write(Answered([best], 3, "m", None, "x", 0))
+    body = CLASSIFY.write(LineResult([best], 3, "m", None, "x", 0))
     assert body["data"] == [{"object": "classification", "index": 0, "label": "a", "score": 0.75, "scores": best}]
 
 
@@ -145,7 +145,7 @@ def test_what_a_chat_body_asks_for() -> None:
 
 def test_an_answer_can_be_sent_back_as_it_came() -> None:
     answer = {"generated_text": "Ada.", "finish_reason": "stop", "num_tokens": 2, "logprobs": None}
-    chat = ChatCompletion.model_validate(CHAT.write(Answered([answer], 3, "m", None, "id", 0)))
+    chat = ChatCompletion.model_validate(CHAT.write(LineResult([answer], 3, "m", None, "id", 0)))
     asked = CHAT.read({"model": "m", "messages": [*HELLO, chat.choices[0].message.model_dump(), *HELLO]})
     assert asked.values["text"][1] == {"role": "assistant", "content": "Ada."}
 
@@ -162,7 +162,7 @@ def test_what_a_completions_body_asks_for() -> None:
 
 def test_what_is_refused_names_the_clients_parameter() -> None:
     """Nobody who sent `max_tokens` knows of `max_new_tokens`."""
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(LineError) as caught:
         CHAT.read({"model": "m", "messages": HELLO, "max_tokens": 0})
     assert caught.value.message == "max_tokens: must be a whole number from 1, not 0"
 
@@ -175,7 +175,7 @@ def test_generated_answers_have_the_contracts_form() -> None:
         {"generated_text": "abc", "finish_reason": "stop", "num_tokens": 3, "logprobs": told},
         {"generated_text": "x", "finish_reason": "length", "num_tokens": 1, "logprobs": None},
     ]
-    answered = Answered(output, 10, "m", None, "id", 1700000000)
+    answered = LineResult(output, 10, "m", None, "id", 1700000000)
     chat = ChatCompletion.model_validate(CHAT.write(answered), strict=True)
     assert [choice.message.content for choice in chat.choices] == ["abc", "x"]
     assert [choice.finish_reason for choice in chat.choices] == ["stop", "length"]
@@ -201,7 +201,7 @@ def test_tokens_that_are_parts_of_characters_are_told_apart() -> None:
     ]
     told[0]["top_logprobs"] = [{"token": "�", "logprob": -0.5, "bytes": [0xE2]}]
     choice = {"generated_text": "🙂 x", "finish_reason": "stop", "num_tokens": 3, "logprobs": told}
-    body = COMPLETIONS.write(Answered([choice], 5, "m", None, "id", 0))["choices"][0]["logprobs"]
+    body = COMPLETIONS.write(LineResult([choice], 5, "m", None, "id", 0))["choices"][0]["logprobs"]
     assert body["tokens"] == ["bytes:\\xf0\\x9f", "bytes:\\x99\\x82", " x"]
     assert body["top_logprobs"][0] == {"bytes:\\xe2": -0.5, "bytes:\\xf0\\x9f": -1.0}
     assert body["text_offset"] == [0, 0, 1]

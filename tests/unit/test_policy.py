@@ -10,28 +10,28 @@ import pytest
 from jobs.ledger.leases import Grant
 from scheduler.policy.decide import decide
 from scheduler.policy.preemption import HOLD_SECONDS, MOST_PREEMPTIONS
-from scheduler.policy.types import AGED_SECONDS, Decisions, JobView, LeaseView, SlotView
+from scheduler.policy.types import AGED_SECONDS, Decisions, JobFacts, LeaseFacts, SlotFacts
 
 NOW = 1_000_000.0
 HIGH, NORMAL, LOW = 0, 1, 2
 
-PREEMPTABLE_SECONDS = JobView("", 0, 0.0).preemptable_seconds
+PREEMPTABLE_SECONDS = JobFacts("", 0, 0.0).preemptable_seconds
 
 
-def job(name: str, rank: int = NORMAL, *, age: float = 0.0, pending: int = 100, **fields: object) -> JobView:
-    return JobView(name, rank, NOW - age, pending_chunks=pending, **fields)
+def job(name: str, rank: int = NORMAL, *, age: float = 0.0, pending: int = 100, **fields: object) -> JobFacts:
+    return JobFacts(name, rank, NOW - age, pending_chunks=pending, **fields)
 
 
-def gang(name: str, size: int, rank: int = NORMAL, *, age: float = 0.0, **fields: object) -> JobView:
-    return JobView(name, rank, NOW - age, elastic=False, gang_size=size, **fields)
+def gang(name: str, size: int, rank: int = NORMAL, *, age: float = 0.0, **fields: object) -> JobFacts:
+    return JobFacts(name, rank, NOW - age, elastic=False, gang_size=size, **fields)
 
 
-def slots(count: int, host: str = "a") -> list[SlotView]:
-    return [SlotView(f"{host}{number}", host) for number in range(count)]
+def slots(count: int, host: str = "a") -> list[SlotFacts]:
+    return [SlotFacts(f"{host}{number}", host) for number in range(count)]
 
 
-def lease(job_id: str, slot_id: str, *, age: float = 3600.0, **fields: object) -> LeaseView:
-    return LeaseView(f"lease-{job_id}-{slot_id}", job_id, slot_id, NOW - age, **fields)
+def lease(job_id: str, slot_id: str, *, age: float = 3600.0, **fields: object) -> LeaseFacts:
+    return LeaseFacts(f"lease-{job_id}-{slot_id}", job_id, slot_id, NOW - age, **fields)
 
 
 def holders(decisions: Decisions) -> dict[str, str]:
@@ -209,13 +209,13 @@ def test_a_gang_lies_on_one_host_or_waits() -> None:
 
 
 def test_a_gangs_devices_are_all_of_one_kind() -> None:
-    there = [SlotView(f"a{number}", "a", (), "cuda large" if number < 2 else "cuda small") for number in range(5)]
+    there = [SlotFacts(f"a{number}", "a", (), "cuda large" if number < 2 else "cuda small") for number in range(5)]
     assert decide([gang("g", 3)], there, [], NOW).grants == (Grant("g", ("a2", "a3", "a4")),)
     assert decide([gang("g", 4)], there, [], NOW).grants == ()
 
 
 def test_a_gang_leaves_warm_slots_to_those_who_profit_from_them() -> None:
-    there = [SlotView("a0", "a", ("x",)), SlotView("a1", "a"), SlotView("a2", "a", ("x", "y")), SlotView("a3", "a")]
+    there = [SlotFacts("a0", "a", ("x",)), SlotFacts("a1", "a"), SlotFacts("a2", "a", ("x", "y")), SlotFacts("a3", "a")]
     assert decide([gang("g", 3)], there, [], NOW).grants == (Grant("g", ("a1", "a3", "a0")),)
 
 
@@ -247,7 +247,7 @@ def test_a_training_takes_all_from_younger_and_the_surplus_of_older_jobs() -> No
 # -- preemption
 
 
-def running(name: str, rank: int, *slot_ids: str, age: float = 3600.0, **fields: object) -> tuple[JobView, list]:
+def running(name: str, rank: int, *slot_ids: str, age: float = 3600.0, **fields: object) -> tuple[JobFacts, list]:
     """A training that has held some slots for so long."""
     view = gang(name, len(slot_ids), rank, age=age + 10, **fields)
     return view, [lease(name, slot_id, age=age) for slot_id in slot_ids]
@@ -363,18 +363,18 @@ def test_preempting_a_gang_counts_only_its_slots_that_are_online() -> None:
     peer, of_peer = running("peer", HIGH, "a1")
     assert decide([victim, peer, gang("urgent", 2, HIGH)], slots(2), [*held, *of_peer], NOW).yields == ()
     urgent = gang("urgent", 1, HIGH)
-    assert set(decide([victim, urgent], [SlotView("a0", "a")], held, NOW).yields) == {one.id for one in held}
+    assert set(decide([victim, urgent], [SlotFacts("a0", "a")], held, NOW).yields) == {one.id for one in held}
 
 
 def test_a_warm_slot_is_taken_first_and_an_empty_one_before_anothers() -> None:
-    there = [SlotView("a0", "a", ("other",)), SlotView("a1", "a", ()), SlotView("a2", "a", ("mine",))]
+    there = [SlotFacts("a0", "a", ("other",)), SlotFacts("a1", "a", ()), SlotFacts("a2", "a", ("mine",))]
     mine = job("j", pending=1, model_key="mine")
     assert holders(decide([mine], there, [], NOW)) == {"a2": "j"}
     assert holders(decide([mine], there[:2], [], NOW)) == {"a1": "j"}
 
 
 def test_two_jobs_swap_to_the_slots_that_hold_their_models() -> None:
-    there = [SlotView("a0", "a", ("y",)), SlotView("a1", "a", ("x",))]
+    there = [SlotFacts("a0", "a", ("y",)), SlotFacts("a1", "a", ("x",))]
     both = [job("wants-x", age=5, pending=1, model_key="x"), job("wants-y", pending=1, model_key="y")]
     assert holders(decide(both, there, [], NOW)) == {"a1": "wants-x", "a0": "wants-y"}
 

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from scheduler.policy.decide import decide
 from scheduler.policy.preemption import MOST_PREEMPTIONS
-from scheduler.policy.types import Decisions, JobView, LeaseView, SlotView, effective_rank
+from scheduler.policy.types import Decisions, JobFacts, LeaseFacts, SlotFacts, effective_rank
 
-PREEMPTABLE_SECONDS = JobView("", 0, 0.0).preemptable_seconds
+PREEMPTABLE_SECONDS = JobFacts("", 0, 0.0).preemptable_seconds
 
 
 @dataclass
 class Work:
     """A job of the simulated cluster."""
 
-    view: JobView
+    view: JobFacts
     arrives: int
     chunks: int
     chunk_ticks: int
@@ -37,7 +37,7 @@ class Work:
 class Held:
     """A live lease of the simulated cluster."""
 
-    lease: LeaseView
+    lease: LeaseFacts
     left: int = 0  # ticks until its chunk is done; 0: none claimed
     yield_asked: bool = False
 
@@ -46,7 +46,7 @@ class Held:
 class Cluster:
     """Slots, jobs and leases moving in ticks; every decision is checked as it is made."""
 
-    slots: list[SlotView]
+    slots: list[SlotFacts]
     works: list[Work]
     now: int = 0
     held: list[Held] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Cluster:
         for grant in decisions.grants:
             for slot_id in grant.slot_ids:
                 self.num_leases += 1
-                view = LeaseView(f"l{self.num_leases:05}", grant.job_id, slot_id, self.clock, working=False)
+                view = LeaseFacts(f"l{self.num_leases:05}", grant.job_id, slot_id, self.clock, working=False)
                 self.held.append(Held(view))
         asked = set(decisions.yields)
         for held in self.held:
@@ -83,9 +83,9 @@ class Cluster:
         self.work()
         self.now += 1
 
-    def views(self) -> tuple[list[JobView], list[LeaseView]]:
+    def views(self) -> tuple[list[JobFacts], list[LeaseFacts]]:
         jobs = [
-            JobView(
+            JobFacts(
                 **{
                     **{name: getattr(work.view, name) for name in work.view.__slots__},
                     "created_at": float(work.arrives * self.tick_seconds),
@@ -97,7 +97,7 @@ class Cluster:
             if work.arrives <= self.now and not work.finished
         ]
         leases = [
-            LeaseView(
+            LeaseFacts(
                 held.lease.id, held.lease.job_id, held.lease.slot_id, held.lease.granted_at,
                 working=held.left > 0, ending=held.yield_asked or self.find(held.lease.job_id).finished,
             )
@@ -108,7 +108,7 @@ class Cluster:
     def find(self, job_id: str) -> Work:
         return next(work for work in self.works if work.view.id == job_id)
 
-    def check(self, jobs: list[JobView], leases: list[LeaseView], decisions: Decisions) -> None:
+    def check(self, jobs: list[JobFacts], leases: list[LeaseFacts], decisions: Decisions) -> None:
         by_id = {job.id: job for job in jobs}
         occupied = [lease.slot_id for lease in leases] + [slot for grant in decisions.grants for slot in grant.slot_ids]
         assert len(occupied) == len(set(occupied)), "a slot was given twice"
@@ -145,7 +145,7 @@ class Cluster:
         gathering = any(not job.elastic and not holding[job.id] and not gained[job.id] for job in jobs)
         assert not (num_free and unserved) or (gathering and coming), "a slot idles while a chunk is pending"
 
-    def check_preemptions(self, jobs: list[JobView], leases: list[LeaseView], decisions: Decisions) -> None:
+    def check_preemptions(self, jobs: list[JobFacts], leases: list[LeaseFacts], decisions: Decisions) -> None:
         by_id = {job.id: job for job in jobs}
         holding = Counter(lease.job_id for lease in leases)
         waiting = [job for job in jobs if job.rank == 0 and not holding[job.id]]
@@ -195,7 +195,7 @@ class Cluster:
 @st.composite
 def clusters(draw: st.DrawFn, *, gangs: bool = True) -> Cluster:
     slots = [
-        SlotView(
+        SlotFacts(
             f"{host}{number}",
             host,
             tuple(draw(st.sets(st.sampled_from("xyz"), max_size=2))),
@@ -209,7 +209,7 @@ def clusters(draw: st.DrawFn, *, gangs: bool = True) -> Cluster:
     for number in range(draw(st.integers(1, 9))):
         is_gang = gangs and draw(st.integers(0, 3)) == 0
         size = draw(st.integers(1, largest)) if is_gang else 1
-        view = JobView(
+        view = JobFacts(
             f"j{number}", draw(st.integers(0, 2)), 0.0, elastic=not is_gang, gang_size=size,
             max_slots=None if is_gang else draw(st.none() | st.integers(1, 4)),
             model_key=draw(st.sampled_from("xyz")),
@@ -236,10 +236,10 @@ def test_a_high_training_starts_soon_whatever_lower_ones_run(cluster: Cluster, s
     cluster.tick_seconds = 60
     for work in cluster.works:
         changed = {"rank": 2, "gang_size": min(work.view.gang_size, 2)}
-        work.view = JobView(**{**{name: getattr(work.view, name) for name in work.view.__slots__}, **changed})
+        work.view = JobFacts(**{**{name: getattr(work.view, name) for name in work.view.__slots__}, **changed})
         work.chunks += 500
     largest = max(Counter((slot.host, slot.kind) for slot in cluster.slots).values())
-    urgent = Work(JobView("urgent", 0, 0.0, elastic=False, gang_size=min(size, largest)), 30, 4, 5)
+    urgent = Work(JobFacts("urgent", 0, 0.0, elastic=False, gang_size=min(size, largest)), 30, 4, 5)
     cluster.works.append(urgent)
     longest = max(work.chunk_ticks for work in cluster.works)
     # A lower training may have started just before, and has its minimum; then a chunk, or a step, until all are back.
@@ -254,9 +254,9 @@ def test_a_high_training_starts_soon_whatever_lower_ones_run(cluster: Cluster, s
 def test_a_high_job_starts_within_one_chunk_of_the_others(cluster: Cluster, chunk_ticks: int) -> None:
     """Else someone who pays for `high` would wait for a whole bulk job to finish."""
     for work in cluster.works:
-        work.view = JobView(**{**{name: getattr(work.view, name) for name in work.view.__slots__}, "rank": 2})
+        work.view = JobFacts(**{**{name: getattr(work.view, name) for name in work.view.__slots__}, "rank": 2})
         work.chunks += 50
-    urgent = Work(JobView("urgent", 0, 0.0, max_slots=1), 30, 5, chunk_ticks)
+    urgent = Work(JobFacts("urgent", 0, 0.0, max_slots=1), 30, 5, chunk_ticks)
     cluster.works.append(urgent)
     longest = max(work.chunk_ticks for work in cluster.works)
     while cluster.now <= 30 + longest + 2:
@@ -271,15 +271,15 @@ def test_no_stream_of_single_trainings_keeps_a_gang_waiting(
 ) -> None:
     """A new training of one slot arrives whenever one starts, as in a queue that is never empty."""
     size = min(size, num_slots)
-    cluster = Cluster([SlotView(f"a{number}", "a") for number in range(num_slots)], [])
+    cluster = Cluster([SlotFacts(f"a{number}", "a") for number in range(num_slots)], [])
 
     def single(number: int) -> Work:
-        view = JobView(f"single{number}", 1, 0.0, elastic=False, gang_size=1)
+        view = JobFacts(f"single{number}", 1, 0.0, elastic=False, gang_size=1)
         return Work(view, cluster.now, 1, random.randint(1, longest))
 
     cluster.works = [single(number) for number in range(2 * num_slots)]
     cluster.tick()
-    cluster.works.append(Work(JobView("gang", 1, 0.0, elastic=False, gang_size=size), cluster.now, size, 1))
+    cluster.works.append(Work(JobFacts("gang", 1, 0.0, elastic=False, gang_size=size), cluster.now, size, 1))
     # Those that came before it, two for each slot, have their turn; then it waits for those that run.
     for _ in range(3 * (longest + 2)):
         cluster.tick()

@@ -1,4 +1,4 @@
-"""The benches beside the service's loop: what fails is tried again, what cannot be done is given up."""
+"""The pools beside the service's loop: failures are retried, and what cannot be done is given up."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from jobs.errors import InvalidOutput, ServiceUnavailable, StokerError
 from jobs.retries import RetryPolicy
-from scheduler.control.retry_pool import Workbench
+from scheduler.control.retry_pool import RetryPool
 from tests.conftest import wait_until
 
 
 class Ledger:
-    """What a bench told."""
+    """What a pool reported."""
 
     def __init__(self) -> None:
         self.tried: list[str] = []
@@ -36,7 +36,7 @@ class Ledger:
         self.num_done += 1
 
 
-Make = Callable[..., Workbench]
+Make = Callable[..., RetryPool]
 
 
 @pytest.fixture
@@ -46,38 +46,38 @@ def told() -> Ledger:
 
 @pytest.fixture
 def make(told: Ledger) -> Iterator[Make]:
-    benches: list[Workbench] = []
+    pools: list[RetryPool] = []
 
-    def make_bench(work: Callable[[str], None], *, num_threads: int = 2, max_tries: int = 100) -> Workbench:
+    def make_pool(work: Callable[[str], None], *, num_threads: int = 2, max_tries: int = 100) -> RetryPool:
         def tried(job_id: str) -> None:
             told.tried.append(job_id)
             work(job_id)
 
-        bench = Workbench(
+        pool = RetryPool(
             "testing",
             tried,
             num_threads=num_threads,
-            patience=RetryPolicy(max_tries, 0.001, 0.002),
-            on_trouble=told.trouble,
-            give_up=told.give_up,
+            retry_policy=RetryPolicy(max_tries, 0.001, 0.002),
+            on_failure=told.trouble,
+            on_give_up=told.give_up,
             on_done=told.done,
         )
-        benches.append(bench)
-        return bench
+        pools.append(pool)
+        return pool
 
-    yield make_bench
-    for bench in benches:
-        bench.close(10.0)
+    yield make_pool
+    for pool in pools:
+        pool.close(10.0)
 
 
-def sweep(bench: Workbench, *job_ids: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
-    """A condition to wait for that lays the jobs on the bench again each time it is asked, as the service does."""
+def sweep(pool: RetryPool, *job_ids: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
+    """A condition to wait for that offers the jobs again each time it is asked, as the service does."""
 
     def until(condition: Callable[[], object]) -> Callable[[], object]:
         def ask() -> object:
             if condition():
                 return True
-            bench.lay(job_ids)
+            pool.offer(job_ids)
             return False
 
         return ask
@@ -87,9 +87,9 @@ def sweep(bench: Workbench, *job_ids: str) -> Callable[[Callable[[], object]], C
 
 def test_each_job_is_worked_on_once_at_a_time(make: Make, told: Ledger) -> None:
     go_on = threading.Event()
-    bench = make(lambda _: go_on.wait(300))
+    pool = make(lambda _: go_on.wait(300))
     for _ in range(5):
-        bench.lay(["a", "b"])
+        pool.offer(["a", "b"])
     wait_until(lambda: len(told.tried) == 2, "both are begun")
     go_on.set()
     wait_until(lambda: told.num_done == 2, "both are done")
@@ -101,18 +101,18 @@ def test_an_error_of_the_machine_is_tried_again_and_told_once(make: Make, told: 
         if len(told.tried) < 4:
             raise ServiceUnavailable("the store is full")
 
-    bench = make(work)
-    wait_until(sweep(bench, "a")(lambda: told.num_done == 1), "the job is done in the end")
+    pool = make(work)
+    wait_until(sweep(pool, "a")(lambda: told.num_done == 1), "the job is done in the end")
     assert told.troubles == ["a: the store is full"]
-    assert bench.num_resting == 0
+    assert pool.num_waiting == 0
 
 
 def test_what_trying_again_cannot_help_is_given_up_at_once(make: Make, told: Ledger) -> None:
     def work(_: str) -> None:
         raise InvalidOutput("the folder is gone")
 
-    bench = make(work)
-    bench.lay(["a"])
+    pool = make(work)
+    pool.offer(["a"])
     wait_until(lambda: told.num_done == 1, "the job is given up")
     assert (told.given_up, told.tried) == (["a: the folder is gone"], ["a"])
 
@@ -121,8 +121,8 @@ def test_patience_ends(make: Make, told: Ledger) -> None:
     def work(_: str) -> None:
         raise ServiceUnavailable("away")
 
-    bench = make(work, max_tries=3)
-    wait_until(sweep(bench, "a")(lambda: told.given_up), "the job is given up")
+    pool = make(work, max_tries=3)
+    wait_until(sweep(pool, "a")(lambda: told.given_up), "the job is given up")
     assert told.tried == ["a"] * 3
 
 
@@ -133,9 +133,9 @@ def test_a_fault_of_ours_is_logged_and_ends_only_its_own_job(
         if job_id == "bad":
             raise ZeroDivisionError
 
-    bench = make(work)
+    pool = make(work)
     with caplog.at_level(logging.ERROR):
-        wait_until(sweep(bench, "bad", "good")(lambda: told.given_up), "the bad job is given up")
+        wait_until(sweep(pool, "bad", "good")(lambda: told.given_up), "the bad job is given up")
     assert "good" in told.tried
     assert told.tried.count("bad") == 5
     assert "ZeroDivisionError" in caplog.text
@@ -148,18 +148,18 @@ def test_a_job_that_could_not_be_given_up_is_laid_again(make: Make, told: Ledger
     def work(_: str) -> None:
         raise InvalidOutput("the folder is gone")
 
-    bench = make(work)
-    wait_until(sweep(bench, "a")(lambda: len(told.tried) >= 2), "it is tried again")
+    pool = make(work)
+    wait_until(sweep(pool, "a")(lambda: len(told.tried) >= 2), "it is tried again")
     told.is_away = False
-    wait_until(sweep(bench, "a")(lambda: told.given_up), "it is given up")
+    wait_until(sweep(pool, "a")(lambda: told.given_up), "it is given up")
 
 
 def test_a_closed_bench_begins_nothing_more(make: Make, told: Ledger) -> None:
     go_on = threading.Event()
-    bench = make(lambda _: go_on.wait(300), num_threads=1)
-    bench.lay(["a", "b", "c"])
+    pool = make(lambda _: go_on.wait(300), num_threads=1)
+    pool.offer(["a", "b", "c"])
     wait_until(lambda: told.tried, "the first is begun")
-    bench.close(0.0)
+    pool.close(0.0)
     go_on.set()
-    bench.close(60.0)
+    pool.close(60.0)
     assert told.tried == ["a"]
