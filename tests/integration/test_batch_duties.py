@@ -137,9 +137,9 @@ def test_lines_come_back_in_order_over_all_jobs(hall: Hall) -> None:
     jobs = [by_id[kinds[kind]] for kind in (("auto", None), ("float16", None), ("auto", 2))]
     refused_first = lambda row: RowError("null_value", "no text") if row == 1 else good(row)  # noqa: E731
     for job, answer in zip(jobs, (refused_first, good, good), strict=True):
-        assert hall.finish(batch).state == BatchState.IN_PROGRESS
+        assert hall.finish_batch(batch).state == BatchState.IN_PROGRESS
         hall.compute(job, answer)
-    ended = hall.finish(batch)
+    ended = hall.finish_batch(batch)
     assert (ended.state, ended.num_completed, ended.num_failed, ended.input_tokens) == ("completed", 4, 1, 12)
     answers = hall.lines(ended.output_file_id)
     assert [answer["custom_id"] for answer in answers] == ["c0", "c1", "c2", "c4"]
@@ -155,7 +155,7 @@ def test_a_model_that_changes_after_the_reading_fails_its_jobs(hall: Hall) -> No
     config.write_text(config.read_text() + " ")
     for job in hall.jobs(batch):
         plan_job(hall.db, hall.store, hall.settings, job.id)
-    ended = hall.finish(batch)
+    ended = hall.finish_batch(batch)
     assert ended.state == BatchState.FAILED
     assert ended.errors is not None
     refusal = f"model '{config.parent}': config.json changed after the job was submitted"
@@ -194,7 +194,7 @@ def test_two_readers_make_one_set_of_jobs(hall: Hall, monkeypatch: pytest.Monkey
     hall.read_batch(batch)
     (job,) = hall.jobs(batch)
     hall.compute(job, good)
-    assert hall.finish(batch).num_completed == 1
+    assert hall.finish_batch(batch).num_completed == 1
 
 
 def test_a_reading_that_is_not_wanted_any_more_leaves_the_batch(hall: Hall) -> None:
@@ -218,7 +218,7 @@ def test_files_that_were_half_written_are_written_again(hall: Hall, monkeypatch:
         with pytest.raises(ServiceUnavailable):
             finish_batch(hall.db, hall.store, hall.settings, batch.id)
     assert hall.look(batch).state == BatchState.FINALIZING
-    ended = hall.finish(batch)
+    ended = hall.finish_batch(batch)
     assert [answer["custom_id"] for answer in hall.lines(ended.output_file_id)] == ["c0", "c1"]
 
 
@@ -228,7 +228,7 @@ def test_a_job_that_broke_fails_its_lines_alone(hall: Hall) -> None:
     first, second = sorted(hall.jobs(batch), key=lambda job: job.spec["dtype"])
     hall.compute(first, good)
     job_ledger.fail(hall.db, second.id, ServiceUnavailable("the hub is away"))
-    ended = hall.finish(batch)
+    ended = hall.finish_batch(batch)
     assert (ended.state, ended.num_completed, ended.num_failed) == ("completed", 2, 1)
     (lost,) = hall.lines(ended.error_file_id)
     assert (lost["custom_id"], lost["response"], lost["error"]["code"]) == ("c1", None, "service_unavailable")
@@ -240,7 +240,7 @@ def test_a_batch_whose_every_job_broke_has_failed(hall: Hall) -> None:
     """`completed` would make a client look for an output."""
     batch = hall.read_batch(hall.create([line(0)]))
     job_ledger.fail(hall.db, hall.jobs(batch)[0].id, ServiceUnavailable("no device"))
-    ended = hall.finish(batch)
+    ended = hall.finish_batch(batch)
     assert (ended.state, ended.output_file_id) == (BatchState.FAILED, None)
 
 
@@ -249,22 +249,22 @@ def test_a_retry_takes_over_what_was_answered(hall: Hall) -> None:
     lines = [line(number) for number in range(40)]
     batch = hall.read_batch(hall.create(lines))
     hall.compute(hall.jobs(batch)[0], lambda row: RowError("poison_row", "x") if row % 3 else good(0))
-    first = hall.finish(batch)
+    first = hall.finish_batch(batch)
     assert (first.num_completed, first.num_failed) == (14, 26)
     second = hall.read_batch(hall.create(lines, retry_of=first.id))
     assert (second.num_lines, second.num_carried) == (40, 14)
     with hall.db.read() as session:
         assert batches.counts(session, second).completed == 14
     hall.compute(hall.jobs(second)[0], lambda row: good(0) if row else RowError("poison_row", "x"))
-    second = hall.finish(second)
+    second = hall.finish_batch(second)
     third = hall.read_batch(hall.create(lines, retry_of=second.id))
     hall.compute(hall.jobs(third)[0], good)
-    third = hall.finish(third)
+    third = hall.finish_batch(third)
     assert (third.state, third.num_completed, third.num_failed, third.input_tokens) == ("completed", 40, 0, 120)
     assert [answer["custom_id"] for answer in hall.lines(third.output_file_id)] == [f"c{n}" for n in range(40)]
     nothing = hall.read_batch(hall.create(lines, retry_of=third.id))
     assert hall.jobs(nothing) == []
-    assert hall.finish(nothing).num_completed == 40
+    assert hall.finish_batch(nothing).num_completed == 40
 
 
 def test_a_retry_of_a_lost_output_is_refused(hall: Hall) -> None:
@@ -272,7 +272,7 @@ def test_a_retry_of_a_lost_output_is_refused(hall: Hall) -> None:
     lines = [line(0), line(1)]
     batch = hall.read_batch(hall.create(lines))
     hall.compute(hall.jobs(batch)[0], good)
-    first = hall.finish(batch)
+    first = hall.finish_batch(batch)
     with hall.db.write() as session:
         session.delete(session.get(StoredFile, first.output_file_id))
     failed = hall.read_batch(hall.create(lines, retry_of=first.id))
@@ -307,7 +307,7 @@ def test_old_batches_are_forgotten_and_live_ones_keep_their_jobs(hall: Hall) -> 
     hall.compute(job, good)
     dead = hall.read_batch(hall.create([line(2)]))
     hall.compute(hall.jobs(dead)[0], good)
-    hall.finish(dead)
+    hall.finish_batch(dead)
     with hall.db.write() as session:
         for batch in (live, dead):
             for one in batches.jobs_of(session, batch.id):
