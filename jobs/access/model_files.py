@@ -160,6 +160,8 @@ def check_safetensors(path: Path, *, name: str) -> dict[str, tuple[int, ...]]:
     Raises:
         InvalidModel: the header does not describe the bytes that follow it.
     """
+    # Not by `safetensors.safe_open`, which maps the file: a file that shrinks meanwhile, or a disk that fails, would
+    # end this process, the API, by SIGBUS.
     if not path.is_file():
         raise invalid(name, f"its weights are incomplete: {path.name} is missing")
     try:
