@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 
-import worker
+from jobs.child_modules import python_module, with_our_packages
 from jobs.ledger.slots import SlotInfo
 
 RUNNER_MODULE = "worker.runner.main_loop"
@@ -14,14 +12,7 @@ RUNNER_MODULE = "worker.runner.main_loop"
 DISPLACED_STATUS = 76
 """Exit status of a Celery worker whose slot now belongs to another worker process; it is not to be started again."""
 
-_PACKAGE_PARENT = str(Path(worker.__file__).resolve().parent.parent)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-
-
-def python_module(module: str, *arguments: str) -> list[str]:
-    """The command that runs one of our modules. `-P`: a folder called `jobs` or `worker` where the user happens to
-    stand must not be taken for our package."""
-    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def app_command(slot: SlotInfo, incarnation: str, *, runner_module: str) -> list[str]:
@@ -45,7 +36,7 @@ def app_environment(environ: Mapping[str, str], *, device_uuid: str | None) -> d
         environ: the supervisor's own.
         device_uuid: the one GPU or MIG slice that may be seen; None hides them all.
     """
-    return _findable(environ) | {"CUDA_VISIBLE_DEVICES": device_uuid or ""}
+    return with_our_packages(environ) | {"CUDA_VISIBLE_DEVICES": device_uuid or ""}
 
 
 def runner_environment(environ: Mapping[str, str], *, num_threads: int) -> dict[str, str]:
@@ -72,10 +63,4 @@ def runner_environment(environ: Mapping[str, str], *, num_threads: int) -> dict[
         # loops on two cores. OpenMP reads this when it is loaded, torch's own copy as well.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-    return unless_told | _findable(environ) | quiet | dict.fromkeys(_THREAD_VARIABLES, str(num_threads))
-
-
-def _findable(environ: Mapping[str, str]) -> dict[str, str]:
-    """Have a child import the very package that runs here, installed or not."""
-    paths = [_PACKAGE_PARENT, *filter(None, environ.get("PYTHONPATH", "").split(":"))]
-    return {**environ, "PYTHONPATH": ":".join(dict.fromkeys(paths))}
+    return unless_told | with_our_packages(environ) | quiet | dict.fromkeys(_THREAD_VARIABLES, str(num_threads))

@@ -81,9 +81,10 @@ def worker(context: typer.Context, slots: Slots = None, data_dir: DataDir = None
 
 def _become(module: str, settings: Settings) -> NoReturn:
     """Replace this process by one of our modules, with these settings in its environment."""
-    from scheduler.embedded.environment import module_command, settings_environment
+    from jobs.child_modules import python_module
+    from scheduler.embedded.environment import settings_environment
 
     sys.stdout.flush()
     sys.stderr.flush()
-    argv = module_command(module)
+    argv = python_module(module)
     os.execve(argv[0], argv, {**os.environ, **settings_environment(settings)})

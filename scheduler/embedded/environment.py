@@ -1,23 +1,13 @@
-"""How a process of ours is started: the command of a module, and settings as environment variables."""
+"""The settings of a process of ours as environment variables, so that its children read the very same."""
 
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import orjson
 
-import scheduler
+from jobs.child_modules import with_our_packages
 from jobs.config.settings import Settings
-
-_PACKAGE_PARENT = str(Path(scheduler.__file__).resolve().parent.parent)
-
-
-def module_command(module: str) -> list[str]:
-    """The command that runs one of our modules. `-P`: a folder called `jobs` or `worker` where the user happens to
-    stand must not be taken for our package."""
-    return [sys.executable, "-P", "-m", module]
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:
@@ -30,5 +20,5 @@ def settings_environment(settings: Settings) -> dict[str, str]:
         f"STOKER_{name.upper()}": value if isinstance(value, str) else orjson.dumps(value).decode()
         for name, value in made.items()
     }
-    paths = [_PACKAGE_PARENT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**variables, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    path = with_our_packages({"PYTHONPATH": os.environ.get("PYTHONPATH", "")})
+    return {**variables, **path}

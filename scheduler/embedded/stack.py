@@ -15,6 +15,7 @@ from typing import Self
 from sqlalchemy import select
 from sqlmodel import col
 
+from jobs.child_modules import python_module
 from jobs.config.private_files import FOLDERS, make_database_file, make_private
 from jobs.config.projects import OPERATOR
 from jobs.config.settings import Settings
@@ -28,7 +29,7 @@ from scheduler.admin.schema import migrate
 from scheduler.client.http_client import StokerClient
 from scheduler.embedded import redis_server
 from scheduler.embedded.data_dir import MAKE_ROOM, StackLock, make_data_dir
-from scheduler.embedded.environment import module_command, settings_environment
+from scheduler.embedded.environment import settings_environment
 from scheduler.embedded.supervisor import Program, Supervisor, last_line
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ class Stack:
             ("serve", "scheduler.api.serve", _SERVER_GRACE_SECONDS),
             ("worker", "worker.host.main", worker_grace_seconds),
         ):
-            self._supervisor.start(Program(name, module_command(module), env, logs / f"{name}.log", grace_seconds))
+            self._supervisor.start(Program(name, python_module(module), env, logs / f"{name}.log", grace_seconds))
 
     def _await_ready(self, database: Database, key: str, before: _Before) -> None:
         with StokerClient(self.url, key, retry_seconds=0) as client:

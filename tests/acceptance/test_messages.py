@@ -22,10 +22,10 @@ from sqlalchemy import select
 from sqlalchemy.engine import make_url
 
 from jobs import process, queue
+from jobs.child_modules import python_module
 from jobs.config.settings import Settings
 from jobs.db.tables import LeaderLock
 from scheduler.client.http_client import StokerClient
-from scheduler.embedded.environment import module_command
 from tests.conftest import wait_until
 from tests.support.odd_model import WAITS, odd_encoder, trusting
 from tests.support.records import Records, records_of
@@ -290,7 +290,7 @@ def second_scheduler(site: Site) -> Iterator[tuple[subprocess.Popen[bytes], Stok
         "STOKER_OUTPUT_ROOTS": '["/"]',
     }
     with (site.folder / "second.log").open("wb") as log:
-        started = process.spawn(module_command("scheduler.api.serve"), env=environment, stdout=log, stderr=log)
+        started = process.spawn(python_module("scheduler.api.serve"), env=environment, stdout=log, stderr=log)
     key = settings.local_key_path.read_text().strip()
     try:
         with StokerClient(f"http://127.0.0.1:{port}", key, retry_seconds=60) as client:

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
+from jobs.child_modules import python_module
 from jobs.config.settings import Settings
 from jobs.db import migrations
 from jobs.db.database import Database
@@ -30,7 +31,7 @@ from tests.conftest import RedisServer, wait_until
 from tests.support.frozen import frozen
 from tests.support.leased_job import LeasedJob
 from tests.support.tiny import tiny_masked_lm
-from worker.children import RUNNER_MODULE, python_module
+from worker.children import RUNNER_MODULE
 from worker.keeper.mailbox import make_ring
 
 _ROOT = Path(__file__).parents[2]

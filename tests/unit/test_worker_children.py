@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
+from jobs.child_modules import python_module
 from jobs.ledger.slots import SlotInfo
 from jobs.process import status_in_words
-from worker.children import app_command, app_environment, python_module, runner_environment
+from worker.children import app_command, app_environment, runner_environment
 from worker.host.main import restart_delay
 
 

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jobs import process
+from jobs.child_modules import python_module
 from jobs.errors import DeviceOutOfMemory, MachineError, RunnerDied
-from worker.children import python_module
 from worker.stop import Stop
 from worker.training.plan import Plan
 from worker.training.reports import Broken, Finished, Report, Stopped, parse_report, stop_line
