@@ -47,7 +47,7 @@ from jobs.config.settings import Settings
 from jobs.data.rows import Row
 from worker import device as devices
 from worker.inference.budget import open_budget
-from worker.inference.engine import Engine
+from worker.inference.engine import InferenceEngine
 from worker.inference.tasks import load_task_model
 from worker.models.model_ref import ModelRef
 
@@ -69,7 +69,7 @@ class BareLoop:
         budget = open_budget(
             ref, daemon.spec.batching, model_bytes=self.model.memory_bytes, device=device, database=daemon.database()
         )
-        engine = Engine(self.model, device, budget)
+        engine = InferenceEngine(self.model, device, budget)
         self.batches = []
         self.lengths: list[int] = []
         for start, stop in chunk_ranges:

@@ -20,7 +20,7 @@ from tests.support.trained import attempt, shot_thrice
 from tests.support.training_specs import NUM_STEPS, digits_spec, encoder_spec
 from worker.host.slots import find_devices
 from worker.inference.budget import Budget
-from worker.inference.engine import Engine
+from worker.inference.engine import InferenceEngine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,7 +57,7 @@ def test_too_large_a_batch_is_halved_until_it_fits(tmp_path: Path) -> None:
     torch.cuda.set_per_process_memory_fraction(0.02, CUDA)
     try:
         budget = Budget(10**9, 10**6, 0)
-        pieces = Engine(task, CUDA, budget).compute(encoded, None, lambda: None)
+        pieces = InferenceEngine(task, CUDA, budget).compute(encoded, None, lambda: None)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, CUDA)
         gc.collect()

@@ -70,7 +70,7 @@ def test_a_lease_is_run_to_its_end_and_the_runner_stays_warm(open_bench: Opener,
         second = bench.job(tmp_path, "obey")
         bench.run(second)
         assert {result.output for result in first.results() + second.results()} == {bench.runners[0].pid}
-        wait_until(lambda: bench.standby.warm_models == ("obey",), "the warm model is known")
+        wait_until(lambda: bench.runner_pool.warm_models == ("obey",), "the warm model is known")
 
 
 def test_a_message_delivered_three_times_runs_once(open_bench: Opener, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_kill_9_of_a_runner_costs_nobody_else_anything(open_bench: Opener, tmp_p
     with open_bench() as bench:
         job = bench.job(tmp_path, "wait")
         with bench.running(job) as lease_id:
-            wait_until(lambda: bench.log(job) or bench.standby.warm_models, "the runner works")
+            wait_until(lambda: bench.log(job) or bench.runner_pool.warm_models, "the runner works")
             os.kill(bench.runners[0].pid, signal.SIGKILL)
         lease = bench.lease(lease_id)
         assert lease.state == LeaseState.EXPIRED
@@ -225,7 +225,7 @@ def test_a_cancel_reaches_the_runner(open_bench: Opener, tmp_path: Path) -> None
     with open_bench(lease_seconds=3.0) as bench:
         job = bench.job(tmp_path, "wait")
         with bench.running(job) as lease_id:
-            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            wait_until(lambda: bench.runner_pool.warm_models, "the runner works")
             job_ledger.cancel(bench.database, job.job_id)
         assert (bench.lease(lease_id).state, bench.lease(lease_id).end_reason) == (LeaseState.RELEASED, "stopped")
         assert job.job().state == JobState.CANCELLED
@@ -236,7 +236,7 @@ def test_a_runner_deaf_to_a_cancel_is_killed_after_the_grace(open_bench: Opener,
     with open_bench(lease_seconds=3.0, grace_seconds=0.5) as bench:
         job = bench.job(tmp_path, "deaf")
         with bench.running(job) as lease_id:
-            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            wait_until(lambda: bench.runner_pool.warm_models, "the runner works")
             job_ledger.cancel(bench.database, job.job_id)
         assert bench.lease(lease_id).state == LeaseState.RELEASED
         assert bench.runners[0].is_gone
@@ -248,7 +248,7 @@ def test_a_yield_gives_the_rest_back(open_bench: Opener, tmp_path: Path) -> None
     with open_bench(lease_seconds=3.0) as bench:
         job = bench.job(tmp_path, "wait")
         with bench.running(job) as lease_id:
-            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            wait_until(lambda: bench.runner_pool.warm_models, "the runner works")
             leases.ask_yield(bench.database, [lease_id])
         assert bench.lease(lease_id).state == LeaseState.RELEASED
         assert job.job().state == JobState.RUNNING
@@ -259,7 +259,7 @@ def test_a_lost_lease_ends_the_runner_at_once(open_bench: Opener, tmp_path: Path
     with open_bench(lease_seconds=3.0) as bench:
         job = bench.job(tmp_path, "deaf")
         with bench.running(job) as lease_id:
-            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            wait_until(lambda: bench.runner_pool.warm_models, "the runner works")
             slots.enter(bench.database, SLOT, "worker-2", bench.settings)
             wait_until(lambda: bench.runners[0].is_gone, "the runner is killed")
         assert bench.lease(lease_id).end_reason == "its worker was restarted"
@@ -269,7 +269,7 @@ def test_a_silent_database_ends_the_runner_once_the_lease_may_be_lost(open_bench
     with open_bench(lease_seconds=3.0) as bench:
         job = bench.job(tmp_path, "deaf")
         with bench.running(job):
-            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            wait_until(lambda: bench.runner_pool.warm_models, "the runner works")
             with bench.database.write() as session:  # the whole file is locked: every heartbeat waits
                 session.time()
                 wait_until(lambda: bench.runners[0].is_gone, "the runner is killed")
@@ -280,7 +280,7 @@ def test_a_shutdown_gives_the_lease_back_and_takes_no_other(open_bench: Opener, 
     with open_bench() as bench:
         job = bench.job(tmp_path, "wait")
         with bench.running(job) as lease_id:
-            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            wait_until(lambda: bench.runner_pool.warm_models, "the runner works")
             bench.keeper.stop()
         assert (bench.lease(lease_id).state, bench.lease(lease_id).end_reason) == (LeaseState.RELEASED, "stopped")
         late = bench.run(job)

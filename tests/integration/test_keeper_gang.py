@@ -188,7 +188,7 @@ def test_a_leader_is_killed_as_soon_as_its_gang_is_gone(open_bench: Callable[...
     with open_bench() as bench:
         mine, members = bench.gang(leads=True, model="deaf")
         with bench.holding(mine):
-            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            wait_until(lambda: bench.runner_pool.warm_models, "the runner works")
             leases.release(bench.database, members, "shutdown")
         assert bench.runners[0].is_gone
         assert bench.find(mine) == (LeaseState.RELEASED, "its gang has ended: shutdown")
@@ -198,7 +198,7 @@ def test_a_leader_stops_for_a_member_that_goes_down(open_bench: Callable[..., An
     with open_bench() as bench:
         mine, members = bench.gang(leads=True)
         with bench.holding(mine):
-            wait_until(lambda: bench.standby.warm_models, "the runner works")
+            wait_until(lambda: bench.runner_pool.warm_models, "the runner works")
             gangs.ask_shutdown(bench.database, members)
         assert bench.find(mine) == (LeaseState.RELEASED, "stopped")
         assert not bench.runners[0].is_gone

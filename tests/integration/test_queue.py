@@ -18,7 +18,7 @@ from jobs.ledger import slots
 from jobs.queue import Doorbell, broker_trouble, connect, make_app, queue_name, ring
 from tests.conftest import RedisServer
 from worker.keeper.hearing import Hearing, Verdict
-from worker.keeper.heartbeat import Presence
+from worker.keeper.heartbeat import Heartbeat
 from worker.keeper.mailbox import find_lease_id
 
 
@@ -98,7 +98,7 @@ def test_a_slot_that_was_rung_in_vain_works_again_or_is_given_up(
             asked.set()
             return verdict
 
-    presence = Presence(
+    heartbeat = Heartbeat(
         sqlite_database,
         settings.model_copy(update={"slot_seconds": 0.2}),
         slot_id="s0",
@@ -109,7 +109,7 @@ def test_a_slot_that_was_rung_in_vain_works_again_or_is_given_up(
         on_heard=heard.set,
         on_deaf=deaf.set,
     )
-    presence.enter()
+    heartbeat.enter()
 
     def slot() -> Slot:
         with sqlite_database.read() as session:
@@ -122,8 +122,8 @@ def test_a_slot_that_was_rung_in_vain_works_again_or_is_given_up(
     if verdict is not Verdict.UNRUNG:
         assert (heard if is_online else deaf).wait(60.0)
     assert (slot().state == SlotState.ONLINE) == is_online
-    presence.leave()
-    presence.join()
+    heartbeat.leave()
+    heartbeat.join()
 
 
 def test_many_rings_wake_once(queue_settings: Settings) -> None:

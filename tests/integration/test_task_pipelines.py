@@ -20,7 +20,7 @@ from tests.support import tiny_media
 from tests.support.task_kit import CPU, load, same
 from tests.support.tiny import CHAT_TEMPLATE, SENTENCES, tiny_causal_lm, tiny_ctc, tiny_encoder, tiny_image_classifier
 from worker.inference.budget import Budget
-from worker.inference.engine import Engine
+from worker.inference.engine import InferenceEngine
 from worker.inference.pipelines import staged, transformers_internals
 from worker.inference.pipelines.alone import TASKS_ALONE
 from worker.inference.pipelines.calls import CALLS
@@ -244,7 +244,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Pa
 
 def through_engine(task_model: TaskModel, rows: Sequence[Row]) -> list[Any]:
     """Outputs or row errors, packed into batches as a lease packs them."""
-    engine = Engine(task_model, CPU, Budget(4096, 64, 64))
+    engine = InferenceEngine(task_model, CPU, Budget(4096, 64, 64))
     encoded = engine.encode(rows)
     found = {one.row.row_index: one.error for one in encoded if one.error is not None}
     for members in engine.batches([one for one in encoded if one.error is None]):

@@ -23,7 +23,7 @@ from tests.support.leased_job import LeasedJob
 from worker.children import runner_command, runner_environment
 from worker.keeper.joblog import JobLog
 from worker.keeper.keeper import Keeper
-from worker.keeper.runner_pool import Standby
+from worker.keeper.runner_pool import RunnerPool
 from worker.keeper.runner_process import RunnerProcess
 
 SLOT = "here-cpu0"
@@ -39,7 +39,7 @@ class SlotKeeper:
         self.ready = threading.Semaphore(0)
         self.job_log = JobLog(database, settings)
         self.doorbell = Doorbell(settings)
-        self.standby = Standby(
+        self.runner_pool = RunnerPool(
             self._start,
             policy=RetryPolicy(1, settings.retry_seconds, settings.retry_max_seconds),
             start_seconds=start_seconds,
@@ -51,13 +51,13 @@ class SlotKeeper:
             database,
             settings,
             incarnation="worker-1",
-            standby=self.standby,
+            runner_pool=self.runner_pool,
             job_log=self.job_log,
             doorbell=self.doorbell,
         )
         slots.register(database, [slots.SlotInfo(SLOT, "here", "cpu", None, "CPU", 0, 1)])
         slots.enter(database, SLOT, "worker-1", settings)
-        self.standby.open()
+        self.runner_pool.open()
 
     def _start(self, listen: Callable[..., None]) -> RunnerProcess:
         runner = RunnerProcess(
@@ -70,7 +70,7 @@ class SlotKeeper:
         return runner
 
     def close(self) -> None:
-        self.standby.close()
+        self.runner_pool.close()
         self.job_log.end()
         self.doorbell.close()
 

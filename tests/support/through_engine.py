@@ -9,7 +9,7 @@ from typing import Any
 from jobs.data.rows import Row
 from tests.support.task_kit import CPU
 from worker.inference.budget import Budget
-from worker.inference.engine import Engine
+from worker.inference.engine import InferenceEngine
 from worker.inference.tasks import Encoded, TaskModel
 from worker.models.task_model import Counted
 
@@ -35,7 +35,7 @@ class Computed:
 
 def compute(model: TaskModel, rows: Sequence[Row]) -> Computed:
     """Take rows through a model as one chunk."""
-    engine = Engine(model, CPU, Budget(3072, 256, 64))
+    engine = InferenceEngine(model, CPU, Budget(3072, 256, 64))
     found: dict[int, Any] = {}
     encoded = engine.encode(rows)
     found.update({one.row.row_index: one.error for one in encoded if one.error is not None})

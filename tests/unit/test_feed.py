@@ -22,9 +22,9 @@ from tests.conftest import wait_until
 from tests.support.leased_job import LeasedJob, threads_of_the_pipeline
 from tests.support.scripted_model import ScriptedModel
 from worker.inference.budget import Budget
-from worker.inference.chunks import Batch
-from worker.inference.claiming import Holdings, fair_share
-from worker.inference.engine import Engine
+from worker.inference.chunks import RowBatch
+from worker.inference.claiming import ClaimWindow, fair_share
+from worker.inference.engine import InferenceEngine
 from worker.inference.feed import Feed
 from worker.wire.pulse import Pulse
 
@@ -70,30 +70,30 @@ class Harness:
     ) -> None:
         self.model = ScriptedModel()
         self.model.on_encode = on_encode
-        self.holdings = Holdings(chunk_seconds)
+        self.window = ClaimWindow(chunk_seconds)
         self.lease: WorkingLease = leased.lease()
-        engine = Engine(self.model, torch.device("cpu"), Budget(24, 100, 64))
+        engine = InferenceEngine(self.model, torch.device("cpu"), Budget(24, 100, 64))
         self.feed = Feed(
             self.lease,
             database=leased.database,
             settings=leased.settings,
             source=source or leased.source(),
             engine=engine,
-            holdings=self.holdings,
+            window=self.window,
             pulse=Pulse(lambda beat: None),
         )
         self.feed.start()
 
-    def next(self) -> Batch | None:
+    def next(self) -> RowBatch | None:
         """As the forward loop does it."""
         if self.feed.is_behind:
-            self.holdings.waiting()
+            self.window.waiting()
         batch = self.feed.next(lambda: False)
         if batch is not None:
-            self.holdings.begun(batch.chunk.start_row)
+            self.window.begun(batch.chunk.start_row)
         return batch
 
-    def take_all(self) -> list[Batch]:
+    def take_all(self) -> list[RowBatch]:
         """Batches until there are no more."""
         return list(iter(self.next, None))
 
@@ -109,7 +109,7 @@ def test_every_row_comes_once_in_the_order_of_chunks(leased: LeasedJob) -> None:
     assert [batch.chunk.start_row for batch in batches if batch.is_last] == list(range(0, 80, 8))
     assert all(len(batch.members) * max(one.num_tokens for one in batch.members) <= 24 for batch in batches)
     assert threads_of_the_pipeline() == []
-    assert harness.holdings.outstanding() == list(range(0, 80, 8))
+    assert harness.window.outstanding() == list(range(0, 80, 8))
 
 
 def test_a_row_that_cannot_be_tokenized_is_settled_and_not_computed(
@@ -178,7 +178,7 @@ def test_a_chunk_that_cannot_be_read_waits_while_the_others_go_on(leased: Leased
     assert sorted({batch.chunk.start_row for batch in batches}) == [start for start in range(0, 80, 8) if start != 16]
     chunk = leased.chunks()[2]
     assert (str(chunk.state), chunk.errors, chunk.lease_id) == ("pending", 1, None)
-    assert 16 not in harness.holdings.outstanding()
+    assert 16 not in harness.window.outstanding()
 
 
 def test_a_failing_tokenizer_ends_a_reader_that_waits_for_it(leased: LeasedJob) -> None:
@@ -192,8 +192,8 @@ def test_a_failing_tokenizer_ends_a_reader_that_waits_for_it(leased: LeasedJob) 
         raise ServiceUnavailable("the tokenizer's server is gone")
 
     harness = Harness(leased, chunk_seconds=1000.0, on_encode=fail)
-    harness.holdings.computed(8, 0.001)  # a fast device: it claims many chunks, and the reader fills its channel
-    harness.holdings.waiting()
+    harness.window.computed(8, 0.001)  # a fast device: it claims many chunks, and the reader fills its channel
+    harness.window.waiting()
     assert reached.wait(300)
     broken.set()
     assert harness.feed.next(lambda: False) is None
@@ -205,10 +205,10 @@ def test_a_failing_tokenizer_ends_a_reader_that_waits_for_it(leased: LeasedJob) 
 def test_closing_frees_stages_that_wait_on_full_channels(leased: LeasedJob) -> None:
     """A device that dies leaves no thread that goes on reading and tokenizing."""
     harness = Harness(leased, chunk_seconds=1000.0)
-    harness.holdings.waiting()
+    harness.window.waiting()
     assert harness.next() is not None
-    harness.holdings.computed(8, 0.001)
-    wait_until(lambda: len(harness.holdings.outstanding()) > 5, "more chunks are claimed than the channels hold")
+    harness.window.computed(8, 0.001)
+    wait_until(lambda: len(harness.window.outstanding()) > 5, "more chunks are claimed than the channels hold")
     assert harness.feed.close() is None
     assert threads_of_the_pipeline() == []
 
@@ -230,7 +230,7 @@ def test_one_chunk_is_held_ahead_of_a_slow_device(leased: LeasedJob) -> None:
     harness = Harness(leased, chunk_seconds=2.0)
     first = harness.next()
     assert first is not None
-    harness.holdings.computed(8, 10.0)  # five times chunk_seconds
+    harness.window.computed(8, 10.0)  # five times chunk_seconds
     wait_until(lambda: leased.states().count("leased") == 2, "the next chunk is claimed ahead")
     while not first.is_last:
         first = harness.next()
@@ -245,31 +245,31 @@ def test_one_chunk_is_held_ahead_of_a_slow_device(leased: LeasedJob) -> None:
 
 def test_a_fast_device_claims_several_chunks_at_once() -> None:
     """Small chunks on a GPU must not cost one transaction each."""
-    holdings = Holdings(2.0)
-    holdings.claimed([Claim(0, 100, {}, 1, 0)])
-    holdings.begun(0)
-    holdings.computed(100, 0.1)  # 20 chunks in two seconds
-    appetite = holdings.wait_for_appetite(only_when_idle=False)
-    assert appetite is not None
-    assert (appetite.num_chunks, appetite.idle) == (20, False)
-    holdings.claimed([Claim(100 * number, 100 * number + 100, {}, 1, 0) for number in range(1, 21)])
+    window = ClaimWindow(2.0)
+    window.claimed([Claim(0, 100, {}, 1, 0)])
+    window.begun(0)
+    window.computed(100, 0.1)  # 20 chunks in two seconds
+    request = window.wait_for_request(only_when_idle=False)
+    assert request is not None
+    assert (request.num_chunks, request.idle) == (20, False)
+    window.claimed([Claim(100 * number, 100 * number + 100, {}, 1, 0) for number in range(1, 21)])
     for number in range(1, 11):
-        holdings.begun(100 * number)
-    appetite = holdings.wait_for_appetite(only_when_idle=False)
-    assert appetite is not None
-    assert appetite.num_chunks == 10
+        window.begun(100 * number)
+    request = window.wait_for_request(only_when_idle=False)
+    assert request is not None
+    assert request.num_chunks == 10
 
 
 def test_pieces_of_a_cut_chunk_do_not_make_it_greedy() -> None:
     """After a search for a poison row, a runner must not claim whole chunks by the dozen."""
-    holdings = Holdings(2.0)
-    holdings.claimed([Claim(0, 100, {}, 1, 0), Claim(100, 101, {}, 1, 1)])
-    holdings.begun(0)
-    holdings.begun(100)
-    holdings.computed(100, 1.0)
-    appetite = holdings.wait_for_appetite(only_when_idle=False)
-    assert appetite is not None
-    assert appetite.num_chunks == 2
+    window = ClaimWindow(2.0)
+    window.claimed([Claim(0, 100, {}, 1, 0), Claim(100, 101, {}, 1, 1)])
+    window.begun(0)
+    window.begun(100)
+    window.computed(100, 1.0)
+    request = window.wait_for_request(only_when_idle=False)
+    assert request is not None
+    assert request.num_chunks == 2
 
 
 def test_at_the_end_of_a_job_the_last_chunks_are_left_to_a_free_slot(leased: LeasedJob) -> None:
@@ -285,6 +285,6 @@ def test_at_the_end_of_a_job_the_last_chunks_are_left_to_a_free_slot(leased: Lea
 
 def test_a_closed_lease_claims_nothing() -> None:
     """After a stop no further chunk is taken."""
-    holdings = Holdings(2.0)
-    holdings.close()
-    assert holdings.wait_for_appetite(only_when_idle=True) is None
+    window = ClaimWindow(2.0)
+    window.close()
+    assert window.wait_for_request(only_when_idle=True) is None

@@ -13,66 +13,78 @@ from jobs.errors import InvalidModel, RunnerDied, RunnerStalled, ServiceUnavaila
 from worker.keeper.decisions import (
     Decision,
     Ending,
-    Fate,
-    Give,
-    Happening,
-    Holding,
-    Record,
+    EndRecord,
+    Event,
+    HeldLease,
     RenewalRefused,
     Renewed,
     Rules,
+    RunnerAction,
+    StartLease,
     StopAsked,
 )
 from worker.keeper.runner_pool import RunnerBroken, RunnerUp
 from worker.keeper.runner_process import Exited
 from worker.stop import Outcome
-from worker.wire.protocol import Done, Failed, Halt, Lost
+from worker.wire.protocol import Done, Failed, Lost, StopLease
 from worker.wire.pulse import Beat
 
 RULES = Rules(lease_seconds=16.0, grace_seconds=10.0, stall_limits=stall_limits(300.0, {}))
-FRESH = Holding(RULES, held_until=16.0)
+FRESH = HeldLease(RULES, held_until=16.0)
 UP = RunnerUp(None)  # type: ignore[arg-type]  # decisions never look at the runner itself
 
 
-def after(*what: Happening, now: float = 1.0, start: Holding = FRESH) -> tuple[Holding, Decision | None]:
-    holding, decision = start, None
+def after(*what: Event, now: float = 1.0, start: HeldLease = FRESH) -> tuple[HeldLease, Decision | None]:
+    held, decision = start, None
     for one in what:
-        holding, decision = holding.hear(one, now)
-    return holding, decision
+        held, decision = held.on_event(one, now)
+    return held, decision
 
 
 FORWARD = Beat("main", Activity.FORWARD, chunk=64)
 WORKING, _ = after(UP, Beat(), FORWARD)
 
 
-def ending(*what: Happening, start: Holding = WORKING) -> Ending:
+def ending(*what: Event, start: HeldLease = WORKING) -> Ending:
     _, decision = after(*what, start=start)
     assert isinstance(decision, Ending)
     return decision
 
 
 def test_a_runner_is_given_the_lease_once() -> None:
-    holding, decision = after(UP)
-    assert decision == Give(None)
-    assert after(UP, start=holding)[1] is None
+    held, decision = after(UP)
+    assert decision == StartLease()
+    assert after(UP, start=held)[1] is None
 
 
 @pytest.mark.parametrize(
-    ("what", "record", "fate", "computing"),
+    ("what", "record", "runner_action", "computing"),
     [
-        (Done(Outcome.DRAINED), Record.RELEASE, Fate.KEEP, None),
-        (Lost(), Record.NOTHING, Fate.KEEP, None),
-        (RenewalRefused(), Record.NOTHING, Fate.KILL, None),
-        (Exited("was ended by SIGKILL"), Record.CRASH, Fate.KEEP, 64),
-        (RunnerBroken("no memory"), Record.RELEASE, Fate.KEEP, None),
-        (Failed("invalid_model", "no", None, is_users=True, is_poisoned=False), Record.FAIL_JOB, Fate.KEEP, None),
-        (Failed("out_of_memory", "no", None, is_users=False, is_poisoned=False), Record.CRASH, Fate.KEEP, 64),
-        (Failed("machine_error", "no", None, is_users=False, is_poisoned=True), Record.CRASH, Fate.KILL, 64),
+        (Done(Outcome.DRAINED), EndRecord.RELEASE, RunnerAction.KEEP, None),
+        (Lost(), EndRecord.NOTHING, RunnerAction.KEEP, None),
+        (RenewalRefused(), EndRecord.NOTHING, RunnerAction.KILL, None),
+        (Exited("was ended by SIGKILL"), EndRecord.CRASH, RunnerAction.KEEP, 64),
+        (RunnerBroken("no memory"), EndRecord.RELEASE, RunnerAction.KEEP, None),
+        (
+            Failed("invalid_model", "no", None, is_users=True, is_poisoned=False),
+            EndRecord.FAIL_JOB,
+            RunnerAction.KEEP,
+            None,
+        ),
+        (
+            Failed("out_of_memory", "no", None, is_users=False, is_poisoned=False),
+            EndRecord.CRASH,
+            RunnerAction.KEEP,
+            64,
+        ),
+        (Failed("machine_error", "no", None, is_users=False, is_poisoned=True), EndRecord.CRASH, RunnerAction.KILL, 64),
     ],
 )
-def test_each_end_is_recorded_as_what_it_is(what: Happening, record: Record, fate: Fate, computing: int | None) -> None:
+def test_each_end_is_recorded_as_what_it_is(
+    what: Event, record: EndRecord, runner_action: RunnerAction, computing: int | None
+) -> None:
     made = ending(what)
-    assert (made.record, made.fate, made.computing) == (record, fate, computing)
+    assert (made.record, made.runner_action, made.computing) == (record, runner_action, computing)
 
 
 def test_an_error_keeps_its_class_over_the_pipe() -> None:
@@ -88,29 +100,29 @@ def test_a_death_outside_any_chunk_is_the_jobs() -> None:
 
 
 def test_a_runner_that_died_idle_is_not_the_jobs_fault() -> None:
-    holding, decision = after(UP, Exited("was ended by SIGKILL"))
+    held, decision = after(UP, Exited("was ended by SIGKILL"))
     assert decision is None
-    assert after(UP, start=holding)[1] == Give(None), "the next runner gets the lease"
+    assert after(UP, start=held)[1] == StartLease(), "the next runner gets the lease"
 
 
 def test_a_service_away_blames_nobody_and_waits() -> None:
     made = ending(Failed("service_unavailable", "away", None, is_users=False, is_poisoned=False))
-    assert (made.record, made.fate, made.pause) == (Record.RELEASE, Fate.KEEP, True)
+    assert (made.record, made.runner_action, made.pause) == (EndRecord.RELEASE, RunnerAction.KEEP, True)
 
 
 def test_a_lease_that_is_not_renewed_in_time_ends_its_runner() -> None:
-    holding, _ = after(Renewed(asked_at=4.0, stop=None), start=WORKING)
-    assert holding.due() == 20.0, "it lasts from when the question was asked, not from its answer"
-    assert holding.overdue(19.9) is None
-    made = holding.overdue(20.0)
+    held, _ = after(Renewed(asked_at=4.0, stop=None), start=WORKING)
+    assert held.due() == 20.0, "it lasts from when the question was asked, not from its answer"
+    assert held.overdue(19.9) is None
+    made = held.overdue(20.0)
     assert made is not None
-    assert (made.record, made.fate) == (Record.RELEASE, Fate.KILL)
+    assert (made.record, made.runner_action) == (EndRecord.RELEASE, RunnerAction.KILL)
     assert isinstance(made.error, ServiceUnavailable)
 
 
 def test_a_late_answer_never_shortens_a_lease() -> None:
-    holding, _ = after(Renewed(8.0, None), Renewed(4.0, None), start=WORKING)
-    assert holding.held_until == 24.0
+    held, _ = after(Renewed(8.0, None), Renewed(4.0, None), start=WORKING)
+    assert held.held_until == 24.0
 
 
 FOREVER = replace(WORKING, held_until=1e9)
@@ -121,7 +133,7 @@ def test_a_chunk_without_progress_is_blamed_as_for_a_crash() -> None:
     assert FOREVER.overdue(300.9) is None
     made = FOREVER.overdue(301.0)
     assert made is not None
-    assert (made.record, made.fate, made.computing) == (Record.CRASH, Fate.KILL, 64)
+    assert (made.record, made.runner_action, made.computing) == (EndRecord.CRASH, RunnerAction.KILL, 64)
     assert isinstance(made.error, RunnerStalled)
     assert made.reason == "computing rows from 64 made no progress for 300 s; the runner was killed"
     beating, _ = after(FORWARD, now=300.0, start=FOREVER)
@@ -150,7 +162,7 @@ def test_a_stalled_load_is_the_jobs_and_says_so() -> None:
     assert loading.overdue(900.9) is None
     made = loading.overdue(901.0)
     assert made is not None
-    assert (made.record, made.fate, made.computing) == (Record.CRASH, Fate.KILL, None)
+    assert (made.record, made.runner_action, made.computing) == (EndRecord.CRASH, RunnerAction.KILL, None)
     assert made.reason == "loading the model made no progress for 900 s; the runner was killed"
 
 
@@ -162,10 +174,10 @@ def test_a_store_that_hangs_is_no_rows_fault() -> None:
 
 
 def test_a_hung_reader_is_found_however_busy_the_others_are() -> None:
-    holding, _ = after(READ, start=FOREVER)
+    held, _ = after(READ, start=FOREVER)
     for now in range(1, 301):
-        holding, _ = after(FORWARD, replace(ENCODE, chunk=now), now=float(now), start=holding)
-    made = holding.overdue(301.0)
+        held, _ = after(FORWARD, replace(ENCODE, chunk=now), now=float(now), start=held)
+    made = held.overdue(301.0)
     assert made is not None
     assert made.computing == READ.chunk
     assert made.reason.startswith("reading rows from 96 ")
@@ -173,22 +185,22 @@ def test_a_hung_reader_is_found_however_busy_the_others_are() -> None:
 
 def test_a_thread_that_holds_up_all_others_is_blamed_and_not_they() -> None:
     """A regular expression lets no other thread run: the one that spoke last is at fault, not the one that is due."""
-    holding, _ = after(ENCODE, now=1.5, start=FOREVER)
-    made = holding.overdue(301.0)
+    held, _ = after(ENCODE, now=1.5, start=FOREVER)
+    made = held.overdue(301.0)
     assert made is not None
     assert made.computing == ENCODE.chunk
 
 
 def test_a_limit_grows_with_the_speed_that_was_seen() -> None:
-    holding, _ = after(FORWARD, now=201.0, start=FOREVER)
-    assert holding.overdue(1200.9) is None, "a pass took 200 s, so the next may take five times that"
-    assert holding.overdue(1201.0) is not None
+    held, _ = after(FORWARD, now=201.0, start=FOREVER)
+    assert held.overdue(1200.9) is None, "a pass took 200 s, so the next may take five times that"
+    assert held.overdue(1201.0) is not None
 
 
 def test_what_a_thread_waited_does_not_count_as_slowness() -> None:
-    holding, _ = after(Beat("main"), now=2.0, start=FOREVER)
-    holding, _ = after(FORWARD, now=290.0, start=holding)
-    assert holding.overdue(590.0) is not None
+    held, _ = after(Beat("main"), now=2.0, start=FOREVER)
+    held, _ = after(FORWARD, now=290.0, start=held)
+    assert held.overdue(590.0) is not None
 
 
 @pytest.mark.parametrize(
@@ -197,17 +209,17 @@ def test_what_a_thread_waited_does_not_count_as_slowness() -> None:
     ids=["in the model", "on its way there", "no chunk"],
 )
 def test_a_death_is_blamed_on_the_chunk_nearest_to_the_model(beats: tuple[Beat, ...], blamed: int | None) -> None:
-    holding, _ = after(*beats, start=WORKING)
-    assert ending(Exited("was ended by SIGSEGV"), start=holding).computing == blamed
+    held, _ = after(*beats, start=WORKING)
+    assert ending(Exited("was ended by SIGSEGV"), start=held).computing == blamed
 
 
 def test_what_a_runner_does_is_told_with_its_begin() -> None:
     step = Beat("ranks", Activity.STEP, step=6)
-    holding, _ = after(UP, Beat(), step, now=2.0)
-    holding, _ = after(step, now=30.0, start=holding)
-    assert holding.foremost is not None
-    assert (holding.foremost.in_words, holding.foremost.since) == ("training step 6", 2.0)
-    assert after(Beat("ranks"), start=holding)[0].foremost is None
+    held, _ = after(UP, Beat(), step, now=2.0)
+    held, _ = after(step, now=30.0, start=held)
+    assert held.foremost is not None
+    assert (held.foremost.in_words, held.foremost.since) == ("training step 6", 2.0)
+    assert after(Beat("ranks"), start=held)[0].foremost is None
 
 
 def test_recording_is_given_as_long_as_it_waits_for_the_database() -> None:
@@ -218,24 +230,24 @@ def test_recording_is_given_as_long_as_it_waits_for_the_database() -> None:
 
 
 def test_a_cancel_is_relayed_once_and_the_grace_then_ends() -> None:
-    holding, decision = after(Renewed(1.0, StopReason.CANCEL), start=WORKING)
-    assert decision == Give(Halt(StopReason.CANCEL))
-    again, decision = after(Renewed(5.0, StopReason.CANCEL), now=5.0, start=holding)
+    held, decision = after(Renewed(1.0, StopReason.CANCEL), start=WORKING)
+    assert decision == StopLease(StopReason.CANCEL)
+    again, decision = after(Renewed(5.0, StopReason.CANCEL), now=5.0, start=held)
     assert decision is None
     made = again.overdue(11.0)
     assert made is not None, "a second heartbeat must not prolong the grace"
-    assert (made.record, made.fate) == (Record.RELEASE, Fate.KILL)
+    assert (made.record, made.runner_action) == (EndRecord.RELEASE, RunnerAction.KILL)
 
 
 def test_a_yielding_runner_may_finish_its_chunk_however_long_it_takes() -> None:
-    holding, decision = after(Renewed(1.0, StopReason.YIELD), start=replace(WORKING, held_until=1e9))
-    assert decision == Give(Halt(StopReason.YIELD))
-    assert holding.kill_at is None
-    stronger, decision = after(StopAsked(StopReason.SHUTDOWN), now=2.0, start=holding)
-    assert decision == Give(Halt(StopReason.SHUTDOWN))
+    held, decision = after(Renewed(1.0, StopReason.YIELD), start=replace(WORKING, held_until=1e9))
+    assert decision == StopLease(StopReason.YIELD)
+    assert held.kill_at is None
+    stronger, decision = after(StopAsked(StopReason.SHUTDOWN), now=2.0, start=held)
+    assert decision == StopLease(StopReason.SHUTDOWN)
     assert stronger.kill_at == 12.0
 
 
 def test_a_stop_before_the_runner_is_up_ends_the_lease() -> None:
     made = ending(StopAsked(StopReason.SHUTDOWN), start=FRESH)
-    assert (made.record, made.fate) == (Record.RELEASE, Fate.KEEP)
+    assert (made.record, made.runner_action) == (EndRecord.RELEASE, RunnerAction.KEEP)

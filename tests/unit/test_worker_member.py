@@ -8,7 +8,7 @@ import pytest
 
 from jobs.db.states import StopReason
 from jobs.errors import ServiceUnavailable
-from worker.keeper.decisions import Ending, Fate, Happening, Record, RenewalRefused, Renewed, StopAsked
+from worker.keeper.decisions import Ending, EndRecord, Event, RenewalRefused, Renewed, RunnerAction, StopAsked
 from worker.keeper.gang_member import Membership
 from worker.keeper.runner_process import Exited
 
@@ -16,39 +16,43 @@ FRESH = Membership(lease_seconds=16.0, patience_seconds=12.0, held_until=16.0)
 HELD = replace(FRESH, is_held=True)
 
 
-def ending(what: Happening, membership: Membership = HELD, now: float = 1.0) -> Ending:
-    _, made = membership.hear(what, now)
+def ending(what: Event, membership: Membership = HELD, now: float = 1.0) -> Ending:
+    _, made = membership.on_event(what, now)
     assert made is not None
     return made
 
 
 def test_the_end_of_the_gang_is_the_leaders_to_record() -> None:
     made = ending(RenewalRefused())
-    assert (made.record, made.fate, made.reason) == (Record.NOTHING, Fate.KEEP, "its gang has ended")
+    assert (made.record, made.runner_action, made.reason) == (
+        EndRecord.NOTHING,
+        RunnerAction.KEEP,
+        "its gang has ended",
+    )
 
 
 @pytest.mark.parametrize("stop", StopReason)
 def test_a_stop_of_the_training_is_the_leaders_to_carry_out(stop: StopReason) -> None:
-    membership, made = HELD.hear(Renewed(asked_at=4.0, stop=stop), 5.0)
+    membership, made = HELD.on_event(Renewed(asked_at=4.0, stop=stop), 5.0)
     assert made is None
     assert (membership.held_until, membership.leave_at) == (20.0, None)
 
 
 def test_a_member_that_goes_down_waits_for_the_leader_and_then_leaves() -> None:
-    membership, made = HELD.hear(StopAsked(StopReason.SHUTDOWN), 3.0)
+    membership, made = HELD.on_event(StopAsked(StopReason.SHUTDOWN), 3.0)
     assert made is None
     assert membership.leave_at == membership.due() == 15.0
-    again, _ = membership.hear(StopAsked(StopReason.SHUTDOWN), 9.0)
+    again, _ = membership.on_event(StopAsked(StopReason.SHUTDOWN), 9.0)
     assert again == membership, "a second signal must not prolong the wait"
     assert membership.overdue(14.9) is None
     late = membership.overdue(15.0)
     assert late is not None
-    assert (late.record, late.reason) == (Record.RELEASE, "shutdown: the gang's leader did not stop in time")
+    assert (late.record, late.reason) == (EndRecord.RELEASE, "shutdown: the gang's leader did not stop in time")
 
 
 def test_a_member_that_goes_down_before_the_gang_is_whole_leaves_at_once() -> None:
     made = ending(StopAsked(StopReason.SHUTDOWN), FRESH)
-    assert (made.record, made.reason) == (Record.RELEASE, "shutdown: before the gang was whole")
+    assert (made.record, made.reason) == (EndRecord.RELEASE, "shutdown: before the gang was whole")
 
 
 def test_a_lease_that_is_not_renewed_in_time_is_not_held_on_to() -> None:
@@ -56,15 +60,15 @@ def test_a_lease_that_is_not_renewed_in_time_is_not_held_on_to() -> None:
     assert HELD.overdue(15.9) is None
     made = HELD.overdue(16.0)
     assert made is not None
-    assert made.record is Record.RELEASE
+    assert made.record is EndRecord.RELEASE
     assert isinstance(made.error, ServiceUnavailable)
 
 
 def test_a_late_answer_never_shortens_a_lease() -> None:
-    membership, _ = HELD.hear(Renewed(8.0, None), 9.0)
-    membership, _ = membership.hear(Renewed(4.0, None), 9.0)
+    membership, _ = HELD.on_event(Renewed(8.0, None), 9.0)
+    membership, _ = membership.on_event(Renewed(4.0, None), 9.0)
     assert membership.held_until == 24.0
 
 
 def test_the_runner_that_it_ended_itself_is_no_news() -> None:
-    assert HELD.hear(Exited("was killed by its keeper"), 1.0) == (HELD, None)
+    assert HELD.on_event(Exited("was killed by its keeper"), 1.0) == (HELD, None)

@@ -16,13 +16,13 @@ from worker.stop import Outcome
 from worker.wire.protocol import (
     Done,
     Failed,
-    Halt,
     Lost,
     Order,
     ProtocolError,
     Ready,
     Report,
     Run,
+    StopLease,
     Warm,
     error_from,
     failure_report,
@@ -41,7 +41,7 @@ _PINNED = replace(
 )
 
 
-@pytest.mark.parametrize("order", [Run(_LEASE), Run(_PINNED), *map(Halt, StopReason)], ids=str)
+@pytest.mark.parametrize("order", [Run(_LEASE), Run(_PINNED), *map(StopLease, StopReason)], ids=str)
 def test_an_order_is_one_line_and_comes_back_equal(order: Order) -> None:
     line = order_line(order)
     assert line.count(b"\n") == 1

@@ -79,7 +79,7 @@ class OpenChunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class RowBatch:
     """Rows of one chunk that go through the model together; none for a chunk without a computable row."""
 
     chunk: OpenChunk

@@ -16,7 +16,7 @@ from jobs.ledger.chunks import Claim
 
 
 @dataclass(frozen=True, slots=True)
-class Appetite:
+class ClaimRequest:
     """How much more a runner would claim now."""
 
     num_chunks: int
@@ -25,7 +25,7 @@ class Appetite:
     """Whether the device has nothing at all to do until something is claimed."""
 
 
-class Holdings:
+class ClaimWindow:
     """The claimed chunks of one lease, shared by the threads that claim, compute and commit."""
 
     def __init__(self, chunk_seconds: float) -> None:
@@ -88,7 +88,7 @@ class Holdings:
             self._rows_per_second = (before + rows_per_second) / 2  # the last few chunks count most
             self._changed.notify_all()
 
-    def wait_for_appetite(self, *, only_when_idle: bool) -> Appetite | None:
+    def wait_for_request(self, *, only_when_idle: bool) -> ClaimRequest | None:
         """Block until more should be claimed.
 
         Args:
@@ -102,7 +102,7 @@ class Holdings:
                 idle = self._idle and not self._ahead
                 wanted = self._wanted()
                 if idle or (not only_when_idle and len(self._ahead) <= wanted // 2):
-                    return Appetite(wanted - len(self._ahead), idle)
+                    return ClaimRequest(wanted - len(self._ahead), idle)
                 self._changed.wait()
             return None
 
@@ -144,9 +144,9 @@ def fair_share(database: Database, job_id: str, *, most: int) -> int:
     return min(most, num_pending // num_leases)
 
 
-def chunks_to_claim(appetite: Appetite, database: Database, job_id: str) -> int:
-    """How many chunks to claim now: the appetite, cut down where other slots need work too; 0 to wait."""
-    if appetite.idle and appetite.num_chunks == 1:
+def chunks_to_claim(request: ClaimRequest, database: Database, job_id: str) -> int:
+    """How many chunks to claim now: the request, cut down where other slots need work too; 0 to wait."""
+    if request.idle and request.num_chunks == 1:
         return 1  # nothing to weigh: spare the look at the database
-    share = fair_share(database, job_id, most=appetite.num_chunks)
-    return max(1, share) if appetite.idle else share
+    share = fair_share(database, job_id, most=request.num_chunks)
+    return max(1, share) if request.idle else share

@@ -29,7 +29,7 @@ _LOGGED_FAILURES = 20
 """Row failures that one lease logs; the rest are in the results."""
 
 
-class Engine:
+class InferenceEngine:
     """Takes rows through one model. Each stage of the pipeline calls its own method, from its own thread."""
 
     def __init__(

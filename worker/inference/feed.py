@@ -15,9 +15,9 @@ from jobs.ledger import chunks
 from jobs.ledger.chunks import Claim
 from jobs.ledger.leases import WorkingLease
 from worker.device import one_line
-from worker.inference.chunks import Batch, OpenChunk
-from worker.inference.claiming import Holdings, chunks_to_claim
-from worker.inference.engine import Engine
+from worker.inference.chunks import OpenChunk, RowBatch
+from worker.inference.claiming import ClaimWindow, chunks_to_claim
+from worker.inference.engine import InferenceEngine
 from worker.inference.stages import Channel, Closed, Stages
 from worker.wire.pulse import Pulse
 
@@ -38,8 +38,8 @@ class Feed:
         database: Database,
         settings: Settings,
         source: Source,
-        engine: Engine,
-        holdings: Holdings,
+        engine: InferenceEngine,
+        window: ClaimWindow,
         pulse: Pulse,
     ) -> None:
         self._lease = lease
@@ -47,18 +47,18 @@ class Feed:
         self._settings = settings
         self._source = source
         self._engine = engine
-        self._holdings = holdings
+        self._window = window
         self._pulse = pulse
         self._read_chunks: Channel[OpenChunk] = Channel(_CHUNKS_READ)
         self._tokenized_chunks: Channel[OpenChunk] = Channel(_CHUNKS_TOKENIZED)
-        self._batches: Channel[Batch] = Channel(_BATCHES_AHEAD)
+        self._batches: Channel[RowBatch] = Channel(_BATCHES_AHEAD)
         self._stages = Stages("feed-", self._cancel)
 
     def start(self) -> None:
         """Start claiming."""
         self._stages.start(self._read, self._tokenize, self._collate)
 
-    def next(self, give_up: Callable[[], bool]) -> Batch | None:
+    def next(self, give_up: Callable[[], bool]) -> RowBatch | None:
         """The next batch, chunk after chunk; waits for it.
 
         Args:
@@ -91,7 +91,7 @@ class Feed:
         return self._stages.join()
 
     def _cancel(self) -> None:
-        self._holdings.close()
+        self._window.close()
         for channel in (self._read_chunks, self._tokenized_chunks, self._batches):
             channel.cancel()
 
@@ -126,11 +126,11 @@ class Feed:
                 with self._pulse.doing(Activity.ENCODE, chunk=chunk.start_row):
                     batches = self._engine.batches(chunk.encoded)
                 if not batches:
-                    self._batches.put(Batch(chunk, (), None, is_last=True))
+                    self._batches.put(RowBatch(chunk, (), None, is_last=True))
                 for number, members in enumerate(batches, start=1):
                     with self._pulse.doing(Activity.ENCODE, chunk=chunk.start_row):
                         collated = self._engine.collate(members)
-                    self._batches.put(Batch(chunk, members, collated, is_last=number == len(batches)))
+                    self._batches.put(RowBatch(chunk, members, collated, is_last=number == len(batches)))
         finally:
             self._batches.finish()
 
@@ -139,11 +139,11 @@ class Feed:
     def _claims(self) -> Iterator[Claim]:
         """Claim chunks as the device needs them, until there is nothing to claim while it has nothing to do."""
         only_when_idle = False
-        while (appetite := self._holdings.wait_for_appetite(only_when_idle=only_when_idle)) is not None:
-            limit = chunks_to_claim(appetite, self._database, self._lease.job_id)
+        while (request := self._window.wait_for_request(only_when_idle=only_when_idle)) is not None:
+            limit = chunks_to_claim(request, self._database, self._lease.job_id)
             claims = chunks.claim(self._database, self._lease.lease_id, limit=limit) if limit else []
-            self._holdings.claimed(claims)
-            if not claims and appetite.idle:
+            self._window.claimed(claims)
+            if not claims and request.idle:
                 return
             # With little left, look again only when the device is free: another slot may take it or give some back.
             only_when_idle = not claims
@@ -157,7 +157,7 @@ class Feed:
             failure = error if isinstance(error, MachineError) else MachineError(f"reading failed: {one_line(error)}")
             logger.warning("rows %d to %d: %s", claim.start_row, claim.stop_row - 1, failure.message)
             chunks.fail(self._database, self._lease.lease_id, claim.start_row, failure, self._settings)
-            self._holdings.settled([claim.start_row])
+            self._window.settled([claim.start_row])
             return None
         if [row.row_index for row in rows] != list(range(claim.start_row, claim.stop_row)):
             raise InvalidInput(

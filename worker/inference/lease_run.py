@@ -26,8 +26,8 @@ from jobs.ledger.uploads import find_upload
 from jobs.specs.inference import InferenceSpec
 from worker.device import device_name
 from worker.inference.budget import open_budget
-from worker.inference.claiming import Holdings
-from worker.inference.engine import Engine
+from worker.inference.claiming import ClaimWindow
+from worker.inference.engine import InferenceEngine
 from worker.inference.feed import Feed
 from worker.inference.padding_verdicts import settle_padding
 from worker.inference.stages import Closed
@@ -94,18 +94,16 @@ def run_lease(
         device=models.device,
         database=database,
     )
-    engine = Engine(model, models.device, budget, make_room=lambda: models.drop_others(ref))
-    holdings = Holdings(settings.chunk_seconds)
-    feed = Feed(
-        lease, database=database, settings=settings, source=source, engine=engine, holdings=holdings, pulse=pulse
-    )
+    engine = InferenceEngine(model, models.device, budget, make_room=lambda: models.drop_others(ref))
+    window = ClaimWindow(settings.chunk_seconds)
+    feed = Feed(lease, database=database, settings=settings, source=source, engine=engine, window=window, pulse=pulse)
     writer = Writer(
         lease,
         database=database,
         settings=settings,
         sink=sink,
         engine=engine,
-        holdings=holdings,
+        window=window,
         pulse=pulse,
         on_failure=feed.wake,
     )
@@ -119,7 +117,7 @@ def run_lease(
         feed.start()
         writer.start()
         with stop.telling(feed.wake):
-            _forward(feed, engine, writer, holdings, stop, pulse)
+            _forward(feed, engine, writer, window, stop, pulse)
     except BaseException as error:  # noqa: BLE001 - raised below, once both sides have ended
         failure = error
     if failure is None:
@@ -128,11 +126,13 @@ def run_lease(
     if failure is None and writer.failed_on is not None:
         pulse.at(Activity.FORWARD, chunk=writer.failed_on)
     _log_summary(writer.tally, time.monotonic() - started)
-    _end(database, lease, holdings, [error for error in errors if error is not None])
+    _end(database, lease, window, [error for error in errors if error is not None])
     return Outcome.STOPPED if stop.asked else Outcome.DRAINED
 
 
-def _forward(feed: Feed, engine: Engine, writer: Writer, holdings: Holdings, stop: Stop, pulse: Pulse) -> None:
+def _forward(
+    feed: Feed, engine: InferenceEngine, writer: Writer, window: ClaimWindow, stop: Stop, pulse: Pulse
+) -> None:
     """Take the device through batch after batch.
 
     A CUDA device is told of batches ahead and fails later, at whatever call comes next. So that the chunk named by the
@@ -154,7 +154,7 @@ def _forward(feed: Feed, engine: Engine, writer: Writer, holdings: Holdings, sto
         if not inside_chunk and feed.is_behind:
             engine.synchronize()
             pulse.at(None)
-            holdings.waiting()
+            window.waiting()
         batch = feed.next(is_over)
         if batch is None:
             return
@@ -162,7 +162,7 @@ def _forward(feed: Feed, engine: Engine, writer: Writer, holdings: Holdings, sto
         if is_suspect:
             engine.synchronize()
         if not inside_chunk:
-            holdings.begun(start_row)
+            window.begun(start_row)
             begun = time.monotonic()
         try:
             between = partial(beat_or_leave, start_row)
@@ -179,15 +179,15 @@ def _forward(feed: Feed, engine: Engine, writer: Writer, holdings: Holdings, sto
             return
         inside_chunk = not batch.is_last
         if batch.is_last:
-            holdings.computed(batch.chunk.num_rows, time.monotonic() - begun)
+            window.computed(batch.chunk.num_rows, time.monotonic() - begun)
 
 
-def _end(database: Database, lease: WorkingLease, holdings: Holdings, errors: list[BaseException]) -> None:
+def _end(database: Database, lease: WorkingLease, window: ClaimWindow, errors: list[BaseException]) -> None:
     """Give back what was not recorded, and raise what went wrong: a lost lease first, else the first error."""
     lost = next((error for error in errors if isinstance(error, LostLease)), None)
     if lost is not None:
         raise lost
-    outstanding = holdings.outstanding()
+    outstanding = window.outstanding()
     if outstanding:
         try:
             chunks.give_back(database, lease.lease_id, outstanding)

@@ -26,9 +26,9 @@ from jobs.ledger.chunks import ChunkResults
 from jobs.ledger.leases import WorkingLease
 from jobs.retries import Backoff
 from worker.device import one_line
-from worker.inference.chunks import Batch, OpenChunk, Piece
-from worker.inference.claiming import Holdings
-from worker.inference.engine import Engine
+from worker.inference.chunks import OpenChunk, Piece, RowBatch
+from worker.inference.claiming import ClaimWindow
+from worker.inference.engine import InferenceEngine
 from worker.inference.stages import Channel, Stages
 from worker.wire.pulse import Pulse
 
@@ -62,8 +62,8 @@ class Writer:
         database: Database,
         settings: Settings,
         sink: Sink,
-        engine: Engine,
-        holdings: Holdings,
+        engine: InferenceEngine,
+        window: ClaimWindow,
         pulse: Pulse,
         on_failure: Callable[[], None],
     ) -> None:
@@ -76,10 +76,10 @@ class Writer:
         self._settings = settings
         self._sink = sink
         self._engine = engine
-        self._holdings = holdings
+        self._window = window
         self._pulse = pulse
         self._on_failure = on_failure
-        self._computed: Channel[tuple[Batch, Sequence[Piece]]] = Channel(_BATCHES_COMPUTED)
+        self._computed: Channel[tuple[RowBatch, Sequence[Piece]]] = Channel(_BATCHES_COMPUTED)
         self._finished_chunks: Channel[OpenChunk] = Channel(_CHUNKS_DECODED)
         self._failed = threading.Event()
         self._stages = Stages("writer-", self._cancel)
@@ -91,7 +91,7 @@ class Writer:
         """Start waiting for outputs."""
         self._stages.start(self._decode, self._commit)
 
-    def put(self, batch: Batch, pieces: Sequence[Piece]) -> None:
+    def put(self, batch: RowBatch, pieces: Sequence[Piece]) -> None:
         """Hand over a computed batch, in the order in which `Feed` brought it; waits while many are ahead of it.
 
         Raises:
@@ -139,7 +139,7 @@ class Writer:
         finally:
             self._finished_chunks.finish()
 
-    def _decode_piece(self, batch: Batch, piece: Piece) -> list[Any | RowError]:
+    def _decode_piece(self, batch: RowBatch, piece: Piece) -> list[Any | RowError]:
         try:
             return self._engine.decode(piece)
         except MachineError:
@@ -172,7 +172,7 @@ class Writer:
                 chunks.commit(self._database, self._lease.lease_id, staged, record)
 
         self._patiently(commit, staged[0].start_row)
-        self._holdings.settled([chunk.start_row for chunk in staged])
+        self._window.settled([chunk.start_row for chunk in staged])
         self.tally.num_chunks += len(staged)
         self.tally.num_rows += len(everything)
         self.tally.num_failed += sum(result.error is not None for result in everything)

@@ -27,10 +27,10 @@ from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from worker.children import DISPLACED_STATUS, RUNNER_MODULE, runner_command, runner_environment
 from worker.keeper import mailbox
 from worker.keeper.hearing import Hearing
-from worker.keeper.heartbeat import Presence
+from worker.keeper.heartbeat import Heartbeat
 from worker.keeper.joblog import JobLog
 from worker.keeper.keeper import Keeper
-from worker.keeper.runner_pool import Standby
+from worker.keeper.runner_pool import RunnerPool
 from worker.keeper.runner_process import Heard, RunnerProcess
 from worker.log_format import set_up_logging
 
@@ -93,7 +93,7 @@ class SlotWorker:
         self._hearing = Hearing(
             self._app, slot.slot_id, patience_seconds=settings.doorbell_seconds * max(1, settings.doorbell_rings)
         )
-        self._runner_pool = Standby(
+        self._runner_pool = RunnerPool(
             self._start_runner,
             policy=RetryPolicy(_ENTER_POLICY.max_attempts, settings.retry_seconds, settings.retry_max_seconds),
             start_seconds=_START_SECONDS,
@@ -101,7 +101,7 @@ class SlotWorker:
             on_ready=self._on_runner_ready,
             on_warm=lambda: self._heartbeat.beat_now(),
         )
-        self._heartbeat = Presence(
+        self._heartbeat = Heartbeat(
             self._database,
             settings,
             slot_id=slot.slot_id,
@@ -116,7 +116,7 @@ class SlotWorker:
             self._database,
             settings,
             incarnation=slot.incarnation,
-            standby=self._runner_pool,
+            runner_pool=self._runner_pool,
             job_log=self._job_log,
             doorbell=self._doorbell,
         )
@@ -177,12 +177,12 @@ class SlotWorker:
         self._heartbeat.leave()
 
 
-def _enter(presence: Presence) -> None:
+def _enter(heartbeat: Heartbeat) -> None:
     """Take the slot over, however long the database is away; nothing may be consumed before."""
     attempt = 0
     while True:
         try:
-            return presence.enter()
+            return heartbeat.enter()
         except ServiceUnavailable as error:
             attempt += 1
             if attempt == 1:

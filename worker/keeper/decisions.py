@@ -12,7 +12,7 @@ from jobs.db.states import StopReason
 from jobs.errors import LostLease, MachineError, RunnerDied, RunnerStalled, ServiceUnavailable, StokerError
 from worker.keeper.runner_pool import RunnerBroken, RunnerUp
 from worker.keeper.runner_process import Exited
-from worker.wire.protocol import Done, Failed, Halt, Lost, Order, Report, error_from
+from worker.wire.protocol import Done, Failed, Lost, Report, StopLease, error_from
 from worker.wire.pulse import Beat
 
 _STRENGTH = list(StopReason)  # weakest first
@@ -44,19 +44,19 @@ class StopAsked:
     reason: StopReason
 
 
-Happening = RunnerUp | RunnerBroken | Exited | Report | Renewed | RenewalRefused | StopAsked
+Event = RunnerUp | RunnerBroken | Exited | Report | Renewed | RenewalRefused | StopAsked
 
 # -- how a lease ends ----------------------------------------------------------------------------------------------
 
 
-class Fate(StrEnum):
+class RunnerAction(StrEnum):
     """What happens to the runner at the lease's end."""
 
     KEEP = "keep"  # it waits for the next lease, its models warm
     KILL = "kill"  # its whole group, before anything is recorded; the next runner is started
 
 
-class Record(StrEnum):
+class EndRecord(StrEnum):
     """What the database is told at the lease's end."""
 
     RELEASE = "release"  # given back in order; nobody is blamed
@@ -69,8 +69,8 @@ class Record(StrEnum):
 class Ending:
     """A decision to end a lease."""
 
-    record: Record
-    fate: Fate
+    record: EndRecord
+    runner_action: RunnerAction
     reason: str
     error: StokerError | None = None
     computing: int | None = None
@@ -80,13 +80,12 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Give:
-    """A decision to give the runner an order; None stands for the run order itself, which only the keeper can word."""
-
-    order: Order | None
+class StartLease:
+    """A decision to give the lease to the runner."""
 
 
-Decision = Give | Ending
+Decision = StartLease | StopLease | Ending
+"""What to do: give the lease to the runner, relay a stop to it, or end the lease."""
 
 # -- the lease under way -------------------------------------------------------------------------------------------
 
@@ -131,7 +130,7 @@ class StageProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class HeldLease:
     """What the keeper knows of the lease it holds. Times are on its own monotonic clock."""
 
     rules: Rules
@@ -173,13 +172,13 @@ class Holding:
 
     def overdue(self, now: float) -> Ending | None:
         """What to do because of the time alone."""
-        fate = Fate.KILL if self.handed_over else Fate.KEEP
+        runner_action = RunnerAction.KILL if self.handed_over else RunnerAction.KEEP
         if now >= self.held_until:
             away = f"the database did not answer for {self.rules.lease_seconds:g} s"
-            return Ending(Record.RELEASE, fate, away, ServiceUnavailable(away))
+            return Ending(EndRecord.RELEASE, runner_action, away, ServiceUnavailable(away))
         if self.kill_at is not None and now >= self.kill_at:
             late = f"the runner did not stop within {self.rules.grace_seconds:g} s and was killed"
-            return Ending(Record.RELEASE, fate, late)
+            return Ending(EndRecord.RELEASE, runner_action, late)
         stalled = self._stalled(now)
         if stalled is not None:
             silent_seconds = round(now - stalled.heard_at, 1)
@@ -187,7 +186,7 @@ class Holding:
                 f"{stalled.in_words} made no progress for {silent_seconds:g} s; the runner was killed"
             )
             blamed = stalled.beat.chunk if stalled.beat.activity in CHUNK_ACTIVITIES else None
-            return Ending(Record.CRASH, fate, error.message, error, blamed)
+            return Ending(EndRecord.CRASH, runner_action, error.message, error, blamed)
         return None
 
     def _stalls_at(self, one: StageProgress) -> float:
@@ -208,7 +207,7 @@ class Holding:
         # regular expression does not let go). It is the one that was heard last.
         return max(self.stages.values(), key=lambda one: one.heard_at)
 
-    def _heard(self, beat: Beat, now: float) -> Holding:
+    def _heard(self, beat: Beat, now: float) -> HeldLease:
         stages, slowest = dict(self.stages), dict(self.slowest_seconds)
         before = stages.pop(beat.stage, None)
         if before is not None and before.beat.activity is not None and before.beat.activity is beat.activity:
@@ -217,59 +216,61 @@ class Holding:
             stages[beat.stage] = StageProgress(beat, now, now) if before is None else before.after(beat, now)
         return replace(self, taken_up=True, stages=stages, heard_at=now, slowest_seconds=slowest)
 
-    def hear(self, what: Happening, now: float) -> tuple[Holding, Decision | None]:
+    def on_event(self, what: Event, now: float) -> tuple[HeldLease, Decision | None]:
         """What is known after `what` happened at `now`, and what to do about it."""
         match what:
             case RunnerUp() if not self.handed_over:
-                return replace(self, handed_over=True), Give(None)
+                return replace(self, handed_over=True), StartLease()
             case RunnerBroken(reason):
-                return self, Ending(Record.RELEASE, Fate.KEEP, reason)
+                return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, reason)
             case Exited(status):
-                return self._bereft(status)
+                return self._runner_died(status)
             case Beat():
                 return self._heard(what, now), None
             case Done(outcome):
-                return self, Ending(Record.RELEASE, Fate.KEEP, outcome)
+                return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, outcome)
             case Failed():
                 return self, self._failed(what)
             case Lost():
-                return self, Ending(Record.NOTHING, Fate.KEEP, LostLease().message, LostLease())
+                return self, Ending(EndRecord.NOTHING, RunnerAction.KEEP, LostLease().message, LostLease())
             case Renewed(asked_at, stop):
                 held = replace(self, held_until=max(self.held_until, asked_at + self.rules.lease_seconds))
                 return held._asked(stop, now) if stop is not None else (held, None)
             case RenewalRefused():
-                fate = Fate.KILL if self.handed_over else Fate.KEEP
-                return self, Ending(Record.NOTHING, fate, LostLease().message, LostLease())
+                runner_action = RunnerAction.KILL if self.handed_over else RunnerAction.KEEP
+                return self, Ending(EndRecord.NOTHING, runner_action, LostLease().message, LostLease())
             case StopAsked(reason):
                 return self._asked(reason, now)
             case _:
                 return self, None
 
-    def _asked(self, reason: StopReason, now: float) -> tuple[Holding, Decision | None]:
+    def _asked(self, reason: StopReason, now: float) -> tuple[HeldLease, Decision | None]:
         """Relay a stop once, and again only when a stronger one follows."""
         if self.stop is not None and _STRENGTH.index(reason) <= _STRENGTH.index(self.stop):
             return self, None
         if not self.handed_over:
-            return replace(self, stop=reason), Ending(Record.RELEASE, Fate.KEEP, f"{reason}: before it was begun")
+            return replace(self, stop=reason), Ending(
+                EndRecord.RELEASE, RunnerAction.KEEP, f"{reason}: before it was begun"
+            )
         kill_at = self.kill_at
         if kill_at is None and reason is not StopReason.YIELD:  # a yielding runner may take its chunk's whole time
             kill_at = now + self.rules.grace_seconds
-        return replace(self, stop=reason, kill_at=kill_at), Give(Halt(reason))
+        return replace(self, stop=reason, kill_at=kill_at), StopLease(reason)
 
-    def _bereft(self, status: str) -> tuple[Holding, Decision | None]:
+    def _runner_died(self, status: str) -> tuple[HeldLease, Decision | None]:
         if not self.taken_up and self.stop is None:  # it died idle, and only seemed to be there; the next one gets it
             return replace(self, handed_over=False), None
         if not self.taken_up:
-            return self, Ending(Record.RELEASE, Fate.KEEP, f"{self.stop}: before it was begun")
+            return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, f"{self.stop}: before it was begun")
         died = RunnerDied(f"the runner {status}")
-        return self, Ending(Record.CRASH, Fate.KEEP, died.message, died, self.suspect)
+        return self, Ending(EndRecord.CRASH, RunnerAction.KEEP, died.message, died, self.suspect)
 
     def _failed(self, failure: Failed) -> Ending:
         error = error_from(failure)
-        fate = Fate.KILL if failure.is_poisoned else Fate.KEEP
+        runner_action = RunnerAction.KILL if failure.is_poisoned else RunnerAction.KEEP
         if failure.is_users:
-            return Ending(Record.FAIL_JOB, fate, error.message, error)
+            return Ending(EndRecord.FAIL_JOB, runner_action, error.message, error)
         if isinstance(error, ServiceUnavailable):
-            return Ending(Record.RELEASE, fate, error.message, error, pause=True)
+            return Ending(EndRecord.RELEASE, runner_action, error.message, error, pause=True)
         assert isinstance(error, MachineError)
-        return Ending(Record.CRASH, fate, error.message, error, self.suspect)
+        return Ending(EndRecord.CRASH, runner_action, error.message, error, self.suspect)

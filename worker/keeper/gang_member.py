@@ -12,8 +12,8 @@ from jobs.db.database import Database
 from jobs.errors import LostLease, MachineError, ServiceUnavailable
 from jobs.ledger import gangs
 from jobs.ledger.leases import WorkingLease
-from worker.keeper.decisions import Ending, Fate, Happening, Record, RenewalRefused, Renewed, StopAsked
-from worker.keeper.runner_pool import Standby
+from worker.keeper.decisions import Ending, EndRecord, Event, RenewalRefused, Renewed, RunnerAction, StopAsked
+from worker.keeper.runner_pool import RunnerPool
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,12 @@ class Membership:
         """What to do because of the time alone."""
         if now >= self.held_until:
             away = f"the database did not answer for {self.lease_seconds:g} s"
-            return Ending(Record.RELEASE, Fate.KEEP, away, ServiceUnavailable(away))
+            return Ending(EndRecord.RELEASE, RunnerAction.KEEP, away, ServiceUnavailable(away))
         if self.leave_at is not None and now >= self.leave_at:
-            return Ending(Record.RELEASE, Fate.KEEP, "shutdown: the gang's leader did not stop in time")
+            return Ending(EndRecord.RELEASE, RunnerAction.KEEP, "shutdown: the gang's leader did not stop in time")
         return None
 
-    def hear(self, what: Happening, now: float) -> tuple[Membership, Ending | None]:
+    def on_event(self, what: Event, now: float) -> tuple[Membership, Ending | None]:
         """What is known after `what` happened at `now`, and whether the lease ends.
 
         Whatever else the database wants of the job, its leader hears too, and ends the gang.
@@ -57,9 +57,9 @@ class Membership:
             case Renewed(asked_at):
                 return replace(self, held_until=max(self.held_until, asked_at + self.lease_seconds)), None
             case RenewalRefused():
-                return self, Ending(Record.NOTHING, Fate.KEEP, "its gang has ended")
+                return self, Ending(EndRecord.NOTHING, RunnerAction.KEEP, "its gang has ended")
             case StopAsked(reason) if not self.is_held:
-                return self, Ending(Record.RELEASE, Fate.KEEP, f"{reason}: before the gang was whole")
+                return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, f"{reason}: before the gang was whole")
             case StopAsked() if self.leave_at is None:
                 return replace(self, leave_at=now + self.patience_seconds), None
             case _:
@@ -68,12 +68,12 @@ class Membership:
 
 def hold_place(
     lease: WorkingLease,
-    inbox: queue.SimpleQueue[Happening],
+    inbox: queue.SimpleQueue[Event],
     asked_at: float,
     *,
     database: Database,
     settings: Settings,
-    standby: Standby,
+    runner_pool: RunnerPool,
 ) -> Ending:
     """Follow a member's lease to its end: the slot has no runner meanwhile.
 
@@ -85,29 +85,29 @@ def hold_place(
     patience_seconds = settings.grace_seconds + _LEADER_MARGIN_SECONDS
     membership = Membership(settings.lease_seconds, patience_seconds, asked_at + settings.lease_seconds)
     while not inbox.empty():  # the worker may be going down already
-        membership, ending = membership.hear(inbox.get(), time.monotonic())
+        membership, ending = membership.on_event(inbox.get(), time.monotonic())
         if ending is not None:
             return ending
     try:
-        if not standby.vacate():
+        if not runner_pool.vacate():
             stuck = MachineError("the slot's runner does not die, so its device is not free")
-            return Ending(Record.RELEASE, Fate.KEEP, stuck.message, stuck)
+            return Ending(EndRecord.RELEASE, RunnerAction.KEEP, stuck.message, stuck)
         try:
             gangs.hold_place(database, lease.lease_id)
         except LostLease as error:
-            return Ending(Record.NOTHING, Fate.KEEP, error.message)
+            return Ending(EndRecord.NOTHING, RunnerAction.KEEP, error.message)
         except ServiceUnavailable as error:
-            return Ending(Record.RELEASE, Fate.KEEP, error.message, error)
+            return Ending(EndRecord.RELEASE, RunnerAction.KEEP, error.message, error)
         logger.info("lease %s: this slot is held as number %d of a gang", lease.lease_id, lease.rank)
         membership, ending = _wait(replace(membership, is_held=True), lease, inbox, database)
         return ending
     finally:
         if membership.leave_at is None:  # else the worker is going down, and needs no runner any more
-            standby.occupy()
+            runner_pool.occupy()
 
 
 def _wait(
-    membership: Membership, lease: WorkingLease, inbox: queue.SimpleQueue[Happening], database: Database
+    membership: Membership, lease: WorkingLease, inbox: queue.SimpleQueue[Event], database: Database
 ) -> tuple[Membership, Ending]:
     """Hold the slot until the gang has ended, or this member has to leave it."""
     is_leader_asked = False
@@ -120,7 +120,7 @@ def _wait(
             what = inbox.get(timeout=max(0.0, pause_seconds))
         except queue.Empty:
             continue
-        membership, ending = membership.hear(what, time.monotonic())
+        membership, ending = membership.on_event(what, time.monotonic())
         if ending is not None:
             break
     return membership, ending

@@ -17,7 +17,7 @@ from worker.keeper.hearing import Hearing, Verdict
 logger = logging.getLogger(__name__)
 
 
-class Presence:
+class Heartbeat:
     """Beats for one slot from a thread of its own, each `slot_seconds` / 4 and at once when something has changed."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Presence:
         self._entered = False
         self._broken: str | None = None
         self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: beat now; False: leave
-        self._thread = threading.Thread(target=self._beat_until_left, name="presence", daemon=True)
+        self._thread = threading.Thread(target=self._beat_until_left, name="heartbeat", daemon=True)
 
     def enter(self) -> None:
         """Take the slot over, and begin to beat.

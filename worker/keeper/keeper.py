@@ -20,27 +20,27 @@ from jobs.queue import Doorbell
 from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from worker.keeper.decisions import (
     Ending,
-    Fate,
-    Give,
-    Happening,
-    Holding,
-    Record,
+    EndRecord,
+    Event,
+    HeldLease,
     RenewalRefused,
     Renewed,
     Rules,
+    RunnerAction,
+    StartLease,
     StopAsked,
 )
 from worker.keeper.gang_member import hold_place
 from worker.keeper.gang_watch import watching
 from worker.keeper.joblog import JobLog
-from worker.keeper.runner_pool import RunnerUp, Standby
+from worker.keeper.runner_pool import RunnerPool, RunnerUp
 from worker.keeper.runner_process import RunnerProcess
-from worker.wire.protocol import Run
+from worker.wire.protocol import Run, StopLease
 
 logger = logging.getLogger(__name__)
 
 _HELD = "keeping the device free for its gang"
-_Inbox = queue.SimpleQueue[Happening]  # its `put` may be called from a signal handler
+_Inbox = queue.SimpleQueue[Event]  # its `put` may be called from a signal handler
 
 
 class Keeper:
@@ -52,12 +52,12 @@ class Keeper:
         settings: Settings,
         *,
         incarnation: str,
-        standby: Standby,
+        runner_pool: RunnerPool,
         job_log: JobLog,
         doorbell: Doorbell,
     ) -> None:
         self._database, self._settings, self._incarnation = database, settings, incarnation
-        self._standby, self._job_log, self._doorbell = standby, job_log, doorbell
+        self._runner_pool, self._job_log, self._doorbell = runner_pool, job_log, doorbell
         # A service that is away is waited for as long as it takes.
         self._outage_policy = RetryPolicy(ENDLESS, settings.retry_seconds, settings.retry_max_seconds)
         self._num_outages = 0  # in a row
@@ -101,7 +101,7 @@ class Keeper:
                     asked_at,
                     database=self._database,
                     settings=self._settings,
-                    standby=self._standby,
+                    runner_pool=self._runner_pool,
                 )
             if ending.pause:
                 self._sit_out(ending, inbox)
@@ -128,31 +128,35 @@ class Keeper:
 
     def _hold(self, lease: WorkingLease, inbox: _Inbox, asked_at: float) -> Ending:
         """Follow the lease to its end; the runner is killed by the time this returns, where it had to be."""
-        holding = Holding(Rules.of(self._settings), held_until=asked_at + self._settings.lease_seconds)
+        held = HeldLease(Rules.of(self._settings), held_until=asked_at + self._settings.lease_seconds)
         runner: RunnerProcess | None = None
         try:
-            while (ending := holding.overdue(time.monotonic())) is None:
+            while (ending := held.overdue(time.monotonic())) is None:
                 try:
-                    what = inbox.get(timeout=max(0.0, holding.due() - time.monotonic()))
+                    what = inbox.get(timeout=max(0.0, held.due() - time.monotonic()))
                 except queue.Empty:
                     continue
-                holding, decision = holding.hear(what, time.monotonic())
-                if holding.handed_over:
-                    self._doing = _in_words(holding)
+                held, decision = held.on_event(what, time.monotonic())
+                if held.handed_over:
+                    self._doing = _in_words(held)
                 if isinstance(what, RunnerUp) and decision is not None:
                     runner = what.runner
                 if isinstance(decision, Ending):
                     ending = decision
                     break
-                if isinstance(decision, Give) and runner is not None:
-                    runner.give(Run(lease) if decision.order is None else decision.order)
+                if runner is not None:
+                    match decision:
+                        case StartLease():
+                            runner.give(Run(lease))
+                        case StopLease():
+                            runner.give(decision)
         except BaseException:  # a fault of ours must not leave a runner that nobody watches
             if runner is not None:
                 runner.kill()
             raise
-        if ending.fate is Fate.KILL and runner is not None:
+        if ending.runner_action is RunnerAction.KILL and runner is not None:
             logger.warning("lease %s: the runner is killed: %s", lease.lease_id, ending.reason)
-            self._standby.replace(runner)
+            self._runner_pool.replace(runner)
         return ending
 
     @contextmanager
@@ -160,11 +164,11 @@ class Keeper:
         self._inbox = inbox
         if self._last_word is not None:
             inbox.put(self._last_word)
-        self._standby.attach(inbox.put)
+        self._runner_pool.attach(inbox.put)
         try:
             yield
         finally:
-            self._standby.detach()
+            self._runner_pool.detach()
             self._inbox = None
 
     @contextmanager
@@ -218,13 +222,13 @@ class Keeper:
             logger.warning("lease %s of job %s: %s", lease.lease_id, lease.job_id, ending.reason)
         try:
             match ending.record:
-                case Record.RELEASE:
+                case EndRecord.RELEASE:
                     leases.release(self._database, lease.lease_id, ending.reason, error=ending.error)
-                case Record.FAIL_JOB:
+                case EndRecord.FAIL_JOB:
                     assert ending.error is not None
                     job_ledger.fail(self._database, lease.job_id, ending.error)
                     leases.release(self._database, lease.lease_id, ending.reason)
-                case Record.CRASH:
+                case EndRecord.CRASH:
                     assert ending.error is not None
                     leases.crash(
                         self._database,
@@ -233,7 +237,7 @@ class Keeper:
                         computing=ending.computing,
                         retries=self._settings,
                     )
-                case Record.NOTHING:
+                case EndRecord.NOTHING:
                     pass
         except LostLease:
             logger.info("lease %s was over already", lease.lease_id)
@@ -241,7 +245,7 @@ class Keeper:
             logger.warning("the end of lease %s could not be recorded, it will expire: %s", lease.lease_id, error)
 
 
-def _in_words(holding: Holding) -> tuple[str, float] | None:
+def _in_words(held: HeldLease) -> tuple[str, float] | None:
     """What the runner does, and since when; None where it waits."""
-    foremost = holding.foremost
+    foremost = held.foremost
     return None if foremost is None else (foremost.in_words, foremost.since)

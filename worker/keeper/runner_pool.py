@@ -35,7 +35,7 @@ class RunnerBroken:
 Listener = Callable[[RunnerUp | RunnerBroken | Report | Exited], None]
 
 
-class Standby:
+class RunnerPool:
     """One slot's runner. At any time one runner lives or is starting, or the time is set at which the next one will.
 
     But while the slot is vacant: then there is none until it is occupied again.
@@ -73,7 +73,7 @@ class Standby:
         self._listener: Listener | None = None
         self._closed = self._vacant = False
         self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._tender = threading.Thread(target=self._tend, name="standby", daemon=True)
+        self._tender = threading.Thread(target=self._tend, name="runner-pool", daemon=True)
 
     def open(self) -> None:
         """Start the first runner; does not wait for it."""

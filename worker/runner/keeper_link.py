@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from jobs.ledger.leases import WorkingLease
 from worker.stop import Stop
 from worker.wire.pipes import LineWriter, read_lines
-from worker.wire.protocol import Halt, Report, Run, Warm, parse_order, report_line
+from worker.wire.protocol import StopLease, Report, Run, Warm, parse_order, report_line
 
 _ORDERS_FD = 0
 
@@ -51,6 +51,6 @@ class OrderReader:
                 case Run(lease):
                     stop = Stop()
                     self._runs.put((lease, stop))
-                case Halt(reason):
+                case StopLease(reason):
                     stop.ask(reason)
         os._exit(0)  # nobody watches any more; not a moment longer on the device

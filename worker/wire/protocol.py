@@ -35,13 +35,13 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Halt:
+class StopLease:
     """End the lease that is being worked on, if one is."""
 
     reason: StopReason
 
 
-Order = Run | Halt
+Order = Run | StopLease
 
 
 # -- reports: runner -> keeper -------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def order_line(order: Order) -> bytes:
     match order:
         case Run(lease):
             return orjson.dumps({"run": lease}, default=_spec_document) + b"\n"
-        case Halt(reason):
+        case StopLease(reason):
             return orjson.dumps({"stop": reason}) + b"\n"
 
 
@@ -117,7 +117,7 @@ def parse_order(line: bytes) -> Order:
                 spec, pins = parse_spec(fields.get("spec")), Pins.parse(fields.get("pins"))
                 return Run(WorkingLease(**{**fields, "spec": spec, "pins": pins}))
             case "stop", str(reason):
-                return Halt(StopReason(reason))
+                return StopLease(StopReason(reason))
     except (TypeError, ValueError, InvalidSpec) as error:
         raise ProtocolError(f"not an order: {line[:200]!r}") from error
     raise ProtocolError(f"not an order: {line[:200]!r}")
