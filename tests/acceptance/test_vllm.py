@@ -57,7 +57,7 @@ def models() -> Iterator[ModelCache]:
     kept = ModelCache(
         2,
         pick_device(),
-        load=partial(load_task_model, settings=Settings(input_roots=[Path("/")])),
+        load=partial(load_task_model, rules=Settings(input_roots=[Path("/")])),
         needs_whole_device=needs_whole_device,
     )
     yield kept

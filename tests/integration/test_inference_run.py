@@ -508,7 +508,7 @@ def test_a_real_model_gives_the_pipelines_own_results(database: Database, settin
         database, settings, tmp_path, records, chunk_rows=16, task="text-classification", model=str(folder)
     )
     lab = Lab(leased)
-    lab.models = ModelCache(1, CPU, load=partial(load_task_model, settings=lab.leased.settings))
+    lab.models = ModelCache(1, CPU, load=partial(load_task_model, rules=lab.leased.settings))
     assert lab.run() == Outcome.DRAINED
     results = leased.results()
     classify = transformers.pipeline("text-classification", model=str(folder))
@@ -536,7 +536,7 @@ def test_embeddings_are_the_same_bits_in_every_run(
         labs = [Lab(leased, f"slot-{number}-{other}") for other in range(number + 1)]
         threads = [threading.Thread(target=lab.run) for lab in labs]
         for lab in labs:
-            lab.models = ModelCache(1, CPU, load=partial(load_task_model, settings=lab.leased.settings))
+            lab.models = ModelCache(1, CPU, load=partial(load_task_model, rules=lab.leased.settings))
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -553,7 +553,7 @@ def test_a_model_that_is_not_one_fails_the_job_before_anything_is_claimed(
     (tmp_path / "empty").mkdir()
     leased = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, task="embeddings", model=str(tmp_path / "empty"))
     lab = Lab(leased)
-    lab.models = ModelCache(1, CPU, load=partial(load_task_model, settings=lab.leased.settings))
+    lab.models = ModelCache(1, CPU, load=partial(load_task_model, rules=lab.leased.settings))
     with pytest.raises(UserError):
         lab.run()
     assert set(leased.states()) == {"pending"}

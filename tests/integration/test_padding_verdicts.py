@@ -53,7 +53,7 @@ def run(sqlite_database: Database, settings: Settings, tmp_path: Path) -> Callab
 
     def run_job(model: Path) -> LeasedJob:
         job = LeasedJob(sqlite_database, allowed, tmp_path, RECORDS, chunk_rows=4, model=str(model))
-        cache = ModelCache(1, CPU, load=partial(load_task_model, settings=allowed))
+        cache = ModelCache(1, CPU, load=partial(load_task_model, rules=allowed))
         # Two leases of one job: the second finds nothing left to compute, and tells what the first has told.
         held = [job.lease("slot-0"), job.lease("slot-1")]
         for lease in held:

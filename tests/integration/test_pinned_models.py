@@ -58,7 +58,7 @@ def run(
 
 def new_cache(settings: Settings) -> ModelCache:
     """The models of a runner that has just started: none."""
-    return ModelCache(1, torch.device("cpu"), load=partial(load_task_model, settings=settings))
+    return ModelCache(1, torch.device("cpu"), load=partial(load_task_model, rules=settings))
 
 
 def test_weights_replaced_in_mid_job_are_refused_by_every_runner(
@@ -109,10 +109,10 @@ def test_a_folder_that_is_gone_is_not_taken_for_a_hub_id(
     tiny.tiny_classifier(tmp_path / "model")
     job = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, task="text-classification", model="model")
     lease = job.lease()
-    assert pinned_model("model", lease, database=sqlite_database, settings=settings) == "model"
+    assert pinned_model("model", lease, database=sqlite_database, rules=settings) == "model"
     shutil.rmtree(tmp_path / "model")
     with pytest.raises(InvalidModel, match=r"^model 'model': was removed after the job was submitted$"):
-        pinned_model("model", lease, database=sqlite_database, settings=settings)
+        pinned_model("model", lease, database=sqlite_database, rules=settings)
 
 
 @pytest.fixture
@@ -135,12 +135,12 @@ def test_all_runners_of_a_job_use_one_commit_of_a_hub_id(
     with database.write() as session:
         session.execute(update(Job).where(col(Job.id) == job.job_id).values(pins={}))
     early, late = job.lease("slot-0"), job.lease("slot-1")
-    assert pinned_model("org/tiny", early, database=database, settings=settings) == f"org/tiny@{'a' * 40}"
+    assert pinned_model("org/tiny", early, database=database, rules=settings) == f"org/tiny@{'a' * 40}"
     (hub / "refs" / "main").write_text("b" * 40)
-    assert pinned_model("org/tiny", late, database=database, settings=settings) == f"org/tiny@{'a' * 40}"
+    assert pinned_model("org/tiny", late, database=database, rules=settings) == f"org/tiny@{'a' * 40}"
     heir = job.lease("slot-2")
     shutil.rmtree(hub / "refs")  # what is pinned needs no name any more
-    assert pinned_model("org/tiny", heir, database=database, settings=settings) == f"org/tiny@{'a' * 40}"
+    assert pinned_model("org/tiny", heir, database=database, rules=settings) == f"org/tiny@{'a' * 40}"
 
 
 def test_a_lost_lease_pins_no_commit(hub: Path, sqlite_database: Database, settings: Settings, tmp_path: Path) -> None:
@@ -150,5 +150,5 @@ def test_a_lost_lease_pins_no_commit(hub: Path, sqlite_database: Database, setti
     lease = job.lease()
     leases.release(sqlite_database, lease.lease_id, "stopped")
     with pytest.raises(LostLease):
-        pinned_model("org/tiny", lease, database=sqlite_database, settings=settings)
+        pinned_model("org/tiny", lease, database=sqlite_database, rules=settings)
     assert job.job().pins == {}

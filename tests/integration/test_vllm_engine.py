@@ -48,7 +48,7 @@ def load(model: Path, parameters: Mapping[str, Any] | None = None, *, device: to
     settings = Settings(input_roots=[Path("/")])
     spec = spec_of(model, parameters, **fields)
     ref, dtype = ModelRef.of(spec), torch.float32
-    return load_task_model(ref, spec.task_parameters, device=device, dtype=dtype, settings=settings)
+    return load_task_model(ref, spec.task_parameters, device=device, dtype=dtype, rules=settings)
 
 
 def test_its_outputs_are_those_of_our_own_loop(model: Path, with_vllm: None) -> None:
@@ -125,7 +125,7 @@ def test_what_ends_its_start_is_told_apart(
 
 @pytest.mark.usefixtures("with_vllm")
 def test_it_is_alone_on_the_slot_and_closed_before_it_goes(model: Path) -> None:
-    load = partial(load_task_model, settings=Settings(input_roots=[Path("/")]))
+    load = partial(load_task_model, rules=Settings(input_roots=[Path("/")]))
     models = ModelCache(2, CPU, load=load, needs_whole_device=needs_whole_device)
     for spec in (spec_of(model), spec_of(model, engine="vllm")):
         models.get(ModelRef.of(spec), spec.task_parameters)

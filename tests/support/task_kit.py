@@ -49,7 +49,7 @@ def load(
     }
     settings = settings or Settings(input_roots=["/"])
     spec = InferenceSpec.model_validate(document)
-    model = load_task_model(ModelRef.of(spec), spec.task_parameters, device=device, dtype=dtype, settings=settings)
+    model = load_task_model(ModelRef.of(spec), spec.task_parameters, device=device, dtype=dtype, rules=settings)
     if isinstance(model, PadsRows):
         model.tokens.padding = model.probe_padding()
     return model

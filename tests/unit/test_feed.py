@@ -76,7 +76,7 @@ class Harness:
         self.feed = Feed(
             self.lease,
             database=leased.database,
-            settings=leased.settings,
+            retries=leased.settings,
             source=source or leased.source(),
             engine=engine,
             window=self.window,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from jobs.config.activities import Activity
-from jobs.config.settings import Settings
+from jobs.config.times import RetryTimes
 from jobs.data.rows import Row
 from jobs.data.sources import Source
 from jobs.db.database import Database
@@ -36,7 +36,7 @@ class Feed:
         lease: WorkingLease,
         *,
         database: Database,
-        settings: Settings,
+        retries: RetryTimes,
         source: Source,
         engine: InferenceEngine,
         window: ClaimWindow,
@@ -44,7 +44,7 @@ class Feed:
     ) -> None:
         self._lease = lease
         self._database = database
-        self._settings = settings
+        self._retries = retries
         self._source = source
         self._engine = engine
         self._window = window
@@ -156,7 +156,7 @@ class Feed:
         except (OSError, MachineError) as error:
             failure = error if isinstance(error, MachineError) else MachineError(f"reading failed: {one_line(error)}")
             logger.warning("rows %d to %d: %s", claim.start_row, claim.stop_row - 1, failure.message)
-            chunks.fail(self._database, self._lease.lease_id, claim.start_row, failure, self._settings)
+            chunks.fail(self._database, self._lease.lease_id, claim.start_row, failure, self._retries)
             self._window.settled([claim.start_row])
             return None
         if [row.row_index for row in rows] != list(range(claim.start_row, claim.stop_row)):

@@ -72,10 +72,10 @@ def run_lease(
     pulse.at(Activity.LOAD)
     if stop.asked:
         return Outcome.STOPPED
-    fetch_job_model(spec.model, database=database, store=store, settings=settings)
-    ref = ModelRef.of(spec, source=pinned_model(spec.model, lease, database=database, settings=settings))
+    fetch_job_model(spec.model, database=database, store=store, rules=settings)
+    ref = ModelRef.of(spec, source=pinned_model(spec.model, lease, database=database, rules=settings))
     model = models.get(ref, spec.task_parameters)
-    check_pinned(spec.model, lease, settings=settings)  # nor may it have been replaced while it was being loaded
+    check_pinned(spec.model, lease, rules=settings)  # nor may it have been replaced while it was being loaded
     settle_padding(model, ref, lease.job_id, database=database, device=models.device)
     source = open_source(
         spec.input,
@@ -96,11 +96,11 @@ def run_lease(
     )
     engine = InferenceEngine(model, models.device, budget, make_room=lambda: models.drop_others(ref))
     window = ClaimWindow(settings.chunk_seconds)
-    feed = Feed(lease, database=database, settings=settings, source=source, engine=engine, window=window, pulse=pulse)
+    feed = Feed(lease, database=database, retries=settings, source=source, engine=engine, window=window, pulse=pulse)
     writer = Writer(
         lease,
         database=database,
-        settings=settings,
+        lease_seconds=settings.lease_seconds,
         sink=sink,
         engine=engine,
         window=window,

@@ -14,7 +14,6 @@ from sqlalchemy import func, select
 from sqlmodel import Session, col
 
 from jobs.config.activities import Activity
-from jobs.config.settings import Settings
 from jobs.data.rows import Result, RowError
 from jobs.data.sinks import Sink
 from jobs.db.database import Database
@@ -60,7 +59,7 @@ class Writer:
         lease: WorkingLease,
         *,
         database: Database,
-        settings: Settings,
+        lease_seconds: float,
         sink: Sink,
         engine: InferenceEngine,
         window: ClaimWindow,
@@ -69,11 +68,12 @@ class Writer:
     ) -> None:
         """
         Args:
+            lease_seconds: How long recording is tried again while the database or the store is away.
             on_failure: called when nothing can be recorded any more, to wake whoever would go on computing.
         """
         self._lease = lease
         self._database = database
-        self._settings = settings
+        self._lease_seconds = lease_seconds
         self._sink = sink
         self._engine = engine
         self._window = window
@@ -193,7 +193,7 @@ class Writer:
             action: gets the number of tries that failed before.
             first_row: of what is being recorded.
         """
-        until = time.monotonic() + self._settings.lease_seconds
+        until = time.monotonic() + self._lease_seconds
         tries = 0
         while True:
             self._pulse.at(Activity.COMMIT, chunk=first_row)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from jobs.config.activities import CHUNK_ACTIVITIES, Activity, in_words, stall_limits
-from jobs.config.settings import Settings
+from jobs.config.times import LeaseTimes
 from jobs.db.states import StopReason
 from jobs.errors import LostLease, MachineError, RunnerDied, RunnerStalled, ServiceUnavailable, StokerError
 from worker.keeper.runner_pool import RunnerBroken, RunnerUp
@@ -100,12 +100,12 @@ class Rules:
     """How long each activity may go without progress."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Rules:
-        """Those of the settings."""
-        limits = stall_limits(settings.stall_seconds, settings.stall_limits)
+    def of(cls, times: LeaseTimes) -> Rules:
+        """The rules that the settings make."""
+        limits = stall_limits(times.stall_seconds, times.stall_limits)
         # Recording waits for a database or a store that is away as long as a lease lasts, and says nothing meanwhile.
-        limits[Activity.COMMIT] = max(limits[Activity.COMMIT], 2.0 * settings.lease_seconds)
-        return cls(settings.lease_seconds, settings.grace_seconds, limits)
+        limits[Activity.COMMIT] = max(limits[Activity.COMMIT], 2.0 * times.lease_seconds)
+        return cls(times.lease_seconds, times.grace_seconds, limits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import queue
 import time
 from dataclasses import dataclass, replace
 
-from jobs.config.settings import Settings
+from jobs.config.times import LeaseTimes
 from jobs.db.database import Database
 from jobs.errors import LostLease, MachineError, ServiceUnavailable
 from jobs.ledger import gangs
@@ -72,7 +72,7 @@ def hold_place(
     asked_at: float,
     *,
     database: Database,
-    settings: Settings,
+    times: LeaseTimes,
     runner_pool: RunnerPool,
 ) -> Ending:
     """Follow a member's lease to its end: the slot has no runner meanwhile.
@@ -82,8 +82,8 @@ def hold_place(
         inbox: where heartbeats' answers, the gang's end and the worker's stop arrive.
         asked_at: monotonic seconds from which the lease lasts.
     """
-    patience_seconds = settings.grace_seconds + _LEADER_MARGIN_SECONDS
-    membership = Membership(settings.lease_seconds, patience_seconds, asked_at + settings.lease_seconds)
+    patience_seconds = times.grace_seconds + _LEADER_MARGIN_SECONDS
+    membership = Membership(times.lease_seconds, patience_seconds, asked_at + times.lease_seconds)
     while not inbox.empty():  # the worker may be going down already
         membership, ending = membership.on_event(inbox.get(), time.monotonic())
         if ending is not None:

@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
-from jobs.config.settings import Settings
+from jobs.config.times import LeaseTimes
 from jobs.db.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.ledger import slots
@@ -23,7 +23,7 @@ class Heartbeat:
     def __init__(
         self,
         database: Database,
-        settings: Settings,
+        times: LeaseTimes,
         *,
         slot_id: str,
         incarnation: str,
@@ -42,7 +42,7 @@ class Heartbeat:
             on_heard: called when the slot is in use again after that.
             on_deaf: called when the doorbell does not reach this process; it must end, and another be started.
         """
-        self._database, self._settings = database, settings
+        self._database, self._times = database, times
         self._slot_id, self._incarnation = slot_id, incarnation
         self._warm_models, self._on_displaced = warm_models, on_displaced
         self._hearing, self._on_heard, self._on_deaf = hearing, on_heard, on_deaf
@@ -59,7 +59,7 @@ class Heartbeat:
             ServiceUnavailable: the database cannot be reached.
         """
         with self._lock:
-            slots.enter(self._database, self._slot_id, self._incarnation, self._settings)
+            slots.enter(self._database, self._slot_id, self._incarnation, self._times)
             self._entered = True
             if self._broken is not None:
                 slots.mark_broken(self._database, self._slot_id, self._incarnation, self._broken)
@@ -137,6 +137,6 @@ class Heartbeat:
 
     def _next_call(self) -> bool:
         try:
-            return self._calls.get(timeout=self._settings.slot_seconds / 4)
+            return self._calls.get(timeout=self._times.slot_seconds / 4)
         except queue.Empty:
             return True

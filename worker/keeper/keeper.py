@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from jobs.config.settings import Settings
+from jobs.config.times import LeaseTimes
 from jobs.db.database import Database
 from jobs.db.states import StopReason
 from jobs.errors import LostLease, ServiceUnavailable
@@ -49,17 +49,17 @@ class Keeper:
     def __init__(
         self,
         database: Database,
-        settings: Settings,
+        times: LeaseTimes,
         *,
         incarnation: str,
         runner_pool: RunnerPool,
         job_log: JobLog,
         doorbell: Doorbell,
     ) -> None:
-        self._database, self._settings, self._incarnation = database, settings, incarnation
+        self._database, self._times, self._incarnation = database, times, incarnation
         self._runner_pool, self._job_log, self._doorbell = runner_pool, job_log, doorbell
         # A service that is away is waited for as long as it takes.
-        self._outage_policy = RetryPolicy(ENDLESS, settings.retry_seconds, settings.retry_max_seconds)
+        self._outage_policy = RetryPolicy(ENDLESS, times.retry_seconds, times.retry_max_seconds)
         self._num_outages = 0  # in a row
         self._inbox: _Inbox | None = None
         self._last_word: StopAsked | RenewalRefused | None = None
@@ -75,7 +75,7 @@ class Keeper:
         asked_at = time.monotonic()
         try:
             lease = leases.activate(
-                self._database, lease_id, self._incarnation, lease_seconds=self._settings.lease_seconds
+                self._database, lease_id, self._incarnation, lease_seconds=self._times.lease_seconds
             )
         except ServiceUnavailable as error:
             logger.warning("lease %s is not taken up, its doorbell will ring again: %s", lease_id, error)
@@ -100,7 +100,7 @@ class Keeper:
                     inbox,
                     asked_at,
                     database=self._database,
-                    settings=self._settings,
+                    times=self._times,
                     runner_pool=self._runner_pool,
                 )
             if ending.pause:
@@ -128,7 +128,7 @@ class Keeper:
 
     def _hold(self, lease: WorkingLease, inbox: _Inbox, asked_at: float) -> Ending:
         """Follow the lease to its end; the runner is killed by the time this returns, where it had to be."""
-        held = HeldLease(Rules.of(self._settings), held_until=asked_at + self._settings.lease_seconds)
+        held = HeldLease(Rules.of(self._times), held_until=asked_at + self._times.lease_seconds)
         runner: RunnerProcess | None = None
         try:
             while (ending := held.overdue(time.monotonic())) is None:
@@ -175,7 +175,7 @@ class Keeper:
     def _renewing(self, lease_id: str, inbox: _Inbox) -> Iterator[None]:
         """Heartbeats from a thread of their own, since the database may take longer to answer than the lease lasts."""
         ended = threading.Event()
-        lease_seconds = self._settings.lease_seconds
+        lease_seconds = self._times.lease_seconds
 
         def renew() -> None:
             while not ended.wait(lease_seconds / 4):
@@ -235,7 +235,7 @@ class Keeper:
                         lease.lease_id,
                         ending.error,
                         computing=ending.computing,
-                        retries=self._settings,
+                        retries=self._times,
                     )
                 case EndRecord.NOTHING:
                     pass

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from jobs.access.model_check import check_folder, local_model, readable
 from jobs.access.model_files import read_json
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.errors import InvalidModel, MachineError, ServiceUnavailable, StokerError
 from worker.device import is_out_of_memory, is_poisoned, one_line
 from worker.models.attention_types import keep_attention_type
@@ -63,7 +63,7 @@ class ModelFolder:
         return InvalidModel(f"model '{self.name}': {reason}", param="model")
 
 
-def find_model(ref: ModelRef, settings: Settings) -> ModelFolder:
+def find_model(ref: ModelRef, rules: AccessRules) -> ModelFolder:
     """The folder of a model, downloaded where it is a hub id that is not in the cache yet.
 
     Raises:
@@ -71,12 +71,12 @@ def find_model(ref: ModelRef, settings: Settings) -> ModelFolder:
         Forbidden: a local model lies outside the input roots.
         ServiceUnavailable: the hub cannot be reached.
     """
-    found = fetch_model(ref.source, settings)
-    check_folder(found.path, ref.task, name=ref.source, may_read=readable(ref.source, settings))
+    found = fetch_model(ref.source, rules)
+    check_folder(found.path, ref.task, name=ref.source, may_read=readable(ref.source, rules))
     return found
 
 
-def fetch_model(model: str, settings: Settings) -> ModelFolder:
+def fetch_model(model: str, rules: AccessRules) -> ModelFolder:
     """The folder of a model or processor, unchecked; downloaded where it is a hub id that is not in the cache yet.
 
     Raises:
@@ -84,24 +84,24 @@ def fetch_model(model: str, settings: Settings) -> ModelFolder:
         Forbidden: it lies outside the input roots.
         ServiceUnavailable: the hub cannot be reached.
     """
-    folder = local_model(model, settings)
+    folder = local_model(model, rules)
     names = {model, model.partition("@")[0]} if folder is None else {model, str(folder)}
-    trusted = not names.isdisjoint(settings.trusted_remote_code)
+    trusted = not names.isdisjoint(rules.trusted_remote_code)
     if folder is None:
         folder = _download(model, with_code=trusted)
     if trusted:
-        _check_code(model, folder, settings)
+        _check_code(model, folder, rules)
     return ModelFolder(name=model, path=folder, trust_remote_code=trusted)
 
 
-def _check_code(model: str, folder: Path, settings: Settings) -> None:
+def _check_code(model: str, folder: Path, rules: AccessRules) -> None:
     """Refuse a model whose configuration takes code from another model that the operator did not list as well."""
     for file in _WITH_CODE:
         classes = read_json(folder / file, name=model, required=False).get("auto_map")
         for value in classes.values() if isinstance(classes, dict) else [classes]:
             for name in value if isinstance(value, list) else [value]:
                 other, is_elsewhere, _ = name.partition("--") if isinstance(name, str) else ("", "", "")
-                if is_elsewhere and other not in settings.trusted_remote_code:
+                if is_elsewhere and other not in rules.trusted_remote_code:
                     reason = f"its {file} takes code from '{other}', which is not listed (setting trusted_remote_code)"
                     raise InvalidModel(f"model '{model}': {reason}", param="model")
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from jobs.access.paths import resolve_input_path
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.rows import RowError, RowErrorCode
 from jobs.data.sources.media import MEDIA_INPUTS
 from jobs.errors import InvalidInput, UserError
@@ -66,13 +66,13 @@ def check_packages(task: str) -> None:
         raise InvalidInput(f"task: '{task}' needs {advice}; install it on the workers' hosts", param="task") from error
 
 
-def open_media(name: str, value: Any, settings: Settings, *, rate: int | None = None) -> Any:
+def open_media(name: str, value: Any, rules: AccessRules, *, rate: int | None = None) -> Any:
     """What a pipeline gets for a row's value.
 
     Args:
         name: the task's name of the input.
         value: as the source gave it.
-        settings: whose `input_roots` bound paths, and which limit the size of an image and the length of a sound.
+        rules: whose `input_roots` bound paths, and which limit the size of an image and the length of a sound.
         rate: samples a second that the model hears; for sounds only.
 
     Returns:
@@ -84,18 +84,18 @@ def open_media(name: str, value: Any, settings: Settings, *, rate: int | None = 
     if name not in MEDIA_INPUTS or value is None:
         return value
     if isinstance(value, str):
-        value = _from_text(name, value, settings, as_path=name == "video")
+        value = _from_text(name, value, rules, as_path=name == "video")
     if isinstance(value, RowError):
         return value
     if name == "audio":
-        return _open_sound(value, settings, rate)
+        return _open_sound(value, rules, rate)
     if name == "video":
         return (
             value
             if isinstance(value, str | bytes)
             else RowError(RowErrorCode.WRONG_TYPE, "input 'video' must be a path or data")
         )
-    return _open_image(name, value, settings)
+    return _open_image(name, value, rules)
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def as_files(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**values, "video": str(path)}
 
 
-def _from_text(name: str, value: str, settings: Settings, *, as_path: bool) -> str | bytes | RowError:
+def _from_text(name: str, value: str, rules: AccessRules, *, as_path: bool) -> str | bytes | RowError:
     """The bytes that a text stands for: a data URL, base64 or a path."""
     if value.startswith("data:"):
         return _from_data_url(name, value)
@@ -124,7 +124,7 @@ def _from_text(name: str, value: str, settings: Settings, *, as_path: bool) -> s
     if len(value) >= LONGEST_PATH_BYTES or "\0" in value:
         return RowError(RowErrorCode.MISSING_FILE, f"input '{name}': there is no file '{shown}', nor is it base64")
     try:
-        path = resolve_input_path(value, settings, param=name)
+        path = resolve_input_path(value, rules, param=name)
         if not path.is_file():
             return RowError(RowErrorCode.MISSING_FILE, f"input '{name}': there is no file '{shown}'")
         return str(path) if as_path else path.read_bytes()
@@ -157,12 +157,12 @@ def _from_base64(value: str) -> bytes | None:
     return data if len(value) > LONGEST_NAME_BYTES or data.startswith(_BEGINNINGS) else None
 
 
-def _open_image(name: str, value: Any, settings: Settings) -> Any:
+def _open_image(name: str, value: Any, rules: AccessRules) -> Any:
     # By name, as type checkers miss it where it is not installed.
     pillow, operations = importlib.import_module("PIL.Image"), importlib.import_module("PIL.ImageOps")
     if not isinstance(value, bytes | pillow.Image):
         return RowError(RowErrorCode.WRONG_TYPE, f"input '{name}' must be a path, base64 or the bytes of an image")
-    limit = settings.max_image_pixels
+    limit = rules.max_image_pixels
     large = RowError(
         RowErrorCode.ROW_TOO_LARGE, f"input '{name}' has more than {limit} pixels (setting max_image_pixels)"
     )
@@ -183,11 +183,11 @@ def _open_image(name: str, value: Any, settings: Settings) -> Any:
         return RowError(RowErrorCode.INVALID_IMAGE, f"input '{name}' is not an image: {plain_sentence(error)}")
 
 
-def _open_sound(value: Any, settings: Settings, rate: int | None) -> Any:
+def _open_sound(value: Any, rules: AccessRules, rate: int | None) -> Any:
     if rate is None:
         return RowError(RowErrorCode.WRONG_TYPE, "input 'audio': the model does not hear sounds")
     if isinstance(value, bytes):
-        decoded = decode_sound(value, rate, max_seconds=settings.max_audio_seconds)
+        decoded = decode_sound(value, rate, max_seconds=rules.max_audio_seconds)
         return decoded if isinstance(decoded, RowError) or np.isfinite(decoded).all() else _NOT_FINITE
     found = rate
     if isinstance(value, Mapping):
@@ -204,5 +204,5 @@ def _open_sound(value: Any, settings: Settings, rate: int | None) -> Any:
         return RowError(RowErrorCode.WRONG_TYPE, "input 'audio' must be one list of samples, or one for each channel")
     if not np.isfinite(samples).all():
         return _NOT_FINITE
-    resampled = impossible_rate(found) or too_long(samples, found, settings.max_audio_seconds)
+    resampled = impossible_rate(found) or too_long(samples, found, rules.max_audio_seconds)
     return resampled or resample(samples, found, rate)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.access.model_check import local_model
 from jobs.access.pins import Part, PinnedFiles, PinnedRevision, check_pin
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.db.database import Database
 from jobs.ledger.job_pins import pin_revision
 from jobs.ledger.leases import WorkingLease
@@ -19,7 +19,7 @@ def pinned_model(
     lease: WorkingLease,
     *,
     database: Database,
-    settings: Settings,
+    rules: AccessRules,
     part: Part = "model",
     param: str = "model",
 ) -> str:
@@ -45,17 +45,17 @@ def pinned_model(
         case PinnedRevision(revision):
             return f"{repository}@{revision}"
         case PinnedFiles():
-            check_pinned(model, lease, settings=settings, part=part, param=param)
+            check_pinned(model, lease, rules=rules, part=part, param=param)
             return model
-    if local_model(model, settings, param=param) is not None:
+    if local_model(model, rules, param=param) is not None:
         return model  # of a job that was planned before there were pins
     # A snapshot in the hub's cache lies in a folder that is called like its commit.
-    resolved = fetch_model(model, settings).path.name
+    resolved = fetch_model(model, rules).path.name
     return f"{repository}@{pin_revision(database, lease.lease_id, part, resolved)}"
 
 
 def check_pinned(
-    model: str, lease: WorkingLease, *, settings: Settings, part: Part = "model", param: str = "model"
+    model: str, lease: WorkingLease, *, rules: AccessRules, part: Part = "model", param: str = "model"
 ) -> None:
     """Refuse a model's folder that is not what was pinned; before it is loaded, and again once it is.
 
@@ -66,5 +66,5 @@ def check_pinned(
     pin = lease.pins.of(part)
     if isinstance(pin, PinnedFiles):
         # A relative name is a folder's while that exists, and may be a hub id's once it is gone.
-        folder = local_model(model, settings, param=param) or Path(model)
+        folder = local_model(model, rules, param=param) or Path(model)
         check_pin(pin, folder, name=model, param=param)

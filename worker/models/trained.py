@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.atomic import folder_aside
 from jobs.data.store import Store
 from jobs.db.database import Database
@@ -18,7 +18,7 @@ MODEL_FOLDER = "model/"
 """What the names of a training's artifacts begin with that are its model."""
 
 
-def fetch_job_model(model: str, *, database: Database, store: Store, settings: Settings, param: str = "model") -> None:
+def fetch_job_model(model: str, *, database: Database, store: Store, rules: AccessRules, param: str = "model") -> None:
     """Make sure that the folder that `local_model` gives for `job:<id>` exists. Does nothing for other names.
 
     Args:
@@ -30,7 +30,7 @@ def fetch_job_model(model: str, *, database: Database, store: Store, settings: S
         ServiceUnavailable: The store or the disk cannot be used.
     """
     job_id = model.removeprefix(JOB_PREFIX)
-    if job_id == model or (settings.job_models_path / job_id).is_dir():
+    if job_id == model or (rules.job_models_path / job_id).is_dir():
         return
     with database.read() as session:
         job = job_ledger.get(session, job_id)
@@ -39,7 +39,7 @@ def fetch_job_model(model: str, *, database: Database, store: Store, settings: S
     if job.state != JobState.COMPLETED or not made:
         raise InvalidModel(f"{param} '{JOB_PREFIX}{job_id}': that job made no model", param=param)
     try:
-        with folder_aside(settings.job_models_path / job_id) as aside:  # another slot's runner may be first
+        with folder_aside(rules.job_models_path / job_id) as aside:  # another slot's runner may be first
             for artifact in made:
                 _fetch(store, artifact, aside / artifact.name.removeprefix(MODEL_FOLDER))
     except OSError as error:

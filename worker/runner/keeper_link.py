@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from jobs.ledger.leases import WorkingLease
 from worker.stop import Stop
 from worker.wire.pipes import LineWriter, read_lines
-from worker.wire.protocol import StopLease, Report, Run, Warm, parse_order, report_line
+from worker.wire.protocol import Report, Run, StopLease, Warm, parse_order, report_line
 
 _ORDERS_FD = 0
 

@@ -53,7 +53,7 @@ class TorchEngine:
         self._models = ModelCache(
             settings.warm_models,
             found,
-            load=partial(load_task_model, settings=settings),
+            load=partial(load_task_model, rules=settings),
             needs_whole_device=needs_whole_device,
         )
 
@@ -78,7 +78,7 @@ class TorchEngine:
                     spec,
                     database=self._database,
                     store=self._store,
-                    settings=self._settings,
+                    rules=self._settings,
                     device=self._device_type,
                     num_threads=self._num_threads,
                     stop=stop,

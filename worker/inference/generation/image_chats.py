@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.rows import RowError, RowErrorCode
 from worker.models.media import open_media
 
@@ -13,13 +13,13 @@ _SOURCES = ("image", "url", "path", "base64", "image_url")
 """The keys under which chat templates and OpenAI's requests say where an image is."""
 
 
-def open_chat(messages: list[Any], image: Any, settings: Settings) -> list[dict[str, Any]] | RowError:
+def open_chat(messages: list[Any], image: Any, rules: AccessRules) -> list[dict[str, Any]] | RowError:
     """A chat whose image parts hold opened images.
 
     Args:
         messages: as the row brings them.
         image: the row's own, opened; it takes the place of each part `{"type": "image"}` that names no other.
-        settings: see `open_media`.
+        rules: see `open_media`.
 
     Returns:
         The chat, or what is wrong with it.
@@ -34,7 +34,7 @@ def open_chat(messages: list[Any], image: Any, settings: Settings) -> list[dict[
             parts = [{"type": "text", "text": parts}]
         if not isinstance(parts, list) or not parts:
             return _wrong("a message's 'content' must be a text or a list of parts")
-        found = [_part(part, image, settings) for part in parts]
+        found = [_part(part, image, rules) for part in parts]
         for part in found:
             if isinstance(part, RowError):
                 return part
@@ -45,7 +45,7 @@ def open_chat(messages: list[Any], image: Any, settings: Settings) -> list[dict[
     return opened
 
 
-def _part(part: Any, image: Any, settings: Settings) -> Any:
+def _part(part: Any, image: Any, rules: AccessRules) -> Any:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
@@ -57,7 +57,7 @@ def _part(part: Any, image: Any, settings: Settings) -> Any:
     source = named[0] if named else image
     if isinstance(source, Mapping) and "url" in source:  # as OpenAI writes it
         source = source["url"]
-    found = source if source is image else open_media("image", source, settings)
+    found = source if source is image else open_media("image", source, rules)
     return found if isinstance(found, RowError) else {"type": "image", "image": found}
 
 

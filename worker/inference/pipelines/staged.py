@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import StokerError
 from jobs.specs.parameters.task_parameters import TaskParameters
@@ -69,7 +69,7 @@ class Staged:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        settings: Settings,
+        rules: AccessRules,
     ) -> None:
         """
         Args:
@@ -77,7 +77,7 @@ class Staged:
             parameters: The job's, of the type of its task.
             device: where it computes.
             dtype: in which it computes.
-            settings: whose `input_roots` bound the files that rows name.
+            rules: whose `input_roots` bound the files that rows name.
 
         Raises:
             InvalidModel: it cannot be loaded, or not for this task.
@@ -86,7 +86,7 @@ class Staged:
         """
         self._task = task = parameters.TASK
         self._device = device
-        self._settings = settings
+        self._rules = rules
         check_packages(task)
         model = load_weights(
             source,
@@ -150,12 +150,12 @@ class Staged:
             if name == LABELS:
                 found = row_labels(value, may_be_empty=bool(self._parameters.get(LABELS)))
             else:
-                found = open_media(name, value, self._settings, rate=self._rate)
+                found = open_media(name, value, self._rules, rate=self._rate)
             if isinstance(found, RowError):
                 return found
             opened[name] = found
         if isinstance(opened.get("text"), list):
-            chat = open_chat(opened["text"], opened.pop("image"), self._settings)
+            chat = open_chat(opened["text"], opened.pop("image"), self._rules)
             return chat if isinstance(chat, RowError) else {"text": chat}
         return opened
 

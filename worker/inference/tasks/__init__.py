@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from worker.inference.pipelines.staged import Staged
 from worker.inference.tasks.embeddings import Embeddings
 from worker.inference.tasks.fill_mask import FillMask
@@ -40,7 +40,7 @@ def load_task_model(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    settings: Settings,
+    rules: AccessRules,
 ) -> TaskModel:
     """Load a model for its task.
 
@@ -49,7 +49,7 @@ def load_task_model(
         parameters: The parameters of the job, of the type that the task has in `jobs.specs.parameters`.
         device: Where the model is to compute.
         dtype: The dtype that it is to compute in.
-        settings: Input roots, and which models may bring their own code.
+        rules: Input roots, and which models may bring their own code.
 
     Raises:
         InvalidModel: it cannot be used for this task; one sentence says why.
@@ -58,10 +58,10 @@ def load_task_model(
         ServiceUnavailable: the hub cannot be reached, and the model is not cached.
         RuntimeError: the device has too little memory for it.
     """
-    source = find_model(ref, settings)
+    source = find_model(ref, rules)
     if ref.task == TASK:
         return TextGeneration(source, parameters, device=device, dtype=dtype, engine=ENGINES[ref.engine])
     task = OWN_TASKS.get(ref.task)
     if task is None:
-        return Staged(source, parameters, device=device, dtype=dtype, settings=settings)
+        return Staged(source, parameters, device=device, dtype=dtype, rules=rules)
     return task(source, parameters, device=device, dtype=dtype)

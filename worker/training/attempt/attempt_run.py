@@ -17,8 +17,8 @@ from pathlib import Path
 from jobs.access.model_check import check_folder, readable
 from jobs.access.paths import check_code_path
 from jobs.access.pins import check_pin
+from jobs.config.access_rules import AccessRules
 from jobs.config.activities import Activity
-from jobs.config.settings import Settings
 from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.errors import DeviceOutOfMemory, InvalidSpec, MachineError, ModelTooLarge, StokerError
@@ -54,7 +54,7 @@ def run_training(
     *,
     database: Database,
     store: Store,
-    settings: Settings,
+    rules: AccessRules,
     device: str,
     num_threads: int,
     stop: Stop,
@@ -67,7 +67,7 @@ def run_training(
         spec: The spec of that job.
         database: The database with the job.
         store: The store for checkpoints and artifacts.
-        settings: The settings of this process.
+        rules: The rules of this process.
         device: `cuda` or `cpu`.
         num_threads: Number of CPU threads of each training process.
         stop: The stop request. `yield` and `shutdown` stop after the current step with a checkpoint, `cancel` without.
@@ -84,12 +84,12 @@ def run_training(
     if places is None:
         return Outcome.STOPPED
     pulse.at(Activity.START)
-    model, processor = _find_folders(spec, lease, database=database, store=store, settings=settings)
-    with _folder(settings, lease) as folder:
+    model, processor = _find_folders(spec, lease, database=database, store=store, rules=rules)
+    with _folder(rules, lease) as folder:
         prepare_store(lease, database=database, store=store)
         resumed = fetch_newest(lease, folder / "resume", database=database, store=store)
         if resumed is None or not resumed.is_own:  # otherwise the module is run as saved with the checkpoint
-            check_module(spec, lease, settings)
+            check_module(spec, lease, rules)
         with database.read() as session:
             num_halvings = attempts.num_memory_failures(session, lease.job_id)
         attempts.begin(
@@ -105,7 +105,7 @@ def run_training(
             processor=processor,
             resume=None if resumed is None else str(resumed.folder),
             goes_on=resumed is not None and resumed.is_own,
-            cache=str(settings.training_path / "cache"),
+            cache=str(rules.training_path / "cache"),
             num_ranks=len(places),
             num_halvings=num_halvings,
         )
@@ -172,32 +172,30 @@ def _environment(places: Sequence[Rank]) -> dict[str, str] | None:
 
 
 def _find_folders(
-    spec: TrainingSpec, lease: WorkingLease, *, database: Database, store: Store, settings: Settings
+    spec: TrainingSpec, lease: WorkingLease, *, database: Database, store: Store, rules: AccessRules
 ) -> tuple[str | None, str | None]:
     """Return the folders of the spec's model and processor, each None if there is none. Hub ids are downloaded."""
     if isinstance(spec.model, str):
-        fetch_job_model(spec.model, database=database, store=store, settings=settings)
-        found = fetch_model(pinned_model(spec.model, lease, database=database, settings=settings), settings)
-        check_folder(
-            found.path, spec.task or "", name=spec.model, may_read=readable(spec.model, settings), is_start=True
-        )
+        fetch_job_model(spec.model, database=database, store=store, rules=rules)
+        found = fetch_model(pinned_model(spec.model, lease, database=database, rules=rules), rules)
+        check_folder(found.path, spec.task or "", name=spec.model, may_read=readable(spec.model, rules), is_start=True)
         return str(found.path), None
     if spec.model is None or spec.model.processor is None:
         return None, None
     processor, param = spec.model.processor, "model.processor"
-    fetch_job_model(processor, database=database, store=store, settings=settings, param=param)
-    pinned = pinned_model(processor, lease, database=database, settings=settings, part="processor", param=param)
-    return None, str(fetch_model(pinned, settings).path)
+    fetch_job_model(processor, database=database, store=store, rules=rules, param=param)
+    pinned = pinned_model(processor, lease, database=database, rules=rules, part="processor", param=param)
+    return None, str(fetch_model(pinned, rules).path)
 
 
-def check_module(spec: TrainingSpec, lease: WorkingLease, settings: Settings) -> None:
+def check_module(spec: TrainingSpec, lease: WorkingLease, rules: AccessRules) -> None:
     """Refuse a module whose file changed after the job was submitted.
 
     Raises:
         InvalidSpec: The file changed after the job was submitted.
     """
     if spec.module is not None and recipe_name(spec.module) is None:
-        path = check_code_path(spec.module, settings, param="module")
+        path = check_code_path(spec.module, rules, param="module")
         check_pin(lease.pins.module, path, name=spec.module, param="module", error=InvalidSpec, by_content=True)
 
 
@@ -216,14 +214,14 @@ def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemo
 
 
 @contextmanager
-def _folder(settings: Settings, lease: WorkingLease) -> Iterator[Path]:
+def _folder(rules: AccessRules, lease: WorkingLease) -> Iterator[Path]:
     """Make an empty folder for this lease. Files that earlier leases of this slot left are deleted first."""
-    slot_folder = settings.training_path / lease.slot_id
+    slot_folder = rules.training_path / lease.slot_id
     shutil.rmtree(slot_folder, ignore_errors=True)
     folder = slot_folder / lease.lease_id
     try:
         folder.mkdir(parents=True)
-        (settings.training_path / "cache").mkdir(exist_ok=True)
+        (rules.training_path / "cache").mkdir(exist_ok=True)
     except OSError as error:
         raise MachineError(f"the training's folder cannot be made: {error}") from error
     try:
