@@ -12,7 +12,7 @@ import torch
 from jobs.data.rows import Row
 from jobs.specs.inference import InferenceSpec, parse_spec
 from tests.support.tiny import SENTENCES
-from worker.models.task_model import Counted, Interrupted
+from worker.models.task_model import Counted, ComputationStopped
 
 
 def rows_of(*cells: tuple[Any, Mapping[str, Any] | str | None]) -> list[Row]:
@@ -47,7 +47,7 @@ def leave_between_two_steps(task: Any) -> None:
 
     def between() -> None:
         if next(steps, None) is None:
-            raise Interrupted
+            raise ComputationStopped
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(ComputationStopped):
         task.forward_in_flight(task.collate(encoded), max_tokens=1000, max_rows=8, between=between)

@@ -21,7 +21,7 @@ from worker.inference.budget import Budget
 from worker.inference.chunks import Piece
 from worker.models.batching import pack, padded_tokens
 from worker.models.failures import plain_sentence
-from worker.models.task_model import Encoded, InFlight, Interrupted, TaskModel
+from worker.models.task_model import ComputationStopped, Encoded, InFlight, TaskModel
 
 logger = logging.getLogger(__name__)
 
@@ -106,14 +106,14 @@ class InferenceEngine:
 
         Args:
             collated: its tensors, where they were made ahead.
-            beat: called before each forward pass; may raise `Interrupted`.
+            beat: called before each forward pass; may raise `ComputationStopped`.
 
         Returns:
             Pieces that together have each member once. On CUDA they may still be being computed.
 
         Raises:
             StokerError: an error that is not one row's, such as a lost CUDA context.
-            Interrupted: by `beat`.
+            ComputationStopped: by `beat`.
         """
         is_larger = padded_tokens([one.num_tokens for one in members]) > self._budget.max_tokens
         if len(members) > 1 and is_larger and not self.is_in_flight:
@@ -121,7 +121,7 @@ class InferenceEngine:
         try:
             beat()
             return [self._forward(members, collated, beat)]
-        except Interrupted:
+        except ComputationStopped:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises is searched for its row
             verdict = self._row_error(error)
@@ -155,7 +155,7 @@ class InferenceEngine:
             try:
                 beat()
                 return [self._forward(members, None, beat)]
-            except Interrupted:
+            except ComputationStopped:
                 raise
             except Exception as error:  # noqa: BLE001 - as in `compute`
                 verdict = self._row_error(error)

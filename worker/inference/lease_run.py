@@ -35,7 +35,7 @@ from worker.inference.writer import Tally, Writer
 from worker.models.cache import ModelCache
 from worker.models.model_ref import ModelRef
 from worker.models.pinned import check_pinned, pinned_model
-from worker.models.task_model import InFlight, Interrupted
+from worker.models.task_model import ComputationStopped, InFlight
 from worker.models.trained import fetch_job_model
 from worker.stop import Outcome, Stop
 from worker.wire.pulse import Pulse
@@ -148,7 +148,7 @@ def _forward(
     def beat_or_leave(start_row: int) -> None:
         pulse.at(Activity.FORWARD, chunk=start_row)
         if engine.is_in_flight and (writer.has_failed or stop.asked):
-            raise Interrupted
+            raise ComputationStopped
 
     while True:
         if not inside_chunk and feed.is_behind:
@@ -167,7 +167,7 @@ def _forward(
         try:
             between = partial(beat_or_leave, start_row)
             pieces = engine.compute(batch.members, batch.collated, between) if batch.members else []
-        except Interrupted:
+        except ComputationStopped:
             return
         if is_suspect:
             engine.synchronize()

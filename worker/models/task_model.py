@@ -97,8 +97,8 @@ class TaskModel(Protocol):
         ...
 
 
-class Interrupted(Exception):
-    """Nobody waits for what is being computed any more."""
+class ComputationStopped(Exception):
+    """What is being computed is not wanted any more."""
 
 
 @runtime_checkable
@@ -115,7 +115,7 @@ class InFlight(Protocol):
             collated: of all rows of a chunk, or of some.
             max_tokens: of the rows at work at once, counted as padded to the longest.
             max_rows: most rows at work at once.
-            between: called before each forward pass; what it raises (`Interrupted`, say) ends all of them.
+            between: called before each forward pass; what it raises (`ComputationStopped`, say) ends all of them.
         """
         ...
 
