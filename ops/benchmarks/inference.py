@@ -65,7 +65,7 @@ class BareLoop:
         self.device = device
         ref = ModelRef.of(daemon.spec)
         dtype = devices.resolve_dtype(daemon.spec.dtype, device)
-        self.model = load_task_model(ref, daemon.spec.parameters, device=device, dtype=dtype, rules=settings)
+        self.model = load_task_model(ref, daemon.spec.task_parameters, device=device, dtype=dtype, rules=settings)
         budget = open_budget(
             ref, daemon.spec.batching, model_bytes=self.model.memory_bytes, device=device, database=daemon.database()
         )

@@ -12,7 +12,7 @@ import torch
 from jobs.data.rows import Row
 from jobs.specs.inference import InferenceSpec, parse_spec
 from tests.support.tiny import SENTENCES
-from worker.models.task_model import Counted, ComputationStopped
+from worker.models.task_model import ComputationStopped, Counted
 
 
 def rows_of(*cells: tuple[Any, Mapping[str, Any] | str | None]) -> list[Row]:
