@@ -75,6 +75,35 @@ def test_an_image_is_the_same_in_every_form(classifier: Path, images: list[Path]
     assert open_media("image", short, _everywhere()).size == (4, 4)
 
 
+@pytest.mark.parametrize("form", ["usual", "url-safe", "unpadded", "in lines"])
+def test_base64_is_taken_in_every_alphabet_and_layout(form: str) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (31, 32, 3), dtype=np.uint8)).save(stream, "PNG")
+    data = stream.getvalue() + b"\0" * (1 - len(stream.getvalue()) % 3)  # what is behind an image's end is not read
+    text = {
+        "usual": base64.b64encode(data),
+        "url-safe": base64.urlsafe_b64encode(data),
+        "unpadded": base64.urlsafe_b64encode(data).rstrip(b"="),
+        "in lines": base64.encodebytes(data),
+    }[form].decode()
+    assert "-" in text or "+" in text
+    expected = open_media("image", data, _everywhere())
+    for value in (text, f"data:image/png;base64,{text}", media_value("image", {"bytes": text})):
+        assert open_media("image", value, _everywhere()) == expected
+
+
+def test_text_that_is_neither_a_file_nor_media_is_one_sentence(tmp_path: Path) -> None:
+    for value in ("xx-_" * 100, "data:image/png;base64,i*VBOR"):
+        found = open_media("image", value, _everywhere())
+        assert isinstance(found, RowError)
+        assert ("nor is it base64 of a known kind" if value.startswith("xx") else "is not valid") in found.message
+    folder = tmp_path / "-".join("a" * 60) / "_".join("b" * 60)
+    folder.mkdir(parents=True)
+    Image.new("RGB", (3, 4)).save(folder / "image", "PNG")
+    assert len(str(folder)) > 200
+    assert open_media("image", str(folder / "image"), _everywhere()).size == (3, 4), "a long path of such letters"
+
+
 def test_files_outside_the_roots_are_not_opened(classifier: Path, tmp_path: Path, images: list[Path]) -> None:
     (tmp_path / "roots").mkdir()
     (tmp_path / "roots" / "link.png").symlink_to(images[0])

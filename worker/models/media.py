@@ -5,8 +5,6 @@ A pipeline would open any path there is, fetch any URL and take any other text f
 
 from __future__ import annotations
 
-import base64
-import binascii
 import importlib
 import io
 import tempfile
@@ -21,12 +19,12 @@ import numpy as np
 from jobs.access.paths import resolve_input_path
 from jobs.config.access_rules import AccessRules
 from jobs.data.rows import RowError, RowErrorCode
-from jobs.data.sources.media import MEDIA_INPUTS
+from jobs.data.sources.media import MEDIA_INPUTS, decode_base64
 from jobs.errors import InvalidInput, UserError
 from jobs.messages import short
 from jobs.specs.bounds import LONGEST_NAME_BYTES, LONGEST_PATH_BYTES
 from worker.models.failures import plain_sentence
-from worker.models.sound import decode_sound, impossible_rate, resample, too_long
+from worker.models.sound import decode_sound, impossible_rate, may_be_sound, resample, too_long
 
 _BEGINNINGS = (
     b"\x89PNG",
@@ -121,8 +119,10 @@ def _from_text(name: str, value: str, rules: AccessRules, *, as_path: bool) -> s
     if data is not None:
         return data
     shown = short(value, _SHOWN)
-    if len(value) >= LONGEST_PATH_BYTES or "\0" in value:
-        return RowError(RowErrorCode.MISSING_FILE, f"input '{name}': there is no file '{shown}', nor is it base64")
+    longest = max(map(len, value.split("/")))
+    if len(value) >= LONGEST_PATH_BYTES or longest > LONGEST_NAME_BYTES or "\0" in value:
+        message = f"input '{name}': there is no file '{shown}', nor is it base64 of a known kind of image or sound"
+        return RowError(RowErrorCode.MISSING_FILE, message)
     try:
         path = resolve_input_path(value, rules, param=name)
         if not path.is_file():
@@ -141,20 +141,19 @@ def _from_data_url(name: str, value: str) -> bytes | RowError:
         return wrong
     if not kind.endswith(";base64"):
         return urllib.parse.unquote_to_bytes(data)
-    try:
-        return base64.b64decode(urllib.parse.unquote(data), validate=False)
-    except (binascii.Error, ValueError):
-        return wrong
+    decoded = decode_base64(urllib.parse.unquote(data))
+    return wrong if decoded is None else decoded
 
 
 def _from_base64(value: str) -> bytes | None:
     """The data of base64 without a `data:` before it; None for what may as well be the name of a file."""
-    try:
-        data = base64.b64decode("".join(value.split()), validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    # What is longer than a name may be, and all base64, is data.
-    return data if len(value) > LONGEST_NAME_BYTES or data.startswith(_BEGINNINGS) else None
+    data = decode_base64(value)
+    if data is None or data.startswith(_BEGINNINGS):
+        return data
+    # What is longer than a name may be, and all base64, is data. What may be a long path nevertheless is so only where
+    # it begins as a sound does.
+    is_path_like = value.startswith("/") or "-" in value or "_" in value
+    return data if len(value) > LONGEST_NAME_BYTES and (may_be_sound(data) or not is_path_like) else None
 
 
 def _open_image(name: str, value: Any, rules: AccessRules) -> Any:

@@ -61,7 +61,7 @@ def decode_sound(data: bytes, rate: int, *, max_seconds: float) -> np.ndarray | 
         try:
             av = importlib.import_module("av")
         except ImportError as error:
-            if found is None and not _may_be_sound(data):
+            if found is None and not may_be_sound(data):
                 return _unreadable("no known kind of sound file")
             kind = f"a WAV file of {found[1]} samples a second" if found else "no plain WAV file"
             raise InvalidInput(
@@ -169,7 +169,8 @@ def _unreadable(reason: str) -> RowError:
     return RowError(RowErrorCode.INVALID_AUDIO, f"input 'audio' is not a sound that can be read: {reason}")
 
 
-def _may_be_sound(data: bytes) -> bool:
+def may_be_sound(data: bytes) -> bool:
+    """Whether bytes begin as those of a sound do, or of a film that has one."""
     return data.startswith(_BEGINNINGS) or data[4:8] == b"ftyp" or (data[:1] == b"\xff" and data[1:2] >= b"\xe0")
 
 

@@ -10,6 +10,7 @@ from jobs.data.rows import RowError, RowErrorCode
 
 IMAGE_INPUTS = frozenset({"image", "image_pair"})
 MEDIA_INPUTS = IMAGE_INPUTS | {"audio", "video"}
+_USUAL_ALPHABET = str.maketrans("-_", "+/")
 
 
 def media_value(name: str, value: Any) -> Any:
@@ -36,8 +37,19 @@ def media_value(name: str, value: Any) -> Any:
             else found
         )
     if isinstance(data, str):
-        try:
-            return base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError):
-            return RowError(RowErrorCode.INVALID_VALUE, f"input '{name}': its bytes are not base64")
+        decoded = decode_base64(data)
+        wrong = RowError(RowErrorCode.INVALID_VALUE, f"input '{name}': its bytes are not base64")
+        return wrong if decoded is None else decoded
     return data
+
+
+def decode_base64(text: str) -> bytes | None:
+    """The bytes of base64, or None for a text that is none.
+
+    It may be in its usual or its URL-safe alphabet, broken into lines or not, with or without `=` at its end.
+    """
+    plain = "".join(text.split()).translate(_USUAL_ALPHABET).rstrip("=")
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
