@@ -162,9 +162,10 @@ def test_sounds_from_files_data_and_arrays(tmp_path: Path) -> None:
     data = path.read_bytes()
     text = base64.b64encode(data).decode()
     values = [str(path), data, f"data:audio/wav;base64,{text}", text, samples.tolist()]
-    values += [{"array": samples.tolist(), "sampling_rate": 16_000}, {"raw": samples, "sampling_rate": 16_000}]
+    values += [{"array": samples.tolist(), "sampling_rate": 16_000}, {"raw": samples, "sampling_rate": 16_000.0}]
     broken = ["https://example.com/a.wav", b"RIFF", str(tmp_path / "no.wav"), {"array": ["a"], "sampling_rate": 1}, []]
     broken += [[0.1, None], [float("nan")] * 4000, {"array": [0.1], "sampling_rate": 0}]
+    broken += [{"array": [0.1], "sampling_rate": rate} for rate in (16_000.5, float("inf"), True)]
     not_finite = write_wav(tmp_path / "nan.wav", samples, 16_000).read_bytes()
     broken.append(not_finite[:20] + b"\x03\0" + not_finite[22:34] + b"\x20\0" + not_finite[36:44] + b"\xff" * 8000)
     reference = pipeline("automatic-speech-recognition", model=str(model), device="cpu", dtype=torch.float32)
@@ -172,7 +173,7 @@ def test_sounds_from_files_data_and_arrays(tmp_path: Path) -> None:
     assert all(same(result, reference(samples)) for result in results[: len(values)])
     assert error_codes(results[len(values) :]) == [
         "url_not_allowed", "invalid_audio", "missing_file", "wrong_type", "wrong_type",
-        "invalid_audio", "invalid_audio", "wrong_type", "invalid_audio",
+        "invalid_audio", "invalid_audio", "wrong_type", "wrong_type", "wrong_type", "wrong_type", "invalid_audio",
     ]  # fmt: skip
 
 

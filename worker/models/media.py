@@ -191,6 +191,8 @@ def _open_sound(value: Any, rules: AccessRules, rate: int | None) -> Any:
     found = rate
     if isinstance(value, Mapping):
         array, said = value.get("array", value.get("raw")), value.get("sampling_rate")
+        if isinstance(said, float) and said.is_integer():  # as data frames write whole numbers
+            said = int(said)
         if array is None or not isinstance(said, int) or isinstance(said, bool):
             message = "input 'audio' must be a path, bytes, samples, or an object with 'array' and 'sampling_rate'"
             return RowError(RowErrorCode.WRONG_TYPE, message)
