@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import transformers
 
 from tests.support import tiny
@@ -25,6 +26,12 @@ def falls(found: Attempt) -> bool:
     """Whether the last losses are lower than the first ones."""
     losses = [float.fromhex(loss) for loss in found.losses.values()]
     return sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def cuts_and_fills(model: Path) -> tuple[Any, Any]:
+    """What the tokenizer of a model does to long and short texts where a program does not say it."""
+    document = json.loads((model / "tokenizer.json").read_text())
+    return document["truncation"], document["padding"]
 
 
 def texts(folder: Path, num_rows: int = 48) -> str:
@@ -49,6 +56,7 @@ def test_texts_are_classified(tmp_path: Path) -> None:
     spec = spec_of("text-classification", str(tiny.tiny_encoder(tmp_path / "m")), texts(tmp_path))
     found = attempt(tmp_path / "a", spec, cache=str(tmp_path))
     assert falls(found)
+    assert cuts_and_fills(found.model) == cuts_and_fills(tmp_path / "m") == (None, None)
     classify = transformers.pipeline("text-classification", model=str(found.model))
     assert classify("A fox")[0]["label"] in {"animal", "city"}
     summary = json.loads((found.model.parent / "summary.json").read_text())
@@ -78,8 +86,13 @@ def test_words_are_classified(tmp_path: Path) -> None:
         {"tokens": ["In", "Paris", "Ada", "sang"], "labels": ["O", "B-LOC", "B-PER", "O"]},
     ] * 12
     train = str(write_rows(tmp_path / "rows.jsonl", records))
-    found = attempt(tmp_path / "a", spec_of("token-classification", str(tiny.tiny_encoder(tmp_path / "m")), train))
+    model = tiny.tiny_encoder(tmp_path / "m")
+    tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.enable_truncation(40)
+    tokenizer.save(str(model / "tokenizer.json"))
+    found = attempt(tmp_path / "a", spec_of("token-classification", str(model), train))
     assert falls(found)
+    assert cuts_and_fills(found.model) == cuts_and_fills(model), "as the base model's, not as the training used it"
     tag = transformers.pipeline("token-classification", model=str(found.model))
     assert {one["entity"] for one in tag("Ada lives in Londonderry")} <= {"B-PER", "B-LOC", "O"}
     records[0]["labels"] = ["O"]

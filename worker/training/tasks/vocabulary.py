@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,9 +34,13 @@ class Vocabulary:
 
     @classmethod
     def of(cls, context: TaskContext, model: Any, tokenizer: Any) -> Vocabulary:
-        """Make the vocabulary of a model and its tokenizer."""
+        """Make the vocabulary of a model and its tokenizer.
+
+        It reads with a copy, since a call leaves its truncation and padding in a tokenizer, which would be saved with
+        them beside the trained model.
+        """
         embeddings = input_embeddings(model)
-        return cls(context, tokenizer, None if embeddings is None else embeddings.num_embeddings)
+        return cls(context, copy.deepcopy(tokenizer), None if embeddings is None else embeddings.num_embeddings)
 
     def check_row(self, rows: InputRows, row_index: int, ids: Sequence[int]) -> None:
         """Refuse a row that the model cannot read.
