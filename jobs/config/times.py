@@ -48,7 +48,7 @@ class LeaseTimes(RetryTimes):
     doorbell_seconds: float = Field(default=5.0, gt=0)
     """A granted lease that is not activated in this time is rung again."""
     doorbell_rings: int = Field(default=3, ge=1)
-    """Unanswered rings after which the lease is expired and its slot set offline."""
+    """Unanswered rings after which the lease is expired and its slot is `unheard`."""
     preemptable_seconds: float = Field(default=300.0, ge=0)
     """How long a training has its slots at least before a job of the class `high` may have them."""
     slot_seconds: float = Field(default=15.0, gt=0)

@@ -113,12 +113,14 @@ class SlotState(StrEnum):
 
     ONLINE = "online"  # its worker is up and its heartbeat is fresh
     OFFLINE = "offline"  # its worker is gone or has fallen silent
+    UNHEARD = "unheard"  # its worker is up, but did not answer its doorbell; it gets nothing until it is known to hear
     BROKEN = "broken"  # its runner cannot start; `reason` says why
 
 
 SLOT_TRANSITIONS: Mapping[SlotState, frozenset[SlotState]] = {
-    SlotState.ONLINE: frozenset({SlotState.OFFLINE, SlotState.BROKEN}),
+    SlotState.ONLINE: frozenset({SlotState.OFFLINE, SlotState.UNHEARD, SlotState.BROKEN}),
     SlotState.OFFLINE: frozenset({SlotState.ONLINE, SlotState.BROKEN}),  # what a silent worker says first may be either
+    SlotState.UNHEARD: frozenset({SlotState.ONLINE, SlotState.OFFLINE, SlotState.BROKEN}),
     SlotState.BROKEN: frozenset({SlotState.ONLINE, SlotState.OFFLINE}),
 }
 

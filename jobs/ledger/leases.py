@@ -26,7 +26,6 @@ from jobs.db.transaction import Transaction
 from jobs.errors import Conflict, DeviceOutOfMemory, InvalidSpec, LostLease, ModelTooLarge, StokerError
 from jobs.ledger import lease_ends, lost_work
 from jobs.ledger.lease_ends import Locked
-from jobs.ledger.slots import UNHEARD
 from jobs.specs.inference import TRAINING, JobSpec, parse_spec
 
 _WORKABLE = (JobState.QUEUED, JobState.RUNNING)
@@ -143,7 +142,7 @@ def ask_yield(db: Database, lease_ids: Sequence[str]) -> None:
 
 
 def unanswered(db: Database, times: LeaseTimes) -> list[Ring]:
-    """Granted leases whose doorbell has to ring again; one that was rung too often ends, and its slot goes offline."""
+    """Granted leases whose doorbell has to ring again; one that was rung too often ends, and its slot is unheard."""
     with db.write() as tx:
         now = tx.time()
         is_late = (col(Lease.state) == LeaseState.GRANTED, col(Lease.rung_at) <= now - times.doorbell_seconds)
@@ -153,9 +152,9 @@ def unanswered(db: Database, times: LeaseTimes) -> list[Ring]:
             if not locked.is_live:
                 continue  # its gang has ended just now
             if lease.rings >= times.doorbell_rings:
-                reason = f"{UNHEARD} was not answered {lease.rings} times"
+                reason = f"the doorbell was not answered {lease.rings} times"
                 lease_ends.lose(tx, locked, AttemptEnd.LOST, reason, times)
-                silent = moving(Slot, SlotState.ONLINE, SlotState.OFFLINE).where(col(Slot.id) == lease.slot_id)
+                silent = moving(Slot, SlotState.ONLINE, SlotState.UNHEARD).where(col(Slot.id) == lease.slot_id)
                 tx.execute(silent.values(reason=reason))
             else:
                 lease.rings, lease.rung_at, lease.expires_at = lease.rings + 1, now, now + times.lease_seconds

@@ -17,9 +17,7 @@ from jobs.db.states import LeaseState, SlotState
 from jobs.db.tables import Lease, Slot
 from jobs.ledger import lease_ends, lost_work
 
-UNHEARD = "the doorbell"
-"""The beginning of the reason of a slot that is offline because its doorbell was rung in vain."""
-_REACHABLE = (SlotState.ONLINE, SlotState.BROKEN)
+_REACHABLE = (SlotState.ONLINE, SlotState.UNHEARD, SlotState.BROKEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +81,10 @@ def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str
     with db.write() as tx:
         mine = _owned(slot_id, incarnation)
         beaten = update(Slot).where(*mine).values(heartbeat_at=tx.now(), warm_models=list(warm_models))
-        row = tx.execute(beaten.returning(col(Slot.state), col(Slot.reason))).one_or_none()
+        row = tx.execute(beaten.returning(col(Slot.state))).one_or_none()
         if row is None:
             return Standing.DISPLACED
-        if row.state == SlotState.OFFLINE and (row.reason or "").startswith(UNHEARD):
+        if row.state == SlotState.UNHEARD:
             return Standing.UNHEARD
         tx.execute(moving(Slot, SlotState.OFFLINE, SlotState.ONLINE).where(*mine).values(reason=None))
         return Standing.OWNER
@@ -95,7 +93,7 @@ def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str
 def mark_heard(db: Database, slot_id: str, incarnation: str) -> None:
     """Put a slot back into use that did not answer its doorbell: its worker hears it."""
     with db.write() as tx:
-        heard = moving(Slot, SlotState.OFFLINE, SlotState.ONLINE).where(*_owned(slot_id, incarnation))
+        heard = moving(Slot, SlotState.UNHEARD, SlotState.ONLINE).where(*_owned(slot_id, incarnation))
         tx.execute(heard.values(reason=None))
 
 

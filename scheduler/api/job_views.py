@@ -12,7 +12,6 @@ from jobs.db.tables import Job, Lease, Slot
 from jobs.db.transaction import Transaction
 from jobs.ledger import attempts, notices
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.slots import UNHEARD
 from jobs.messages import short
 from jobs.specs.inference import TRAINING
 from scheduler.api.context import Context
@@ -96,10 +95,7 @@ def _why_jobs_wait(session: Transaction) -> str:
         return "no scheduler is running"
     online = session.scalar(select(func.count()).select_from(Slot).where(col(Slot.state) == SlotState.ONLINE)) or 0
     if not online:
-        unheard = select(col(Slot.reason)).where(
-            col(Slot.state) == SlotState.OFFLINE, col(Slot.reason).startswith(UNHEARD)
-        )
-        reason = session.scalar(unheard.limit(1))
+        reason = session.scalar(select(col(Slot.reason)).where(col(Slot.state) == SlotState.UNHEARD).limit(1))
         return f"no slot is online: {reason}" if reason else "no slot is online"
     busy = select(func.count()).select_from(Lease).where(col(Lease.state).in_(LIVE_LEASE_STATES))
     if (session.scalar(busy) or 0) >= online:

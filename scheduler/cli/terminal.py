@@ -24,7 +24,7 @@ _UNITS = ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k"))
 _STATE_STYLES = {
     **dict.fromkeys(("completed", "online", "ok", "delivered"), "green"),
     **dict.fromkeys(("failed", "broken", "fail"), "red"),
-    **dict.fromkeys(("cancelled", "cancelling", "expired", "offline", "warn"), "yellow"),
+    **dict.fromkeys(("cancelled", "cancelling", "expired", "offline", "unheard", "warn"), "yellow"),
     **dict.fromkeys(("running", "finalizing"), "cyan"),
 }
 

@@ -248,7 +248,7 @@ def test_a_silent_slot_ends_its_gang_and_is_the_only_one_to_go_offline(database_
     assert states == [LeaseState.REVOKED, LeaseState.REVOKED, LeaseState.EXPIRED]
     with db.read() as session:
         online = [session.get_one(Slot, slot_id).state for slot_id in SLOTS]
-    assert online == [SlotState.ONLINE, SlotState.ONLINE, SlotState.OFFLINE]
+    assert online == [SlotState.ONLINE, SlotState.ONLINE, SlotState.UNHEARD]
     db.close()
 
 

@@ -203,16 +203,32 @@ def test_an_unanswered_doorbell_rings_again_then_gives_the_slot_up(database_url:
     assert leases.unanswered(db, settings) == []
     assert lease_of(db, lease_id).state == LeaseState.EXPIRED
     with db.read() as session:
-        assert session.get_one(Slot, "s0").state == SlotState.OFFLINE
+        assert session.get_one(Slot, "s0").state == SlotState.UNHEARD
     assert slots.beat(db, "s0", "s0-1", ["m"]) is Standing.UNHEARD, "it is alive, but would get leases in vain"
     with db.read() as session:
-        assert session.get_one(Slot, "s0").state == SlotState.OFFLINE
+        assert session.get_one(Slot, "s0").state == SlotState.UNHEARD
     slots.mark_heard(db, "s0", "s0-2")
     assert slots.beat(db, "s0", "s0-1", ["m"]) is Standing.UNHEARD, "only its owner may say so"
     slots.mark_heard(db, "s0", "s0-1")
     assert slots.beat(db, "s0", "s0-1", ["m"]) is Standing.OWNER
     with db.read() as session:
         assert session.get_one(Slot, "s0").state == SlotState.ONLINE
+    db.close()
+
+
+def test_an_unheard_slot_is_offline_once_its_worker_is_gone(database_url: str, settings: Settings) -> None:
+    clock = [1000.0]
+    db = Database(database_url, clock=lambda: clock[0])
+    make_slots(db, settings, "s0", "s1")
+    with db.write() as session:
+        for slot_id in ("s0", "s1"):
+            session.get_one(Slot, slot_id).state = SlotState.UNHEARD
+    slots.retire(db, ["s0"], incarnation="s0-1")
+    clock[0] += settings.slot_seconds + 1
+    assert slots.sweep_silent(db, settings.slot_seconds) == ["s1"]
+    with db.read() as session:
+        found = {slot.id: (slot.state, slot.incarnation) for slot in slots.list_slots(session)}
+    assert found == {"s0": (SlotState.OFFLINE, ""), "s1": (SlotState.OFFLINE, "s1-1")}
     db.close()
 
 

@@ -13,8 +13,8 @@ from sqlalchemy import select
 from jobs.config.settings import Settings
 from jobs.data.store import artifact_key
 from jobs.db.database import Database
-from jobs.db.states import JobState, LeaseState
-from jobs.db.tables import Artifact, Lease
+from jobs.db.states import JobState, LeaseState, SlotState
+from jobs.db.tables import Artifact, Lease, Slot
 from jobs.errors import NotKept, StokerError
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger import leases, slots, sweeps
@@ -179,6 +179,12 @@ def test_a_waiting_job_says_what_it_waits_for(
     leader = Leader(sqlite_database, leader_seconds=600)
     leader.acquire()
     assert api.client.job(first.job_id)["waiting_reason"] == "no slot is online"
+    slots.register(sqlite_database, [slots.SlotInfo("unheard", "host", "cpu", None, "CPU", 0, 1)])
+    with sqlite_database.write() as session:
+        silent = session.get_one(Slot, "unheard")
+        silent.state, silent.reason = SlotState.UNHEARD, "its doorbell is not answered"
+    reason = "no slot is online: its doorbell is not answered"
+    assert api.client.job(first.job_id)["waiting_reason"] == reason
     first.lease("slot-0")
     assert api.client.job(first.job_id)["slots_held"] == 1
     assert api.client.job(first.job_id)["waiting_reason"] is None

@@ -117,7 +117,7 @@ def test_a_slot_that_was_rung_in_vain_works_again_or_is_given_up(
 
     with sqlite_database.write() as session:
         silent = session.get_one(Slot, "s0")
-        silent.state, silent.reason = SlotState.OFFLINE, f"{slots.UNHEARD} was not answered 3 times"
+        silent.state, silent.reason = SlotState.UNHEARD, "the doorbell was not answered 3 times"
     assert asked.wait(60.0)
     if verdict is not Verdict.UNRUNG:
         assert (heard if is_online else deaf).wait(60.0)
