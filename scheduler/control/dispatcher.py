@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import Select, bindparam, exists, func, or_, select
+from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
 from sqlmodel import Session, col
 
 from jobs import queue
@@ -22,7 +22,7 @@ from jobs.ledger import leases
 from jobs.ledger.leases import Ring
 from jobs.specs.inference import TRAINING, Priority
 from scheduler.policy.decide import decide
-from scheduler.policy.types import AGED_SECONDS, JobFacts, LeaseFacts, SlotFacts
+from scheduler.policy.types import AGED_SECONDS, BRIEF_SECONDS, JobFacts, LeaseFacts, SlotFacts
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +148,8 @@ def _slot_views(session: Session, *, heard_since: float) -> tuple[SlotFacts, ...
 
 
 def _candidates(session: Session, now: float, *, limit: int) -> list[Any]:
-    """Rows of every running job and, by class and age, of the waiting ones that could use a slot now."""
-    told = {"now": now, "limit": limit}
+    """Rows of every running job and, by class and age, of the waiting ones that could use a slot now or soon."""
+    told = {"now": now, "soon": now + BRIEF_SECONDS, "limit": limit}
     rows = list(session.execute(_RUNNING_JOBS, told))
     for priority in Priority:
         rows.extend(session.execute(_WAITING_JOBS, {**told, "priority": priority.rank}))
@@ -196,8 +196,10 @@ def _build_jobs() -> tuple[Select[Any], Select[Any]]:
     waiting = query.where(
         col(Job.state) == JobState.QUEUED,
         col(Job.priority) == bindparam("priority"),
-        col(Job.not_before) <= bindparam("now"),
-        or_(exists().where(*claimable), col(Job.kind) == TRAINING),
+        or_(
+            and_(col(Job.not_before) <= bindparam("now"), exists().where(*claimable)),
+            and_(col(Job.not_before) <= bindparam("soon"), col(Job.kind) == TRAINING),
+        ),
     )
     head = waiting.order_by(col(Job.created_at), col(Job.id)).limit(bindparam("limit"))
     return query.where(col(Job.state) == JobState.RUNNING), head

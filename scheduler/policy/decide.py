@@ -14,7 +14,8 @@ The rules, in order of precedence:
    returned to it, the free slots of that host are kept for it. The first gang that must wait for trainings to end has a
    reservation: on the host where the fewest trainings are in its way, no training of the same or a lower priority
    starts, so that a stream of smaller trainings cannot starve the gang. Elastic jobs use those slots meanwhile, since
-   they return them after one chunk. Later gangs have no reservation.
+   they return them after one chunk. Later gangs have no reservation. A training whose backoff ends within
+   `BRIEF_SECONDS` keeps the free slots that it can start on, since another training would hold them for hours.
 5. A job of priority `high` that cannot start otherwise preempts trainings of lower priority, but only if that frees all
    the slots that it needs; elastic leases go before trainings, and a gang goes as a whole. Each training keeps its
    slots for a minimum time and is preempted a limited number of times (`preemption`), so that it finishes eventually.
@@ -36,7 +37,16 @@ from dataclasses import dataclass
 from jobs.ledger.leases import Grant
 from jobs.messages import counted
 from scheduler.policy.preemption import Holders, elastic_victims, preempted
-from scheduler.policy.types import Decisions, JobFacts, LeaseFacts, SlotFacts, effective_rank, is_ready, order
+from scheduler.policy.types import (
+    Decisions,
+    JobFacts,
+    LeaseFacts,
+    SlotFacts,
+    effective_rank,
+    is_ready,
+    is_soon_ready,
+    order,
+)
 
 
 def decide(jobs: Sequence[JobFacts], slots: Sequence[SlotFacts], leases: Sequence[LeaseFacts], now: float) -> Decisions:
@@ -54,8 +64,12 @@ def decide(jobs: Sequence[JobFacts], slots: Sequence[SlotFacts], leases: Sequenc
     table = _Table(jobs, slots, leases, now)
     for _, members in table.classes():
         for job in members:
-            if not table.held[job.id] and is_ready(job, now):
+            if table.held[job.id]:
+                continue
+            if is_ready(job, now):
                 table.start(job)
+            elif is_soon_ready(job, now):
+                table.keep(job)
         table.share_free(members)
         table.ask_back(members)
     return table.decisions()
@@ -123,13 +137,10 @@ class _Table:
 
     def start(self, job: JobFacts) -> None:
         """Give a job its first slots, or arrange that they are returned to it."""
-        places = [self.online] if job.gang_size == 1 else [pool for pool in self.pools if len(pool) >= job.gang_size]
-        if not job.elastic and self.barred:
-            places = [place - self.barred for place in places]
-        fitting = [place for place in places if len(place & self.free.keys()) >= job.gang_size]
-        if fitting:
-            fullest = min(fitting, key=lambda place: (len(place & self.free.keys()), sorted(place)))
-            self._grant(job, self._choose(job, fullest))
+        places = self._places(job)
+        chosen = self._fitting(job, places)
+        if chosen:
+            self._grant(job, chosen)
             return
         elastic = elastic_victims(job, self._holders(), own_class=True)
         ways = [way for place in places if (way := self._way(job, place, elastic)) is not None]
@@ -150,6 +161,11 @@ class _Table:
         self.promised[job.id] = way.short
         for slot_id in way.place & self.free.keys():  # a gang's: later jobs must not take them meanwhile
             del self.free[slot_id]
+
+    def keep(self, job: JobFacts) -> None:
+        """Keep the free slots that a job can start on from the jobs behind it; no slot where they are too few."""
+        for slot in self._fitting(job, self._places(job)):
+            del self.free[slot.id]
 
     def share_free(self, members: Iterable[JobFacts]) -> None:
         """Give each free slot to the job of this priority that holds the fewest slots and can use another."""
@@ -180,6 +196,18 @@ class _Table:
         )
 
     # -- steps
+
+    def _places(self, job: JobFacts) -> list[frozenset[str]]:
+        """The sets of slots within one of which a job must find all that it starts with."""
+        places = [self.online] if job.gang_size == 1 else [pool for pool in self.pools if len(pool) >= job.gang_size]
+        return [place - self.barred for place in places] if not job.elastic and self.barred else places
+
+    def _fitting(self, job: JobFacts, places: Sequence[frozenset[str]]) -> list[SlotFacts]:
+        """The free slots that a job can start on at once; none where too few are free together."""
+        fitting = [place for place in places if len(place & self.free.keys()) >= job.gang_size]
+        if not fitting:
+            return []
+        return self._choose(job, min(fitting, key=lambda place: (len(place & self.free.keys()), sorted(place))))
 
     def _way(
         self,

@@ -10,6 +10,9 @@ from jobs.ledger.leases import Grant
 AGED_SECONDS = 24 * 3600.0
 """A job that has waited this long counts as one priority higher."""
 
+BRIEF_SECONDS = 1.0
+"""A training whose backoff ends within this time keeps the slots that it can start on."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
@@ -91,3 +94,8 @@ def order(job: JobFacts) -> tuple[int, float, str]:
 def is_ready(job: JobFacts, now: float) -> bool:
     """Whether a job can use a slot now."""
     return job.not_before <= now and (job.pending_chunks > 0 or not job.elastic)
+
+
+def is_soon_ready(job: JobFacts, now: float) -> bool:
+    """Whether a training's backoff ends so soon that slots are kept for it."""
+    return not job.elastic and now < job.not_before <= now + BRIEF_SECONDS

@@ -13,12 +13,14 @@ from jobs.config.settings import Settings
 from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.db.states import AttemptEnd, JobState
+from jobs.db.tables import Job
 from jobs.ledger import attempts, leases, planning, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.queue import make_app, queue_name
 from jobs.specs.inference import parse_spec
 from scheduler.control.dispatcher import explain
 from scheduler.policy.preemption import MOST_PREEMPTIONS
+from scheduler.policy.types import BRIEF_SECONDS
 from tests.conftest import RedisServer
 from tests.support.hand import job_state
 from tests.support.manual_scheduler import ManualScheduler
@@ -97,6 +99,21 @@ def test_a_gang_one_of_whose_slots_is_lost_starts_again_elsewhere(gang_house: Ga
     with gang_house.db.read() as session:
         tries = attempts.attempts(session, job_id)
     assert [(attempt.number, attempt.end) for attempt in tries] == [(1, AttemptEnd.LOST), (2, None)]
+
+
+@pytest.mark.parametrize(("seconds", "is_kept"), [(BRIEF_SECONDS / 2, True), (2 * BRIEF_SECONDS, False)])
+def test_a_gang_that_backs_off_briefly_keeps_its_slots(
+    gang_house: GangScheduler, seconds: float, is_kept: bool
+) -> None:
+    high = gang_house.training(3, priority="high")
+    with gang_house.db.write() as session:
+        session.get_one(Job, high).not_before = gang_house.time + seconds
+    slots.retire(gang_house.db, ["b0", "b1"])
+    low = gang_house.training(1, priority="low")
+    assert gang_house.dispatch() == (0 if is_kept else 1)
+    gang_house.time += seconds
+    assert gang_house.dispatch() == (3 if is_kept else 0)
+    assert set(gang_house.live().values()) == {high if is_kept else low}
 
 
 def test_a_high_training_preempts_a_lower_one_a_few_times_and_each_goes_on(gang_house: GangScheduler) -> None:

@@ -10,7 +10,7 @@ import pytest
 from jobs.ledger.leases import Grant
 from scheduler.policy.decide import decide
 from scheduler.policy.preemption import HOLD_SECONDS, MOST_PREEMPTIONS
-from scheduler.policy.types import AGED_SECONDS, Decisions, JobFacts, LeaseFacts, SlotFacts
+from scheduler.policy.types import AGED_SECONDS, BRIEF_SECONDS, Decisions, JobFacts, LeaseFacts, SlotFacts
 
 NOW = 1_000_000.0
 HIGH, NORMAL, LOW = 0, 1, 2
@@ -86,6 +86,27 @@ def test_a_job_in_backoff_gets_nothing_and_stands_in_nobodys_way() -> None:
     decisions = decide([resting, job("other")], slots(1), [], NOW)
     assert holders(decisions) == {"a0": "other"}
     assert decisions.explanations == {"resting": "backs off for another 7 s after a failure"}
+
+
+def test_a_training_that_backs_off_briefly_keeps_its_slots() -> None:
+    brief, long = (gang("g", 2, HIGH, age=9, not_before=NOW + seconds) for seconds in (BRIEF_SECONDS, 1.5))
+    behind = [gang("single", 1), job("bulk", LOW)]
+    decisions = decide([brief, *behind], slots(3), [], NOW)
+    assert holders(decisions) == {"a2": "single"}
+    assert decisions.explanations["g"] == "backs off for another 1 s after a failure"
+    assert set(holders(decide([long, *behind], slots(3), [], NOW)).values()) == {"single", "bulk"}
+    assert len(holders(decide([brief, *behind], slots(3), [], NOW + BRIEF_SECONDS))) == 3, "then it starts on them"
+    urgent = job("first", HIGH, age=10, pending=3)
+    assert set(holders(decide([urgent, brief], slots(2), [], NOW)).values()) == {"first"}, "only from those behind it"
+
+
+def test_a_training_in_backoff_neither_asks_for_slots_nor_keeps_too_few() -> None:
+    brief = gang("g", 2, HIGH, not_before=NOW + BRIEF_SECONDS / 2)
+    held = [lease("low", "a0"), lease("low", "a1")]
+    decisions = decide([brief, job("low", LOW, age=9)], slots(3), held, NOW)
+    assert (holders(decisions), decisions.yields) == ({"a2": "low"}, ())
+    elastic = job("e", HIGH, not_before=NOW + BRIEF_SECONDS / 2)
+    assert holders(decide([elastic, job("other")], slots(1), [], NOW)) == {"a0": "other"}
 
 
 def test_a_higher_class_asks_for_no_more_slots_than_it_needs() -> None:
