@@ -10,15 +10,25 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, pipeline
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from jobs.data.rows import Row, RowError
 from jobs.errors import InvalidModel, InvalidSpec
 from jobs.specs.parameters import read_parameters
 from jobs.specs.parameters.generation import NO_TEMPLATE_VARIABLES, TextGenerationParameters
+from tests.support.architectures import save_small, small_config
 from tests.support.generation import generated, rows_of
 from tests.support.task_kit import TEXTS, error_codes, load, outputs, text_rows
-from tests.support.tiny import CHAT_TEMPLATE, tiny_causal_lm, tiny_classifier, tiny_gpt2, tiny_mistral
+from tests.support.tiny import (
+    CHAT_TEMPLATE,
+    byte_level_tokenizer,
+    tiny_causal_lm,
+    tiny_classifier,
+    tiny_gpt2,
+    tiny_mistral,
+)
 from worker.inference.tasks.text_generation import TextGeneration
 
 TASK = "text-generation"
@@ -164,6 +174,24 @@ def test_the_repetition_penalty_of_the_model_is_that_of_generate(tmp_path: Path)
     task_model = load(TASK, folder, {"max_new_tokens": 40})
     found = task_model.forward(task_model.collate(task_model.encode(text_rows(PROMPTS[:4]))))
     assert [one.tokens for (one,) in found] == [reference.tokens(reference.ids(text), 40) for text in PROMPTS[:4]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [("jamba", {"num_experts": 4, "num_hidden_layers": 5}), ("minimax", {"num_local_experts": 4})],
+    ids=["jamba", "minimax"],
+)
+def test_models_whose_cache_cannot_be_shared_give_the_tokens_of_generate(
+    tmp_path: Path, kind: str, own: dict[str, Any]
+) -> None:
+    """Of Jamba some layers keep a state; MiniMax takes no cache but one of its own."""
+    tokenizer = byte_level_tokenizer()
+    architecture = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])
+    save_small(tmp_path, architecture, small_config(kind, tokenizer, **own), tokenizer)
+    reference = Reference(tmp_path)
+    task_model = load(TASK, tmp_path, {"max_new_tokens": 12})
+    found = task_model.forward(task_model.collate(task_model.encode(text_rows(PROMPTS[:4]))))
+    assert [one.tokens for (one,) in found] == [reference.tokens(reference.ids(text), 12) for text in PROMPTS[:4]]
 
 
 def test_new_tokens_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:

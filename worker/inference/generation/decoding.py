@@ -76,7 +76,8 @@ class DecodingLoop:
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in taken:
             self._options["logits_to_keep"] = 1
-        self._is_solo = is_recurrent(model)
+        self._makes_cache = makes_cache(model)
+        self._is_solo = self._makes_cache or is_recurrent(model)
         if not self._is_solo and self._sees_padding():
             logger.warning("%s", NOTICES[Padding.ONE_BY_ONE])
             self._is_solo = True
@@ -93,9 +94,9 @@ class DecodingLoop:
         num_ids = self._model.config.get_text_config().vocab_size
         short, long = (tuple(7 * token % num_ids for token in range(first, first + _PROBED)) for first in (1, 2))
         short = short[: _PROBED // 2]
-        alone_V = self._forward_prompts([short], [0], self._empty(), start=0)[0]
+        alone_V = self._forward_prompts([short], [0], self._empty(), start=0)[0][0]
         padding = [len(long) - len(short), 0]
-        beside_V = self._forward_prompts([short, long], padding, self._empty(), start=0)[0]
+        beside_V = self._forward_prompts([short, long], padding, self._empty(), start=0)[0][0]
         scale = max(1.0, float(alone_V.abs().max()))
         tolerance = _PROBE_TOLERANCE if self._model.dtype == torch.float32 else _PROBE_TOLERANCE_16_BITS
         return not float((alone_V - beside_V).abs().max()) <= tolerance * scale
@@ -149,7 +150,7 @@ class DecodingLoop:
         else:
             prefilled = self._empty()
         between()
-        logits_BV = self._forward_prompts(prompts, padding, prefilled, start=len(beginning))
+        logits_BV, prefilled = self._forward_prompts(prompts, padding, prefilled, start=len(beginning))
         place = {prompt: index for index, prompt in enumerate(prompts)}
         rows = [place[one.request.prompt] for one in group]
         cache.join(prefilled, rows, [len(one.request.prompt) for one in group])
@@ -158,19 +159,24 @@ class DecodingLoop:
     def _begin(self, between: Callable[[], None], beginning: Prompt) -> DynamicCache:
         """Compute what several prompts begin with."""
         between()
-        kept = self._empty()
-        self._forward_prompts([beginning], [0], kept, start=0)
+        _, kept = self._forward_prompts([beginning], [0], self._empty(), start=0)
         return kept
 
-    def _empty(self) -> DynamicCache:
+    def _empty(self) -> DynamicCache | None:
+        if self._makes_cache:
+            return None
         # Without the model's config all layers keep everything, those with a sliding window too: as the mask keeps to
         # the window, rows can be cut and moved alike in all of them.
         return DynamicCache(config=self._model.config) if self._is_solo else DynamicCache()
 
     def _forward_prompts(
-        self, prompts: Sequence[Prompt], padding: Sequence[int], cache: DynamicCache, *, start: int
-    ) -> torch.Tensor:
-        """Compute prompts, padded on the left, from column `start` on; the cache has what is before it."""
+        self, prompts: Sequence[Prompt], padding: Sequence[int], cache: DynamicCache | None, *, start: int
+    ) -> tuple[torch.Tensor, DynamicCache]:
+        """Compute prompts, padded on the left, from column `start` on; the cache has what is before it.
+
+        Returns:
+            (B, V) logits, and the cache with the prompts.
+        """
         tokens_BT = torch.tensor([[self._pad_token] * pad + [*p] for pad, p in zip(padding, prompts, strict=True)])
         mask_BT = torch.tensor([[0] * pad + [1] * len(p) for pad, p in zip(padding, prompts, strict=True)])
         positions_BT = (mask_BT.cumsum(dim=-1) - 1).clamp(min=0)
@@ -182,15 +188,17 @@ class DecodingLoop:
         cache.make_room()
         tokens_B1 = torch.tensor([[one.tokens[-1]] for one in live], device=self._device)
         positions_B1 = torch.tensor([[length] for length in cache.lengths], device=self._device)
-        logits_BV = self._forward(tokens_B1, cache.attention_mask(self._device), positions_B1, cache.cache)
+        logits_BV, _ = self._forward(tokens_B1, cache.attention_mask(self._device), positions_B1, cache.cache)
         cache.advance()
         return logits_BV
 
-    def _forward(self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
+    def _forward(
+        self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
+    ) -> tuple[torch.Tensor, Any]:
         options = {**self._options, "position_ids": positions} if self._takes_positions else self._options
         output = self._model(input_ids=tokens, attention_mask=mask, past_key_values=cache, **options)
         logits_BV: torch.Tensor = output.logits[:, -1].float()
-        return logits_BV
+        return logits_BV, output.past_key_values if cache is None else cache
 
     # -- tokens
 
@@ -248,6 +256,11 @@ class _Seen(Sequence[Sequence[int]]):
     def __getitem__(self, row: Any) -> Any:
         one = self._rows[row]
         return [*one.request.prompt, *one.tokens]
+
+
+def makes_cache(model: PreTrainedModel) -> bool:
+    """Whether a model takes no cache but one of its own kind, which it makes where it is given none (MiniMax)."""
+    return not model._supports_default_dynamic_cache()
 
 
 def is_recurrent(model: PreTrainedModel) -> bool:
