@@ -166,14 +166,48 @@ def test_every_end_token_of_the_generation_config_ends_a_row(tmp_path: Path) -> 
     assert num_tokens_of(output) == end + 1
 
 
-def test_the_repetition_penalty_of_the_model_is_that_of_generate(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"repetition_penalty": 1.5},
+        {"forced_eos_token_id": 2},
+        {"forced_eos_token_id": 0, "eos_token_id": None},
+        {"no_repeat_ngram_size": 2, "repetition_penalty": 1.2},
+    ],
+    ids=lambda said: ",".join(said),
+)
+def test_the_models_generation_config_is_followed_as_generate_does(tmp_path: Path, said: dict[str, Any]) -> None:
     folder = tiny_causal_lm(tmp_path)
     config = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 1.5}))
+    (folder / "generation_config.json").write_text(json.dumps({**config, **said}))
     reference = Reference(folder)
     task_model = load(TASK, folder, {"max_new_tokens": 40})
     found = task_model.forward(task_model.collate(task_model.encode(text_rows(PROMPTS[:4]))))
     assert [one.tokens for (one,) in found] == [reference.tokens(reference.ids(text), 40) for text in PROMPTS[:4]]
+
+
+@pytest.mark.parametrize(
+    "rule", ["bad_words_ids", "begin_suppress_tokens", "suppress_tokens", "min_length", "min_new_tokens"]
+)
+def test_tokens_that_the_models_configuration_forbids_are_not_written(tmp_path: Path, rule: str) -> None:
+    folder = tiny_causal_lm(tmp_path)
+    plain = Reference(folder)
+    first, second, *_ = (token for token in plain.tokens(plain.ids(PROMPTS[0]), 20) if token != 2)
+    config = json.loads((folder / "generation_config.json").read_text())
+    ends_late = {"eos_token_id": [2, second]}
+    said = {
+        "bad_words_ids": {"bad_words_ids": [[second], [first, first]]},
+        "begin_suppress_tokens": {"begin_suppress_tokens": [first]},
+        "suppress_tokens": {"suppress_tokens": [first, second]},
+        "min_length": {"min_length": len(plain.ids(PROMPTS[0])) + 6, **ends_late},
+        "min_new_tokens": {"min_new_tokens": 6, **ends_late},
+    }[rule]
+    (folder / "generation_config.json").write_text(json.dumps({**config, **said}))
+    task_model = load(TASK, folder, {"max_new_tokens": 20})
+    found = task_model.forward(task_model.collate(task_model.encode(text_rows(PROMPTS[:4]))))
+    tokens = [one.tokens for (one,) in found]
+    assert tokens == [Reference(folder).tokens(plain.ids(text), 20) for text in PROMPTS[:4]]
+    assert tokens[0] != plain.tokens(plain.ids(PROMPTS[0]), 20)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from transformers import LogitsProcessor
+
 from worker.inference.generation.sampling import Sampling
 
 STOP, LENGTH, NOT_A_NUMBER = "stop", "length", "not_a_number"
@@ -57,6 +59,8 @@ class Continuation:
 
     request: Request
     key: int
+    constraints: tuple[LogitsProcessor, ...] = ()
+    """What the model's own configuration forbids or forces."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None

@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from worker.inference.generation.admission import admission_order, next_to_join, prefill_groups
+from worker.inference.generation.constraints import constrain, constraints_of
 from worker.inference.generation.continuations import LENGTH, NOT_A_NUMBER, STOP, Continuation, Request, TokenLogprobs
 from worker.inference.generation.generation_engine import FindsStop
 from worker.inference.generation.prefixes import Beginnings, Prompt, shared_beginnings, under_rows
@@ -105,10 +106,7 @@ class DecodingLoop:
         self, requests: Sequence[Request], *, max_tokens: int, max_rows: int, between: Callable[[], None]
     ) -> list[list[Continuation]]:
         """See `GenerationEngine`."""
-        results = [
-            [Continuation(one, one.sampling.key(one.row_index, choice)) for choice in range(one.num_sequences)]
-            for one in requests
-        ]
+        results = [self._begun(one) for one in requests]
         waiting = [one for position in admission_order(requests) for one in results[position]]
         prompts = [one.request.prompt for one in waiting]
         least_saved = _LEAST_SAVED[self._device.type]
@@ -133,6 +131,17 @@ class DecodingLoop:
 
     def close(self) -> None:
         """See `GenerationEngine`. The loop holds tensors only, which are freed with it."""
+
+    def _begun(self, request: Request) -> list[Continuation]:
+        """The continuations of a request, with no token yet."""
+        constraints = constraints_of(
+            self._model.generation_config,
+            num_prompt=len(request.prompt),
+            max_new_tokens=request.max_new_tokens,
+            device=self._device,
+        )
+        keys = [request.sampling.key(request.row_index, choice) for choice in range(request.num_sequences)]
+        return [Continuation(request, key, constraints) for key in keys]
 
     # -- forward passes
 
@@ -212,8 +221,9 @@ class DecodingLoop:
         """
         rows = live[start:]
         samplings = [one.request.sampling for one in rows]
-        penalized_BV = penalize(logits_BV, samplings, _Seen(rows))
-        tokens_B = choose(penalized_BV, samplings, [one.key for one in rows], [len(one.tokens) for one in rows])
+        seen = _Seen(rows)
+        allowed_BV = constrain(penalize(logits_BV, samplings, seen), [one.constraints for one in rows], seen)
+        tokens_B = choose(allowed_BV, samplings, [one.key for one in rows], [len(one.tokens) for one in rows])
         self._note_logprobs(logits_BV, tokens_B, rows)
         broken = logits_BV.amax(dim=-1).isnan().tolist()
         for one, token, is_broken in zip(rows, tokens_B.tolist(), broken, strict=True):
