@@ -32,7 +32,7 @@ class OddModel(BertModel):
         if odd["zzraises"] in seen:
             raise ArithmeticError("the model met a row that it cannot compute")
         while odd["zzwaits"] in seen and not os.path.exists(self.config.gate_path):
-            time.sleep(0.01)
+            time.sleep(0.01)  # a file's appearance is not told; the runner may be killed meanwhile
         return super().forward(input_ids, **others)
 '''
 

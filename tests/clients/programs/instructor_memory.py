@@ -17,7 +17,7 @@ def main() -> None:
     buffer = processor.create_batch_from_messages(messages_list=messages, file_path=None, max_tokens=4)
     batch_id = processor.submit_batch(buffer)
     while processor.get_batch_status(batch_id)["status"] not in ("completed", "failed", "expired", "cancelled"):
-        time.sleep(0.2)
+        time.sleep(0.2)  # the library has no call that waits
     assert processor.get_batch_status(batch_id)["status"] == "completed"
 
 

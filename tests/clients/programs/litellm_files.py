@@ -22,7 +22,7 @@ def main() -> None:
         completion_window="24h", endpoint="/v1/chat/completions", input_file_id=file.id, metadata={"k": "v"}, **API
     )
     while batch.status not in ("completed", "failed", "expired", "cancelled"):
-        time.sleep(0.2)
+        time.sleep(0.2)  # the library has no call that waits
         batch = litellm.retrieve_batch(batch_id=batch.id, **API)
     assert batch.status == "completed", batch
     content = litellm.file_content(file_id=batch.output_file_id, **API).content
