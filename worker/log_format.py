@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+
+import redis
+from kombu.exceptions import OperationalError as BrokerError
+
+from jobs.messages import first_line
+
+_REPEATED_SECONDS = 60.0
+"""How often at most one and the same trouble with Redis is told."""
 
 
 class _OneLine(logging.Formatter):
@@ -13,6 +22,30 @@ class _OneLine(logging.Formatter):
         return super().formatMessage(record).replace("\n", " | ")
 
 
+class RedisTroubles(logging.Filter):
+    """Makes each error that Redis causes one line without a traceback, and drops its repetitions within a minute.
+
+    Celery and kombu log such errors at each of their tries, every one with the same traceback through their own code.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told_at: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is shown; see `logging.Filter`."""
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, redis.RedisError | BrokerError):
+            return True
+        record.msg, record.args = f"{record.getMessage()}: {first_line(error)}", ()
+        record.exc_info = record.exc_text = None
+        kind, now = (record.name, record.msg), time.monotonic()
+        if now < self._told_at.get(kind, -_REPEATED_SECONDS) + _REPEATED_SECONDS:
+            return False
+        self._told_at[kind] = now
+        return True
+
+
 def set_up_logging(who: str) -> None:
     """Send this process's log to stderr.
 
@@ -20,6 +53,7 @@ def set_up_logging(who: str) -> None:
         who: the slot's id, or `supervisor`.
     """
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(RedisTroubles())
     handler.setFormatter(_OneLine(f"%(asctime)s %(levelname)s {who} %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)

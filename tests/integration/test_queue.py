@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import socket
 import threading
 from pathlib import Path
 
 import pytest
+from kombu import Connection, Consumer, Queue, transport
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
@@ -16,7 +19,8 @@ from jobs.db.tables import Slot
 from jobs.errors import ServiceUnavailable
 from jobs.ledger import slots
 from jobs.queue import Doorbell, broker_trouble, connect, make_app, queue_name, ring
-from tests.conftest import RedisServer
+from tests.conftest import RedisServer, wait_until
+from worker.keeper import mailbox
 from worker.keeper.hearing import Hearing, Verdict
 from worker.keeper.heartbeat import Heartbeat
 from worker.keeper.mailbox import find_lease_id
@@ -61,6 +65,39 @@ def test_a_redis_that_refuses_writes_is_named_and_not_called_away(
             ring(app, "s0", "lease_1")
     ring(app, "s0", "lease_2")
     app.close()
+
+
+def test_a_consumer_outlives_a_redis_that_refuses_to_be_read(
+    queue_settings: Settings,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As one does that cannot save its data (MISCONF)."""
+    monkeypatch.setattr(transport, "_transport_cache", {})  # other tests have used kombu's own
+    monkeypatch.setattr(transport, "TRANSPORT_ALIASES", dict(transport.TRANSPORT_ALIASES))
+    monkeypatch.setattr(mailbox, "TRANSPORT_ALIASES", transport.TRANSPORT_ALIASES)
+    mailbox.install()
+    app, heard = make_app(queue_settings), []
+    with (
+        app.connection_for_read() as connection,
+        connect(queue_settings) as client,
+        Consumer(connection, Queue(queue_name("s0"), connection), callbacks=[lambda body, _: heard.append(body)]),
+    ):
+        client.config_set("min-replicas-to-write", "1")
+        with pytest.raises(socket.timeout):
+            connection.drain_events(timeout=0.1)
+        client.config_set("min-replicas-to-write", "0")
+        ring(app, "s0", "lease_1")
+        wait_until(lambda: _drained(connection) and bool(heard), "the ring is heard")
+    assert "the doorbell cannot be heard" in caplog.text
+    app.close()
+
+
+def _drained(connection: Connection) -> bool:
+    with contextlib.suppress(socket.timeout):
+        connection.drain_events(timeout=1.0)
+    return True
 
 
 def test_a_worker_finds_out_whether_its_doorbell_reaches_it(

@@ -13,11 +13,13 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import time
 import uuid
 from queue import Empty
 from typing import Any
 
 import orjson
+import redis
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
@@ -26,6 +28,8 @@ from jobs.queue import TASK
 logger = logging.getLogger(__name__)
 
 _LONGEST_ID = 100
+_REFUSED_SECONDS = 0.5
+"""Pause before Redis is asked again that has refused; signals are answered after it."""
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What reading hostile JSON may raise."""
 
@@ -43,6 +47,10 @@ class _Channel(kombu_redis.Channel):  # type: ignore[misc]
         except _UNREADABLE as error:
             logger.warning("a message that cannot be read is dropped: %s", type(error).__name__)
             raise Empty from error  # as where there was none
+        except redis.ResponseError as error:  # Celery would end over it, and the models of its runner be unloaded
+            logger.warning("the doorbell cannot be heard", exc_info=error)
+            time.sleep(_REFUSED_SECONDS)
+            raise Empty from error
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]
