@@ -222,7 +222,7 @@ def test_a_fault_of_ours_tells_nothing_and_is_logged_with_its_number(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("postgresql://user:secret@db/stoker")
 
-    monkeypatch.setattr(job_routes.ledger, "list_jobs", fail)
+    monkeypatch.setattr(job_routes.job_ledger, "list_jobs", fail)
     answer = api.http.get("/v1/jobs")
     error = check_error(answer, 500)
     assert "secret" not in answer.text
