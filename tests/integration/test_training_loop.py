@@ -87,7 +87,7 @@ def test_an_edited_module_changes_no_training_that_has_begun(tmp_path: Path, spe
 @pytest.mark.parametrize(
     ("source", "code", "message"),
     [
-        ("import nowhere_at_all", "module_failed", "module: importing it: ModuleNotFoundError"),
+        ("import nowhere_at_all\ndef build(setup): ...", "module_failed", "module: importing it: ModuleNotFoundError"),
         ("x = 1", "invalid_spec", "has no function build(setup)"),
         ("def build(setup):\n    return 3", "module_failed", "module: build returned int, not Parts"),
         (CLASSIFIER.replace("0, 60", "0, 0"), "module_failed", "module: Parts.train is empty"),
