@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from jobs.specs.bounds import LONGEST_VALUES_CHARACTERS, MOST_OPTIONS, MOST_VALUES
 from jobs.specs.fields import LARGEST_INTEGER
 from jobs.specs.settable import Expected
 
@@ -15,8 +16,12 @@ MOST_TOKENS = 2**20
 MOST_STOPS = 16
 """Stop strings of one generated row."""
 
+BoundedText = Annotated[str, Field(max_length=LONGEST_VALUES_CHARACTERS)]
+"""A text; all texts of one spec's parameters together have at most as many characters."""
+BoundedTexts = Annotated[list[BoundedText], Field(max_length=MOST_VALUES)]
+"""A list of texts; all values of one spec's parameters together are at most as many."""
 Flag = Annotated[bool, Expected("true or false")]
-Text = Annotated[str, Expected("a text")]
+Text = Annotated[BoundedText, Expected("a text")]
 Number = Annotated[float, Expected("a number")]
 NumberFromZero = Annotated[float, Field(ge=0), Expected("a number from 0")]
 NumberAboveZero = Annotated[float, Field(gt=0), Expected("a number above 0")]
@@ -30,7 +35,7 @@ BoundedCountOrZero = Annotated[
 ]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), Expected("a whole number of 64 bits")]
 NumTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS), Expected(f"a whole number from 1 to {MOST_TOKENS}")]
-NamedValues = Annotated[dict[str, Any], Expected("a mapping of names to values")]
+NamedValues = Annotated[dict[str, Any], Field(max_length=MOST_OPTIONS), Expected("a mapping of names to values")]
 
 Truncation = Annotated[
     bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"],
@@ -52,7 +57,7 @@ def _check_stops(value: str | list[str]) -> str | list[str]:
 
 
 Stops = Annotated[
-    str | Annotated[list[str], Field(max_length=MOST_STOPS)],
+    BoundedText | Annotated[list[BoundedText], Field(max_length=MOST_STOPS)],
     AfterValidator(_check_stops),
     Expected(f"a text or a list of at most {MOST_STOPS}, none of them empty"),
 ]
@@ -65,7 +70,7 @@ def _check_labels(value: str | list[str]) -> str | list[str]:
 
 
 Labels = Annotated[
-    str | list[str],
+    BoundedText | BoundedTexts,
     AfterValidator(_check_labels),
     Expected("a list of labels, or a text that separates them by commas"),
 ]
@@ -83,5 +88,5 @@ def _check_hypothesis(value: str) -> str:
 
 
 Hypothesis = Annotated[
-    str, AfterValidator(_check_hypothesis), Expected("a text with one {} in it, where the label goes")
+    BoundedText, AfterValidator(_check_hypothesis), Expected("a text with one {} in it, where the label goes")
 ]

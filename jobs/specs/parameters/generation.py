@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
+from jobs.specs.bounds import MOST_OPTIONS
 from jobs.specs.parameters.task_parameters import OpenParameters, TaskParameters
 from jobs.specs.settable import Expected
 from jobs.specs.value_types import (
@@ -51,6 +52,7 @@ def _check_variables(value: dict[str, Any]) -> dict[str, Any]:
 
 TemplateVariables = Annotated[
     dict[str, Any],
+    Field(max_length=MOST_OPTIONS),
     AfterValidator(_check_variables),
     Expected("a mapping of the chat template's own variables to their values"),
 ]

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from jobs.specs.parameters.task_parameters import LabelParameters, OpenParameters, TaskParameters, refused
 from jobs.specs.settable import Expected
 from jobs.specs.value_types import (
+    BoundedText,
+    BoundedTexts,
     Count,
     CountOrZero,
     Flag,
@@ -28,8 +30,8 @@ Aggregation = Annotated[
     Literal["none", "simple", "first", "average", "max"], Expected("one of none, simple, first, average, max")
 ]
 TopLabels = Annotated[Count, Expected("a whole number from 1, or null for all labels")]
-IgnoredLabels = Annotated[list[str], Expected("a list of labels")]
-Targets = Annotated[str | Annotated[list[str], Field(min_length=1)], Expected("a word or a list of words")]
+IgnoredLabels = Annotated[BoundedTexts, Expected("a list of labels")]
+Targets = Annotated[BoundedText | Annotated[BoundedTexts, Field(min_length=1)], Expected("a word or a list of words")]
 
 
 class EmbeddingsParameters(TaskParameters):
@@ -49,7 +51,7 @@ class EmbeddingsParameters(TaskParameters):
     """Whether a longer row is cut; otherwise it is a row error."""
     prompt: Text | None = None
     """Text that is put before each row's."""
-    prompt_name: Annotated[str, Expected("the name of one of the model's prompts")] | None = None
+    prompt_name: Annotated[BoundedText, Expected("the name of one of the model's prompts")] | None = None
     """Name of the model's prompt that is put before each row; the model's default when absent."""
     inputs: Inputs = "text"
     """Whether a row holds one text, or may hold several texts or lists of token ids."""
