@@ -67,7 +67,7 @@ def test_a_revoked_key_stays_listed_and_opens_nothing(database: Database) -> Non
     assert find_key(database, first.secret) is None
     assert find_key(database, second.secret) is not None
     assert [(key.name, key.revoked_at is None) for key in list_keys(database)] == [("a", False), ("b", True)]
-    with pytest.raises(Conflict, match="revoked before"):
+    with pytest.raises(Conflict, match="already revoked"):
         revoke_key(database, first.id)
     with pytest.raises(NotFound):
         revoke_key(database, "key_none")
