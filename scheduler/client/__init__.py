@@ -1,7 +1,7 @@
-"""The HTTP client that the command line and the `stoker` package drive Stoker with.
+"""The HTTP client that the command line and the `stoker` package use.
 
 `http_client` has a method for each route; `connection` and `event_stream` survive restarts of the API;
-`inference_paths` and `training_paths` bring a spec's files to the API; `plain_data` reads specs from JSON and YAML.
+`inference_paths` and `training_paths` make a spec's files available to the API; `plain_data` parses JSON and YAML.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 
 _MOVED = ("TERMINAL_STATES", "ApiError", "Json", "ResultFormat", "ServiceUnavailable", "StokerClient")
-"""What this module had when it was a file. These names go with the next release."""
+"""Names that this package exported when it was one module. The next release removes them."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""A job's artifacts fetched into a folder: inside it, whole, and with the digest that the API told."""
+"""Fetch a job's artifacts into a folder, and check each file against the digest that the API reported."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from scheduler.client.http_client import StokerClient
 def fetch_artifacts(
     client: StokerClient, job_id: str, artifacts: Sequence[Json], folder: Path
 ) -> Iterator[tuple[Json, Path]]:
-    """Write artifacts under a folder, which is made where it is missing, one for each step of the iteration.
+    """Write artifacts into a folder, which is created if missing. Each step of the iteration writes one file.
 
     Args:
-        client: Reaches the API.
-        job_id: The job.
-        artifacts: What to fetch, as the API lists it.
-        folder: The folder.
+        client: Client of the API.
+        job_id: Id of the job.
+        artifacts: Artifacts to fetch, as the API lists them.
+        folder: Target folder.
 
     Yields:
-        Each artifact with its file, once it is there.
+        Each artifact and its file, once the file is complete.
 
     Raises:
         InvalidOutput: A file cannot be written, or would lie outside the folder.

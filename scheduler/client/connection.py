@@ -1,4 +1,4 @@
-"""How the client talks HTTP: errors as the API words them, patience while it is away, streams that resume."""
+"""HTTP requests of the client: the API's errors as exceptions, retries during an outage, and streams that resume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scheduler.client.event_stream import Message, read_events
 Json = dict[str, Any]
 
 _CONNECT_SECONDS = 5.0
-_READ_SECONDS = 60.0  # the event and log streams send a sign of life every five seconds
+_READ_SECONDS = 60.0  # the event and log streams send a keep-alive every five seconds
 _BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0)
 _BLOCK_BYTES = 1 << 20
 _REFUSED_FOR_NOW = 429
@@ -42,12 +42,12 @@ class ApiError(StokerError):
     ) -> None:
         """
         Args:
-            message: the API's own sentence.
-            status: the HTTP status.
-            code: the stable word for programs, such as `invalid_spec` or `not_found`.
-            param: the field of the spec or request at fault, where one is.
-            request_id: finds the request in the server's log.
-            retry_after_seconds: when the API says to ask again; 0 where it does not say.
+            message: The API's error message.
+            status: HTTP status.
+            code: Stable error code for programs, such as `invalid_spec` or `not_found`.
+            param: Invalid field of the spec or request, if there is one.
+            request_id: Id of the request in the server's log.
+            retry_after_seconds: Pause that the API asks for before the next try; 0 if it names none.
         """
         super().__init__(message, param=param)
         self.status = status
@@ -59,7 +59,7 @@ class ApiError(StokerError):
 
     @property
     def is_user_error(self) -> bool:
-        """Whether the request was at fault (4xx), not the server nor what is in its queue now."""
+        """Whether the request was invalid (4xx), rather than the server down or its queue full."""
         return 400 <= self.status < 500 and self.status != _REFUSED_FOR_NOW
 
 
@@ -71,14 +71,14 @@ class Connection:
     ) -> None:
         """
         Args:
-            url: such as `http://127.0.0.1:8470`.
-            api_key: the bearer key; empty sends none.
-            retry_seconds: how long a request that may be sent again is, while the API is away.
-            transport: for tests.
+            url: URL of the API, such as `http://127.0.0.1:8470`.
+            api_key: Bearer key; if it is empty, none is sent.
+            retry_seconds: How long a request that is safe to repeat is retried while the API is unavailable.
+            transport: Replacement for the network, for tests.
         """
         if not _is_http_url(url):
             raise InvalidSpec(f"'{url}' is not a URL such as http://127.0.0.1:8470", param="url")
-        if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:  # it would be shown in httpx's error
+        if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:  # httpx would show the key in its error
             raise InvalidSpec("the API key has characters that no key has", param="api_key")
         self.url = url.rstrip("/")
         self.retry_seconds = retry_seconds
@@ -88,7 +88,7 @@ class Connection:
                 headers={"Accept": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
                 timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS),
                 transport=transport,
-                trust_env=False,  # a proxy of the environment must not get between two processes of one machine
+                trust_env=False,  # a proxy from the environment must not sit between two processes of one machine
             )
         except httpx.InvalidURL as error:
             raise InvalidSpec(f"'{url}' is not a URL such as http://127.0.0.1:8470: {error}", param="url") from error
@@ -98,7 +98,7 @@ class Connection:
         self._http.close()
 
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> Json:
-        """The JSON object at `path`, asked for again while the API is away."""
+        """Get the JSON object at `path`; retried while the API is unavailable."""
         return as_json(self.send("GET", path, query=query, retry_seconds=self.retry_seconds))
 
     def send(
@@ -114,23 +114,23 @@ class Connection:
         accept: tuple[int, ...] = (),
         retry_seconds: float = 0,
     ) -> httpx.Response:
-        """Send a request and read the whole answer.
+        """Send a request and read the whole response.
 
         Args:
-            method: of HTTP.
-            path: from the root, its segments quoted by `segment`.
-            query: parameters.
-            content: the body.
-            form: The fields of a form, which is the body then.
-            file: The name and the content of the form's field `file`. Sent once only: its content is used up then.
-            headers: more headers.
-            accept: error statuses that are answers here.
-            retry_seconds: how long to try again while the API is away; more than 0 only where being carried out twice
-                does no harm. What was refused for now is tried again in any case, for as long as this client's own.
+            method: HTTP method.
+            path: Path from the root; its segments are quoted by `segment`.
+            query: Query parameters.
+            content: Request body.
+            form: Fields of a form, which is sent as the body.
+            file: Name and content of the form's field `file`. It is sent only once, since sending consumes it.
+            headers: Additional headers.
+            accept: Error statuses that are returned instead of raised.
+            retry_seconds: How long to retry while the API is unavailable; only idempotent requests may set it. What
+                was refused for now (429) is always retried, for up to the connection's `retry_seconds`.
 
         Raises:
-            ApiError: the API refused.
-            ServiceUnavailable: nothing answers.
+            ApiError: The API refused the request.
+            ServiceUnavailable: There is no response.
         """
         patience = _Patience(retry_seconds)
         refused = _Patience(self.retry_seconds if file is None else 0.0)
@@ -163,7 +163,7 @@ class Connection:
         *,
         read_seconds: float = _READ_SECONDS,
     ) -> Iterator[httpx.Response]:
-        """The answer to a GET whose body is still to come; a break, or silence, is ServiceUnavailable."""
+        """Open a GET whose body is streamed. A lost connection or a timeout raises ServiceUnavailable."""
         timeout = httpx.Timeout(read_seconds, connect=_CONNECT_SECONDS)
         try:
             with self._http.stream("GET", path, params=query, headers=headers, timeout=timeout) as response:
@@ -175,10 +175,10 @@ class Connection:
             raise self._unavailable(error) from error
 
     def download(self, path: str, target: Path, query: Mapping[str, Any]) -> int:
-        """Write what lies at `path` to a file, which appears whole or not at all. Returns its size in bytes.
+        """Download `path` into a file, which appears complete or not at all. Returns its size in bytes.
 
         Raises:
-            InvalidOutput: no file can be written there.
+            InvalidOutput: The file cannot be written.
         """
         patience = _Patience(self.retry_seconds)
         while True:
@@ -188,7 +188,7 @@ class Connection:
                         file.write(block)
                     num_bytes = file.tell()
             except (ServiceUnavailable, ApiError) as error:
-                if not error.retryable or isinstance(error.__cause__, OSError):  # of this machine's disk
+                if not error.retryable or isinstance(error.__cause__, OSError):  # an error of this machine's disk
                     raise
                 patience.pause_or_raise(error, error.__cause__)
             else:
@@ -197,10 +197,10 @@ class Connection:
     def messages(
         self, path: str, query: Mapping[str, Any], *, after: int = 0, timeout_seconds: float | None = None
     ) -> Iterator[Message]:
-        """Server-sent events until the server says `end`, resumed after the last one seen when the stream breaks.
+        """Yield server-sent events until the event `end`. A broken stream is resumed after the last event received.
 
         Raises:
-            TimeoutError: the end has not come in `timeout_seconds`; known a few seconds late at most.
+            TimeoutError: The event `end` did not arrive within `timeout_seconds`; noticed at most a few seconds late.
         """
         patience = _Patience(self.retry_seconds)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -228,7 +228,7 @@ class Connection:
                 patience.pause_or_raise(trouble, trouble.__cause__)
 
     def pages(self, path: str, query: Mapping[str, Any], *, limit: int | None, page: int) -> Iterator[Json]:
-        """The entries of a paged list, at most `limit`, fetched `page` at a time."""
+        """Yield the entries of a paged list, at most `limit`; `page` entries are fetched per request."""
         left = limit
         cursor = dict(query)
         while left is None or left > 0:
@@ -249,14 +249,14 @@ class Connection:
 def _is_http_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        port_is_valid = parts.port is None or parts.port > 0  # reading it checks its range
-    except ValueError:  # a bracket that is not closed, a port above 65535
+        port_is_valid = parts.port is None or parts.port > 0  # reading the port checks its range
+    except ValueError:  # an unclosed bracket, or a port above 65535
         return False
     return parts.scheme in {"http", "https"} and bool(parts.hostname) and port_is_valid and url.isprintable()
 
 
 class _Patience:
-    """Growing pauses between tries, within a time that counts from the first failure."""
+    """Growing pauses between tries, for a limited time from the first failure."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -264,14 +264,14 @@ class _Patience:
         self._num_failures = 0
 
     def pause(self, least_seconds: float = 0.0) -> bool:
-        """Wait before the next try; False, at once, when the time is used up."""
+        """Wait before the next try. Returns False, without waiting, once the time is used up."""
         now = time.monotonic()
         if self._give_up_at is None:
             self._give_up_at = now + self._seconds
         seconds = max(_BACKOFF.delay_seconds(self._num_failures + 1), least_seconds)
         if now + seconds >= self._give_up_at:
             return False
-        time.sleep(seconds)  # nothing tells when another machine's server is back
+        time.sleep(seconds)  # there is no signal when a server on another machine is back
         self._num_failures += 1
         return True
 
@@ -282,13 +282,13 @@ class _Patience:
 
 
 def segment(name: str, *, keep: str = "") -> str:
-    """`name` as one segment of a path, so that no `/`, `?` or `..` in it reaches another route."""
+    """Quote `name` as one path segment, so that a `/`, `?` or `..` in it cannot reach another route."""
     quoted = quote(name, safe=keep)
     return quoted if quoted.strip("./") else quoted.replace(".", "%2E") or "-"
 
 
 def as_json(response: httpx.Response) -> Json:
-    """The answer's JSON object. Raises ApiError where something else than Stoker answered."""
+    """The response's JSON object. Raises ApiError if the server is not Stoker."""
     try:
         document = orjson.loads(response.content)
     except orjson.JSONDecodeError:
@@ -319,6 +319,6 @@ def _check(response: httpx.Response) -> None:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """The header's whole seconds; its other form, a date, is not read."""
+    """Seconds in the Retry-After header. The header's other form, a date, counts as 0."""
     value = response.headers.get("retry-after", "")
     return float(value) if value.isdecimal() else 0.0

@@ -1,4 +1,4 @@
-"""A file on its way to the API: of the size that it had at first, and with a report of each block that is read."""
+"""A file for an upload, which keeps its initial size and reports each block that is read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 class CountedFile(io.FileIO):
-    """A file that is read for an upload. One that grows meanwhile ends at the size that the request has announced."""
+    """A file that is read for an upload. If it grows meanwhile, reading stops at the announced size."""
 
     def __init__(self, path: Path, on_progress: Callable[[int], None]) -> None:
         """
         Args:
-            path: The file.
+            path: File to read.
             on_progress: Called with the number of bytes read so far.
         """
         super().__init__(path)
@@ -22,7 +22,7 @@ class CountedFile(io.FileIO):
         self._on_progress = on_progress
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """At most `size` of the bytes that are left."""
+        """Read at most `size` of the remaining bytes."""
         left = self._num_bytes - self.tell()
         block = super().read(left if size is None or size < 0 else min(size, left))
         if block:

@@ -1,4 +1,4 @@
-"""How the client reads a body that is still to come: JSON lines, and server-sent events."""
+"""Read streamed response bodies: JSON lines, and server-sent events."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Message:
     """One server-sent event."""
 
     id: int
-    """The number from which an interrupted stream goes on; 0 before the first number."""
+    """Number after which an interrupted stream resumes; 0 if the stream has sent no number yet."""
     name: str
     data: dict[str, Any]
 
 
 def read_lines(response: httpx.Response) -> Iterator[bytes]:
-    r"""Lines without their `\n`. httpx's own would also cut at U+2028 inside a JSON text."""
+    r"""Yield lines without their `\n`. The line iterator of httpx would also split at U+2028 inside a JSON string."""
     rest: list[bytes] = []
     for block in response.iter_bytes():
         first, *lines = block.split(b"\n")
@@ -36,14 +36,14 @@ def read_lines(response: httpx.Response) -> Iterator[bytes]:
 
 
 def read_events(response: httpx.Response, *, deadline: float | None = None) -> Iterator[Message]:
-    """The events of a stream whose data is JSON. Events without data are only signs of life, and are left out.
+    """Yield the events of a stream whose data is JSON. Events without data are keep-alives and are skipped.
 
     Args:
-        response: The answer, its body not read yet.
-        deadline: A time of the monotonic clock.
+        response: Response whose body has not been read.
+        deadline: Seconds of the monotonic clock.
 
     Raises:
-        TimeoutError: Something arrived after the deadline.
+        TimeoutError: A block arrived after the deadline.
     """
     assert isinstance(response.stream, httpx.SyncByteStream)
     response.stream = _Until(deadline, response.stream)
@@ -53,7 +53,7 @@ def read_events(response: httpx.Response, *, deadline: float | None = None) -> I
 
 
 class _Until(httpx.SyncByteStream):
-    """A body that ends with TimeoutError at the first block, signs of life included, after a deadline."""
+    """A body that raises TimeoutError at the first block (keep-alives included) after a deadline."""
 
     def __init__(self, deadline: float | None, stream: httpx.SyncByteStream) -> None:
         self._deadline = deadline

@@ -1,4 +1,4 @@
-"""The thin typed HTTP client that the CLI and users' programs drive Stoker's API with."""
+"""The thin HTTP client of Stoker's API, one method per route, for the CLI and the `stoker` package."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ["TERMINAL_STATES", "ApiError", "Json", "ResultFormat", "ServiceUnavai
 ResultFormat = Literal["jsonl", "parquet", "csv"]
 
 TERMINAL_STATES = frozenset(state.value for state in JobState if state.is_terminal)
-"""Values of a job's `state` after which it does not change any more."""
+"""Values of a job's `state` that are final."""
 
 
 class StokerClient:
-    """One API at one URL. Threads may share it; close it, or use it in a `with`.
+    """Client of the API at one URL. Threads may share it; close it, or use it in a `with`.
 
-    Every method raises `ApiError` where the API refuses, and `ServiceUnavailable` with one clear sentence where
-    nothing answers at the URL. Reading is tried again for `retry_seconds` while the API is away, and so is submitting,
-    which carries an idempotency key; nothing else is ever sent twice. What is refused for now (429) is sent again when
-    the API says, within `retry_seconds` too; an upload is not.
+    Every method raises `ApiError` if the API refuses the request, and `ServiceUnavailable` if nothing responds at the
+    URL. While the API is unavailable, reads are retried for `retry_seconds`, and so is `submit`, which carries an
+    idempotency key; no other request is sent twice. A request that is refused for now (429) is sent again when the
+    API says so, also within `retry_seconds`, unless it is an upload.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class StokerClient:
     ) -> None:
         """
         Args:
-            url: such as `http://127.0.0.1:8470`.
-            api_key: the bearer key; empty sends none.
-            retry_seconds: how long an API that does not answer is asked again; 0 asks once.
-            transport: for tests.
+            url: URL of the API, such as `http://127.0.0.1:8470`.
+            api_key: Bearer key; if it is empty, none is sent.
+            retry_seconds: How long a request is retried while the API does not respond; 0 means a single try.
+            transport: Replacement for the network, for tests.
         """
         self._connection = Connection(url, api_key, retry_seconds=retry_seconds, transport=transport)
         self.url = self._connection.url
@@ -68,15 +68,15 @@ class StokerClient:
     # -- the API itself
 
     def health(self) -> Json:
-        """What `/healthz` says, asked once and without a need for a key: `status` (`ok`, `degraded` or `unavailable`),
-        `version`, `host_id`, `database`, `redis`, `schema`, `scheduler`, `input_paths`."""
+        """Get `/healthz`, without retries and without a key: `status` (`ok`, `degraded` or `unavailable`), `version`,
+        `host_id`, `database`, `redis`, `schema`, `scheduler`, `input_paths`."""
         answer = as_json(self._connection.send("GET", "/healthz", accept=(503,)))
         if "host_id" not in answer:
             raise ApiError(f"{self.url} answers, but it is not a Stoker", status=502, code="not_stoker")
         return answer
 
     def shares_files(self) -> bool:
-        """Whether the API sees the same files as this process and reads inputs by path: else, upload them."""
+        """Whether the API sees the same files as this process and reads inputs by path. If not, upload them."""
         health = self.health()
         return bool(health["input_paths"]) and health["host_id"] == host_id()
 
@@ -86,8 +86,8 @@ class StokerClient:
         """Submit a job.
 
         Args:
-            spec: the spec's document.
-            idempotency_key: two submissions with one key make one job; a fresh key when absent.
+            spec: The spec as a document of plain values.
+            idempotency_key: Two submissions with the same key create one job. By default each call has a new key.
 
         Returns:
             The job.
@@ -103,26 +103,26 @@ class StokerClient:
         )
 
     def job(self, job_id: str) -> Json:
-        """One job: `id, object, kind, name, state, spec, priority, counts{total,done,failed}, created_at, started_at,
-        ended_at, error{code,message}|None, num_tokens, retry_of, attempt, slots_held, doing, waiting_reason,
-        notices[{code,message,at}]`."""
+        """Get one job: `id, object, kind, name, state, spec, priority, counts{total,done,failed}, created_at,
+        started_at, ended_at, error{code,message}|None, num_tokens, retry_of, attempt, slots_held, doing,
+        waiting_reason, notices[{code,message,at}]`."""
         return self._connection.get(_job_path(job_id))
 
     def jobs(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Json]:
-        """Jobs, newest first, fetched page by page.
+        """Yield jobs, newest first, fetched page by page.
 
         Args:
-            state: only those in this state.
-            limit: at most so many.
+            state: Only jobs in this state.
+            limit: Maximum number of jobs.
         """
         yield from self._connection.pages("/v1/jobs", _present(state=state), limit=limit, page=100)
 
     def jobs_page(self, *, after: str | None = None, limit: int = 20, state: str | None = None) -> Json:
-        """One page of jobs: `{object, data, first_id, last_id, has_more}`."""
+        """Get one page of jobs: `{object, data, first_id, last_id, has_more}`."""
         return self._connection.get("/v1/jobs", _present(after=after, limit=limit, state=state))
 
     def cancel(self, job_id: str) -> Json:
-        """Ask a job to stop. Raises ApiError with status 409 when it has ended already. Returns the job."""
+        """Ask a job to stop. Returns the job. Raises ApiError with status 409 if it has already ended."""
         return as_json(self._connection.send("POST", _job_path(job_id, "cancel")))
 
     def retry(self, job_id: str) -> Json:
@@ -136,18 +136,18 @@ class StokerClient:
         *,
         timeout_seconds: float | None = None,
     ) -> Json:
-        """Wait until a job has ended, over restarts of the API.
+        """Wait until a job has ended, across restarts of the API.
 
         Args:
-            job_id: the job.
-            on_progress: called with the job at once, at each change of its state or counts, and at its end.
-            timeout_seconds: how long to wait; for ever when absent.
+            job_id: Id of the job.
+            on_progress: Called with the job immediately, at each change of its state or counts, and at its end.
+            timeout_seconds: Longest wait; None waits without a limit.
 
         Returns:
             The job in its terminal state.
 
         Raises:
-            TimeoutError: it has not ended in time; it goes on.
+            TimeoutError: The job did not end in time; it keeps running.
         """
         for job in self.watch(job_id, timeout_seconds=timeout_seconds):
             if on_progress is not None:
@@ -157,10 +157,10 @@ class StokerClient:
         return self.job(job_id)
 
     def watch(self, job_id: str, *, timeout_seconds: float | None = None) -> Iterator[Json]:
-        """The job at once, then again at each change of its state or counts, the terminal state last.
+        """Yield the job immediately, and again at each change of its state or counts; the terminal state comes last.
 
         Raises:
-            TimeoutError: it has not ended in `timeout_seconds`; it goes on.
+            TimeoutError: The job did not end within `timeout_seconds`; it keeps running.
         """
         path = _job_path(job_id, "events")
         for message in self._connection.messages(path, {"progress": "true"}, timeout_seconds=timeout_seconds):
@@ -168,41 +168,41 @@ class StokerClient:
                 yield message.data
 
     def events(self, job_id: str, *, after: int = 0, follow: bool = True) -> Iterator[Json]:
-        """A job's history, oldest first: `{id, job_id, at, name, data}`.
+        """Yield a job's history, oldest first: `{id, job_id, at, name, data}`.
 
         Args:
-            job_id: the job.
-            after: only events with a larger id.
-            follow: go on until the job has ended, over restarts of the API; else only what there is now.
+            job_id: Id of the job.
+            after: Only events with a larger id.
+            follow: Continue until the job has ended, across restarts of the API; else stop after the present events.
         """
         return self._history(_job_path(job_id, "events"), after=after, follow=follow)
 
     def logs(self, job_id: str, *, after: int = 0, follow: bool = False) -> Iterator[Json]:
-        """What the job's runners logged: `{id, job_id, slot_id, lease_id, attempt, at, line}`."""
+        """Yield the lines that the job's runners logged: `{id, job_id, slot_id, lease_id, attempt, at, line}`."""
         return self._history(_job_path(job_id, "logs"), after=after, follow=follow)
 
     def metrics(self, job_id: str, *, name: str | None = None, after_step: int = -1) -> list[Json]:
-        """A job's numbers: `{step, name, value}`; of a training only those called `name`, of later steps."""
+        """Get a job's metrics: `{step, name, value}`. For a training, `name` and `after_step` select among them."""
         query = _present(name=name, after_step=after_step)
         return list(self._connection.get(_job_path(job_id, "metrics"), query)["data"])
 
     def attempts(self, job_id: str) -> list[Json]:
-        """The attempts of a training, oldest first."""
+        """Get the attempts of a training, oldest first."""
         return list(self._connection.get(_job_path(job_id, "attempts"))["data"])
 
     # -- results and artifacts
 
     def results(self, job_id: str, path: Path, *, format: ResultFormat = "jsonl") -> int:  # noqa: A002
-        """Write a job's results to a file, which appears whole or not at all. Returns its size in bytes."""
+        """Write a job's results to a file, which appears complete or not at all. Returns its size in bytes."""
         return self._connection.download(_job_path(job_id, "results"), path, {"format": format})
 
     def iter_results(self, job_id: str, *, after_row: int = -1, limit: int | None = None) -> Iterator[Json]:
-        """Results in row order, `{row_index, key, output, error}`; of a running job, those recorded so far.
+        """Yield results in row order: `{row_index, key, output, error}`. A running job yields those recorded so far.
 
         Args:
-            job_id: the job.
-            after_row: only rows with a larger index; where an interrupted reading goes on.
-            limit: at most so many.
+            job_id: Id of the job.
+            after_row: Only rows with a larger index; pass the last index read to resume.
+            limit: Maximum number of results.
         """
         query = _present(after_row=after_row, limit=limit)
         with self._connection.stream(_job_path(job_id, "results"), query) as response:
@@ -210,52 +210,52 @@ class StokerClient:
                 yield orjson.loads(line)
 
     def artifacts(self, job_id: str) -> list[Json]:
-        """The files a job made: `{name, bytes, sha256, created_at}`."""
+        """Get the files that a job wrote: `{name, bytes, sha256, created_at}`."""
         return list(self._connection.get(_job_path(job_id, "artifacts"))["data"])
 
     def download_artifact(self, job_id: str, name: str, path: Path) -> int:
-        """Write an artifact to a file, which appears whole or not at all. Returns its size in bytes."""
+        """Write an artifact to a file, which appears complete or not at all. Returns its size in bytes."""
         return self._connection.download(_job_path(job_id, "artifacts", segment(name, keep="/")), path, {})
 
     # -- slots, limits and files
 
     def limits(self, project: str | None = None) -> Json:
-        """What a project may use and what it uses: `{object, project, queued_rows{limit,used},
-        upload_bytes{limit,used}, requests_per_second}`. Only an operator's key may name another than its own."""
+        """Get a project's limits and their use: `{object, project, queued_rows{limit,used},
+        upload_bytes{limit,used}, requests_per_second}`. Only an operator's key may name another project."""
         return self._connection.get("/v1/limits", _present(project=project))
 
     def slots(self) -> list[Json]:
-        """The slots: `{id, object, host, device, device_uuid, name, memory_bytes, num_threads, state, reason,
+        """Get the slots: `{id, object, host, device, device_uuid, name, memory_bytes, num_threads, state, reason,
         warm_models, job_id, lease_id, registered_at, heartbeat_at}`."""
         return list(self._connection.get("/v1/slots")["data"])
 
     def upload(self, path: Path, *, purpose: str = "input", on_progress: Callable[[int], None] | None = None) -> Json:
-        """Upload a file, streamed. Name it `file:<id>` in a spec's `input.path`.
+        """Upload a file as a stream. A spec refers to it as `file:<id>` in `input.path`.
 
         Args:
-            path: the file.
-            purpose: `input`, or `batch` for OpenAI's batches.
-            on_progress: called with the bytes sent so far.
+            path: File to upload.
+            purpose: `input`, or `batch` for OpenAI batches.
+            on_progress: Called with the number of bytes sent so far.
 
         Returns:
             `{id, object, bytes, created_at, filename, purpose, status, expires_at}`.
         """
         if not path.is_file():
             raise NotFound(f"there is no file '{path}' to upload", param="path")
-        name = path.name.encode(errors="surrogateescape").decode(errors="replace")  # a form's head is UTF-8
+        name = path.name.encode(errors="surrogateescape").decode(errors="replace")  # form headers are UTF-8
         with CountedFile(path, on_progress or (lambda _sent: None)) as file:
             return as_json(self._connection.send("POST", "/v1/files", form={"purpose": purpose}, file=(name, file)))
 
     def file(self, file_id: str) -> Json:
-        """One uploaded file."""
+        """Get the record of an uploaded file."""
         return self._connection.get(f"/v1/files/{segment(file_id)}")
 
     def files(self, *, purpose: str | None = None, limit: int | None = None) -> Iterator[Json]:
-        """Uploaded files, newest first."""
+        """Yield uploaded files, newest first."""
         yield from self._connection.pages("/v1/files", _present(purpose=purpose), limit=limit, page=100)
 
     def download_file(self, file_id: str, path: Path) -> int:
-        """Write an uploaded file to `path`, whole or not at all. Returns its size in bytes."""
+        """Write an uploaded file to `path`, which appears complete or not at all. Returns its size in bytes."""
         return self._connection.download(f"/v1/files/{segment(file_id)}/content", path, {})
 
     def delete_file(self, file_id: str) -> None:
@@ -265,33 +265,33 @@ class StokerClient:
     # -- webhooks
 
     def create_webhook(self, url: str, *, events: Sequence[str] = ()) -> Json:
-        """Make a webhook.
+        """Create a webhook.
 
         Args:
-            url: that is told.
-            events: types to be told of; none: all.
+            url: URL that receives the events.
+            events: Types of the events to send; all types if empty.
 
         Returns:
-            `{id, object, url, events, project, created_at, secret}`; the secret is in no other answer.
+            `{id, object, url, events, project, created_at, secret}`; no other response contains the secret.
         """
         content, headers = orjson.dumps({"url": url, "events": list(events)}), {"Content-Type": "application/json"}
         return as_json(self._connection.send("POST", "/v1/webhooks", content=content, headers=headers))
 
     def webhooks(self, *, limit: int | None = None) -> Iterator[Json]:
-        """Webhooks, newest first."""
+        """Yield webhooks, newest first."""
         yield from self._connection.pages("/v1/webhooks", {}, limit=limit, page=100)
 
     def deliveries(self, webhook_id: str, *, limit: int | None = None) -> Iterator[Json]:
-        """A webhook's delivery log, newest first: `{id, object, webhook_id, type, event, state, attempts, status_code,
-        error, created_at, next_attempt_at, ended_at}`."""
+        """Yield a webhook's delivery log, newest first: `{id, object, webhook_id, type, event, state, attempts,
+        status_code, error, created_at, next_attempt_at, ended_at}`."""
         yield from self._connection.pages(_webhook_path(webhook_id, "deliveries"), {}, limit=limit, page=100)
 
     def test_webhook(self, webhook_id: str) -> Json:
-        """Send a webhook a `webhook.test` event. Returns the delivery, which is still to be sent."""
+        """Send a webhook a `webhook.test` event. Returns the delivery, which is sent later."""
         return as_json(self._connection.send("POST", _webhook_path(webhook_id, "test")))
 
     def delete_webhook(self, webhook_id: str) -> None:
-        """Delete a webhook and its log; what is not sent yet never is."""
+        """Delete a webhook and its log. Events that are not sent yet are dropped."""
         self._connection.send("DELETE", _webhook_path(webhook_id))
 
     def _history(self, path: str, *, after: int, follow: bool) -> Iterator[Json]:

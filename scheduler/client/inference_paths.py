@@ -1,4 +1,4 @@
-"""The paths of a spec brought to where the API is: made absolute on one machine, uploaded to another."""
+"""Adapt the paths of a spec to the API: make them absolute on the same machine, upload the files to another."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _GLOB_MARKS = "*?["
 
 
 def check_local_inputs(document: Json) -> None:
-    """Refuse, before anything is started, an input file that is not on this machine.
+    """Reject a missing local input file before anything is started.
 
     Raises:
-        InvalidInput: a path plainly means a file that is not there.
+        InvalidInput: A path certainly names a file, which does not exist.
     """
     for path in _paths(document):
         local = local_path(path)
@@ -28,23 +28,23 @@ def check_local_inputs(document: Json) -> None:
 
 
 def bring(document: Json, client: StokerClient, *, on_upload: Callable[[str, int, int], None] | None = None) -> Json:
-    """The document with its paths made good for the API.
+    """Adapt the paths of a document to the API.
 
-    Where the API sees this machine's files, relative paths become absolute ones, starting at the working directory.
-    Where it does not, local inputs are uploaded.
+    If the API sees this machine's files, relative paths become absolute, starting at the working directory. If not,
+    local inputs are uploaded.
 
     Args:
-        document: as the user wrote it; not checked yet.
-        client: of the API that it goes to.
-        on_upload: told the file's name, the bytes sent and the bytes in all.
+        document: Spec as the user wrote it, not yet validated.
+        client: Client of the API that the spec is submitted to.
+        on_upload: Called with the file's name, the bytes sent and the total bytes.
 
     Raises:
-        InvalidInput, InvalidModel, InvalidOutput: something lies where the API cannot get at it.
+        InvalidInput, InvalidModel, InvalidOutput: A path is not accessible to the API.
     """
     try:
         inputs = _paths(document)
     except (TypeError, ValueError):
-        return document  # not a valid spec: the API says what is wrong with it
+        return document  # not a valid spec; the API reports what is wrong with it
     if client.shares_files():
         brought: Json = {"path": [absolute_input(path) for path in inputs]}
         moved = {"model": absolute_model(document.get("model")), "output": _absolute_output(document.get("output"))}
@@ -61,7 +61,7 @@ def bring(document: Json, client: StokerClient, *, on_upload: Callable[[str, int
 
 
 def _paths(document: Json) -> list[str]:
-    """The input's paths. Raises TypeError or ValueError where they are not text."""
+    """The input's paths. Raises ValueError if they are not strings."""
     spec_input = document.get("input")
     path = spec_input.get("path") if isinstance(spec_input, dict) else None
     paths = [path] if isinstance(path, str) else path
@@ -71,16 +71,16 @@ def _paths(document: Json) -> list[str]:
 
 
 def absolute_input(path: str) -> str:
-    """An input's path where the API sees this machine's files."""
+    """An input's path for an API that sees this machine's files."""
     local = local_path(path)
     if local is None or not (_means_file(path) or _is_glob(path) or _exists(local)):
-        return path  # a URL, an upload, or the name of a data set on the hub
+        return path  # a URL, an upload, or the name of a dataset on the hub
     return absolute_path(local)
 
 
 def absolute_path(path: Path) -> str:
-    """The path from the root of this machine; as it is where it begins with a user that is not known here."""
-    with contextlib.suppress(RuntimeError):  # which the API says then
+    """The absolute path. A path that begins with an unknown user (`~name`) is returned unchanged."""
+    with contextlib.suppress(RuntimeError):  # the API reports it
         path = path.expanduser()
     return str(path) if str(path).startswith("~") else str(path.absolute())
 
@@ -90,7 +90,7 @@ def _exists(path: Path) -> bool:
 
 
 def absolute_model(model: object) -> str | None:
-    """A model's folder where the API sees this machine's files; None where it is to stay as it is."""
+    """A model's folder for an API that sees this machine's files; None if the model stays as it is."""
     return absolute_path(Path(model)) if isinstance(model, str) and _exists(Path(model)) else None
 
 
@@ -106,12 +106,12 @@ def _is_glob(path: str) -> bool:
 
 
 def _means_file(path: str) -> bool:
-    """Whether a path is one for sure, and not the name of a data set on the hub."""
+    """Whether a string is certainly a path, and not the name of a dataset on the hub."""
     return path.startswith(("/", "./", "../", "~", "file://", "local://")) or _format_of(path) is not None
 
 
 def _format_of(name: str) -> str | None:
-    from jobs.data.sources.locate import SUFFIXES  # brings the sources' libraries along
+    from jobs.data.sources.locate import SUFFIXES  # imports the sources' libraries
 
     return SUFFIXES.get(Path(name).suffix.lower())
 
@@ -122,7 +122,7 @@ def _format_of(name: str) -> str | None:
 def upload_inputs(
     spec_input: Json, paths: Sequence[str], client: StokerClient, on_upload: Callable[[str, int, int], None] | None
 ) -> Json:
-    """Upload the local files of an input: its `path`, and its `format` where that had to be found out."""
+    """Upload the local files of an input. Returns its new `path`, and its `format` if files were uploaded."""
     brought: list[str] = []
     formats: set[str] = set()
     for path in paths:
@@ -139,13 +139,13 @@ def upload_inputs(
 
 
 def _local_files(path: str) -> list[Path] | None:
-    """The files here that a path means; None where it means something that the API finds by itself."""
+    """The local files that a path names; None if it names something that the API finds itself."""
     local = local_path(path)
     if local is None:
         return None
     local = Path(absolute_path(local)) if path.startswith("~") else local
     if _is_glob(path) and not local.exists():
-        names = glob.glob(str(local), recursive=True)  # noqa: PTH207, Path.glob takes no absolute pattern
+        names = glob.glob(str(local), recursive=True)  # noqa: PTH207, Path.glob accepts no absolute pattern
         files = sorted(found for found in map(Path, names) if found.is_file())
         if not files:
             raise InvalidInput(f"input.path: no file here matches '{path}'", param="input.path")
@@ -163,7 +163,7 @@ def _local_files(path: str) -> list[Path] | None:
 
 
 def _upload_format(spec_input: Json, file: Path) -> str:
-    """An upload's id has no ending, so the format must be said."""
+    """Find the format of an upload, which must be explicit because an upload's id has no suffix."""
     chosen = spec_input.get("format", "auto")
     if chosen != "auto":
         return str(chosen)
@@ -188,7 +188,7 @@ def _upload(file: Path, client: StokerClient, on_upload: Callable[[str, int, int
 
 
 def remote_model(model: object) -> str | None:
-    """Refuse a model's folder that the API, on another machine, cannot see."""
+    """Reject a local model folder, which an API on another machine cannot see."""
     if isinstance(model, str) and model.startswith(("./", "../", "~")):
         raise InvalidModel(
             f"model: '{model}' is a path on this machine, and the API is on another; "

@@ -1,4 +1,4 @@
-"""Which machine, or container, this process is on: whether a path means the same file to a client and to the API."""
+"""Identify this machine or container, to know whether a path names the same file for a client and the API."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _MOUNTS = Path("/proc/self/ns/mnt")
 
 
 def host_id() -> str:
-    """A word that is equal for two processes exactly where they see the same files, and that tells nothing else.
+    """An id that two processes have in common exactly if they see the same files.
 
     Two containers of one host differ, because their mount namespaces do; so a client in one uploads its input to an
-    API in the other. The machine's own identifiers are hashed: they are nobody's business.
+    API in the other. The machine's own identifiers are hashed to keep them private.
     """
     try:
         origin = f"{_BOOT_ID.read_text().strip()}|{_MOUNTS.readlink()}"

@@ -1,4 +1,4 @@
-"""JSON and YAML documents of plain data: nothing that a database or JSON cannot hold, and no tricks of YAML."""
+"""Parse JSON and YAML documents of plain values: only what JSON and a database can hold, and no YAML aliases."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from jobs.errors import InvalidSpec
 from jobs.messages import shown
 from jobs.specs.bounds import DEEPEST_LEVELS, MOST_DOCUMENT_VALUES
 
-_LONGEST_NAME = 100  # characters of a field's name that an error repeats
-_LONGEST_NUMBER = 100  # characters of a number in YAML; reading one takes time that grows with their square
+_LONGEST_NAME = 100  # characters of a field's name that are shown in an error
+_LONGEST_NUMBER = 100  # characters of a number in YAML; parsing takes time quadratic in them
 
-# The parser of libyaml where PyYAML was built with it: twenty times as fast as its own.
+# The parser of libyaml if PyYAML was built with it: twenty times as fast as PyYAML's own.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def parse_document(body: bytes, *, name: str, is_yaml: bool) -> dict[str, Any]:
-    """A mapping of plain values from JSON or YAML.
+    """Parse a mapping of plain values from JSON or YAML.
 
     Args:
-        body: in UTF-8.
-        name: what an error calls it.
-        is_yaml: as which of the two it is read.
+        body: Text of the document in UTF-8.
+        name: Name of the document in errors.
+        is_yaml: Whether to parse YAML instead of JSON.
 
     Raises:
-        InvalidSpec: it is not one; the message names the line or the field.
+        InvalidSpec: The document is not such a mapping; the message names the line or the field.
     """
     document = _parse_yaml(body, name) if is_yaml else _parse_json(body, name)
     if not isinstance(document, dict):
@@ -53,7 +53,7 @@ def _parse_yaml(body: bytes, name: str) -> object:
     except UnicodeDecodeError as error:
         raise InvalidSpec(f"{name} is not UTF-8 text") from error
     except yaml.MarkedYAMLError as error:
-        last = max(1, len(body.splitlines()))  # what breaks off at its end is found behind it
+        last = max(1, len(body.splitlines()))  # an error at the end of the text is reported one line after it
         line = "" if error.problem_mark is None else f" in line {min(error.problem_mark.line + 1, last)}"
         raise InvalidSpec(f"{name} is not valid YAML: {error.problem}{line}") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -61,7 +61,7 @@ def _parse_yaml(body: bytes, name: str) -> object:
 
 
 def _check_events(text: str, name: str) -> None:
-    """Refuse, before anything is made of it, what is too deep or too much, or has an alias, of which a few lines can
+    """Reject text that is too deep, too large or has aliases, before it is constructed: a few lines of aliases can
     stand for billions of values."""
     depth = num_values = 0
     for event in yaml.parse(text, Loader=_Loader):
@@ -75,15 +75,15 @@ def _check_events(text: str, name: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         num_values += isinstance(event, yaml.NodeEvent)
-        if num_values > 2 * MOST_DOCUMENT_VALUES:  # the names of fields are events too
+        if num_values > 2 * MOST_DOCUMENT_VALUES:  # field names are events too
             raise InvalidSpec(f"{name} holds more than {MOST_DOCUMENT_VALUES} values")
 
 
 class _PlainLoader(_Loader):  # type: ignore[misc]
-    """YAML's plain data: no field twice, and numbers as YAML 1.2 reads them, so that `12:30` is a text."""
+    """Loader of plain YAML: rejects duplicate fields, and reads numbers as YAML 1.2, so that `12:30` is a string."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """As inherited, but refuses a field that stands twice."""
+        """Construct a mapping as inherited, but reject duplicate fields."""
         seen = set()
         for key, _value in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else None
@@ -94,7 +94,7 @@ class _PlainLoader(_Loader):  # type: ignore[misc]
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: Any) -> Any:
-        """A whole number or one with a fraction; what has colons is a text."""
+        """Construct an int or a float; a value with colons is a string."""
         text = str(node.value)
         if ":" in text:
             return text
@@ -107,16 +107,16 @@ class _PlainLoader(_Loader):  # type: ignore[misc]
 
 for _tag in ("int", "float"):
     _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _PlainLoader.construct_number)
-# The library reads YAML 1.1, where the `5e-5` of a learning rate is a text; in YAML 1.2 it is the number it looks like.
+# PyYAML implements YAML 1.1, where a learning rate of `5e-5` is a string; in YAML 1.2 it is a number.
 _PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
 def _check_plain(document: dict[str, Any], name: str) -> None:
-    """Refuse what is no plain value, level by level.
+    """Reject values that are not plain, level by level.
 
-    Beside each value goes its place: that of what holds it, None for the document, and its name or number in there.
+    Each value is paired with its place: None for the document, else the place of its parent and its key or index.
     """
     level: list[tuple[Any, Any]] = [(document, None)]
     num_values = 0

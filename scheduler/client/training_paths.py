@@ -1,4 +1,4 @@
-"""The spec of a training on its way to the API: its data, model and module brought to where the API is."""
+"""Adapt the paths of a training's spec to the API: its data, model and module."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ OnUpload = Callable[[str, int, int], None]
 
 
 def bring_spec(document: Json, client: StokerClient, *, on_upload: OnUpload | None = None) -> Json:
-    """A spec of any kind with its paths made good for the API; see `bring` and `bring_training`."""
+    """Adapt the paths of any kind of spec to the API; see `bring` and `bring_training`."""
     brings = bring_training if document.get("kind") == TRAINING else bring
     return brings(document, client, on_upload=on_upload)
 
 
 def bring_training(document: Json, client: StokerClient, *, on_upload: OnUpload | None = None) -> Json:
-    """The document with its paths made good for the API, as `inference_paths.bring` does it for inference.
+    """Adapt the paths of a training's document to the API, as `inference_paths.bring` does for inference.
 
     Args:
-        document: as the user wrote it; not checked yet.
-        client: of the API that it goes to.
-        on_upload: told the file's name, the bytes sent and the bytes in all.
+        document: Spec as the user wrote it, not yet validated.
+        client: Client of the API that the spec is submitted to.
+        on_upload: Called with the file's name, the bytes sent and the total bytes.
 
     Raises:
-        InvalidInput, InvalidModel: something lies where the API cannot get at it.
+        InvalidInput, InvalidModel: A path is not accessible to the API.
     """
     shares_files = client.shares_files()
     brought = dict(document)
@@ -66,7 +66,7 @@ def _bring_data(data: Json, client: StokerClient, on_upload: OnUpload | None, *,
         given = data.get(name)
         paths = [given] if isinstance(given, str) else given
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            continue  # absent, or not valid: the API says what is wrong with it
+            continue  # absent or not valid; the API reports what is wrong with it
         if shares_files:
             moved = [absolute_input(path) for path in paths]
         else:
