@@ -1,5 +1,5 @@
 """The stack on one machine: `stoker up` starts Redis, the API with the scheduler, and workers.
 
-`stack` puts the parts together, `supervisor` keeps them alive, `data_dir` and `redis_server` own what they need,
-`environment` hands settings to child processes, `doctor` says what is missing.
+`stack` starts the parts in order, `supervisor` keeps them alive, `data_dir` locks the data directory, `redis_server`
+prepares Redis, `environment` passes settings to child processes, and `doctor` checks an installation.
 """

@@ -1,4 +1,4 @@
-"""Where clients find the API, and which key they send to it: as set, or as a stack on this machine has written down."""
+"""Find the API's URL and the key for it: from the settings, or from the files of a stack on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def find_url(api: ApiAddress) -> str:
-    """Where the API is: as set, else where the data directory's stack serves, else the default."""
+    """URL of the API: from the settings, else that of the data directory's stack, else the default."""
     if api.url:
         return api.url
     if running := running_url(api.data_dir):
@@ -24,7 +24,7 @@ def find_url(api: ApiAddress) -> str:
 
 
 def find_key(api: ApiAddress, url: str) -> str:
-    """The key to send: as set, else the local stack's own, which goes to this machine only."""
+    """Key to send: from the settings, else the local stack's key, which is sent to this machine only. May be empty."""
     if key := api.api_key.get_secret_value():
         return key
     if api.url and urlsplit(url).hostname not in _LOOPBACK:

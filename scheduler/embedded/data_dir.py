@@ -1,4 +1,4 @@
-"""The data directory of an embedded stack: made for its owner only, and locked by the one stack that lives in it."""
+"""The data directory of an embedded stack: private to its owner, and locked by the one stack that uses it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jobs import locks
 from jobs.config.locations import Locations
 from jobs.errors import Conflict, InvalidSpec, ServiceUnavailable
 
-_PROBE_SECONDS = 0.2  # `is_running` of another process may hold the lock for a moment
+_PROBE_SECONDS = 0.2  # `is_running` in another process may hold the lock for a moment
 MAKE_ROOM = "make room there, or name another data directory with --data-dir"
-"""The advice where the data directory's disk is full."""
+"""Advice for a full disk."""
 
 
 class AlreadyRunning(Conflict):
@@ -19,11 +19,11 @@ class AlreadyRunning(Conflict):
 
 
 def make_data_dir(path: Path) -> None:
-    """Make the data directory, for its owner's eyes only. One that is there keeps its mode: what Stoker puts into it is
-    private by itself (`jobs.config.private_files`).
+    """Create the data directory, private to its owner. An existing one keeps its mode, since every file that Stoker
+    writes into it is private (`jobs.config.private_files`).
 
     Raises:
-        InvalidSpec: it cannot be made or written to.
+        InvalidSpec: The directory cannot be created or written to.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -34,28 +34,28 @@ def make_data_dir(path: Path) -> None:
 
 
 class StackLock:
-    """Two locks: one says that a stack is here; the other, which its processes inherit, that all of one are gone."""
+    """Two locks: one is held while a stack runs; the other is inherited by its processes and held until all end."""
 
     def __init__(self) -> None:
         self._owner: int | None = None
         self._parts: int | None = None
 
     def take(self, locations: Locations, *, patience_seconds: float) -> None:
-        """Take both.
+        """Take both locks.
 
         Args:
             locations: Their data directory is locked.
-            patience_seconds: how long the processes of an earlier stack, which was killed, may take to end.
+            patience_seconds: How long to wait for the processes of an earlier, killed stack to end.
 
         Raises:
-            AlreadyRunning: another stack is here.
-            ServiceUnavailable: processes of an earlier one are, and stay.
+            AlreadyRunning: Another stack holds the data directory.
+            ServiceUnavailable: Processes of an earlier stack did not end in time.
         """
         try:
             self._owner = _open_lock(locations.data_dir / "up.lock")
             if not locks.take_within(self._owner, _PROBE_SECONDS):
                 raise AlreadyRunning(_already_running(locations.data_dir))
-            os.ftruncate(self._owner, 0)  # what a killed stack had announced
+            os.ftruncate(self._owner, 0)  # remove the URL of a killed stack
             self._parts = _open_lock(locations.data_dir / "parts.lock")
             if not locks.take_within(self._parts, patience_seconds):
                 raise ServiceUnavailable(
@@ -66,18 +66,18 @@ class StackLock:
             raise
 
     def announce(self, url: str) -> None:
-        """Write down where the stack serves, for as long as the lock is held."""
+        """Record the stack's URL in the lock file; it counts while the lock is held."""
         assert self._owner is not None
         os.ftruncate(self._owner, 0)
         os.pwrite(self._owner, url.encode(), 0)
 
     @property
     def inherited(self) -> list[int]:
-        """The file descriptors that every process of the stack must inherit."""
+        """File descriptors that every process of the stack must inherit."""
         return [] if self._parts is None else [self._parts]
 
     def give_back(self) -> None:
-        """Let go of both; processes that inherited theirs still hold it."""
+        """Release both locks; processes that inherited the second one still hold it."""
         for descriptor in (self._parts, self._owner):
             if descriptor is not None:
                 os.close(descriptor)
@@ -85,26 +85,26 @@ class StackLock:
 
 
 class Use:
-    """Says that a command needs the stack on a data directory, so that the command that started it does not end it."""
+    """Marks a command as a user of a data directory's stack, so that whoever started the stack keeps it alive."""
 
     def __init__(self, data_dir: Path) -> None:
         """
         Args:
-            data_dir: made where it is missing.
+            data_dir: Data directory; created if missing.
         """
         make_data_dir(data_dir)
         self._descriptor = _open_lock(data_dir / "use.lock")
 
     def begin(self) -> None:
-        """Count as a user from now on; waits while a stack is being stopped."""
+        """Count as a user from now on. Waits while a stack is being stopped."""
         locks.share(self._descriptor)
 
     def try_end_all(self) -> bool:
-        """Whether nobody else uses the stack; if so, nobody begins to until `close`."""
+        """Return whether no other command uses the stack. If so, none can begin to until `close`."""
         return locks.try_take(self._descriptor)
 
     def end_all(self) -> None:
-        """Wait until nobody else uses the stack; nobody begins to until `close`."""
+        """Wait until no other command uses the stack. Then none can begin to until `close`."""
         locks.take(self._descriptor)
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class Use:
 
 
 def is_running(data_dir: Path) -> bool:
-    """Whether a process holds this data directory's stack, ready or not."""
+    """Whether a stack, ready or not, holds this data directory."""
     try:
         descriptor = os.open(data_dir / "up.lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -125,7 +125,7 @@ def is_running(data_dir: Path) -> bool:
 
 
 def running_url(data_dir: Path) -> str | None:
-    """Where the stack that holds this data directory serves, or is about to; None where there is none."""
+    """URL of the stack that holds this data directory, even if it does not serve yet; None without a stack."""
     return _announced_url(data_dir) if is_running(data_dir) else None
 
 

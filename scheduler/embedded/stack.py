@@ -1,4 +1,4 @@
-"""The embedded stack behind `stoker up`: Redis, API with scheduler, and workers, owned by one process and its lock."""
+"""The embedded stack of `stoker up`: one process owns Redis, the API with the scheduler, and the workers."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ logger = logging.getLogger(__name__)
 _START_SECONDS = 120.0
 """Longest time from the first process to the last slot online."""
 _LOOK_SECONDS = 0.05
-"""How often a starting part is looked at; nothing tells when a socket or a slot is there."""
+"""Interval of polling a part that starts; there is no signal for a new socket or slot."""
 _DEATHS_BEFORE_GIVING_UP = 4
 _SERVER_GRACE_SECONDS = 10.0
 _WORKER_EXTRA_SECONDS = 10.0
-"""On top of the runners' own grace, for the worker to end its processes and give its leases back."""
+"""Time beyond the runners' grace in which the worker ends its processes and returns its leases."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """What the database said before the parts were started."""
+    """State of the database before the parts were started."""
 
     at: float
-    """By the database's clock, Unix seconds."""
+    """Unix seconds of the database's clock."""
     incarnations: frozenset[str]
     """Worker processes of earlier stacks, whose slots may still look alive."""
 
 
 class Stack:
-    """A running stack inside a `with`. Made of real servers: what is killed is started again, until the end of it."""
+    """A stack of real server processes that runs inside a `with`. A process that dies is restarted until the end."""
 
     def __init__(self, settings: Settings) -> None:
         """
         Args:
-            settings: of the whole stack; input and output roots that were not set become `/` and any model may be
-                named, since everything here runs as the one user who may read those files anyway.
+            settings: Settings of the whole stack. Input and output roots that are not set become `/`, and any model
+                may be named, since all processes run as one user, who can read those files anyway.
         """
         open_to_user = {
             "input_roots": [Path("/")],
@@ -78,7 +78,7 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where the API serves."""
+        """URL of the API."""
         host = self.settings.host
         reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{self.settings.port}"
@@ -100,9 +100,9 @@ class Stack:
         """Start every part and wait until all slots are online.
 
         Raises:
-            AlreadyRunning: another stack holds the data directory.
-            UserError: a setting is at fault: a port in use, a data directory that cannot be written.
-            ServiceUnavailable: a part does not come up, or the data directory's disk is full.
+            AlreadyRunning: Another stack holds the data directory.
+            UserError: A setting is wrong, such as a port in use or a data directory that cannot be written.
+            ServiceUnavailable: A part does not start, or the data directory's disk is full.
         """
         try:
             self._start()
@@ -134,7 +134,7 @@ class Stack:
             database.close()
 
     def stop(self) -> None:
-        """End workers, API and Redis in this order; nothing is left afterwards."""
+        """Stop the workers, the API and Redis in this order; no process is left."""
         self.is_stopping = True
         if self._supervisor is not None:
             self._supervisor.stop()
@@ -143,10 +143,10 @@ class Stack:
         self._lock.give_back()
 
     def hurry(self) -> bool:
-        """If the stack is being stopped, kill every part at once. For a signal handler: it takes no lock.
+        """Kill every part at once if the stack is being stopped. Safe in a signal handler, since it takes no lock.
 
         Returns:
-            Whether it is being stopped.
+            Whether the stack is being stopped.
         """
         if self.is_stopping and self._supervisor is not None:
             self._supervisor.kill()
@@ -155,7 +155,7 @@ class Stack:
     # -- the steps of a start
 
     def _choose_port(self) -> None:
-        """Make sure that the port is free; for 0 choose one, so that a restarted API serves at the same URL."""
+        """Check that the port is free. Port 0 is replaced by a free one, so that a restarted API keeps its URL."""
         host, port = self.settings.host, self.settings.port
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -215,19 +215,19 @@ class Stack:
                     raise ServiceUnavailable(f"{name} keeps ending: {self._last_words(name)}")
             if time.monotonic() > give_up_at:
                 raise ServiceUnavailable(f"{otherwise}; see the logs in {self.settings.data_dir / 'logs'}")
-            time.sleep(_LOOK_SECONDS)  # a server that has become ready tells nobody
+            time.sleep(_LOOK_SECONDS)  # there is no signal when a server is ready
 
     def _last_words(self, name: str) -> str:
         log = self.settings.data_dir / "logs" / f"{name}.log"
         return f"{last_line(log) or 'it said nothing'} (its log: {log})"
 
 
-# -- what is open to whom ------------------------------------------------------------------------------------------
+# -- access of jobs to files ------------------------------------------------------------------------------------------
 
 
 def code_roots(data_dir: Path) -> list[Path]:
-    """Where modules may lie that jobs run: the folder where the stack is started, unless that is the data directory or
-    in it, which a service's working directory may be."""
+    """Folders whose modules jobs may run: the folder where the stack is started, unless it is inside the data
+    directory, as the working directory of a service may be."""
     here = Path.cwd()
     return [] if here.resolve().is_relative_to(data_dir.resolve()) else [here]
 
@@ -241,14 +241,14 @@ def _warn_of_projects(database: Database) -> None:
 
 
 def open_roots_warning(projects: Sequence[str]) -> str:
-    """What an operator is told who gives out keys of further projects while jobs may name any file."""
+    """Warning for an operator who creates keys of other projects while jobs may name any file."""
     return (
         f"jobs of {', '.join(projects)} may read and write every file that this user may, but Stoker's own: set "
         "STOKER_INPUT_ROOTS, STOKER_OUTPUT_ROOTS and STOKER_CODE_ROOTS to what projects are to share"
     )
 
 
-# -- the parts' own truth ------------------------------------------------------------------------------------------
+# -- readiness of the parts ------------------------------------------------------------------------------------------
 
 
 def _serves(client: StokerClient) -> bool:
@@ -259,7 +259,7 @@ def _serves(client: StokerClient) -> bool:
 
 
 def _slots_entered(database: Database, before: _Before) -> bool:
-    """Whether every slot that our worker registered has a worker process of its own by now, usable or broken."""
+    """Whether every slot that our worker registered has its new worker process by now, usable or broken."""
     with database.read() as session:
         ours = session.scalars(select(Slot).where(col(Slot.registered_at) >= before.at)).all()
     return bool(ours) and all(

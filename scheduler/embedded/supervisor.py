@@ -1,4 +1,4 @@
-"""Keeps a few child processes alive: starts them, restarts one that dies, ends them in order and leaves none behind."""
+"""Keep a few child processes alive: start them, restart those that die, and finally stop them all in order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _BACKOFF = Backoff(first_seconds=0.1, longest_seconds=10.0)
 _SETTLED_SECONDS = 5.0
-"""A child that lived this long before it died was well: its backoff starts anew."""
+"""A child that lived this long was healthy, so its backoff starts over."""
 _KEPT_LOG_BYTES = 10 * 2**20
 _KEPT_LOGS = 3
 _TAIL_BYTES = 8192
@@ -30,15 +30,15 @@ _TAIL_BYTES = 8192
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to keep running."""
+    """A program to keep running."""
 
     name: str
     argv: Sequence[str]
     env: Mapping[str, str]
     log: Path
-    """Where its output goes."""
+    """File for its stdout and stderr."""
     grace_seconds: float
-    """Time it has to end in order before it is killed."""
+    """Time between SIGTERM and SIGKILL."""
     before_start: Callable[[int], None] = lambda _num_deaths: None
     """Called before each start with the number of quick deaths in a row."""
 
@@ -54,7 +54,7 @@ class _Child:
 
     @property
     def quick_deaths_so_far(self) -> int:
-        """Quick deaths in a row, counting its own; it must be dead."""
+        """Number of quick deaths in a row, including this child's, which must be dead."""
         return 0 if self.lived_seconds >= _SETTLED_SECONDS else self.num_quick_deaths + 1
 
 
@@ -64,7 +64,7 @@ class Supervisor:
     def __init__(self, *, pass_fds: Sequence[int] = ()) -> None:
         """
         Args:
-            pass_fds: file descriptors that every child inherits.
+            pass_fds: File descriptors that every child inherits.
         """
         self._pass_fds = tuple(pass_fds)
         self._children: dict[str, _Child] = {}
@@ -78,19 +78,19 @@ class Supervisor:
         """Start a program and keep it running from now on.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: The program cannot be started.
         """
         with self._lock:
             rotate_log(program.log)
             self._spawn(program, num_quick_deaths=0)
 
     def num_quick_deaths(self) -> dict[str, int]:
-        """By program, how often in a row it has died soon after its start."""
+        """Program name -> number of times in a row that it died soon after its start."""
         with self._lock:
             return {name: child.num_quick_deaths for name, child in self._children.items()}
 
     def stop(self) -> None:
-        """End all children in order, the last started first, and wait until each is gone with its whole group."""
+        """Stop all children, the last started first, and wait until each has ended with its whole process group."""
         self._stopping = True
         self._deaths.put(None)
         self._restarter.join()
@@ -104,7 +104,7 @@ class Supervisor:
             self._children.clear()
 
     def kill(self) -> None:
-        """Kill all children at once. Safe in a signal handler: it takes no lock. `stop` is still to be called."""
+        """Kill all children at once. Safe in a signal handler, since it takes no lock. `stop` must still be called."""
         self._stopping = True
         for child in list(self._children.values()):
             process.kill_group(child.process)
@@ -125,7 +125,7 @@ class Supervisor:
             heapq.heappush(due, (time.monotonic() + self._note_death(dead), dead.program.name))
 
     def _note_death(self, child: _Child) -> float:
-        """Say that a child died; seconds until it is started again."""
+        """Log that a child died. Returns the seconds until its restart."""
         backoff_seconds = _BACKOFF.delay_seconds(child.quick_deaths_so_far + 1)
         logger.warning(
             "%s ended (%s); it starts again in %.1f s (its log: %s)",
@@ -134,7 +134,7 @@ class Supervisor:
             backoff_seconds,
             child.program.log,
         )
-        process.kill_group(child.process)  # what it left of its group must not stand beside its successor
+        process.kill_group(child.process)  # the rest of its group must not run beside its successor
         return backoff_seconds
 
     def _respawn(self, name: str) -> None:
@@ -172,7 +172,7 @@ class Supervisor:
 
 
 def describe_exit(status: int | None) -> str:
-    """`status 1` or `killed by SIGKILL`."""
+    """An exit status in words: `status 1` or `killed by SIGKILL`."""
     if status is None or status >= 0:
         return f"status {status}"
     try:
@@ -182,7 +182,7 @@ def describe_exit(status: int | None) -> str:
 
 
 def rotate_log(path: Path) -> None:
-    """Put a log aside that has grown large, keeping a few older ones."""
+    """Rotate a log that has grown large, keeping a few older ones."""
     if not path.exists() or path.stat().st_size < _KEPT_LOG_BYTES:
         return
     names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, _KEPT_LOGS + 1))]
@@ -192,7 +192,7 @@ def rotate_log(path: Path) -> None:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not blank, or nothing."""
+    """The last line of a log that is not blank, or an empty string."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
