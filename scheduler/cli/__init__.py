@@ -1,4 +1,4 @@
-"""The `stoker` command: one module for each group of commands, one for each thing that they share."""
+"""The `stoker` command: `*_command(s)` hold the commands, the other modules what they share."""
 
 from scheduler.cli.command_line import main
 

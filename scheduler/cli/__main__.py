@@ -1,4 +1,4 @@
-"""`python -m scheduler.cli` is the `stoker` command where it is not installed."""
+"""Run the `stoker` command as `python -m scheduler.cli`, without installing it."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`stoker cancel` and `stoker retry`: the commands that change a job's life."""
+"""`stoker cancel` and `stoker retry`: the commands that change a job."""
 
 from __future__ import annotations
 

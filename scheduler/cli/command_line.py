@@ -1,4 +1,4 @@
-"""The command line as a whole: every command by name, and the edge where errors become a sentence and an exit code."""
+"""The `stoker` command line: collects all commands and turns errors into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from scheduler.client.connection import ApiError
 from scheduler.embedded.data_dir import MAKE_ROOM
 
 DONE, FAILED, USAGE = 0, 1, 2
-"""Exit codes: all well; a job or a service failed; the request was at fault."""
+"""Exit codes: success; a job or a service failed; the request was invalid."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_BROKEN_PIPE = 141  # what a shell reports of a program that a closed pipe ended
+_BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
 
-# Typer brings its own copy of click; both versions' base of command-line errors is reached through this class.
+# Typer has its own copy of click. This finds the base class of command-line errors in either one.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
@@ -77,7 +77,7 @@ def _everywhere(
     ] = None,
     url: Annotated[str | None, typer.Option(help="Where the API is.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and log more.")] = False,
-    version: Annotated[  # noqa: ARG001, the callback has dealt with it
+    version: Annotated[  # noqa: ARG001, handled by the callback
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the `stoker` command.
 
     Args:
-        arguments: without the program's name; the process's own when absent.
+        arguments: Arguments without the program's name; by default those of the process.
 
     Returns:
         The exit code.
@@ -125,13 +125,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_code_of(error: StokerError) -> int:
-    """2 where the request was at fault, 1 where a service was."""
+    """Exit code of an error: 2 for an invalid request, 1 for a failed service."""
     at_fault = error.is_user_error if isinstance(error, ApiError) else isinstance(error, UserError)
     return USAGE if at_fault else FAILED
 
 
 def _of_the_system(error: OSError) -> str:
-    """What the operating system refused, in a sentence: a full disk, most likely."""
+    """Message for an error of the operating system, most likely a full disk."""
     place = f"'{error.filename}'" if error.filename else "a file"
     advice = f"; {MAKE_ROOM}" if error.errno in _FULL else ""
     return f"{place} cannot be used: {reason(error)}{advice}"

@@ -1,4 +1,4 @@
-"""Which settings a command has, and how it reaches the API that they name."""
+"""Read a command's settings and options, and connect to the API that they name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def folder_named(text: str) -> Path:
-    """A folder's path; an empty one, of a shell's variable that is not set, would mean the working directory."""
+    """Parse a folder's path. An empty one (from an unset shell variable) would mean the working directory."""
     if not text:
         raise typer.BadParameter("it must not be empty")
     return Path(text)
@@ -45,7 +45,7 @@ _BLIP_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What stands before the command on the command line."""
+    """Options given before the command on the command line."""
 
     data_dir: Path | None = None
     url: str | None = None
@@ -55,11 +55,11 @@ def load_settings(context: typer.Context, **chosen: Any) -> Settings:
     """Settings from the command line, then the environment, then `stoker.toml`.
 
     Args:
-        context: of the command, which knows the options that stood before it.
-        chosen: options by their setting's name; None leaves it to the others.
+        context: Context of the command, which holds the options given before it.
+        chosen: Setting name -> option of the command; None means not given.
 
     Raises:
-        InvalidSpec: a setting is not valid; the message names it.
+        InvalidSpec: A setting is not valid; the message names it.
     """
     before = context.find_root().obj or Chosen()
     given: dict[str, Any] = {"data_dir": before.data_dir, "url": before.url}
@@ -71,17 +71,17 @@ def load_settings(context: typer.Context, **chosen: Any) -> Settings:
 
 
 def open_client(api: ApiAddress, *, waits: bool = False) -> StokerClient:
-    """A client of the API at this address.
+    """Open a client of the API at an address.
 
     Args:
-        api: The address and key that this command was given.
-        waits: whether the command is about to wait for a job or to send much: then it sits out restarts of the API,
-            once the API was there and has taken the key.
+        api: Address and key from the settings.
+        waits: Whether the command waits for a job or sends much data. If so, the client retries during restarts of
+            the API, provided that the API has responded and accepted the key once.
     """
     url = find_url(api)
     key = find_key(api, url)
     if not api.url and is_running(api.data_dir):
-        patience_seconds = _RESTART_SECONDS  # the stack is starting its API again
+        patience_seconds = _RESTART_SECONDS  # the stack restarts its API
     else:
         patience_seconds = _BLIP_SECONDS if api.url else 0.0
     if not waits:
@@ -92,5 +92,5 @@ def open_client(api: ApiAddress, *, waits: bool = False) -> StokerClient:
 
 
 def reach(context: typer.Context, url: str | None, data_dir: Path | None, *, waits: bool = False) -> StokerClient:
-    """A client for a command that has just these options; `waits` as in `open_client`."""
+    """Open a client for a command that has only these options; `waits` is as in `open_client`."""
     return open_client(load_settings(context, url=url, data_dir=data_dir), waits=waits)

@@ -1,4 +1,4 @@
-"""`stoker results` and `stoker artifacts`: what a job made, brought to the user."""
+"""`stoker results` and `stoker artifacts`: the commands that fetch what a job produced."""
 
 from __future__ import annotations
 

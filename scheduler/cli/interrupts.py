@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and the terminal's end as one exception, raised where the main thread is."""
+"""Turn Ctrl-C, SIGTERM and SIGHUP into one exception, raised in the main thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A person or the system asked the command to end. Not a KeyboardInterrupt: Typer turns that into exit code 130."""
+    """A signal asked the command to end. It is no KeyboardInterrupt, since Typer turns those into exit code 130."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -20,10 +20,10 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interruptible(hurry: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Raise `Interrupted` on SIGINT, SIGTERM and SIGHUP inside the `with`; one that is ignored (nohup) stays so.
+    """Raise `Interrupted` on SIGINT, SIGTERM and SIGHUP inside the `with`. Ignored signals (nohup) stay ignored.
 
     Args:
-        hurry: called at each signal in the handler; True where that dealt with it and nothing is to be raised.
+        hurry: Called in the handler at each signal; if it returns True, nothing is raised.
     """
 
     def handle(signum: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""`stoker doctor`, `stoker keys` and `stoker db`: the operator's commands, which go to the database itself."""
+"""`stoker doctor`, `stoker keys` and `stoker db`: the operator's commands, which access the database directly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _db = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The databas
 
 
 _ROOTS = {"input_roots", "output_roots"}
-"""What `stoker up` opens wide where it is not set."""
+"""Settings that `stoker up` sets to `/` by default."""
 _FOLDED = {"no_wrap": False, "overflow": "fold"}
 
 
@@ -154,7 +154,7 @@ def show_revision(context: typer.Context, as_json: Json = False, data_dir: DataD
 
 @contextmanager
 def _database(context: typer.Context, data_dir: DataDir, *, migrated: bool = True) -> Iterator[Database]:
-    """The database of the settings, which must have its schema unless this is about just that."""
+    """Open the database of the settings. With `migrated`, its schema must be current."""
     from jobs.db.database import Database
     from scheduler.admin.schema import check_schema
 

@@ -1,4 +1,4 @@
-"""Result files that the command writes: checked before any work is done, written whole or not at all."""
+"""Write results to a file or to stdout. The file is checked before any work starts, and written atomically."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _SHOWN_CHARACTERS = 1000
 
 
 def check_output(path: Path) -> ResultFormat:
-    """The format that a file's ending names, once it is sure that the file can be written.
+    """Check that a result file can be written. Returns the format that its suffix names.
 
     Raises:
-        InvalidOutput: its ending is not known, or nothing can be written there.
+        InvalidOutput: The suffix is unknown, or the file cannot be written.
     """
     result_format = _FORMATS.get(path.suffix.lower())
     if result_format is None:
@@ -48,7 +48,7 @@ def check_output(path: Path) -> ResultFormat:
     if not folder.is_dir():
         raise InvalidOutput(f"there is no folder '{folder}' to write the output to", param="output")
     try:
-        with tempfile.TemporaryFile(dir=folder):  # what a folder's mode says is not all: root, quotas, odd file systems
+        with tempfile.TemporaryFile(dir=folder):  # the mode alone does not show quotas, root or odd file systems
             return result_format
     except OSError as error:
         raise InvalidOutput(
@@ -58,10 +58,10 @@ def check_output(path: Path) -> ResultFormat:
 
 
 def write_results(client: StokerClient, job_id: str, path: Path) -> None:
-    """Write a job's results to a file and say so.
+    """Write a job's results to a file and report it on stderr.
 
     Raises:
-        InvalidOutput: the file cannot be written.
+        InvalidOutput: The file cannot be written.
     """
     result_format = check_output(path)
     try:
@@ -72,13 +72,13 @@ def write_results(client: StokerClient, job_id: str, path: Path) -> None:
 
 
 def show_results(client: StokerClient, job: Json, *, as_lines: bool, limit: int | None = None) -> None:
-    """Print results: every one as a JSON line for programs, the first few as a table for a person.
+    """Print results: all of them as JSON lines for programs, or the first few as a table on a terminal.
 
     Args:
-        client: of the API.
-        job: whose results they are.
-        as_lines: for programs even though this is a terminal.
-        limit: at most so many.
+        client: Client of the API.
+        job: The job whose results are printed.
+        as_lines: Whether to print JSON lines even on a terminal.
+        limit: Maximum number of results.
     """
     job_id = str(job["id"])
     if as_lines or not stdout.is_terminal:
@@ -105,7 +105,7 @@ def _output_cell(result: Json) -> Text:
 
 
 def _brief(output: object) -> str:
-    """An output on one line; of a vector the first numbers and the length."""
+    """An output on one line. A vector is shortened to its first numbers and its length."""
     if isinstance(output, list) and len(output) > _SHOWN_NUMBERS and all(isinstance(x, float | int) for x in output):
         numbers = ", ".join(f"{number:.4f}" for number in output[:_SHOWN_NUMBERS])
         return f"[{numbers}, ...] ({len(output)} numbers)"

@@ -1,4 +1,4 @@
-"""How far a job is, drawn while it runs: rows or steps, rates from counts over time, what is left, losses, failures."""
+"""Draw a job's progress while it runs: rows or steps, rates, remaining time, losses and failures."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ class _Sample:
 
 
 class Rates:
-    """Rows and tokens per second over the last while, from counts as they come in."""
+    """Rows and tokens per second over the last `_WINDOW_SECONDS`, computed from counts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """
         Args:
-            clock: seconds, never going back.
+            clock: Returns monotonic seconds.
         """
         self._clock = clock
         self._samples: deque[_Sample] = deque()
         self._is_first = True
 
     def add(self, num_done: int, num_tokens: int) -> None:
-        """Note the counts as they are now."""
+        """Record the current counts."""
         now = self._clock()
         if self._samples and num_done == self._samples[-1].num_done:
             return
         if self._is_first and len(self._samples) == 2:
-            self._samples.popleft()  # the time before the first rows went into loading the model
+            self._samples.popleft()  # the time before the first rows was spent on loading the model
             self._is_first = False
         self._samples.append(_Sample(now, num_done, num_tokens))
         while len(self._samples) > 2 and self._samples[1].at < now - _WINDOW_SECONDS:
@@ -59,16 +59,16 @@ class Rates:
 
     @property
     def rows_per_second(self) -> float | None:
-        """None until it can be told."""
+        """Rows per second; None until it is known."""
         return self._rate(lambda sample: sample.num_done)
 
     @property
     def tokens_per_second(self) -> float | None:
-        """None until it can be told."""
+        """Tokens per second; None until it is known."""
         return self._rate(lambda sample: sample.num_tokens)
 
     def seconds_left(self, num_left: int) -> float | None:
-        """How long the rows that are left will take; counts down between two notes. None until it can be told."""
+        """Seconds that the remaining rows will take; counts down between two samples. None until it is known."""
         rate = self.rows_per_second
         if not rate:
             return None
@@ -82,24 +82,24 @@ class Rates:
 
 
 class _Facts(ProgressColumn):
-    """The words after the bar."""
+    """Column of text after the bar."""
 
     def __init__(self, facts: Callable[[], str]) -> None:
         super().__init__()
         self._facts = facts
 
-    def render(self, task: Task) -> RenderableType:  # noqa: ARG002, one bar only
-        """Draw them."""
+    def render(self, task: Task) -> RenderableType:  # noqa: ARG002, there is only one bar
+        """Render the text."""
         return Text(self._facts(), no_wrap=True, overflow="ellipsis")
 
 
 class JobProgress:
-    """Shows one job's way to its end on stderr: a bar on a terminal, a line now and then elsewhere."""
+    """Shows one job's progress on stderr: a bar on a terminal, else a line every `_LINE_SECONDS`."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         """
         Args:
-            clock: seconds, never going back.
+            clock: Returns monotonic seconds.
         """
         self._clock = clock
         self._rates = Rates(clock)
@@ -127,11 +127,11 @@ class JobProgress:
         self._progress.stop()
 
     def update(self, job: Json) -> None:
-        """Show the job as it is now."""
+        """Show the current state of the job."""
         self._job = job
         counts = job["counts"]
         is_loading = job["kind"] == TRAINING and not counts["total"]
-        if job["state"] in {"running", "finalizing"} and not is_loading:  # waiting is no slowness
+        if job["state"] in {"running", "finalizing"} and not is_loading:  # waiting must not lower the rate
             self._rates.add(counts["done"], job["num_tokens"])
         if "loss" in job["metrics"] and self._losses[-1:] != [job["metrics"]["loss"]]:
             self._losses.append(job["metrics"]["loss"])
@@ -157,7 +157,7 @@ class JobProgress:
         counts, rates = job["counts"], self._rates
         if job["state"] in {"validating", "queued"}:
             size = counted(counts["total"], "row") if counts["total"] else ""
-            if size and job["kind"] == TRAINING:  # it had slots before, and goes on
+            if size and job["kind"] == TRAINING:  # it resumes after an earlier attempt
                 size = f"{short_number(counts['done'])}/{short_number(counts['total'])} steps"
             return clean(joined([size, job.get("waiting_reason")]))
         if job["kind"] == TRAINING:
@@ -174,7 +174,7 @@ class JobProgress:
         return joined(parts)
 
     def _describe_training(self, job: Json) -> str:
-        """Two lines, since a terminal of 80 columns has no room for all of it in one."""
+        """Two lines of text, since one line of 80 columns is too short."""
         counts, metrics, rate = job["counts"], job["metrics"], self._rates.rows_per_second
         if not counts["total"]:
             return "loading the model and the rows"
@@ -198,7 +198,7 @@ class JobProgress:
 
 
 def sparkline(values: Sequence[float], *, width: int) -> str:
-    """A small curve of one line: the means of `width` equal parts of the values, from the lowest to the highest."""
+    """A curve in one line of text: the means of `width` equal parts of the values, scaled to their range."""
     if len(values) < 2:
         return ""
     size = max(1.0, len(values) / width)
@@ -210,7 +210,7 @@ def sparkline(values: Sequence[float], *, width: int) -> str:
 
 
 def summary(job: Json) -> str:
-    """One sentence on a job that has ended."""
+    """One sentence about a job that has ended."""
     counts = job["counts"]
     noun = "step" if job["kind"] == TRAINING else "row"
     began = job["started_at"] or job["created_at"]
@@ -224,7 +224,7 @@ def summary(job: Json) -> str:
 
 
 def _learned(job: Json) -> str:
-    """The last loss of a training, and what its last evaluation found."""
+    """The last loss of a training and the metrics of its last evaluation."""
     shown = {name: value for name, value in job["metrics"].items() if name == "loss" or name.startswith("eval_")}
     if job["kind"] != TRAINING or not shown:
         return ""

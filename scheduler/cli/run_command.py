@@ -1,4 +1,4 @@
-"""`stoker run`: one task over one input to the end, with a stack of its own where none answers."""
+"""`stoker run`: run one task over one input to the end. Starts a temporary stack if none is running."""
 
 from __future__ import annotations
 
@@ -112,10 +112,10 @@ def run(
 
 
 def _other_fields(pairs: list[str]) -> dict[str, str]:
-    """The input's fields that have no option of their own.
+    """Parse the input's fields that have no dedicated option.
 
     Raises:
-        InvalidSpec: one has.
+        InvalidSpec: A field has a dedicated option.
     """
     fields = parse_pairs(pairs, "--input-option")
     own = {"path": "--input", "format": "--format", "columns": "--column", "key": "--key"}
@@ -131,8 +131,8 @@ def _number_or_share(text: str | None) -> int | str | None:
 
 @contextmanager
 def _reached_or_started(settings: Settings, document: dict[str, Any], slots: int | None) -> Iterator[StokerClient]:
-    """A client of the API that answers, or of a stack that is there for this command."""
-    if settings.url:  # a person who names an API does not mean another one
+    """Open a client of the running API, or of a stack that is started for this command."""
+    if settings.url:  # if an API is named, never start another one
         with interruptible(), open_client(settings, waits=True) as client:
             yield client
         return
@@ -148,8 +148,8 @@ def _reached_or_started(settings: Settings, document: dict[str, Any], slots: int
 
 
 def _start(settings: Settings, slots: int | None, use: Use, cleanup: ExitStack) -> Settings:
-    """Start a stack that ends with `cleanup`, or wait for the one that somebody else is just starting."""
-    from scheduler.embedded.stack import Stack  # brings the database and the API along
+    """Start a stack that ends with `cleanup`, or wait for the one that another command is starting."""
+    from scheduler.embedded.stack import Stack  # imports the database and the API
 
     stack = Stack(settings.model_copy(update={"port": 0, **({} if slots is None else {"slots": slots})}))
     try:
@@ -177,7 +177,7 @@ def _await_others(api: ApiAddress) -> None:
             raise ServiceUnavailable(
                 f"a stack holds {api.data_dir}, but no API answers at {find_url(api)} (see `stoker doctor`)"
             )
-        time.sleep(_LOOK_SECONDS)  # it was started by another command, which tells us nothing
+        time.sleep(_LOOK_SECONDS)  # the command that starts it sends no signal
 
 
 def _answers(api: ApiAddress) -> bool:

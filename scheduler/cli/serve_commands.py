@@ -37,7 +37,7 @@ def up(
 
     Ends in order at Ctrl-C or SIGTERM; a second one ends it at once.
     """
-    from scheduler.embedded.stack import Stack  # brings the database and the API along
+    from scheduler.embedded.stack import Stack  # imports the database and the API
 
     settings = load_settings(context, host=host, port=port, slots=slots, data_dir=data_dir)
     stack = Stack(settings)
@@ -80,7 +80,7 @@ def worker(context: typer.Context, slots: Slots = None, data_dir: DataDir = None
 
 
 def _become(module: str, settings: Settings) -> NoReturn:
-    """Replace this process by one of our modules, with these settings in its environment."""
+    """Replace this process by a Stoker module, with these settings in its environment."""
     from jobs.child_modules import python_module
     from scheduler.embedded.environment import settings_environment
 

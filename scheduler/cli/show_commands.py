@@ -1,4 +1,4 @@
-"""`stoker status`, `watch`, `logs` and `slots`: the commands that look and change nothing."""
+"""`stoker status`, `watch`, `logs` and `slots`: the commands that only read."""
 
 from __future__ import annotations
 
@@ -195,13 +195,13 @@ def _show_attempts(attempts: list[connection.Json]) -> None:
         numbers = [str(each["num_halvings"])] if halved else []
         numbers += [str(each["resumed_step"]), str(each["last_step"])]
         end = each["end"] or "running"
-        why = "" if end == "completed" else each["reason"] or ""  # what has completed needs no reason
+        why = "" if end == "completed" else each["reason"] or ""  # a completed attempt needs no reason
         table.add_row(str(each["number"]), cell(", ".join(each["slots"])), *numbers, end, cell(why))
     show_table(table)
 
 
 def _doing(job: connection.Json) -> str:
-    """What a job's slots do and for how long, those that do the same together."""
+    """What a job's slots do and for how long; slots with the same activity are counted together."""
     longest: dict[str, list[float]] = {}
     for each in job["doing"]:
         longest.setdefault(each["activity"], []).append(each["since"])
@@ -212,7 +212,7 @@ def _doing(job: connection.Json) -> str:
 
 
 def _task(job: connection.Json) -> str:
-    """What a job does, in a word or two."""
+    """A job's task in a word or two."""
     spec = job["spec"]
     if job["kind"] != TRAINING:
         return str(spec.get("task", job["kind"]))

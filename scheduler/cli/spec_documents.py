@@ -1,4 +1,4 @@
-"""Spec documents as people write them: in a file, or as options of a command."""
+"""Read spec documents from files, standard input or command-line options."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from scheduler.client.plain_data import parse_document
 
 
 def read_spec(path: str) -> Json:
-    """The document in a YAML or JSON file, or on standard input for `-`.
+    """Read the document in a YAML or JSON file, or on standard input for `-`.
 
     Raises:
-        NotFound: there is no such file.
-        InvalidSpec: it does not hold one mapping of plain values.
+        NotFound: The file does not exist.
+        InvalidSpec: The file does not hold one mapping of plain values.
     """
     name = "standard input" if path == "-" else f"'{path}'"
     try:
         body = sys.stdin.buffer.read() if path == "-" else Path(path).expanduser().read_bytes()
     except FileNotFoundError as error:
         raise NotFound(f"there is no spec file '{path}'", param="spec") from error
-    except (OSError, ValueError, RuntimeError) as error:  # a zero byte in the name, an unknown ~user
+    except (OSError, ValueError, RuntimeError) as error:  # also a zero byte in the name, or an unknown ~user
         raise InvalidSpec(f"the spec file '{path}' cannot be read: {reason(error)}", param="spec") from error
     body = body.removeprefix(codecs.BOM_UTF8)
     if path.lower().endswith(".json"):
         return parse_document(body, name=name, is_yaml=False)
-    # JSON goes through its own parser: YAML's takes no tabs before a field, and a hundred times as long.
+    # JSON has its own parser, since YAML's rejects tabs before a field and is a hundred times slower.
     is_json = body.lstrip().startswith(b"{") and _is_json(body)
     return parse_document(body, name=name, is_yaml=not is_json)
 
@@ -47,10 +47,10 @@ def _is_json(body: bytes) -> bool:
 
 
 def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
-    """`name=value` options as a mapping.
+    """Parse `name=value` options into a mapping.
 
     Raises:
-        InvalidSpec: one has no `=`, or a name stands twice.
+        InvalidSpec: An option has no `=`, or a name occurs twice.
     """
     mapping: dict[str, str] = {}
     for pair in pairs:
@@ -64,7 +64,7 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
 
 
 def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
-    """`--param name=value` options; a value that is JSON is read as such, any other is text."""
+    """Parse `--param name=value` options. A value that is valid JSON is parsed, any other is a string."""
     parameters: dict[str, Any] = {}
     for name, value in parse_pairs(pairs, "--param").items():
         try:

@@ -1,4 +1,4 @@
-"""`stoker submit`: a spec from a file into the queue; its id, alone, on standard output."""
+"""`stoker submit`: submit the spec in a file, and print only the job's id to standard output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--help` of a command that takes a TASK: named beside it, the task's own parameters are listed too."""
+"""`--help` of a command with a TASK argument, which also lists the parameters of a given task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TaskCommand(TyperCommand):
     """A command whose help lists the parameters of the task that its arguments name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments, the task's name first: `--help` ends the command before any other is read."""
+        """Parse the arguments. The task's name is read first, since `--help` ends the command."""
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         ctx.meta[_ARGUMENT] = given.get(_ARGUMENT)
         return super().parse_args(ctx, args)
@@ -41,7 +41,7 @@ class TaskCommand(TyperCommand):
 
 
 def _default(model: type[TaskParameters], parameter: str) -> str:
-    """The end of a parameter's line: its default, where it has one."""
+    """End of a parameter's line: its default, or an empty string."""
     default = model.model_fields[parameter].get_default(call_default_factory=True)
     if default is None or default in ([], {}):
         return ""

@@ -1,4 +1,4 @@
-"""What a person reads: sentences, tables and figures on the right stream, in 80 columns, plain off a terminal."""
+"""Print messages, tables and numbers to stdout or stderr: colours on a terminal, else plain text in 80 columns."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ stderr = Console(stderr=True, highlight=False)
 
 
 class ReaderGone(BaseException):
-    """Nobody reads standard output any more (`| head`)."""
+    """The reader of standard output has closed it (`| head`)."""
 
 
 class WarningsHandler(logging.Handler):
-    """Our own warnings as sentences on stderr, above a progress bar where one is drawn."""
+    """Shows log records as lines on stderr, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
@@ -64,7 +64,7 @@ def show_json(value: object) -> None:
 
 
 def show_json_lines(values: Iterable[object]) -> None:
-    """Write one line of JSON for each value to stdout, each as soon as it is there."""
+    """Write one line of JSON for each value to stdout, as soon as the value arrives."""
     for value in values:
         line = clean_json(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE).decode())
         with _reader():
@@ -74,12 +74,12 @@ def show_json_lines(values: Iterable[object]) -> None:
 
 @contextmanager
 def _reader() -> Iterator[None]:
-    if sys.stdout is None:  # it was closed before the start (`>&-`)
+    if sys.stdout is None:  # closed before the start (`>&-`)
         raise ReaderGone
     try:
         yield
     except BrokenPipeError as error:
-        # Nothing more may be written, not even when Python flushes at its exit
+        # Nothing more may be written, not even when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise ReaderGone from error
     except OSError as error:
@@ -88,28 +88,28 @@ def _reader() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Tell a person something on stderr, beside the output."""
+    """Print a message to stderr."""
     stderr.print(Text(clean(text, keep_lines=True)), soft_wrap=True)
 
 
 def complain(text: str) -> None:
-    """Say on stderr what went wrong."""
+    """Print an error message to stderr."""
     stderr.print(Text.assemble(("error: ", "bold red"), clean(text)), soft_wrap=True)
 
 
 def clean(text: str, *, keep_lines: bool = False) -> str:
-    """Text of others made harmless: no character of it moves the cursor, changes a colour or turns text around."""
+    """Make untrusted text harmless: no character moves the cursor, changes a colour or reverses the text."""
     kept = "\t\n" if keep_lines else "\t"
     return UNSHOWABLE.sub(lambda found: found[0] if found[0] in kept else "\N{REPLACEMENT CHARACTER}", text)
 
 
 def clean_json(text: str) -> str:
-    """JSON whose texts hold such characters as escapes, which mean the same to every program."""
+    """Escape the characters that `clean` replaces, which leaves the JSON's meaning unchanged."""
     return UNSHOWABLE.sub(lambda found: found[0] if found[0] in "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 def make_table(*columns: str | tuple[str, dict[str, Any]]) -> Table:
-    """A table without lines. A column is a heading, or one with Rich's options; give the long ones a `max_width`."""
+    """Make a table without lines. A column is a heading, or a heading and Rich's options such as `max_width`."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         heading, options = (column, {}) if isinstance(column, str) else column
@@ -118,7 +118,7 @@ def make_table(*columns: str | tuple[str, dict[str, Any]]) -> Table:
 
 
 def table_width() -> int:
-    """How wide a table may be, in characters."""
+    """Maximum width of a table, in characters."""
     return stdout.width if stdout.is_terminal else _PLAIN_COLUMNS
 
 
@@ -133,18 +133,18 @@ def show_table(table: Table) -> None:
 
 
 def cell(text: object) -> Text:
-    """A value of others as a table's cell."""
+    """An untrusted value as a table's cell."""
     return Text(clean(str(text)))
 
 
 def state_cell(state: str) -> str:
-    """A state in its colour."""
+    """A state as Rich markup in its colour."""
     style, state = _STATE_STYLES.get(state), clean(state)
     return f"[{style}]{escape(state)}[/]" if style else escape(state)
 
 
 def short_number(value: float) -> str:
-    """`12.3k`: three figures and a unit."""
+    """A number with three digits and a unit, such as `12.3k`."""
     for size, unit in _UNITS:
         if value >= 0.9995 * size:
             scaled = value / size
@@ -153,7 +153,7 @@ def short_number(value: float) -> str:
 
 
 def short_bytes(value: float) -> str:
-    """`1.5 GiB`."""
+    """A number of bytes with a unit, such as `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
@@ -162,7 +162,7 @@ def short_bytes(value: float) -> str:
 
 
 def short_duration(seconds: float) -> str:
-    """`4.2s`, `3m12s`, `2h05m`, `3d04h`."""
+    """A duration such as `4.2s`, `3m12s`, `2h05m` or `3d04h`."""
     if seconds < 59.5:
         return f"{seconds:.1f}s" if seconds < 9.95 else f"{seconds:.0f}s"
     whole = round(seconds)
@@ -173,10 +173,10 @@ def short_duration(seconds: float) -> str:
 
 
 def age(at: float) -> str:
-    """How long ago a time was, for a person; a clock that is behind shows 0."""
+    """Time since `at` (Unix seconds) as a short duration; 0 if this clock is behind."""
     return short_duration(max(0.0, time.time() - at))
 
 
 def joined(parts: Sequence[str | None]) -> str:
-    """The parts that are there, with commas."""
+    """The non-empty parts, separated by commas."""
     return ", ".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""Waiting for a job as a person does: its progress shown, Ctrl-C answered, its end turned into an exit code."""
+"""Wait for a job: show its progress, handle Ctrl-C, and turn its end into an exit code."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def wait_for(client: StokerClient, job_id: str) -> Json:
 
 
 def wait_or_cancel(client: StokerClient, job_id: str) -> Json:
-    """As `wait_for`, but an interrupt cancels the job first.
+    """Wait like `wait_for`, but cancel the job at an interrupt.
 
     Raises:
-        Interrupted: after the job was cancelled, or, at a second interrupt, at once.
+        Interrupted: The wait was interrupted. Raised after the job was cancelled, or at once at a second interrupt.
     """
     try:
         return wait_for(client, job_id)
@@ -44,7 +44,7 @@ def _cancel(client: StokerClient, job_id: str) -> None:
         if error.status != 409:
             say(f"{job_id} could not be cancelled: {error.message}")
             return
-        job = client.job(job_id)  # it had ended already
+        job = client.job(job_id)  # it had already ended
     except StokerError as error:
         say(f"{job_id} could not be cancelled: {error.message}")
         return
@@ -58,9 +58,9 @@ def check_completed(job: Json, *, blame_user: bool) -> None:
     """End the command unless the job has completed.
 
     Args:
-        job: in its terminal state.
-        blame_user: whether an error of the user's, such as a missing column, is bad usage of this command (exit
-            code 2). So it is where the command brought the spec; one that only looks at a job reports a failure (1).
+        job: The job in its terminal state.
+        blame_user: Whether a user error, such as a missing column, is bad usage of this command (exit code 2). True
+            for commands that submit the spec; commands that only watch a job report a failure (exit code 1).
     """
     if job["state"] == "completed":
         return

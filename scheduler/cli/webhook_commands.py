@@ -1,4 +1,4 @@
-"""`stoker webhooks`: make, list, try out and delete webhooks, and see how their deliveries went."""
+"""`stoker webhooks`: create, list, test and delete webhooks, and show their deliveries."""
 
 from __future__ import annotations
 
@@ -117,5 +117,5 @@ def show_log(
 
 
 def _last_try(delivery: connection.Json) -> str:
-    """What came of it, in short."""
+    """The error or HTTP status of the last try, or an empty string."""
     return str(delivery["error"] or delivery["status_code"] or "")
