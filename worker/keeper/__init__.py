@@ -1,5 +1,5 @@
 """The Celery worker of one slot: it holds the lease and starts, watches, stops and kills the runner.
 
-`keeper` runs one lease, `decisions` is its pure core, `runner_pool` keeps a warm runner, `heartbeat` says that the slot
-lives, `gang_member` and `gang_watch` tie the leases of a gang together, `app` is the process.
+`app` is the process, `keeper` runs one lease, `decisions` is its pure core, `runner_pool` keeps a warm runner,
+`heartbeat` shows that the slot is alive, and `gang_member` and `gang_watch` tie the leases of a gang together.
 """

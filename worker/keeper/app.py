@@ -1,4 +1,4 @@
-"""The Celery worker of one slot: listens to the slot's queue, and gives each lease it is told of to the keeper."""
+"""The Celery worker of one slot: listens to the slot's queue and passes each lease to the keeper."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from worker.log_format import set_up_logging
 logger = logging.getLogger(__name__)
 
 DEAF_STATUS = 75
-"""Exit status of a worker that its doorbell did not reach any more, and that did not end in order."""
+"""Exit status of a worker that its doorbell no longer reached and that did not end in order."""
 _DEAF_MARGIN_SECONDS = 5.0
 _START_SECONDS = 600.0  # a cold import of torch from a slow network disk takes minutes
 _ENTER_POLICY = RetryPolicy(max_attempts=ENDLESS, first_seconds=0.25, max_seconds=5.0)
@@ -53,9 +53,9 @@ class _QuietWorker(Worker):  # type: ignore[misc]
             install_worker_term_handler(worker, sig=name, verbose=False)
 
     def on_consumer_ready(self, consumer: object) -> None:
-        """Have a signal wake Celery's loop, which would see that it is to end only at its next tick, up to 1 s later.
+        """Make signals wake Celery's loop, which otherwise notices the shutdown at its next tick, up to 1 s later.
 
-        Called after each connection to Redis, since losing one empties the loop.
+        Called after each connection to Redis, because a lost connection clears the loop's readers.
         """
         super().on_consumer_ready(consumer)
         if self._wake_ends is None:
@@ -69,7 +69,7 @@ class _QuietWorker(Worker):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class SlotProcess:
-    """What this process was started with."""
+    """The arguments that this process was started with."""
 
     slot_id: str
     incarnation: str
@@ -80,7 +80,7 @@ class SlotProcess:
 
 
 class SlotWorker:
-    """The parts of this process, and what each of them has the others do."""
+    """The parts of this process, and the callbacks that connect them."""
 
     def __init__(self, slot: SlotProcess, settings: Settings) -> None:
         self._slot, self._grace_seconds = slot, settings.grace_seconds
@@ -122,12 +122,12 @@ class SlotWorker:
         )
 
     def serve(self) -> int:
-        """Serve the slot until this process is told to end.
+        """Serve the slot until a signal ends this process.
 
         Returns:
             The exit status of the process.
         """
-        self._runner_pool.open()  # it loads torch while the rest of this starts
+        self._runner_pool.open()  # the runner loads torch while the rest of this starts
         _enter(self._heartbeat)
         self._doorbell.wake()
         worker = _make_worker(self._app, self._slot.slot_id, self._on_ring)
@@ -166,19 +166,19 @@ class SlotWorker:
     def _on_deaf(self) -> None:
         self._keeper.stop()
         os.kill(os.getpid(), signal.SIGTERM)
-        # What is deaf may not hear that either; the supervisor starts the next one once this is gone.
+        # A consumer that misses its doorbell may miss the signal too. The supervisor then starts the next worker.
         late = threading.Timer(self._grace_seconds + _DEAF_MARGIN_SECONDS, os._exit, (DEAF_STATUS,))
         late.daemon = True
         late.start()
 
     def _on_shutdown(self, **_: object) -> None:
-        """Give the lease and the slot back. Called inside a signal handler: nothing here may block."""
+        """Give the lease and the slot back. Called inside a signal handler, so it must not block."""
         self._keeper.stop()
         self._heartbeat.leave()
 
 
 def _enter(heartbeat: Heartbeat) -> None:
-    """Take the slot over, however long the database is away; nothing may be consumed before."""
+    """Take over the slot, waiting for the database without limit. No message may be consumed before."""
     attempt = 0
     while True:
         try:
@@ -189,7 +189,7 @@ def _enter(heartbeat: Heartbeat) -> None:
                 logger.warning("waiting for the database: %s", error)
             verdict = decide(error, attempt, _ENTER_POLICY)
             assert isinstance(verdict, RetryAt)
-            threading.Event().wait(verdict.delay_seconds)  # a signal ends the process, there is nothing to tidy yet
+            threading.Event().wait(verdict.delay_seconds)  # a signal ends the process; there is nothing to clean up yet
 
 
 def _make_worker(app: Celery, slot_id: str, run_lease: Callable[[str], None]) -> Worker:
@@ -204,7 +204,7 @@ def _make_worker(app: Celery, slot_id: str, run_lease: Callable[[str], None]) ->
         pool="threads",
         concurrency=1,
         task_events=False,
-        without_gossip=True,  # nobody listens, and all of them cost start time
+        without_gossip=True,  # none of these features is used, and each costs start time
         without_mingle=True,
         without_heartbeat=True,
         quiet=True,
@@ -223,8 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runner-module", default=RUNNER_MODULE, help="the module that is run as the runner")
     arguments = parser.parse_args(argv)
     set_up_logging(arguments.slot)
-    process.adopt_orphans()  # what a runner leaves behind is killed when the runner is gone
-    warnings.simplefilter("ignore", SecurityWarning)  # about pickle under root; nothing but JSON is accepted here
+    process.adopt_orphans()  # processes that a runner leaves behind are killed after it has ended
+    warnings.simplefilter("ignore", SecurityWarning)  # it warns of pickle under root, but only JSON is accepted here
     signals.setup_logging.connect(_leave_logging_alone)
     slot = SlotProcess(
         slot_id=arguments.slot,
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave_logging_alone(**_: object) -> None:
-    """Celery sets logging up by itself unless somebody answers its signal."""
+    """Keep Celery from setting up logging, which it does unless its signal has a receiver."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What to do with a lease that is being held: pure decisions from events and the time; the keeper carries them out."""
+"""What to do with a held lease: pure decisions from events and the time, which the keeper carries out."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from worker.wire.protocol import Done, Failed, Lost, Report, StopLease, error_fr
 from worker.wire.pulse import Beat
 
 _STRENGTH = list(StopReason)  # weakest first
-_TIMES_THE_SLOWEST = 5.0  # a progress may take this many times the longest one yet, whatever the limit says
-_SILENCE_SECONDS = 2.0  # a runner tells each second what has gone on; where nothing comes, none of its threads runs
+_TIMES_THE_SLOWEST = (
+    5.0  # a step may take this many times as long as the slowest one so far, even if that exceeds the limit
+)
+_SILENCE_SECONDS = 2.0  # a runner reports progress every second; if no report comes, none of its threads runs
 
-# -- what happens to a lease beside what its runner says -----------------------------------------------------------
+# -- events of a lease that do not come from its runner ------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """A heartbeat was answered."""
+    """The lease was renewed."""
 
     asked_at: float
-    """When the question was sent, on the keeper's own clock; the lease lasts at least from then on."""
+    """When the renewal was sent, by the keeper's clock. The lease's new term starts no earlier than that."""
     stop: StopReason | None
-    """Why the database wants the lease back; None where it does not."""
+    """Why the database wants the lease back; None if it does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenewalRefused:
-    """A heartbeat was answered: the lease is over."""
+    """The lease was not renewed, because it is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """This worker is to give the lease back."""
+    """This worker must give the lease back."""
 
     reason: StopReason
 
@@ -53,16 +55,16 @@ class RunnerAction(StrEnum):
     """What happens to the runner at the lease's end."""
 
     KEEP = "keep"  # it waits for the next lease, its models warm
-    KILL = "kill"  # its whole group, before anything is recorded; the next runner is started
+    KILL = "kill"  # its whole process group is killed before anything is recorded; the next runner is started
 
 
 class EndRecord(StrEnum):
-    """What the database is told at the lease's end."""
+    """What is recorded in the database at the lease's end."""
 
-    RELEASE = "release"  # given back in order; nobody is blamed
-    FAIL_JOB = "fail_job"  # the job is at fault and ends
-    CRASH = "crash"  # the machine failed; the chunk under computation, or else the job's start, is blamed
-    NOTHING = "nothing"  # the lease is somebody else's business already
+    RELEASE = "release"  # the lease is given back in order, and no failure is counted
+    FAIL_JOB = "fail_job"  # the error is in the job, which fails
+    CRASH = "crash"  # the machine failed; the failure counts against the chunk being computed, or else the job's start
+    NOTHING = "nothing"  # another process has already dealt with the lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,9 @@ class Ending:
     reason: str
     error: StokerError | None = None
     computing: int | None = None
-    """First row of the chunk that a crash is blamed on."""
+    """First row of the chunk that a crash counts against."""
     pause: bool = False
-    """Whether a service was away, so that ending at once would only bring the same lease back to fail again."""
+    """Whether to wait before the lease ends: a service could not be reached, and a new lease would fail again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,12 @@ class StartLease:
 Decision = StartLease | StopLease | Ending
 """What to do: give the lease to the runner, relay a stop to it, or end the lease."""
 
-# -- the lease under way -------------------------------------------------------------------------------------------
+# -- the current lease ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The times that decide, in seconds."""
+    """The time limits of a lease, in seconds."""
 
     lease_seconds: float
     grace_seconds: float
@@ -101,57 +103,57 @@ class Rules:
 
     @classmethod
     def of(cls, times: LeaseTimes) -> Rules:
-        """The rules that the settings make."""
+        """The limits that follow from the settings."""
         limits = stall_limits(times.stall_seconds, times.stall_limits)
-        # Recording waits for a database or a store that is away as long as a lease lasts, and says nothing meanwhile.
+        # A commit waits for an unreachable database or store as long as a lease lasts, and reports no progress.
         limits[Activity.COMMIT] = max(limits[Activity.COMMIT], 2.0 * times.lease_seconds)
         return cls(times.lease_seconds, times.grace_seconds, limits)
 
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """What one of the runner's threads or processes does, by its last beat."""
+    """What one of the runner's threads or processes is doing, according to its last beat."""
 
     beat: Beat
     since: float
-    """When it began."""
+    """When the thread or process began this."""
     heard_at: float
-    """When it last made progress."""
+    """When the thread or process last made progress."""
 
     def after(self, beat: Beat, now: float) -> StageProgress:
-        """What it does once it has said this."""
+        """The progress after this beat."""
         return replace(self, heard_at=now) if beat == self.beat else StageProgress(beat, now, now)
 
     @property
     def in_words(self) -> str:
-        """The activity as people read it; only for a stage that does not wait."""
+        """The activity as text for people. Must not be called for a stage that waits."""
         assert self.beat.activity is not None
         return in_words(self.beat.activity, start_row=self.beat.chunk, step=self.beat.step)
 
 
 @dataclass(frozen=True, slots=True)
 class HeldLease:
-    """What the keeper knows of the lease it holds. Times are on its own monotonic clock."""
+    """What the keeper knows about the lease that it holds. Times are by its own monotonic clock."""
 
     rules: Rules
     held_until: float
-    """The lease is surely ours until then; later, somebody else may own its work."""
+    """Until then the lease certainly belongs to this keeper; afterwards another may have its work."""
     handed_over: bool = False
-    """Whether a living runner was given the lease."""
+    """Whether the lease was passed to a running runner."""
     taken_up: bool = False
-    """Whether that runner has begun with it."""
+    """Whether that runner has started to work on the lease."""
     stages: Mapping[str, StageProgress] = field(default_factory=dict)
-    """What each of its threads does, by its name. Those that wait for others are not among them."""
+    """What each thread of the runner is doing, by the thread's name, without threads that wait for others."""
     heard_at: float = 0.0
-    """When any of them last said something."""
+    """When the last beat of any thread came."""
     slowest_seconds: Mapping[Activity, float] = field(default_factory=dict)
-    """The longest that each activity took from one progress to the next."""
+    """The longest time between two beats of each activity."""
     stop: StopReason | None = None
     kill_at: float | None = None
     """When the grace after a stop ends."""
 
     def due(self) -> float:
-        """The next time at which `overdue` may have something to say."""
+        """The next time at which `overdue` may return an ending."""
         times = [self.held_until]
         if self.kill_at is not None:
             times.append(self.kill_at)
@@ -159,19 +161,19 @@ class HeldLease:
 
     @property
     def foremost(self) -> StageProgress | None:
-        """What the runner does, in one: what it has been at for the longest."""
+        """The runner's main activity: the one that started first."""
         return min(self.stages.values(), key=lambda one: one.since, default=None)
 
     @property
     def suspect(self) -> int | None:
-        """First row of the chunk to blame if the runner dies now: that in the model, else one on its way there or from
-        there; None where no chunk is at work."""
+        """First row of the chunk that a death of the runner now would count against: the chunk in the model, else one
+        being read or written; None without any."""
         at_work = [one.beat for one in self.stages.values() if one.beat.activity in CHUNK_ACTIVITIES]
         in_model = [beat.chunk for beat in at_work if beat.activity is Activity.FORWARD]
         return next(iter([*in_model, *(beat.chunk for beat in at_work)]), None)
 
     def overdue(self, now: float) -> Ending | None:
-        """What to do because of the time alone."""
+        """How the lease must end because of the time alone; None if it goes on."""
         runner_action = RunnerAction.KILL if self.handed_over else RunnerAction.KEEP
         if now >= self.held_until:
             away = f"the database did not answer for {self.rules.lease_seconds:g} s"
@@ -190,21 +192,21 @@ class HeldLease:
         return None
 
     def _stalls_at(self, one: StageProgress) -> float:
-        """When something counts as stalled, if it makes no progress until then."""
+        """The time from which this stage counts as stalled unless it makes progress."""
         activity = one.beat.activity
         assert activity is not None
         slowest_seconds = self.slowest_seconds.get(activity, 0.0)
         return one.heard_at + max(self.rules.stall_limits[activity], _TIMES_THE_SLOWEST * slowest_seconds)
 
     def _stalled(self, now: float) -> StageProgress | None:
-        """What has made no progress for too long, if anything has."""
+        """The stage that has made no progress for too long, if any."""
         late = min(self.stages.values(), key=self._stalls_at, default=None)
         if late is None or now < self._stalls_at(late):
             return None
         if self.heard_at > late.heard_at + _SILENCE_SECONDS:
             return late
-        # Nothing was heard of the others either: one holds them all up (Python lets one thread at a time run, and a
-        # regular expression does not let go). It is the one that was heard last.
+        # The other stages are silent too, so one of them blocks all: Python runs one thread at a time, and a regular
+        # expression, for example, does not release the GIL. It is the stage that was heard last.
         return max(self.stages.values(), key=lambda one: one.heard_at)
 
     def _heard(self, beat: Beat, now: float) -> HeldLease:
@@ -217,7 +219,7 @@ class HeldLease:
         return replace(self, taken_up=True, stages=stages, heard_at=now, slowest_seconds=slowest)
 
     def on_event(self, what: Event, now: float) -> tuple[HeldLease, Decision | None]:
-        """What is known after `what` happened at `now`, and what to do about it."""
+        """The state after the event `what` at the time `now`, and what to do about it."""
         match what:
             case RunnerUp() if not self.handed_over:
                 return replace(self, handed_over=True), StartLease()
@@ -253,12 +255,14 @@ class HeldLease:
                 EndRecord.RELEASE, RunnerAction.KEEP, f"{reason}: before it was begun"
             )
         kill_at = self.kill_at
-        if kill_at is None and reason is not StopReason.YIELD:  # a yielding runner may take its chunk's whole time
+        if kill_at is None and reason is not StopReason.YIELD:  # a runner that yields may finish its chunk first
             kill_at = now + self.rules.grace_seconds
         return replace(self, stop=reason, kill_at=kill_at), StopLease(reason)
 
     def _runner_died(self, status: str) -> tuple[HeldLease, Decision | None]:
-        if not self.taken_up and self.stop is None:  # it died idle, and only seemed to be there; the next one gets it
+        if (
+            not self.taken_up and self.stop is None
+        ):  # it died while idle, before it read the order; the next runner gets the lease
             return replace(self, handed_over=False), None
         if not self.taken_up:
             return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, f"{self.stop}: before it was begun")

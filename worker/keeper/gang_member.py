@@ -1,4 +1,4 @@
-"""A gang member's lease: its slot's device is kept free for the leader's processes until the gang has ended."""
+"""A gang member's lease: it keeps the slot's device free for the leader's processes until the gang has ended."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from worker.keeper.runner_pool import RunnerPool
 
 logger = logging.getLogger(__name__)
 
-_LEADER_MARGIN_SECONDS = 2.0  # beyond the grace: the leader hears of the stop, and records its end, that much later
+_LEADER_MARGIN_SECONDS = 2.0  # beyond the grace: time for the leader to notice the stop and to record its end
 _ASK_AGAIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What a member knows of the lease it holds. Times are on its own monotonic clock, in seconds."""
+    """What a member knows about the lease that it holds. Times are in seconds, by its own monotonic clock."""
 
     lease_seconds: float
     patience_seconds: float
-    """How long a member that has to leave waits for the leader to stop in order."""
+    """How long a member whose worker shuts down waits for the leader to stop in order."""
     held_until: float
-    """The lease is surely ours until then."""
+    """Until then the lease certainly belongs to this keeper."""
     is_held: bool = False
     """Whether the leader may use the device."""
     leave_at: float | None = None
-    """When it leaves though the gang has not ended, once its worker goes down."""
+    """When the member leaves even if the gang has not ended; None unless its worker shuts down."""
 
     def due(self) -> float:
-        """The next time at which `overdue` may have something to say."""
+        """The next time at which `overdue` may return an ending."""
         return self.held_until if self.leave_at is None else min(self.held_until, self.leave_at)
 
     def overdue(self, now: float) -> Ending | None:
-        """What to do because of the time alone."""
+        """How the lease must end because of the time alone; None if it goes on."""
         if now >= self.held_until:
             away = f"the database did not answer for {self.lease_seconds:g} s"
             return Ending(EndRecord.RELEASE, RunnerAction.KEEP, away, ServiceUnavailable(away))
@@ -49,9 +49,9 @@ class Membership:
         return None
 
     def on_event(self, what: Event, now: float) -> tuple[Membership, Ending | None]:
-        """What is known after `what` happened at `now`, and whether the lease ends.
+        """The state after the event `what` at the time `now`, and how the lease ends, if it does.
 
-        Whatever else the database wants of the job, its leader hears too, and ends the gang.
+        All other events of the job reach its leader too, which ends the gang.
         """
         match what:
             case Renewed(asked_at):
@@ -75,16 +75,16 @@ def hold_place(
     times: LeaseTimes,
     runner_pool: RunnerPool,
 ) -> Ending:
-    """Follow a member's lease to its end: the slot has no runner meanwhile.
+    """Follow a member's lease to its end. The slot has no runner meanwhile.
 
     Args:
-        lease: active, of a rank above 0.
-        inbox: where heartbeats' answers, the gang's end and the worker's stop arrive.
-        asked_at: monotonic seconds from which the lease lasts.
+        lease: An active lease with a rank above 0.
+        inbox: The queue on which renewals, the end of the gang and the worker's stop arrive.
+        asked_at: When the activation was sent, in monotonic seconds; the lease's term starts no earlier.
     """
     patience_seconds = times.grace_seconds + _LEADER_MARGIN_SECONDS
     membership = Membership(times.lease_seconds, patience_seconds, asked_at + times.lease_seconds)
-    while not inbox.empty():  # the worker may be going down already
+    while not inbox.empty():  # the worker may be shutting down already
         membership, ending = membership.on_event(inbox.get(), time.monotonic())
         if ending is not None:
             return ending
@@ -102,14 +102,14 @@ def hold_place(
         membership, ending = _wait(replace(membership, is_held=True), lease, inbox, database)
         return ending
     finally:
-        if membership.leave_at is None:  # else the worker is going down, and needs no runner any more
+        if membership.leave_at is None:  # otherwise the worker is shutting down and needs no runner
             runner_pool.occupy()
 
 
 def _wait(
     membership: Membership, lease: WorkingLease, inbox: queue.SimpleQueue[Event], database: Database
 ) -> tuple[Membership, Ending]:
-    """Hold the slot until the gang has ended, or this member has to leave it."""
+    """Hold the slot until the gang has ended or this member has to leave."""
     is_leader_asked = False
     while (ending := membership.overdue(time.monotonic())) is None:
         pause_seconds = membership.due() - time.monotonic()
@@ -127,7 +127,7 @@ def _wait(
 
 
 def _ask_leader(database: Database, lease_id: str) -> bool:
-    """Have the leader stop with a checkpoint; False where the database is away and it has to be asked again."""
+    """Ask the leader to stop with a checkpoint; False if the database is away and this must be repeated."""
     try:
         gangs.ask_shutdown(database, lease_id)
     except LostLease:

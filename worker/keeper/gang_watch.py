@@ -1,4 +1,4 @@
-"""Looks several times a second whether a gang's lease still stands: its slots are others' as soon as it has ended."""
+"""Checks several times a second whether a gang's lease is still active, since its slots are free once it has ended."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LOOK_SECONDS = 0.25
 
 @contextmanager
 def watching(database: Database, lease_id: str, tell: Callable[[RenewalRefused | StopAsked], None]) -> Iterator[None]:
-    """While inside, `tell` hears from a thread of its own when the lease has ended, or its member wants it to stop.
+    """Inside this context, a thread calls `tell` when the lease has ended, or when a member asks the gang to stop.
 
-    The heartbeats would bring both too, but only each quarter of the lease's life: for a lease that stands alone that
-    is soon enough, since its slot takes no other before its keeper is done with it. A gang's leader computes on other
-    keepers' slots, and a member's slot idles until it knows.
+    The renewals would report both too, but only every quarter of the lease's term. That is soon enough for a lease
+    without a gang, since its slot starts no other lease before its keeper is done. But a gang's leader computes on the
+    slots of other keepers, and a member's slot is idle until the member knows that the gang has ended.
     """
     left = threading.Event()
 
@@ -40,7 +40,7 @@ def watching(database: Database, lease_id: str, tell: Callable[[RenewalRefused |
                 has_told = True
                 tell(StopAsked(StopReason.SHUTDOWN))
             if not (standing.is_active or was_active):
-                # At the second look: a runner that finds it out by itself, between two steps, need not be killed.
+                # Only at the second look: a runner that notices it between two steps need not be killed.
                 tell(RenewalRefused())
                 return
             was_active = standing.is_active

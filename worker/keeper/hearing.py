@@ -1,7 +1,7 @@
-"""Whether rings still reach this worker: it rings its own doorbell once the scheduler has rung in vain.
+"""Whether rings still reach this worker: it rings its own doorbell after it missed rings of the scheduler.
 
-A consumer that Celery lost, or that waits in a call that never returns, leaves a worker whose heartbeats go on and that
-takes up nothing. Where its own ring comes back the fault was elsewhere; where Redis does not take it, that is Redis's.
+If Celery loses its consumer, or the consumer waits in a call that never returns, the worker still sends heartbeats but
+starts no lease. If the worker's own ring comes back, the cause was elsewhere; if Redis refuses it, the cause is Redis.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _KIND = "echo"
 
 
 class Verdict(StrEnum):
-    """What is known of a worker's hearing."""
+    """Whether rings reach a worker, as far as known."""
 
     WAITING = "waiting"  # its own ring is on its way
     HEARS = "hears"
-    UNRUNG = "unrung"  # Redis does not take rings, which is nothing that a new worker would cure
+    UNRUNG = "unrung"  # Redis refuses rings, which a new worker would not change
     DEAF = "deaf"
 
 
@@ -36,18 +36,18 @@ class Verdict(StrEnum):
 class _Echo:
     token: str
     due_at: float
-    """When it must have come back (monotonic seconds)."""
+    """When the ring must have come back (monotonic seconds)."""
 
 
 class Hearing:
-    """Asked from one thread, told from another."""
+    """Finds out whether rings reach this worker. One thread checks, and another reports the rings that arrive."""
 
     def __init__(self, app: Celery, slot_id: str, *, patience_seconds: float) -> None:
         """
         Args:
-            app: to ring with.
-            slot_id: whose doorbell it is.
-            patience_seconds: a ring that takes longer than this to come back was not heard.
+            app: The Celery app to ring with.
+            slot_id: The slot whose doorbell is rung.
+            patience_seconds: How long a ring may take to come back; after that the worker counts as deaf.
         """
         self._app, self._slot_id, self._patience_seconds = app, slot_id, patience_seconds
         self._lock = threading.Lock()
@@ -55,7 +55,7 @@ class Hearing:
         self._heard: str | None = None
 
     def is_echo(self, lease_id: str) -> bool:
-        """Take what the doorbell brought; whether it was this worker's own ring and no lease."""
+        """Whether a message of the doorbell is this worker's own ring instead of a lease. Records such a ring."""
         if not lease_id.startswith(f"{_KIND}_"):
             return False
         with self._lock:
@@ -63,7 +63,7 @@ class Hearing:
         return True
 
     def check(self) -> Verdict:
-        """Begin or go on finding out. Never blocks for long; to be asked again while it says `WAITING`."""
+        """Start or continue the check. Does not block for long; call it again while it returns `WAITING`."""
         with self._lock:
             echo, heard = self._echo, self._heard
             if echo is not None and heard == echo.token:

@@ -1,4 +1,4 @@
-"""A worker process's claim on its slot: enter, show it is alive, say when the runner is broken, leave."""
+"""A worker process's claim on its slot: enter it, send heartbeats, report a broken runner, and leave."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Beats for one slot from a thread of its own, each `slot_seconds` / 4 and at once when something has changed."""
+    """Sends heartbeats for one slot from its own thread: every `slot_seconds` / 4, and at once after a change."""
 
     def __init__(
         self,
@@ -35,12 +35,12 @@ class Heartbeat:
     ) -> None:
         """
         Args:
-            incarnation: this process's token.
-            warm_models: keys of the models that the runner holds now.
-            hearing: tells whether the doorbell works, where it was rung in vain.
-            on_displaced: called when another process owns the slot; this one must end.
-            on_heard: called when the slot is in use again after that.
-            on_deaf: called when the doorbell does not reach this process; it must end, and another be started.
+            incarnation: The token of this process.
+            warm_models: Returns the keys of the models that the runner has loaded now.
+            hearing: Checks whether the doorbell reaches this process, after a ring that was not answered.
+            on_displaced: Called when another process owns the slot; this one must end.
+            on_heard: Called when that check has shown that the doorbell works, so that the slot is in use again.
+            on_deaf: Called when the doorbell does not reach this process, which must end and be replaced.
         """
         self._database, self._times = database, times
         self._slot_id, self._incarnation = slot_id, incarnation
@@ -53,10 +53,10 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat_until_left, name="heartbeat", daemon=True)
 
     def enter(self) -> None:
-        """Take the slot over, and begin to beat.
+        """Take over the slot and start to send heartbeats.
 
         Raises:
-            ServiceUnavailable: the database cannot be reached.
+            ServiceUnavailable: The database cannot be reached.
         """
         with self._lock:
             slots.enter(self._database, self._slot_id, self._incarnation, self._times)
@@ -66,29 +66,29 @@ class Heartbeat:
         self._thread.start()
 
     def beat_now(self) -> None:
-        """Tell the database without waiting for the next beat."""
+        """Send a heartbeat now instead of at the next regular time."""
         self._calls.put(True)
 
     def broken(self, reason: str) -> None:
-        """Take the slot out of use: its runner cannot start."""
+        """Take the slot out of use, because its runner cannot start."""
         with self._lock:
             self._broken = reason
             if self._entered:
                 self._tell(lambda: slots.mark_broken(self._database, self._slot_id, self._incarnation, reason))
 
     def mended(self) -> None:
-        """Put the slot back into use: its runner has started."""
+        """Put the slot back into use, because its runner has started."""
         with self._lock:
             if self._broken is not None and self._entered:
                 self._tell(lambda: slots.mark_mended(self._database, self._slot_id, self._incarnation))
             self._broken = None
 
     def leave(self) -> None:
-        """Give the slot up, so that nothing more is granted to it. Safe inside a signal handler; does not wait."""
+        """Retire the slot, so that it gets no more leases. Does not wait, and is safe inside a signal handler."""
         self._calls.put(False)
 
     def join(self) -> None:
-        """Wait until the slot is given up."""
+        """Wait until the slot is retired."""
         if self._entered:
             self._thread.join()
 
@@ -106,7 +106,9 @@ class Heartbeat:
                 owned = standing is not Standing.DISPLACED
                 if standing is Standing.UNHEARD and self._is_deaf():
                     return
-                if owned and out_of_reach and self._broken is not None:  # it may not have been told
+                if (
+                    owned and out_of_reach and self._broken is not None
+                ):  # an earlier attempt to record it may have failed
                     slots.mark_broken(self._database, self._slot_id, self._incarnation, self._broken)
             except ServiceUnavailable as error:
                 if not out_of_reach:
@@ -123,7 +125,7 @@ class Heartbeat:
         self._tell(lambda: slots.retire(self._database, [self._slot_id], incarnation=self._incarnation))
 
     def _is_deaf(self) -> bool:
-        """Find out why the doorbell was rung in vain; True where this process has to end for it."""
+        """Check why a ring was not answered; True if this process must end because rings do not reach it."""
         match self._hearing.check():
             case Verdict.HEARS:
                 logger.info("slot %s: its doorbell rings again", self._slot_id)

@@ -1,4 +1,4 @@
-"""Holds one lease at a time: takes it up, hands it to the runner, renews it, relays stops, and settles how it ended."""
+"""Holds one lease at a time: activates it, passes it to the runner, renews it, relays stops, and records its end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _Inbox = queue.SimpleQueue[Event]  # its `put` may be called from a signal handl
 
 
 class Keeper:
-    """The part of a slot's Celery worker that holds the lease. It decides nothing itself: `decisions` does."""
+    """The part of a slot's Celery worker that holds the lease. All its decisions are made in `decisions`."""
 
     def __init__(
         self,
@@ -58,19 +58,19 @@ class Keeper:
     ) -> None:
         self._database, self._times, self._incarnation = database, times, incarnation
         self._runner_pool, self._job_log, self._doorbell = runner_pool, job_log, doorbell
-        # A service that is away is waited for as long as it takes.
+        # There is no limit on how long to wait for a service that cannot be reached.
         self._outage_policy = RetryPolicy(ENDLESS, times.retry_seconds, times.retry_max_seconds)
         self._num_outages = 0  # in a row
         self._inbox: _Inbox | None = None
         self._last_word: StopAsked | RenewalRefused | None = None
         self._doing: tuple[str, float] | None = None
-        """What the runner does, in words, and since when (monotonic seconds)."""
+        """A description of what the runner is doing, and since when (monotonic seconds)."""
 
     def run_lease(self, lease_id: str) -> None:
         """Hold a lease from its message to its end. A duplicate or late message does nothing.
 
         Args:
-            lease_id: the whole content of the message.
+            lease_id: The id of the lease, which is the whole content of the message.
         """
         asked_at = time.monotonic()
         try:
@@ -112,11 +112,11 @@ class Keeper:
         self._doorbell.wake()
 
     def stop(self) -> None:
-        """Have the lease, and any that comes after it, given back in order. Safe inside a signal handler."""
+        """Give back the current lease, and any later one, in order. Safe inside a signal handler."""
         self._leave(StopAsked(StopReason.SHUTDOWN))
 
     def abandon(self) -> None:
-        """Have the runner killed: the slot, and every lease on it, is another process's now."""
+        """Kill the runner, because the slot and its leases now belong to another process."""
         self._leave(RenewalRefused())
 
     def _leave(self, word: StopAsked | RenewalRefused) -> None:
@@ -124,10 +124,10 @@ class Keeper:
         if (inbox := self._inbox) is not None:
             inbox.put(word)
 
-    # -- the lease under way
+    # -- the current lease
 
     def _hold(self, lease: WorkingLease, inbox: _Inbox, asked_at: float) -> Ending:
-        """Follow the lease to its end; the runner is killed by the time this returns, where it had to be."""
+        """Follow the lease to its end. If the runner had to be killed, that is done before this returns."""
         held = HeldLease(Rules.of(self._times), held_until=asked_at + self._times.lease_seconds)
         runner: RunnerProcess | None = None
         try:
@@ -150,7 +150,7 @@ class Keeper:
                             runner.give(Run(lease))
                         case StopLease():
                             runner.give(decision)
-        except BaseException:  # a fault of ours must not leave a runner that nobody watches
+        except BaseException:  # a bug here must not leave a runner that is not watched
             if runner is not None:
                 runner.kill()
             raise
@@ -173,7 +173,7 @@ class Keeper:
 
     @contextmanager
     def _renewing(self, lease_id: str, inbox: _Inbox) -> Iterator[None]:
-        """Heartbeats from a thread of their own, since the database may take longer to answer than the lease lasts."""
+        """Renew the lease in a separate thread, since the database may take longer to answer than the lease lasts."""
         ended = threading.Event()
         lease_seconds = self._times.lease_seconds
 
@@ -199,7 +199,7 @@ class Keeper:
             ended.set()
 
     def _sit_out(self, ending: Ending, inbox: _Inbox) -> None:
-        """Hold on to the slot for a while: given back at once, the lease would come again and fail again."""
+        """Keep the lease for a while, because it would be granted and fail again if it were given back at once."""
         self._num_outages += 1
         assert ending.error is not None
         verdict = decide(ending.error, self._num_outages, self._outage_policy)
@@ -217,7 +217,7 @@ class Keeper:
     # -- its end
 
     def _settle(self, lease: WorkingLease, ending: Ending) -> None:
-        """Record how the lease ended. Where that fails it expires by itself, and the sweep deals with its work."""
+        """Record how the lease ended. If that fails, the lease expires, and the reaper deals with its work."""
         if ending.error is not None:
             logger.warning("lease %s of job %s: %s", lease.lease_id, lease.job_id, ending.reason)
         try:
@@ -246,6 +246,6 @@ class Keeper:
 
 
 def _in_words(held: HeldLease) -> tuple[str, float] | None:
-    """What the runner does, and since when; None where it waits."""
+    """A description of what the runner is doing, and since when; None while it waits."""
     foremost = held.foremost
     return None if foremost is None else (foremost.in_words, foremost.since)
