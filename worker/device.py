@@ -1,4 +1,4 @@
-"""The runner's device: which one, in which dtype, how much memory, and what its errors mean."""
+"""The runner's device: which one it is, the dtype to compute in, its memory, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from jobs.messages import first_line, short
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OUT_OF_MEMORY = (
     "can't allocate memory",  # DefaultCPUAllocator
-    "not enough memory",  # DefaultCPUAllocator where it was refused at once
+    "not enough memory",  # DefaultCPUAllocator, if the system refuses at once
     "out of memory",  # CUDA, cuBLAS, cuDNN
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
     "std::bad_alloc",
 )
 _POISONED = ("cuda error", "cublas_status_execution_failed", "cudnn_status_execution_failed")
-"""What every error of the CUDA runtime begins with: a device-side assert, an illegal access, a lost GPU..."""
+"""Words in errors after which the CUDA context is lost: a device-side assert, an illegal access, a lost GPU..."""
 
 
 def pick_device() -> torch.device:
-    """The GPU this process was given (`CUDA_VISIBLE_DEVICES`; of a gang's, its own), or the CPU where there is none."""
+    """This process's current CUDA device (one of `CUDA_VISIBLE_DEVICES`), or the CPU without one."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -34,32 +34,32 @@ def prepare(device: torch.device, *, num_threads: int, seed: int = 0) -> None:
     """Set a fresh process up so that equal work gives equal results.
 
     Args:
-        device: what it will compute on.
-        num_threads: CPU threads of one operation; slots of one host share its cores.
-        seed: of every generator of random numbers.
+        device: The device of this process.
+        num_threads: Number of CPU threads for one operation; the slots of a host share its cores.
+        seed: The seed of torch's random number generators.
     """
     torch.set_num_threads(num_threads)
     torch.manual_seed(seed)
     if device.type == "cuda":
-        # Autotuning picks kernels by their time in this very run, and kernels differ in their last bits.
+        # Autotuning picks kernels by their speed in this run, and the results of kernels differ in the last bits.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
 
 
 def device_name(device: torch.device) -> str:
-    """What kind of device this is, equal for devices of equal memory and speed (`NVIDIA H200`, `cpu`)."""
+    """The kind of a device, equal for devices of equal memory and speed (`NVIDIA H200`, `cpu`)."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """The device's whole memory; of a CPU the machine's."""
+    """Total memory of the device; for a CPU, that of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total)
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Memory that can be allocated now, torch's own unused cache included; of a CPU the machine's."""
+    """Memory that can be allocated now, including torch's unused cache; for a CPU, that of the machine."""
     if device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(device)
         return int(free_bytes + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
@@ -70,10 +70,10 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype a model is loaded in.
 
     Args:
-        name: a spec's `dtype`; `auto` is float32 on a CPU, and on a GPU bfloat16 where it has it, else float32.
+        name: The `dtype` of a spec. `auto` is bfloat16 on a GPU that supports it, else float32.
 
     Raises:
-        InvalidSpec: this device cannot compute in it.
+        InvalidSpec: This device cannot compute in the dtype.
     """
     if name == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -102,7 +102,7 @@ def _cannot(name: str, device: torch.device) -> UserError:
 
 
 def _try_out(dtype: torch.dtype, device: torch.device) -> None:
-    """One each of the operations that every transformer needs, as some devices lack single ones."""
+    """Run each operation that every transformer needs once, since some devices lack one of them."""
     with torch.inference_mode():
         hidden_BD = torch.ones(4, 8, dtype=dtype, device=device)
         hidden_BD = torch.nn.functional.linear(hidden_BD, hidden_BD.new_ones(8, 8), hidden_BD.new_ones(8))
@@ -115,7 +115,7 @@ def _try_out(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this error says that the device, or the host, has too little memory for what was tried."""
+    """Whether this error means that the device or the host ran out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     message = str(error).lower()
@@ -123,7 +123,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_poisoned(error: BaseException) -> bool:
-    """Whether the CUDA context is lost with this error: every later call fails, only a new process helps."""
+    """Whether the CUDA context is lost after this error, so that every later call fails until a new process starts."""
     message = str(error).lower()
     if not isinstance(error, RuntimeError) or is_out_of_memory(error):
         return False
@@ -131,13 +131,13 @@ def is_poisoned(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException, *, longest: int = 300) -> str:
-    """The kind of an error and the first line of its message, for people; never a traceback."""
+    """The type of an error and the first line of its message, for people; never a traceback."""
     kind, line = type(error).__name__, first_line(error)
     return short(line if line == kind else f"{kind}: {line}", longest)
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what dropped models and batches held, so that others can allocate it."""
+    """Free the memory of dropped models and batches, so that other processes can allocate it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -147,13 +147,13 @@ def release_memory(device: torch.device) -> None:
 
 
 class Moment:
-    """The point in a device's work where one batch is computed, so that another thread can wait for that batch alone.
+    """A point in a device's work at which one batch is computed, so that another thread can wait for that batch only.
 
-    Copying on the forward thread's own stream would wait for all the batches that were launched since.
+    A copy on the forward thread's own stream would also wait for all batches launched since then.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Mark what was launched so far by this thread on `device`."""
+        """Mark the work that this thread has launched on `device` so far."""
         self._event: torch.cuda.Event | None = None
         if device.type == "cuda":
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -163,7 +163,7 @@ class Moment:
         """Inside, work of this thread runs on `stream`, after the marked moment.
 
         Args:
-            stream: from `side_stream`; None on a CPU, where there is nothing to wait for.
+            stream: The result of `side_stream`; None on a CPU, where there is nothing to wait for.
         """
         if self._event is None or stream is None:
             return contextlib.nullcontext()
@@ -172,5 +172,5 @@ class Moment:
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A stream for copies from the device beside the forward pass; None on a CPU."""
+    """A stream for copies from the device that run parallel to the forward pass; None on a CPU."""
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""How the worker's processes log: one line each with the time, the level and the slot, on stderr."""
+"""How the worker's processes log: to stderr, one line per record with the time, the level and the slot."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from kombu.exceptions import OperationalError as BrokerError
 from jobs.messages import first_line
 
 _REPEATED_SECONDS = 60.0
-"""How often at most one and the same trouble with Redis is told."""
+"""Shortest time between two log lines about the same error of Redis."""
 
 
 class _OneLine(logging.Formatter):
-    """Keeps a record on one line; only a traceback, which is an error of ours, takes more."""
+    """Keeps a record on one line, except for a traceback, which means a bug."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the base class's name
         return super().formatMessage(record).replace("\n", " | ")
 
 
 class RedisTroubles(logging.Filter):
-    """Makes each error that Redis causes one line without a traceback, and drops its repetitions within a minute.
+    """Logs each error of Redis as one line without a traceback, and drops its repetitions within a minute.
 
-    Celery and kombu log such errors at each of their tries, every one with the same traceback through their own code.
+    Celery and kombu log such an error at each attempt, always with the same traceback through their own code.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ def set_up_logging(who: str) -> None:
     """Send this process's log to stderr.
 
     Args:
-        who: the slot's id, or `supervisor`.
+        who: The slot's id, or `supervisor`.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(RedisTroubles())
@@ -62,7 +62,7 @@ def set_up_logging(who: str) -> None:
 
 
 def set_up_runner_logging() -> None:
-    """Send a runner's log to stderr, which is its job's log: the keeper adds the time and the slot to each line."""
+    """Send a runner's log to stderr, which becomes the job's log: the keeper adds the time and slot to each line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

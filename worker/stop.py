@@ -1,5 +1,4 @@
-"""The request to stop that the keeper relays into a running lease, safe to ask and to read from any thread; and how
-a lease that ran ended."""
+"""The request to stop that the keeper relays to a running lease, safe to use from any thread, and how a lease ended."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ class Outcome(StrEnum):
     """How a lease ended in order."""
 
     DRAINED = "drained"  # nothing was left to claim
-    STOPPED = "stopped"  # a stop was asked for; what was not computed is pending again
+    STOPPED = "stopped"  # a stop was requested; the rest of the work is pending again
 
 
 class Stop:
-    """A flag with a reason. A later, stronger reason replaces a weaker one; it is never taken back."""
+    """A flag with a reason. A later, stronger reason replaces a weaker one; a request is never withdrawn."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,7 +27,7 @@ class Stop:
         self._listeners: list[Callable[[], None]] = []
 
     def ask(self, reason: StopReason) -> None:
-        """Ask for a stop."""
+        """Request a stop."""
         strength = list(StopReason)
         with self._lock:
             if self._reason is None or strength.index(reason) > strength.index(self._reason):
@@ -40,7 +39,7 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a stop was requested."""
         return self._asked.is_set()
 
     @property
@@ -50,14 +49,14 @@ class Stop:
             return self._reason
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Block until a stop is asked for or the time has passed; says whether one was asked for."""
+        """Block until a stop is requested or the time has passed; True if one was requested."""
         return self._asked.wait(timeout_seconds)
 
     @contextmanager
     def telling(self, listener: Callable[[], None]) -> Iterator[None]:
-        """While inside, `listener` is called on each ask (at once if one came already), in the asking thread.
+        """Inside, `listener` is called on each request by the requesting thread, and at once if one came before.
 
-        It must not block; it is there to wake a thread that waits for something else.
+        It must not block; its purpose is to wake a thread that waits for something else.
         """
         with self._lock:
             self._listeners.append(listener)

@@ -1,4 +1,4 @@
-"""The supervisor: discovers the host's slots and keeps one Celery worker running for each, until it is told to end."""
+"""The supervisor: discovers the host's slots and keeps one Celery worker running for each until a signal ends it."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ logger = logging.getLogger(__name__)
 
 _RESTART_POLICY = RetryPolicy(max_attempts=ENDLESS, first_seconds=0.25, max_seconds=30.0)
 _WAIT_POLICY = RetryPolicy(max_attempts=ENDLESS, first_seconds=0.25, max_seconds=5.0)
-_SETTLED_SECONDS = 30.0  # a worker that lived for so long has started well; its next death is a new story
-_END_MARGIN_SECONDS = 5.0  # beyond the grace: what a worker needs to record the end and go
+_SETTLED_SECONDS = 30.0  # a worker that lived this long has started well; its next death counts as the first
+_END_MARGIN_SECONDS = 5.0  # beyond the grace: time for a worker to record the end and exit
 
 
 @dataclass(slots=True)
 class _Member:
-    """One slot's Celery worker: alive, due to be started, or given up."""
+    """One slot's Celery worker: alive, due to be started, or left to another supervisor."""
 
     slot: SlotInfo
     due_at: float | None
-    """When to start it; None while it lives, or for ever once its slot is another's."""
+    """When to start the worker; None while it is alive, and permanently once another worker has taken the slot."""
     worker: subprocess.Popen[bytes] | None = None
     incarnation: str = ""
     started_at: float = 0.0
     deaths: int = 0
-    """In a row, each soon after its start."""
+    """Number of consecutive deaths, each soon after the start."""
 
 
 def restart_delay(deaths: int, lived_seconds: float) -> tuple[int, float]:
     """How long to wait before a dead worker is started again.
 
     Args:
-        deaths: quick deaths before this one.
-        lived_seconds: how long this one lived.
+        deaths: Number of quick deaths before this one.
+        lived_seconds: How long this worker lived.
 
     Returns:
-        The quick deaths now, and the delay in seconds: none after a life of some length.
+        The number of quick deaths now, and the delay in seconds, which is 0 if the worker has lived long enough.
     """
     if lived_seconds >= _SETTLED_SECONDS:
         return 0, 0.0
@@ -72,7 +72,7 @@ def restart_delay(deaths: int, lived_seconds: float) -> tuple[int, float]:
 
 
 class Supervisor:
-    """Runs on one thread that sleeps until a signal, a child's end or the time of a restart."""
+    """Starts and restarts the workers, on one thread that sleeps until a signal, a child's end or a due restart."""
 
     def __init__(self, settings: Settings, infos: Sequence[SlotInfo], *, runner_module: str = RUNNER_MODULE) -> None:
         self._settings, self._runner_module = settings, runner_module
@@ -84,7 +84,7 @@ class Supervisor:
         """Supervise until SIGTERM or SIGINT.
 
         Returns:
-            The exit status: 0 after an end in order, 1 where every slot was taken over by somebody else.
+            The exit status: 0 after an end in order, 1 if other workers have taken every slot.
         """
         with _waking_signals(self._count_signal) as (selector, signals_fd):
             self._selector, self._signals_fd = selector, signals_fd
@@ -109,7 +109,7 @@ class Supervisor:
         self._num_signals += 1
 
     def _sleep(self, until: float | None) -> None:
-        """Wait for a signal or a child's end, at most until then (monotonic seconds), and bury the dead."""
+        """Wait for a signal or a child's end, at most until `until` (monotonic seconds), and handle ended children."""
         timeout = None if until is None else max(0.0, until - time.monotonic())
         for key, _ in self._selector.select(timeout):
             if key.fd == self._signals_fd:
@@ -119,7 +119,7 @@ class Supervisor:
                 self._bury(member, member.worker)
 
     def _wait_for_services(self) -> bool:
-        """Wait until the slots are registered and Redis answers; False where a signal came before."""
+        """Wait until the slots are registered and Redis answers; False if a signal came first."""
         attempt = 0
         while not self._num_signals:
             try:
@@ -128,7 +128,7 @@ class Supervisor:
                     client.ping()
             except (ServiceUnavailable, ProgrammingError, redis.RedisError, OSError) as error:
                 attempt += 1
-                if attempt == 1:  # a missing table too: the schema may be about to be made
+                if attempt == 1:  # a missing table is waited for too: the schema may be about to be created
                     logger.warning("waiting for the database and Redis: %s", first_line(error))
                 verdict = decide(ServiceUnavailable(), attempt, _WAIT_POLICY)
                 assert isinstance(verdict, RetryAt)
@@ -145,7 +145,7 @@ class Supervisor:
             member.worker = process.spawn(
                 app_command(member.slot, member.incarnation, runner_module=self._runner_module),
                 env=app_environment(os.environ, device_uuid=member.slot.device_uuid),
-                on_parent_death=signal.SIGTERM,  # they end in order, and their runners with them
+                on_parent_death=signal.SIGTERM,  # so that the workers end in order, and their runners with them
             )
         except OSError as error:
             member.deaths, delay = restart_delay(member.deaths, 0.0)
@@ -175,7 +175,7 @@ class Supervisor:
     # -- the end
 
     def _end(self) -> None:
-        """End all workers in order within the grace, kill what is left, and retire the slots."""
+        """End all workers in order within the grace, kill those that are left, and retire the slots."""
         logger.info("ending %d workers", sum(member.worker is not None for member in self._members))
         for member in self._members:
             if member.worker is not None:
@@ -205,13 +205,13 @@ class Supervisor:
 
 @contextmanager
 def _waking_signals(on_end: Callable[[], None]) -> Iterator[tuple[selectors.BaseSelector, int]]:
-    """Have SIGTERM, SIGINT and SIGCHLD wake a selector.
+    """Make SIGTERM, SIGINT and SIGCHLD wake a selector.
 
     Args:
-        on_end: called on each SIGTERM and SIGINT.
+        on_end: Called on each SIGTERM and SIGINT.
 
     Returns:
-        The selector and the socket in it that is readable after a signal.
+        The selector, and the file descriptor in it that is readable after a signal.
     """
     ours, pythons = socket.socketpair()
     for end in (ours, pythons):
@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runner-module", default=RUNNER_MODULE, help="the module that is run as the runner")
     arguments = parser.parse_args(argv)
     set_up_logging("supervisor")
-    process.adopt_orphans()  # what a worker that was killed leaves behind is killed with it
+    process.adopt_orphans()  # processes that a killed worker leaves behind are killed too
     settings = Settings()
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     make_private(settings, folders=("job-models", "training"))

@@ -1,4 +1,4 @@
-"""Which slots this host has: GPUs and MIG slices by UUID through NVML, CPU shares where there is none."""
+"""Which slots this host has: GPUs and MIG slices by UUID through NVML, or CPU shares without any."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Device:
     """A GPU, or one MIG slice of it."""
 
     index: int
-    """Of the GPU, in PCI bus order."""
+    """Number of the GPU in PCI bus order."""
     uuid: str
-    """`GPU-...`, or `MIG-...` of a slice."""
+    """The UUID: `GPU-...`, or `MIG-...` for a slice."""
     name: str
     memory_bytes: int
     parent_uuid: str | None = None
-    """Of the GPU, for a slice."""
+    """For a slice, the UUID of its GPU."""
     slice_index: int | None = None
 
 
@@ -41,12 +41,12 @@ def discover(settings: Settings, *, visible_devices: str | None) -> list[SlotInf
     """The slots of this host.
 
     Args:
-        settings: `slots` is the most GPUs to use, or the number of CPU slots; `slot_threads` the threads of each;
-            `host_name` goes into their ids.
-        visible_devices: `CUDA_VISIBLE_DEVICES` as this process found it; None where it was not set.
+        settings: `slots` is the highest number of GPUs to use, or the number of CPU slots; `slot_threads` is the number
+            of threads of each; `host_name` is part of their ids.
+        visible_devices: The value of `CUDA_VISIBLE_DEVICES`; None if it is not set.
 
     Returns:
-        One slot for each visible GPU or MIG slice; without any, CPU slots. Never none.
+        One slot for each visible GPU or MIG slice; without any, CPU slots. Never empty.
     """
     host = re.sub(r"[^A-Za-z0-9.-]", "-", settings.host_name or socket.gethostname())
     cores = available_cores()
@@ -60,7 +60,7 @@ def discover(settings: Settings, *, visible_devices: str | None) -> list[SlotInf
 
 
 def find_devices() -> list[Device]:
-    """Every GPU without MIG and every MIG slice, in PCI bus order; none where there is no NVIDIA driver."""
+    """Every GPU without MIG and every MIG slice, in PCI bus order; empty without an NVIDIA driver."""
     import pynvml
 
     try:
@@ -73,7 +73,7 @@ def find_devices() -> list[Device]:
         for index in range(pynvml.nvmlDeviceGetCount()):
             try:
                 found += _devices_at(index)
-            except pynvml.NVMLError as error:  # one GPU that has fallen off the bus must not take the others with it
+            except pynvml.NVMLError as error:  # one GPU that has fallen off the bus must not make the others unusable
                 logger.warning("GPU %d cannot be used: %s", index, error)
         return found
     finally:
@@ -96,7 +96,7 @@ def _devices_at(index: int) -> list[Device]:
         try:
             mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, slice_index)
         except pynvml.NVMLError_NotFound:
-            continue  # the places for slices need not all be taken
+            continue  # not every place for a slice is in use
         name, slice_uuid = _text(pynvml.nvmlDeviceGetName(mig)), _text(pynvml.nvmlDeviceGetUUID(mig))
         slices.append(Device(index, slice_uuid, name, _memory_bytes(mig), uuid, slice_index))
     if not slices:
@@ -109,7 +109,7 @@ def _memory_bytes(handle: object) -> int:
 
     try:
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-    except pynvml.NVMLError_NotSupported:  # devices that share the host's memory have none of their own to tell
+    except pynvml.NVMLError_NotSupported:  # devices that share the host's memory do not report any
         return int(psutil.virtual_memory().total)
 
 
@@ -118,10 +118,10 @@ def _text(value: str | bytes) -> str:
 
 
 def select_visible(devices: Sequence[Device], visible_devices: str | None) -> list[Device]:
-    """Those of the devices that `CUDA_VISIBLE_DEVICES` lets through, in its order.
+    """The devices that `CUDA_VISIBLE_DEVICES` allows, in its order.
 
-    As CUDA reads it: numbers (here in PCI bus order) or UUIDs, which may be shortened; the first entry that names
-    nothing ends the list. An entry that names a GPU in MIG mode stands for all its slices.
+    The value is read as CUDA reads it: a list of numbers (here in PCI bus order) or UUIDs, which may be shortened; the
+    first entry that matches no device ends the list. An entry that names a GPU in MIG mode stands for all its slices.
     """
     if visible_devices is None:
         return list(devices)
@@ -151,8 +151,8 @@ def cpu_slots(host: str, cores: int, wanted: int, wanted_threads: int = 0) -> li
     """CPU slots that share the host's cores.
 
     Args:
-        wanted: how many; 0: one for each two cores, at least one.
-        wanted_threads: of each; 0: its share of the cores.
+        wanted: Number of slots; 0 means one for every two cores, at least one.
+        wanted_threads: Number of threads of each slot; 0 means its share of the cores.
     """
     count = wanted or max(1, cores // _CORES_PER_SLOT)
     memory_bytes = int(psutil.virtual_memory().total) // count
@@ -162,7 +162,7 @@ def cpu_slots(host: str, cores: int, wanted: int, wanted_threads: int = 0) -> li
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores this process may use: its affinity, or less where a container's CPU quota is smaller."""
+    """Number of cores that this process may use: its CPU affinity, or a container's CPU quota if that is smaller."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota_cores(cgroup)
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
@@ -176,7 +176,7 @@ def _quota_cores(cgroup: Path) -> float | None:
             quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
             period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
         return None if quota in ("max", "-1") else int(quota) / int(period)
-    except (OSError, ValueError):  # no cgroups here: nothing is limited
+    except (OSError, ValueError):  # without cgroups there is no limit
         return None
 
 

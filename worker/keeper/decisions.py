@@ -16,9 +16,7 @@ from worker.wire.protocol import Done, Failed, Lost, Report, StopLease, error_fr
 from worker.wire.pulse import Beat
 
 _STRENGTH = list(StopReason)  # weakest first
-_TIMES_THE_SLOWEST = (
-    5.0  # a step may take this many times as long as the slowest one so far, even if that exceeds the limit
-)
+_TIMES_THE_SLOWEST = 5.0  # a step may take this many times as long as the slowest so far, even beyond the limit
 _SILENCE_SECONDS = 2.0  # a runner reports progress every second; if no report comes, none of its threads runs
 
 # -- events of a lease that do not come from its runner ------------------------------------------------------------
@@ -260,9 +258,7 @@ class HeldLease:
         return replace(self, stop=reason, kill_at=kill_at), StopLease(reason)
 
     def _runner_died(self, status: str) -> tuple[HeldLease, Decision | None]:
-        if (
-            not self.taken_up and self.stop is None
-        ):  # it died while idle, before it read the order; the next runner gets the lease
+        if not self.taken_up and self.stop is None:  # it died before it read the order; the next runner gets it
             return replace(self, handed_over=False), None
         if not self.taken_up:
             return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, f"{self.stop}: before it was begun")

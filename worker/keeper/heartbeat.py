@@ -106,9 +106,7 @@ class Heartbeat:
                 owned = standing is not Standing.DISPLACED
                 if standing is Standing.UNHEARD and self._is_deaf():
                     return
-                if (
-                    owned and out_of_reach and self._broken is not None
-                ):  # an earlier attempt to record it may have failed
+                if owned and out_of_reach and self._broken is not None:  # recording it may have failed
                     slots.mark_broken(self._database, self._slot_id, self._incarnation, self._broken)
             except ServiceUnavailable as error:
                 if not out_of_reach:

@@ -1,4 +1,4 @@
-"""A runner's output as its job's log: lines are gathered, stamped, and written to the database a batch at a time."""
+"""Writes a runner's output to the job's log: lines are collected, time-stamped and written in batches."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _mirror = logging.getLogger("runner")
 
 _BATCH_LINES = 100
 _BATCH_SECONDS = 0.5
-_MOST_WAITING = 10_000  # lines; a database that is away must not fill the memory
+_MOST_WAITING = 10_000  # lines; while the database is away, they must not fill the memory
 
 
 @dataclass(slots=True)
 class _Book:
-    """What one lease's runner said, and how much of it was dropped."""
+    """The lines of one lease's runner that are not yet written, and the number of lines dropped."""
 
     lease: WorkingLease
     waiting: list[tuple[float, str]] = field(default_factory=list)
@@ -37,7 +37,7 @@ class _Book:
 
 
 class JobLog:
-    """Takes lines from any thread without ever making it wait; a thread of its own writes them."""
+    """Accepts lines from any thread without blocking it; a separate thread writes them."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database, self._max_lines = database, settings.log_lines
@@ -50,20 +50,20 @@ class JobLog:
         self._writer.start()
 
     def open(self, lease: WorkingLease) -> None:
-        """Lines from now on belong to this lease."""
+        """Assign the lines from now on to this lease."""
         with self._changed:
             self._close_open()
             self._open = _Book(lease)
             self._books.append(self._open)
 
     def close(self) -> None:
-        """Lines from now on belong to no lease."""
+        """Assign the lines from now on to no lease."""
         with self._changed:
             self._close_open()
             self._changed.notify_all()
 
     def line(self, at: float, text: str) -> None:
-        """Take one line, said at `at` Unix seconds. It always goes to the worker's own log too."""
+        """Add one line, written at `at` Unix seconds. It always goes to the worker's own log too."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         _mirror.info("%s", text)
@@ -80,7 +80,7 @@ class JobLog:
                 self._changed.notify_all()
 
     def end(self) -> None:
-        """Write what is left and stop."""
+        """Write the remaining lines and stop."""
         with self._changed:
             self._close_open()
             self._ending = True
@@ -101,7 +101,7 @@ class JobLog:
                 self._changed.wait_for(
                     lambda: self._ending or any(book.waiting or book.is_closed for book in self._books)
                 )
-                if not self._ending:  # let a batch gather
+                if not self._ending:  # wait until a batch is full
                     self._changed.wait_for(self._is_urgent, timeout=_BATCH_SECONDS)
                 work = [(book, book.waiting, book.is_closed) for book in self._books]
                 for book, _, _ in work:
@@ -132,7 +132,7 @@ class JobLog:
 
 
 def _secrets(settings: Settings) -> list[str]:
-    """What must not appear in a log, should an error's message quote it."""
+    """The passwords and keys to remove from log lines, since an error's message may quote them."""
     urls = [url for url in (settings.resolved_database_url, settings.resolved_redis_url) if "@" in url]
     passwords = [password for url in urls for password in (make_url(url).password, urlsplit(url).password)]
     return [secret for secret in (*passwords, settings.api_key.get_secret_value()) if secret]

@@ -1,11 +1,11 @@
-"""What a slot's Celery worker takes out of its queue: rings, and nothing else that somebody may put into Redis.
+"""Accepts only rings from the queue of a slot's Celery worker, whatever else is put into Redis.
 
-kombu and Celery end, or are caught in a loop, over a message that they cannot read, and they carry out what its fields
-say (callbacks, chords, times). So each is read here first: of a ring only its lease id is kept, in a message made anew;
-all else is dropped with a line in the log.
+kombu and Celery exit or loop forever on a message that they cannot read, and they act on its fields (callbacks, chords,
+times). So each message is read here first: a ring is replaced by a new message with nothing but its lease id; any other
+message is dropped and logged.
 
-This reaches into private parts of kombu's Redis transport; `test_queue.py` and `test_supervisor.py` in
-`tests/integration/` check that they still work as expected here.
+This uses private parts of kombu's Redis transport; `test_queue.py` and `test_supervisor.py` in `tests/integration/`
+check that they still work as expected here.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_ID = 100
 _REFUSED_SECONDS = 0.5
-"""Pause before Redis is asked again that has refused; signals are answered after it."""
+"""Pause after an error reply of Redis before the next request. Signals are handled only after it."""
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What reading hostile JSON may raise."""
+"""The errors that reading hostile JSON may raise."""
 
 
 def install() -> None:
-    """Have the connections that this process makes from now on read their messages as said above."""
+    """Make all later connections of this process accept only rings."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
 
@@ -46,15 +46,15 @@ class _Channel(kombu_redis.Channel):  # type: ignore[misc]
             return super()._brpop_read(**options)
         except _UNREADABLE as error:
             logger.warning("a message that cannot be read is dropped: %s", type(error).__name__)
-            raise Empty from error  # as where there was none
-        except redis.ResponseError as error:  # Celery would end over it, and the models of its runner be unloaded
+            raise Empty from error  # the same as for an empty queue
+        except redis.ResponseError as error:  # it would end Celery, and the runner's loaded models would be lost
             logger.warning("the doorbell cannot be heard", exc_info=error)
             time.sleep(_REFUSED_SECONDS)
             raise Empty from error
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]
-    """kombu's, for rings only."""
+    """kombu's Redis transport, restricted to rings."""
 
     Channel = _Channel
 
@@ -67,7 +67,7 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
 
 
 def find_lease_id(message: Any) -> str | None:
-    """The lease id of a ring as it lies in Redis; None where it is something else."""
+    """The lease id of a ring in the form that Redis stores; None if the message is not a ring."""
     try:
         if message["headers"]["task"] != TASK or message["properties"]["body_encoding"] != "base64":
             return None
@@ -79,7 +79,7 @@ def find_lease_id(message: Any) -> str | None:
 
 
 def make_ring(lease_id: str, queue: str) -> dict[str, Any]:
-    """The message that Celery is given."""
+    """The message that is passed to Celery."""
     message_id = str(uuid.uuid4())
     return {
         "body": base64.b64encode(orjson.dumps([[lease_id], {}, {}])).decode(),

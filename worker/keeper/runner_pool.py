@@ -1,4 +1,4 @@
-"""Keeps one runner alive for a slot, so that a lease finds it warm: starts it, and replaces one that died."""
+"""Keeps one runner alive for a slot, so that leases start warm: starts it, and replaces it after it died."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunnerUp:
-    """There is a runner that waits for orders."""
+    """A runner is ready and waits for orders."""
 
     runner: RunnerProcess
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerBroken:
-    """The slot's runner could not start; the next try comes after a while."""
+    """The slot's runner could not start; the next attempt follows after a delay."""
 
     reason: str
 
@@ -36,9 +36,9 @@ Listener = Callable[[RunnerUp | RunnerBroken | Report | Exited], None]
 
 
 class RunnerPool:
-    """One slot's runner. At any time one runner lives or is starting, or the time is set at which the next one will.
+    """One slot's runner. At any time one runner is alive or starting, or the start of the next one is scheduled.
 
-    But while the slot is vacant: then there is none until it is occupied again.
+    The exception is a vacant slot, which has no runner until it is occupied again.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class RunnerPool:
     ) -> None:
         """
         Args:
-            start: starts a runner that reports to the callable it is given.
-            policy: how long to wait after a start that failed; it is tried for ever.
-            start_seconds: a runner that is not ready by then is killed.
-            on_broken: called with the reason when a runner could not start, before the listener hears of it.
-            on_ready: called when a runner has become ready, before the listener hears of it.
-            on_warm: called when the models it holds have changed.
+            start: Starts a runner that passes its reports to the given callable.
+            policy: How long to wait after a failed start. The number of attempts is not limited.
+            start_seconds: Time in which a runner must become ready; otherwise it is killed.
+            on_broken: Called with the reason when a runner could not start, before the listener is called.
+            on_ready: Called when a runner has become ready, before the listener is called.
+            on_warm: Called when the runner's loaded models have changed.
         """
         self._start, self._start_seconds = start, start_seconds
         self._policy = RetryPolicy(ENDLESS, policy.first_seconds, policy.max_seconds)
@@ -68,7 +68,7 @@ class RunnerPool:
         self._is_ready = False
         self._broken: RunnerBroken | None = None
         self._failures = 0
-        self._due = time.monotonic()  # start then; or, while one is starting, kill it then
+        self._due = time.monotonic()  # when to start a runner or, while one is starting, when to kill it
         self._warm_models: tuple[str, ...] = ()
         self._listener: Listener | None = None
         self._closed = self._vacant = False
@@ -76,11 +76,11 @@ class RunnerPool:
         self._tender = threading.Thread(target=self._tend, name="runner-pool", daemon=True)
 
     def open(self) -> None:
-        """Start the first runner; does not wait for it."""
+        """Start the first runner without waiting for it."""
         self._tender.start()
 
     def close(self) -> None:
-        """End the runner and start no more."""
+        """End the runner and start no other."""
         with self._lock:
             self._closed = True
             runner = self._runner
@@ -91,7 +91,7 @@ class RunnerPool:
             runner.kill()
 
     def attach(self, listener: Listener) -> None:
-        """Pass what the runner says to `listener`, beginning with `RunnerUp` or `RunnerBroken` where that is so now.
+        """Pass the runner's reports to `listener`, first of all `RunnerUp` or `RunnerBroken` if one of them holds now.
 
         The listener is called from several threads and must not block.
         """
@@ -103,26 +103,26 @@ class RunnerPool:
                 listener(self._broken)
 
     def detach(self) -> None:
-        """Pass nothing on any more."""
+        """Stop passing reports to the listener."""
         with self._lock:
             self._listener = None
 
     def replace(self, runner: RunnerProcess) -> None:
-        """Kill a runner and start the next one. Where it does not die, the slot is broken until it does."""
+        """Kill a runner and start the next one. If the runner does not die, the slot is broken until it does."""
         runner.kill()
         if runner.is_gone:
             return
         with self._lock:
             if self._runner is not runner:
-                return  # it is gone just now
+                return  # it has died in the meantime
             self._is_ready = False
         self._say_broken(f"runner {runner.pid} does not die: it is stuck inside the kernel or a driver")
 
     def vacate(self) -> bool:
-        """End the runner and start none until `occupy`, so that the slot's device is free for another's processes.
+        """End the runner and start none until `occupy`, so that other processes can use the slot's device.
 
         Returns:
-            Whether it is; where a runner does not die, the slot is broken until it does.
+            Whether the device is free. If the runner does not die, the slot is broken until it does.
         """
         with self._lock:
             self._vacant = True
@@ -133,18 +133,18 @@ class RunnerPool:
         return runner is None or runner.is_gone
 
     def occupy(self) -> None:
-        """Start a runner again; does not wait for it."""
+        """Start a runner again, without waiting for it."""
         with self._lock:
             self._vacant = False
         self._changes.put(None)
 
     @property
     def warm_models(self) -> tuple[str, ...]:
-        """Keys of the models that the runner holds loaded."""
+        """Keys of the models that the runner has loaded."""
         with self._lock:
             return self._warm_models
 
-    # -- what happens to the runner
+    # -- the runner's life
 
     def _tend(self) -> None:
         """Start runners when they are due, and kill those that do not become ready."""
@@ -156,7 +156,7 @@ class RunnerPool:
                 waits = self._is_ready if runner is not None else self._vacant
                 seconds = self._due - time.monotonic()
             if waits or seconds > 0:
-                with contextlib.suppress(queue.Empty):  # then it is due now
+                with contextlib.suppress(queue.Empty):  # no change came, so the start or kill is due now
                     self._changes.get(timeout=None if waits else seconds)
             elif runner is None:
                 self._start_one()
@@ -167,7 +167,7 @@ class RunnerPool:
 
     def _start_one(self) -> None:
         try:
-            with self._lock:  # so that its first words are heard only once it is known here
+            with self._lock:  # so that its first report is handled only after `_runner` is set
                 if self._vacant:
                     return
                 self._runner, self._is_ready = self._start(self._hear), False

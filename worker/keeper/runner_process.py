@@ -1,4 +1,4 @@
-"""The keeper's end of one runner process: start it, give it orders, hear its reports and its output, end it."""
+"""The keeper's side of one runner process: starts it, sends orders, reads its reports and its output, and ends it."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from worker.wire.protocol import Done, Failed, Lost, Order, ProtocolError, Repor
 
 logger = logging.getLogger(__name__)
 
-_PIPE_BYTES = 1 << 20  # an order must fit even while the runner is stopped, so that giving one never blocks
+_PIPE_BYTES = 1 << 20  # an order must fit even while the runner is stopped, so that sending one never blocks
 _LONGEST_LINE = 8192  # bytes of output without a line end that are kept as one line
 _TAIL_LINES = 20
 _KILL_SECONDS = 10.0
 _MARK = "IN_STOKER_RUNNER"
-"""In the environment of all that a runner starts: a training's processes lead groups of their own, and what they start
-in turn would outlive a runner that is killed."""
+"""Variable that marks the environment of every process that a runner starts. A training's processes lead their own
+process groups, so killing the runner's group would leave them and their children alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The runner is gone, and all it said before has been heard."""
+    """The runner has ended, and all its reports and output have been read."""
 
     status: str
-    """How it ended, in words."""
+    """A description of how the runner ended."""
 
 
 Heard = Report | Exited
 
 
 class RunnerProcess:
-    """One runner. It is killed with all that it started when this process ends, whatever way that happens."""
+    """One runner. It and all processes that it started are killed when this process ends, however it ends."""
 
     def __init__(
         self,
@@ -56,17 +56,17 @@ class RunnerProcess:
         """Start it.
 
         Args:
-            command: its program and arguments; `--report-fd N` is added.
-            environment: all its environment variables.
-            listen: called with each report and at last with `Exited`, from this runner's own listening thread.
-            log: called with each line of its output and the Unix seconds it was read at; must not block.
+            command: Program and arguments; `--report-fd N` is added.
+            environment: All environment variables of the runner.
+            listen: Called with each report and at last with `Exited`, from this runner's own listening thread.
+            log: Called with each line of output and the Unix seconds at which it was read; must not block.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: The runner cannot be started.
         """
         self._listen, self._log, self._mark = listen, log, uuid.uuid4().hex
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        """The last lines of its output."""
+        """The last lines of the runner's output."""
         self._gone = threading.Event()
         self._order_lock = threading.Lock()
         self._kill_lock = threading.Lock()
@@ -93,35 +93,35 @@ class RunnerProcess:
         self._orders = self._process.stdin
         self._output_fd, self._report_fd = self._process.stdout.fileno(), report_fd
         if hasattr(fcntl, "F_SETPIPE_SZ"):
-            with contextlib.suppress(OSError):  # above the system's limit for this user; the default size stays
+            with contextlib.suppress(OSError):  # more than this user may set; the default size stays
                 fcntl.fcntl(self._orders.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._output, self._reports = LineSplitter(_LONGEST_LINE), LineSplitter()
         self._ears = threading.Thread(target=self._hear, name=f"runner-{self.pid}", daemon=True)
         self._ears.start()
 
     def give(self, order: Order) -> None:
-        """Send an order. One that cannot be sent is dropped: the runner is ending, and `Exited` says so."""
+        """Send an order. An order that cannot be sent is dropped, because the runner is ending; `Exited` follows."""
         with self._order_lock, contextlib.suppress(BrokenPipeError):
             if not self._orders.closed:
                 write_all(self._orders.fileno(), order_line(order))
 
     def dismiss(self) -> None:
-        """Close its orders, upon which it exits at once."""
+        """Close the pipe of orders, upon which the runner exits at once."""
         with self._order_lock:
             self._orders.close()
 
     def kill(self) -> None:
-        """Kill its whole group and wait until it is gone; see `is_gone`, since a driver can hold on to a process."""
+        """Kill the runner's process group and wait some seconds for it; see `is_gone`, since a driver can block it."""
         self._condemned = True
         with self._kill_lock:
-            if not self._reaped:  # afterwards its id may be another's
+            if not self._reaped:  # afterwards another process may have its id
                 process.kill_group(self._process)
         if threading.current_thread() is not self._ears:
             self._gone.wait(_KILL_SECONDS)
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has ended."""
+        """Whether the runner has ended."""
         return self._gone.is_set()
 
     # -- the listening thread
@@ -132,7 +132,7 @@ class RunnerProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(self._output_fd, selectors.EVENT_READ)
             selector.register(self._report_fd, selectors.EVENT_READ)
-            # A forked child of the runner may keep the pipes open beyond its death; the pid's own file cannot lie.
+            # A forked child can keep the pipes open after the runner's death, so its end is read from a pidfd.
             pid_fd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
             if pid_fd is not None:
                 selector.register(pid_fd, selectors.EVENT_READ)
@@ -149,7 +149,7 @@ class RunnerProcess:
         self._bury()
 
     def _bury(self) -> None:
-        """Take all down that it started, whose own parents may be gone, hear the last words, and tell of the end."""
+        """Kill all that the runner started, even if its parent is gone, read the rest of the pipes, report the end."""
         with self._kill_lock:
             process.kill_group(self._process)
             status = self._process.wait()
@@ -168,20 +168,21 @@ class RunnerProcess:
         self._listen(self, Exited("was killed by its keeper" if self._condemned else process.status_in_words(status)))
 
     def _read_output(self) -> bool:
-        """Read what output there is; False at its end."""
+        """Read the available output; False at its end."""
         while chunk := read_some(self._output_fd):
             for line in self._output.split(chunk):
                 self._log_line(line)
         return chunk is None
 
     def _log_line(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip("\r").rpartition("\r")[2].rstrip()  # the last state of a bar
+        # Of a progress bar only the last state is kept.
+        text = line.decode(errors="replace").rstrip("\r").rpartition("\r")[2].rstrip()
         if text:
             self.tail.append(text)
             self._log(time.time(), text)
 
     def _read_reports(self) -> bool:
-        """Read and pass on what reports there are; False at their end."""
+        """Read the available reports and pass them on; False at their end."""
         while chunk := read_some(self._report_fd):
             for line in self._reports.split(chunk):
                 try:
@@ -191,6 +192,6 @@ class RunnerProcess:
                     self.kill()
                     continue
                 if isinstance(report, Done | Failed | Lost):
-                    self._read_output()  # what it logged before belongs to the lease that ends here
+                    self._read_output()  # output from before the report belongs to the lease that ends here
                 self._listen(self, report)
         return chunk is None

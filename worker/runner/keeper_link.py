@@ -16,7 +16,7 @@ _ORDERS_FD = 0
 
 
 class ReportWriter:
-    """Writes reports, from any thread, each at once: the last one before a crash names the chunk to blame."""
+    """Writes reports from any thread, each at once, because the last one before a crash names the suspected chunk."""
 
     def __init__(self, fd: int) -> None:
         self._writer = LineWriter(fd)
@@ -27,21 +27,21 @@ class ReportWriter:
         self._writer.write(report_line(report))
 
     def send_warm(self, model_keys: Sequence[str]) -> None:
-        """Report which models are loaded, where that has changed."""
+        """Report which models are loaded, if that has changed."""
         if tuple(model_keys) != self._model_keys:
             self._model_keys = tuple(model_keys)
             self.send(Warm(self._model_keys))
 
 
 class OrderReader:
-    """Reads orders in a thread of its own, and ends this process at once when its keeper is gone."""
+    """Reads orders in a separate thread, and ends this process at once when its keeper is gone."""
 
     def __init__(self) -> None:
         self._runs: queue.SimpleQueue[tuple[WorkingLease, Stop]] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="orders", daemon=True).start()
 
     def next(self) -> tuple[WorkingLease, Stop]:
-        """Wait for a lease to work on; a stop that is ordered after it is asked of its `Stop`."""
+        """Wait for the next lease; a later order to stop it is passed on through the returned `Stop`."""
         return self._runs.get()
 
     def _read(self) -> None:
@@ -53,4 +53,4 @@ class OrderReader:
                     self._runs.put((lease, stop))
                 case StopLease(reason):
                     stop.ask(reason)
-        os._exit(0)  # nobody watches any more; not a moment longer on the device
+        os._exit(0)  # without a keeper nothing watches this process, so it must free the device at once

@@ -1,4 +1,4 @@
-"""The child that holds torch and the models of a slot: it works on the leases that its keeper orders, one by one."""
+"""The process that holds torch and a slot's models, and works on the leases that its keeper sends, one by one."""
 
 from __future__ import annotations
 
@@ -29,51 +29,52 @@ _BEAT_SECONDS = 1.0
 
 
 class LeaseEngine(Protocol):
-    """What a runner does with a lease."""
+    """How a runner works on leases."""
 
     device: str
-    """What it computes on, for people."""
+    """Name of the device that is used, for people."""
 
     def run(self, lease: WorkingLease, stop: Stop, pulse: Pulse) -> Outcome:
         """Work on a lease to its end.
 
         Args:
-            stop: asked when the lease is to be given back.
-            pulse: is told what each thread does; what makes no progress for too long is ended from outside.
+            stop: The request to give the lease back, which may come at any time.
+            pulse: Receives what each thread is doing. A thread without progress for too long makes the keeper kill the
+                runner.
 
         Returns:
             How the lease ended in order.
 
         Raises:
-            UserError: the job must fail.
-            LostLease: the database refused its work.
-            MachineError: the machine failed.
+            UserError: The job must fail.
+            LostLease: The database refused the work of this lease.
+            MachineError: The machine failed.
         """
 
     def warm_models(self) -> Sequence[str]:
-        """Keys of the models it holds loaded, most recently used last."""
+        """Keys of the loaded models, most recently used last."""
 
 
 def serve(report_fd: int, load: Callable[[], LeaseEngine], *, least_stall_seconds: float) -> None:
     """Load the engine, then work on leases until the keeper closes the orders. Does not return.
 
     Args:
-        report_fd: where the reports go.
-        load: makes the engine; an exception from it ends this process, and its last line says why.
-        least_stall_seconds: the shortest time without a beat that the keeper takes for a stall.
+        report_fd: File descriptor of the pipe for reports.
+        load: Makes the engine. An exception ends this process, and the last line of its output says why.
+        least_stall_seconds: The shortest time without a beat that counts as a stall for the keeper.
     """
     started = time.monotonic()
     process.die_with_parent(signal.SIGKILL)
-    process.adopt_orphans()  # what a training's processes leave behind is killed at the attempt's end
+    process.adopt_orphans()  # processes that a training leaves behind are killed at the attempt's end
     faulthandler.enable()
     os.set_inheritable(report_fd, False)
     for name in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal every process of the service at once,
-        signal.signal(name, lambda *_: None)  # but when to stop is the keeper's to say: it knows about the lease
+        signal.signal(name, lambda *_: None)  # but only the keeper, which knows the lease, decides when to stop
     orders = OrderReader()
     reporter = ReportWriter(report_fd)
-    gc.disable()  # a quarter of the libraries' loading time is looking for garbage among objects that stay
+    gc.disable()  # a quarter of the libraries' loading time is garbage collection that finds nothing
     engine = load()
-    gc.freeze()  # and no later collection shall look at them
+    gc.freeze()  # so that later collections skip these objects too
     gc.enable()
     reporter.send(Ready(engine.device, time.monotonic() - started))
 
@@ -84,7 +85,7 @@ def serve(report_fd: int, load: Callable[[], LeaseEngine], *, least_stall_second
     pulse = Pulse(tell, beat_seconds=min(_BEAT_SECONDS, least_stall_seconds / 4))
     while True:
         lease, stop = orders.next()
-        reporter.send(Beat())  # the lease is taken up: from here on a death is its job's doing
+        reporter.send(Beat())  # the lease has started: from here on a death of the runner counts against its job
         with pulse.ticking():
             report = _work(engine, lease, stop, pulse)
         reporter.send_warm(engine.warm_models())
@@ -100,20 +101,21 @@ def _work(engine: LeaseEngine, lease: WorkingLease, stop: Stop, pulse: Pulse) ->
     except StokerError as error:
         logger.error("%s: %s", error.code, error.message)
         return failure_report(error)
-    except Exception as error:  # the runner's edge: whatever it was, the keeper is told
+    except Exception as error:  # the runner's outermost level: every error is reported to the keeper
         logger.exception("the runner met an error that it does not know")
         return failure_report(error)
 
 
 def load_engine(settings: Settings, *, device: str, num_threads: int) -> LeaseEngine:
     """Load torch, transformers and the engine; see `TorchEngine`."""
-    from worker.runner.torch_engine import TorchEngine  # takes seconds, and its failure is this process's last words
+    # This takes seconds, and its error must be the last output of this process.
+    from worker.runner.torch_engine import TorchEngine
 
     return TorchEngine(settings, device=device, num_threads=num_threads)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments that every runner is started with."""
+    """Parse the arguments that every runner is started with."""
     parser = argparse.ArgumentParser(prog="worker.runner.main_loop", description=__doc__)
     parser.add_argument("--report-fd", type=int, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)

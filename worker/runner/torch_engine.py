@@ -1,4 +1,4 @@
-"""What a runner works on leases with: torch, the models that it keeps loaded, the inference engine and training."""
+"""The runner's engine: torch, the models that stay loaded, and the code for inference and training."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class TorchEngine:
     device: str
 
     def __init__(self, settings: Settings, *, device: str, num_threads: int) -> None:
-        """Wake the device.
+        """Load the libraries and initialize the device.
 
         Args:
             settings: The settings of this process.
             device: `cuda` or `cpu`.
-            num_threads: CPU threads of one operation.
+            num_threads: Number of CPU threads for one operation.
 
         Raises:
             MachineError: The slot's GPU cannot be used.
         """
         transformers.utils.logging.disable_progress_bar()
-        for name in ("AutoConfig", "AutoModel", "AutoTokenizer"):  # loaded on first use otherwise: by the first job
+        for name in ("AutoConfig", "AutoModel", "AutoTokenizer"):  # otherwise the first job would load them
             getattr(transformers, name)
         found = devices.pick_device()
         if found.type != device:
             raise MachineError(f"the slot's device is {device}, but torch {torch.__version__} finds only {found.type}")
         devices.prepare(found, num_threads=num_threads)
-        torch.zeros(1, device=found)  # a device that cannot be used must say so now, not to the first job
+        torch.zeros(1, device=found)  # an unusable device must fail here, not in the first job
         self.device = devices.device_name(found)
         self._device_type, self._num_threads, self._settings = found.type, num_threads, settings
         self._database, self._store = Database(settings.resolved_database_url), Store(settings.resolved_store_url)
@@ -72,7 +72,7 @@ class TorchEngine:
                     pulse=pulse,
                 )
             case TrainingSpec() as spec:
-                self._models.drop_all()  # the device's memory is the training's
+                self._models.drop_all()  # a training may use all memory of the device
                 return run_training(
                     lease,
                     spec,

@@ -1,4 +1,4 @@
-"""What keeper and runner say to each other over pipes, and how a runner shows that it makes progress.
+"""The messages between keeper and runner, and how a runner shows that it makes progress.
 
-`protocol` has the messages, `pulse` the progress of each thread.
+`protocol` has the messages, `pipes` carries them as lines, and `pulse` tracks the progress of each thread.
 """

@@ -1,4 +1,4 @@
-"""Lines over the pipes between our processes: written whole from any thread, read and cut as they come."""
+"""Lines over the pipes between processes: written whole from any thread, and split when they are read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _READ_BYTES = 65536
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of it, however little the pipe takes at once.
+    """Write all the data, in as many writes as the pipe needs.
 
     Raises:
-        BrokenPipeError: Nobody reads any more.
+        BrokenPipeError: The other end of the pipe is closed.
     """
     rest = memoryview(data)
     while rest:
@@ -28,24 +28,24 @@ class LineWriter:
         self._lock = threading.Lock()
 
     def write(self, line: bytes) -> None:
-        """Write a line, its end included."""
+        """Write a line, which must include its newline."""
         with self._lock:
             write_all(self._fd, line)
 
 
 class LineSplitter:
-    """Cuts a stream of bytes into lines."""
+    """Splits a stream of bytes into lines."""
 
     def __init__(self, longest: int | None = None) -> None:
         """
         Args:
-            longest: Number of bytes without a line end that count as a line.
+            longest: Number of bytes after which a line counts as complete even without a newline.
         """
         self._partial = b""
         self._longest = longest
 
     def split(self, chunk: bytes) -> list[bytes]:
-        """The lines that are complete with this chunk, without their ends."""
+        """The lines that this chunk completes, without newlines."""
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         if self._longest is not None and len(self._partial) > self._longest:
             lines.append(self._partial)
@@ -53,12 +53,12 @@ class LineSplitter:
         return lines
 
     def rest(self) -> list[bytes]:
-        """The last line, where it has no end."""
+        """The last line, if it has no newline."""
         return [self._partial] if self._partial else []
 
 
 def read_some(fd: int) -> bytes | None:
-    """Some bytes of a pipe; none at its end; None where there is nothing to read now and the pipe does not block."""
+    """The next bytes of a pipe: empty at its end; None if a non-blocking pipe has nothing to read now."""
     try:
         return os.read(fd, _READ_BYTES)
     except BlockingIOError:
@@ -66,7 +66,7 @@ def read_some(fd: int) -> bytes | None:
 
 
 def read_lines(fd: int) -> Iterator[bytes]:
-    """Each whole line of a pipe that blocks, as it comes, without its end; it ends with the pipe."""
+    """Yield each complete line of a blocking pipe as it comes, without its newline, until the pipe ends."""
     splitter = LineSplitter()
     while chunk := read_some(fd):
         yield from splitter.split(chunk)

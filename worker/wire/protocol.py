@@ -1,4 +1,4 @@
-"""What keeper and runner say to each other: JSON lines, orders down its stdin, reports up a pipe of their own."""
+"""The messages between keeper and runner as JSON lines: orders to the runner's stdin, reports over a separate pipe."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class ProtocolError(MachineError):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Work on this lease."""
+    """The order to work on this lease."""
 
     lease: WorkingLease
 
 
 @dataclass(frozen=True, slots=True)
 class StopLease:
-    """End the lease that is being worked on, if one is."""
+    """The order to end the current lease, if there is one."""
 
     reason: StopReason
 
@@ -52,14 +52,14 @@ class Ready:
     """The runner has loaded its libraries and waits for orders."""
 
     device: str
-    """The device it computes on, as a person would name it."""
+    """Name of the runner's device, for people."""
     start_seconds: float
-    """From the process's first line of Python until now."""
+    """Seconds from the process's first line of Python until now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """The models the runner holds loaded now."""
+    """The keys of the models that the runner has loaded now."""
 
     model_keys: tuple[str, ...]
 
@@ -79,14 +79,14 @@ class Failed:
     message: str
     param: str | None
     is_users: bool
-    """Whether the job is at fault and must fail, rather than the machine."""
+    """Whether the error is the user's, so that the job must fail, and not the machine's."""
     is_poisoned: bool
-    """Whether the runner cannot be trusted any more (a device error, a bug) and must be replaced."""
+    """Whether the runner may be broken after this error (a device error, a bug) and must be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The database refused the runner: the lease is somebody else's or over. The runner has dropped its work."""
+    """The database refused the runner's work, because the lease is over; the runner has dropped the work."""
 
 
 _ACTIVITIES = frozenset(Activity)
@@ -109,7 +109,7 @@ def parse_order(line: bytes) -> Order:
     """Read an order.
 
     Raises:
-        ProtocolError: the line is not one.
+        ProtocolError: The line is not an order.
     """
     try:
         match _parse(line):
@@ -152,7 +152,7 @@ def parse_report(line: bytes) -> Report:
     """Read a report.
 
     Raises:
-        ProtocolError: the line is not one.
+        ProtocolError: The line is not a report.
     """
     match _parse(line):
         case "ready", {"device": str(device), "start_seconds": float(start_seconds)}:
@@ -194,10 +194,10 @@ def _parse(line: bytes) -> tuple[str, Any]:
 
 
 def failure_report(error: Exception) -> Failed:
-    """How a runner reports what ended a lease's work.
+    """The report of an error that ended a lease's work.
 
-    An error outside our own tree means a bug or a broken device, and a plain `MachineError` that the device is lost:
-    the machine is to blame, and the runner that met it is to be replaced.
+    An error that is not a `StokerError` means a bug or a broken device, and a plain `MachineError` means that the
+    device is lost. Both count as failures of the machine, and the runner must be replaced.
     """
     if isinstance(error, StokerError):
         is_poisoned = type(error) is MachineError
@@ -207,7 +207,7 @@ def failure_report(error: Exception) -> Failed:
 
 
 def error_from(failure: Failed) -> StokerError:
-    """The error that a report tells of, as an instance of its own class where the code names one of ours."""
+    """The error of a report: an instance of the class with the report's code, if `jobs.errors` has one."""
     family = UserError if failure.is_users else MachineError
     return _classes(family).get(failure.code, family)(failure.message, param=failure.param)
 

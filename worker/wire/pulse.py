@@ -1,7 +1,7 @@
-"""What each thread of a process is doing, told to whoever watches for progress.
+"""Reports what each thread of a process is doing to the process that watches its progress.
 
-A thread says that it begins something, and then that it goes on. Where it is inside another library for long, loading a
-model say, bytes that are read and written are its progress; processor time is not, since an endless loop takes it too.
+A thread reports when it begins something and when it makes progress. During long calls into other libraries, such as
+loading a model, bytes read and written count as progress; CPU time does not, since an endless loop uses it too.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from pathlib import Path
 from jobs.config.activities import Activity
 
 _MOVED_BYTES = 2**20
-"""Bytes read or written that count as progress; what this module reads and tells itself is far less."""
+"""Number of bytes read or written that counts as progress; this module itself reads and writes far less."""
 _ALONE = frozenset({Activity.LOAD, Activity.START, Activity.CHECKPOINT, Activity.SAVE})
-"""Nothing else goes on in the process meanwhile, so what any of its threads reads and writes is progress: libraries
-load weights with threads of their own."""
+"""Activities during which the process does nothing else, so that bytes moved by any of its threads count as progress:
+libraries load weights in their own threads."""
 _IO_KEYS = (b"rchar:", b"wchar:", b"read_bytes:")
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A thread does something and has just begun it or made progress; or, without an activity, it waits."""
+    """A thread has just begun an activity or made progress with it; without an activity, the thread waits."""
 
     stage: str = "main"
     """Name of the thread, or of a process that reports through it."""
     activity: Activity | None = None
     chunk: int | None = None
-    """First row of the chunk it is about."""
+    """First row of the chunk that the thread works on."""
     step: int | None = None
-    """Number of the training step it is about."""
+    """Number of the training step that the thread works on."""
 
 
 class _Stage:
@@ -45,20 +45,20 @@ class _Stage:
         self.marks = self.marks_told = 0
         is_own = beat.stage == threading.current_thread().name
         self.native_id = threading.get_native_id() if is_own else None
-        """None of another process, which counts its bytes itself."""
+        """Id of the thread; None for another process, which counts its bytes itself."""
         self.moved_bytes = 0
 
 
 class Pulse:
-    """Tells beats: a begin at once, progress and ends every `beat_seconds`. Safe from any thread."""
+    """Sends beats: a beginning at once, progress and ends every `beat_seconds`. Safe to use from any thread."""
 
     def __init__(self, tell: Callable[[Beat], None], *, beat_seconds: float = 1.0, is_eager: bool = True) -> None:
         """
         Args:
-            tell: gets each beat; called from any thread, one at a time.
-            beat_seconds: the longest between a progress and the beat that tells of it.
-            is_eager: whether a begin is told at once, so that what ends the process in that moment is known; else it
-                waits as progress does.
+            tell: Receives each beat; called from any thread, but one call at a time.
+            beat_seconds: The longest time between progress and the beat that reports it.
+            is_eager: Whether a beginning is reported at once, so that it is known what the process was doing if it dies
+                in that moment; otherwise it waits as progress does.
         """
         self._tell, self._beat_seconds, self._is_eager = tell, beat_seconds, is_eager
         self._lock = threading.Lock()
@@ -68,9 +68,9 @@ class Pulse:
 
     @contextmanager
     def doing(self, activity: Activity | None, *, chunk: int | None = None, step: int | None = None) -> Iterator[None]:
-        """While inside, the calling thread does this, or waits where it is None; afterwards what it did before.
+        """Inside, the calling thread does this, or waits if it is None; afterwards it does again what it did before.
 
-        Where an exception ends it, this stays as it is: whoever hears of it is to know what was being done.
+        After an exception the activity stays as it was, so that the handler of the error can see it.
         """
         name = threading.current_thread().name
         before = self._stage(name).beat
@@ -79,11 +79,11 @@ class Pulse:
         self._stage(name).beat = before
 
     def at(self, activity: Activity | None, *, chunk: int | None = None, step: int | None = None) -> None:
-        """The calling thread does this from now on; the same again is progress, and `None` that it waits."""
+        """Record that the calling thread now does this, or waits if None; the same activity again is progress."""
         self.say(Beat(threading.current_thread().name, activity, chunk, step))
 
     def say(self, beat: Beat) -> None:
-        """Have a stage begin something; the same again is progress. What is new is told at once."""
+        """Record a beat. The same beat again is progress; a new one is reported at once."""
         stage = self._stage(beat.stage)
         is_new = beat != stage.told
         stage.beat = beat
@@ -95,7 +95,7 @@ class Pulse:
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
-        """While inside, a thread of its own tells what threads do that have no time to say it themselves."""
+        """Inside, a separate thread sends the beats of threads that are busy inside a library."""
         self._ended.clear()
         self._ticker = threading.Thread(target=self._tick, name="pulse", daemon=True)
         self._ticker.start()
@@ -139,10 +139,10 @@ class Pulse:
 
 
 def moved_bytes(thread_id: int | None = None) -> int:
-    """Bytes that a thread of this process, or all of it, has read and written; 0 where the system does not say."""
+    """Bytes read and written by a thread of this process, or by the whole process; 0 if the system does not tell."""
     where = "io" if thread_id is None else f"task/{thread_id}/io"
     try:
         lines = (Path("/proc/self") / where).read_bytes().splitlines()
-    except OSError:  # no such file system, or the thread is another process's
+    except OSError:  # there is no such file system, or the thread belongs to another process
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith(_IO_KEYS))
