@@ -1,4 +1,4 @@
-"""How much room in its project's queue a submission needs: its rows, counted before it is taken where that is quick."""
+"""How many rows a submission would add to its project's queue, counted before it is accepted if that is quick."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from jobs.specs.inference import InferenceSpec, JobSpec
 from scheduler.control.planner import open_input
 
 COUNT_SECONDS = 2.0
-"""The longest that a client waits for the counting: some million lines of a local file."""
-_STEP_ROWS = 4096  # counted between two looks at the clock
+"""The longest time that a client waits for the count, enough for some million lines of a local file."""
+_STEP_ROWS = 4096  # rows counted between two looks at the clock
 
 
 def demand_of_job(
     spec: JobSpec, *, project: str, rules: AccessRules, store: Store, database: Database
 ) -> RowsWanted | None:
-    """The room that a job needs.
+    """The rows that a job would add to the queue.
 
     Returns:
-        None where its project's queue has no limit, and so nothing is counted, and for a training, which has no rows.
+        The rows; None without counting if the project's queue has no limit, and for a training, which has no rows.
 
     Raises:
-        TooManyRows: it would not fit into an empty queue.
-        UserError: the input cannot be read.
+        TooManyRows: The job would not fit even into an empty queue.
+        UserError: The input cannot be read.
     """
     limit = limits_of(project, rules.projects).queued_rows
     if limit is None or not isinstance(spec, InferenceSpec):
@@ -42,18 +42,18 @@ def demand_of_job(
 def demand_of_batch(
     file: StoredFile, retried: Batch | None, *, project: str, rules: AccessRules, store: Store
 ) -> RowsWanted | None:
-    """The room that a batch needs.
+    """The rows that a batch would add to the queue.
 
     Args:
-        file: its input.
-        retried: the batch whose answers it takes over.
+        file: The input of the batch.
+        retried: The earlier batch whose answers this one reuses.
 
     Returns:
-        None as for a job.
+        The rows; None without counting if the project's queue has no limit.
 
     Raises:
-        TooManyRows: as for a job.
-        NotFound: the file is gone.
+        TooManyRows: The batch would not fit even into an empty queue.
+        NotFound: The file does not exist any more.
     """
     limit = limits_of(project, rules.projects).queued_rows
     if limit is None:
@@ -71,7 +71,7 @@ def _lines_so_far(store: Store, key: str, num_answered: int) -> Iterator[int]:
 
 
 def _wanted(counts: Iterable[int], limit: int, project: str, *, param: str) -> RowsWanted:
-    """The room for as many rows as the last of growing counts says."""
+    """The rows according to the last of increasing counts; an unknown number if counting takes too long."""
     give_up_at = time.monotonic() + COUNT_SECONDS
     num_rows = 0
     for num_rows in counts:

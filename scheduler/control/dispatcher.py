@@ -1,4 +1,4 @@
-"""Carries the policy's decisions out: reads what there is, writes leases, then rings the slots' doorbells."""
+"""Carries out the policy's decisions: reads jobs, slots and leases, writes leases, and rings the slots' doorbells."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from scheduler.policy.types import AGED_SECONDS, BRIEF_SECONDS, JobFacts, LeaseF
 
 logger = logging.getLogger(__name__)
 
-_FRESH_SHARE = 0.5  # of `slot_seconds`; a worker beats each quarter of it
-_QUEUE_HEAD = 64  # waiting jobs of each class that one decision looks at, beyond one for each slot
+_FRESH_SHARE = 0.5  # share of `slot_seconds`; a worker sends a heartbeat each quarter of it
+_QUEUE_HEAD = 64  # waiting jobs of each priority that one decision looks at, beyond one for each slot
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What the policy is told, read in one transaction."""
+    """The policy's input, read in one transaction."""
 
     jobs: tuple[JobFacts, ...]
     slots: tuple[SlotFacts, ...]
@@ -42,16 +42,17 @@ class Views:
 
 
 def dispatch(db: Database, app: Celery, times: LeaseTimes) -> int:
-    """Decide once and carry it out.
+    """Make one decision and carry it out.
 
-    A grant that came too late (the job was cancelled, the slot fell silent) is skipped; the next decision sees why.
+    A grant that comes too late (the job was cancelled, the slot went silent) is skipped; the next decision accounts for
+    the change.
 
     Returns:
-        How many leases were granted.
+        The number of leases granted.
     """
     with db.read() as session:
         if not session.scalar(_HAS_WORK):
-            return 0  # idle: one query is all that an empty house costs
+            return 0  # without jobs, a decision costs only this one query
         views = read_views(session, times)
     decisions = decide(views.jobs, views.slots, views.leases, views.now)
     if decisions.yields:
@@ -64,17 +65,17 @@ def dispatch(db: Database, app: Celery, times: LeaseTimes) -> int:
             logger.info("a grant came too late: %s", error)
             continue
         rings = [Ring(lease_id, slot_id) for lease_id, slot_id in zip(lease_ids, grant.slot_ids, strict=True)]
-        # Rung one grant at a time: the first slot works while the leases of the others are still being written.
+        # Rings follow each grant, so that the first slot starts while the other leases are still being written.
         is_redis_away = is_redis_away or ring_all(app, rings) < len(rings)
         num_granted += len(rings)
     return num_granted
 
 
 def ring_all(app: Celery, rings: Sequence[Ring]) -> int:
-    """Ring slots' doorbells; when Redis is away the rest is left to the reaper, which rings again.
+    """Ring slots' doorbells. If Redis is away, the remaining rings are left to the reaper, which rings again.
 
     Returns:
-        How many were rung.
+        The number of doorbells rung.
     """
     for number, ring in enumerate(rings):
         try:
@@ -86,18 +87,18 @@ def ring_all(app: Celery, rings: Sequence[Ring]) -> int:
 
 
 def explain(session: Transaction, times: LeaseTimes) -> Mapping[str, str]:
-    """Why each job at the head of the queue waits, by job id: what the policy would say now. Changes nothing."""
+    """Why each job at the head of the queue waits, by job id, according to the policy now. Changes nothing."""
     views = read_views(session, times)
     return decide(views.jobs, views.slots, views.leases, views.now).explanations
 
 
-# -- what the policy is told ---------------------------------------------------------------------------------------
+# -- the policy's input --------------------------------------------------------------------------------------------
 
 
 def read_views(session: Transaction, times: LeaseTimes) -> Views:
-    """Read what the policy needs to know: running jobs, the head of each class's queue, usable slots, live leases.
+    """Read the policy's input: running jobs, the first waiting jobs of each priority, usable slots and live leases.
 
-    Only the head of the queue is read, so that a decision takes as long with ten thousand jobs waiting as with ten.
+    Only the head of the queue is read, so that a decision takes as long with ten thousand waiting jobs as with ten.
     """
     now = session.time()
     slots = _slot_views(session, heard_since=now - times.slot_seconds * _FRESH_SHARE)
@@ -148,7 +149,7 @@ def _slot_views(session: Session, *, heard_since: float) -> tuple[SlotFacts, ...
 
 
 def _candidates(session: Session, now: float, *, limit: int) -> list[Any]:
-    """Rows of every running job and, by class and age, of the waiting ones that could use a slot now or soon."""
+    """Every running job and, by priority and age, the first waiting jobs that could use a slot now or soon."""
     told = {"now": now, "soon": now + BRIEF_SECONDS, "limit": limit}
     rows = list(session.execute(_RUNNING_JOBS, told))
     for priority in Priority:
@@ -157,7 +158,7 @@ def _candidates(session: Session, now: float, *, limit: int) -> list[Any]:
 
 
 def _waited_before(session: Session, old_jobs: Sequence[Any]) -> dict[str, float]:
-    """When the wait of each of these jobs began, if that was not at its submission: when its last lease ended."""
+    """When the wait of each of these jobs began: at the end of its last lease. Jobs that had no lease are missing."""
     if not old_jobs:
         return {}
     ended = (
@@ -169,7 +170,7 @@ def _waited_before(session: Session, old_jobs: Sequence[Any]) -> dict[str, float
 
 
 def _num_preemptions(session: Session, training_ids: Sequence[str]) -> dict[str, int]:
-    """How often each of these trainings has given its slots up to another job."""
+    """How often each of these trainings was preempted."""
     if not training_ids:
         return {}
     counted = (
@@ -186,7 +187,7 @@ def _build_jobs() -> tuple[Select[Any], Select[Any]]:
         col(Chunk.state) == ChunkState.PENDING,
         col(Chunk.not_before) <= bindparam("now"),
     )
-    # A job's chunks may be a hundred thousand; no more of them are counted than there can be slots for.
+    # A job may have a hundred thousand chunks; the count stops at the number that there can be slots for.
     some = select(col(Chunk.start_row)).where(*claimable).correlate(Job).limit(bindparam("limit")).subquery()
     pending = select(func.count()).select_from(some).correlate(Job).scalar_subquery().label("pending")
     query: Select[Any] = select(
@@ -214,11 +215,11 @@ def _build_leases() -> Select[Any]:
     return select(*columns).join(Job, col(Job.id) == col(Lease.job_id)).where(col(Lease.state).in_(LIVE_LEASE_STATES))
 
 
-# Built once: to put them together would take longer than to run them, on the way of every grant.
+# The queries are built once, because building them takes longer than running them and would delay every grant.
 _RUNNING_JOBS, _WAITING_JOBS = _build_jobs()
 _LIVE_LEASES = _build_leases()
 _USABLE_SLOTS = select(col(Slot.id), col(Slot.host), col(Slot.device), col(Slot.name), col(Slot.warm_models)).where(
-    # One that missed heartbeats is probably dead, and work given to it would wait for its rings.
+    # A slot that missed heartbeats is probably dead, and a lease for it would wait until its ring counts as unanswered.
     col(Slot.state) == SlotState.ONLINE,
     col(Slot.heartbeat_at) >= bindparam("heard_since"),
 )

@@ -1,4 +1,4 @@
-"""Last chunk in: merges a job's outputs in row order, delivers them, and completes the job."""
+"""Finishes a job after its last chunk: merges its outputs in row order, delivers them, and completes the job."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def finalize_job(db: Database, store: Store, rules: AccessRules, job_id: str) -> None:
-    """Take a finalizing job to `completed`, or to `failed` where its user is at fault (an output that cannot be).
+    """Move a finalizing job to `completed`, or to `failed` after a user error (an output that cannot be written).
 
-    Each step replaces what an earlier, interrupted run of it left, so that it can be done again at any point.
+    Each step replaces what an earlier, interrupted run of it left, so that this can be repeated at any point.
 
     Raises:
-        MachineError: the store, the disk or the database is away or full; try again later.
-        StokerError: a result is missing, which trying again cannot mend.
+        MachineError: The store, the disk or the database is away or full; try again later.
+        StokerError: A result is missing, so that a retry cannot help.
     """
     with db.read() as session:
         job = job_ledger.get(session, job_id)
@@ -34,7 +34,7 @@ def finalize_job(db: Database, store: Store, rules: AccessRules, job_id: str) ->
         return
     try:
         spec = parse_spec(job.spec)
-        if isinstance(spec, TrainingSpec):  # what it made was recorded with its last step
+        if isinstance(spec, TrainingSpec):  # its artifacts were recorded with its last step
             return job_ledger.complete(db, job_id, [])
         sink = open_sink(spec.output, vector_output=spec.vector_output, database=db, store=store)
         made = sink.merge(job_id)

@@ -1,7 +1,7 @@
-"""The leader lock in the database: of all schedulers that run, one acts; a dead one is followed within its lock's life.
+"""The leader lock in the database: only one of the running schedulers acts; another replaces it once its lock expires.
 
-The lock is a convenience, never the fence: every duty is a verb that names the state it expects, so a leader that was
-frozen and wakes up behind its successor may waste work but cannot do harm.
+The lock saves work but is not needed for safety: every duty names the state it expects, so a leader that was frozen and
+wakes up after its successor has started may waste work but cannot do harm.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ _RENEWALS_PER_LIFE = 3
 
 
 def has_leader(session: Transaction) -> bool:
-    """Whether some scheduler leads at this moment."""
+    """Whether a scheduler leads now."""
     leads = exists().where(col(LeaderLock.name) == _NAME, col(LeaderLock.expires_at) > session.now())
     return bool(session.scalar(select(leads)))
 
 
 class Leader:
-    """One scheduler's hold on the lock. A thread of its own renews it, so that a long duty does not lose it."""
+    """One scheduler's hold on the lock. A separate thread renews it, so that a long duty does not lose it."""
 
     def __init__(self, db: Database, *, leader_seconds: float) -> None:
         """
         Args:
-            leader_seconds: life of the lock between two renewals.
+            leader_seconds: How long the lock lasts without a renewal.
         """
         self.owner = new_id("leader")
         self._db = db
         self._life_seconds = leader_seconds
-        self._held_until = 0.0  # by this host's monotonic clock, counted from before the renewal was sent
+        self._held_until = 0.0  # by this host's monotonic clock, starting before the renewal was sent
         self._stopping = threading.Event()
         self._renewer: threading.Thread | None = None
 
     @property
     def held(self) -> bool:
-        """Whether this scheduler is sure to be the leader now."""
+        """Whether this scheduler is certainly the leader now."""
         return time.monotonic() < self._held_until
 
     def acquire(self) -> float:
         """Take the lock if it is free, and renew it from then on.
 
         Returns:
-            0.0 when this scheduler leads, else the seconds after which trying again can help.
+            0.0 if this scheduler leads, else the seconds after which a new attempt can succeed.
 
         Raises:
-            ServiceUnavailable: the database cannot be reached.
+            ServiceUnavailable: The database cannot be reached.
         """
         self._join()
         asked_at = time.monotonic()
-        with self._db.read() as session:  # a standby must not take SQLite's write lock again and again
+        with self._db.read() as session:  # a standby scheduler must not take SQLite's write lock again and again
             lock = session.get(LeaderLock, _NAME)
             left = 0.0 if lock is None or lock.owner == self.owner else lock.expires_at - session.time()
         if left > 0:
@@ -87,7 +87,7 @@ class Leader:
         return 0.0
 
     def resign(self) -> None:
-        """Stop renewing and leave the lock free, so that a standby takes over at once. Never raises."""
+        """Stop the renewals and free the lock, so that a standby scheduler takes over at once. Never raises."""
         self._join()
         if not self._held_until:
             return

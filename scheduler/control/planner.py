@@ -1,4 +1,4 @@
-"""Validates a job's spec against the world, counts its rows and cuts them into chunks."""
+"""Checks that a job's model, input and output can be used, counts its rows and divides them into chunks."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ from scheduler.control.training_checks import check_rows, check_source_job, chec
 logger = logging.getLogger(__name__)
 
 SMALLEST_CHUNK_ROWS = 32
-"""Fewer rows do not fill a batch. Also the grain in which an input of unknown length is first cut."""
+"""Fewest rows of a chunk, since fewer do not fill a batch. Inputs of unknown length are first cut into such chunks."""
 LARGEST_CHUNK_ROWS_CPU = 128
 LARGEST_CHUNK_ROWS_GPU = 2048
-"""Both are a few seconds of work at most, so that little is lost with a slot and a yield is quick."""
+"""Most rows of a chunk: a few seconds of work at most, so that a lost slot loses little and a yield is quick."""
 LARGEST_GENERATED_ROWS_CPU = 64
 LARGEST_GENERATED_ROWS_GPU = 512
-"""The same where each row takes hundreds of forward passes: twice as many rows as are at work at once, so that waiting
-ones take the places of those that are done."""
+"""Most rows of a chunk if each row takes hundreds of forward passes: twice as many as are computed at once, so that
+waiting rows replace those that finish."""
 LARGEST_MEDIA_ROWS_CPU = 64
 LARGEST_MEDIA_ROWS_GPU = 256
-"""The same where each row is an image, a sound or a film: a runner holds the pixels and samples of three chunks."""
+"""Most rows of a chunk of images, sounds or videos, since a runner holds the decoded rows of three chunks."""
 LARGEST_CHUNK_BYTES = 32 * 2**20
-"""Of the input, where its rows have byte offsets: a runner holds some chunks at a time, and rows may be megabytes."""
+"""Most input bytes of a chunk, if rows have byte offsets: a runner holds several chunks, and rows may be megabytes."""
 CHUNKS_PER_SLOT = 4
-"""At least so many where the input is long enough: slots of unequal speed then end together (work stealing)."""
+"""Fewest chunks for each slot, if the input is long enough, so that slots of unequal speed finish at the same time."""
 MOST_CHUNKS = 100_000
-"""A plan is held in memory before it is written, at about 600 bytes for a chunk; longer inputs get larger chunks."""
+"""Most chunks of a plan, which is held in memory at about 600 bytes per chunk; longer inputs get larger chunks."""
 MOST_FILES_LOOKED_AT = 20
-"""Files of an input whose columns are looked at while its submission waits; the planner looks at all of them."""
+"""Number of input files whose columns are checked while the client waits; the planner checks all files."""
 MOST_CHUNKS_ASKED = 1_000_000
 """Most chunks that `batching.chunk_rows` may ask for."""
 
@@ -72,19 +72,19 @@ def check_submission(
     most_files: int | None = MOST_FILES_LOOKED_AT,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Say all that can be said about a spec at once and cheaply, so that a bad one leaves nothing behind.
+    """Make all checks of a spec that are cheap enough for a submission, so that a bad spec leaves nothing behind.
 
-    Looks at the model's files, the input's columns and first row and the output's folder; counts no rows.
+    Checks the model's files, the input's columns and first row, and the output's folder; counts no rows.
 
     Args:
-        project: whose job it is or will be.
-        most_files: look at the columns of the input's first files only; None: of all of them.
-        is_wanted: asked between files.
+        project: The project that owns the job.
+        most_files: Number of input files, from the first, whose columns are checked; None for all.
+        is_wanted: Called between files; False stops the check.
 
     Raises:
-        UserError: the model, the input, a column or the output cannot be used; the message names the field.
-        ServiceUnavailable: a store or remote file cannot be reached, so that nothing can be said now.
-        InterruptedError: it is not wanted any more.
+        UserError: The model, the input, a column or the output cannot be used; the message names the field.
+        ServiceUnavailable: A store or remote file cannot be reached, so the spec cannot be checked now.
+        InterruptedError: `is_wanted` returned False.
     """
     look = partial(check_columns, most_files=most_files, is_wanted=is_wanted)
     if isinstance(spec, TrainingSpec):
@@ -101,7 +101,7 @@ def check_submission(
         if error.param == "input.columns.candidate_labels" and "candidate_labels" not in spec.input.columns:
             raise spec.no_labels() from error
         raise
-    next(source.index(1))  # columns alone, such as a CSV file's header, are no input: this says that it is empty
+    next(source.index(1))  # raises for an input without rows, such as a CSV file with only a header
     if spec.output.path is not None:
         output = resolve_output_path(spec.output.path, rules)
         check_replaces_no_input(output, spec.input.paths, param="output.path")
@@ -110,7 +110,7 @@ def check_submission(
 def open_input(
     spec: InferenceSpec, *, rules: AccessRules, store: Store, database: Database, project: str = OPERATOR
 ) -> Source:
-    """The source of a spec's rows; its uploads are those that the project sees."""
+    """Open the source of a spec's rows. Only uploads that the project may see are found."""
     return open_source(
         spec.input,
         spec.columns(),
@@ -124,15 +124,15 @@ def open_input(
 def plan_job(
     db: Database, store: Store, rules: AccessRules, job_id: str, *, is_wanted: Callable[[], bool] = lambda: True
 ) -> None:
-    """Take a validating job to `queued`, or to `failed` where its user is at fault.
+    """Move a validating job to `queued`, or to `failed` after a user error.
 
-    Killed in the middle, it leaves the job validating, and the next call starts over.
+    If this is killed, the job stays validating, and the next call starts over.
 
     Args:
-        is_wanted: asked between chunks; once it says no, the job is left as it is.
+        is_wanted: Called between chunks; once it returns False, the job is left as it is.
 
     Raises:
-        MachineError: something could not be reached; try again later.
+        MachineError: A service could not be reached; try again later.
     """
     with db.read() as session:
         job = job_ledger.get(session, job_id)
@@ -142,7 +142,7 @@ def plan_job(
         spec = parse_spec(job.spec)
         submitted = None if job.pins is None else Pins.parse(job.pins)
         if submitted is not None:
-            check_spec(spec, submitted, rules)  # first: other files than its own are not looked at
+            check_spec(spec, submitted, rules)  # checked first, so that only the files that were submitted are read
         check_submission(
             spec,
             rules=rules,
@@ -154,7 +154,7 @@ def plan_job(
         )
         pins = pin_spec(spec, rules)
         if submitted is not None:
-            check_spec(spec, submitted, rules)  # again: so the digests are of what was submitted
+            check_spec(spec, submitted, rules)  # checked again, so that the digests are those of the submitted files
         if isinstance(spec, TrainingSpec):
             check_rows(spec, rules=rules, store=store, database=db, project=job.project, is_wanted=is_wanted)
             planning.enqueue(db, job_id, pins=pins)
@@ -178,7 +178,7 @@ def plan_job(
 
 
 def largest_chunk_rows(task: str, *, has_gpu: bool) -> int:
-    """The most rows of a chunk whose work is a few seconds, or as near to that as the task lets it be."""
+    """The most rows of a chunk that takes a few seconds, or as near to that as the task allows."""
     if task == "text-generation":
         return LARGEST_GENERATED_ROWS_GPU if has_gpu else LARGEST_GENERATED_ROWS_CPU
     inputs = TASKS[task].inputs if task in TASKS else ()
@@ -188,12 +188,12 @@ def largest_chunk_rows(task: str, *, has_gpu: bool) -> int:
 
 
 def chunk_rows_for(num_rows: int, *, num_slots: int, largest: int) -> int:
-    """Rows of a chunk that keep every slot busy to the end without being too small to fill batches.
+    """Number of rows of a chunk that keeps every slot busy to the end and still fills batches.
 
     Args:
-        num_rows: of the whole input.
-        num_slots: that could work on it.
-        largest: see `largest_chunk_rows`.
+        num_rows: Number of rows of the whole input.
+        num_slots: Number of slots that could work on the job.
+        largest: The most rows of a chunk, see `largest_chunk_rows`.
     """
     wanted = num_rows / (CHUNKS_PER_SLOT * max(1, num_slots))
     whole_grains = round(wanted / SMALLEST_CHUNK_ROWS) * SMALLEST_CHUNK_ROWS
@@ -201,14 +201,14 @@ def chunk_rows_for(num_rows: int, *, num_slots: int, largest: int) -> int:
 
 
 def merge_ranges(ranges: Iterable[ChunkRange], *, num_slots: int, largest: int) -> list[ChunkRange]:
-    """Put small ranges that follow each other in one file together to chunks of a good size.
+    """Merge small consecutive ranges of one file into chunks of a good size.
 
-    Holds at most `MOST_CHUNKS` ranges at a time: when there are more, all of them so far are put together in pairs.
+    Holds at most `MOST_CHUNKS` ranges at a time: when there are more, all ranges so far are merged in pairs.
 
     Args:
-        ranges: of at most `SMALLEST_CHUNK_ROWS` rows each, from row 0 on.
-        num_slots: see `chunk_rows_for`.
-        largest: see `largest_chunk_rows`.
+        ranges: Ranges of at most `SMALLEST_CHUNK_ROWS` rows each, starting at row 0.
+        num_slots: Number of slots, see `chunk_rows_for`.
+        largest: The most rows of a chunk, see `largest_chunk_rows`.
     """
     grain = SMALLEST_CHUNK_ROWS
     merged: list[ChunkRange] = []
@@ -229,7 +229,7 @@ def _coarsened(ranges: Iterable[ChunkRange], chunk_rows: int) -> list[ChunkRange
 
 
 def _append(merged: list[ChunkRange], following: ChunkRange, chunk_rows: int) -> None:
-    """Add a range to the last one where that stays in one file, within `chunk_rows` and not too large to hold."""
+    """Merge a range into the last one if both are in one file and within `chunk_rows` and `LARGEST_CHUNK_BYTES`."""
     last = merged[-1] if merged else None
     if (
         last is None
@@ -243,7 +243,7 @@ def _append(merged: list[ChunkRange], following: ChunkRange, chunk_rows: int) ->
 
 
 def _goes_on(last: ChunkRange, following: ChunkRange) -> bool:
-    """Whether a range lies behind another in one file; the same file may have been named twice in a row."""
+    """Whether a range continues another one in the same file; an input may name the same file twice in a row."""
     before, after = last.locator, following.locator
     if any(before.get(fact) != after.get(fact) for fact in _FILE_FACTS):
         return False
@@ -263,7 +263,7 @@ def _until_unwanted(ranges: Iterable[ChunkRange], is_wanted: Callable[[], bool])
 
 
 def _within_queue(ranges: Iterable[ChunkRange], project: str, limit: int | None) -> Iterator[ChunkRange]:
-    """Refuse what could not be counted when it was submitted and is too much for its project's whole queue."""
+    """Reject an input that could not be counted at submission and is too long for its project's whole queue."""
     for item in ranges:
         if limit is not None and item.stop_row > limit:
             raise too_many_rows(project, limit)
@@ -282,7 +282,7 @@ def _limited(ranges: Iterable[ChunkRange]) -> Iterator[ChunkRange]:
 
 
 def _known_slots(db: Database) -> tuple[int, bool]:
-    """How many slots are online, and whether any slot known here is a GPU."""
+    """The number of online slots, and whether one of them has a GPU (one of all slots, if none is online)."""
     with db.read() as session:
         slots = session.execute(select(col(Slot.state), col(Slot.device))).all()
     online = [slot for slot in slots if slot.state == SlotState.ONLINE]

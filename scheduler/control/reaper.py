@@ -1,4 +1,4 @@
-"""Finds what died, fell silent or is overdue: one cheap query asks what is due, then the verbs deal with it."""
+"""Finds slots, leases and jobs that died, went silent or are overdue: one cheap query, then an action for each case."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def reap(db: Database, app: Celery, times: LeaseTimes) -> None:
-    """Give back what the dead held, ring again where nobody answered, end what is overdue.
+    """Take back the leases of dead workers, repeat rings that were not answered, and end overdue jobs.
 
-    While nothing is due this is one read: the verbs below take the write lock, which would stand in the way of the
-    workers' commits once a second for nothing.
+    If nothing is due, this is a single read. The actions take the write lock, which would delay the workers' commits
+    every second without need.
     """
     due = _what_is_due(db, times)
     if "silent slots" in due:
@@ -33,7 +33,7 @@ def reap(db: Database, app: Celery, times: LeaseTimes) -> None:
     if "dead leases" in due:
         for lease_id in leases.expire_dead(db, times):
             logger.warning("lease %s has expired: its holder did not renew it", lease_id)
-    # Where Redis takes no rings, it is not the slots that fail to answer.
+    # If Redis refuses rings, it is not the slots that fail to answer.
     if "unanswered doorbells" in due and queue.broker_trouble(app) is None:
         rings = leases.unanswered(db, times)
         for ring in rings:

@@ -1,4 +1,4 @@
-"""Deletes what nobody needs any more: temporaries of dead writers, orphaned parts, expired uploads, all that is old."""
+"""Deletes data that is no longer needed: temporary files of dead writers, orphaned parts, expired uploads, old jobs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from jobs.ledger.uploads import uploads_in_use
 logger = logging.getLogger(__name__)
 
 _STALE_SECONDS = DAY_SECONDS
-"""Age of a temporary whose writer must be dead; also how long after its end a job is searched for orphaned parts."""
+"""Age at which a temporary file's writer must be dead, and how long after its end a job may have orphaned parts."""
 _ENDED = tuple(state for state in JobState if state not in LIVE_JOB_STATES)
-_BATCH_ROWS = 5000  # rows deleted in one transaction, so that nobody waits long for the write lock
+_BATCH_ROWS = 5000  # rows deleted in one transaction, so that others do not wait long for the write lock
 _ROWS_OF_A_JOB: tuple[tuple[Any, Any], ...] = (
     (ResultRecord, ResultRecord.row_index),
     (Chunk, Chunk.start_row),
@@ -47,20 +47,20 @@ _ROWS_OF_A_JOB: tuple[tuple[Any, Any], ...] = (
     (Checkpoint, Checkpoint.step),
     (Attempt, Attempt.number),
 )
-"""Tables that name a job, each with the column that tells its rows of one job apart."""
+"""Tables whose rows belong to a job, each with the column that identifies a row within its job."""
 
 
 def retain(db: Database, store: Store, times: RetentionTimes, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
-    """Delete once all that is due.
+    """Delete everything that is due now.
 
-    Killed anywhere, it leaves nothing that the next run does not find: objects go before the rows that name them. The
-    parts that chunks do name stay as long as their job: results are read from them, from any row on.
+    If this is killed, the next run finds all that is left, since objects are deleted before the rows that name them.
+    The parts that chunks name stay as long as their job, because results are read from them, starting at any row.
 
     Args:
-        is_wanted: asked between steps; once it says no, the rest is left for the next run.
+        is_wanted: Called after each deletion; once it returns False, the rest is left for the next run.
 
     Raises:
-        ServiceUnavailable: the store or the database cannot be reached.
+        ServiceUnavailable: The store or the database cannot be reached.
     """
     for step in (
         _delete_stale_temporaries,
@@ -83,7 +83,7 @@ def _delete_stale_temporaries(_db: Database, store: Store, _times: RetentionTime
 
 
 def _delete_orphaned_parts(db: Database, store: Store, _times: RetentionTimes) -> Iterator[str]:
-    """Parts of ended jobs that no chunk names: written under a lease that was lost before its commit."""
+    """Delete parts of ended jobs that no chunk names, which a lease wrote and lost before its commit."""
     lately = (col(Job.state).in_(_ENDED), col(Job.ended_at) > db.now() - _STALE_SECONDS)
     with db.read() as session:
         ended = [
@@ -136,7 +136,7 @@ def _delete_old_jobs(db: Database, store: Store, times: RetentionTimes) -> Itera
 
 
 def _delete_old_batches(db: Database, _store: Store, times: RetentionTimes) -> Iterator[str]:
-    """Their jobs and files have ages of their own."""
+    """Delete old batches. Their jobs and files are deleted at their own ages."""
     if times.job_days == 0:
         return
     ended = col(Batch.state).not_in(LIVE_BATCH_STATES)

@@ -1,4 +1,4 @@
-"""What can be said of a training before it takes a slot: its model, its module, its rows and their labels."""
+"""The checks of a training before it takes a slot: of its model, its module, its rows and their labels."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from jobs.specs.fields import InputSpec
 from jobs.specs.inference import JOB_PREFIX, TRAINING, JobSpec, TrainingSpec, processor_job, source_job
 from jobs.specs.training import recipe_name
 
-_LOOK_ROWS = 1000  # between two questions whether it is wanted yet
+_LOOK_ROWS = 1000  # rows read between two calls of `is_wanted`
 _HEAD_ROWS = 20
-"""Rows of each input that are looked at while the client waits; the others follow before a slot is taken."""
+"""Number of rows of each input that are checked while the client waits; the planner checks the others."""
 
 
 def check_training(
@@ -39,14 +39,14 @@ def check_training(
     project: str = OPERATOR,
     look: Callable[..., None] = check_columns,
 ) -> None:
-    """Say all that can be said at once and cheaply; reads the head of each input.
+    """Make all checks that are cheap enough for a submission; reads the first rows of each input.
 
     Args:
-        look: `check_columns`, perhaps of the first files only.
+        look: The function that checks an input's columns: `check_columns`, which may be limited to the first files.
 
     Raises:
-        UserError: the model, the module, an input or a column cannot be used; the message names the field.
-        ServiceUnavailable: a store or remote file cannot be reached.
+        UserError: The model, the module, an input or a column cannot be used; the message names the field.
+        ServiceUnavailable: A store or remote file cannot be reached.
     """
     if spec.module is not None and recipe_name(spec.module) is None:
         check_module(check_code_path(spec.module, rules, param="module"), spec.module)
@@ -88,12 +88,12 @@ def check_rows(
     project: str = OPERATOR,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Look at the texts, words and classes of all rows, so that what cannot be learned is said before a slot is taken.
+    """Check the texts, words and classes of all rows, so that bad training data is found before a slot is taken.
 
     Raises:
-        InvalidInput: A row cannot be learned from, all rows have the same class, or the rows to evaluate have a class
-            that is in no row to learn from.
-        InterruptedError: it is not wanted any more.
+        InvalidInput: A row cannot be learned from, all rows have the same class, or the eval rows have a class that is
+            in no training row.
+        InterruptedError: `is_wanted` returned False.
     """
     learned: set[str] = set()
     names: Sequence[str] | None = None
@@ -126,13 +126,13 @@ def check_rows(
 
 
 def check_source_job(spec: JobSpec, database: Database, *, project: str = OPERATOR) -> bool:
-    """Refuse `model: job:<id>` of a job that cannot make a model any more, or never could.
+    """Reject `model: job:<id>` if the job makes no model or has ended without one.
 
     Returns:
-        Whether the spec's model is of that form at all.
+        Whether the spec's model has that form.
 
     Raises:
-        InvalidModel: there is no such job, or it makes no model.
+        InvalidModel: The job does not exist or makes no model.
     """
     job_id = source_job(spec)
     if job_id is None:
@@ -150,7 +150,7 @@ def _check_processor(
     job_id = processor_job(spec)
     if job_id is not None:
         job = _check_makes_model(job_id, param, database, project)
-        if job.state != JobState.COMPLETED:  # a job waits for its model only
+        if job.state != JobState.COMPLETED:  # a job can wait for its model, but not for its processor
             name = f"{param} '{processor}'"
             raise InvalidModel(
                 f"{name}: that training is {job.state}; submit this one once it has completed", param=param
@@ -162,7 +162,7 @@ def _check_processor(
 
 
 def _check_makes_model(job_id: str, param: str, database: Database, project: str) -> Job:
-    """The job of a `job:<id>` that the project may use; raises InvalidModel where it makes no model."""
+    """The job of a `job:<id>` that the project may use; raises InvalidModel if the job makes no model."""
     with database.read() as session:
         job = session.get(Job, job_id)
     name = f"{param} '{JOB_PREFIX}{job_id}'"
@@ -189,10 +189,10 @@ def _open_checked(
     project: str,
     names: Sequence[str] | None = None,
 ) -> tuple[Source, RowCheck] | None:
-    """The columns of an input whose values are checked, and what checks them; None where there are none.
+    """The source of an input's columns whose values are checked, and their check; None without such columns.
 
     Args:
-        names: those of the classes of `data.train`, for an input that has none of its own.
+        names: The class names of `data.train`, for an input without its own class names.
     """
     task = spec.task_info
     columns = {name: column for name, column in spec.columns().items() if name in CHECKED_INPUTS}
@@ -207,7 +207,7 @@ def _classes(source: Source, part: ChunkRange, check: RowCheck, param: str) -> s
     """The classes of some rows.
 
     Raises:
-        InvalidInput: One of them cannot be learned from.
+        InvalidInput: One of the rows cannot be learned from.
     """
     found: set[str] = set()
     for row in source.read(part.start_row, part.stop_row, part.locator):

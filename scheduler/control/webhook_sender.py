@@ -1,6 +1,6 @@
-"""The duty of webhooks: what is due is signed and sent, to public addresses only, each try with a deadline.
+"""Signs and sends the webhook deliveries that are due, to public addresses only, each attempt with a deadline.
 
-Signed as Standard Webhooks says, https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md.
+Signatures follow https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 LONGEST_URL = 2000
 """The most characters of a webhook's URL."""
 _PORTS: Mapping[str, int] = {"http": 80, "https": 443}
-_CLAIM_TIMEOUTS = 3.0  # life of a claim in timeouts: the name is looked up before the time of the try begins
-_MOST_ADDRESSES = 3  # of one host that are tried
-_GONE = 410  # the receiver's word that it wants nothing more
+_CLAIM_TIMEOUTS = 3.0  # life of a claim in timeouts: the name is looked up before the attempt's timeout begins
+_MOST_ADDRESSES = 3  # the number of a host's addresses that are tried
+_GONE = 410  # the status by which a receiver says that it wants no more deliveries
 
 
 class Undelivered(MachineError):
@@ -44,8 +44,8 @@ class Undelivered(MachineError):
     def __init__(self, message: str, *, status_code: int | None = None) -> None:
         """
         Args:
-            message: one clear sentence, for the delivery log.
-            status_code: of the receiver's answer; None where there was none.
+            message: One clear sentence for the delivery log.
+            status_code: HTTP status of the receiver's response; None without a response.
         """
         super().__init__(message)
         self.status_code = status_code
@@ -53,11 +53,11 @@ class Undelivered(MachineError):
 
 
 def check_url(url: str, times: WebhookTimes) -> None:
-    """Refuse a webhook's URL that no delivery could go to.
+    """Reject a webhook's URL that deliveries could not be sent to.
 
     Raises:
-        UserError: it is no plain http or https URL, or its host is not to be called.
-        ServiceUnavailable: its host cannot be looked up now.
+        UserError: The URL is not a plain http or https URL, or requests to its host are not allowed.
+        ServiceUnavailable: The host cannot be looked up now.
     """
     try:
         parsed = _parse(url)
@@ -69,17 +69,17 @@ def check_url(url: str, times: WebhookTimes) -> None:
 def deliver(
     db: Database, times: WebhookTimes, webhook_id: str, *, is_wanted: Callable[[], bool] = lambda: True
 ) -> None:
-    """Send a webhook what is due to it, one delivery after the other; an answer that refuses one stops no other.
+    """Send a webhook's due deliveries, one after the other. A response that rejects one does not stop the others.
 
-    It begins none after the time that one may take, so that slow receivers take turns with the others. Killed anywhere,
-    it leaves a claim that runs out, and the delivery is sent again under the same id.
+    No delivery begins once the timeout of one has passed, so that slow receivers take turns with the others. If this is
+    killed, its claim expires, and the delivery is sent again under the same id.
 
     Args:
-        is_wanted: asked before each delivery; once it says no, the rest is left for the next leader.
+        is_wanted: Called before each delivery; once it returns False, the rest is left for the next leader.
 
     Raises:
-        Undelivered: the receiver is away, which is recorded; leave it alone for a while.
-        ServiceUnavailable: the database cannot be reached.
+        Undelivered: The receiver could not be reached, which is recorded; wait before the next attempt.
+        ServiceUnavailable: The database cannot be reached.
     """
     policy = times.webhook_policy
     claim_seconds = _CLAIM_TIMEOUTS * times.webhook_timeout_seconds
@@ -107,13 +107,14 @@ def _send_and_record(db: Database, times: WebhookTimes, sending: Sending, policy
 
 
 def send(sending: Sending, times: WebhookTimes) -> int:
-    """Make one try of a delivery.
+    """Make one attempt to send a delivery.
 
     Returns:
-        The status of the answer, a 2xx. Of its body nothing is read.
+        The 2xx status of the response. The response's body is not read.
 
     Raises:
-        Undelivered: any other answer, a redirect included, or none in time, or the host is not to be called.
+        Undelivered: The response had another status, redirects included, or did not come in time, or requests to the
+            host are not allowed.
     """
     timeout_seconds = times.webhook_timeout_seconds
     try:
@@ -138,7 +139,7 @@ def send(sending: Sending, times: WebhookTimes) -> int:
 
 
 def _signed(sending: Sending, body: bytes) -> dict[str, str]:
-    """The headers that say which delivery this is, and that it is ours."""
+    """The headers that identify the delivery and prove its sender."""
     timestamp = str(int(sending.at))
     key = base64.b64decode(sending.secret.removeprefix(SECRET_PREFIX))
     signed = b".".join((sending.delivery_id.encode(), timestamp.encode(), body))
@@ -153,14 +154,15 @@ def _signed(sending: Sending, body: bytes) -> dict[str, str]:
 async def _post(
     url: httpx.URL, addresses: Sequence[Address], headers: Mapping[str, str], body: bytes, *, timeout_seconds: float
 ) -> int:
-    """POST to the first of these addresses that can be connected to, as if it had been found by the URL's name.
+    """POST to the first of these addresses that accepts a connection, as if the URL's name had resolved to it.
 
-    Asynchronous for its deadline only: httpx's own timeouts begin anew with each byte that comes. A client of its own,
-    because a connection that was verified for one name must not be used again for another at the same address.
+    This is asynchronous only for the sake of its deadline, because httpx's timeouts restart with each byte received.
+    Each call has its own client: a connection verified for one name must not be reused for another name at the same
+    address.
     """
     tried = addresses[:_MOST_ADDRESSES]
     timeout = httpx.Timeout(timeout_seconds, connect=timeout_seconds / len(tried))
-    asked = {"sni_hostname": _host(url)} if _is_name(url) else {}  # what the certificate must be for
+    asked = {"sni_hostname": _host(url)} if _is_name(url) else {}  # the name that the certificate must be for
     async with (
         asyncio.timeout(timeout_seconds),
         httpx.AsyncClient(verify=_tls(), timeout=timeout, trust_env=False, follow_redirects=False) as client,
@@ -186,12 +188,12 @@ async def _post(
 
 @functools.lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
-    """The usual authorities, or those of `SSL_CERT_FILE`."""
+    """The TLS settings with the default certificate authorities, or those of `SSL_CERT_FILE`."""
     return httpx.create_ssl_context()
 
 
 def _reason(error: Exception) -> str:
-    """What was at the bottom of a failed connection, in words that hold nothing of what the receiver sent."""
+    """The root cause of a failed connection, in words that contain nothing that the receiver sent."""
     cause: BaseException = error
     while (deeper := cause.__cause__ or cause.__context__) is not None:
         cause = deeper
