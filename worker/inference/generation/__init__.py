@@ -1,5 +1,5 @@
-"""Text generation by Stoker's own loop: from prompts to tokens, rows joining and leaving as they go.
+"""Text generation with in-flight batching by Stoker's own loop, or with vLLM.
 
-`prompts` and `chat` templates make token ids, `decoding` continues rows together over `rowcache` and `prefixes`,
-`sampling` draws tokens, `completions` and `continuations` make outputs; `vllm_decoding` hands all of it to vLLM.
+`prompts` makes token ids, `decoding` continues rows together with `rowcache` and `prefixes`, `sampling` chooses tokens,
+`completions` makes outputs from `continuations`; `vllm_decoding` leaves the computation to vLLM.
 """

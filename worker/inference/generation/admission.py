@@ -1,4 +1,4 @@
-"""Which rows are begun when, and which of them in one forward pass. Pure: depends on the chunk's own rows only."""
+"""In which order rows start, and which of them share a forward pass: pure functions of the rows of the chunk."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from worker.inference.generation.continuations import Continuation, Request
 from worker.inference.generation.prefixes import Prompt
 
 _COPIED_PART = 4
-"""So many tokens that are copied from a shared beginning count as one that is computed: they cost memory alone."""
+"""Number of copied tokens of a shared prefix that count as one computed token, since they cost only memory."""
 _JOIN_PART = 8
-"""Prompts wait until they are this part of the rows at work: each forward pass over prompts holds all of those up."""
+"""Prompts wait until there is one for every 8 running rows, since each forward pass over prompts delays those."""
 
 
 def admission_order(requests: Sequence[Request]) -> list[int]:
-    """The order in which requests are begun: long ones first, and those of similar length by their shared prefix.
+    """The order in which requests start: long ones first, and requests of similar length sorted by prompt.
 
-    The longest rows set the width of what all of them attend to, and one that is begun last would end alone. Lengths
-    are taken by powers of two, and the order inside each is the prompts' own, so that equal ones stand side by side.
+    The longest row sets how many columns all rows attend to, and a long row that starts last would finish alone.
+    Lengths are compared by powers of two. Sorting by prompt puts equal prompts and shared prefixes side by side.
     """
 
     def rank(position: int) -> tuple[int, tuple[int, ...], int]:
@@ -30,10 +30,16 @@ def admission_order(requests: Sequence[Request]) -> list[int]:
 def next_to_join(
     waiting: Sequence[Continuation], live: Sequence[Continuation], *, max_tokens: int, max_rows: int
 ) -> list[Continuation]:
-    """How many of those that wait, from the first on, join now.
+    """The first waiting continuations that join now.
 
-    As many as fit beside those at work, counted by the most tokens that each may come to; none while they are too few
-    to hold the others up for.
+    As many join as fit beside the running ones, each counted with the most tokens that it may reach. None join while
+    they are too few to be worth the delay of the running ones.
+
+    Args:
+        waiting: Continuations in the order in which they start.
+        live: Running continuations.
+        max_tokens: Most tokens of all rows, each counted as the longest of them.
+        max_rows: Most rows.
     """
     longest = max((one.request.num_tokens for one in live), default=0)
     num_rows = len(live)
@@ -50,10 +56,10 @@ def next_to_join(
 def prefill_groups(
     joining: Sequence[Continuation], shared: Mapping[Prompt, int], *, max_tokens: int
 ) -> list[list[Continuation]]:
-    """Cut those that join into groups with one beginning each, that are computed in one forward pass each.
+    """Split joining continuations into groups with one shared prefix each; a group is computed in one forward pass.
 
-    Their prompts, padded and equal ones counted once, have at most `max_tokens`. Those of a shared beginning are not
-    computed, but are copied, and count for a part of themselves.
+    The prompts of a group have at most `max_tokens` with padding; equal prompts count once. The tokens of a shared
+    prefix are copied, not computed, so that only a part of them counts.
     """
     groups: list[list[Continuation]] = []
     prompts: set[Prompt] = set()

@@ -1,4 +1,4 @@
-"""From generated tokens to what a row's result tells: text cut at a stop string, log-probabilities, usage."""
+"""Make a row's result from its generated tokens: text cut at a stop string, log-probabilities, usage."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from worker.inference.generation.prompts import text_of
 from worker.models.task_model import NOT_FINITE, Counted
 
 _CONTEXT_TOKENS = 6
-"""Tokens of the prompt that are decoded with the generated ones: some tokenizers drop the space before the first."""
+"""Number of prompt tokens decoded with the generated ones, since some tokenizers drop the space before the first."""
 _MARGIN_TOKENS = 6
-"""Tokens beyond the length of a stop string that it is looked for in; the first may be parts of characters."""
+"""Tokens searched for a stop string beyond its own length; the first of them may be parts of characters."""
 _SMALLEST_LOGPROB = -9999.0
-"""What OpenAI says for a probability of 0; JSON has no infinity."""
+"""What OpenAI's API returns for a probability of 0, since JSON has no infinity."""
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 class Detokenizer:
-    """A tokenizer's way back to text. One thread uses it at a time."""
+    """Converts tokens to text and results. One thread uses it at a time."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """
         Args:
-            tokenizer: the model's, and nobody else's meanwhile.
+            tokenizer: The model's tokenizer; no other thread may use it at the same time.
         """
         self._tokenizer = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -38,7 +38,7 @@ class Detokenizer:
         self._special = frozenset(tokenizer.all_special_ids)
 
     def text(self, request: Request, tokens: Sequence[int]) -> str:
-        """What tokens say after a request's prompt, the prompt itself and the token that ends the row left out."""
+        """The text that tokens add to a request's prompt, without the prompt and the token that ends the row."""
         if tokens and tokens[-1] in request.end_tokens:
             tokens = tokens[:-1]
         context = list(request.prompt[-_CONTEXT_TOKENS:])
@@ -55,16 +55,16 @@ class Detokenizer:
         return any(stop in text for stop in request.stop)
 
     def output(self, row: Row, request: Request, continuations: Sequence[Continuation]) -> Counted | RowError:
-        """A row's result.
+        """The result of a row.
 
         Args:
-            row: whose prompt goes before the text, where the request wants it.
-            request: the row's.
-            continuations: those that were computed for it; all choices are the first where nothing was drawn.
+            row: The input row; its prompt comes before the text if `request.full_text` is set.
+            request: The row's request.
+            continuations: What was computed for the row; with greedy decoding, the first one serves all choices.
 
         Returns:
-            For each choice `{"generated_text", "finish_reason", "num_tokens", "logprobs"}`, and how many tokens they
-            and the prompt have together.
+            For each choice `{"generated_text", "finish_reason", "num_tokens", "logprobs"}`, and the total number of
+            tokens of the choices and the prompt.
         """
         if any(one.finish_reason == NOT_A_NUMBER for one in continuations):
             return NOT_FINITE
@@ -90,7 +90,7 @@ class Detokenizer:
         }
 
     def _after_prompt(self, row: Row, request: Request, text: str) -> str | list[Any]:
-        """As the pipeline puts it: a text behind its prompt or its last message, an answer at the end of its chat."""
+        """The prompt with the text, in the pipeline's form: text after a prompt or last message, or a chat with the answer."""
         prompt = row.values["text"]
         if isinstance(prompt, str):
             return prompt + text
@@ -101,7 +101,7 @@ class Detokenizer:
         return [*prompt, {"role": "assistant", "content": text}]
 
     def _num_told(self, one: Continuation, text: str, *, is_cut: bool) -> int:
-        """How many tokens the text is made of: those of a stop string are not, nor is the one that ends the row."""
+        """Number of tokens of the text, without those of a stop string and the one that ends the row."""
         count = len(one.tokens)
         if is_cut:
             while count and len(self.text(one.request, one.tokens[: count - 1])) >= len(text):
@@ -128,7 +128,7 @@ class Detokenizer:
         }
 
     def _token_bytes(self, token: int) -> bytes:
-        """What a token says, in bytes: one token may be a part of a character only."""
+        """The bytes of a token, which may be only a part of a character."""
         piece = self._tokenizer.convert_ids_to_tokens(token) or ""
         if token in self._special:
             return piece.encode()
@@ -143,5 +143,5 @@ class Detokenizer:
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
-    """A text up to the stop string that comes first in it."""
+    """The text before the first stop string in it."""
     return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]

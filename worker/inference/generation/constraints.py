@@ -1,4 +1,4 @@
-"""Tokens that a model's generation_config.json forbids or forces, by transformers' own classes and in their order."""
+"""Tokens that a model's generation_config.json forbids or forces, by transformers' own classes in their order."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from transformers import (
 def constraints_of(
     config: GenerationConfig, *, num_prompt: int, max_new_tokens: int, device: torch.device
 ) -> tuple[LogitsProcessor, ...]:
-    """What a model's configuration says of one row's tokens, as `generate` follows it.
+    """The constraints that a model's configuration sets for one row, as `generate` applies them.
 
     Args:
-        config: the model's.
-        num_prompt: tokens of the prompt.
-        max_new_tokens: the most new ones.
-        device: of the logits.
+        config: The model's generation configuration.
+        num_prompt: Number of prompt tokens.
+        max_new_tokens: Most tokens to generate.
+        device: Device of the logits.
     """
     ends, stop = config.eos_token_id, num_prompt + max_new_tokens
     found: list[LogitsProcessor] = []
@@ -51,12 +51,12 @@ def constraints_of(
 def constrain(
     logits_BV: torch.Tensor, constraints: Sequence[Sequence[LogitsProcessor]], seen: Sequence[Sequence[int]]
 ) -> torch.Tensor:
-    """Logits of rows, each by its own constraints; a copy, where any row has one.
+    """Apply each row's constraints to its logits; returns a copy if any row has a constraint.
 
     Args:
-        logits_BV: (B, V).
-        constraints: of each row.
-        seen: prompt and new tokens of each row.
+        logits_BV: Logits, (B, V).
+        constraints: The constraints of each row.
+        seen: Prompt and generated tokens of each row.
     """
     places = [place for place, each in enumerate(constraints) if each]
     if not places:

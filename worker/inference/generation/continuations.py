@@ -1,4 +1,4 @@
-"""What is to be generated for one row, and what was."""
+"""What to generate for one row, and what was generated."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from transformers import LogitsProcessor
 from worker.inference.generation.sampling import Sampling
 
 STOP, LENGTH, NOT_A_NUMBER = "stop", "length", "not_a_number"
-"""Why a continuation ended; the last one has no text."""
+"""Why a continuation ended; with `NOT_A_NUMBER` it has no text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be generated for one row."""
+    """What to generate for one row."""
 
     row_index: int
     prompt: tuple[int, ...]
     max_new_tokens: int
-    """What fits into the model's context, at most."""
+    """Most tokens to generate, at most what fits into the model's context."""
     sampling: Sampling
     num_choices: int = 1
     end_tokens: frozenset[int] = frozenset()
-    """Each of them ends the row, and is not in its text."""
+    """Tokens that end the row; they are not part of its text."""
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
-    """How many of the likeliest tokens are told with each token's log-probability; None: not even that one."""
+    """Number of likeliest tokens returned beside each token's log-probability; None for no log-probabilities."""
     full_text: bool = False
     """Whether the result repeats the prompt."""
     continues: bool = False
-    """Whether the text goes on with the last message of a chat."""
+    """Whether the text continues the last message of a chat."""
 
     @property
     def num_sequences(self) -> int:
-        """Continuations to compute: without a draw, all choices are the same."""
+        """Number of continuations to compute: with greedy decoding, all choices are equal."""
         return 1 if self.sampling.is_greedy else self.num_choices
 
     @property
@@ -45,22 +45,22 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural logarithms of the probabilities that the model itself gave, before any of the row's parameters."""
+    """Natural logarithms of the model's own probabilities, before the row's sampling parameters are applied."""
 
     logprob: float
-    """Of the token that was chosen."""
+    """Log-probability of the chosen token."""
     top: tuple[tuple[int, float], ...]
-    """The likeliest tokens, best first."""
+    """The likeliest tokens with their log-probabilities, best first."""
 
 
 @dataclass(slots=True)
 class Continuation:
-    """What was generated of one choice of a request."""
+    """The state of one choice of a request, during generation and after it."""
 
     request: Request
     key: int
     constraints: tuple[LogitsProcessor, ...] = ()
-    """What the model's own configuration forbids or forces."""
+    """Tokens that the model's own configuration forbids or forces."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None

@@ -1,10 +1,9 @@
-"""In-flight batching: rows are continued together, each leaves when it is done, and waiting ones take its place.
+"""In-flight batching: rows are continued together, each leaves when it is done, and waiting rows take its place.
 
-transformers' own `generate_batch` does this over a paged cache. But its requests can have neither a seed nor stop
-strings nor the likeliest other tokens, it cannot be stopped between two steps, and on a CPU it is slower than
-`generate` over batches of 16 (`ops/benchmarks/generation.py` measures both). So this loop is our own, on every device.
-It asks of a model no more than `generate` does, and greedy decoding gives the tokens that `generate` gives for each row
-alone.
+transformers' own `generate_batch` does this over a paged cache. But its requests support no seed, no stop strings and
+no top log-probabilities, it cannot be stopped between two steps, and on a CPU it is slower than `generate` over batches
+of 16 (`ops/benchmarks/generation.py` measures both). So this loop is used on every device. It requires no more of a
+model than `generate` does, and greedy decoding gives the tokens that `generate` gives for each row alone.
 
 Shapes: B rows, T tokens of the longest prompt, V tokens of the vocabulary.
 """
@@ -31,17 +30,17 @@ from worker.models.load import ModelFolder, load_weights, memory_bytes
 from worker.models.padding import NOTICES, Padding
 
 _PREFILL_TOKENS = {"cpu": 3072, "cuda": 16_384}
-"""Most padded tokens of a forward pass over prompts; a single longer one has its own."""
+"""Most padded tokens of a forward pass over prompts; a longer prompt is computed alone."""
 _LEAST_SAVED = {"cpu": 128, "cuda": 4096}
-"""Tokens that a shared beginning must save to be worth a forward pass of its own."""
+"""Tokens that a shared prefix must save to be worth an additional forward pass."""
 _KEPT_PART = 8
-"""So small a part of the cache's tokens may be beginnings that are kept for rows to come."""
+"""Prefixes kept for later rows may take one part in 8 of the cache's tokens."""
 _ATTENTIONS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 _PROBED = 12
-"""Tokens of the longer of two prompts that are tried together."""
+"""Number of tokens of the longer of the two prompts that test whether padding changes outputs."""
 _PROBE_TOLERANCE, _PROBE_TOLERANCE_16_BITS = 1e-3, 0.05
-"""Largest difference by rounding of logits about 1, far below what another position makes of them."""
+"""Largest difference by rounding between logits of about 1; a wrong position changes them far more."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ Cached = RowCache | SoloCache
 
 
 class DecodingLoop:
-    """The `GenerationEngine` of this project: rows leave and join after each token.
+    """Stoker's own `GenerationEngine`: rows leave and join after each token.
 
     The rows of a model with recurrent layers, or whose outputs change with padding, are computed one at a time.
     """
@@ -90,8 +89,8 @@ class DecodingLoop:
 
     @torch.inference_mode()
     def _sees_padding(self) -> bool:
-        """Whether padding on the left changes what comes after a prompt: BART's kind counts positions from the first
-        column, padding or not, and takes no others."""
+        """Whether padding on the left changes a model's outputs. Models like BART count positions from the first
+        column, padding or not, and accept no other positions."""
         num_ids = self._model.config.get_text_config().vocab_size
         short, long = (tuple(7 * token % num_ids for token in range(first, first + _PROBED)) for first in (1, 2))
         short = short[: _PROBED // 2]
@@ -122,7 +121,7 @@ class DecodingLoop:
                 for group in prefill_groups(joining, shared, max_tokens=_PREFILL_TOKENS[self._device.type]):
                     logits_BV = self._prefill(group, cache, beginnings, between)
                     live += group
-                    # The newest rows only: the others wait for their next token.
+                    # Only the new rows have logits now; the others get their next token in the next step.
                     live = self._take_in(logits_BV, live, cache, start=len(live) - len(group))
             if live:
                 between()
@@ -148,7 +147,7 @@ class DecodingLoop:
     def _prefill(
         self, group: Sequence[Continuation], cache: Cached, beginnings: Beginnings, between: Callable[[], None]
     ) -> torch.Tensor:
-        """Compute prompts with one beginning, equal ones once, and add a row for each. Returns (B, V) logits."""
+        """Compute prompts with one shared prefix, equal ones once, and add a row for each. Returns (B, V) logits."""
         prompts = list(dict.fromkeys(one.request.prompt for one in group))
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
@@ -166,7 +165,7 @@ class DecodingLoop:
         return logits_BV[rows]
 
     def _begin(self, between: Callable[[], None], beginning: Prompt) -> DynamicCache:
-        """Compute what several prompts begin with."""
+        """Compute a prefix that several prompts share."""
         between()
         _, kept = self._forward_prompts([beginning], [0], self._empty(), start=0)
         return kept
@@ -174,14 +173,14 @@ class DecodingLoop:
     def _empty(self) -> DynamicCache | None:
         if self._makes_cache:
             return None
-        # Without the model's config all layers keep everything, those with a sliding window too: as the mask keeps to
-        # the window, rows can be cut and moved alike in all of them.
+        # Without the model's config all layers keep all tokens, also those with a sliding window. The mask applies the
+        # window, and rows can be cut and moved in the same way in all layers.
         return DynamicCache(config=self._model.config) if self._is_solo else DynamicCache()
 
     def _forward_prompts(
         self, prompts: Sequence[Prompt], padding: Sequence[int], cache: DynamicCache | None, *, start: int
     ) -> tuple[torch.Tensor, DynamicCache]:
-        """Compute prompts, padded on the left, from column `start` on; the cache has what is before it.
+        """Compute prompts, padded on the left, from column `start` on; the cache holds the columns before it.
 
         Returns:
             (B, V) logits, and the cache with the prompts.
@@ -214,10 +213,10 @@ class DecodingLoop:
     def _take_in(
         self, logits_BV: torch.Tensor, live: list[Continuation], cache: Cached, *, start: int
     ) -> list[Continuation]:
-        """Choose the next token of the rows from `start` on; those that are done leave.
+        """Choose the next token of the rows from `start` on, and remove the rows that are done.
 
         Returns:
-            The rows that go on, in the cache's order.
+            The rows that are not done, in the cache's order.
         """
         rows = live[start:]
         samplings = [one.request.sampling for one in rows]
@@ -255,7 +254,7 @@ class DecodingLoop:
 
 
 class _Seen(Sequence[Sequence[int]]):
-    """Prompt and tokens of each row, put together only for those that are asked for."""
+    """Prompt and generated tokens of each row, concatenated only when a row is accessed."""
 
     def __init__(self, rows: Sequence[Continuation]) -> None:
         self._rows = rows
@@ -269,11 +268,11 @@ class _Seen(Sequence[Sequence[int]]):
 
 
 def makes_cache(model: PreTrainedModel) -> bool:
-    """Whether a model takes no cache but one of its own kind, which it makes where it is given none (MiniMax)."""
+    """Whether a model accepts only its own kind of cache, which it creates when it gets none (MiniMax)."""
     return not model._supports_default_dynamic_cache()
 
 
 def is_recurrent(model: PreTrainedModel) -> bool:
-    """Whether a model keeps a state that is not keys and values."""
+    """Whether a model keeps a state other than keys and values."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     return bool(getattr(model, "_is_stateful", False)) or not _ATTENTIONS.issuperset(kinds)

@@ -1,4 +1,4 @@
-"""Chats about images: their image parts are opened as the images of rows are, and never loaded by a processor."""
+"""Chats about images: their image parts are opened like the images of rows, and never loaded by a processor."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from jobs.data.rows import RowError, RowErrorCode
 from worker.models.media import open_media
 
 _SOURCES = ("image", "url", "path", "base64", "image_url")
-"""The keys under which chat templates and OpenAI's requests say where an image is."""
+"""The keys under which chat templates and OpenAI's requests give the location of an image."""
 
 
 def open_chat(messages: list[Any], image: Any, rules: AccessRules) -> list[dict[str, Any]] | RowError:
-    """A chat whose image parts hold opened images.
+    """Open the images of a chat.
 
     Args:
-        messages: as the row brings them.
-        image: the row's own, opened; it takes the place of each part `{"type": "image"}` that names no other.
-        rules: see `open_media`.
+        messages: The messages from the row.
+        image: The row's own opened image; it replaces each part `{"type": "image"}` that names no other.
+        rules: Access rules; see `open_media`.
 
     Returns:
-        The chat, or what is wrong with it.
+        The chat with opened images, or a row error.
     """
     opened = []
     num_images = 0
@@ -55,7 +55,7 @@ def _part(part: Any, image: Any, rules: AccessRules) -> Any:
     if len(named) > 1:
         return _wrong("an image part names more than one image")
     source = named[0] if named else image
-    if isinstance(source, Mapping) and "url" in source:  # as OpenAI writes it
+    if isinstance(source, Mapping) and "url" in source:  # OpenAI's form
         source = source["url"]
     found = source if source is image else open_media("image", source, rules)
     return found if isinstance(found, RowError) else {"type": "image", "image": found}

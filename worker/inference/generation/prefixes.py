@@ -1,9 +1,9 @@
-"""Beginnings that prompts have in common: which are worth computing once, and their keys and values under each row.
+"""Prefixes that prompts share: which are worth computing once, and copies of their keys and values for each row.
 
-A chunk's prompts often begin alike: a system prompt, a document with many questions. What is shared is decided from the
-prompts of the chunk alone, so that the same chunk is computed in the same way every time.
+The prompts of a chunk often share a prefix: a system prompt, or a document with many questions. What is shared depends
+only on the prompts of the chunk, so that the same chunk is computed in the same way every time.
 
-Shapes: B rows, H heads, P tokens of a beginning, D dimensions of a head.
+Shapes: B rows, H heads, P tokens of a prefix, D dimensions of a head.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from transformers import DynamicCache
 Prompt = tuple[int, ...]
 
 _LEAST_TOKENS = 16
-"""Shorter beginnings (a chat template's first words) are not looked at."""
+"""Shorter prefixes (such as a chat template's first words) are ignored."""
 
 
 def shared_beginnings(prompts: Iterable[Prompt], *, least_saved: int) -> dict[Prompt, int]:
-    """How many of its first tokens a prompt shares with others, for those with which that pays.
+    """Find groups of prompts whose shared prefix is worth computing once.
 
-    Sorted prompts are taken into a group one by one, as long as at least half of what it shares stays shared: one that
-    begins like the others for a few words only would make all of them share no more than those.
+    Sorted prompts are added to a group one by one, as long as at least half of its prefix stays shared. A prompt that
+    shares only a few words with the others would reduce the prefix of all of them to those words.
 
     Args:
-        prompts: of one chunk; equal ones count once.
-        least_saved: tokens that a group must save; computing its beginning is a forward pass more.
+        prompts: The prompts of one chunk; equal ones count once.
+        least_saved: Tokens that a group must save, since computing its prefix takes an additional forward pass.
 
     Returns:
-        Prompt -> length of its group's beginning, at least one token less than each prompt of the group has.
+        Prompt -> length of its group's prefix in tokens, at least one less than each prompt of the group has.
     """
     shared: dict[Prompt, int] = {}
     group: list[Prompt] = []
@@ -54,7 +54,7 @@ def shared_beginnings(prompts: Iterable[Prompt], *, least_saved: int) -> dict[Pr
 
 
 def _common(one: Prompt, other: Prompt, *, at_most: int) -> int:
-    """Tokens that two prompts begin with alike; at least the last one of each is left to be computed."""
+    """Length of the prefix that two prompts share, without the last token of either, which must be computed."""
     most = min(len(one) - 1, len(other) - 1, at_most)
     if one[:most] == other[:most]:
         return most
@@ -62,15 +62,15 @@ def _common(one: Prompt, other: Prompt, *, at_most: int) -> int:
 
 
 def under_rows(beginning: DynamicCache, padding: Sequence[int]) -> DynamicCache:
-    """A beginning's keys and values for several rows, each moved to the right.
+    """Copy a prefix's keys and values to several rows, each shifted right by its padding.
 
     Args:
-        beginning: of one row, (1, H, P, D) in each layer.
-        padding: columns that are left free before each row; what of it does not fit into P columns any more is cut off
-            at its end, and the model is to be given those tokens.
+        beginning: Cache of one row, (1, H, P, D) in each layer.
+        padding: Number of free columns before each row. What no longer fits into P columns is cut off at the end; the
+            caller must compute those tokens again.
 
     Returns:
-        (B, H, P, D) in each layer; what stands in the free columns is finite, and to be masked out.
+        Cache with (B, H, P, D) in each layer; the values in the free columns are finite and must be masked.
     """
     cache = DynamicCache()
     for index, layer in enumerate(beginning.layers):
@@ -82,14 +82,14 @@ def under_rows(beginning: DynamicCache, padding: Sequence[int]) -> DynamicCache:
 
 
 class Beginnings:
-    """The keys and values of a chunk's shared beginnings, each kept until its last row has begun or room is short."""
+    """Keys and values of a chunk's shared prefixes, each kept until its last row has started or space runs out."""
 
     def __init__(self, shared: Mapping[Prompt, int], prompts: Iterable[Prompt], *, most_tokens: int) -> None:
         """
         Args:
-            shared: from `shared_beginnings`.
-            prompts: of all rows that will begin, equal ones as often as they come.
-            most_tokens: of all that are kept; a longer one is kept alone.
+            shared: What `shared_beginnings` returned.
+            prompts: Prompts of all rows that will start, duplicates included.
+            most_tokens: Most tokens of all kept prefixes together; a longer prefix is kept alone.
         """
         self._shared = shared
         self._most_tokens = most_tokens
@@ -97,19 +97,19 @@ class Beginnings:
         self._kept: dict[Prompt, DynamicCache] = {}
 
     def of(self, prompt: Prompt) -> Prompt:
-        """What a prompt shares with others; empty where that is nothing."""
+        """The prefix that a prompt shares with others; empty if it shares none."""
         return prompt[: self._shared.get(prompt, 0)]
 
     def kept(self, beginning: Prompt, compute: Callable[[Prompt], DynamicCache]) -> DynamicCache:
-        """A beginning's keys and values, computed where they are not kept."""
+        """The keys and values of a prefix, computed if they are not kept."""
         found = self._kept.pop(beginning, None)
         while self._kept and len(beginning) + sum(map(len, self._kept)) > self._most_tokens:
-            del self._kept[next(iter(self._kept))]  # the one that was used the longest time ago
+            del self._kept[next(iter(self._kept))]  # the least recently used one
         self._kept[beginning] = compute(beginning) if found is None else found
         return self._kept[beginning]
 
     def begun(self, beginning: Prompt, num_rows: int) -> None:
-        """So many of its rows have begun; with the last one its keys and values are dropped."""
+        """Count rows that have started; after the last one, the prefix's keys and values are dropped."""
         self._num_waiting[beginning] -= num_rows
         if not self._num_waiting[beginning]:
             self._kept.pop(beginning, None)

@@ -1,4 +1,4 @@
-"""From a row to the tokens that a model goes on from: a text, the messages of a chat, or token ids."""
+"""Make the prompt tokens of a row, which holds a text, the messages of a chat, or token ids."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, Attri
 
 
 class Prompts:
-    """A tokenizer's ways to make a prompt. One thread uses it at a time."""
+    """Makes prompts with a model's tokenizer. One thread uses it at a time."""
 
     def __init__(self, tokens: Tokens) -> None:
         """
         Args:
-            tokens: of the model.
+            tokens: The model's tokens.
         """
         self._tokens = tokens
 
@@ -41,16 +41,16 @@ class Prompts:
         """The prompt of each row.
 
         Args:
-            rows: whose `text` is a text (special tokens are added, as the tokenizer does by itself), a list of messages
-                `{"role", "content"}` (the model's chat template is put around them), or a list of token ids, taken as
-                they are.
-            parameters: of each row; of a chat, `continue_final_message` and `chat_template_kwargs` are read.
+            rows: Rows whose `text` is a text (the tokenizer adds its special tokens), a list of messages
+                `{"role", "content"}` (the model's chat template is applied), or a list of token ids, which are used
+                unchanged.
+            parameters: Parameters of each row; for a chat, `continue_final_message` and `chat_template_kwargs` apply.
 
         Returns:
-            Token ids; or a row error with one of the codes of `Tokens.encode`, `no_chat_template` or
+            For each row its token ids, or a row error with one of the codes of `Tokens.encode`, `no_chat_template` or
             `invalid_messages`.
         """
-        # Texts in one call, whatever else is between them; what is neither text nor list is told there too.
+        # All texts are encoded in one call, which also reports values that are neither a text nor a list.
         texts = iter(self._tokens.encode([row for row in rows if not _is_list(row)], _UNBOUNDED))
         return [
             _ids(self._of_list(row, row.values["text"], own) if _is_list(row) else next(texts))
@@ -105,12 +105,12 @@ class Prompts:
 
 
 def is_chat(text: object) -> bool:
-    """Whether a row's `text` is the messages of a chat."""
+    """Whether a row's `text` is a list of chat messages."""
     return isinstance(text, list) and bool(text) and isinstance(text[0], Mapping)
 
 
 def text_of(message: Message) -> str | None:
-    """A message's content, its parts joined: templates of language models take a text. None where it is none."""
+    """A message's content with its text parts joined, as chat templates of language models need it; None if not text."""
     content = message.get("content")
     if isinstance(content, list) and all(_is_text_part(part) for part in content):
         return "".join(part["text"] for part in content)
@@ -118,9 +118,9 @@ def text_of(message: Message) -> str | None:
 
 
 def continues_final_message(messages: Sequence[Message], parameters: TextGenerationParameters) -> bool:
-    """Whether the model goes on with a chat's last message instead of beginning the answer to it.
+    """Whether the model continues a chat's last message instead of starting an answer to it.
 
-    As in the pipeline: with one of the assistant's, unless `continue_final_message` says otherwise.
+    As in transformers' pipeline, it continues a message of the assistant, unless `continue_final_message` is set.
     """
     said = parameters.continue_final_message
     return bool(messages[-1].get("role") == "assistant" if said is None else said)

