@@ -10,7 +10,7 @@ from worker.inference.generation.prefixes import Prompt
 _COPIED_PART = 4
 """Number of copied tokens of a shared prefix that count as one computed token, since they cost only memory."""
 _JOIN_PART = 8
-"""Prompts wait until there is one for every 8 running rows, since each forward pass over prompts delays those."""
+"""Prompts wait until there is one per this number of running rows, since each prefill delays all running rows."""
 
 
 def admission_order(requests: Sequence[Request]) -> list[int]:

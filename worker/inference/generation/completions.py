@@ -90,7 +90,7 @@ class Detokenizer:
         }
 
     def _after_prompt(self, row: Row, request: Request, text: str) -> str | list[Any]:
-        """The prompt with the text, in the pipeline's form: text after a prompt or last message, or a chat with the answer."""
+        """The prompt with the text, as the pipeline returns it: a text after its prompt, or a chat with its answer."""
         prompt = row.values["text"]
         if isinstance(prompt, str):
             return prompt + text

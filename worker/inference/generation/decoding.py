@@ -34,7 +34,7 @@ _PREFILL_TOKENS = {"cpu": 3072, "cuda": 16_384}
 _LEAST_SAVED = {"cpu": 128, "cuda": 4096}
 """Tokens that a shared prefix must save to be worth an additional forward pass."""
 _KEPT_PART = 8
-"""Prefixes kept for later rows may take one part in 8 of the cache's tokens."""
+"""Prefixes kept for later rows may take 1/`_KEPT_PART` of the cache's tokens."""
 _ATTENTIONS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 _PROBED = 12

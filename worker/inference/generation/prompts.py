@@ -110,7 +110,7 @@ def is_chat(text: object) -> bool:
 
 
 def text_of(message: Message) -> str | None:
-    """A message's content with its text parts joined, as chat templates of language models need it; None if not text."""
+    """A message's content with its text parts joined, as most chat templates need it; None if it is not text."""
     content = message.get("content")
     if isinstance(content, list) and all(_is_text_part(part) for part in content):
         return "".join(part["text"] for part in content)

@@ -172,7 +172,7 @@ class RowCache:
 
 
 class SoloCache:
-    """The cache of one row at a time, for models that keep a state other than keys and values, which cannot be moved."""
+    """The cache of one row at a time, for models with a state other than keys and values, which cannot be moved."""
 
     def __init__(self) -> None:
         self._cache: DynamicCache | None = None

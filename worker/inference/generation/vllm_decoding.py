@@ -126,7 +126,7 @@ class VllmEngine:
         return results
 
     def close(self) -> None:
-        """See `GenerationEngine`. If the garbage collector closed it, that might end what the next engine shares with it."""
+        """See `GenerationEngine`. Garbage collection instead might close what the engine shares with the next one."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.engine_core.shutdown()
@@ -189,7 +189,7 @@ def memory_arguments(device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def _environment_kept() -> Iterator[None]:
-    """Restore the environment, since trainings that this process starts must not inherit what vLLM sets (`LD_PRELOAD`)."""
+    """Restore the environment, so that trainings of this process do not inherit what vLLM sets (`LD_PRELOAD`)."""
     before = dict(os.environ)
     try:
         yield

@@ -1,5 +1,5 @@
-"""Every other task of `transformers.pipeline`, taken apart into the engine's stages.
+"""Tasks that run through `transformers.pipeline`, split into the engine's stages.
 
-`staged` is the task, `calls` what each pipeline is called with, `joining` how rows share a batch, `alone` which must
-not; `transformers_internals` is the one place that touches the library's private names.
+`staged` is the task, `calls` makes each pipeline's arguments, `joining` joins rows into batches, `alone` lists rows that
+must not be joined; only `transformers_internals` uses the library's private names.
 """

@@ -1,4 +1,4 @@
-"""Which rows are computed one at a time although their shapes are equal, and why."""
+"""Which rows are computed one at a time although their tensors have equal shapes, and why."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def reason_to_compute_alone(task: str, pipeline: Any, parameters: Mapping[str, A
     """Why a row must not share a forward pass with others, or None.
 
     Args:
-        task: the task's name.
-        pipeline: its pipeline, with the model.
-        parameters: as the pipeline hands them to its forward pass.
+        task: The task's name.
+        pipeline: The task's pipeline, with the model.
+        parameters: The parameters that the pipeline passes to its forward pass.
     """
     if task in TASKS_ALONE:
         return TASKS_ALONE[task]
@@ -44,13 +44,13 @@ def reason_to_compute_alone(task: str, pipeline: Any, parameters: Mapping[str, A
 
 
 def draws(pipeline: Any, parameters: Mapping[str, Any]) -> bool:
-    """Whether a row's output is drawn at random."""
+    """Whether a row's output depends on random numbers."""
     if pipeline.task == "text-to-audio":
         return True
     if not pipeline.model.can_generate():
         return False
     chosen: dict[str, Any] = {**parameters, **(parameters.get("generate_kwargs") or {})}
     config = pipeline.model.generation_config
-    if isinstance(chosen.get("temperature"), (list, tuple)):  # Whisper draws where it falls back to a higher one
+    if isinstance(chosen.get("temperature"), (list, tuple)):  # Whisper samples when it falls back to a higher one
         return True
     return bool(chosen.get("do_sample", getattr(config, "do_sample", False)))

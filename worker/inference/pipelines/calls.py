@@ -1,4 +1,4 @@
-"""How a row of each task becomes the call that a user would make of its pipeline."""
+"""Make the arguments of a pipeline's call from a row, for each task."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ Values = Mapping[str, Any]
 Arguments = tuple[Any, ...]
 Options = dict[str, Any]
 _ROW_OPTIONS = (LABELS,)
-"""Inputs of a row that stand in for the job's parameter of the same name, where they are not empty."""
+"""Inputs of a row that replace the job's parameter of the same name if they are not empty."""
 
 _TAKE_LISTS_OF_LABELS = ("zero-shot-audio-classification", "zero-shot-image-classification")
-"""Tasks whose pipelines take each letter of a text for a label."""
+"""Tasks whose pipelines would treat each letter of a text as a label."""
 
 
 def row_labels(value: Any, *, may_be_empty: bool) -> list[str] | str | RowError:
-    """A row's own labels as pipelines take them: a list, a text with commas, or JSON text of a list.
+    """Parse a row's own labels: a list, a text with commas, or JSON text of a list.
 
-    A pipeline would make a label of whatever stands in a list, and of each part of a list that was written as text.
+    Values are checked here because a pipeline would make a label of anything in a list, and of each part of a list that
+    is written as text.
 
     Args:
-        value: as the source gave it.
-        may_be_empty: whether the job has labels that stand in for none.
+        value: The value from the source.
+        may_be_empty: Whether the job has labels that replace an empty value.
     """
     is_json = isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]")
     try:
@@ -58,7 +59,7 @@ def _document(values: Values, options: Options) -> tuple[Arguments, Options]:
 
 
 def _image_and_text(values: Values, options: Options) -> tuple[Arguments, Options]:
-    if "image" not in values:  # a chat holds its images
+    if "image" not in values:  # the images are inside the chat
         return (), {**options, "text": values["text"]}
     return (), {**options, "images": values["image"], "text": values["text"]}
 
@@ -99,16 +100,16 @@ CALLS: Mapping[str, Callable[[Values, Options], tuple[Arguments, Options]]] = {
     "zero-shot-image-classification": _only("image"),
     "zero-shot-object-detection": _only("image"),
 }
-"""Every task that runs through its pipeline -> the arguments and options of its call for a row."""
+"""Task -> function that makes the arguments and options of its pipeline's call for a row."""
 
 
 def call_of(task: str, values: Values, parameters: Options) -> tuple[Arguments, Options]:
     """The arguments of a pipeline's call for one row.
 
     Args:
-        task: a name in `CALLS`.
-        values: of the row, its media opened.
-        parameters: of the job; they become part of the call, so they are the caller's last use of them.
+        task: A name in `CALLS`.
+        values: The row's values, with its media opened.
+        parameters: The job's parameters. The call takes them over, so the caller must not use them afterwards.
     """
     options = {**parameters, **{name: values[name] for name in _ROW_OPTIONS if values.get(name)}}
     labels = options.get(LABELS)

@@ -1,7 +1,7 @@
-"""Prepared items of several rows as one batch, and the outputs of a batch as those of its rows.
+"""Join the prepared items of several rows into one batch, and split the outputs of a batch into those of its rows.
 
-Items are joined only where every tensor has an equal shape: nothing is padded, so no model can see a neighbour. An item
-is what a pipeline's `preprocess` returns: tensors whose first axis is the batch, beside whatever else the row needs.
+Items are joined only if all tensors have equal shapes. Nothing is padded, so that a row's output does not depend on the
+other rows. An item is what a pipeline's `preprocess` returns: tensors whose first axis is the batch, and other values.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
 _READ_OF_THE_FIRST = ("candidate_labels",)
-"""Values of a batch that a pipeline takes from its first row for all of them, so that rows must have them in common."""
+"""Values that a pipeline reads from the first row of a batch, so that they must be equal in all rows."""
 _NEVER_READ = ("past_key_values",)
 _KEPT_AS_A_LIST = ("token_timestamps",)
-"""Lists with an entry for each row of which a row keeps a list of one."""
+"""Lists with an entry per row; a split row keeps its entry as a list of length one."""
 _NOTHING = object()
 _PATCH_PIXELS = 16  # width of a patch in most vision models
 _WAVE_SAMPLES = 320  # samples of a raw wave at 16 kHz that become one vector
@@ -26,7 +26,7 @@ _SPECTROGRAM_NUMBERS = 160  # numbers of a spectrogram that become one vector
 
 
 def shape_of(item: Mapping[str, Any]) -> Hashable:
-    """What items must have in common to be joined."""
+    """Key of an item; items with equal keys can be joined."""
     return tuple(sorted((str(name), _kind(name, value)) for name, value in item.items()))
 
 
@@ -39,7 +39,7 @@ def _kind(name: str, value: Any) -> str:
 
 
 def join(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Items of equal shapes as one: tensors along their first axis, everything else as a list."""
+    """Join items of equal shapes: tensors along their first axis, all other values as a list."""
     joined: dict[str, Any] = {}
     for name, first in items[0].items():
         values = [item[name] for item in items]
@@ -53,15 +53,15 @@ def join(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def cut(outputs: Any, position: int, num_rows: int) -> Any:
-    """One row's part of a batch's outputs, in the form that a batch of that row alone has.
+    """One row's part of a batch's outputs, in the form that the outputs of a batch with only that row have.
 
     Args:
-        outputs: what a pipeline's `_forward` returned, on the CPU.
-        position: of the row in the batch.
-        num_rows: rows in the batch.
+        outputs: What a pipeline's `_forward` returned, on the CPU.
+        position: Position of the row in the batch.
+        num_rows: Number of rows in the batch.
 
     Raises:
-        ValueError: the outputs do not have an entry for each row.
+        ValueError: The outputs do not have an entry for each row.
     """
     found = _cut("", outputs, position, num_rows)
     if found is _NOTHING:
@@ -70,7 +70,7 @@ def cut(outputs: Any, position: int, num_rows: int) -> Any:
 
 
 def _cut(name: str, value: Any, position: int, num_rows: int) -> Any:
-    """`_NOTHING` where the value does not have an entry for each row."""
+    """One row's part of a value; `_NOTHING` if the value does not have an entry for each row."""
     if isinstance(value, torch.Tensor):
         return value[position : position + 1] if value.ndim and value.shape[0] == num_rows else _NOTHING
     if isinstance(value, Mapping):
@@ -88,27 +88,27 @@ def _cut(name: str, value: Any, position: int, num_rows: int) -> Any:
 
 
 def _cut_fields(value: Mapping[str, Any], position: int, num_rows: int) -> Any:
-    """Fields without an entry for each row (a loss, a bank of prompts) are left out: a `postprocess` that needed one
-    would fail, and its row is then computed alone."""
+    """One row's part of a mapping. Fields without an entry for each row (such as a loss) are omitted; a `postprocess`
+    that needs one fails, and its row is then computed alone."""
     parts = {name: _cut(name, inner, position, num_rows) for name, inner in value.items()}
     found = {name: part for name, part in parts.items() if part is not _NOTHING}
     if not isinstance(value, ModelOutput):
         return found
-    if next(iter(parts), None) not in found:  # some pipelines read the first field by its place
+    if next(iter(parts), None) not in found:  # some pipelines read the first field by its position
         return _NOTHING
-    return ModelOutput(found)  # a model's own class refuses names that its pipeline adds
+    return ModelOutput(found)  # a model's own class rejects names that its pipeline adds
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """The same structure with its tensors on a device; its containers are new, as pipelines take them apart."""
+    """A copy of the structure with its tensors on a device; containers are new, since pipelines change them."""
     if isinstance(value, torch.Tensor):
-        # Not so to the CPU: what is read there must have arrived.
+        # Copies to the CPU are blocking, since their values are read at once.
         return value.to(device, non_blocking=device.type != "cpu")
     if isinstance(value, ModelOutput):
         return ModelOutput({name: moved(inner, device) for name, inner in value.items() if name not in _NEVER_READ})
     if isinstance(value, dict):
         return {name: moved(inner, device) for name, inner in value.items() if name not in _NEVER_READ}
-    if isinstance(value, Mapping):  # transformers' own; a pipeline may ask for its class
+    if isinstance(value, Mapping):  # a transformers class, which a pipeline may check with isinstance
         return UserDict({name: moved(inner, device) for name, inner in value.items()})
     if type(value) in (list, tuple):
         return type(value)(moved(inner, device) for inner in value)
@@ -126,7 +126,7 @@ def token_ids(item: Mapping[str, Any]) -> Iterator[torch.Tensor]:
 
 
 def num_tokens(item: Mapping[str, Any], config: PretrainedConfig) -> int:
-    """About how many vectors a model computes for an item: token ids, patches of pixels, steps of a sound."""
+    """Approximate number of vectors that a model computes for an item: token ids, image patches, audio frames."""
     found = sum(ids.numel() for ids in token_ids(item))
     vision = getattr(config, "vision_config", config)
     patch = getattr(vision, "patch_size", None)

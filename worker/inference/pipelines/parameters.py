@@ -1,4 +1,4 @@
-"""Whether a pipeline takes the parameters of a job, asked of the pipeline and its model before the first row."""
+"""Check before the first row whether a pipeline and its model accept the parameters of a job."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _WRONG = (TypeError, ValueError, KeyError, AttributeError)
 
 
 def without_nulls(parameters: TaskParameters) -> dict[str, Any]:
-    """What a job sets of its pipeline's parameters; some pipelines would take a null for a value."""
+    """The parameters that a job sets, without nulls, which some pipelines would treat as values."""
     given = parameters.given()
     return {name: value for name, value in given.items() if value is not None or name in parameters.NULLS}
 
 
 def check_against_pipeline(pipeline: Any, parameters: TaskParameters) -> None:
-    """Refuse parameters that a task's pipeline does not take.
+    """Reject parameters that a task's pipeline does not accept.
 
     Args:
         pipeline: The task's pipeline, with the model.
-        parameters: The job's.
+        parameters: The job's parameters.
 
     Raises:
-        InvalidSpec: one of them is unknown, not allowed or has an impossible value; the message names it.
+        InvalidSpec: A parameter is unknown, not allowed or has an invalid value; the message names it.
     """
     task, given = parameters.TASK, without_nulls(parameters)
     if parameters.is_open():
@@ -86,7 +86,7 @@ def _check_inner(task: str, inner: Any, generation: Collection[str]) -> None:
 
 
 def _generation_names(model: Any) -> frozenset[str]:
-    """What a model's `generate` takes by name."""
+    """Names of the parameters that a model's `generate` accepts."""
     parameters = inspect.signature(model.generate).parameters.values()
     of_generate = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.default is None}
     names = of_generate | {name for name in vars(GenerationConfig()) if not name.startswith("_")}
@@ -96,7 +96,7 @@ def _generation_names(model: Any) -> frozenset[str]:
 
 
 def _check_generation(pipeline: Any, parameters: Mapping[str, Any]) -> None:
-    """Values that only `generate` would refuse, for one row after another."""
+    """Reject values that otherwise `generate` would reject, for each row again."""
     names = _generation_names(pipeline.model)
     chosen = {name: value for name, value in parameters.items() if name in names}
     chosen.update(parameters.get(_GENERATION) or {})
@@ -112,7 +112,7 @@ def _check_generation(pipeline: Any, parameters: Mapping[str, Any]) -> None:
 
 
 def _check_speech(name: str, value: Any, config: Any) -> None:
-    """A language, or transcribing or translating, of a speech recogniser such as Whisper."""
+    """Check `language` or `task` (transcribe or translate) for a speech recognition model such as Whisper."""
     param = f"parameters.{name}"
     if getattr(config, "is_multilingual", True) is False:
         raise InvalidSpec(f"{param}: this model knows one language only, so it takes no '{name}'", param=param)

@@ -1,7 +1,7 @@
-"""Every other task of `transformers.pipeline`, in the engine's four stages and in batches.
+"""A task of `transformers.pipeline`, computed in the engine's four stages and in batches.
 
-An output is what the pipeline returns when it is called with that row alone, made into JSON: arrays become lists,
-images PNG data URLs. Rows are joined only where their tensors have equal shapes, so no row sees another's padding.
+An output is what the pipeline returns for that row alone, converted to JSON: arrays become lists, and images become PNG
+data URLs. Rows are joined only if their tensors have equal shapes, so that no output depends on padding.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _MAY_MISS = {"feature-extraction": ("pooler.*", "*.pooler.*"), "image-feature-ex
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """One row, ready to be computed."""
+    """The features of one row, ready for the forward pass."""
 
     call: Call
     items: Sequence[Mapping[str, Any]]
-    """What `preprocess` made of it; none where that is left to the forward thread."""
+    """What `preprocess` returned for the row; empty if the forward thread prepares the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +52,15 @@ class _Group:
     """Items of equal shapes, which are computed together."""
 
     places: Sequence[tuple[int, int]]
-    """The place of each item's row in the batch, and of the item in its row."""
+    """For each item, the position of its row in the batch and of the item in its row."""
     inputs: Mapping[str, Any] | None
-    """The items joined; None where the row is prepared on the forward thread."""
+    """The joined items; None if the forward thread prepares the row."""
     call: Call
     """The call of the first item's row."""
 
 
 class Staged:
-    """A pipeline taken apart."""
+    """A `TaskModel` that runs the steps of a pipeline separately."""
 
     def __init__(
         self,
@@ -73,16 +73,16 @@ class Staged:
     ) -> None:
         """
         Args:
-            source: the model's files.
-            parameters: The job's, of the type of its task.
-            device: where it computes.
-            dtype: in which it computes.
-            rules: whose `input_roots` bound the files that rows name.
+            source: The model's files.
+            parameters: The job's parameters, of the type of its task.
+            device: Device on which the model computes.
+            dtype: Type of the model's weights.
+            rules: Access rules; their `input_roots` limit the files that rows may name.
 
         Raises:
-            InvalidModel: it cannot be loaded, or not for this task.
-            InvalidSpec: a parameter is wrong.
-            InvalidInput: this host lacks a package that the task needs.
+            InvalidModel: The model cannot be loaded, or not for this task.
+            InvalidSpec: A parameter is invalid.
+            InvalidInput: This host lacks a package that the task needs.
         """
         self._task = task = parameters.TASK
         self._device = device
@@ -103,7 +103,7 @@ class Staged:
         self._rate = getattr(self._pipeline.feature_extractor, "sampling_rate", None)
         self.memory_bytes = memory_bytes(model)
         self._longest = _most_tokens_of_a_row(model, self._pipeline.tokenizer if task == "feature-extraction" else None)
-        # The ids that stand for images may lie beyond the table; their vectors come from elsewhere.
+        # Placeholder ids of images may lie beyond the embedding table; their vectors come from other layers.
         self._num_ids = None if task in ("image-text-to-text", "any-to-any") else _num_ids(model)
         self._most_tokens = auto_max_tokens(device.type, 2**34)
         self._configure(parameters)
@@ -124,7 +124,7 @@ class Staged:
     # -- encoding
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
-        """See `TaskModel`. Opens the files that rows name, so that one that is no image fails alone."""
+        """See `TaskModel`. Opens the files that rows name, so that an invalid file fails only its own row."""
         return [self._encoded(row) for row in rows]
 
     def _encoded(self, row: Row) -> Encoded:
@@ -160,7 +160,7 @@ class Staged:
         return opened
 
     def _prepared(self, row: Row, values: Mapping[str, Any]) -> Encoded:
-        # The pipelines take their parameters apart.
+        # A copy, since pipelines change their parameters.
         arguments, options = call_of(self._task, values, copy.deepcopy(self._parameters))
         call = internals.catch_call(self._pipeline, arguments, options)
         if self._is_whole:
@@ -176,7 +176,7 @@ class Staged:
     def _shape(self, row: Row, items: Sequence[Mapping[str, Any]]) -> Hashable:
         if self._is_alone:
             return row.row_index
-        # The items of a chunked pipeline are grouped by their own shapes, whichever rows they come from.
+        # Items of a chunked pipeline are grouped by their own shapes, across rows.
         return None if self._is_chunked else shape_of(items[0])
 
     def _unusable(self, items: Sequence[Mapping[str, Any]]) -> RowError | None:
@@ -224,7 +224,7 @@ class Staged:
         """See `TaskModel`.
 
         Returns:
-            Each group with what the pipeline's `_forward` made of it, on the device.
+            Each group with what the pipeline's `_forward` returned for it, on the device.
         """
         return [(group, self._computed(group)) for group in collated]
 
@@ -273,17 +273,17 @@ class Staged:
 
 
 def _most_tokens_of_a_row(model: PreTrainedModel, tokenizer: Any) -> int | None:
-    """The most token ids that a model takes, as far as it says; with a tokenizer, that the two take.
+    """Most token ids of a row that a model accepts, or None if unknown; with a tokenizer, its limit counts too.
 
-    Where a pipeline cuts texts, or puts many ids in place of an image, its tokenizer's own limit is another matter.
+    If a pipeline truncates texts, or replaces an image by many ids, its tokenizer's own limit does not apply.
     """
     try:
         return position_limit(model) if tokenizer is None else longest_row(model, tokenizer)
-    except ValueError:  # a model of several texts has no one limit
+    except ValueError:  # a model with several text inputs has no single limit
         return None
 
 
 def _num_ids(model: PreTrainedModel) -> int | None:
-    """Rows of the model's table of vectors for token ids, where it has one."""
+    """Number of rows of the model's token embedding table, or None if it has none."""
     embeddings = input_embeddings(model)
     return None if embeddings is None else embeddings.num_embeddings

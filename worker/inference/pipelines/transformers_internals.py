@@ -1,8 +1,8 @@
-"""What Stoker reaches of transformers' pipelines beyond their documented calls, all of it in this file.
+"""All uses of undocumented parts of transformers' pipelines.
 
 A pipeline's own call parses its arguments (labels, tables, pairs, defaults), prepares a row, computes it and reads the
-result, one row at a time. Stoker wants the four apart. `catch_call` makes a call as a user would and stops it where
-the row is about to be prepared; the steps themselves are the methods `preprocess`, `_forward` and `postprocess`.
+result, one row at a time. Stoker runs these four steps separately. `catch_call` calls the pipeline as a user would and
+stops it before the row is prepared; the other steps are the methods `preprocess`, `_forward` and `postprocess`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CAUGHT = {
         "self", "inputs", "num_workers", "batch_size", "preprocess_params", "forward_params", "postprocess_params",
     ],
 }  # fmt: skip
-"""The methods that a pipeline's call ends in, with the parameters that `catch_call` expects of them."""
+"""The methods in which a pipeline's call ends, with the parameters that `catch_call` expects."""
 _USED = (
     "_sanitize_parameters",
     "preprocess",
@@ -44,31 +44,31 @@ _USED = (
     "_pipeline_calls_generate",
 )
 _ALSO_TAKEN = {"document-question-answering": {"VisionEncoderDecoderModel"}}
-"""Model classes that a pipeline takes and does not name in a mapping."""
+"""Model classes that a pipeline accepts but does not list in a mapping."""
 
 
 class Call(NamedTuple):
-    """A pipeline's call, parsed and not carried out."""
+    """The parsed arguments of a pipeline's call."""
 
     inputs: Any
-    """What its `preprocess` takes for the one row."""
+    """What the pipeline's `preprocess` takes for the row."""
     preprocess: dict[str, Any]
     forward: dict[str, Any]
     postprocess: dict[str, Any]
 
 
 class _Caught(BaseException):
-    """Carries a caught call out of the pipeline; no Exception, so that no pipeline handles it."""
+    """Carries a caught call out of the pipeline; not an Exception, so that no pipeline handles it."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
 
 
 def check_internals() -> None:
-    """Make sure that the installed transformers has what this file uses, in the form in which it is used.
+    """Check that the installed transformers has what this file uses, with the expected parameters.
 
     Raises:
-        MachineError: it has not; one sentence says what.
+        MachineError: Something is missing or differs; the message names it.
     """
     for base in (Pipeline, ChunkPipeline):
         for name, expected in _CAUGHT.items():
@@ -87,7 +87,7 @@ def _misfit(reason: str) -> MachineError:
 
 
 def pipeline_class(task: str) -> type[Pipeline]:
-    """The class that transformers has for a task."""
+    """The pipeline class of transformers for a task."""
     implementation = SUPPORTED_TASKS[task]["impl"]
     if isinstance(implementation, str):
         module, _, name = implementation.rpartition(".")
@@ -97,20 +97,20 @@ def pipeline_class(task: str) -> type[Pipeline]:
 
 
 def model_class(source: ModelFolder, task: str, config: PretrainedConfig) -> Any:
-    """The class that a model is loaded with for a task: an Auto class of the task, or else the class that the model's
-    config.json names, where it is transformers' own and of a kind that the pipeline takes.
+    """The class with which a model is loaded for a task: an Auto class of the task, or else the class that the model's
+    config.json names, if transformers has it and the pipeline accepts it.
 
     Raises:
-        InvalidModel: there is none.
+        InvalidModel: No class fits.
     """
     if task == "decision" and read_json(source.path / "decision.json", name=source.name, required=False).get("adapter"):
         raise source.invalid("its decision.json names an adapter; merge it into the model and save the result")
     for auto_class in SUPPORTED_TASKS[task]["pt"]:
-        # Qwen2's config, say, is also that of models which only write; those are asked for the logits of their labels.
+        # A config such as Qwen2's also belongs to plain language models, which give the logits of labels instead.
         if auto_class.__name__ == "AutoModelForDecision" and not _decides(config):
             continue
         mapping = auto_class._model_mapping
-        # The mapping's `in` would load every model.
+        # The mapping's `in` would import every model.
         if type(config) in mapping.keys() or auto_class.__name__ in getattr(config, "auto_map", {}):  # noqa: SIM118
             return auto_class
     taken = _named_classes(task)
@@ -126,8 +126,8 @@ def _decides(config: PretrainedConfig) -> bool:
 
 
 def _named_classes(task: str) -> set[str]:
-    """Names of the model classes that a pipeline's module lists: `image-segmentation` takes more than its Auto
-    classes know."""
+    """Names of the model classes that a pipeline's module lists. `image-segmentation` accepts more classes than its
+    Auto classes list."""
     names = set(_ALSO_TAKEN.get(task, ()))
     for name, value in vars(importlib.import_module(pipeline_class(task).__module__)).items():
         if name.startswith("MODEL_FOR_") and name.endswith("_MAPPING_NAMES"):
@@ -140,11 +140,11 @@ def open_pipeline(source: ModelFolder, task: str, model: Any, device: torch.devi
     """The pipeline of a loaded model.
 
     Raises:
-        InvalidModel: a part of it (its processor, say) is missing or does not fit.
+        InvalidModel: A part of the model (such as its processor) is missing or does not fit.
     """
     check_internals()
     implementation = pipeline_class(task)
-    # A pipeline is told for each of its parts where to load it from, as it gets the model itself and not its name.
+    # Each part needs a path to load it from, as the pipeline gets the model itself and not its name.
     parts = {part: str(source.path) for part in _PARTS if getattr(implementation, f"_load_{part}", False) is not False}
     parts["config"] = str(source.path)
     try:
@@ -159,31 +159,31 @@ def open_pipeline(source: ModelFolder, task: str, model: Any, device: torch.devi
 
 
 def for_encoding(pipeline: Any) -> Any:
-    """The same pipeline with tokenizers and processors of its own, for the thread that prepares rows.
+    """A copy of a pipeline with separate tokenizers and processors, for the thread that prepares rows.
 
-    A tokenizer keeps its padding and truncation as a state, so that one which two threads call with other settings
-    gives wrong results without a word.
+    A tokenizer keeps its padding and truncation settings as state. If two threads call it with different settings, it
+    silently gives wrong results.
     """
     other = copy.copy(pipeline)
     parts = {name: getattr(pipeline, name) for name in _PARTS}
-    for name, part in copy.deepcopy(parts).items():  # in one call, as a processor holds the tokenizer
+    for name, part in copy.deepcopy(parts).items():  # in one call, as a processor refers to the tokenizer
         setattr(other, name, part)
     return other
 
 
 def catch_call(pipeline: Any, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Call:
-    """What a pipeline's call for one row would prepare, compute and read, with which parameters.
+    """Parse a pipeline's call for one row without running it.
 
     Args:
-        pipeline: the pipeline.
-        arguments: of the call, for one row.
-        options: of the call, by name; the pipeline may take them apart, so they are the caller's last use of them.
+        pipeline: The pipeline to call.
+        arguments: Positional arguments of the call, for one row.
+        options: Keyword arguments of the call; the pipeline may change them.
 
     Raises:
-        TypeError, ValueError, KeyError: the pipeline refuses the arguments.
+        TypeError, ValueError, KeyError: The pipeline rejects the arguments.
     """
     probe = copy.copy(pipeline)
-    probe.call_count = float("-inf")  # it warns a user who calls it for one row after another
+    probe.call_count = float("-inf")  # otherwise it warns about calls for single rows
 
     def run_single(inputs: Any, preprocess: Any, forward: Any, postprocess: Any) -> None:
         raise _Caught(Call(inputs, preprocess, forward, postprocess))
@@ -204,30 +204,30 @@ def catch_call(pipeline: Any, arguments: tuple[Any, ...], options: Mapping[str, 
 
 
 def is_chunked(pipeline: Any) -> bool:
-    """Whether `preprocess` makes several items of a row, and `postprocess` takes the list of their outputs."""
+    """Whether `preprocess` makes several items from a row, and `postprocess` takes the list of their outputs."""
     return isinstance(pipeline, ChunkPipeline)
 
 
 def calls_generate(pipeline: Any) -> bool:
-    """Whether `_forward` generates token after token with this model."""
+    """Whether `_forward` calls the model's `generate`."""
     return bool(pipeline._pipeline_calls_generate) and pipeline.model.can_generate()
 
 
 def preprocess(pipeline: Any, call: Call) -> list[Any]:
-    """The items that a row is computed as; one, unless the pipeline is chunked."""
+    """The items of a row: one, unless the pipeline is chunked."""
     found = pipeline.preprocess(call.inputs, **call.preprocess)
     return list(found) if is_chunked(pipeline) else [found]
 
 
 def compute(pipeline: Any, inputs: Any, parameters: Mapping[str, Any]) -> Any:
-    """A forward pass over inputs on the device. The pipeline takes `inputs` apart."""
+    """Run a forward pass over inputs on the device. The pipeline may change `inputs`."""
     with pipeline.device_placement():
         return pipeline._forward(inputs, **parameters)
 
 
 @contextmanager
 def fixed_randomness(device: torch.device) -> Iterator[None]:
-    """The same random numbers for each row, whichever rows came before it; the process's own are as they were."""
+    """Use the same random numbers for each row, and restore the process's random state afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
@@ -235,9 +235,9 @@ def fixed_randomness(device: torch.device) -> Iterator[None]:
 
 
 def accepted_names(pipeline: Any) -> tuple[list[str], Callable[[str], bool]]:
-    """The parameters of a call that a pipeline names itself, and whether any other name is one that it reads.
+    """Names of a call's parameters that a pipeline declares, and a function for whether it reads any other name.
 
-    Many pipelines take `**kwargs` and look for their own names in them; others hand on whatever they do not know.
+    Many pipelines take `**kwargs` and look up their own names in them; others pass on all unknown names.
     """
     kinds = inspect.signature(pipeline._sanitize_parameters).parameters.values()
     named = [parameter.name for parameter in kinds if parameter.kind is not parameter.VAR_KEYWORD]
@@ -256,7 +256,7 @@ def accepted_names(pipeline: Any) -> tuple[list[str], Callable[[str], bool]]:
 
 
 def goes_to_generate(pipeline: Any, name: str) -> bool:
-    """Whether a parameter of this name reaches `generate` as it is."""
+    """Whether a parameter of this name is passed to `generate` unchanged."""
     takes_more = any(
         parameter.kind is parameter.VAR_KEYWORD
         for parameter in inspect.signature(pipeline._forward).parameters.values()
@@ -265,10 +265,10 @@ def goes_to_generate(pipeline: Any, name: str) -> bool:
 
 
 def sanitized(pipeline: Any, parameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """A call's parameters as the pipeline deals them out to its three steps.
+    """Split a call's parameters into those of `preprocess`, `_forward` and `postprocess`.
 
     Raises:
-        TypeError, ValueError, KeyError, AttributeError: it refuses them.
+        TypeError, ValueError, KeyError, AttributeError: The pipeline rejects them.
     """
     preprocess, forward, postprocess = pipeline._sanitize_parameters(**copy.deepcopy(dict(parameters)))
     return preprocess, forward, postprocess
@@ -279,6 +279,6 @@ def _changes(pipeline: Any, name: str) -> bool:
     try:
         return bool(pipeline._sanitize_parameters(**{name: value}) != pipeline._sanitize_parameters())
     except (ValueError, KeyError, AttributeError):
-        return True  # it looked at the value
+        return True  # it read the value
     except TypeError:
         return False
