@@ -1,4 +1,4 @@
-"""What tests share: tiny real models, real servers, stacks and workers by hand.
+"""Shared test support: tiny real models, real servers, stacks, and workers driven by the test.
 
-No test file imports another one; what two of them need lives here.
+No test file imports another one; what several test files need is here.
 """

@@ -1,4 +1,4 @@
-"""Architectures of transformers made small: their own config and model classes with large random weights."""
+"""Small models of any transformers architecture: the real config and model classes with large random weights."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _SMALL: Mapping[str, Any] = {
     "max_position_embeddings": 160, "n_positions": 160,
     "initializer_range": 0.3, "init_std": 0.3, "initializer_factor": 8.0,
 }  # fmt: skip
-"""What a config calls its sizes, and how small they are here. Weights are large, so that differences show."""
+"""Small sizes, by the names that configs use for them. Weights are large, so that differences show in outputs."""
 LABELS: Mapping[str, Any] = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 _TOKENS = ("pad", "bos", "eos", "cls", "sep")
 
 
 def small_config(model_type: str, tokenizer: PreTrainedTokenizerBase | None = None, **own: Any) -> PreTrainedConfig:
-    """A config of this kind with small sizes and the tokenizer's ids, where `own` does not say otherwise.
+    """A config of an architecture with small sizes and the tokenizer's ids.
 
     Args:
-        model_type: transformers' name of the architecture.
-        tokenizer: of a text model.
-        own: further arguments of the config; None leaves one of the small sizes at the config's own default.
+        model_type: The name of the architecture in transformers.
+        tokenizer: The tokenizer of a text model.
+        own: Further arguments of the config, which take precedence; None keeps the config's own default for a size.
     """
     kind = CONFIG_MAPPING[model_type]
     known = kind()
@@ -48,7 +48,7 @@ def small_config(model_type: str, tokenizer: PreTrainedTokenizerBase | None = No
 def save_small(
     folder: Path, model_class: type[PreTrainedModel], config: PreTrainedConfig, processor: Any
 ) -> PreTrainedModel:
-    """Make a model with seeded weights, save it with its tokenizer or extractor, and return it for use."""
+    """Make a model with seeded weights, save it with its processor, and return it in evaluation mode."""
     with tiny.seeded(0):
         model = model_class(config)
     model.save_pretrained(folder)

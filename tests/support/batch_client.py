@@ -32,23 +32,23 @@ class BatchClient:
     folder: Path
 
     def model(self, name: str) -> str:
-        """The name that lines call a model by."""
+        """The name of a model in the lines of an input file."""
         return str(self.folder / name)
 
     def upload(self, lines: list[Any], name: str = "batch.jsonl") -> str:
-        """The id of a file of these lines; a text goes in as it is."""
+        """Upload a file of these lines and return its id; a string is written unchanged."""
         text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
         return self.client.files.create(file=(name, text.encode()), purpose="batch").id
 
     def create(self, file_id: str, endpoint: str = "/v1/embeddings", **extra: Any) -> Batch:
-        """A new batch of a file."""
+        """Create a batch from an uploaded file."""
         endpoint_asked: Any = endpoint
         return self.client.batches.create(
             input_file_id=file_id, endpoint=endpoint_asked, completion_window="24h", **extra
         )
 
     def ended(self, batch: Batch, seconds: float = 120.0) -> Batch:
-        """The batch once its life is over."""
+        """Wait until the batch has ended, and return it."""
         seen = [batch]
 
         def is_over() -> bool:
@@ -70,7 +70,7 @@ def line(custom_id: str, url: str, **body: Any) -> dict[str, Any]:
 
 
 def embedding_lines(desk: BatchClient, model: str = "encoder") -> list[dict[str, Any]]:
-    """One line for each text."""
+    """One line of an input file for each text."""
     return [
         line(f"t{number}", "/v1/embeddings", model=desk.model(model), input=text) for number, text in enumerate(TEXTS)
     ]
@@ -78,7 +78,7 @@ def embedding_lines(desk: BatchClient, model: str = "encoder") -> list[dict[str,
 
 @contextmanager
 def batch_client(running: Stack, folder: Path) -> Iterator[BatchClient]:
-    """The SDK pointed at a running stack, whose answers it checks strictly."""
+    """The SDK pointed at a running stack; it validates responses strictly."""
     key = Settings(data_dir=running.data_dir).local_key_path.read_text().strip()
     with openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, _strict_response_validation=True) as client:
         yield BatchClient(running, client, folder)

@@ -1,4 +1,4 @@
-"""Processes that a test freezes: they go on again however the test ends, so that no later test finds them stopped."""
+"""Stop processes during a test; they continue however the test ends, so that no later test finds them stopped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 
 @contextmanager
 def frozen(*pids: int) -> Iterator[None]:
-    """While inside, these processes are stopped (SIGSTOP); one that has ended meanwhile is passed over."""
+    """Stop these processes (SIGSTOP) inside the block; a process that has ended is ignored."""
     held = []
     try:
         for pid in pids:

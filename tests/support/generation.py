@@ -1,4 +1,4 @@
-"""Rows with parameters of their own, taken through a text generation task as the engine does."""
+"""Compute rows that have their own parameters with a text generation task, as the engine does."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from worker.models.task_model import ComputationStopped, Counted
 
 
 def rows_of(*cells: tuple[Any, Mapping[str, Any] | str | None]) -> list[Row]:
-    """Rows of a text and parameters of their own."""
+    """Rows from pairs of a text and the row's own parameters."""
     return [Row(index, None, {"text": text, "parameters": own}) for index, (text, own) in enumerate(cells)]
 
 
 def generated(task_model: Any, rows: Sequence[Row], *, max_rows: int = 4, max_tokens: int = 10_000) -> list[Any]:
-    """One output or RowError for each row, a few rows at work at a time, as the engine does it."""
+    """One output or RowError for each row, computed a few rows at a time, as the engine does."""
     encoded = task_model.encode(rows)
     good = [one for one in encoded if one.error is None]
     with torch.inference_mode():
@@ -41,7 +41,7 @@ def spec_of(model: Path, parameters: Mapping[str, Any] | None = None, **fields: 
 
 
 def leave_between_two_steps(task: Any) -> None:
-    """Two rows, of which nobody wants to know any more after three steps."""
+    """Start two rows and stop their computation after three steps."""
     encoded = task.encode(rows_of((SENTENCES[0], None), (SENTENCES[1], None)))
     steps = iter(range(3))
 

@@ -1,4 +1,4 @@
-"""A slot's worker by hand: answers its doorbell on a real Redis and works with the lease verbs, without any model."""
+"""A slot's worker driven by the test: answers its doorbell on a real Redis and works leases without any model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jobs.ledger.leases import WorkingLease
 
 
 class Hand:
-    """One slot, online, that does chunks when it is told to."""
+    """One online slot that does chunks when the test calls it."""
 
     def __init__(self, slot_id: str, database: Database, store: Store, settings: Settings) -> None:
         self.slot_id, self.incarnation = slot_id, f"{slot_id}-1"
@@ -33,11 +33,11 @@ class Hand:
         slots.enter(database, slot_id, self.incarnation, settings)
 
     def close(self) -> None:
-        """Let go of Redis."""
+        """Close the connection to Redis."""
         self._redis.close()
 
     def answer(self, timeout_seconds: float = 30.0) -> str | None:
-        """Wait for the doorbell. Returns the lease id of the message, which is all it may carry."""
+        """Wait for the doorbell. Returns the lease id, which must be the only content of the message."""
         key = f"stoker:{queue.queue_name(self.slot_id)}"
         try:
             popped = self._redis.blpop([key], timeout=timeout_seconds)
@@ -56,7 +56,7 @@ class Hand:
         return leases.activate(self._db, lease_id, self.incarnation, lease_seconds=self._settings.lease_seconds)
 
     def work(self, lease: WorkingLease, *, max_chunks: int | None = None) -> int:
-        """Claim and record chunks until none is pending, the lease is to yield, or so many are done."""
+        """Claim and record chunks until none is left to claim or `max_chunks` are done; returns the number done."""
         spec = lease.spec
         sink = open_sink(spec.output, vector_output=spec.vector_output, database=self._db, store=self._store)
         done = 0
@@ -79,7 +79,7 @@ class Hand:
         return done
 
     def serve(self, doorbell: queue.Doorbell, stopping: Callable[[], bool]) -> threading.Thread:
-        """Answer, work and release in a thread until told to stop, as a real worker does all day."""
+        """Answer, work and release leases in a thread until `stopping` returns true, as a real worker does."""
 
         def run() -> None:
             while not stopping():
@@ -102,6 +102,6 @@ class Hand:
 
 
 def job_state(db: Database, job_id: str) -> str:
-    """A job's state."""
+    """The state of a job."""
     with db.read() as session:
         return str(job_ledger.get(session, job_id).state)

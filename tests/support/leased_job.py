@@ -1,4 +1,4 @@
-"""A real job over a real file on a real database, planned and with leases, for tests of those who work on leases."""
+"""A planned job over a real file on a real database, with leases, for tests of code that works on leases."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class LeasedJob:
     ) -> None:
         """
         Args:
-            records: lines of the input file; text goes into it as it stands.
-            spec: fields of the job's spec beside the input.
+            records: Lines of the input file; a string is written unchanged.
+            spec: Fields of the job's spec other than the input.
         """
         self.database, self.settings = database, settings
         self.input = folder / "rows.jsonl"
@@ -54,7 +54,7 @@ class LeasedJob:
         document = {"task": "fill-mask", "model": "scripted", **spec, "input": {"path": str(self.input), "key": "id"}}
         self.spec: InferenceSpec = parse_spec(document)
         self.job_id = job_ledger.submit(database, self.spec).id
-        # A model that is no folder is one of the hub, whose commit would be looked for there.
+        # The commit of a model that is not a folder would be looked up on the hub.
         pins = pin_spec(self.spec, settings)
         if pins == Pins():
             pins = Pins(model=PinnedRevision("main"))
@@ -62,7 +62,7 @@ class LeasedJob:
 
     @staticmethod
     def spec_of(model: str) -> InferenceSpec:
-        """The spec of another job with this model."""
+        """A spec of another job with this model."""
         return parse_spec({"task": "fill-mask", "model": model, "input": {"path": "rows.jsonl"}})
 
     def source(self) -> Source:
@@ -86,7 +86,7 @@ class LeasedJob:
         )
 
     def lease(self, slot_id: str = "slot-0") -> WorkingLease:
-        """An active lease on a slot of its own."""
+        """An active lease on a new slot."""
         slots.register(self.database, [slots.SlotInfo(slot_id, "host", "cpu", None, "CPU", 0, 1)])
         slots.enter(self.database, slot_id, f"{slot_id}-1", self.settings)
         (lease_id,) = leases.grant(self.database, Grant(self.job_id, (slot_id,)), lease_seconds=_LEASE_SECONDS)
@@ -95,22 +95,22 @@ class LeasedJob:
         return lease
 
     def job(self) -> Job:
-        """The job as it stands."""
+        """The job's current row in the database."""
         with self.database.read() as session:
             return session.get_one(Job, self.job_id)
 
     def chunks(self) -> list[Chunk]:
-        """Its chunks in row order."""
+        """The job's chunks in row order."""
         with self.database.read() as session:
             ours = select(Chunk).where(col(Chunk.job_id) == self.job_id).order_by(col(Chunk.start_row))
             return list(session.scalars(ours))
 
     def states(self) -> list[str]:
-        """States of its chunks in row order."""
+        """States of the job's chunks in row order."""
         return [str(chunk.state) for chunk in self.chunks()]
 
     def set_chunk(self, start_row: int, **values: Any) -> None:
-        """Make a chunk look as if something had happened to it."""
+        """Set columns of a chunk."""
         with self.database.write() as session:
             session.execute(
                 update(Chunk)

@@ -1,4 +1,4 @@
-"""Jobs, slots, leases and batches made by the ledger's own verbs, for the tests of these verbs."""
+"""Jobs, slots, leases and batches made with the ledger's own functions, for the tests of these functions."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def commit(db: Database, lease_id: str, job_id: str, claims: Sequence[Claim]) ->
 
 
 def new_batch(**fields: Any) -> NewBatch:
-    """A request over a file that nobody looks at."""
+    """A batch request with a file that is never read."""
     known = {"endpoint": "/v1/embeddings", "input_file_id": "file_1", "completion_window": "24h"}
     return NewBatch(**{**known, "window_seconds": 86400, "digest": "d", **fields})
 
 
 def plan_of(batch_id: str, *num_lines: int) -> BatchPlan:
-    """A plan of so many jobs of so many lines each."""
+    """A plan with one job for each given number of lines."""
     parts = []
     for number, num_rows in enumerate(num_lines):
         file_id = new_id("file")
@@ -85,13 +85,13 @@ def accepted(db: Database, *num_lines: int) -> Batch:
 
 
 def look(db: Database, batch_id: str) -> Batch:
-    """The batch as it is now."""
+    """The current state of the batch."""
     with db.read() as session:
         return batches.get(session, batch_id)
 
 
 def set_job(db: Database, job_id: str, **fields: Any) -> None:
-    """Change a job by hand."""
+    """Set columns of a job."""
     with db.write() as session:
         for name, value in fields.items():
             setattr(session.get(Job, job_id), name, value)

@@ -1,4 +1,4 @@
-"""The API as it is in production, over a real socket, on a database of the test's own; and hand-made jobs for it."""
+"""The API as in production, over a real socket, on the test's own database; and specs for it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LiveApi:
     http: httpx.Client
     server: ApiServer
     clients: ExitStack
-    """Of `client_of`; closed at the end."""
+    """The clients that `client_of` made; closed at the end."""
 
     def client_of(self, project: str) -> httpx.Client:
         """A client with a new key of a project."""
@@ -46,11 +46,13 @@ class LiveApi:
         return self.clients.enter_context(_client(self.url, secret))
 
     def send_raw(self, head: str | bytes, body: bytes = b"") -> bytes:
-        """What comes back for these very bytes, up to the end of the connection."""
+        """Send exactly these bytes, and return the response up to the end of the connection."""
         parts = urlsplit(self.url)
         assert parts.hostname is not None
         with socket.create_connection((parts.hostname, parts.port or 80), timeout=300) as connection:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused early: the answer is there
+            with contextlib.suppress(
+                BrokenPipeError, ConnectionResetError
+            ):  # rejected early, but the response is there
                 connection.sendall((head if isinstance(head, bytes) else head.encode("latin-1")) + body)
             answer = b""
             with contextlib.suppress(ConnectionResetError, TimeoutError):
@@ -61,7 +63,7 @@ class LiveApi:
 
 @contextmanager
 def live_api(settings: Settings, database: Database, *, retry_seconds: float = 0.0) -> Iterator[LiveApi]:
-    """Serve on a free port for the time of a `with`."""
+    """Serve on a free port inside the block."""
     store = Store(settings.resolved_store_url)
     doorbell = Doorbell(settings)
     server = ApiServer(
@@ -104,6 +106,6 @@ def fresh_api(folder: Path, **options: Any) -> Iterator[LiveApi]:
 
 
 def spec_document(path: Path | str, **fields: Any) -> dict[str, Any]:
-    """A spec over an input file, with a model that is not looked at."""
+    """A spec with an input file and a model that is never loaded."""
     document = {"task": "fill-mask", "model": "org/model", "input": {"path": str(path), "key": "id"}}
     return {**document, **fields}

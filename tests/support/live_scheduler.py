@@ -1,4 +1,4 @@
-"""The whole scheduler on a real database and a real Redis, with workers by hand."""
+"""The whole scheduler on a real database and a real Redis, with workers driven by the test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.hand import Hand, job_state
 
 
 class LiveScheduler:
-    """A database, a Redis, a store and what runs on them; no real worker."""
+    """A database, a Redis, a store and the services that use them, without a real worker."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self.settings, self.db = settings, database
@@ -100,7 +100,7 @@ Service(settings, database, store, make_app(settings)).run()
 
 
 def start_process(settings: Settings) -> subprocess.Popen[bytes]:
-    """A scheduler that never gets to the end of planning 60,000 chunks."""
+    """Start a scheduler that blocks in the middle of planning a job of more than 20,000 chunks."""
     child = process.spawn([sys.executable, "-c", _SCHEDULER], stdin=subprocess.PIPE)
     assert child.stdin is not None
     child.stdin.write(settings.model_dump_json().encode() + b"\n")

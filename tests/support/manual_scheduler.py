@@ -30,7 +30,7 @@ from tests.support.hand import job_state
 
 
 class ManualScheduler:
-    """A database under a clock of the test's own, a store, and slots that nobody stands behind."""
+    """A database with the test's own clock, a store, and slots without workers."""
 
     def __init__(self, db: Database, settings: Settings, store: Store, app: Celery) -> None:
         self.db, self.settings, self.store, self.app = db, settings, store, app
@@ -67,7 +67,7 @@ class ManualScheduler:
         retain(self.db, self.store, self.settings)
 
     def live(self) -> dict[str, str]:
-        """Slot -> job of every live lease."""
+        """Slot id -> job id of every live lease."""
         with self.db.read() as session:
             query = select(Lease).where(col(Lease.state).in_((LeaseState.GRANTED, LeaseState.ACTIVE)))
             return {lease.slot_id: lease.job_id for lease in session.scalars(query)}

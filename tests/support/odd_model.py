@@ -1,4 +1,4 @@
-"""A real encoder with code of its own that misbehaves on certain words: it ends its process, hangs, raises or waits."""
+"""A real encoder with custom code that misbehaves on certain words: it kills its process, hangs, raises or waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support import tiny
 
 KILLS, HANGS, RAISES, WAITS = "zzkills", "zzhangs", "zzraises", "zzwaits"
-"""Words of its tokenizer that the model acts upon."""
+"""Words of the tokenizer that make the model misbehave."""
 
 _CODE = '''
 import os
@@ -38,14 +38,14 @@ class OddModel(BertModel):
 
 
 def odd_encoder(folder: Path, *, gate: Path) -> Path:
-    """A tiny BERT encoder that acts upon the words above. It must be listed in `STOKER_TRUSTED_REMOTE_CODE`.
+    """A tiny BERT encoder that misbehaves on the words above. It must be listed in `STOKER_TRUSTED_REMOTE_CODE`.
 
     Args:
-        folder: made if it is not there.
-        gate: a file; rows with `WAITS` are computed once it exists.
+        folder: Folder of the model, created if missing.
+        gate: A file; rows with `WAITS` are computed once it exists.
     """
     tokenizer = tiny.wordpiece_tokenizer()
-    # Special ones, since whoever tries a model out on tokens of its vocabulary leaves those alone.
+    # Special tokens, since probes of a model with tokens of its vocabulary do not use those.
     tokenizer.add_special_tokens({"additional_special_tokens": [KILLS, HANGS, RAISES, WAITS]})
     tiny.tiny_encoder(folder, tokenizer=tokenizer)
     path = folder / "config.json"
@@ -60,10 +60,10 @@ def odd_encoder(folder: Path, *, gate: Path) -> Path:
 
 
 def trusting(folder: Path, modules: Path) -> dict[str, str]:
-    """The environment in which a stack runs this model.
+    """The environment variables with which a stack runs this model.
 
     Args:
-        folder: of the model.
-        modules: where transformers may copy the model's code to.
+        folder: Folder of the model.
+        modules: Folder to which transformers may copy the model's code.
     """
     return {"STOKER_TRUSTED_REMOTE_CODE": json.dumps([str(folder)]), "HF_MODULES_CACHE": str(modules)}

@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that keeps what webhooks send it and answers as it is told."""
+"""A real HTTP server on loopback that records webhook requests and sends the responses that the test sets."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.conftest import wait_until
 
 @dataclass(frozen=True)
 class Received:
-    """One request."""
+    """One received request."""
 
     path: str
     headers: Mapping[str, str]
-    """By names in small letters."""
+    """Headers by their names in lower case."""
     body: bytes
 
     @property
     def delivery_id(self) -> str:
-        """Which delivery it was a try of."""
+        """Id of the webhook delivery; retries have the same id."""
         return self.headers["webhook-id"]
 
 
@@ -32,7 +32,7 @@ Answer = int | Callable[[BaseHTTPRequestHandler], None]
 
 
 class Receiver:
-    """Answers with the given answers, the last one for ever; a callable answers by itself."""
+    """Sends the given status codes in order, the last one repeatedly; a callable sends its own response."""
 
     def __init__(self, *answers: Answer, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None):
         self.received: list[Received] = []
@@ -64,16 +64,16 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The URL of the server."""
         return f"{self.scheme}://{self.host}:{self.port}/hook"
 
     def wait(self, num_requests: int, seconds: float = 60.0) -> list[Received]:
-        """What it was sent, once that are so many requests."""
+        """Wait for at least `num_requests` requests, and return all received requests."""
         wait_until(lambda: len(self.received) >= num_requests, f"{num_requests} requests come", seconds)
         return list(self.received)
 
     def close(self) -> None:
-        """Take no more."""
+        """Stop the server."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -85,12 +85,12 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, *arguments: Any) -> None:
-        """A sender that goes away is what some tests are about."""
+        """Ignore errors, since some tests close the sender's connection."""
 
 
 @contextmanager
 def receiver(*answers: Answer, **options: Any) -> Iterator[Receiver]:
-    """One for the time of a `with`."""
+    """A running receiver inside the block."""
     running = Receiver(*answers, **options)
     try:
         yield running

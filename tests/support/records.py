@@ -1,4 +1,4 @@
-"""What a running stack's database says: a job's history, its chunks and leases, and whether they are consistent."""
+"""Read a running stack's database: a job's history, chunks and leases, and whether they are consistent."""
 
 from __future__ import annotations
 
@@ -36,36 +36,36 @@ class Records:
             )
 
     def num_rows_done(self, job_id: str) -> int:
-        """Rows of the job's recorded chunks."""
+        """Number of rows of the job's finished chunks."""
         ended = (ChunkState.DONE, ChunkState.FAILED)
         return sum(chunk.stop_row - chunk.start_row for chunk in self.chunks(job_id) if chunk.state in ended)
 
     def leases(self, job_id: str | None = None) -> list[Lease]:
-        """The leases of a job, or of all, oldest first."""
+        """The leases of a job, or of all jobs, oldest first."""
         query = select(Lease).order_by(col(Lease.granted_at), col(Lease.id))
         with self.database.read() as session:
             return list(session.scalars(query if job_id is None else query.where(col(Lease.job_id) == job_id)))
 
     def live_leases(self, job_id: str | None = None) -> list[Lease]:
-        """Those of them that are not over."""
+        """The live leases of a job, or of all jobs."""
         return [lease for lease in self.leases(job_id) if lease.state in LIVE_LEASE_STATES]
 
     def active_leases(self, job_id: str) -> list[Lease]:
-        """Those of a job that a worker has taken up."""
+        """The active leases of a job."""
         return [lease for lease in self.leases(job_id) if lease.state == LeaseState.ACTIVE]
 
     def events(self, job_id: str, *names: str) -> list[Event]:
-        """The job's history, oldest first; only events of these names where any are given."""
+        """The job's events, oldest first; only events with these names if any are given."""
         query = select(Event).where(col(Event.job_id) == job_id).order_by(col(Event.id))
         with self.database.read() as session:
             return [event for event in session.scalars(query) if not names or event.name in names]
 
     def data(self, job_id: str, *names: str) -> list[dict[str, Any]]:
-        """What these events tell."""
+        """The data of these events."""
         return [event.data for event in self.events(job_id, *names)]
 
     def assert_sound(self, job_id: str) -> None:
-        """What must hold of every job whose life is over, however it ended."""
+        """Check the invariants of a job that has ended, whatever its final state."""
         job = self.job(job_id)
         assert job.state.is_terminal, job.state
         endings = [f"job.{state.value}" for state in JobState if state.is_terminal]
@@ -84,7 +84,7 @@ class Records:
 
 @contextmanager
 def records_of(running: Stack) -> Iterator[Records]:
-    """The records of a stack that is running."""
+    """The records of a running stack."""
     url = running.environment.get("STOKER_DATABASE_URL")
     database = Database(url or Settings(data_dir=running.data_dir).resolved_database_url)
     try:

@@ -1,4 +1,4 @@
-"""The page `ops/docs/reference.md`, which must tell the whole public surface."""
+"""The page `ops/docs/reference.md`, which must document the whole public interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input files of made-up rows, and the spec of a job over them."""
+"""Input files with generated rows, and the spec of a job over them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew pot
 
 
 def write_rows(path: Path, rows: int | Iterable[Mapping[str, Any]]) -> Path:
-    """Write rows as JSON lines, or so many plain ones. Returns the path."""
+    """Write rows as JSON lines; a number writes that many plain rows. Returns the path."""
     if isinstance(rows, int):
         rows = with_ids(f"row {row}" for row in range(rows))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -28,13 +28,13 @@ def with_ids(texts: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def varied_rows(num_rows: int) -> list[dict[str, Any]]:
-    """Rows of varied length, each text its own."""
+    """Rows of varied length with distinct texts."""
     chosen = random.Random(7)
     return with_ids(f"{row} {' '.join(chosen.choices(_WORDS, k=chosen.randint(1, 40)))}" for row in range(num_rows))
 
 
 def labelled_rows(num_rows: int) -> list[dict[str, Any]]:
-    """Texts, each its own, with a label that a word in them tells."""
+    """Distinct texts with a label that follows from a word in them."""
     chosen = random.Random(3)
     rows = []
     for number in range(num_rows):
@@ -44,7 +44,7 @@ def labelled_rows(num_rows: int) -> list[dict[str, Any]]:
 
 
 def embedding_spec(model: Path, rows: Path, *, chunk_rows: int = 64, **fields: Any) -> dict[str, Any]:
-    """A job over a file of such rows."""
+    """The spec of an embeddings job over a file of such rows."""
     return {
         "task": "embeddings",
         "model": str(model),

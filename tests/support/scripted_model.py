@@ -1,4 +1,4 @@
-"""A task model whose every step a test can watch, hold up or break; it computes nothing but the text backwards."""
+"""A task model whose steps a test can observe, block or fail; its output is the reversed text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.models.task_model import Encoded
 
 
 class ScriptedModel:
-    """One token per word. Set a hook to be called inside a step; what it raises is raised there."""
+    """A model with one token per word. A test sets hooks that are called inside the steps and may raise there."""
 
     memory_bytes = 1000
 
@@ -21,9 +21,9 @@ class ScriptedModel:
         self.on_forward: Callable[[list[str]], None] = lambda texts: None
         self.on_decode: Callable[[list[str]], None] = lambda texts: None
         self.batches: list[list[str]] = []
-        """Every batch that a forward pass was tried on."""
+        """Every batch for which a forward pass was started."""
         self.threads: set[str] = set()
-        """Names of the threads that were seen at work."""
+        """Names of the threads that called `encode`."""
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> ScriptedModel:
         return self

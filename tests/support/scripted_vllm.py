@@ -1,7 +1,7 @@
-"""A stand-in for the package `vllm`: the calls of its engine that we make, over a real tiny model, one token a step.
+"""A stand-in for the package `vllm`: the engine calls that Stoker uses, over a real tiny model, one token per step.
 
-vLLM is gigabytes, and asks for releases of other packages than the tested ones. `acceptance/test_vllm.py` holds the
-stand-in to the package itself, where that is installed. Greedy only, so that what comes out can be compared.
+vLLM has a size of gigabytes and requires other releases of packages than the tested ones. `acceptance/test_vllm.py`
+compares the stand-in with the package where it is installed. Decoding is greedy, so that outputs can be compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 @dataclass
 class EngineArgs:
-    """Fields of the same names as vLLM's."""
+    """The fields of vLLM's class that Stoker uses."""
 
     model: str
     dtype: str = "auto"
@@ -43,7 +43,7 @@ class Config:
 
 @dataclass
 class SamplingParams:
-    """The same."""
+    """The fields of vLLM's class that Stoker uses."""
 
     n: int = 1
     temperature: float = 1.0
@@ -90,7 +90,7 @@ class _Open:
 
 
 class LLMEngine:
-    """Every open request gets one token at each step."""
+    """An engine that generates one token of every open request at each step."""
 
     made: ClassVar[list[LLMEngine]] = []
 
@@ -155,7 +155,7 @@ def tokens_input(prompt_token_ids: list[int]) -> dict[str, Any]:
 
 
 def modules() -> dict[str, ModuleType]:
-    """What is imported by each name, of a vLLM that is built for CPUs."""
+    """Module name -> module, for a vLLM that is built for CPUs."""
     LLMEngine.made.clear()
     names = ("vllm", "vllm.distributed", "vllm.inputs", "vllm.platforms")
     found: dict[str, Any] = {name: ModuleType(name) for name in names}

@@ -86,20 +86,20 @@ class SlotKeeper:
         return leases.grant(self.database, grant, lease_seconds=self.settings.lease_seconds)[0]
 
     def run(self, job: LeasedJob) -> Lease:
-        """Grant a lease and hold it to its end."""
+        """Grant a lease and run it to its end."""
         lease_id = self.grant(job)
         self.keeper.run_lease(lease_id)
         return self.lease(lease_id)
 
     @contextmanager
     def running(self, job: LeasedJob) -> Iterator[str]:
-        """Hold a lease in a thread of its own, and wait for its end."""
+        """Run a lease in a separate thread, and wait for its end after the block."""
         lease_id = self.grant(job)
         thread = threading.Thread(target=self.keeper.run_lease, args=(lease_id,), daemon=True)
         thread.start()
         try:
             yield lease_id
-        except BaseException:  # the thread must not meet a database that the failing test has closed
+        except BaseException:  # the thread must end before the failing test closes the database
             self.keeper.abandon()
             thread.join(300)
             raise

@@ -1,4 +1,4 @@
-"""A hub of one data set on this machine: the part of huggingface.co's HTTP interface that reads data sets."""
+"""A local hub with one data set: the part of huggingface.co's HTTP interface that reads data sets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SmallHub(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """What `HF_ENDPOINT` names."""
+        """The value for `HF_ENDPOINT`."""
         return f"http://127.0.0.1:{self.server_port}"
 
 
@@ -64,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer([self._facts(name) for name in wanted if name in self.server.files])
 
     def log_message(self, *_: object) -> None:  # type: ignore[override]
-        """Say nothing."""
+        """Keep the tests' output clean."""
 
     def _facts(self, name: str) -> dict[str, object]:
         content = self.server.files[name]
@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def small_hub(files: Mapping[str, bytes]) -> Iterator[SmallHub]:
-    """A hub of these files while inside."""
+    """A running hub with these files inside the block."""
     with SmallHub(files) as hub:
         thread = threading.Thread(target=hub.serve_forever, daemon=True)
         thread.start()

@@ -1,4 +1,4 @@
-"""A running `stoker up` of a test's own: started, asked, shot at, stopped, and searched for orphans."""
+"""A test's own running `stoker up`, with methods to start, use, kill and stop it and to find its processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scheduler.client.http_client import ApiError, StokerClient
 from tests.conftest import wait_until
 
 QUICK = {"STOKER_LEASE_SECONDS": "4", "STOKER_SLOT_SECONDS": "4", "STOKER_DOORBELL_SECONDS": "2"}
-"""Short lives, so that what must be waited for is."""
+"""Short times, so that tests do not wait long for expiry."""
 ROLES: Mapping[str, str] = {
     "scheduler": "scheduler.api.serve",
     "supervisor": "worker.host.main",
@@ -32,7 +32,7 @@ ROLES: Mapping[str, str] = {
     "redis": "redis-server",
     "trainer": "-m worker.training.attempt.process",
 }
-"""What tells a process of each role by its command line."""
+"""Role -> text in the command line of its processes."""
 
 
 class Stack:
@@ -47,7 +47,7 @@ class Stack:
         self.url = ""
 
     def start(self) -> None:
-        """`stoker up`, until it says that it is ready."""
+        """Start `stoker up` and wait until it reports that it is ready."""
         argv = [sys.executable, "-m", "scheduler.cli", "up", "--port", str(self.port), "--slots", str(self.num_slots)]
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         log = (self.data_dir.parent / "up.err").open("a")
@@ -61,7 +61,7 @@ class Stack:
         raise AssertionError(f"stoker up ended with {self.up.wait()}: {(self.data_dir.parent / 'up.err').read_text()}")
 
     def stop(self) -> int:
-        """SIGTERM, wait, and say the exit code."""
+        """Send SIGTERM, wait, and return the exit code."""
         assert self.up is not None
         self.up.send_signal(signal.SIGTERM)
         code = self.up.wait(300)
@@ -70,7 +70,7 @@ class Stack:
         return code
 
     def kill(self) -> None:
-        """kill -9 of `stoker up` itself."""
+        """Kill `stoker up` itself with SIGKILL."""
         assert self.up is not None
         self.up.kill()
         self.up.wait()
@@ -78,7 +78,7 @@ class Stack:
         self.up.stdout.close()
 
     def run(self, *arguments: str, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-        """A `stoker` command against this stack, which must end with exit code `code`."""
+        """Run a `stoker` command against this stack; it must end with exit code `code`."""
         argv = [sys.executable, "-m", "scheduler.cli", *arguments]
         done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=1200, **options)
         assert done.returncode == code, f"{arguments} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -97,7 +97,7 @@ class Stack:
         return StokerClient(self.url, settings.local_key_path.read_text().strip())
 
     def await_end(self, job_id: str, seconds: float) -> dict[str, Any]:
-        """The job once its life is over; asks on while the API is being restarted."""
+        """Wait until the job has ended, and return it; keeps trying while the API restarts."""
         job: dict[str, Any] = {}
 
         def ended() -> bool:
@@ -117,36 +117,36 @@ class Stack:
             return [json.loads(line) for line in lines]
 
     def processes(self) -> dict[int, psutil.Process]:
-        """Every living process that was started for this data directory, this test's own `stoker up` included."""
+        """Every running process of this data directory, including `stoker up` itself, by process id."""
         found = {}
         for candidate in psutil.process_iter():
             try:
                 if candidate.status() == psutil.STATUS_ZOMBIE or candidate.pid == os.getpid():
                     continue
-                # Redis writes its title over its environment, and works in its own folder
+                # Redis overwrites its environment with its title, but its working directory is in the data directory
                 is_redis = Path(candidate.cwd()).is_relative_to(self.data_dir)
                 if is_redis or candidate.environ().get("STOKER_DATA_DIR") == str(self.data_dir):
                     found[candidate.pid] = candidate
             except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue  # it ended while we looked
+                continue  # it has ended in the meantime
         return found
 
     def of_role(self, role: str) -> list[psutil.Process]:
-        """The living processes of a role."""
+        """The running processes of a role."""
         matching = []
         for candidate in self.processes().values():
             try:
                 if ROLES[role] in " ".join(candidate.cmdline()):
                     matching.append(candidate)
             except psutil.NoSuchProcess:
-                continue  # it ended while we looked
+                continue  # it has ended in the meantime
         return matching
 
 
 def free_port() -> int:
-    """A port that nothing listens at, and that the kernel gives to nobody while the API there is being restarted."""
+    """A free port outside the kernel's ephemeral range, so that no other process gets it while the API restarts."""
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    kept = [*range(10_000, first), *range(last + 1, 2**16)] or range(10_000, 2**16)  # a kernel may give them all
+    kept = [*range(10_000, first), *range(last + 1, 2**16)] or range(10_000, 2**16)  # the range may cover all ports
     while True:
         port = random.SystemRandom().choice(kept)
         with socket.socket() as tried:
@@ -156,7 +156,7 @@ def free_port() -> int:
 
 @contextmanager
 def bare_stack(data_dir: Path, *, slots: int = 1, **environment: str) -> Iterator[Stack]:
-    """A stack that the test starts and ends itself; whatever it leaves in a failure is killed."""
+    """A stack that the test starts and stops itself; processes left after a failure are killed."""
     made = Stack(data_dir, slots=slots, **environment)
     try:
         yield made
@@ -168,14 +168,14 @@ def bare_stack(data_dir: Path, *, slots: int = 1, **environment: str) -> Iterato
 
 @contextmanager
 def nothing_left_at_work(running: Stack, gate: Path) -> Iterator[None]:
-    """After the block no job of it holds a slot, not even one that waits for the gate in a test that failed."""
+    """End all jobs of a stack after the block, also those that wait for the gate in a failed test."""
     try:
         yield
     finally:
         with running.client() as client:
             for job in client.jobs(limit=100):
                 if job["ended_at"] is None:
-                    with contextlib.suppress(ApiError):  # it has ended meanwhile
+                    with contextlib.suppress(ApiError):  # it has ended in the meantime
                         client.cancel(job["id"])
             gate.touch()
             for job in client.jobs(limit=100):

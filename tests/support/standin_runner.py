@@ -1,9 +1,9 @@
-"""A runner without torch: the real runner's loop around an engine that does what the job's `model` tells it to.
+"""A runner without torch: the real runner's loop around an engine whose behaviour follows from the job's `model`.
 
-`obey` computes; `die@N`, `hang@N` and `bug@N` do so at the chunk that holds row N, `hang-encode@N` in a thread of its
-own while this one waits; `fork@N` leaves a child that holds all its files; `deaf` never stops; `load-for-ever` hangs
-before its first claim; `wait` computes nothing until it is stopped; `bad-model` and `store-away` raise; `talk@N` prints
-N lines. STANDIN_START makes its start `fail`, `fail-once` or `hang`, with the file STANDIN_TRACE for notes.
+`obey` computes; `die@N`, `hang@N` and `bug@N` fail at the chunk that holds row N, `hang-encode@N` hangs there in an
+encoding thread; `fork@N` leaves a child that holds all its files; `deaf` never stops; `load-for-ever` hangs before its
+first claim; `wait` computes nothing until it is stopped; `bad-model` and `store-away` raise; `talk@N` prints N lines.
+STANDIN_START makes the start `fail`, `fail-once` or `hang`; the file STANDIN_TRACE records what happened.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from worker.wire.pulse import Pulse
 
 
 class StandIn:
-    """An engine whose every output is the number of the process that computed it."""
+    """An engine whose outputs are the id of the process that computed them."""
 
     device = "nothing"
 
@@ -113,7 +113,7 @@ def _misbehave(what: str, claim: Claim, pulse: Pulse) -> None:
         case "bug":
             raise RuntimeError("a bug that nobody\nthought of")
         case "fork":
-            child = subprocess.Popen(["sleep", "600"], close_fds=False, start_new_session=True)  # as a rank is
+            child = subprocess.Popen(["sleep", "600"], close_fds=False, start_new_session=True)  # like a rank
             Path(os.environ["STANDIN_TRACE"]).write_text(str(child.pid))
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""What tests of inference tasks share: varied texts, and a task taken through its four methods as the engine does."""
+"""Shared support for tests of inference tasks: varied texts, and calls of a task's four methods as in the engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.models.task_model import Counted
 
 CPU = torch.device("cpu")
 LONG_TEXT = " ".join(SENTENCES) * 20
-"""Longer than any tiny model takes."""
+"""A text longer than any tiny model accepts."""
 TEXTS = (
     *SENTENCES,
     "",
@@ -40,7 +40,7 @@ def load(
     device: torch.device = CPU,
     settings: Settings | None = None,
 ) -> TaskModel:
-    """A task's model, as a lease has it, with every local path allowed unless `settings` say otherwise."""
+    """Load a task's model as a lease does; by default all local paths are allowed."""
     document = {
         "task": task,
         "model": str(model),
@@ -56,7 +56,7 @@ def load(
 
 
 def text_rows(texts: Sequence[Any]) -> list[Row]:
-    """Rows of one text each."""
+    """One row for each text."""
     return [Row(index, None, {"text": text}) for index, text in enumerate(texts)]
 
 
@@ -84,7 +84,7 @@ def outputs(task_model: TaskModel, rows: Sequence[Row], *, batch_rows: int = 5) 
 
 
 def same(actual: Any, expected: Any, *, tolerance: float = 1e-5) -> bool:
-    """Whether two outputs have the same shape, names and labels, and numbers that differ by the tolerance at most."""
+    """Whether two outputs have equal structure, names and labels, and numbers that differ by at most the tolerance."""
     if isinstance(expected, dict):
         return (
             isinstance(actual, dict)

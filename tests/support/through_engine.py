@@ -1,4 +1,4 @@
-"""Rows through the real engine: encoded, packed into batches, collated, computed and decoded as in a lease."""
+"""Run rows through the real engine: encode, pack into batches, collate, compute and decode, as in a lease."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worker.models.task_model import Counted
 
 @dataclass(frozen=True)
 class Computed:
-    """What came of rows, and how they were batched."""
+    """The results of rows, and how the rows were batched."""
 
     outputs: list[Any]
     """Outputs or row errors, in the rows' order."""
@@ -29,12 +29,12 @@ class Computed:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether rows of several lengths were."""
+        """Whether rows of different lengths were computed at once."""
         return any(len({one.num_tokens for one in batch}) > 1 for batch in self.batches)
 
 
 def compute(model: TaskModel, rows: Sequence[Row]) -> Computed:
-    """Take rows through a model as one chunk."""
+    """Compute rows with a model as one chunk."""
     engine = InferenceEngine(model, CPU, Budget(3072, 256, 64))
     found: dict[int, Any] = {}
     encoded = engine.encode(rows)

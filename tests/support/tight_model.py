@@ -1,8 +1,8 @@
-"""A real classifier whose device holds only so many tokens at once: beyond, torch's own allocator refuses it memory.
+"""A real classifier that runs out of memory above a given number of tokens, with torch's own error.
 
-A machine without a GPU has no small memory to run out of: a process that takes all of the host's is killed, and others
-with it. So above its limit this model asks the allocator for more than a process can address, which is refused before a
-byte of it is taken: the error is the true one, from where it truly comes.
+A test without a GPU cannot use up real memory: the kernel would kill the process, and others with it. So above its
+limit this model requests more memory than a process can address. The allocator fails before it takes any memory, and
+raises its usual error.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class TightModel(BertForSequenceClassification):
 
 
 def tight_classifier(folder: Path, *, most_tokens: int) -> Path:
-    """A tiny BERT with that limit. It must be listed in `STOKER_TRUSTED_REMOTE_CODE`.
+    """A tiny BERT with such a limit. It must be listed in `STOKER_TRUSTED_REMOTE_CODE`.
 
     Args:
-        folder: made if it is not there.
-        most_tokens: of one micro-batch, padding counted.
+        folder: Folder of the model, created if missing.
+        most_tokens: Most tokens of one micro-batch, including padding.
     """
     tiny.tiny_encoder(folder)
     path = folder / "config.json"

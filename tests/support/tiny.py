@@ -1,4 +1,4 @@
-"""Tiny real models, made on the spot: the real config and model classes, a real tokenizer, seeded random weights."""
+"""Tiny real models, made by the tests: real config and model classes, real tokenizers, seeded random weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SENTENCES = (
     "Grüße aus München, señor Núñez; где ты? 你好世界",
     "Seventy-two engineers met in San Francisco to talk about batching.",
 )
-"""What the tokenizers are trained on; enough for words, subwords and characters outside ASCII."""
+"""Texts on which the tokenizers are trained, with words, subwords and characters outside ASCII."""
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
@@ -66,15 +66,15 @@ def tiny_classifier(
     seed: int = 0,
     labels: Sequence[str] = (),
 ) -> Path:
-    """A BERT text classifier with labels `label-0`, `label-1`, ... or those given.
+    """A BERT text classifier with labels `label-0`, `label-1`, ... or the given ones.
 
     Args:
-        folder: made if it is not there.
-        num_labels: outputs of its head.
-        problem_type: `single_label_classification`, `multi_label_classification`, `regression` or not said.
-        max_tokens: the longest row it can take.
-        seed: of its weights.
-        labels: names in place of the numbered ones.
+        folder: Folder of the model, created if missing.
+        num_labels: Number of outputs of the head.
+        problem_type: `single_label_classification`, `multi_label_classification`, `regression` or None.
+        max_tokens: Most tokens of a row.
+        seed: Seed of the weights.
+        labels: Label names that replace the numbered ones.
     """
     with seeded(seed):
         names = dict(enumerate(labels or [f"label-{index}" for index in range(num_labels)]))
@@ -99,7 +99,7 @@ def tiny_masked_lm(folder: Path, *, max_tokens: int = 128, seed: int = 0) -> Pat
 def tiny_encoder(
     folder: Path, *, max_tokens: int = 128, tokenizer: PreTrainedTokenizerFast | None = None, seed: int = 0
 ) -> Path:
-    """A plain BERT encoder of 32 dimensions without any head, with its own tokenizer or another."""
+    """A plain BERT encoder of 32 dimensions without a head, with a default tokenizer or the given one."""
     tokenizer = tokenizer or wordpiece_tokenizer(max_tokens)
     with seeded(seed):
         return _save(BertModel(_bert_config(max_tokens, num_ids=len(tokenizer))), tokenizer, folder)
@@ -109,11 +109,11 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     "{{ message.role }}: {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
-"""What `tiny_causal_lm` puts around a chat, where it has a template."""
+"""The chat template of `tiny_causal_lm`, if it has one."""
 
 
 def tiny_gpt2(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
-    """A GPT-2 language model, whose positions are learnt, with a byte-level BPE tokenizer."""
+    """A GPT-2 language model, which has learned positions, with a byte-level BPE tokenizer."""
     tokenizer = byte_level_tokenizer(max_tokens)
     with seeded(seed):
         config = GPT2Config(
@@ -153,7 +153,7 @@ def tiny_causal_lm(
 
 
 def tiny_mistral(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
-    """A Mistral language model, each of whose tokens sees the last eight only, with a byte-level BPE tokenizer."""
+    """A Mistral language model with a sliding window of eight tokens and a byte-level BPE tokenizer."""
     tokenizer = byte_level_tokenizer(max_tokens)
     with seeded(seed):
         config = MistralConfig(
@@ -173,7 +173,7 @@ def tiny_mistral(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
 
 
 def tiny_image_classifier(folder: Path, *, num_labels: int = 3, seed: int = 0) -> Path:
-    """A ViT for images of 32 x 32. Its processor is written as its JSON file: making one would need Pillow here."""
+    """A ViT for images of 32 x 32. Its processor is written as a JSON file, since creating one would need Pillow."""
     with seeded(seed):
         labels = {index: f"thing-{index}" for index in range(num_labels)}
         config = ViTConfig(
@@ -203,7 +203,7 @@ def tiny_image_classifier(folder: Path, *, num_labels: int = 3, seed: int = 0) -
 
 
 def tiny_ctc(folder: Path, *, seed: int = 0) -> Path:
-    """A Wav2Vec2 speech recogniser of single letters, for sound at 16 kHz."""
+    """A Wav2Vec2 speech recognition model of single letters, for audio at 16 kHz."""
     folder.mkdir(parents=True, exist_ok=True)
     symbols = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz'"]
     vocabulary = folder / "vocab.json"
@@ -233,7 +233,7 @@ def tiny_ctc(folder: Path, *, seed: int = 0) -> Path:
 def wordpiece_tokenizer(max_tokens: int = 128) -> BertTokenizerFast:
     """An uncased BERT tokenizer with the words, word endings and letters of `SENTENCES`.
 
-    Its vocabulary is not trained: the trainer of WordPiece comes to another one in each process.
+    Its vocabulary is not trained, since the WordPiece trainer gives a different one in each process.
     """
     split = Tokenizer(models.WordLevel())
     split.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -253,7 +253,7 @@ def wordpiece_tokenizer(max_tokens: int = 128) -> BertTokenizerFast:
 
 
 def byte_level_tokenizer(max_tokens: int = 256) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on `SENTENCES`: every text can be written in it, and read back exactly."""
+    """A byte-level BPE tokenizer trained on `SENTENCES`; it encodes every text without loss."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -285,7 +285,7 @@ def _bert_config(max_tokens: int, *, num_ids: int | None = None, **labels: Mappi
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=max_tokens,
-        # Weights as large as a trained model's: with the usual 0.02 every row would get nearly the same output.
+        # As large as a trained model's weights; with the usual 0.02 all rows would get nearly the same output.
         initializer_range=0.3,
         **labels,
     )
@@ -299,7 +299,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Fixed random weights inside, and the caller's generator as it was afterwards."""
+    """Seed the random numbers inside the block, and restore the random state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""Tiny real models of the tasks with images, sounds, tables and documents, made on the spot."""
+"""Tiny real models for the tasks with images, audio, video, tables and documents, made by the tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SMALL: dict[str, Any] = {
 }
 _WIDE: dict[str, Any] = {**_SMALL, "initializer_range": 0.3}
 _IMAGES: dict[str, Any] = {**_SMALL, "image_size": 32, "patch_size": 8}
-"""The half for images of a model of images and texts."""
+"""Sizes of the vision encoder of a model of images and texts."""
 WAVE_CONVOLUTIONS: dict[str, Any] = {
     "conv_dim": (32, 32),
     "conv_kernel": (10, 8),
@@ -31,11 +31,11 @@ WAVE_CONVOLUTIONS: dict[str, Any] = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
 }
-"""The convolutions over raw samples of a small wav2vec 2.0, and of its relatives."""
+"""The convolutions over raw samples of a small wav2vec 2.0 and similar models."""
 
 
 def _texts(num_positions: int) -> dict[str, Any]:
-    """The half for texts of a model of images and texts, over the byte level tokenizer."""
+    """Sizes of the text encoder of a model of images and texts, for the byte-level tokenizer."""
     tokens = {"vocab_size": 400, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     return {**_SMALL, **tokens, "max_position_embeddings": num_positions}
 
@@ -47,7 +47,7 @@ def _save(folder: Path, *parts: Any) -> Path:
 
 
 def tiny_detector(folder: Path) -> Path:
-    """A YOLOS, which resizes an image by its shortest edge."""
+    """A YOLOS model for object detection, which resizes an image by its shortest edge."""
     with seeded(0):
         config = tf.YolosConfig(**_WIDE, image_size=[64, 64], patch_size=16, num_detection_tokens=5, **LABELS)
         model = tf.YolosForObjectDetection(config)
@@ -55,7 +55,7 @@ def tiny_detector(folder: Path) -> Path:
 
 
 def tiny_segmenter(folder: Path) -> Path:
-    """A Segformer, for semantic segmentation."""
+    """A Segformer model for semantic segmentation."""
     with seeded(0):
         config = tf.SegformerConfig(
             num_encoder_blocks=2,
@@ -75,7 +75,7 @@ def tiny_segmenter(folder: Path) -> Path:
 
 
 def tiny_mask_former(folder: Path) -> Path:
-    """A MaskFormer, whose class none of the task's Auto classes knows."""
+    """A MaskFormer model, whose class is in none of the task's Auto classes."""
     with seeded(0):
         backbone = tf.SwinConfig(
             image_size=64,
@@ -114,7 +114,7 @@ def tiny_mask_former(folder: Path) -> Path:
 
 
 def tiny_depth(folder: Path) -> Path:
-    """A DPT, for depth."""
+    """A DPT model for depth estimation."""
     with seeded(0):
         config = tf.DPTConfig(
             **{**_WIDE, "num_hidden_layers": 4},
@@ -130,7 +130,7 @@ def tiny_depth(folder: Path) -> Path:
 
 
 def tiny_clip(folder: Path) -> Path:
-    """A CLIP of images and texts."""
+    """A CLIP model of images and texts."""
     tokenizer = byte_level_tokenizer(64)
     with seeded(0):
         model = tf.CLIPModel(tf.CLIPConfig(text_config=_texts(64), vision_config=_IMAGES, projection_dim=16))
@@ -139,7 +139,7 @@ def tiny_clip(folder: Path) -> Path:
 
 
 def tiny_owl(folder: Path) -> Path:
-    """An OwlViT, which finds what a text names."""
+    """An OwlViT model for zero-shot object detection."""
     tokenizer = byte_level_tokenizer(16)
     with seeded(0):
         config = tf.OwlViTConfig(text_config=_texts(16), vision_config=_IMAGES, projection_dim=32)
@@ -149,7 +149,7 @@ def tiny_owl(folder: Path) -> Path:
 
 
 def tiny_film_classifier(folder: Path) -> Path:
-    """A VideoMAE of four frames."""
+    """A VideoMAE model of four frames."""
     with seeded(0):
         config = tf.VideoMAEConfig(**_WIDE, image_size=32, patch_size=8, num_frames=4, tubelet_size=2, **LABELS)
         model = tf.VideoMAEForVideoClassification(config)
@@ -158,7 +158,7 @@ def tiny_film_classifier(folder: Path) -> Path:
 
 
 def tiny_sound_classifier(folder: Path) -> Path:
-    """A wav2vec 2.0 of the base kind: group norm over time and no mask, so it would hear padding."""
+    """A wav2vec 2.0 base model: group norm over time and no mask, so that padding changes its outputs."""
     with seeded(0):
         model = tf.Wav2Vec2ForSequenceClassification(tf.Wav2Vec2Config(**_WIDE, **WAVE_CONVOLUTIONS, **LABELS))
     extractor = tf.Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=16_000, return_attention_mask=False)
@@ -166,7 +166,7 @@ def tiny_sound_classifier(folder: Path) -> Path:
 
 
 def tiny_clap(folder: Path) -> Path:
-    """A CLAP of sounds and texts."""
+    """A CLAP model of audio and texts."""
     tokenizer = byte_level_tokenizer(64)
     text = {**_SMALL, "vocab_size": 400, "max_position_embeddings": 70, "pad_token_id": 0, "projection_dim": 16}
     audio = {
@@ -197,7 +197,7 @@ def tiny_clap(folder: Path) -> Path:
 
 
 def tiny_whisper(folder: Path, *, languages: bool = False) -> Path:
-    """A Whisper of three seconds with its special tokens, for English only or for two languages."""
+    """A Whisper model for three seconds of audio, with its special tokens, for only English or for two languages."""
     tokenizer = byte_level_tokenizer(448)
     tokenizer.add_special_tokens(
         {
@@ -274,7 +274,7 @@ def tiny_whisper(folder: Path, *, languages: bool = False) -> Path:
 
 
 def tiny_voice(folder: Path) -> Path:
-    """A VITS, which speaks letters."""
+    """A VITS text-to-speech model with letters as tokens."""
     symbols = ["<pad>", "<unk>", *"abcdefghijklmnopqrstuvwxyz '"]
     vocabulary = folder / "vocab.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -306,7 +306,7 @@ def tiny_voice(folder: Path) -> Path:
 
 
 def tiny_reader_of_documents(folder: Path) -> Path:
-    """A LayoutLM that answers questions about words with boxes."""
+    """A LayoutLM model that answers questions about words with boxes."""
     with seeded(0):
         config = tf.LayoutLMConfig(**_WIDE, vocab_size=len(wordpiece_tokenizer()), max_position_embeddings=128)
         model = tf.LayoutLMForQuestionAnswering(config)
@@ -314,7 +314,7 @@ def tiny_reader_of_documents(folder: Path) -> Path:
 
 
 def tiny_reader_of_tables(folder: Path) -> Path:
-    """A Tapas that picks cells and a way to sum them up."""
+    """A Tapas model that selects table cells and an aggregation."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = wordpiece_tokenizer().get_vocab()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
@@ -334,7 +334,7 @@ def tiny_reader_of_tables(folder: Path) -> Path:
 
 
 def tiny_matcher(folder: Path) -> Path:
-    """A SuperGlue that matches the points of two images."""
+    """A SuperGlue model that matches the keypoints of two images."""
     with seeded(0):
         points = tf.SuperPointConfig(
             encoder_hidden_sizes=[8, 8, 8, 8],
@@ -359,7 +359,7 @@ def tiny_matcher(folder: Path) -> Path:
 
 
 def tiny_llava(folder: Path) -> Path:
-    """A Llava, which writes on about an image."""
+    """A Llava model, which generates text about an image."""
     tokenizer = byte_level_tokenizer(256)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     template = (
@@ -402,13 +402,13 @@ def tiny_llava(folder: Path) -> Path:
 
 
 def tiny_entailer(folder: Path) -> Path:
-    """A BERT that tells whether a text entails another."""
+    """A BERT classifier of whether a text entails another."""
     names = ("contradiction", "neutral", "entailment")
     return tiny_classifier(folder, labels=names)
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int) -> Path:
-    """A plain WAV file of 16 bits; samples of two axes are (channels, time)."""
+    """A WAV file with 16-bit samples; two-dimensional samples are (channels, time)."""
     channels = np.atleast_2d(samples)
     with wave.open(str(path), "wb") as file:
         file.setnchannels(len(channels))
@@ -419,7 +419,7 @@ def write_wav(path: Path, samples: np.ndarray, rate: int) -> Path:
 
 
 def write_film(path: Path, seed: int) -> Path:
-    """A film of ten frames of noise."""
+    """A video of ten frames of noise."""
     av = importlib.import_module("av")
     random = np.random.default_rng(seed)
     with av.open(str(path), "w") as container:

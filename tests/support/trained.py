@@ -1,4 +1,4 @@
-"""A training's process by itself, without a daemon: started on a plan, listened to, stopped or shot."""
+"""Run a training's process without a daemon: start it with a plan, read its reports, stop or kill it."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from worker.training.attempt import process as training_process
 from worker.training.plan import Plan
 from worker.training.reports import Broken, Finished, Progress, Report, Saved, Stopped, parse_report, stop_line
 
-# Torch and transformers are loaded once, by a parent of all processes that computes nothing: else most of the time.
+# Torch and transformers are loaded once, in the parent of all processes; loading would take most of the time.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["worker.training.loops.trainer", "worker.training.loops.loop"])
 
 
 @dataclass
 class Attempt:
-    """What one process said."""
+    """The reports and the exit status of one process."""
 
     reports: list[Report] = field(default_factory=list)
     status: int | None = None
 
     @property
     def losses(self) -> dict[int, str]:
-        """Each step's loss to the last bit."""
+        """The loss of each step, as an exact hexadecimal number."""
         return {step: value.hex() for step, name, value in self.points if name == "loss"}
 
     @property
     def points(self) -> list[tuple[int, str, float]]:
-        """All metrics."""
+        """All metrics as (step, name, value)."""
         return [point for report in self.reports if isinstance(report, Progress) for point in report.points]
 
     def last(self, kind: type[Report]) -> Any:
@@ -46,14 +46,14 @@ class Attempt:
 
     @property
     def model(self) -> Path:
-        """What it made."""
+        """Folder of the trained model."""
         finished = self.last(Finished)
         assert finished is not None, self.reports[-1:]
         return Path(finished.folder) / "model"
 
     @property
     def weights(self) -> str:
-        """Digest of the weights that it made."""
+        """Digest of the trained weights."""
         return hashlib.sha256((self.model / "model.safetensors").read_bytes()).hexdigest()
 
 
@@ -67,15 +67,15 @@ def attempt(
 ) -> Attempt:
     """Run a process to its end.
 
-    It goes on from each progress only once `until` has answered, so that what is done at a step is done at that step,
-    however busy the machine is.
+    After each progress report the process waits until `until` has returned, so that a kill or stop happens at exactly
+    that step, however busy the machine is.
 
     Args:
-        folder: of this attempt's own.
-        spec: of the training.
-        resume: the checkpoint to go on from.
-        until: asked at each report; `kill` shoots the process, a stop's reason stops it.
-        plan: further fields of the plan; without a `device` it is the CPU.
+        folder: The attempt's own folder.
+        spec: The training's spec.
+        resume: The checkpoint from which to resume.
+        until: Called with each report; `kill` kills the process, the value of a stop reason stops it.
+        plan: Further fields of the plan; the default device is the CPU.
     """
     folder.mkdir(parents=True)
     model = spec.get("model")
@@ -113,7 +113,7 @@ def attempt(
                 case reason:
                     os.write(orders.fileno(), stop_line(StopReason(reason)))
             if isinstance(report, Progress):
-                with contextlib.suppress(BrokenPipeError):  # it has ended by itself
+                with contextlib.suppress(BrokenPipeError):  # it has already ended
                     os.write(answers.fileno(), b".")
         process.join(300)
         found.status = process.exitcode
@@ -127,10 +127,10 @@ def attempt(
 def _train(
     plan: str, reports: Connection, orders: Connection, answers: Connection, environment: dict[str, str]
 ) -> None:
-    """The process itself, as its runner starts it but for the loading of torch, which its parent has done."""
+    """Main function of the process, as its runner starts it, except that its parent has loaded torch."""
 
     class InStep(training_process.Reporter):
-        """Waits for an answer to each progress."""
+        """Waits for a reply to each progress report."""
 
         def __call__(self, report: Report) -> None:
             super().__call__(report)
@@ -139,18 +139,18 @@ def _train(
 
     training_process.Reporter = InStep  # type: ignore[misc]
     os.environ.update(environment)
-    multiprocessing.set_start_method("fork", force=True)  # loaders start their processes as they would
+    multiprocessing.set_start_method("fork", force=True)  # data loaders start their processes as usual
     os.dup2(orders.fileno(), 0)
     os._exit(training_process.main(["--plan", plan, "--report-fd", str(reports.fileno())]))
 
 
 def shot_at(step: int) -> Callable[[Report], str | None]:
-    """Kill once a step is reported."""
+    """An `until` that kills the process once a step is reported."""
     return lambda report: "kill" if isinstance(report, Progress) and report.step >= step else None
 
 
 def shot_thrice(folder: Path, spec: dict[str, Any], **plan: Any) -> list[Attempt]:
-    """Attempts that are killed at three steps, and a last one; `plan`: see `attempt`."""
+    """Run three attempts that are killed at different steps, and a last one; for `plan` see `attempt`."""
     resume: Saved | None = None
     attempts = []
     for number, step in enumerate((3, 7, 14)):
@@ -163,14 +163,14 @@ def shot_thrice(folder: Path, spec: dict[str, Any], **plan: Any) -> list[Attempt
 
 
 def broken(found: Attempt) -> Broken:
-    """Why it could not go on."""
+    """The report of why the attempt failed."""
     report = found.last(Broken)
     assert isinstance(report, Broken), found.reports[-1:]
     return report
 
 
 def stopped(found: Attempt) -> Stopped:
-    """Where it stopped."""
+    """The report of where the attempt stopped."""
     report = found.last(Stopped)
     assert isinstance(report, Stopped), found.reports[-1:]
     return report

@@ -1,4 +1,4 @@
-"""What a running stack's API tells of a training, and waits for its steps and attempts."""
+"""Read a training's progress from a running stack's API, and wait for its steps and attempts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.stack import Stack
 
 
 def losses(running: Stack, job_id: str) -> list[tuple[int, str]]:
-    """Each step's loss, to the last bit."""
+    """The loss of each step, as an exact hexadecimal number."""
     with running.client() as client:
         return [(one["step"], float(one["value"]).hex()) for one in client.metrics(job_id, name="loss")]
 
@@ -22,10 +22,10 @@ def attempts_of(running: Stack, job_id: str) -> list[dict[str, Any]]:
 
 
 def await_step(running: Stack, job_id: str, step: int) -> None:
-    """Wait until a training has come to a step, or has ended."""
+    """Wait until a training has reached a step or has ended."""
 
     def is_there() -> bool:
-        with contextlib.suppress(ServiceUnavailable), running.client() as client:  # the API may be among the dead
+        with contextlib.suppress(ServiceUnavailable), running.client() as client:  # the API may be down
             job = client.job(job_id)
             return bool(job["counts"]["done"] >= step or job["ended_at"] is not None)
         return False
@@ -34,10 +34,10 @@ def await_step(running: Stack, job_id: str, step: int) -> None:
 
 
 def await_attempt(running: Stack, job_id: str, number: int) -> None:
-    """Wait until an attempt has come some steps further."""
+    """Wait until an attempt has done at least three steps."""
 
     def is_there() -> bool:
-        with contextlib.suppress(ServiceUnavailable):  # the API may be among the dead
+        with contextlib.suppress(ServiceUnavailable):  # the API may be down
             last = attempts_of(running, job_id)[-1]
             return bool(last["number"] == number and last["last_step"] >= last["resumed_step"] + 3)
         return False

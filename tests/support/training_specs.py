@@ -1,4 +1,4 @@
-"""The small trainings that tests interrupt: a module of a user's on real digits, and a task on a tiny encoder."""
+"""The small trainings that tests interrupt: a user's module on real digits, and a task on a tiny encoder."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def write_module(folder: Path, source: str) -> str:
 
 
 def digits_spec(folder: Path) -> dict[str, Any]:
-    """A small net on real digits, with evaluations on the way; its module is written to `folder`."""
+    """A training of a small net on real digits, with evaluations; its module is written to `folder`."""
     return {
         "kind": "training",
         "trainer": "torch",
@@ -75,7 +75,7 @@ def digits_spec(folder: Path) -> dict[str, Any]:
 
 
 def encoder_spec(folder: Path) -> dict[str, Any]:
-    """A tiny encoder with dropout over 60 rows, with evaluations on the way."""
+    """A training of a tiny encoder with dropout on 60 rows, with evaluations."""
     chosen = random.Random(5)
     records = [
         {"text": f"{number} {chosen.choice(tiny.SENTENCES)}", "label": chosen.choice(("a", "b"))}
