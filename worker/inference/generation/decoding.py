@@ -61,7 +61,7 @@ class DecodingLoop:
         source: ModelFolder,  # noqa: ARG002 - the weights are in `model`
         model: PreTrainedModel,
         *,
-        device: torch.device,  # noqa: ARG002 - the model's own
+        device: torch.device,  # noqa: ARG002 - the model's own device is used
         pad_token: int,
         finds_stop: FindsStop,
     ) -> None:

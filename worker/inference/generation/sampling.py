@@ -163,7 +163,7 @@ def splitmix(state: int) -> int:
 
 
 def gumbel(states_S: Sequence[int], like_SV: torch.Tensor) -> torch.Tensor:
-    """Noise for every token, (S, V) float64: u is output number `token` of SplitMix64 from each row's state."""
+    """Gumbel noise for every token, (S, V) float64; u is output number `token` of SplitMix64 from each row's state."""
     device, num_tokens = like_SV.device, like_SV.shape[-1]
     start_S1 = torch.tensor([_signed(state) for state in states_S], device=device)[:, None]
     mixed_SV = start_S1 + (torch.arange(num_tokens, device=device) + 1) * _signed(_GAMMA)
