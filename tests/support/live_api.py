@@ -50,9 +50,7 @@ class LiveApi:
         parts = urlsplit(self.url)
         assert parts.hostname is not None
         with socket.create_connection((parts.hostname, parts.port or 80), timeout=300) as connection:
-            with contextlib.suppress(
-                BrokenPipeError, ConnectionResetError
-            ):  # rejected early, but the response is there
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # rejected before all was sent
                 connection.sendall((head if isinstance(head, bytes) else head.encode("latin-1")) + body)
             answer = b""
             with contextlib.suppress(ConnectionResetError, TimeoutError):
