@@ -1,10 +1,12 @@
-"""How many row errors a job may have, and whether its first rows all failed alike. Pure.
+"""Decide whether a job has too many row errors, or whether its first rows all failed for the same reason.
 
-Without `max_row_errors` a job fails when its first rows, `FIRST_ROWS` of them or all of a smaller job, hold nothing
-but one and the same error: then something about the job is wrong, not its rows. The rows are the first ones of the
-input, not those that happen to be recorded first, so the verdict depends on neither slots nor crashes. A job of one row
-that fails is such a job too. With `max_row_errors` that limit alone decides. Jobs of a batch have no limit: in that
-contract each line has its own answer or error.
+These are pure functions.
+
+Without `max_row_errors`, a job fails when its first `FIRST_ROWS` rows (or all rows of a smaller job) all failed with
+the same error, because then the job is wrong and not its rows. These are the first rows of the input, not the first
+ones to be recorded, so the verdict does not depend on slots or crashes. A job whose only row fails is such a job, too.
+With `max_row_errors`, only that limit decides. Jobs of a batch have no limit: the batch API promises a response or an
+error for each line.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from jobs.messages import short
 from jobs.specs.fields import parse_row_error_limit
 
 FIRST_ROWS = 1000
-"""Rows that decide about a job without `max_row_errors`; fewer of a smaller job."""
+"""Number of rows at the start of the input that decide about a job without `max_row_errors`."""
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
-_COMPARED_CHARACTERS = 2000  # of a message
+_COMPARED_CHARACTERS = 2000  # the part of a message that is compared
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
@@ -30,27 +32,27 @@ class FailedRow:
     """A row that failed, and why."""
 
     row: int
-    """Its index in the input."""
+    """0-based index of the row in the input."""
     code: str
     message: str
     kind: str
-    """What its message has in common with those of the same cause."""
+    """The message without names, paths and numbers; equal for errors that have the same cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowErrors:
-    """What is remembered of a job's row errors while its results are recorded."""
+    """Summary of a job's row errors, updated as its results are recorded."""
 
     num_first: int = 0
-    """Recorded rows among the first ones."""
+    """Number of the first `FIRST_ROWS` rows that are recorded."""
     is_mixed: bool = False
-    """Whether the first rows did not all fail alike."""
+    """Whether the recorded first rows did not all fail for the same reason."""
     first: FailedRow | None = None
-    """The lowest row that failed so far."""
+    """The failed row with the lowest index so far."""
 
 
 def note(before: RowErrors, results: Sequence[Result]) -> RowErrors:
-    """What is remembered once these results are recorded too."""
+    """The summary after these results are recorded, too."""
     failed = [result for result in results if result.error is not None]
     after = before
     if failed:
@@ -66,17 +68,19 @@ def note(before: RowErrors, results: Sequence[Result]) -> RowErrors:
         None if result.error is None else (result.error.code, _kind(result.error.message)) for result in first_rows
     }
     if before.num_first and not before.is_mixed and before.first is not None:
-        kinds.add((before.first.code, before.first.kind))  # of one of the first rows, as none is lower
+        kinds.add(
+            (before.first.code, before.first.kind)
+        )  # it is one of the first rows: no failed row has a lower index
     is_mixed = before.is_mixed or None in kinds or len(kinds) > 1
     return replace(after, num_first=before.num_first + len(first_rows), is_mixed=is_mixed)
 
 
 def verdict(limit: str | None, noted: RowErrors, *, num_rows: int, num_failed: int) -> TooManyRowErrors | None:
-    """The error that a job fails with, or None where it goes on.
+    """The error that fails the job, or None if the job continues.
 
     Args:
-        limit: the job's `max_row_errors` as a text, where it has one.
-        noted: What is remembered of all results that are recorded.
+        limit: The job's `max_row_errors` as text; None if it has no limit.
+        noted: Summary of all recorded results.
         num_rows: Number of rows of the whole input.
         num_failed: Number of recorded rows with a row error.
     """
@@ -98,6 +102,6 @@ def verdict(limit: str | None, noted: RowErrors, *, num_rows: int, num_failed: i
 
 
 def _kind(message: str) -> str:
-    """What is equal in two messages of one cause: the words, without quoted names, paths and numbers."""
+    """The words of a message without quoted names, paths and numbers; equal for messages with the same cause."""
     words = _QUOTED.sub("'", message[:_COMPARED_CHARACTERS]).split()
     return short(_NUMBER.sub("#", " ".join("/" if "/" in word else word for word in words)))

@@ -1,4 +1,4 @@
-"""Row, Result and RowError: the currency of the data path, from a source through a runner into a sink."""
+"""Row, Result and RowError: the values that travel from a source through a runner into a sink."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class RowErrorCode(StrEnum):
-    """What is wrong with a row, as a stable word for programs; `ops/docs/reference.md` explains each."""
+    """Stable, machine-readable reason why a row failed; `ops/docs/reference.md` explains each."""
 
-    # what the client can mend
+    # errors that the client can fix
     INVALID_JSON_LINE = "invalid_json_line"
     NOT_AN_OBJECT = "not_an_object"
     INVALID_CSV_ROW = "invalid_csv_row"
@@ -38,7 +38,7 @@ class RowErrorCode(StrEnum):
     NO_CHAT_TEMPLATE = "no_chat_template"
     UNKNOWN_TOKEN = "unknown_token"
     NO_MASK = "no_mask"
-    # what the model or the machine does
+    # errors caused by the model or the machine
     NOT_A_NUMBER = "not_a_number"
     NO_OUTPUT = "no_output"
     OUT_OF_MEMORY = "out_of_memory"
@@ -47,7 +47,7 @@ class RowErrorCode(StrEnum):
 
     @property
     def is_clients(self) -> bool:
-        """Whether the client can mend the row."""
+        """Whether the client can fix the row."""
         return self not in _OF_THE_MACHINE
 
 
@@ -70,47 +70,47 @@ class RowError:
     code: str
     """A `RowErrorCode`, or the code of the error that kept the row's whole chunk from being computed."""
     message: str
-    """One clear sentence for people."""
+    """One clear sentence for the user."""
     line: int | None = None
-    """1-based line of the input file (its physical line, blank lines counted), where the source has lines."""
+    """1-based physical line in the input file, counting blank lines; None if the format has no lines."""
 
     @property
     def is_clients(self) -> bool:
-        """Whether the client can mend the row."""
+        """Whether the client can fix the row."""
         return self.code in _OF_ROWS and _OF_ROWS[self.code].is_clients
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a result line: `code`, `message`, and `line` where known."""
+        """The JSON object of a result line: `code`, `message` and, if it is known, `line`."""
         fields: dict[str, Any] = {"code": self.code, "message": self.message}
         return fields if self.line is None else {**fields, "line": self.line}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One input record. `error` is set when the source could not make values of it; the row is counted all the same."""
+    """One input record. `error` is set when the source could not parse it; such a row still has its index."""
 
     row_index: int
     """0-based position in the whole input, over all files."""
     key: str | None
-    """The user's own identifier of the row, where `input.key` names a column."""
+    """The user's identifier of the row; None if the job has no `input.key` column."""
     values: Mapping[str, Any]
-    """The task's inputs by the task's own names (`text`, `text_pair`, ...), already mapped from the user's columns."""
+    """The task's inputs by input name (`text`, `text_pair`, ...), already mapped from the user's columns."""
     error: RowError | None = None
     line: int | None = field(default=None, compare=False)
-    """As in `RowError`: where the row stands, for what is found wrong with it later. Not a part of what it is."""
+    """1-based physical line, as in `RowError`, for errors that are found later. Two equal rows may differ in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One output record: an output or an error, never both, never none."""
+    """One output record: it has either an output or an error, never both and never neither."""
 
     row_index: int
     key: str | None
     output: Any | None = None
-    """A JSON value in the pipeline's own shape, or for vectors a one-dimensional float32 numpy array."""
+    """A JSON value in the pipeline's format; for vectors, a one-dimensional float32 NumPy array."""
     error: RowError | None = None
     num_tokens: int = 0
-    """Tokens the model saw for this row, padding not counted."""
+    """Number of tokens that the model processed for this row, without padding."""
 
     def __post_init__(self) -> None:
         if (self.output is None) == (self.error is None):

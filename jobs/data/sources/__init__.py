@@ -1,4 +1,4 @@
-"""Where the rows of a job come from: JSON, CSV, text and Parquet files and data sets, behind one protocol."""
+"""Sources of a job's rows: JSON, CSV, text and Parquet files and data sets, behind one protocol."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def open_source(
     find_upload: Callable[[str], StoredFile],
     optional: Collection[str] = (),
 ) -> Source:
-    """The source that a spec names. Nothing is looked at yet: files are found when they are named or indexed.
+    """Create the source that a spec names. No file is accessed yet: files are listed only for columns and the index.
 
     Args:
-        spec_input: paths, format, key, split, and how text files are to be read.
-        columns: the task's input name -> the user's column.
-        rules: Their `input_roots` and `max_row_bytes` bound what is read.
-        store: where uploads lie.
-        find_upload: finds an upload by its id; raises NotFound. Not used to read.
-        optional: inputs that a row may leave out.
+        spec_input: Paths, format, key, split, and options for reading text files.
+        columns: Maps the task's input names to the user's columns.
+        rules: The `input_roots` and `max_row_bytes` that limit what is read.
+        store: The store that holds uploads.
+        find_upload: Finds an upload by its id, or raises NotFound. Reading rows does not call it.
+        optional: Names of inputs that a row may omit.
 
     Raises:
-        InvalidInput: one of the fields for text files cannot be used.
+        InvalidInput: One of the options for text files is invalid.
     """
     needed = sorted({*columns.values(), *([] if spec_input.key is None else [spec_input.key])})
     max_row_bytes = rules.max_row_bytes
@@ -86,21 +86,21 @@ def check_columns(
     most_files: int | None = None,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Refuse a job whose columns its input does not have, or has twice, in any of its files.
+    """Reject a job if a column that it uses is missing or duplicated in any of its input files.
 
-    An optional input of its own name may be in no file at all; one that the spec maps must be in one file at least.
+    An optional input that the spec does not map may be missing in all files; one that it maps must be in at least one.
 
     Args:
-        source: of the job.
-        spec_input: whose key is checked as well.
-        columns: the task's input name -> the user's column.
-        optional: inputs that a row may leave out.
-        most_files: look at the first ones only; None: at all of them.
-        is_wanted: asked between files.
+        source: The job's source.
+        spec_input: The job's input spec; its key column is checked, too.
+        columns: Maps the task's input names to the user's columns.
+        optional: Names of inputs that a row may omit.
+        most_files: Maximum number of files to check, from the first one on; None checks all.
+        is_wanted: Called before each file; the check stops when it returns False.
 
     Raises:
-        InvalidInput: a column is missing or there are two of its name; or as in `Source.column_names`.
-        InterruptedError: it is not wanted any more.
+        InvalidInput: A column is missing or duplicated, or an error of `Source.column_names` occurred.
+        InterruptedError: `is_wanted` returned False.
     """
     wanted = [(f"input.columns.{name}", column, name in optional) for name, column in columns.items()]
     if spec_input.key is not None:
@@ -123,7 +123,7 @@ def check_columns(
             if names.count(column) > 1:
                 raise InvalidInput(f"{param}: '{file}' has several columns '{column}'", param=param)
     if num_files == most_files:
-        return  # another file may have it
+        return  # a file that was not checked may have the column
     for name, column in columns.items():
         if name in optional and name in spec_input.columns and column not in seen:
             param = f"input.columns.{name}"
@@ -136,7 +136,7 @@ def _is_csv(spec_input: InputSpec, file: str) -> bool:
 
 
 def _check_fields(spec_input: InputSpec, form: str) -> None:
-    """Refuse a field that would be passed over in silence, for it does not go with the format."""
+    """Reject an option that does not apply to the format; otherwise it would be silently ignored."""
     for name in () if form == "csv" else _CSV_FIELDS if form in _TEXT_FORMATS else (*_CSV_FIELDS, "encoding"):
         if getattr(spec_input, name) != InputSpec.model_fields[name].default:
             kinds = "text files" if name == "encoding" else "CSV files"

@@ -1,4 +1,4 @@
-"""One source over all files of an input: finds them, numbers their rows through, and checks them before each read."""
+"""One source over all files of an input: it finds them, numbers their rows and checks each file before reading it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class InputSource:
     ) -> None:
         """
         Args:
-            find_files: lists the files; asked only where they are named or indexed, never to read.
-            open_reader: makes the reader of a format.
-            mapper: makes rows of records.
-            rules: Their roots bound what may be read.
+            find_files: Lists the files. It is called for columns and the index, never for reading rows.
+            open_reader: Creates the reader of a format.
+            mapper: Converts records to rows.
+            rules: The access rules; files outside their roots may not be read.
         """
         self._find_files = find_files
         self._open_reader = open_reader
@@ -41,12 +41,12 @@ class InputSource:
         self._readers: dict[str, Reader] = {}
 
     def column_names(self) -> list[str]:
-        """The columns of the first file that has any rows or a header; see `Source`."""
+        """The columns of the first file that has rows or a header; see `Source`."""
         _, names = next(self.columns_by_file())
         return names
 
     def columns_by_file(self) -> Iterator[tuple[str, list[str]]]:
-        """Look into file after file; see `Source`."""
+        """List the columns of each file; see `Source`."""
         is_empty = True
         for file in self._find_files():
             names = self._reader(file).column_names(file)
@@ -57,13 +57,13 @@ class InputSource:
             raise self._empty()
 
     def class_names(self, column: str) -> list[str] | None:
-        """The names that the first file keeps; see `Source`."""
+        """The class names that the first file stores; see `Source`."""
         file = next(iter(self._find_files()))
         reader = self._reader(file)
         return reader.class_names(file, column) if isinstance(reader, NamesClasses) else None
 
     def index(self, chunk_rows: int) -> Iterator[ChunkRange]:
-        """Cut file after file; see `Source`."""
+        """Split one file after the other into chunks; see `Source`."""
         if chunk_rows < 1:
             raise ValueError(f"chunk_rows is {chunk_rows}; a chunk has at least one row")
         first_row = 0
@@ -80,7 +80,7 @@ class InputSource:
             raise self._empty()
 
     def read(self, start_row: int, stop_row: int, locator: dict[str, Any]) -> Iterator[Row]:
-        """Read what the locator points at; see `Source`."""
+        """Read rows from the locator's place on; see `Source`."""
         file = _file(locator)
         skip = start_row - locator["row"]
         if skip < 0 or stop_row < start_row:
@@ -102,7 +102,7 @@ class InputSource:
         return self._readers[file.format]
 
     def _check_allowed(self, file: InputFile) -> None:
-        """Look again at read time: a folder on the way may have become a link that leads out of the roots."""
+        """Check access again at read time: a parent folder may now be a link that leads out of the roots."""
         if file.is_upload or file.url.startswith("hf://"):
             return
         if is_local(file.url):

@@ -1,4 +1,4 @@
-"""Find the files that a spec's `input.path` means, in their order, without opening any of them."""
+"""List the files that a spec's `input.path` names, in order, without opening any of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUFFIXES = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-"""File name ending -> format."""
+"""Maps file name suffixes to formats."""
 
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".7z"}
 _HUB_PREFIX = "hf://datasets/"
@@ -38,17 +38,17 @@ _SAVED_DATASET_MARKS = ("dataset_dict.json", "state.json")
 
 
 class Locator:
-    """Turns a spec's paths into files."""
+    """Resolves a spec's paths to files."""
 
     def __init__(
         self, spec_input: InputSpec, *, rules: AccessRules, store: Store, find_upload: Callable[[str], StoredFile]
     ) -> None:
         """
         Args:
-            spec_input: the paths and the format.
-            rules: Their roots bound what may be read.
-            store: where uploads lie.
-            find_upload: finds an upload by its id; raises NotFound.
+            spec_input: The spec with the paths and the format.
+            rules: The access rules; files outside their roots may not be read.
+            store: The store that holds uploads.
+            find_upload: Finds an upload by its id, or raises NotFound.
         """
         self._spec = spec_input
         self._rules = rules
@@ -56,11 +56,11 @@ class Locator:
         self._find_upload = find_upload
 
     def files(self) -> list[InputFile]:
-        """Every file, in the order of the spec's paths; those of one glob sorted by name.
+        """All files, in the order of the spec's paths; files that match one glob are sorted by name.
 
         Raises:
-            InvalidInput: a path means no file, or a file's format is not known, or the formats differ.
-            Forbidden: a path lies where jobs may not read.
+            InvalidInput: A path matches no file, a file's format is unknown, or the formats differ.
+            Forbidden: Jobs may not read one of the paths.
         """
         found: list[InputFile] = []
         for path in self._spec.paths:

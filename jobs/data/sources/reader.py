@@ -1,4 +1,4 @@
-"""What one file format implements; everything that formats share sits in `inputs.InputSource`."""
+"""The protocol of a file format's reader; `inputs.InputSource` holds what all formats share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol
 from jobs.data.rows import RowError
 
 LARGE_BYTES = 64 * 2**20
-"""What is unpacked at once may take this much whatever its size in the file is."""
+"""Data that is unpacked in one step may always take this many bytes, whatever its size in the file."""
 _MOST_EXPANSION = 100
-"""What takes more unpacks to at most so many times its size in the file."""
+"""Data that takes more bytes than that may unpack to at most this multiple of its size in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +21,25 @@ class InputFile:
     url: str
     """Absolute local path, or a URL that fsspec opens."""
     name: str
-    """What the user called it; for messages."""
+    """The user's name of the file, for messages."""
     format: str
     """`jsonl`, `json`, `csv`, `text`, `parquet` or `dataset`."""
     size: int = -1
-    """Bytes (of a data set: rows) when it was planned; -1 before."""
+    """Size in bytes (for a data set, its number of rows) when the job was planned; -1 before planning."""
     stamp: str = ""
-    """Changes with the content: `stamps.file_stamp`, an ETag, or a data set's fingerprint; empty before planning."""
+    """A value that changes with the content: `stamps.file_stamp`, an ETag, or a data set's fingerprint; empty before
+    planning."""
     is_upload: bool = False
-    """Whether it lies in the artifact store, outside the input roots."""
+    """Whether the file is in the artifact store, outside the input roots."""
 
 
 class Record(NamedTuple):
-    """What the format found at one row: the user's columns, or why there are none."""
+    """One row as the format's reader parsed it: the user's columns, or the reason why there are none."""
 
     values: Mapping[str, Any] | RowError
-    """A RowError in the place of one column's value is the error of rows that use that column."""
+    """The values by column. A RowError as the value of a column fails only jobs' rows that use that column."""
     line: int | None
-    """1-based physical line, where the format has lines."""
+    """1-based physical line; None if the format has no lines."""
 
 
 class Cut(NamedTuple):
@@ -47,36 +48,36 @@ class Cut(NamedTuple):
     start: int
     stop: int
     row: int
-    """The row that is found at `place`; at or before `start`."""
+    """The row at `place`, which is `start` or an earlier row."""
     place: dict[str, int]
-    """Where reading begins, in the format's own words."""
+    """The place where reading begins; its keys depend on the format."""
 
 
 class Reader(Protocol):
     """Reads one format."""
 
     def stamped(self, file: InputFile) -> InputFile:
-        """The same file with its present size and stamp."""
+        """The same file with its current size and stamp."""
         ...
 
     def column_names(self, file: InputFile) -> list[str] | None:
-        """The columns that the head of the file shows; None where the file is empty."""
+        """The columns, from the beginning of the file; None if the file is empty."""
         ...
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
-        """Cut the whole file into chunks that follow each other; nothing where the file has no rows."""
+        """Split the whole file into consecutive chunks; yield nothing if the file has no rows."""
         ...
 
     def records(self, file: InputFile, place: Mapping[str, Any], skip: int, count: int) -> Iterator[Record]:
-        """The `count` records after the first `skip` ones at `place`; fewer only where the file ends before."""
+        """Skip `skip` records from `place` on and yield the next `count`; fewer only if the file ends before."""
         ...
 
 
 def is_bomb(packed_bytes: int, unpacked_bytes: int) -> bool:
-    """Whether a part of a file, which is unpacked at once, is large and expands beyond what real data does."""
+    """Whether a part of a file that is unpacked in one step is large and expands more than real data does."""
     return unpacked_bytes > LARGE_BYTES and unpacked_bytes > _MOST_EXPANSION * packed_bytes
 
 
 def changed_message(file: InputFile) -> str:
-    """What the user is told when the content is not the planned one any more."""
+    """The error message for a file whose content changed after the job was planned."""
     return f"input.path: '{file.name}' changed after the job was submitted"
