@@ -1,4 +1,4 @@
-"""Local files and folders that appear whole or not at all: written aside, synced to disk, then renamed into place."""
+"""Write local files and folders atomically: write under a temporary name, sync to disk, then rename into place."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE
 
 @contextmanager
 def write_aside(path: Path) -> Iterator[BinaryIO]:
-    """Write a user's file: what the block writes stands at `path` once it ends, and nothing does when it raises.
+    """Write a user's file: it appears at `path` when the block ends, and not at all if the block raises.
 
-    It is written under a hidden name in the same folder. What a killed writer of the same file left there is removed
-    first; a writer that still lives holds a lock on its own and is left alone.
+    It is written under a hidden name in the same folder. Files that killed writers of the same path left there are
+    removed first. A writer that is still running holds a lock on its file, which is therefore kept.
 
     Args:
-        path: the file; an older file there is replaced. Its folder must exist. A link, folder or device is refused.
+        path: Path of the file. An older file is replaced; a link, folder or device is rejected. Its folder must exist.
 
     Raises:
-        InvalidOutput: no file can be written there.
-        ServiceUnavailable: the disk is full or failing.
+        InvalidOutput: No file can be written there.
+        ServiceUnavailable: The disk is full or failing.
     """
     with _explaining(path):
         _refuse_irregular(path)
         aside, handle = _open_aside(path)
     try:
-        with handle:  # closed last: it holds the lock
+        with handle:  # closed last, because it holds the lock
             yield handle
             with _explaining(path):
                 _publish(aside, handle, path)
     except OSError as error:
-        if error.errno not in _DISK_FAULTS:  # the block's own affair
+        if error.errno not in _DISK_FAULTS:  # an error of the block itself
             raise
         raise ServiceUnavailable(f"writing {path} failed: {reason(error)}") from error
     finally:
@@ -59,11 +59,11 @@ def write_aside(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing(path: Path, *, mode: int) -> Iterator[BinaryIO]:
-    """Write a file of our own, whole or not at all, as `write_aside` does; what goes wrong is the system's OSError.
+    """Write one of Stoker's own files atomically, as `write_aside` does; errors are plain OSErrors.
 
     Args:
-        path: The file; an older one is replaced.
-        mode: Its permissions, less what the umask takes away.
+        path: Path of the file; an older file is replaced.
+        mode: Permissions of the file, before the umask is applied.
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
@@ -77,9 +77,9 @@ def replacing(path: Path, *, mode: int) -> Iterator[BinaryIO]:
 
 @contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
-    """A folder to fill, which stands at `path` once the block ends, and nowhere when it raises.
+    """Yield a folder to fill. It appears at `path` when the block ends, and not at all if the block raises.
 
-    Where another process puts its own there first, that one stays: both must have the same content.
+    If another process creates the folder first, that one is kept, so both must have the same content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -102,7 +102,7 @@ def _publish(aside: Path, handle: BinaryIO, path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a folder, renames included, survive a power cut."""
+    """Sync a folder, so that new and renamed entries survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -114,11 +114,11 @@ def sync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a folder with its missing parents, each synced into the folder that holds it.
+    """Create a folder and its missing parents, and sync each one's parent.
 
     Raises:
-        FileNotFoundError: another removed it, or a parent of it, meanwhile.
-        NotADirectoryError: something else has its name.
+        FileNotFoundError: Another process removed it or one of its parents meanwhile.
+        NotADirectoryError: Something that is not a folder has that name.
     """
     if path.is_dir():
         return
@@ -126,7 +126,7 @@ def make_directory(path: Path) -> None:
     try:
         path.mkdir()
     except FileExistsError as error:
-        if not stat.S_ISDIR(path.stat().st_mode):  # else another has just made it
+        if not stat.S_ISDIR(path.stat().st_mode):  # otherwise another process has just created it
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
     sync_directory(path.parent)
 
@@ -141,14 +141,16 @@ def _refuse_irregular(path: Path) -> None:
 
 
 def _open_aside(path: Path) -> tuple[Path, BinaryIO]:
-    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # the name itself may be as long as names can be
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[
+        :16
+    ]  # the name itself may already have the maximum length
     for leftover in path.parent.glob(f".stoker-{digest}-*.tmp"):
         _remove_if_abandoned(leftover)
     while True:
         aside = path.with_name(f".stoker-{digest}-{secrets.token_hex(8)}.tmp")
         descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         _try_lock(descriptor)
-        if os.fstat(descriptor).st_nlink:  # else it was taken for a leftover before it was locked
+        if os.fstat(descriptor).st_nlink:  # otherwise it was removed as a leftover before it was locked
             return aside, os.fdopen(descriptor, "wb")
         os.close(descriptor)
 
@@ -156,7 +158,7 @@ def _open_aside(path: Path) -> tuple[Path, BinaryIO]:
 def _remove_if_abandoned(leftover: Path) -> None:
     try:
         descriptor = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, PermissionError):  # gone by now, or another user's
+    except (FileNotFoundError, PermissionError):  # already removed, or owned by another user
         return
     try:
         if _try_lock(descriptor):
@@ -170,7 +172,7 @@ def _try_lock(descriptor: int) -> bool:
         return locks.try_take(descriptor)
     except OSError as error:
         if error.errno in _LOCKS_UNSUPPORTED:
-            return False  # some network file systems: leftovers stay, which is better than taking a live one
+            return False  # some network file systems: keeping leftovers is better than removing a file in use
         raise
 
 

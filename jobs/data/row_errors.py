@@ -68,9 +68,7 @@ def note(before: RowErrors, results: Sequence[Result]) -> RowErrors:
         None if result.error is None else (result.error.code, _kind(result.error.message)) for result in first_rows
     }
     if before.num_first and not before.is_mixed and before.first is not None:
-        kinds.add(
-            (before.first.code, before.first.kind)
-        )  # it is one of the first rows: no failed row has a lower index
+        kinds.add((before.first.code, before.first.kind))  # the lowest failed row is one of the first rows
     is_mixed = before.is_mixed or None in kinds or len(kinds) > 1
     return replace(after, num_first=before.num_first + len(first_rows), is_mixed=is_mixed)
 

@@ -1,4 +1,4 @@
-"""The artifact store on fsspec: objects that appear whole or not at all, by names that are made only here."""
+"""The artifact store on fsspec: objects are written atomically, and all their keys are built here."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _ATOMIC_UPLOADS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
-"""Protocols whose uploads appear whole by nature; others would need a rename that fsspec does not promise."""
+"""Protocols whose uploads are atomic; others would need an atomic rename, which fsspec does not guarantee."""
 _ASIDE = ".tmp"
 _BLOCK_BYTES = 2**20
 _LONGEST_NAME_BYTES = 255
 _PUBLISH_TRIES = 20
 
 
-# -- the names of keys ---------------------------------------------------------------------------------------------
+# -- keys ----------------------------------------------------------------------------------------------------------
 
 
 def upload_key(file_id: str) -> str:
-    """Where an uploaded file lies."""
+    """Key of an uploaded file."""
     return f"uploads/{file_id}"
 
 
 def job_prefix(job_id: str) -> str:
-    """What the keys of everything that a job made begin with."""
+    """Key prefix of everything that a job wrote."""
     return f"jobs/{job_id}/"
 
 
 def batch_prefix(batch_id: str) -> str:
-    """What the keys of everything that a batch's input is split into begin with."""
+    """Key prefix of the files into which a batch's input is split."""
     return f"batches/{batch_id}/"
 
 
 def part_key(job_id: str, start_row: int, lease_id: str, suffix: str) -> str:
-    """Where one chunk's results lie. The lease in it keeps a lost owner from ever overwriting the live owner's part."""
+    """Key of one chunk's results. It holds the lease id: a lost owner cannot overwrite the live owner's part."""
     return f"{job_prefix(job_id)}parts/{start_row:012d}-{lease_id}{suffix}"
 
 
 def artifact_key(job_id: str, name: str) -> str:
-    """Where an artifact of a job lies."""
+    """Key of a job's artifact."""
     return f"{job_prefix(job_id)}artifacts/{name}"
 
 
 def checkpoint_prefix(job_id: str, step: int, lease_id: str) -> str:
-    """What the keys of a checkpoint's files begin with; the lease in it keeps a lost owner from overwriting any."""
+    """Key prefix of a checkpoint's files. It holds the lease id, so that a lost owner cannot overwrite any."""
     return f"{job_prefix(job_id)}checkpoints/{step:012d}-{lease_id}/"
 
 
 def lease_artifact_prefix(job_id: str, lease_id: str) -> str:
-    """What the keys of artifacts begin with that a lease's holder makes itself, before they are the job's."""
+    """Key prefix of artifacts that a lease's holder wrote and that the job has not adopted yet."""
     return f"{job_prefix(job_id)}artifacts-{lease_id}/"
 
 
@@ -72,7 +72,7 @@ def lease_artifact_prefix(job_id: str, lease_id: str) -> str:
 
 
 def is_name(key: str) -> bool:
-    """Whether an artifact can be called that: names without control characters, with `/` between them."""
+    """Whether a key is valid: printable names, none of them `.` or `..`, separated by `/`."""
     return (
         key.isprintable()
         and "\\" not in key
@@ -85,16 +85,16 @@ def is_name(key: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object that is in the store, as it was when it was put there."""
+    """An object in the store, as it was when it was written."""
 
     key: str
     num_bytes: int
     sha256: str
-    """Hexadecimal digest of its content."""
+    """Hexadecimal SHA-256 digest of the content."""
 
 
 class Draft(io.RawIOBase):
-    """An object being written: counted and hashed on the way, under its key only once its `create` block has ended."""
+    """An object that is being written, counted and hashed. It gets its key only when its `create` block ends."""
 
     def __init__(self, key: str, handle: BinaryIO, max_bytes: int | None) -> None:
         super().__init__()
@@ -105,15 +105,15 @@ class Draft(io.RawIOBase):
         self._digest = hashlib.sha256()
 
     def writable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def write(self, data: Buffer, /) -> int:
         """Append all of `data`.
 
         Raises:
-            TooLarge: it would be larger than `max_bytes`.
-            ServiceUnavailable: the disk is full or failing.
+            TooLarge: The object would be larger than `max_bytes`.
+            ServiceUnavailable: The disk is full or failing.
         """
         view = memoryview(data).cast("B")
         if self._max_bytes is not None and self._num_bytes + view.nbytes > self._max_bytes:
@@ -125,34 +125,34 @@ class Draft(io.RawIOBase):
         return view.nbytes
 
     def tell(self) -> int:
-        """Bytes written so far."""
+        """Number of bytes written so far."""
         return self._num_bytes
 
     @property
     def stored(self) -> StoredObject:
-        """What stands in the store once the `create` block has ended."""
+        """The object that is in the store after the `create` block has ended."""
         return StoredObject(self._key, self._num_bytes, self._digest.hexdigest())
 
 
 class Store:
-    """Objects by key in one local folder or bucket. Threads may share it; make a new one after a fork.
+    """Objects by key in one local folder or bucket. Threads may share a store; create a new one after a fork.
 
-    A local object is written aside, synced and renamed. For an object store it is spooled to the local temporary folder
-    and then uploaded, so that a half-written object can never be completed by whatever ends its writer.
+    A local object is written under a temporary name, synced and renamed. For a bucket, it is first written to the local
+    temporary folder and then uploaded, so that a writer that dies never leaves an incomplete object in the store.
     """
 
     def __init__(self, url: str) -> None:
         """
         Args:
-            url: a local path, or a URL such as `s3://bucket/folder` or `gs://bucket/folder`.
+            url: A local path, or a URL such as `s3://bucket/folder` or `gs://bucket/folder`.
 
         Raises:
-            InvalidSpec: no store can be at that URL, or the package for it is not installed.
+            InvalidSpec: The URL cannot be a store, or the package for it is not installed.
         """
         import fsspec
 
         try:
-            # listings are never cached: other processes write here too
+            # never cache listings, because other processes write here, too
             self._fs, self._base = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise InvalidSpec(f"store_url: '{url}' cannot be used: {reason(error)}", param="store_url") from error
@@ -168,14 +168,14 @@ class Store:
 
     @contextmanager
     def create(self, key: str, *, max_bytes: int | None = None) -> Iterator[Draft]:
-        """Write an object piece by piece; it replaces what was at `key` when the block ends, never when it raises.
+        """Write an object in pieces. It replaces the object at `key` when the block ends, but not if the block raises.
 
         Yields:
-            A file to write to, whose `stored` is the result once the block has ended.
+            The file to write to; its `stored` is the result after the block has ended.
 
         Raises:
-            TooLarge: more than `max_bytes` were written.
-            ServiceUnavailable: the store cannot be reached or is full.
+            TooLarge: More than `max_bytes` bytes were written.
+            ServiceUnavailable: The store cannot be reached or is full.
         """
         location = self._locate(key)
         with _failing_writes(key, OSError):
@@ -206,15 +206,15 @@ class Store:
             return self.put(key, iter(lambda: source.read(_BLOCK_BYTES), b""))
 
     def fetch(self, key: str, path: Path) -> str:
-        """Copy an object to a local file, whose folder is made where it is missing.
+        """Copy an object to a local file; its folder is created if it is missing.
 
         Returns:
-            The SHA-256 of what was copied, in hexadecimal.
+            The hexadecimal SHA-256 digest of the copied content.
 
         Raises:
-            NotFound: there is no such object.
-            ServiceUnavailable: the store cannot be reached.
-            OSError: the file cannot be written, or reading breaks off.
+            NotFound: The object does not exist.
+            ServiceUnavailable: The store cannot be reached.
+            OSError: The file cannot be written, or reading fails halfway.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
@@ -225,14 +225,14 @@ class Store:
         return digest.hexdigest()
 
     def check_writable(self, key: str, num_bytes: int) -> None:
-        """Find out whether the store takes objects now, by putting one at `key` and deleting it.
+        """Check that the store accepts objects now, by writing one at `key` and deleting it.
 
         Args:
-            key: of an object that nobody else has.
-            num_bytes: How large the objects will be in all; compared with what the disk of a local store has left.
+            key: A key that nothing else uses.
+            num_bytes: Total size of the objects to come; compared with the free disk space of a local store.
 
         Raises:
-            ServiceUnavailable: it does not, or has too little room.
+            ServiceUnavailable: The store does not accept objects, or has too little space.
         """
         self.put(key, [b"x"])
         self.delete(key)
@@ -240,7 +240,7 @@ class Store:
             raise ServiceUnavailable(f"the artifact store has {free} bytes left, and {num_bytes} are needed")
 
     def delete(self, key: str) -> None:
-        """Remove an object; no error where there is none. Takes the names of `stale_temporaries` too."""
+        """Remove an object if it exists. The names that `stale_temporaries` yields are accepted, too."""
         location = self._locate(key, temporaries=True)
         with self._reaching(key, "delete"):
             try:
@@ -252,33 +252,33 @@ class Store:
     # -- reading
 
     def open(self, key: str) -> BinaryIO:
-        """Open an object for reading; the file is seekable and the caller's to close.
+        """Open an object for reading. The file is seekable, and the caller closes it.
 
         Raises:
-            NotFound: there is no such object.
-            ServiceUnavailable: the store cannot be reached.
+            NotFound: The object does not exist.
+            ServiceUnavailable: The store cannot be reached.
         """
         with self._reaching(key, "read"):
             handle = self._fs.open(self._locate(key), "rb")
-            if isinstance(handle, io.BytesIO):  # fsspec's memory files share one position among all their readers
+            if isinstance(handle, io.BytesIO):  # all readers of an fsspec memory file share one position
                 return io.BytesIO(handle.getvalue())
             return cast("BinaryIO", handle)
 
     def url(self, key: str) -> str:
-        """What `fsspec.open` takes for this object: the absolute path of a local one."""
+        """The URL of an object for `fsspec.open`; for a local store, its absolute path."""
         location = self._locate(key)
         return location if self._root is not None else str(self._fs.unstrip_protocol(location))
 
     def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """Whether the object exists."""
         with self._reaching(key, "read"):
             return bool(self._fs.isfile(self._locate(key)))
 
     def size(self, key: str) -> int:
-        """Bytes of an object.
+        """Size of an object in bytes.
 
         Raises:
-            NotFound: there is no such object.
+            NotFound: The object does not exist.
         """
         with self._reaching(key, "read"):
             found = self._fs.info(self._locate(key))
@@ -287,27 +287,27 @@ class Store:
             return int(found["size"])
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """The keys that begin with `prefix`, in the order of a sorted walk."""
+        """Yield the keys that begin with `prefix`, sorted by name within each folder."""
         folder = prefix.rpartition("/")[0]
         start = self._locate(folder) if folder else self._base
         found = self._walk(Path(start)) if self._root is not None else self._find(start)
         return (key for key in found if key.startswith(prefix) and not key.startswith(f"{_ASIDE}/"))
 
     def stale_temporaries(self, older_than_seconds: float) -> Iterator[str]:
-        """Names for `delete` of what dead writers left behind in a local store; buckets have lifecycle rules for it."""
+        """Yield the files that dead writers left in a local store, as names for `delete`; buckets have lifecycle rules."""
         folder = None if self._root is None else self._root / _ASIDE
         if folder is None or not folder.is_dir():
             return
-        latest = time.time() - older_than_seconds  # file times are this host's own, as is this clock
+        latest = time.time() - older_than_seconds  # file times come from this host, as this clock does
         for path in sorted(folder.iterdir()):
             try:
                 modified = path.stat().st_mtime
-            except FileNotFoundError:  # its writer has just finished
+            except FileNotFoundError:  # its writer has just published it
                 continue
             if modified <= latest:
                 yield f"{_ASIDE}/{path.name}"
 
-    # -- inside
+    # -- internals
 
     def _locate(self, key: str, *, temporaries: bool = False) -> str:
         names = key.split("/")
@@ -318,7 +318,7 @@ class Store:
     def _open_aside(self) -> tuple[Path, BinaryIO]:
         folder = Path(tempfile.gettempdir()) if self._root is None else self._root / _ASIDE
         make_directory(folder)
-        mode = 0o600 if self._root is None else 0o666  # the temporary folder is everybody's; a store goes by the umask
+        mode = 0o600 if self._root is None else 0o666  # all users share the temporary folder; a store follows the umask
         aside = folder / f"stoker-{secrets.token_hex(16)}"
         return aside, os.fdopen(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode), "wb")
 
@@ -332,18 +332,18 @@ class Store:
                 make_directory(path.parent)
                 aside.replace(path)
                 sync_directory(path.parent)
-            except FileNotFoundError:  # a `delete` has just pruned the folder: make it again
+            except FileNotFoundError:  # a `delete` has just pruned the folder: create it again
                 if not tries_left or not aside.exists():
                     raise
             else:
                 return
 
     def _prune(self, folder: Path) -> None:
-        """Remove folders that a deletion has emptied, up to the ones right under the root."""
+        """Remove folders that a deletion has emptied, but not the ones directly below the root."""
         while self._root is not None and self._root in folder.parent.parents:
             try:
                 folder.rmdir()
-            except OSError:  # not empty, or pruned by another already: either way there is no more to do here
+            except OSError:  # not empty, or already pruned by another process
                 return
             folder = folder.parent
 

@@ -1,4 +1,4 @@
-"""Where results go: the database, or JSONL or Parquet files through the artifact store."""
+"""Sinks for a job's results: the database, or JSONL or Parquet files in the artifact store."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["NamedObject", "Sink", "open_sink"]
 
 
 def open_sink(output: OutputSpec, *, vector_output: bool, database: Database, store: Store) -> Sink:
-    """The sink that a job's spec asks for.
+    """Create the sink that a job's spec names.
 
     Args:
-        output: where the results go.
-        vector_output: whether the task's output is one float32 vector (`spec.vector_output`).
+        output: The spec's choice of where the results go.
+        vector_output: Whether the task's output is one float32 vector (`spec.vector_output`).
     """
     match output.to:
         case "database":

@@ -1,4 +1,4 @@
-"""The database sink: results in the `results` table, vectors as float32 blobs, all else as JSON text."""
+"""The database sink: results in the `results` table, vectors as float32 blobs, other outputs as JSON text."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from jobs.db.tables import ResultRecord
 _RESULTS = SQLModel.metadata.tables[str(ResultRecord.__tablename__)]
 _PAGE_ROWS = 2000
 _PAGE_BYTES = 4 * 2**20
-_SEVERAL = 2  # dimensions of an array of several vectors
-_FETCH_ROWS = 16  # fetched at once; what a page may go over its bytes by
+_SEVERAL = 2  # number of dimensions of an array of several vectors
+_FETCH_ROWS = 16  # rows per fetch; a page may exceed `_PAGE_BYTES` by one fetch
 
 
 class DatabaseSink:
-    """Results in the table, in the very transaction that marks their chunk done."""
+    """Inserts results into the table, in the same transaction that marks their chunk done."""
 
     def __init__(self, database: Database, *, vector_output: bool) -> None:
         """
         Args:
-            vector_output: whether an output is one float32 vector. Several of one row, (K, E), show by themselves.
+            vector_output: Whether an output is one float32 vector. Several vectors of one row, of shape (K, E), are
+                recognized without it.
         """
         self._database = database
         self._vector_output = vector_output
 
     def stage(self, job_id: str, lease_id: str, start_row: int, results: Sequence[Result]) -> None:
-        """Nothing stands outside the database."""
+        """Do nothing: this sink writes only to the database."""
 
     def record(self, session: Session, job_id: str, results: Sequence[Result]) -> None:
         """Insert the results in one statement; see `Sink.record`."""
@@ -47,7 +48,7 @@ class DatabaseSink:
         return read_records(self._database, job_id, after_row=after_row, limit=limit)
 
     def merge(self, job_id: str) -> list[NamedObject]:  # noqa: ARG002
-        """The table is the result already."""
+        """Return no artifacts: the table already holds the results."""
         return []
 
     def _record(self, job_id: str, result: Result) -> dict[str, Any]:
@@ -74,12 +75,12 @@ def _is_several_vectors(output: object) -> TypeGuard[np.ndarray]:
 def read_records(
     database: Database, job_id: str, *, after_row: int = -1, stop_row: int | None = None, limit: int | None = None
 ) -> Iterator[Result]:
-    """Results from the table in row order, a page of bounded rows and bytes to a transaction.
+    """Yield results from the table in row order, in pages of bounded rows and bytes, one transaction per page.
 
     Args:
-        after_row: only results of later rows.
-        stop_row: only results of rows before this one.
-        limit: at most so many.
+        after_row: Only results of rows after this one are read.
+        stop_row: Only results of rows before this one are read; None for no bound.
+        limit: Maximum number of results; None for no limit.
     """
     left = limit
     while left is None or left > 0:

@@ -1,4 +1,4 @@
-"""Results in the formats that users ask for, JSONL, Parquet or CSV, and artifacts copied to a user's own path."""
+"""Export results as JSONL, Parquet or CSV, and copy artifacts to a user's output path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jobs.data.sinks.protocol import ResultWriter
 from jobs.data.store import Store
 
 _FORMULA = re.compile(r"[=+\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")
-"""How cells begin that spreadsheets compute (OWASP, "CSV Injection")."""
+"""Matches the beginning of a cell that spreadsheets evaluate as a formula (OWASP, "CSV Injection")."""
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 _QUOTED = re.compile(r'[,"\r\n]')
 ExportFormat = Literal["jsonl", "parquet", "csv"]
@@ -26,25 +26,25 @@ _BLOCK_BYTES = 2**20
 
 
 def deliver_output(path: Path, store: Store, key: str) -> None:
-    """Copy a finished artifact to the user's output path, where it appears whole or not at all.
+    """Copy a finished artifact to the user's output path atomically.
 
     Raises:
-        InvalidOutput: no file can be written there.
-        NotFound: the store has no such object.
-        ServiceUnavailable: the store cannot be reached, or the disk is full or failing.
+        InvalidOutput: No file can be written there.
+        NotFound: The store does not have the object.
+        ServiceUnavailable: The store cannot be reached, or the disk is full or failing.
     """
     with closing(store.open(key)) as artifact, write_aside(path) as out:
         shutil.copyfileobj(artifact, out, _BLOCK_BYTES)
 
 
 def open_writer(fmt: ExportFormat, out: BinaryIO, *, vector_output: bool) -> AbstractContextManager[ResultWriter]:
-    """Write results in a format to `out`, which need not be seekable and stays open; complete when the block ends.
+    """Write results to `out`, which need not be seekable and stays open. The file is complete when the block ends.
 
     Args:
-        fmt: `jsonl`: result lines. `parquet`: the columns row_index, key, output, error. `csv`: the same columns, with
-            output and error as JSON text and nothing where there is none, and keys that a spreadsheet would compute as
-            formulas behind an apostrophe.
-        out: Where the bytes go.
+        fmt: `jsonl` writes result lines, `parquet` the columns row_index, key, output and error, and `csv` the same
+            columns, with output and error as JSON text or empty. In CSV, keys that a spreadsheet would evaluate as
+            formulas get an apostrophe in front.
+        out: The file that is written.
         vector_output: Whether an output is one float32 vector.
     """
     match fmt:
@@ -63,7 +63,7 @@ def _csv_writer(out: BinaryIO) -> Iterator[ResultWriter]:
     text = io.TextIOWrapper(out, encoding="utf-8", newline="")
     yield _CsvWriter(text)
     text.flush()
-    text.detach()  # else its end would close `out`, which is the caller's
+    text.detach()  # otherwise the wrapper would close the caller's `out` when it is deleted
 
 
 class _CsvWriter:
@@ -83,10 +83,10 @@ class _CsvWriter:
 
 
 def _cell(text: str) -> str:
-    """A text as RFC 4180 has it; Python's own writer leaves a carriage return without quotes, which ends the row."""
+    """Quote a cell as RFC 4180 says. Python's csv writer does not quote a carriage return, which would end the row."""
     return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
 
 
 def _no_formula(text: str) -> str:
-    """A user's text as a cell that no spreadsheet computes; outputs and errors are JSON, which never is a formula."""
+    """Make a user's text a cell that no spreadsheet evaluates; outputs and errors are JSON, never a formula."""
     return f"'{text}" if _FORMULA.match(text) and not _PLAIN_NUMBER.fullmatch(text) else text

@@ -1,4 +1,4 @@
-"""The file sinks: a part in the store for each chunk, merged in row order into one artifact when all are in."""
+"""The file sink: one part in the store for each chunk, all merged in row order into one artifact at the end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _RecordedChunk:
 
 
 class FileSink:
-    """Parts under their lease's own names; one counts only once the fenced transaction has named it in its chunk."""
+    """Writes each chunk's part under a key with the lease id; a part is valid only once its chunk's row names it."""
 
     def __init__(self, part_format: PartFormat, *, database: Database, store: Store) -> None:
         self._format = part_format
@@ -46,14 +46,14 @@ class FileSink:
         return key
 
     def record(self, session: Session, job_id: str, results: Sequence[Result]) -> None:
-        """The chunk's own row, which names the part, is all there is to record."""
+        """Record nothing: the chunk's row, which names the part, is enough."""
 
     def read(self, job_id: str, *, after_row: int = -1, limit: int | None = None) -> Iterator[Result]:
         """See `Sink.read`."""
         return islice(self._results(job_id, after_row), limit)
 
     def merge(self, job_id: str) -> list[NamedObject]:
-        """Copy the parts into `results.<format>` without making results of them; see `Sink.merge`."""
+        """Copy the parts into `results.<format>` without parsing results; see `Sink.merge`."""
         name = f"results{self._format.suffix}"
         next_row = 0
         with self._store.create(artifact_key(job_id, name)) as draft, self._format.writer(draft) as merged:
@@ -81,12 +81,12 @@ class FileSink:
                     yield from self._format.read(part, skip=max(0, after_row + 1 - chunk.start_row))
 
     def _chunk_records(self, job_id: str, chunk: _RecordedChunk, after_row: int = -1) -> Iterator[Result]:
-        """Results of a chunk that has no part: its row errors stand in the table."""
+        """Results of a chunk that has no part: its row errors are in the results table."""
         first = max(after_row, chunk.start_row - 1)
         return read_records(self._database, job_id, after_row=first, stop_row=chunk.stop_row)
 
     def _recorded_chunks(self, job_id: str, after_row: int) -> Iterator[_RecordedChunk]:
-        """The recorded chunks that have rows after `after_row`, each page of them a query of its own."""
+        """Yield the recorded chunks that have rows after `after_row`, with one query for each page."""
         of_job = col(Chunk.job_id) == job_id
         around = select(func.max(Chunk.start_row)).where(of_job, col(Chunk.start_row) <= after_row + 1)
         with self._database.read() as session:

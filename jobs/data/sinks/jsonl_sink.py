@@ -1,4 +1,4 @@
-"""Result files of JSON lines."""
+"""Result files in the JSON Lines format."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _BLOCK_BYTES = 2**20
 
 
 class JsonLines:
-    """One line for each result, `{"row_index":0,"key":"r0","output":...,"error":null}`."""
+    """Writes one line for each result: `{"row_index":0,"key":"r0","output":...,"error":null}`."""
 
     suffix = ".jsonl"
 
     def __init__(self, *, vector_output: bool) -> None:
         """
         Args:
-            vector_output: whether an output is one float32 vector; it is then an array of numbers in the line.
+            vector_output: Whether an output is one float32 vector, written as a JSON array of numbers.
         """
         self._vector_output = vector_output
 

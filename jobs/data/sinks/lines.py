@@ -1,8 +1,8 @@
-"""Results as JSON: one line of a result file, and the texts and vectors that the database keeps.
+"""Convert results to JSON lines for result files, and to JSON text and vectors for the database.
 
-What JSON or a database cannot hold has one outcome in every sink. NaN and infinities stay what they are in vectors
-outside JSON and are null within JSON (`"NaN"`, `"Infinity"` or `"-Infinity"` where one is the whole output). A NUL is
-kept in outputs and errors, escaped, and becomes U+FFFD in a key, as lone surrogates do everywhere.
+All sinks treat values that JSON or a database cannot hold in the same way. NaN and infinities are kept in vectors
+outside JSON and become null within JSON; if one is the whole output, it becomes `"NaN"`, `"Infinity"` or `"-Infinity"`.
+A NUL is escaped in outputs and errors and becomes U+FFFD in a key. Lone surrogates become U+FFFD everywhere.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from jobs.data.rows import Result, RowError
 from jobs.errors import InvalidOutput
 
 Vector = npt.NDArray[np.float32]
-"""One-dimensional."""
+"""A one-dimensional array."""
 
-_INT64 = range(-(2**63), 2**64)  # what orjson writes as an integer
+_INT64 = range(-(2**63), 2**64)  # integers that orjson can write
 
 
 def result_line(result: Result, *, vector_output: bool = False) -> bytes:
-    """`{"row_index":0,"key":"r0","output":...,"error":null}` and a newline.
+    """Write a result as `{"row_index":0,"key":"r0","output":...,"error":null}` and a newline.
 
     Args:
-        vector_output: make sure that the output is a float32 vector.
+        vector_output: Whether the output must be a float32 vector.
 
     Raises:
-        InvalidOutput: the output cannot be written as JSON, or is not a vector where it must be one.
+        InvalidOutput: The output cannot be written as JSON, or is not a vector although it must be one.
     """
     key = b"null" if result.key is None else orjson.dumps(storable_text(result.key))
     error = b"null" if result.error is None else error_json(result.error)
@@ -40,7 +40,7 @@ def result_line(result: Result, *, vector_output: bool = False) -> bytes:
 
 
 def parse_line(line: bytes, *, vector_output: bool) -> Result:
-    """The result of a line that `result_line` made."""
+    """Parse a line that `result_line` wrote."""
     fields = orjson.loads(line)
     if fields["error"] is not None:
         return Result(fields["row_index"], fields["key"], error=RowError(**fields["error"]))
@@ -52,7 +52,7 @@ def output_json(result: Result) -> bytes:
     """A result's output as JSON text.
 
     Raises:
-        InvalidOutput: it cannot be written as JSON.
+        InvalidOutput: The output cannot be written as JSON.
     """
     try:
         written = _dump(result.output)
@@ -60,7 +60,7 @@ def output_json(result: Result) -> bytes:
         raise InvalidOutput(f"row {result.row_index}: the output cannot be written as JSON: {error}") from error
     if written != b"null":
         return written
-    text = str(float(result.output))  # type: ignore[arg-type]  # only a float that is no number is written as null
+    text = str(float(result.output))  # type: ignore[arg-type]  # only NaN and infinities are written as null
     return {"nan": b'"NaN"', "inf": b'"Infinity"', "-inf": b'"-Infinity"'}[text]
 
 
@@ -70,7 +70,7 @@ def error_json(error: RowError) -> bytes:
 
 
 def parse_error(text: str | bytes) -> RowError:
-    """The row error that `error_json` wrote."""
+    """Parse a row error that `error_json` wrote."""
     return RowError(**orjson.loads(text))
 
 
@@ -78,7 +78,7 @@ def output_vector(result: Result) -> Vector:
     """A result's output as a float32 vector.
 
     Raises:
-        InvalidOutput: it is not one.
+        InvalidOutput: The output is not a vector.
     """
     vector = output_vectors(result)
     if vector.ndim != 1:
@@ -90,7 +90,7 @@ def output_vectors(result: Result) -> npt.NDArray[np.float32]:
     """A result's output as a float32 array of any number of dimensions.
 
     Raises:
-        InvalidOutput: it is not one.
+        InvalidOutput: The output is not an array of numbers.
     """
     try:
         return np.asarray(result.output, dtype="<f4", order="C")
@@ -99,7 +99,7 @@ def output_vectors(result: Result) -> npt.NDArray[np.float32]:
 
 
 def storable_text(text: str) -> str:
-    """The text with U+FFFD for what PostgreSQL (NUL) or UTF-8 (lone surrogates) cannot hold."""
+    """Replace what PostgreSQL (NUL) or UTF-8 (lone surrogates) cannot hold by U+FFFD."""
     return _encodable(text.replace("\0", "\ufffd"))
 
 
@@ -114,15 +114,15 @@ def _encodable(text: str) -> str:
 def _dump(value: Any) -> bytes:
     try:
         return orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError:  # slow but rare: find what orjson refuses and put what JSON can say in its place
+    except TypeError:  # slow but rare: replace the values that orjson rejects
         return orjson.dumps(_mended(value), default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays that orjson does not know by itself (strided, 0-d, odd types), as plain Python values."""
+    """Convert numbers and arrays that orjson does not support (strided, 0-d, unusual types) to plain Python values."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    raise TypeError  # orjson says which type it was
+    raise TypeError  # orjson's own message names the type
 
 
 def _mended(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Result files in Parquet: the columns row_index, key, output and error, under one schema for the whole file."""
+"""Result files in Parquet, with the columns row_index, key, output and error."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BATCH_BYTES = 4 * 2**20
 
 
 class Parquet:
-    """`row_index` int64, `key` string, `output` list of float32 (else JSON text), `error` JSON text."""
+    """Writes `row_index` as int64, `key` as string, `output` as a float32 list or JSON text, and `error` as JSON text."""
 
     suffix = ".parquet"
 
     def __init__(self, *, vector_output: bool) -> None:
         """
         Args:
-            vector_output: whether an output is one float32 vector.
+            vector_output: Whether an output is one float32 vector.
         """
         self._vector_output = vector_output
         self._schema = pa.schema(
@@ -44,7 +44,7 @@ class Parquet:
     @contextmanager
     def writer(self, out: Output) -> Iterator[_GroupWriter]:
         """See `PartFormat.writer`."""
-        # dictionaries do not pay: keys and outputs hardly repeat; statistics serve readers that look for a row
+        # no dictionaries, because keys and outputs rarely repeat; statistics help readers that search for a row
         with pq.ParquetWriter(
             out, self._schema, compression="zstd", use_dictionary=False, write_statistics=["row_index"]
         ) as file:
@@ -71,7 +71,7 @@ class Parquet:
 
 
 class _GroupWriter:
-    """Gathers batches into row groups of a good size: large enough to scan fast, small enough to hold."""
+    """Collects batches into row groups: large enough to scan fast, small enough to hold in memory."""
 
     def __init__(self, file: Any, schema: Any, *, vector_output: bool) -> None:
         self._file = file
@@ -135,7 +135,7 @@ class _GroupWriter:
 
 
 def _vectors(outputs: Sequence[Any]) -> Any:
-    """An Arrow column of float32 lists from vectors, null where there is None, without a Python number per value."""
+    """Build an Arrow column of float32 lists from vectors, with null for None, without a Python number per value."""
     lengths = [0 if vector is None else len(vector) for vector in outputs]
     offsets = np.zeros(len(outputs) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])

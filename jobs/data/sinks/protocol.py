@@ -1,4 +1,4 @@
-"""What a sink is, and what the file format of a file sink is."""
+"""The protocols of a sink and of the file format of a file sink."""
 
 from __future__ import annotations
 
@@ -13,78 +13,78 @@ from jobs.data.rows import Result
 from jobs.data.store import Draft, StoredObject
 
 Output: TypeAlias = BinaryIO | Draft
-"""What a result file is written to."""
+"""The type of file that a result file is written to."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedObject:
-    """An artifact that a sink made of a job's results."""
+    """An artifact with a job's results that a sink wrote."""
 
     name: str
-    """As the user sees it, such as `results.jsonl`."""
+    """Name that the user sees, such as `results.jsonl`."""
     stored: StoredObject
 
 
 class Sink(Protocol):
-    """Where a job's results go: the runner calls stage and record, the API read, the finalizer merge."""
+    """Stores a job's results. The runner calls `stage` and `record`, the API `read`, and the finalizer `merge`."""
 
     def stage(self, job_id: str, lease_id: str, start_row: int, results: Sequence[Result]) -> str | None:
-        """Write what must stand outside the database before a chunk's transaction begins.
+        """Write what the sink keeps outside the database, before the chunk's transaction begins.
 
         Returns:
-            The store key for `Chunk.part`, or None where nothing is written outside.
+            The store key for `Chunk.part`, or None if nothing was written outside the database.
 
         Raises:
-            InvalidOutput: an output cannot be written as JSON.
-            ServiceUnavailable: the store cannot be reached or is full.
+            InvalidOutput: An output cannot be written as JSON.
+            ServiceUnavailable: The store cannot be reached or is full.
         """
 
     def record(self, session: Session, job_id: str, results: Sequence[Result]) -> None:
         """Write a chunk's results inside its fenced transaction.
 
         Raises:
-            InvalidOutput: an output cannot be written as JSON.
+            InvalidOutput: An output cannot be written as JSON.
         """
 
     def read(self, job_id: str, *, after_row: int = -1, limit: int | None = None) -> Iterator[Result]:
-        """The results of the job's recorded chunks in row order, in bounded memory and without a lasting transaction.
+        """Yield the results of the job's recorded chunks in row order, in bounded memory and short transactions.
 
         Args:
-            after_row: only results of later rows.
-            limit: at most so many.
+            after_row: Only results of rows after this one are read.
+            limit: Maximum number of results; None for no limit.
         """
 
     def merge(self, job_id: str) -> list[NamedObject]:
-        """Make the artifacts of a job whose every chunk is recorded; none for the database.
+        """Write the artifacts of a job whose chunks are all recorded; the database sink has none.
 
         Raises:
-            StokerError: a row has no result, so there must be a fault of ours; nothing was written.
-            ServiceUnavailable: the store cannot be reached or is full.
+            StokerError: A row has no result because of a bug in Stoker; nothing was written.
+            ServiceUnavailable: The store cannot be reached or is full.
         """
 
 
 class ResultWriter(Protocol):
-    """Writes one file of results, in the order they come."""
+    """Writes one file of results, in the order in which they are added."""
 
     def add(self, results: Iterable[Result]) -> int:
-        """Write results. Returns how many."""
+        """Write results. Returns the number written."""
 
 
 class PartWriter(ResultWriter, Protocol):
-    """Writes one file of results, and takes whole parts of the same format without making results of them."""
+    """Writes one file of results, and also appends whole parts of the same format without parsing them."""
 
     def append(self, part: BinaryIO) -> int:
-        """Write all results of a part. Returns how many."""
+        """Write all results of a part. Returns the number written."""
 
 
 class PartFormat(Protocol):
-    """A file format that parts and merged results have."""
+    """A file format for parts and for merged results."""
 
     suffix: str
-    """Ending of its file names, with the dot."""
+    """Suffix of its file names, with the dot."""
 
     def writer(self, out: Output) -> AbstractContextManager[PartWriter]:
-        """Write a file to `out`, which is complete when the block ends and stays open."""
+        """Write a file to `out`. The file is complete when the block ends; `out` stays open."""
 
     def read(self, part: BinaryIO, *, skip: int = 0) -> Iterator[Result]:
-        """The results of a file, without the first `skip`."""
+        """Yield the results of a file after the first `skip`."""

@@ -37,7 +37,7 @@ class Record(NamedTuple):
     """One row as the format's reader parsed it: the user's columns, or the reason why there are none."""
 
     values: Mapping[str, Any] | RowError
-    """The values by column. A RowError as the value of a column fails only jobs' rows that use that column."""
+    """The values by column. A RowError as the value of a column fails the row only if the job uses that column."""
     line: int | None
     """1-based physical line; None if the format has no lines."""
 
