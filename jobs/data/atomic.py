@@ -141,9 +141,8 @@ def _refuse_irregular(path: Path) -> None:
 
 
 def _open_aside(path: Path) -> tuple[Path, BinaryIO]:
-    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[
-        :16
-    ]  # the name itself may already have the maximum length
+    # a digest, because the name itself may already have the maximum length
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     for leftover in path.parent.glob(f".stoker-{digest}-*.tmp"):
         _remove_if_abandoned(leftover)
     while True:

@@ -294,7 +294,7 @@ class Store:
         return (key for key in found if key.startswith(prefix) and not key.startswith(f"{_ASIDE}/"))
 
     def stale_temporaries(self, older_than_seconds: float) -> Iterator[str]:
-        """Yield the files that dead writers left in a local store, as names for `delete`; buckets have lifecycle rules."""
+        """Yield names, for `delete`, of files that dead writers left in a local store; buckets have lifecycle rules."""
         folder = None if self._root is None else self._root / _ASIDE
         if folder is None or not folder.is_dir():
             return

@@ -22,7 +22,7 @@ _BATCH_BYTES = 4 * 2**20
 
 
 class Parquet:
-    """Writes `row_index` as int64, `key` as string, `output` as a float32 list or JSON text, and `error` as JSON text."""
+    """Writes `row_index` as int64, `key` as string, `output` as float32 list or JSON text, `error` as JSON text."""
 
     suffix = ".parquet"
 

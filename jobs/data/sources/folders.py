@@ -1,7 +1,7 @@
-"""Look through a data set's folder before the library reads it: which files it names, and what they unpack to.
+"""Check a data set before the `datasets` library reads it: which files it names, and their unpacked size.
 
-The library follows URLs that a README names, and unpacks and converts all files into its cache before anything can be
-counted.
+The library follows URLs that a README names, and it unpacks and converts all files into its cache before their size
+could be checked. Here, "notes" are a folder's metadata files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OTHER_NOTES = ("dataset_infos.json", "dataset_dict.json", "state.json", "datase
 _LARGEST_NOTES = 2**20
 _BLOCK_BYTES = 2**20
 _PICKLED = (".pth",)
-"""Members of a tar file that the library would load with torch."""
+"""Suffixes of tar members that the library would load with torch."""
 _CODECS = (
     (b"\x1f\x8b", "gzip"),
     (b"BZh", "bz2"),
@@ -38,11 +38,11 @@ _CODECS = (
 
 
 def check_notes(file: InputFile, rules: AccessRules) -> None:
-    """Refuse a folder whose README names files elsewhere than in local folders; nothing is fetched to find that out.
+    """Reject a folder whose README names files outside local folders. Nothing is downloaded for this check.
 
     Raises:
-        InvalidInput: it names a URL, or its notes cannot be read.
-        Forbidden: its notes are links to files that jobs may not read.
+        InvalidInput: The README names a URL, or the notes cannot be read.
+        Forbidden: The notes are links to files that jobs may not read.
     """
     folder = Path(file.url)
     for name in (*_NOTES, *_OTHER_NOTES):
@@ -59,13 +59,13 @@ def check_notes(file: InputFile, rules: AccessRules) -> None:
 
 
 def check_size(file: InputFile, claim: str, sizes: Iterable[int], most_bytes: int) -> None:
-    """Refuse a data set whose parts take more than the limit together; the first part beyond it is the last looked at.
+    """Reject a data set whose parts exceed the limit in total. Parts after the one that exceeds it are not read.
 
     Args:
-        file: the data set.
-        claim: the beginning of what the user is told, such as "its files on the hub take".
-        sizes: bytes of each part.
-        most_bytes: what all of them together may take (setting `max_dataset_bytes`).
+        file: The data set.
+        claim: Beginning of the error message, such as "its files on the hub take".
+        sizes: Size of each part in bytes.
+        most_bytes: Maximum total size (setting `max_dataset_bytes`).
     """
     num_bytes = 0
     for size in sizes:
@@ -75,29 +75,29 @@ def check_size(file: InputFile, claim: str, sizes: Iterable[int], most_bytes: in
 
 
 def check_expansion(file: InputFile, paths: Iterable[str], *, most_bytes: int, max_row_bytes: int) -> None:
-    """Refuse files that unpack to more than the limit, or hold what is never loaded; nothing is written.
+    """Reject files that unpack to more than the limit or hold pickled data. Nothing is written.
 
     Args:
-        file: the data set.
-        paths: its local files.
-        most_bytes: what all of them together may take, unpacked (setting `max_dataset_bytes`).
-        max_row_bytes: longest value that is not a row error.
+        file: The data set.
+        paths: The data set's local files.
+        most_bytes: Maximum total size of the unpacked files (setting `max_dataset_bytes`).
+        max_row_bytes: Maximum size of a value; a larger one is a row error.
 
     Raises:
-        InvalidInput: they take more, or one is damaged or holds pickled data.
+        InvalidInput: The files exceed the limit, or one is damaged or holds pickled data.
     """
     sizes = (size for path in dict.fromkeys(paths) for size in _unpacked(file, Path(path), max_row_bytes))
     check_size(file, "unpacked, its files take", sizes, most_bytes)
 
 
 def _unpacked(file: InputFile, path: Path, max_row_bytes: int) -> Iterator[int]:
-    """The bytes that a file unpacks to, in parts, so that nobody has to read on behind a limit."""
+    """Yield a file's unpacked size in bytes, in parts, so that the caller can stop at the limit."""
     with path.open("rb") as handle:
         head = handle.read(512)
         handle.seek(0)
         codec = next((name for mark, name in _CODECS if head.startswith(mark)), None)
         if head.startswith(b"PK"):
-            with zipfile.ZipFile(handle) as archive:  # which reads no more of a member than its notes say
+            with zipfile.ZipFile(handle) as archive:  # it reads no more of a member than the size in its header
                 yield from (member.file_size for member in archive.infolist())
         elif ".tar" in path.suffixes or path.suffix == ".tgz" or head[257:262] == b"ustar":
             yield from _members(file, handle)
@@ -121,7 +121,7 @@ def _members(file: InputFile, handle: BinaryIO) -> Iterator[int]:
 
 def _stream(handle: BinaryIO, codec: str) -> Iterator[int]:
     if codec not in compr:
-        return  # the library says which package is missing
+        return  # the library reports which package is missing
     with compr[codec](handle, mode="rb") as unpacked:
         while block := unpacked.read(_BLOCK_BYTES):
             yield len(block)
@@ -138,13 +138,13 @@ def _arrow_bytes(file: InputFile, path: Path) -> Iterator[int]:
 
 
 def check_saved(file: InputFile, folder: Path, rules: AccessRules) -> None:
-    """Refuse a saved data set that names files which jobs may not read, or whose tables are compressed.
+    """Reject a saved data set that names files which jobs may not read, or whose tables are compressed.
 
-    The library maps its files into memory; a compressed one would be unpacked there, all of it.
+    The library memory-maps its files; a compressed table would be unpacked into memory completely.
 
     Raises:
         InvalidInput: A table is compressed, or its notes cannot be read.
-        Forbidden: It names files that jobs may not read.
+        Forbidden: The data set names files that jobs may not read.
     """
     from jobs.data.sources.formats.arrow_messages import messages
 
@@ -184,7 +184,7 @@ def _parquet_bytes(file: InputFile, handle: BinaryIO, path: Path, max_row_bytes:
 
 
 def _configurations(path: Path, file: InputFile) -> Any:
-    """What the library takes for the data set's configurations."""
+    """The value that the library uses as the data set's configurations."""
     try:
         if path.suffix == ".md":
             from huggingface_hub import metadata_load
@@ -200,7 +200,7 @@ def _configurations(path: Path, file: InputFile) -> Any:
 def _named_files(configurations: Any) -> Iterator[str]:
     each: Sequence[Any] = configurations if isinstance(configurations, list) else [configurations]
     todo = [part.get(key) for part in each if isinstance(part, dict) for key in ("data_files", "data_dir")]
-    seen: set[int] = set()  # aliases make one value stand in many places
+    seen: set[int] = set()  # with YAML aliases, one value may occur in many places
     while todo:
         value = todo.pop()
         if isinstance(value, str):

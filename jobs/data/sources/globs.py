@@ -1,4 +1,4 @@
-"""What a glob matches on this machine, with a bound on how much is looked at to find it."""
+"""Match globs against local files, with a limit on the number of names that are looked at."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _WILD = re.compile(r"[*?\[]")
 
 
 def local_matches(pattern: str) -> list[str]:
-    """The files that match, sorted by name; folders are passed over.
+    """List the files that match a glob, sorted by name, without folders.
 
-    As `glob.glob` does it, names that begin with a dot match only a pattern that does too, and `**` stands for any
-    number of folders, links to folders included.
+    As in `glob.glob`, names that begin with a dot match only patterns that begin with a dot, and `**` matches any number
+    of folders, including links to folders.
 
     Args:
-        pattern: of a path; a relative one begins at the working directory.
+        pattern: Glob of a path; a relative one begins at the working directory.
 
     Raises:
-        InvalidInput: the pattern has too many wildcards, or too many names would have to be looked at.
+        InvalidInput: The pattern has too many wildcards, or too many names would have to be looked at.
     """
     fault = glob_fault(pattern)
     if fault is not None:
@@ -36,16 +36,16 @@ def local_matches(pattern: str) -> list[str]:
 
 
 class _Search:
-    """One search."""
+    """The state of one search."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
         self._num_names = 0
         self._done: set[tuple[str, tuple[str, ...]]] = set()
-        """What was searched already: two `**` come to the same folder in several ways."""
+        """Folders and remaining patterns that were searched already: two `**` reach the same folder in several ways."""
 
     def below(self, folder: str, parts: tuple[str, ...]) -> Iterator[str]:
-        """The files below a folder, which is empty or ends in a slash, that match the parts of a path."""
+        """Yield the files below a folder that match the parts of a path; the folder is empty or ends with a slash."""
         if (folder, parts) in self._done:
             return
         self._done.add((folder, parts))
@@ -61,11 +61,11 @@ class _Search:
     def _go_on(self, path: str, rest: tuple[str, ...]) -> Iterator[str]:
         if rest:
             yield from self.below(f"{path}/", rest)
-        elif os.path.lexists(path) and not Path(path).is_dir():  # a link to nothing is an error, not one file less
+        elif os.path.lexists(path) and not Path(path).is_dir():  # a dangling link must be reported, not skipped
             yield path
 
     def _deep(self, folder: str, rest: tuple[str, ...]) -> Iterator[str]:
-        """`**` in the middle stands for no folder or more, at the end for all that is below."""
+        """Match `**`: in the middle it stands for zero or more folders, at the end for everything below."""
         folders = [folder]
         while folders:
             current = folders.pop()
@@ -79,7 +79,7 @@ class _Search:
                     yield current + name
 
     def _listed(self, folder: str, matches: Callable[[str], bool]) -> Iterator[tuple[str, bool]]:
-        """The names in a folder that match, and whether each is a folder; none where it may not be read."""
+        """Yield the matching names in a folder, and whether each is a folder; nothing if the folder cannot be read."""
         try:
             with os.scandir(folder or ".") as entries:
                 for entry in entries:
@@ -97,7 +97,7 @@ class _Search:
 
 
 def _leads_back(folder: str, name: str) -> bool:
-    """Whether a name in a folder is a link to that folder or to one that holds it."""
+    """Whether a name in a folder is a link to that folder or to one of its parents."""
     path = Path(folder + name)
     return path.is_symlink() and Path(folder or ".").resolve().is_relative_to(path.resolve())
 

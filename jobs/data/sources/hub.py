@@ -1,4 +1,4 @@
-"""Read Hugging Face data sets: from the hub, from a script-free folder, or saved to disk; always memory-mapped."""
+"""Read Hugging Face data sets, memory-mapped: from the hub, from a folder without script, or saved to disk."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ _DAMAGE = (
     RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError, EOFError,
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, yaml.YAMLError, pyarrow.ArrowException,
 )  # fmt: skip
-"""What the library and those below it raise for a script, and for files that are damaged or no data set."""
+"""Exceptions that the library and its dependencies raise for scripts, damaged files and files that are not data sets."""
 
 
 class DatasetReader:
-    """Reads data sets through the `datasets` library, which is loaded only where one is read.
+    """Reads data sets through the `datasets` library, which is loaded only when one is read.
 
-    `HF_HUB_OFFLINE` and the other `HF_*` variables work as everywhere. Data sets that come with a script are refused.
+    `HF_HUB_OFFLINE` and the other `HF_*` variables work as usual. Data sets that come with a script are rejected.
     """
 
     def __init__(self, *, columns: Sequence[str], split: str, config: str | None, rules: AccessRules) -> None:
         """
         Args:
-            columns: columns to read; one that the data set lacks is left out of its records.
-            split: name of the split, or of a slice of it (`train[:1000]`) where the data set is not a saved one.
-            config: configuration of a hub data set or of a folder that declares several.
-            rules: Their `input_roots` bound the files that a data set names.
+            columns: Columns to read; a column that the data set does not have is missing in its records.
+            split: Name of the split; unless the data set was saved to disk, also a slice such as `train[:1000]`.
+            config: Configuration of a hub data set, or of a folder that declares several.
+            rules: The access rules; a data set may not name files outside their `input_roots`.
         """
         self._columns = tuple(columns)
         self._split = split
@@ -67,22 +67,22 @@ class DatasetReader:
         return _stamped(file, self._data(file))
 
     def column_names(self, file: InputFile) -> list[str] | None:
-        """The names of its features."""
+        """The names of the data set's features; None if it has no rows."""
         data = self._data(file)
         return list(data.column_names) if len(data) else None
 
     def class_names(self, file: InputFile, column: str) -> list[str] | None:
-        """The names of a `ClassLabel`, or of a list of them."""
+        """The names of a `ClassLabel` feature, or of a list of them."""
         return names_of_feature(self._data(file).features.get(column))
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
-        """Cut by the number of rows alone."""
+        """Split by the number of rows; no data is read."""
         num_rows = len(self._data(file))
         for row in range(0, num_rows, chunk_rows):
             yield Cut(row, min(row + chunk_rows, num_rows), row, {"index": row})
 
     def records(self, file: InputFile, place: Mapping[str, Any], skip: int, count: int) -> Iterator[Record]:
-        """Slice the memory-mapped tables; nothing is decoded but Arrow's own values."""
+        """Slice the memory-mapped tables; only Arrow values are decoded, not media."""
         data = self._data(file)
         check_unchanged(file, len(data), _stamped(file, data).stamp)
         columns = [name for name in data.column_names if name in self._columns]
@@ -104,7 +104,7 @@ class DatasetReader:
     def _load(self, file: InputFile) -> Any:
         import datasets
 
-        datasets.disable_progress_bars()  # a runner's log is no terminal
+        datasets.disable_progress_bars()  # a runner's log is not a terminal
         if not file.url.startswith(_HUB_PREFIX):
             folder = Path(file.url)
             check_notes(file, self._rules)
@@ -115,7 +115,7 @@ class DatasetReader:
                 return data
             return self._built(file, datasets.load_dataset_builder(str(folder), name=self._config))
         name, _, revision = file.url.removeprefix(_HUB_PREFIX).partition("@")
-        if Path(name).exists():  # the library would prefer it, and it may lie outside the input roots
+        if Path(name).exists():  # the library would prefer it, and it may be outside the input roots
             raise InvalidInput(f"{PARAM}: a local '{name}' in the working directory hides the hub's", param=PARAM)
         return self._built(file, datasets.load_dataset_builder(name, name=self._config, revision=revision or None))
 
@@ -133,7 +133,7 @@ class DatasetReader:
         return builder.as_dataset(split=self._split)
 
     def _downloaded(self, file: InputFile, builder: Any, urls: Sequence[str]) -> list[str]:
-        """The local copies of a hub data set's files, once the hub says that they are not too large to be fetched."""
+        """Download a hub data set's files and return their local paths; files that the hub says are too large are rejected."""
         from datasets import DownloadConfig, DownloadManager
 
         (hub, _), options = remote_file_system(urls[0]), builder.storage_options
@@ -144,9 +144,9 @@ class DatasetReader:
         return cast("list[str]", DownloadManager(download_config=config).download(list(urls)))
 
     def _check_allowed(self, file: InputFile, urls: Iterable[str]) -> None:
-        """Refuse files that jobs may not read: a README, a link or a saved set's own notes may name any."""
+        """Reject files that jobs may not read: a README, a link or a saved data set's metadata may name any file."""
         for url in urls:
-            place = url.rpartition("::")[2]  # of a member of an archive, the archive
+            place = url.rpartition("::")[2]  # for a member of an archive, the path of the archive
             if not file.url.startswith(_HUB_PREFIX):
                 resolve_input_path(place, self._rules)
             elif not place.startswith("hf://"):
@@ -156,7 +156,11 @@ class DatasetReader:
 
 
 def _stamped(file: InputFile, data: Any) -> InputFile:
-    """With rows and fingerprint; of a saved data set also its files' sizes and times, for its fingerprint is a note."""
+    """The data set with its number of rows and its stamp.
+
+    The stamp is the fingerprint. For a saved data set, the sizes and times of its files are added, because its
+    fingerprint is only stored in a metadata file.
+    """
     stamp = str(data._fingerprint)
     if not file.url.startswith(_HUB_PREFIX):
         folder = Path(file.url)
@@ -167,7 +171,7 @@ def _stamped(file: InputFile, data: Any) -> InputFile:
 
 
 def _saved_folder(folder: Path, split: str, file: InputFile) -> Path | None:
-    """The folder of the one data set to load where `folder` was saved to disk, else None."""
+    """The folder of the split to load if `folder` was saved to disk; otherwise None."""
     if (folder / "state.json").is_file():
         return folder
     marks = folder / "dataset_dict.json"
@@ -184,7 +188,7 @@ def _saved(folder: Path, split: str, file: InputFile, *, is_single: bool) -> Any
 
     try:
         data = datasets.load_from_disk(str(folder))
-    except IndexError as error:  # the library's answer to tables without rows
+    except IndexError as error:  # the library raises this for tables without rows
         raise InvalidInput(f"{PARAM}: '{file.name}' has no rows", param=PARAM) from error
     own = str(data.split) if data.split is not None else None
     if is_single and split not in {_DEFAULT_SPLIT, own}:

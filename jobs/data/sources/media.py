@@ -1,4 +1,4 @@
-"""Bring images, sounds and films from a table's cell into the form that workers take."""
+"""Convert images, audio and video in table cells to the form that workers expect."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _USUAL_ALPHABET = str.maketrans("-_", "+/")
 
 
 def media_value(name: str, value: Any) -> Any:
-    """What a worker gets for one cell of an input such as `image`.
+    """Convert one cell of a media input such as `image`.
 
-    Data sets keep media as `{"bytes": ..., "path": ...}`, and JSON files the bytes as base64. A path, a URL, and
-    anything else, passes as it is.
+    Data sets store media as `{"bytes": ..., "path": ...}`; in JSON files, the bytes are base64. Paths, URLs and all
+    other values are passed on unchanged.
 
     Args:
-        name: the task's name of the input.
-        value: the cell, not None.
+        name: The task's name of the input.
+        value: The cell; it is not None.
 
     Returns:
-        The value, encoded media as bytes; or a RowError.
+        A path, a URL, bytes of encoded media, another value, or a RowError.
     """
     if not isinstance(value, dict) or not value.keys() <= {"bytes", "path"}:
         return value
@@ -44,9 +44,9 @@ def media_value(name: str, value: Any) -> Any:
 
 
 def decode_base64(text: str) -> bytes | None:
-    """The bytes of base64, or None for a text that is none.
+    """Decode base64; returns None if the text is not base64.
 
-    It may be in its usual or its URL-safe alphabet, broken into lines or not, with or without `=` at its end.
+    The text may use the standard or the URL-safe alphabet, contain line breaks, and omit the `=` padding.
     """
     plain = "".join(text.split()).translate(_USUAL_ALPHABET).rstrip("=")
     try:

@@ -1,4 +1,4 @@
-"""Open input files, local or remote, and turn what can go wrong into one clear sentence."""
+"""Open local and remote input files, and convert errors to one clear sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobs.errors import InvalidInput, ServiceUnavailable
 from jobs.messages import first_line
 
 PARAM = "input.path"
-_READ_AHEAD_BYTES = 512 * 2**10  # of a remote file; a chunk is often smaller than a megabyte
+_READ_AHEAD_BYTES = 512 * 2**10  # for a remote file; a chunk is often smaller than a megabyte
 _REMOTE_STAMPS = (
     "ETag",
     "etag",
@@ -34,7 +34,7 @@ _REMOTE_STAMPS = (
     "last_modified",
     "mtime",
 )
-# Exceptions of cloud clients that are no OSError; looked up only where the client was loaded.
+# Exceptions of cloud clients that are not OSErrors; looked up only if the client's module is loaded.
 _CLIENT_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
@@ -48,11 +48,11 @@ _NO_SUCH_FILE = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
 def stamped(file: InputFile) -> InputFile:
-    """The file with its present size in bytes and its stamp.
+    """The file with its current size in bytes and its stamp.
 
     Raises:
-        InvalidInput: there is no such file, or it is not a file, or it may not be read.
-        ServiceUnavailable: a remote file cannot be reached now.
+        InvalidInput: The file does not exist, is not a regular file, or may not be read.
+        ServiceUnavailable: A remote file cannot be reached now.
     """
     with translated(file):
         size, stamp = _look(file)
@@ -61,11 +61,11 @@ def stamped(file: InputFile) -> InputFile:
 
 @contextmanager
 def opened(file: InputFile) -> Iterator[BinaryIO]:
-    """The file, open for reading at byte 0, once it is sure that it is still the one that was planned.
+    """Open the file for reading at byte 0, after checking that it did not change since the job was planned.
 
     Raises:
-        InvalidInput: it is missing or unreadable, or its size or stamp is not the planned one.
-        ServiceUnavailable: a remote file cannot be reached now.
+        InvalidInput: The file is missing or unreadable, or its size or stamp changed.
+        ServiceUnavailable: A remote file cannot be reached now.
     """
     with translated(file), _open(file) as handle:
         yield handle
@@ -73,7 +73,7 @@ def opened(file: InputFile) -> Iterator[BinaryIO]:
 
 @contextmanager
 def translated(file: InputFile) -> Iterator[None]:
-    """Turn errors of file systems and cloud clients into the user's or the machine's."""
+    """Convert errors of file systems and cloud clients to InvalidInput or ServiceUnavailable."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -92,12 +92,12 @@ def translated(file: InputFile) -> Iterator[None]:
 
 
 def remote_file_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it."""
+    """The fsspec file system of a URL, and the path within it."""
     return cast("tuple[Any, str]", fsspec.core.url_to_fs(url))
 
 
 def directory_message(name: str) -> str:
-    """What the user is told who named a directory."""
+    """The error message for a path that is a directory."""
     return (
         f"{PARAM}: '{name}' is a directory where a file should be; name its files with a glob such as '*.jsonl', "
         "or set input.format to dataset"
@@ -110,7 +110,7 @@ def local_stamp(status: os.stat_result) -> tuple[int, str]:
 
 
 def check_unchanged(file: InputFile, size: int, stamp: str) -> None:
-    """Raises InvalidInput where a planned file is not the one that is there now."""
+    """Raise InvalidInput if a file changed since the job was planned."""
     if file.stamp and (size != file.size or not is_same(file.stamp, stamp)):
         raise InvalidInput(changed_message(file), param=PARAM)
 
@@ -120,7 +120,7 @@ def _look(file: InputFile) -> tuple[int, str]:
     if path is not None:
         return local_stamp(_regular(file, path))
     system, inner = remote_file_system(file.url)
-    system.invalidate_cache(system._parent(inner))  # a long-lived process must not see yesterday's listing
+    system.invalidate_cache(system._parent(inner))  # a long-lived process must not use an old listing
     facts = cast("Mapping[str, Any]", system.info(inner))
     if facts["type"] != "file":
         raise IsADirectoryError(inner)
@@ -132,7 +132,7 @@ def _regular(file: InputFile, path: Path) -> os.stat_result:
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(path)
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
         raise InvalidInput(f"{PARAM}: '{file.name}' is not a regular file", param=PARAM)
     return status
 

@@ -1,6 +1,7 @@
-"""What a training task learns from a row: its texts, its words and its classes, each checked by its value alone.
+"""Check a training row's texts, words and classes by their values alone.
 
-The scheduler looks at every row before a slot is taken, and the worker again while it reads them. No torch here.
+The scheduler checks every row before the job gets a slot, and the worker checks again while it reads the rows. This
+module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,41 +20,41 @@ from jobs.messages import short, shown
 from jobs.specs.training_tasks import TrainingTask
 
 CHECKED_INPUTS = ("text", "text_pair", "tokens", "label", "labels")
-"""Inputs that are checked by their values; images and sounds are only known once they are opened."""
+"""Inputs that are checked by their values; images and audio can only be checked once they are decoded."""
 _NOT_LEARNED = -100
-"""The id that torch's cross entropy and transformers pass over."""
+"""The class id that torch's cross entropy and transformers ignore."""
 _AMBIGUOUS = -1
-"""The id of rows without a label in GLUE and SNLI, and elsewhere of a class."""
+"""The class id of rows without a label in GLUE and SNLI; in other data sets, a valid class."""
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 _DECIMAL = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
 _SHOWN_CHARACTERS = 40
 
 
 class RowFlaw(ValueError):
-    """A row cannot be learned from; the message says which column holds what, and what to write instead."""
+    """A row cannot be used for training; the message names the column, its value, and what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowCheck:
-    """Looks at the rows of one training."""
+    """Checks the rows of one training job."""
 
     task: TrainingTask
     columns: Mapping[str, str]
-    """The task's input name -> the user's column, for messages."""
+    """Maps the task's input names to the user's columns, for messages."""
     names: Sequence[str] | None = None
-    """The names of the classes by their ids, where the data set keeps them."""
+    """The class names, indexed by class id; None if the data set does not store them."""
 
     def classes(self, values: Mapping[str, Any]) -> list[str | None]:
-        """The classes that a row teaches, None for each that it leaves open.
+        """The classes that a row is labeled with; None for a label that training ignores.
 
         Args:
-            values: The row by the task's input names; those that it does not have are not checked.
+            values: The row's values by the task's input names; missing inputs are not checked.
 
         Returns:
-            One class for a row, or one for each of its words; empty where the task has no classes.
+            One class for the row, or one for each of its words; an empty list if the task has no classes.
 
         Raises:
-            RowFlaw: The row cannot be learned from.
+            RowFlaw: The row cannot be used for training.
         """
         for name in ("text", "text_pair"):
             if name in values:
@@ -97,7 +98,7 @@ class RowCheck:
         return [self._class(f"column '{column}', word {at},", value) for at, value in enumerate(labels, start=1)]
 
     def _class(self, where: str, value: Any) -> str | None:
-        """The class that a value names; None where the value says that there is none."""
+        """The class that a value names; None if the value says that training must ignore it."""
         if value is None or (isinstance(value, float) and math.isnan(value)) or _is_blank(value):
             raise RowFlaw(f"{where} has no label")
         if isinstance(value, bool):
@@ -127,9 +128,9 @@ class RowCheck:
         return str(value)
 
     def _named(self, where: str, held: str, number: int | None) -> str | None:
-        """The name of a class by its id."""
+        """The class name of a class id."""
         assert self.names is not None
-        if number == _AMBIGUOUS:  # as the `datasets` library writes a row without a label
+        if number == _AMBIGUOUS:  # the `datasets` library writes -1 for a row without a label
             return None
         if number is None or not 0 <= number < len(self.names):
             raise RowFlaw(f"{where} holds {held}, which is none of the data set's {len(self.names)} classes")
@@ -155,7 +156,7 @@ def _shown(value: Any) -> str:
 
 @contextmanager
 def naming_data(param: str) -> Iterator[None]:
-    """While inside, what is said of an input names the training's own field."""
+    """Make errors inside the block name the training spec's fields (`data.*`) instead of `input.*`."""
     try:
         yield
     except (InvalidInput, InvalidSpec) as error:

@@ -1,4 +1,4 @@
-"""Make a task's row of a record: the user's columns become the task's inputs, and the key becomes text."""
+"""Convert a record to a task's row: the user's columns become the task's inputs, and the key becomes text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from jobs.data.sources.media import MEDIA_INPUTS, media_value
 from jobs.data.sources.reader import Record
 
 TEXT_INPUTS = frozenset({"text", "text_pair", "query", "question"})
-"""Inputs that must be text; all others pass as they are."""
+"""Inputs that must be text; other inputs are passed on unchanged."""
 LISTABLE_INPUTS = frozenset({"text"})
-"""Of these, those that a task may take as a list too (the messages of a chat, token ids); the others refuse it."""
+"""Text inputs that may also be a list for some tasks (chat messages, token ids); other tasks reject it."""
 
 _LARGEST_EXACT = 2**63  # beyond it, JSON integers were read as doubles
 _NO_VALUES: Mapping[str, Any] = {}
@@ -31,10 +31,10 @@ class RowMapper:
     ) -> None:
         """
         Args:
-            columns: the task's input name -> the user's column.
-            key: the user's column that identifies a row, if any.
-            optional: inputs that a row has none of where its column is not there, null or an empty text.
-            max_row_bytes: longest text or binary value.
+            columns: Maps the task's input names to the user's columns.
+            key: The user's column that identifies a row; None if there is none.
+            optional: Names of inputs that are omitted if their column is missing, null or an empty text.
+            max_row_bytes: Maximum size of a text or binary value.
         """
         self._columns = tuple(columns.items())
         self._optional = frozenset(optional)
@@ -42,7 +42,7 @@ class RowMapper:
         self._max_row_bytes = max_row_bytes
 
     def row(self, row_index: int, record: Record) -> Row:
-        """The row at `row_index`; its `error` is the first thing wrong with it, by the order of the inputs."""
+        """Convert a record to the row at `row_index`; its `error` is that of the first invalid input."""
         found, line = record
         if isinstance(found, RowError):
             return Row(row_index, None, _NO_VALUES, found)
@@ -60,7 +60,7 @@ class RowMapper:
         return Row(row_index, key, values, line=line)
 
     def _value(self, name: str, column: str, value: Any) -> Any:
-        """The input's value, `_ABSENT` where an optional one is not there, or what is wrong with it."""
+        """The input's value, its row error, or `_ABSENT` for an optional input that is missing."""
         if isinstance(value, RowError):
             return value
         if name in MEDIA_INPUTS and isinstance(value, dict) and value.keys() == {"bytes", "path"}:
@@ -85,14 +85,14 @@ class RowMapper:
 
 
 def key_text(value: Any) -> str | RowError | None:
-    """A key as text.
+    """Convert a key to text.
 
     Args:
-        value: the cell of the key column.
+        value: The cell of the key column.
 
     Returns:
-        Text as it is, integers in decimal, dates in ISO 8601, booleans, other numbers, lists and objects as JSON;
-        None for null and NaN, which is how data frames write null; a RowError where none of that can be kept exactly.
+        Text unchanged; integers in decimal; dates in ISO 8601; booleans, other numbers, lists and objects as JSON; None
+        for null and for NaN, which data frames write for null; a RowError for a value that cannot be kept exactly.
     """
     if value is None or value != value:
         return None
@@ -127,6 +127,6 @@ def _is_longer(value: str | bytes, max_bytes: int) -> bool:
 
 
 def kind_name(value: Any) -> str:
-    """What a value is, for people."""
+    """The kind of a value, in words for messages."""
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", bytes: "binary"}
     return names.get(type(value), f"a {type(value).__name__}")
