@@ -18,8 +18,8 @@ _WILD = re.compile(r"[*?\[]")
 def local_matches(pattern: str) -> list[str]:
     """List the files that match a glob, sorted by name, without folders.
 
-    As in `glob.glob`, names that begin with a dot match only patterns that begin with a dot, and `**` matches any number
-    of folders, including links to folders.
+    As in `glob.glob`, names that begin with a dot match only patterns that begin with a dot, and `**` matches any
+    number of folders, including links to folders.
 
     Args:
         pattern: Glob of a path; a relative one begins at the working directory.

@@ -39,7 +39,7 @@ _DAMAGE = (
     RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError, EOFError,
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, yaml.YAMLError, pyarrow.ArrowException,
 )  # fmt: skip
-"""Exceptions that the library and its dependencies raise for scripts, damaged files and files that are not data sets."""
+"""Exceptions that the library and its dependencies raise for scripts, damaged files and files without data sets."""
 
 
 class DatasetReader:
@@ -133,7 +133,7 @@ class DatasetReader:
         return builder.as_dataset(split=self._split)
 
     def _downloaded(self, file: InputFile, builder: Any, urls: Sequence[str]) -> list[str]:
-        """Download a hub data set's files and return their local paths; files that the hub says are too large are rejected."""
+        """Download a hub data set's files, unless the hub says that they are too large. Returns their local paths."""
         from datasets import DownloadConfig, DownloadManager
 
         (hub, _), options = remote_file_system(urls[0]), builder.storage_options

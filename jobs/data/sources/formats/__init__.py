@@ -1,5 +1,5 @@
-"""One module for each format of an input file, and what text formats share.
+"""One module for each format of input files, and the code that text formats share.
 
-`jsonl`, `delimited`, `plain_text`, `parquet` and `arrow` implement `sources.reader`; `scanning`, `quotes`, `texts` and
-`encodings` find rows in bytes.
+`jsonl`, `delimited`, `plain_text` and `parquet` implement `sources.reader`, and `arrow` converts tables for `parquet`
+and data sets. `scanning`, `quotes`, `texts` and `encodings` find rows in bytes.
 """

@@ -1,4 +1,4 @@
-"""Turn Arrow tables into rows of Python values, with one bad value costing one row only."""
+"""Convert Arrow tables to rows of Python values; an invalid value fails only its row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.data.sources.reader import Record
 
 
 def table_records(table: pa.Table | pa.RecordBatch) -> Iterator[Record]:
-    """One record for each row of `table`, whose columns are the ones that were asked for."""
+    """Yield one record for each row of `table`, which has only the requested columns."""
     names = table.column_names
     columns = [_values(name, table.column(at)) for at, name in enumerate(names)]
     for at in range(table.num_rows):

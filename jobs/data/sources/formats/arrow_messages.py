@@ -1,6 +1,6 @@
-"""What the messages of an Arrow file or stream unpack to, by the notes that Arrow itself goes by; nothing is unpacked.
+"""Read the unpacked size of each message of an Arrow file or stream from its metadata, without unpacking it.
 
-Each message has its notes as a flatbuffer, and each buffer of a compressed one begins with its size unpacked:
+A message's metadata (`notes` below) is a flatbuffer. Each buffer of a compressed message begins with its unpacked size:
 https://arrow.apache.org/docs/format/Columnar.html#compression
 """
 
@@ -14,13 +14,13 @@ import pyarrow as pa
 
 _FILE_MARK = b"ARROW1"
 _FILE_HEAD_BYTES = 8
-_BUFFER_BYTES = 16  # offset and length
+_BUFFER_BYTES = 16  # an offset and a length of 8 bytes each
 _LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A record batch or a dictionary."""
+    """A record batch or a dictionary of an Arrow file."""
 
     is_compressed: bool
     packed_bytes: int
@@ -28,10 +28,10 @@ class Message:
 
 
 def messages(path: Path) -> Iterator[Message]:
-    """The record batches and dictionaries of a local file.
+    """Yield the record batches and dictionaries of a local file.
 
     Raises:
-        pyarrow.ArrowException: It is damaged.
+        pyarrow.ArrowException: The file is damaged.
     """
     with pa.memory_map(str(path)) as source:
         if source.read(len(_FILE_MARK)) == _FILE_MARK:
@@ -60,12 +60,12 @@ def _message(notes: bytes, body: pa.Buffer, *, is_dictionary: bool) -> Message:
         begin, length = _number(notes, at, 8), _number(notes, at + 8, 8)
         if length:
             size = int.from_bytes(body[begin : begin + _LENGTH_BYTES].to_pybytes(), "little", signed=True)
-            unpacked += size if size >= 0 else length  # -1: it is not compressed
+            unpacked += size if size >= 0 else length  # -1: this buffer is not compressed
     return Message(True, body.size, unpacked)
 
 
 def _place(notes: bytes, table: int, field: int) -> int:
-    """Where a field of a flatbuffer's table is; 0 where the table does not have it."""
+    """Offset of a field of a flatbuffer table; 0 if the table does not have the field."""
     offsets = table - _number(notes, table, 4)
     entry = 4 + 2 * field
     offset = _number(notes, offsets + entry, 2) if entry < _number(notes, offsets, 2) else 0
@@ -73,7 +73,7 @@ def _place(notes: bytes, table: int, field: int) -> int:
 
 
 def _inner(notes: bytes, table: int, field: int) -> int:
-    """Where the table or list is that a field refers to."""
+    """Offset of the table or vector that a field refers to."""
     place = _place(notes, table, field)
     return place + _number(notes, place, 4)
 

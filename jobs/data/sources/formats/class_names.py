@@ -1,4 +1,4 @@
-"""The names of a column's classes, where a file keeps them apart from the rows, which hold their ids."""
+"""Class names of a column whose rows hold class ids, from a file's metadata."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import orjson
 from jobs.data.sources.reader import InputFile
 
 _KEY = b"huggingface"
-"""The key under which the `datasets` library keeps the features of what it writes as Parquet."""
+"""Metadata key under which the `datasets` library stores the features of its Parquet files."""
 
 
 @runtime_checkable
 class NamesClasses(Protocol):
-    """A reader of a format that can keep names of classes."""
+    """The protocol of a reader whose format can store class names."""
 
     def class_names(self, file: InputFile, column: str) -> list[str] | None:
-        """The names of a column's classes by their ids; None where the file has none."""
+        """The class names of a column, indexed by class id; None if the file has none."""
         ...
 
 
 def names_of_feature(feature: Any) -> list[str] | None:
-    """The names of a feature of the `datasets` library: of a `ClassLabel`, or of a list of them."""
+    """The class names of a `datasets` feature that is a `ClassLabel` or a list of them; otherwise None."""
     found = getattr(feature, "feature", feature)
     return [str(name) for name in found.names] if type(found).__name__ == "ClassLabel" else None
 
 
 def names_in_metadata(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str] | None:
-    """The names in the metadata of a Parquet schema, as the `datasets` library writes them."""
+    """The class names that the `datasets` library wrote to a Parquet schema's metadata; None if there are none."""
     try:
         feature = orjson.loads((metadata or {})[_KEY])["info"]["features"][column]
         feature = feature[0] if isinstance(feature, list) else feature
@@ -38,4 +38,4 @@ def names_in_metadata(metadata: Mapping[bytes, bytes] | None, column: str) -> li
             return None
         return [str(name) for name in feature["names"]]
     except (KeyError, IndexError, TypeError, AttributeError, orjson.JSONDecodeError):
-        return None  # another program's note, or none: then the column holds what it holds
+        return None  # no metadata, or another program's: the column has no class names

@@ -1,6 +1,6 @@
-"""Read CSV and its relatives by byte offsets: any one-character delimiter, with quotes or without.
+"""Read CSV and similar files by byte offsets, with any one-character delimiter, quoted or not.
 
-Empty lines are no rows; an empty cell is an empty string, never null.
+Empty lines are skipped. An empty cell is an empty string, never null.
 """
 
 from __future__ import annotations
@@ -30,55 +30,55 @@ _SHOWN_CHARACTERS = 60
 _QUOTING_PARAM = "input.quoting"
 _TAB_ENDINGS = (".tsv", ".tab")
 _UNQUOTED = "unquoted"
-"""Marks a place in a file of which only its name says that it has no quotes."""
+"""Key in a chunk's place: the file is read without quotes only because of its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first record of a file says."""
+    """What the first record of a file shows."""
 
     dialect: Dialect
     is_guess: bool
-    """Whether nobody but the file's name says that it has no quotes."""
+    """Whether only the file's name suggests that it has no quotes."""
     names: list[str]
     offset: int
-    """Where the first row may begin."""
+    """Byte offset from which the first row is read."""
     line: int
 
 
 class DelimitedReader:
-    """Reads `.csv` and `.tsv` files, with a header line; LF or CRLF; UTF-8 with or without a byte order mark.
+    """Reads `.csv` and `.tsv` files that have a header line, with LF or CRLF, with or without a byte order mark.
 
-    A `.tsv` file has no quotes, as IANA's text/tab-separated-values has none, unless its header line is in quotes; one
-    with whole cells in quotes is refused, for these may be either.
+    A `.tsv` file is read without quotes, as IANA defines text/tab-separated-values, unless its header line is quoted.
+    If cells of such a file are enclosed in quotes, it is rejected, because the quotes could be text or not.
     """
 
     def __init__(self, fields: TextFields, *, max_row_bytes: int) -> None:
         """
         Args:
-            fields: of the spec: delimiter, quotes, escape character and encoding.
-            max_row_bytes: longest record, without its ending; a longer one is a row error.
+            fields: The spec's delimiter, quoting, escape character and encoding.
+            max_row_bytes: Maximum size of a record without its line ending; a longer one is a row error.
 
         Raises:
-            InvalidInput: one of the fields cannot be used, or not with another one.
+            InvalidInput: One of the options is invalid, or two of them conflict.
         """
         self._fields = fields
         self._encoding = text_encoding(fields.encoding)
         self._max_row_bytes = max_row_bytes
         self._known: tuple[InputFile, Header] | None = None
         _check_marks({name: getattr(fields, name) for name in ("quotechar", "escapechar", "delimiter")})
-        if csv.field_size_limit() < max_row_bytes:  # the module's limit of 128 KiB is one for the whole process
+        if csv.field_size_limit() < max_row_bytes:  # the csv module has one limit per process, by default 128 KiB
             csv.field_size_limit(max_row_bytes)
 
     def stamped(self, file: InputFile) -> InputFile:
-        """The same file with its present size and stamp."""
+        """The same file with its current size and stamp."""
         return opening.stamped(file)
 
     def column_names(self, file: InputFile) -> list[str] | None:
-        """The cells of the header line.
+        """The cells of the header line; None if the file is empty.
 
         Raises:
-            InvalidInput: the file has no header line, or is in another encoding.
+            InvalidInput: The file has no header line, or has another encoding.
         """
         with opening.opened(file) as handle:
             header = self._header(handle, file)
@@ -88,7 +88,7 @@ class DelimitedReader:
         return header.names
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
-        """Count records block by block."""
+        """Count records block by block and split them into chunks."""
         with opening.opened(file) as handle:
             header = self._header(handle, file)
             if header is None:
@@ -137,7 +137,7 @@ class DelimitedReader:
         return dict(zip(header.names, cells, strict=True))
 
     def _fault(self, reason: str, text: scanning.Text, header: Header) -> RowError:
-        """The row error of a record, with the likeliest cause of it."""
+        """The row error of a record, with its most likely cause."""
         assert text.data is not None
         dialect = header.dialect
         swallowed = swallowed_lines(text.data, dialect)
@@ -159,7 +159,7 @@ class DelimitedReader:
     def _header(
         self, handle: BinaryIO, file: InputFile, *, is_planned: bool = False, is_unquoted: bool = False
     ) -> Header | None:
-        """The header line's facts; for a file that was planned, with the quotes that it was planned with."""
+        """The file's header; for a planned file, with the quoting that was used when it was planned."""
         if self._known is None or self._known[0] != file or not file.stamp:
             header = self._read_header(handle, file, is_planned=is_planned, is_unquoted=is_unquoted)
             if header is None:
@@ -198,7 +198,7 @@ class DelimitedReader:
         return Header(dialect, is_guess, names, second.offset, second.line)
 
     def _has_no_quotes(self, handle: BinaryIO, file: InputFile, start: int, delimiter: str) -> bool:
-        """Whether a file of which the spec does not say it has no quotes, by its name; a header in quotes has some."""
+        """Whether a file has no quotes, judging by its name and header, if the spec leaves it open."""
         if self._fields.quoting != "auto" or not file.name.lower().endswith(_TAB_ENDINGS):
             return False
         handle.seek(start)
@@ -206,7 +206,7 @@ class DelimitedReader:
         return enclosed(delimiter).search(b"\n" + first_line + b"\n") is None
 
     def _check_shared(self, dialect: Dialect) -> None:
-        """Refuse a mark whose byte is also a part of other characters in the encoding."""
+        """Reject a special character whose byte is also part of other characters in the encoding."""
         for name in ("delimiter", "quotechar", "escapechar"):
             mark = getattr(dialect, name)
             if mark is not None and ord(mark) in self._encoding.shared:
@@ -226,7 +226,7 @@ class DelimitedReader:
             quote = re.escape(self._fields.quotechar)
             head = re.sub(f"{quote}(?:[^{quote}]|{quote}{quote})*{quote}", "", head)
         first_line = head.partition("\n")[0]
-        return max(_CANDIDATES, key=first_line.count)  # the earlier one where several are as frequent
+        return max(_CANDIDATES, key=first_line.count)  # the first candidate wins a tie
 
 
 def _check_marks(marks: Mapping[str, str | None]) -> None:

@@ -1,4 +1,4 @@
-"""Encodings of text files, and which of them can be cut into rows byte by byte."""
+"""Encodings of text files, limited to those in which rows can be found byte by byte."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _BMP = "".join(map(chr, [*range(0x80, 0xD800), *range(0xE000, 0x10000)]))
 
 @dataclass(frozen=True, slots=True)
 class TextEncoding:
-    """An encoding in which every ASCII character is its own byte."""
+    """An encoding in which every ASCII character is encoded as its own byte."""
 
     name: str
-    """Python's own name of it, such as `utf-8` or `iso8859-1`."""
+    """Python's name of the encoding, such as `utf-8` or `iso8859-1`."""
     shared: frozenset[int]
-    """ASCII bytes that are also a part of other characters, such as the backslash in some of Shift JIS."""
+    """ASCII bytes that are also part of other characters, such as the backslash in Shift JIS."""
 
     @property
     def is_utf8(self) -> bool:
-        """Whether it is the default."""
+        """Whether this is UTF-8, the default."""
         return self.name == "utf-8"
 
 
@@ -33,17 +33,17 @@ UTF8 = TextEncoding("utf-8", frozenset())
 
 @lru_cache(maxsize=64)
 def text_encoding(name: str) -> TextEncoding:
-    """The encoding that a spec names.
+    """Look up the encoding that a spec names.
 
     Args:
-        name: any of Python's names for it: `latin-1`, `cp1252`, `Shift_JIS`, ...
+        name: Any of Python's names for the encoding, such as `latin-1`, `cp1252` or `Shift_JIS`.
 
     Raises:
-        InvalidInput: there is no such encoding, or files in it cannot be cut into rows byte by byte.
+        InvalidInput: The encoding does not exist, or rows cannot be found byte by byte in it.
     """
     try:
         found = codecs.lookup(name)
-    except (LookupError, ValueError) as error:  # ValueError: a zero character in the name
+    except (LookupError, ValueError) as error:  # ValueError: the name contains a NUL
         raise _unknown(name) from error
     if found.name in {"utf-8", "utf-8-sig"}:
         return UTF8
@@ -60,7 +60,7 @@ def text_encoding(name: str) -> TextEncoding:
 
 
 def convert_command(name: str, file: str = "FILE") -> str:
-    """The command that makes a UTF-8 file of one in another encoding."""
+    """The shell command that converts a file to UTF-8."""
     return f"iconv -f {name.upper()} -t UTF-8 {file} > utf8-{file}"
 
 

@@ -1,9 +1,13 @@
 """Parse one row of JSON: an object with the user's columns.
 
-What JSON leaves open: `NaN`, `Infinity` and numbers beyond a double, which other programs write, are the error of rows
-that use the column they stand in; lone surrogates (escaped or as bytes), control characters in strings and more than
-1,024 levels of nesting make the row an error; integers beyond 64 bits are read as the nearest double; of two equal
-names in one object the last counts.
+Special cases:
+
+- `NaN`, `Infinity` and numbers too large for a double, which some programs write, are errors of rows whose job uses
+  the column.
+- Lone surrogates (escaped or as bytes), control characters in strings and more than 1,024 levels of nesting are row
+  errors.
+- Integers beyond 64 bits are read as the nearest double.
+- If an object has two equal names, the last one is used.
 """
 
 from __future__ import annotations
@@ -25,20 +29,20 @@ _INTEGERS = range(-(2**63), 2**64)
 
 
 class _NoNumber:
-    """Stands where a number is that JSON does not have."""
+    """Placeholder for a number that JSON does not have."""
 
     def __init__(self, text: str) -> None:
         self.text = text if len(text) <= len("-Infinity") else "a number beyond the range of doubles"
 
 
 def parse_object(data: bytes, line: int, encoding: TextEncoding, *, what: str) -> Mapping[str, Any] | RowError:
-    """The user's columns of one row.
+    """Parse one row to the user's columns.
 
     Args:
-        data: the row's bytes.
-        line: its physical line.
-        encoding: of the file.
-        what: the row's name in messages, such as `line`.
+        data: The row's bytes.
+        line: The row's 1-based physical line.
+        encoding: The file's encoding.
+        what: Word for the row in messages, such as `line`.
     """
     text: bytes | str | RowError = data if encoding.is_utf8 else row_text(data, line, encoding)
     if isinstance(text, RowError):
@@ -59,13 +63,13 @@ def parse_object(data: bytes, line: int, encoding: TextEncoding, *, what: str) -
 
 
 def _lax(text: str) -> Any:
-    """The value of JSON that has numbers which JSON does not have; None where something else is wrong with it.
+    """Parse JSON that contains numbers which JSON does not have; returns None if it is invalid for another reason.
 
-    A column that such a number stands in is a RowError in its place.
+    The value of a column that contains such a number is a RowError.
     """
     try:
         value = json.loads(text, parse_constant=_NoNumber, parse_float=_double, parse_int=_integer)
-        orjson.dumps(value, default=lambda _: None)  # refuses what `orjson.loads` would: lone surrogates
+        orjson.dumps(value, default=lambda _: None)  # raises for lone surrogates, as `orjson.loads` does
     except (ValueError, RecursionError, orjson.JSONEncodeError):
         return None
     if not isinstance(value, dict):
@@ -93,7 +97,7 @@ def _double(text: str) -> float | _NoNumber:
 
 
 def _integer(text: str) -> int | float | _NoNumber:
-    if len(text) > 400:  # Python refuses to make integers of some thousand digits
+    if len(text) > 400:  # Python does not parse integers of several thousand digits
         return _NoNumber(text)
     number = int(text)
     if number in _INTEGERS:

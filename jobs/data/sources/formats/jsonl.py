@@ -1,4 +1,4 @@
-"""Read JSON by byte offsets: JSON lines, one object in each line, or one array of objects."""
+"""Read JSON by byte offsets: JSON Lines, with one object per line, or one array of objects."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from jobs.errors import InvalidInput
 _HEAD_ROWS = 100
 _HEAD_BYTES = 2**20
 _SPACE = b" \t\r\n"
-_LONGEST_SPACE_BYTES = 64 * 2**10  # white space before an array's opening bracket
+_LONGEST_SPACE_BYTES = 64 * 2**10  # maximum white space before an array's opening bracket
 _ARRAY = "array"
-"""Marks a place in a file that is one array."""
+"""Key in a chunk's place: the file is one JSON array."""
 _QUOTE, _COMMA, _CLOSE = (ord(mark) for mark in '",]')
 _STEPS = np.zeros(256, dtype=np.int64)
 _STEPS[[ord("["), ord("{")]] = 1
@@ -32,7 +32,7 @@ _IS_MARK[_COMMA] = True
 
 
 class ArrayItems:
-    """A comma directly in an array, and the array's end, end a record."""
+    """Splits a JSON array at the commas between its items and at its closing bracket."""
 
     blank = _SPACE
 
@@ -43,8 +43,8 @@ class ArrayItems:
         self._is_closed = False
         self._fault: str | None = None
 
-    def endings(self, block: NDArray[np.uint8], newlines: scanning.Positions) -> scanning.Positions:  # noqa: ARG002 - lines mean nothing here
-        """The commas and the bracket."""
+    def endings(self, block: NDArray[np.uint8], newlines: scanning.Positions) -> scanning.Positions:  # noqa: ARG002 - newlines do not end items
+        """Indices of the commas between items and of the closing bracket."""
         if self._is_closed:
             self._check_rest(block)
             return np.empty(0, dtype=np.int64)
@@ -69,8 +69,8 @@ class ArrayItems:
         ends: scanning.Positions = marks[(kinds == _COMMA) & (depths == 1) | (depths == 0)]
         return ends
 
-    def fault(self, line: int) -> str | None:  # noqa: ARG002 - it is the file's end that is wrong
-        """Says that the array does not end where the file does."""
+    def fault(self, line: int) -> str | None:  # noqa: ARG002 - the error is at the end of the file
+        """A message if the array does not end at the end of the file; otherwise None."""
         if not self._is_closed:
             return "the JSON array is not closed at the end of the file; a bracket or a quote is missing"
         return self._fault
@@ -81,28 +81,28 @@ class ArrayItems:
 
 
 class JsonReader:
-    """Reads `.jsonl` and `.json` files: with or without a byte order mark, LF or CRLF, blank lines passed over."""
+    """Reads `.jsonl` and `.json` files, with LF or CRLF, with or without a byte order mark. Blank lines are skipped."""
 
     def __init__(self, *, max_row_bytes: int, encoding: TextEncoding = UTF8, may_be_array: bool = False) -> None:
         """
         Args:
-            max_row_bytes: longest line or item, without its ending; a longer one is a row error.
-            encoding: of the files.
-            may_be_array: whether a file that begins with a bracket is one array of objects.
+            max_row_bytes: Maximum size of a line or item without its ending; a longer one is a row error.
+            encoding: The files' encoding.
+            may_be_array: Whether a file that begins with a bracket is read as one array of objects.
         """
         self._max_row_bytes = max_row_bytes
         self._encoding = encoding
         self._may_be_array = may_be_array
 
     def stamped(self, file: InputFile) -> InputFile:
-        """The same file with its present size and stamp."""
+        """The same file with its current size and stamp."""
         return opening.stamped(file)
 
     def column_names(self, file: InputFile) -> list[str] | None:
-        """The names in the first hundred rows (fewer where rows are long), in the order of their first appearance.
+        """The names in the first 100 rows (fewer if rows are long), in order of first appearance.
 
         Raises:
-            InvalidInput: none of those rows is a JSON object, or the file is in another encoding.
+            InvalidInput: None of those rows is a JSON object, or the file has another encoding.
         """
         names: dict[str, None] = {}
         first_error: RowError | None = None
@@ -128,7 +128,7 @@ class JsonReader:
         return list(names) if num_objects else None
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
-        """Count lines or items block by block."""
+        """Count lines or items block by block and split them into chunks."""
         with opening.opened(file) as handle:
             place, _ = self._begin(handle, file)
             marks = {_ARRAY: 1} if _ARRAY in place else {}
@@ -173,7 +173,7 @@ def _splitter(place: Mapping[str, Any]) -> scanning.Splitter:
 
 
 def _without_space(text: scanning.Text) -> scanning.Text:
-    """The item alone, on the line where it begins."""
+    """Remove white space before an item, and count its line from where the item begins."""
     if text.data is None:
         return text
     item = text.data.lstrip(_SPACE)

@@ -1,4 +1,4 @@
-"""Read Parquet by row groups: only the columns that are needed, a few rows at a time."""
+"""Read Parquet by row groups, only the needed columns, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 2**20
 _MOST_ROWS_PER_BYTE = 100_000
-"""Writers keep some ten thousand rows in a page, and a page of equal values takes some ten bytes."""
+"""Writers put tens of thousands of rows in a page, and a page of equal values takes tens of bytes."""
 
 
 @dataclass(slots=True)
 class _Cursor:
-    """A file that is being decoded, and how far that got."""
+    """A file that is being decoded, and the current position."""
 
     file: InputFile
     group_starts: list[int]
-    """The file's row at which each row group begins."""
+    """First row of each row group, counted in the file."""
     batches: Iterator[pa.RecordBatch]
     row: int
-    """The file's row that comes next: the first one of `batch`, or else of `batches`."""
+    """The next row in the file: the first row of `batch` or, if that is None, of `batches`."""
     batch: pa.RecordBatch | None
     resources: ExitStack
 
@@ -45,22 +45,22 @@ class _Cursor:
 class ParquetReader:
     """Reads `.parquet` files.
 
-    Row groups are decoded as they are read, so a chunk may be a small part of a large group. The place where a read
-    stopped is kept open: the next chunk behind it goes on there instead of decoding its group from the beginning.
+    Row groups are decoded as they are read, so a chunk may be a small part of a large group. The file stays open where
+    a read stopped, so that the next chunk continues there instead of decoding its group from the beginning.
     """
 
     def __init__(self, *, columns: Sequence[str], max_row_bytes: int) -> None:
         """
         Args:
-            columns: top-level columns to read; one that a file lacks is left out of its records.
-            max_row_bytes: longest value that is not a row error.
+            columns: Top-level columns to read; a column that a file does not have is missing in its records.
+            max_row_bytes: Maximum size of a value; a larger one is a row error.
         """
         self._columns = frozenset(columns)
         self._max_row_bytes = max_row_bytes
         self._cursor: _Cursor | None = None
 
     def stamped(self, file: InputFile) -> InputFile:
-        """The same file with its present size and stamp."""
+        """The same file with its current size and stamp."""
         return opening.stamped(file)
 
     def column_names(self, file: InputFile) -> list[str] | None:
@@ -69,12 +69,12 @@ class ParquetReader:
             return list(parquet.schema_arrow.names)
 
     def class_names(self, file: InputFile, column: str) -> list[str] | None:
-        """The names that the `datasets` library wrote beside the schema."""
+        """The class names that the `datasets` library wrote to the schema's metadata."""
         with self._file(file) as parquet:
             return names_in_metadata(parquet.schema_arrow.metadata, column)
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
-        """Cut by the row counts in the file's footer; no data is read."""
+        """Split by the row counts in the file's footer; no data is read."""
         with self._file(file) as parquet:
             starts = _group_starts(parquet.metadata)
             num_rows = parquet.metadata.num_rows
@@ -83,8 +83,8 @@ class ParquetReader:
             yield Cut(row, min(row + chunk_rows, num_rows), starts[group], {"group": group})
 
     def records(self, file: InputFile, place: Mapping[str, Any], skip: int, count: int) -> Iterator[Record]:
-        """Decode the rows behind the beginning of the row group at `place`."""
-        cursor, self._cursor = self._cursor, None  # taken out, so that reads that overlap do not share one
+        """Decode rows from the beginning of the row group at `place`, or from the open cursor."""
+        cursor, self._cursor = self._cursor, None  # taken out, so that overlapping reads do not share a cursor
         group: int = place["group"]
         with _decoding(file):
             if cursor is None or not _can_go_on(cursor, file, group, skip):
@@ -102,7 +102,7 @@ class ParquetReader:
 
     @contextmanager
     def _file(self, file: InputFile) -> Iterator[Any]:
-        """The open file, once it is sure that it can be decoded in bounded memory."""
+        """Open the file, after checking that it can be decoded in bounded memory."""
         with opening.opened(file) as handle, _decoding(file), pq.ParquetFile(handle) as parquet:
             fault = expansion(parquet.metadata, handle.seek(0, 2), self._columns, self._max_row_bytes)
             if fault is not None:
@@ -121,7 +121,7 @@ class ParquetReader:
             return _Cursor(file, starts, batches, starts[group], None, resources.pop_all())
 
     def _batches(self, file: InputFile, handle: BinaryIO, parquet: Any, group: int) -> Iterator[pa.RecordBatch]:
-        """A row group, decoded a few rows at a time, once its pages were looked at."""
+        """Check the pages of a row group, and then decode it a few rows at a time."""
         facts = parquet.metadata.row_group(group)
         columns = [name for name in parquet.schema_arrow.names if name in self._columns]
         is_remote = not is_local(file.url)
@@ -129,7 +129,7 @@ class ParquetReader:
             found = dictionaries(handle, facts, columns, self._max_row_bytes, is_remote=is_remote)
         except ValueError as error:
             raise InvalidInput(f"{opening.PARAM}: '{file.name}' {error}", param=opening.PARAM) from error
-        # One row of a list may repeat a value any number of times: such a column keeps its dictionary.
+        # One row of a list may repeat a value any number of times, so such a column keeps its dictionary.
         kept = [each.path for each in found if "." in each.path and _may_swell(each)]
         longest = max((each.num_bytes for each in found if each.path not in kept), default=0)
         num_rows = min(_batch_rows(facts, columns), LARGE_BYTES // max(longest, 1))
@@ -141,7 +141,7 @@ class ParquetReader:
 
 
 def _written_out(file: InputFile, batch: pa.RecordBatch, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The batch without the dictionaries that the schema does not have, in parts that are small without them."""
+    """Decode the dictionaries that the schema does not have, in parts that stay small when decoded."""
     num_bytes = sum(map(repeated_bytes, batch.columns))
     if num_bytes <= LARGE_BYTES:
         plain = {field.name: field for field in schema}
@@ -164,7 +164,7 @@ def _can_go_on(cursor: _Cursor, file: InputFile, group: int, skip: int) -> bool:
 
 
 def _advance(cursor: _Cursor, first: int, stop: int) -> Iterator[pa.RecordBatch]:
-    """The rows [first, stop) of the file in batches; what is left of the last one stays in the cursor."""
+    """Yield the rows [first, stop) of the file in batches; the rest of the last batch stays in the cursor."""
     while cursor.row < stop:
         batch = cursor.batch if cursor.batch is not None else next(cursor.batches, None)
         if batch is None:
@@ -183,12 +183,12 @@ def _group_starts(metadata: Any) -> list[int]:
 
 
 def _may_swell(dictionary: Dictionary) -> bool:
-    """Whether the column takes too much where its values are all the longest one."""
+    """Whether the column would be too large if all its values were the longest one."""
     return dictionary.num_bytes * dictionary.num_values > LARGE_BYTES
 
 
 def _batch_rows(facts: Any, columns: list[str]) -> int:
-    """Rows of about `_BATCH_BYTES`, going by the average in the row group."""
+    """Number of rows that take about `_BATCH_BYTES`, by the average row size in the row group."""
     chunks = [facts.column(at) for at in range(facts.num_columns)]
     num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
     fitting: int = _BATCH_BYTES * facts.num_rows // max(num_bytes, 1)
@@ -196,13 +196,13 @@ def _batch_rows(facts: Any, columns: list[str]) -> int:
 
 
 def expansion(metadata: Any, num_bytes: int, columns: Collection[str] | None, max_row_bytes: int) -> str | None:
-    """What makes a file one that expands beyond measure when it is decoded, by its footer; None where nothing does.
+    """The reason, from the footer, why a file would expand too much when it is decoded; None if it would not.
 
     Args:
-        metadata: the file's footer.
-        num_bytes: size of the file.
-        columns: those that are to be read; None: all.
-        max_row_bytes: longest value that is not a row error.
+        metadata: The file's footer.
+        num_bytes: Size of the file.
+        columns: Top-level columns that will be read; None for all.
+        max_row_bytes: Maximum size of a value; a larger one is a row error.
     """
     if metadata.num_rows > _MOST_ROWS_PER_BYTE * num_bytes:
         return f"claims {metadata.num_rows} rows in {num_bytes} bytes, more than any file of real rows has"
@@ -225,7 +225,7 @@ def _decoding(file: InputFile) -> Iterator[None]:
             try:
                 yield
             except OSError as error:
-                if error.errno is None and type(error) is OSError and is_local(file.url):  # Arrow's word for damage
+                if error.errno is None and type(error) is OSError and is_local(file.url):  # how Arrow reports damage
                     raise _not_parquet(file, error) from error
                 raise
     except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:

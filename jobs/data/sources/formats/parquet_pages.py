@@ -1,7 +1,7 @@
-"""What the pages of a Parquet file unpack to by their own headers, which the library believes, not by the footer.
+"""Read the unpacked sizes of a Parquet file's pages from the page headers, which pyarrow trusts over the footer.
 
 A header is a Thrift struct in the compact protocol, https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md,
-whose first three fields are the page's type, its size unpacked and its size in the file:
+whose first three fields are the page's type, its unpacked size and its size in the file:
 https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
 """
 
@@ -17,19 +17,19 @@ import pyarrow.compute as pc
 from jobs.data.sources.reader import LARGE_BYTES, is_bomb
 
 _DICTIONARY = 2
-"""The type of a page that holds a dictionary."""
+"""Page type of a dictionary."""
 _WITH_VALUES = (5, 8)
-"""The fields of a header that tell of values, for the two kinds of pages that hold a column's own."""
+"""Header fields that describe a column's values, for the two kinds of data pages."""
 _VALUE_BYTES = 8
-"""What one more value takes at least when it is decoded: its levels and its place."""
+"""Minimum memory in bytes of a decoded value, for its levels and its offset."""
 _HEADER_BYTES = 512
-_LONGEST_HEADER_BYTES = 16 * 2**20  # Arrow's own limit: it holds the least and the largest value of the page
+_LONGEST_HEADER_BYTES = 16 * 2**20  # Arrow's limit; a header holds the page's smallest and largest value
 _DEEPEST_STRUCT = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a page's header tells."""
+    """What a page's header says about the page."""
 
     is_dictionary: bool
     unpacked_bytes: int
@@ -46,11 +46,11 @@ class _Header:
         self.at = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """The struct's whole numbers and structs by the ids of their fields; everything else is passed over.
+        """Read a struct's integers and inner structs by their field ids; other fields are skipped.
 
         Raises:
-            IndexError: It goes on behind the data.
-            ValueError: It is no struct.
+            IndexError: The struct continues after the end of the data.
+            ValueError: The data is not a struct.
         """
         if depth > _DEEPEST_STRUCT:
             raise ValueError("has a page whose header is nested too deep")
@@ -64,7 +64,7 @@ class _Header:
         return found
 
     def _value(self, kind: int, depth: int) -> Any:
-        if kind in {1, 2}:  # a boolean, told by its kind
+        if kind in {1, 2}:  # a boolean, whose kind is its value
             return None
         if kind == 3:
             return self._byte()
@@ -111,11 +111,11 @@ class _Header:
 
 
 def pages(handle: BinaryIO, chunk: Any) -> Iterator[Page]:
-    """The pages of a column in one row group, by their headers; their contents are not read.
+    """Yield the pages of a column in one row group, from their headers only.
 
     Args:
         handle: The file.
-        chunk: pyarrow's notes on the column in the row group.
+        chunk: Pyarrow's metadata of the column in the row group.
 
     Raises:
         ValueError: A header cannot be read.
@@ -154,33 +154,33 @@ def _page(handle: BinaryIO, at: int) -> Page:
 
 @dataclass(frozen=True, slots=True)
 class Dictionary:
-    """The values that a column of a row group repeats."""
+    """The dictionary of a column in a row group."""
 
     path: str
     """The column's path in the schema."""
     num_bytes: int
-    """Its size unpacked: no value of it is longer."""
+    """Unpacked size in bytes; no value is longer than that."""
     num_values: int
-    """The column's values in the row group."""
+    """Number of the column's values in the row group."""
 
 
 def dictionaries(
     handle: BinaryIO, facts: Any, columns: Collection[str] | None, max_row_bytes: int, *, is_remote: bool = False
 ) -> list[Dictionary]:
-    """Look at the pages of a row group before any is unpacked.
+    """Check the pages of a row group before any page is unpacked.
 
     Args:
         handle: The file.
-        facts: pyarrow's notes on the row group.
-        columns: The top-level columns that are to be read; None: all.
-        max_row_bytes: Longest value that is not a row error.
-        is_remote: Look at the first page of each column alone, for each look at a remote file is a request.
+        facts: Pyarrow's metadata of the row group.
+        columns: Top-level columns that will be read; None for all.
+        max_row_bytes: Maximum size of a value; a larger one is a row error.
+        is_remote: Whether to check only the first page of each column, because each read of a remote file is a request.
 
     Returns:
-        The dictionaries of its columns.
+        The dictionaries of the row group's columns.
 
     Raises:
-        ValueError: A page or a column expands beyond measure, or a header cannot be read; the message goes on behind
+        ValueError: A page or a column expands too much, or a header cannot be read. The message is worded to follow
             the file's name.
     """
     found: list[Dictionary] = []
@@ -206,7 +206,7 @@ def dictionaries(
 
 
 def column_fault(name: str, num_bytes: int, num_rows: int, max_row_bytes: int) -> str | None:
-    """Why a column that unpacks to so many bytes in a row group is refused; None where it is not."""
+    """The reason why a column that unpacks to `num_bytes` in a row group is rejected; None if it is not."""
     if num_bytes <= LARGE_BYTES or num_bytes <= max_row_bytes * num_rows:
         return None
     return (
@@ -216,7 +216,7 @@ def column_fault(name: str, num_bytes: int, num_rows: int, max_row_bytes: int) -
 
 
 def repeated_bytes(column: pa.Array) -> int:
-    """Bytes that the values of a column take when each is written out that its dictionaries keep once."""
+    """Size in bytes of a column's values if its dictionaries are decoded."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         lengths = pc.binary_length(column.dictionary)

@@ -15,26 +15,26 @@ COLUMN = "text"
 
 
 class PlainTextReader:
-    """Reads `.txt` files: as many rows as there are lines; LF or CRLF, with or without a byte order mark."""
+    """Reads `.txt` files, one row per line, with LF or CRLF, with or without a byte order mark."""
 
     def __init__(self, *, max_row_bytes: int, encoding: TextEncoding) -> None:
         """
         Args:
-            max_row_bytes: longest line, without its ending; a longer one is a row error.
-            encoding: of the files.
+            max_row_bytes: Maximum size of a line without its ending; a longer one is a row error.
+            encoding: The files' encoding.
         """
         self._max_row_bytes = max_row_bytes
         self._encoding = encoding
 
     def stamped(self, file: InputFile) -> InputFile:
-        """The same file with its present size and stamp."""
+        """The same file with its current size and stamp."""
         return opening.stamped(file)
 
     def column_names(self, file: InputFile) -> list[str] | None:
-        """The one column.
+        """The only column, `text`; None if the file is empty.
 
         Raises:
-            InvalidInput: the file is in another encoding.
+            InvalidInput: The file has another encoding.
         """
         with opening.opened(file) as handle:
             start = data_start(handle, file)
@@ -43,7 +43,7 @@ class PlainTextReader:
             return [COLUMN] if handle.read(1) else None
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
-        """Count lines block by block."""
+        """Count lines block by block and split them into chunks."""
         with opening.opened(file) as handle:
             lines, start = scanning.Lines(keep_blank=True), data_start(handle, file)
             yield from scanning.cut_rows(handle, file, lines, chunk_rows, offset=start, line=1)

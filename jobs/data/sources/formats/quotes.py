@@ -1,7 +1,7 @@
-"""Find the records of CSV and its relatives: quoted newlines, doubled quotes, escape characters, or no quotes at all.
+"""Find the records of CSV and similar files, with quoted newlines, doubled quotes, escape characters or no quotes.
 
-A newline ends a record unless it stands in a quoted field or behind an escape character, and a quote opens a field
-only at the field's beginning, as Python's csv module reads them.
+As in Python's csv module, a newline ends a record unless it is in a quoted field or after an escape character, and a
+quote opens a quoted field only at the beginning of the field.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from jobs.data.sources.formats.scanning import Escapes, Positions
 
 _NEWLINE = 10
 _LINE_ENDS = re.compile(r"(?<=\n)")
-_MOST_HELD_BYTES = 64 * 2**10  # the part of a cell that is kept for the next block
+_MOST_HELD_BYTES = 64 * 2**10  # the maximum part of a cell that is kept for the next block
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How the cells of a file are set apart; each character is an ASCII one."""
+    """How the cells of a file are separated and quoted; all characters are ASCII."""
 
     delimiter: str
     quotechar: str | None = '"'
-    """None: quotes are text."""
+    """The quote character; None if quotes are text."""
     escapechar: str | None = None
 
     def cells(self, text: str) -> list[str]:
-        """The cells of one record.
+        """Parse one record to its cells.
 
         Raises:
-            csv.Error: the record is not valid.
+            csv.Error: The record is invalid.
         """
         options: dict[str, Any] = {"delimiter": self.delimiter, "escapechar": self.escapechar, "strict": True}
         if self.quotechar is None:
@@ -42,7 +42,8 @@ class Dialect:
         else:
             options["quotechar"] = self.quotechar
         lines = [text]
-        if self.escapechar is not None and "\n" in text:  # the module takes an escaped newline at a line's end only
+        # the csv module accepts an escaped newline only at the end of a line
+        if self.escapechar is not None and "\n" in text:
             lines = _LINE_ENDS.split(text + "\n")[:-1]
         records = list(csv.reader(lines, **options))
         if len(records) != 1:
@@ -51,28 +52,28 @@ class Dialect:
 
 
 class Quoted:
-    """Newlines outside quotes end a record; empty lines are no rows."""
+    """Splits at newlines outside quotes. Empty lines are not rows."""
 
     blank = b"\r\n"
 
     def __init__(self, dialect: Dialect) -> None:
         """
         Args:
-            dialect: How the cells of the file are set apart.
+            dialect: The file's delimiter, quote and escape characters.
         """
         self._quote = -1 if dialect.quotechar is None else ord(dialect.quotechar)
         self._escapes = Escapes(dialect.escapechar)
         self._opens_after = np.zeros(256, dtype=bool)
         self._opens_after[[ord(dialect.delimiter), _NEWLINE]] = True
         self._in_quotes = False
-        self._closed_last = False  # the byte before this block is a quote that closed a field
+        self._closed_last = False  # whether the byte before this block is a quote that closed a field
         self._last_byte = _NEWLINE
         self._num_newlines = 0
         self._opened_after = 0
-        """Newlines before the quote that is open at the end of the block."""
+        """Number of newlines before the quote that is open at the end of the block."""
 
     def endings(self, block: NDArray[np.uint8], newlines: Positions) -> Positions | None:
-        """The newlines that are not escaped and have an even number of effective quotes before them."""
+        """The newlines that are not escaped and come after an even number of effective quotes."""
         is_escaped = self._escapes.mask(block)
         was_in_quotes = self._in_quotes
         quotes = self.effective_quotes(block, is_escaped)
@@ -87,7 +88,7 @@ class Quoted:
         return None if ends.size == newlines.size else ends
 
     def fault(self, line: int) -> str | None:
-        """Says that a quote is open at the end and swallows whole lines; one in the last line spoils that row alone."""
+        """A message if a quote is never closed and swallows whole lines; in the last line, it is only a row error."""
         num_swallowed = self._num_newlines - (self._last_byte == _NEWLINE) - self._opened_after
         if not self._in_quotes or num_swallowed < 1:
             return None
@@ -97,7 +98,7 @@ class Quoted:
         )
 
     def effective_quotes(self, block: NDArray[np.uint8], is_escaped: NDArray[np.bool_] | None) -> Positions:
-        """The quotes that open or close a field; the next block goes on behind this one."""
+        """Indices of the quotes that open or close a field. Blocks must be passed in file order."""
         quotes = np.flatnonzero(block == self._quote) if self._quote >= 0 else np.empty(0, dtype=np.int64)
         if is_escaped is not None and quotes.size:
             quotes = quotes[~is_escaped[quotes]]
@@ -106,7 +107,7 @@ class Quoted:
             if quotes[0] == 0:
                 before[0] = self._last_byte
             opens = self._opens_after[before]
-            if is_escaped is not None:  # an escaped delimiter begins no field
+            if is_escaped is not None:  # no field begins after an escaped delimiter
                 opens &= ~is_escaped[quotes - 1] | (quotes == 0)
             if not self._is_regular(quotes, opens):
                 quotes = self._one_by_one(quotes, opens)
@@ -117,7 +118,7 @@ class Quoted:
         return quotes
 
     def _is_regular(self, quotes: Positions, opens: NDArray[np.bool_]) -> bool:
-        """Whether every quote outside quotes begins a field or follows a closing one, so that parity alone decides."""
+        """Whether every quote outside quotes opens a field or follows a closing quote, so that parity alone decides."""
         first_opening = int(self._in_quotes)
         openings = quotes[first_opening::2]
         follows = np.zeros(openings.size, dtype=bool)
@@ -129,7 +130,7 @@ class Quoted:
         return bool((opens[first_opening::2] | follows).all())
 
     def _one_by_one(self, quotes: Positions, opens: NDArray[np.bool_]) -> Positions:
-        """The quotes that open or close a field; others stand inside a field and mean themselves."""
+        """The quotes that open or close a field, found in a slow loop; other quotes are text within a field."""
         in_quotes = self._in_quotes
         closed_at = -1 if self._closed_last else -2
         effective: list[int] = []
@@ -145,45 +146,45 @@ class Quoted:
 
 
 class CellsInQuotes(Exception):
-    """A file of which nobody has said whether it has quotes has a cell that stands in quotes as a whole."""
+    """A cell is enclosed in quotes, in a file for which the spec does not say whether it has quotes."""
 
     def __init__(self, line: int) -> None:
         """
         Args:
-            line: newlines before the cell since the beginning of the scan.
+            line: Number of newlines between the beginning of the scan and the cell.
         """
         super().__init__(line)
         self.line = line
 
 
 class Unquoted(Quoted):
-    """Every newline ends a record; raises `CellsInQuotes` where it cannot be told whether that is meant."""
+    """Splits at every newline. Raises `CellsInQuotes` if a cell is enclosed in quotes, because that is ambiguous."""
 
     def __init__(self, dialect: Dialect) -> None:
         """
         Args:
-            dialect: How the cells of the file are set apart, without quotes.
+            dialect: The file's delimiter and escape characters, without a quote character.
         """
         super().__init__(dialect)
         self._delimiter = dialect.delimiter.encode()
         self._enclosed = enclosed(dialect.delimiter)
         self._held = b"\n"
-        """What follows the last boundary of the blocks so far, that boundary included."""
+        """The bytes from the last cell boundary on, including that boundary."""
 
     def endings(self, block: NDArray[np.uint8], newlines: Positions) -> Positions | None:
-        """All newlines that are not escaped."""
+        """The newlines that are not escaped."""
         num_before = self._num_newlines - self._held.count(b"\n")
         text = self._held + block.tobytes()
         self._look(text, num_before)
         last = max(text.rfind(b"\n"), text.rfind(self._delimiter))
         opened = max(text.rfind(b'\n"'), text.rfind(self._delimiter + b'"'))
-        if opened >= 0 and text.find(self._delimiter, opened + 1) < 0:  # that cell may go over several lines
+        if opened >= 0 and text.find(self._delimiter, opened + 1) < 0:  # that cell may span several lines
             last = opened
         self._held = text[last:] if len(text) - last <= _MOST_HELD_BYTES else b"\n."
         return super().endings(block, newlines)
 
-    def fault(self, line: int) -> str | None:  # noqa: ARG002 - its place in the file tells the line
-        """Look at the last cell."""
+    def fault(self, line: int) -> str | None:  # noqa: ARG002 - the exception carries the line
+        """Check the last cell; returns None."""
         self._look(self._held + b"\n", self._num_newlines - self._held.count(b"\n"))
         return None
 
@@ -195,26 +196,26 @@ class Unquoted(Quoted):
 
 
 def enclosed(delimiter: str) -> re.Pattern[bytes]:
-    """Finds a cell that stands in quotes as a whole: on one line, or with doubled quotes and newlines inside."""
+    """A pattern for a cell enclosed in quotes: on one line, or with doubled quotes and newlines inside."""
     mark = re.escape(delimiter.encode())
     on_one_line, over_several = rb"[^\r\n%b]*" % mark, rb'(?:[^"%b]+|"")*' % mark
     return re.compile(rb'(?<=[\n%b])"(?:%b|%b)"(?=\r?\n|%b)' % (mark, on_one_line, over_several, mark))
 
 
 class SwallowedLines(NamedTuple):
-    """A quoted cell that goes over several lines."""
+    """A quoted cell that spans several lines."""
 
     line: int
-    """Newlines before its opening quote."""
+    """Number of newlines in the record before the cell's opening quote."""
     num_lines: int
-    """Lines that it takes in behind that one."""
+    """Number of further lines that the cell spans."""
 
     def __str__(self) -> str:
         return _lines(self.num_lines)
 
 
 def swallowed_lines(record: bytes, dialect: Dialect) -> SwallowedLines | None:
-    """The first cell of a record that takes in whole lines; None where there is none."""
+    """The first cell of a record that spans several lines; None if there is none."""
     block = np.frombuffer(record, np.uint8)
     newlines = np.flatnonzero(block == _NEWLINE)
     if not newlines.size:

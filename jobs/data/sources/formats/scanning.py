@@ -1,4 +1,4 @@
-"""Find the rows of a text file with operations over whole blocks of bytes; never a step of Python per line."""
+"""Find the rows of a text file with NumPy operations on blocks of bytes, without Python code per line."""
 
 from __future__ import annotations
 
@@ -21,56 +21,56 @@ Positions = NDArray[np.int64]
 
 
 class Splitter(Protocol):
-    """Says where records end. One is made for each scan, for it may remember the blocks before."""
+    """Finds the ends of records. Each scan needs a new one, because it may keep state between blocks."""
 
     @property
     def blank(self) -> bytes | None:
-        """A record of these bytes alone, its ending included, is not a row; None: every record is one."""
+        """Bytes of blank records: a record of only these bytes is not a row. None: every record is a row."""
         ...
 
     def endings(self, block: NDArray[np.uint8], newlines: Positions) -> Positions | None:
-        """Indices into `block` of the bytes that end a record; None when they are all the newlines."""
+        """Indices into `block` of the bytes that end a record; None if these are exactly the newlines."""
         ...
 
     def fault(self, line: int) -> str | None:
-        """What is wrong with the file as a whole, in words, known once its end was reached.
+        """A message if the file as a whole is invalid, otherwise None; called after the last block.
 
         Args:
-            line: 1-based physical line that the scan began on.
+            line: 1-based physical line on which the scan began.
         """
         ...
 
 
 class Lines:
-    """Each newline ends a record; lines of white space are no rows, unless every line is to be one."""
+    """Splits at each newline. Lines of white space are not rows unless `keep_blank` is set."""
 
     def __init__(self, *, keep_blank: bool = False) -> None:
         """
         Args:
-            keep_blank: whether blank lines are rows as well.
+            keep_blank: Whether blank lines are rows, too.
         """
         self.blank = None if keep_blank else b" \t\r\n\v\f"
 
     def endings(self, block: NDArray[np.uint8], newlines: Positions) -> None:
-        """All newlines."""
+        """Return None: all newlines end a record."""
 
     def fault(self, line: int) -> None:
-        """Nothing is ever wrong with lines."""
+        """Return None: a file of lines is never invalid as a whole."""
 
 
 class Escapes:
-    """Says which bytes are escaped by the one before them. One is made for each scan."""
+    """Finds bytes that are escaped by the byte before them. Each scan needs a new one."""
 
     def __init__(self, mark: str | None) -> None:
         """
         Args:
-            mark: the escape character, an ASCII one; None: nothing is escaped.
+            mark: The escape character, which must be ASCII; None if nothing is escaped.
         """
         self._mark = None if mark is None else ord(mark)
-        self._is_open = False  # the byte before this block escapes the first one of it
+        self._is_open = False  # whether the byte before this block escapes its first byte
 
     def mask(self, block: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
-        """Whether each byte is escaped; None where none is. The next block goes on behind this one."""
+        """Whether each byte is escaped; None if none is. Blocks must be passed in file order."""
         if self._mark is None:
             return None
         escapes = np.flatnonzero(block == self._mark)
@@ -81,34 +81,35 @@ class Escapes:
             is_escaped[0] = True
             escapes = escapes[1:] if escapes.size and escapes[0] == 0 else escapes
         if escapes.size:
-            begins = np.flatnonzero(np.diff(escapes, prepend=-2) != 1)  # of each run of escape characters
+            begins = np.flatnonzero(np.diff(escapes, prepend=-2) != 1)  # start of each run of escape characters
             first = np.repeat(escapes[begins], np.diff(begins, append=escapes.size))
-            is_escaped[escapes[(escapes - first) % 2 == 0] + 1] = True  # the first, third, ... of a run escape
+            # the first, third, ... byte of a run escapes the next byte
+            is_escaped[escapes[(escapes - first) % 2 == 0] + 1] = True
         self._is_open = bool(is_escaped[-1])
         return is_escaped[:-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A piece of the file and the records that end in it."""
+    """A block of the file and the records that end in it."""
 
     data: bytes
     base: int
-    """Offset in the file of the first byte of `data`."""
+    """File offset of the first byte of `data`."""
     starts: Positions
-    """Offset in the file of each record's first byte; that of the first may lie in an earlier block."""
+    """File offset of each record's first byte; the first record may start in an earlier block."""
     ends: Positions
-    """Offset in the file of each record's end, the byte that ends it not included."""
+    """File offset of the byte that ends each record."""
     lines: Positions
     """1-based physical line on which each record starts."""
     is_row: NDArray[np.bool_]
-    """Whether each record is a row, not a blank."""
+    """Whether each record is a row and not blank."""
     open_start: int
-    """Offset of the record that goes on in the next block."""
+    """File offset of the record that continues in the next block."""
 
 
 def scan(handle: BinaryIO, splitter: Splitter, *, offset: int, line: int, block_bytes: int) -> Iterator[Block]:
-    """Read from `offset`, where a record starts on physical line `line`, to the end of the file, block by block."""
+    """Read the file in blocks from `offset`, where a record starts on physical line `line`, to its end."""
     handle.seek(offset)
     is_blank_byte = np.zeros(256, dtype=bool)
     blank = splitter.blank
@@ -148,10 +149,10 @@ def scan(handle: BinaryIO, splitter: Splitter, *, offset: int, line: int, block_
 def cut_rows(
     handle: BinaryIO, file: InputFile, splitter: Splitter, chunk_rows: int, *, offset: int, line: int
 ) -> Iterator[Cut]:
-    """Count the rows from `offset` on and note the place of each `chunk_rows`-th one.
+    """Count the rows from `offset` on and split them into chunks of `chunk_rows` rows.
 
     Raises:
-        InvalidInput: the file does not end where it did when it was looked at, or is at fault as a whole.
+        InvalidInput: The file's size changed, or the file as a whole is invalid.
     """
     num_rows = 0
     begun: Cut | None = None
@@ -180,7 +181,7 @@ class Text(NamedTuple):
     """One row's bytes, without its line ending."""
 
     data: bytes | None
-    """None where the row is longer than the limit."""
+    """None if the row is longer than the limit."""
     line: int
     offset: int
 
@@ -188,11 +189,11 @@ class Text(NamedTuple):
 def read_rows(
     handle: BinaryIO, splitter: Splitter, *, offset: int, line: int, skip: int, count: int, max_bytes: int
 ) -> Iterator[Text]:
-    """The `count` rows after the first `skip` ones from `offset` on; fewer where the file ends before.
+    """Skip `skip` rows from `offset` on and yield the next `count`; fewer if the file ends before.
 
-    A row longer than `max_bytes` is passed over without being held.
+    Rows longer than `max_bytes` are never held in memory.
     """
-    held = bytearray()  # the beginning of a record that started in an earlier block
+    held = bytearray()  # the part of the current record that is in earlier blocks
     stop = skip + count
     row = 0
     for block in scan(handle, splitter, offset=offset, line=line, block_bytes=READ_BLOCK_BYTES):
@@ -213,10 +214,10 @@ def read_rows(
             if start < block.base:
                 held.clear()
         goes_on = block.data[max(block.open_start - block.base, 0) :]
-        if len(held) + len(goes_on) <= max_bytes + 1:  # one more for a carriage return
+        if len(held) + len(goes_on) <= max_bytes + 1:  # one more byte for a carriage return
             held += goes_on
         else:
-            held.clear()  # too long by its offsets alone; `_text` sees that
+            held.clear()  # too long; `_text` detects this by the record's offsets
 
 
 def _text(block: Block, held: bytearray, start: int, end: int, max_bytes: int) -> bytes | None:
@@ -233,7 +234,8 @@ def _are_blank(
     block: NDArray[np.uint8], starts: Positions, ends: Positions, is_blank_byte: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     blank: NDArray[np.bool_] = starts == ends
-    doubtful = np.flatnonzero(is_blank_byte[block[starts]] & ~blank)  # begin like a blank; mostly none
+    # records that begin with a blank byte; usually none
+    doubtful = np.flatnonzero(is_blank_byte[block[starts]] & ~blank)
     if doubtful.size:
         others = np.append(np.flatnonzero(~is_blank_byte[block]), block.size)
         blank[doubtful] = others[np.searchsorted(others, starts[doubtful])] >= ends[doubtful]

@@ -1,4 +1,4 @@
-"""What all text formats share: where rows begin, which encoding they are in, and rows that are too long for it."""
+"""Code that all text formats share: where rows begin, how they are decoded, and errors of long rows."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _WRONG_BEGINNINGS = (
     (b"PK\x03\x04", "is a zip archive; unpack it first"),
     (b"PAR1", "is a Parquet file; name it .parquet or set input.format to parquet"),
 )
-_NULS_SHARE = 4  # at least one of four characters is ASCII in any file with lines and columns
+_NULS_SHARE = 4  # in any file with lines and columns, at least a quarter of the characters are ASCII
 
 
 def data_start(handle: BinaryIO, file: InputFile) -> int:
-    """The offset behind a UTF-8 byte order mark, or 0.
+    """The byte offset after a UTF-8 byte order mark; 0 if there is none.
 
     Raises:
-        InvalidInput: the file begins like another format, or is UTF-16 or UTF-32.
+        InvalidInput: The file begins like another format, or is UTF-16 or UTF-32.
     """
     handle.seek(0)
     head = handle.read(_LOOK_BYTES)
@@ -63,7 +63,7 @@ def too_large(line: int, max_row_bytes: int) -> RowError:
 
 
 def row_text(data: bytes, line: int, encoding: TextEncoding) -> str | RowError:
-    """A row's text, or the row error of bytes that are none in the encoding."""
+    """Decode a row; returns a row error if its bytes are invalid in the encoding."""
     try:
         return data.decode(encoding.name)
     except UnicodeDecodeError as error:
@@ -77,13 +77,13 @@ def row_text(data: bytes, line: int, encoding: TextEncoding) -> str | RowError:
 
 
 def check_encoding(texts: Iterable[scanning.Text], file: InputFile, encoding: TextEncoding) -> None:
-    """Refuse a file whose rows are not in the encoding, going by its first megabyte.
+    """Reject a file that has another encoding, judging by its first megabyte.
 
-    One row that is damaged is a row error; several, and not one row beside them that has a character beyond ASCII and
-    is right, are a file in another encoding.
+    A single invalid row is a row error. The file has another encoding if several rows are invalid before any valid row
+    with non-ASCII characters.
 
     Raises:
-        InvalidInput: the file has another encoding.
+        InvalidInput: The file has another encoding.
     """
     wrong: list[scanning.Text] = []
     for text in texts:
@@ -99,7 +99,7 @@ def check_encoding(texts: Iterable[scanning.Text], file: InputFile, encoding: Te
 
 
 def wrong_encoding(file: InputFile, encoding: TextEncoding, line: int) -> InvalidInput:
-    """The error of a file that is not in the encoding, as one of its lines shows."""
+    """The error for a file that does not have the encoding; `line` is an example."""
     name = "UTF-8" if encoding.is_utf8 else encoding.name
     message = f"'{file.name}' is not in {name}, as its line {line} shows; name its encoding, such as latin-1 or cp1252"
     return InvalidInput(f"{PARAM}: {message}", param=PARAM)
