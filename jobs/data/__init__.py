@@ -1,4 +1,4 @@
-"""Rows and where they live: the files of an input, the artifact store, and the files of results.
+"""Rows and their storage: input files, the artifact store, and result files.
 
 `sources` reads ranges of input rows, `sinks` records results and exports them, `store` keeps artifacts by name,
 `atomic` writes local files completely or not at all, and `row_errors` decides when failed rows fail a job.

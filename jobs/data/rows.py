@@ -68,7 +68,7 @@ class RowError:
     """Why one row has no output. A bad row is data: it never fails the chunk or the job around it."""
 
     code: str
-    """A `RowErrorCode`, or the code of the error that kept the row's whole chunk from being computed."""
+    """A `RowErrorCode`, or the code of the error that failed the row's whole chunk."""
     message: str
     """One clear sentence for the user."""
     line: int | None = None

@@ -109,7 +109,7 @@ class Draft(io.RawIOBase):
         return True
 
     def write(self, data: Buffer, /) -> int:
-        """Append all of `data`.
+        """Append all of `data`; returns its size in bytes.
 
         Raises:
             TooLarge: The object would be larger than `max_bytes`.

@@ -232,7 +232,7 @@ def _translated(file: InputFile) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None or file.url.startswith(_HUB_PREFIX):
             raise ServiceUnavailable(f"'{file.name}' cannot be read now: {first_line(error)}", param=PARAM) from error
-        raise _unreadable(file, first_line(error)) from error  # what libraries raise for damaged files
+        raise _unreadable(file, first_line(error)) from error  # libraries raise this for damaged files
     except _DAMAGE as error:
         raise _unreadable(file, first_line(error)) from error
 

@@ -21,7 +21,7 @@ class ChunkRange:
 
 
 class Source(Protocol):
-    """Where the rows of a job come from."""
+    """The input of one job: its columns, its chunks and its rows."""
 
     def column_names(self) -> list[str]:
         """The user's columns, from the beginning of the first file that has rows.

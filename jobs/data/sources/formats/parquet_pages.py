@@ -39,7 +39,7 @@ class Page:
 
 
 class _Header:
-    """Reads a struct of the compact protocol."""
+    """Reads a struct of Thrift's compact protocol."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

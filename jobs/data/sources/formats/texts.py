@@ -56,7 +56,7 @@ def data_start(handle: BinaryIO, file: InputFile) -> int:
 
 
 def too_large(line: int, max_row_bytes: int) -> RowError:
-    """The row error of a row that is longer than the limit."""
+    """The row error for a row that is longer than the limit."""
     return RowError(
         RowErrorCode.ROW_TOO_LARGE, f"the row is longer than {max_row_bytes} bytes (setting max_row_bytes)", line
     )
