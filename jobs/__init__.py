@@ -1,1 +1,4 @@
-"""The nouns and their truth: specs, states, tables, and the verbs that change them. No torch, no web framework."""
+"""Jobs: their specs, their states, the database tables, and the functions that change them.
+
+No module of this package imports torch or a web framework.
+"""

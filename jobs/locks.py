@@ -1,7 +1,8 @@
-"""Locks of files between processes (`flock`): waited for, tried once, or waited for during a limited time.
+"""File locks between processes (`flock`): wait for a lock, try once, or wait for a limited time.
 
-The kernel gives a lock back when its holder closes the file or ends, however it ends. `filelock` keeps the descriptor
-to itself and may remove the file; here child processes inherit descriptors, and the file of a lock may have content.
+The kernel releases a lock when its holder closes the file or ends, even by a crash. The package `filelock` is not used
+because it hides the descriptor and may delete the file: here child processes inherit descriptors, and the file of a
+lock may have content.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_PAUSE_SECONDS = 0.02  # `flock` can wait for ever or not at all, nothing between
+_PAUSE_SECONDS = 0.02  # pause between tries, since `flock` has no timeout
 
 
 def open_lock(path: str | Path) -> int:
-    """Open the file of a lock, made for its owner only where it is missing; the descriptor is the caller's to close."""
+    """Open the file of a lock, and create it with mode 0600 if it is missing. The caller must close the descriptor."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def take(descriptor: int) -> None:
-    """Wait until the lock of an open file is taken, for this process alone."""
+    """Take the lock of an open file exclusively; wait until it is free."""
     fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def share(descriptor: int) -> None:
-    """Wait until the lock of an open file is taken, together with others that share it."""
+    """Take the lock of an open file as one of several sharers; wait until it can be shared."""
     fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
 def try_take(descriptor: int) -> bool:
-    """Take the lock of an open file for this process alone, unless another holds it now."""
+    """Take the lock of an open file exclusively without waiting. Returns whether it was taken."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -41,7 +42,7 @@ def try_take(descriptor: int) -> bool:
 
 
 def take_within(descriptor: int, seconds: float) -> bool:
-    """Take the lock of an open file for this process alone; False where others still hold it after so many seconds."""
+    """Take the lock of an open file exclusively, and wait up to `seconds`. Returns whether it was taken."""
     give_up_at = time.monotonic() + seconds
     while not try_take(descriptor):
         if time.monotonic() >= give_up_at:
@@ -52,7 +53,7 @@ def take_within(descriptor: int, seconds: float) -> bool:
 
 @contextmanager
 def held(descriptor: int) -> Iterator[None]:
-    """Hold the lock of an open file during a block; the file is closed with it."""
+    """Hold the lock of an open file during a block, and close the file at its end."""
     try:
         take(descriptor)
         yield

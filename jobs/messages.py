@@ -1,4 +1,4 @@
-"""The words of error messages: what pydantic finds, texts cut to length, an exception's first line, closest names."""
+"""Helpers for error messages: pydantic's errors in words, shortened texts, first lines, and the closest known name."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Characters that a terminal or a page obeys instead of showing them: control characters, also those of eight bits
-(C1), and those that turn the direction of text around, so that a name reads as another."""
+"""Characters that a terminal or a browser interprets instead of showing: control characters (C0 and C1), and those that
+change the direction of text, which can make one name look like another."""
 LONGEST_SHOWN_CHARACTERS = 200
-"""Characters of a client's own text that a message repeats."""
+"""Maximum number of characters of a client's text that a message repeats."""
 LONGEST_MESSAGE_CHARACTERS = 2000
-"""Characters of a whole message."""
+"""Maximum number of characters of a whole message."""
 
 _TYPE_NAMES = frozenset({"str", "int", "float", "bool", "dict", "list", "constrained-int", "constrained-str"})
-"""How pydantic names the branches of a union; they stand in an error's place like the name of a field."""
+"""Pydantic's names for the branches of a union. They appear in the location of an error like the name of a field."""
 
 _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "extra_forbidden": lambda _: "unknown field",
@@ -52,15 +52,15 @@ _QUOTED = re.compile(rf"(?<![\w'])'(\S[^']{{{LONGEST_SHOWN_CHARACTERS},}})'(?!\w
 
 
 def first_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The first field at fault and what is wrong with it.
+    """The first invalid field and what is wrong with it.
 
-    A value that fits no branch of a union has an error for each; they are joined by "or".
+    A value that fits no branch of a union has one error for each branch; they are joined by "or".
 
     Args:
-        errors: of a pydantic ValidationError, as its `errors()` gives them, at least one.
+        errors: The result of `errors()` of a pydantic ValidationError; at least one error.
 
     Returns:
-        The field's dotted name, empty where the whole is meant, and a phrase to stand behind it.
+        The field's dotted name, empty if the whole value is invalid, and a phrase to follow that name.
     """
     place = _place(errors[0])
     phrases = list(dict.fromkeys(_phrase(error) for error in errors if _place(error) == place))
@@ -71,39 +71,39 @@ def first_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def short(text: str, most: int = LONGEST_SHOWN_CHARACTERS) -> str:
-    """A text cut to so many characters, with an ellipsis where it was longer."""
+    """The text, cut to `most` characters with an ellipsis at the end if it is longer."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def shown(value: object, most: int = LONGEST_SHOWN_CHARACTERS) -> str:
-    """A value as a message repeats it: as Python writes it, cut to about so many characters."""
-    if isinstance(value, str):  # what is written of it may be ten times as long, and it may be megabytes
+    """The `repr` of a value for use in a message, cut to about `most` characters."""
+    if isinstance(value, str):  # cut first: it may be megabytes long, and its repr ten times as long
         return repr(short(value, most))
     return short(repr(value), most)
 
 
 def short_message(message: str) -> str:
-    """A message whose quoted passages, which are mostly the client's own text, are cut, as is the whole."""
+    """Shorten a message: both its quoted passages, which are mostly text of the client, and the whole."""
     if len(message) > LONGEST_SHOWN_CHARACTERS:
         message = _QUOTED.sub(lambda found: f"'{short(found[1])}'", message)
     return short(message, LONGEST_MESSAGE_CHARACTERS)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or the name of its class where it says nothing."""
+    """The first line of an exception's text, or the name of its class if it has no text."""
     text = str(error).strip()
     return text.splitlines()[0].strip() if text else type(error).__name__
 
 
 def reason(error: Exception) -> str:
-    """What the system said, in a few words and without paths or numbers where it has words of its own."""
+    """A short reason for an error. For an OSError, the text of the operating system without paths or numbers."""
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return error.strerror
     return first_line(error)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message that names the closest known name; empty where none is close."""
+    """The end of an error message that suggests the closest known name; empty if no name is close."""
     near = difflib.get_close_matches(short(name, _LONGEST_PART), known, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 

@@ -1,4 +1,4 @@
-"""Start and end child processes so that none is ever left behind: own session, parent-death signal, group kill."""
+"""Start and end child processes so that none outlives its parent: separate session, parent-death signal, group kill."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _MARKED_PASSES = 5
 _ADOPTED_PASSES = 20
 _KILL_SECONDS = 1.0
-# The child sets its own death signal before it becomes the program: a preexec_fn could deadlock in a threaded parent.
-# The signal survives exec. A parent that died before the call is seen by the changed parent id.
+# The launcher sets its death signal and then becomes the program by exec, which keeps the signal; a preexec_fn could
+# deadlock in a parent with threads. If the parent died before the call, the parent id has changed.
 _LAUNCHER = (
     "import ctypes,os,sys;"
     "ctypes.CDLL(None,use_errno=True).prctl(1,int(sys.argv[1]));"
@@ -33,7 +33,7 @@ _LAUNCHER = (
 
 
 class _Spawner:
-    """One thread that starts every child and never ends: the kernel sends the death signal when the *thread* ends."""
+    """One thread that starts all children and never ends: the kernel sends the death signal when the *thread* ends."""
 
     def __init__(self) -> None:
         self._requests: queue.SimpleQueue[tuple[Callable[[], subprocess.Popen[bytes]], Future[Any]]] = (
@@ -47,7 +47,7 @@ class _Spawner:
             start, future = self._requests.get()
             try:
                 future.set_result(start())
-            except BaseException as error:  # noqa: BLE001 - the caller waits for it, and this thread must outlive it
+            except BaseException as error:  # noqa: BLE001 - the caller gets it, and this thread must not end
                 future.set_exception(error)
 
     def spawn(self, start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
@@ -61,7 +61,7 @@ _spawner_lock = threading.Lock()
 _started: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
 """The children that `spawn` started in this process."""
 _started_lock = threading.Lock()
-"""Held from before a child exists until it is in `_started`."""
+"""Held while a child is started, until it is in `_started`."""
 _adopts = False
 """Whether `adopt_orphans` was called in this process."""
 
@@ -85,15 +85,15 @@ def spawn(
     cwd: str | os.PathLike[str] | None = None,
     on_parent_death: signal.Signals = signal.SIGKILL,
 ) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own that gets `on_parent_death` when this process ends, however it ends.
+    """Start a program in a new session. It gets the signal `on_parent_death` when this process ends for any reason.
 
     Args:
-        argv: the program and its arguments.
-        env: its whole environment; this process's where absent.
-        pass_fds: file descriptors it inherits.
+        argv: The program and its arguments.
+        env: The program's whole environment; None for that of this process.
+        pass_fds: File descriptors that the program inherits.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: The program cannot be started.
     """
     launcher = [sys.executable, "-S", "-E", "-c", _LAUNCHER, str(int(on_parent_death)), str(os.getpid()), *argv]
 
@@ -116,10 +116,10 @@ def spawn(
 
 
 def end(process: subprocess.Popen[bytes], grace_seconds: float) -> int:
-    """Ask a child that `spawn` started to end, kill its whole group after the grace, and wait for it.
+    """Ask a child that `spawn` started to end, kill its process group after `grace_seconds`, and wait for it.
 
     Returns:
-        Its exit code; negative, the signal that ended it.
+        The exit code; if a signal ended the child, the negative number of that signal.
     """
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
@@ -130,25 +130,25 @@ def end(process: subprocess.Popen[bytes], grace_seconds: float) -> int:
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a child that `spawn` started and every process of its group that is left, at once."""
+    """Kill at once a child that `spawn` started and all processes of its group."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
-        return  # nobody of the group is left
+        return  # no process of the group is left
     except PermissionError:
-        if psutil.pid_exists(process.pid):  # macOS says this of a group of zombies
+        if psutil.pid_exists(process.pid):  # macOS raises it for a group of zombies
             raise
 
 
 def kill_marked(name: str, value: str) -> None:
-    """Kill every process of this user's that was started, or forked from one that was, with a variable in its
-    environment: whichever session it has made itself, and whoever became its parent.
+    """Kill all processes of this user that were started with a variable in their environment, and their forks,
+    whatever their session and parent are now.
 
     Args:
-        name: of the environment variable.
-        value: nobody else's, so a random one.
+        name: Name of the environment variable.
+        value: A random value that no other process has.
     """
-    for _ in range(_MARKED_PASSES):  # one that is being killed may have forked meanwhile
+    for _ in range(_MARKED_PASSES):  # a process may fork while it is being killed
         found = [each for each in psutil.process_iter() if _has(each, name, value)]
         if not found:
             return
@@ -159,8 +159,8 @@ def kill_marked(name: str, value: str) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every process below this one whose own parent ends, so that none can slip away: not by a
-    session of its own, nor by an environment of its own. Linux only; elsewhere they become children of init."""
+    """Become the parent of each descendant whose parent ends, so that it can be found even after it changed its session
+    and its environment. Only on Linux; elsewhere such processes become children of init."""
     global _adopts
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -168,19 +168,19 @@ def adopt_orphans() -> None:
 
 
 def kill_adopted() -> None:
-    """Kill the orphans that this process has adopted, with everything below them.
+    """Kill the orphans that this process has adopted, and their descendants.
 
-    An orphan is a child of another session than this process's that `spawn` did not start. The processes below those
-    that `spawn` started, and that live, are left alone. Does nothing where `adopt_orphans` was not called.
+    An orphan is a child in another session that `spawn` did not start. Descendants of running children that `spawn`
+    started are not killed. Does nothing unless `adopt_orphans` was called.
     """
-    for _ in range(_ADOPTED_PASSES if _adopts else 0):  # what was below a killed one is an orphan then
+    for _ in range(_ADOPTED_PASSES if _adopts else 0):  # children of a killed process are adopted in turn
         found = _adopted()
         if not found:
             return
         for each in found:
             with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
                 each.kill()
-        psutil.wait_procs(found, timeout=_KILL_SECONDS)  # they are children of this process, so it must reap them
+        psutil.wait_procs(found, timeout=_KILL_SECONDS)  # this process is their parent and must reap them
 
 
 def _adopted() -> list[psutil.Process]:
@@ -206,19 +206,21 @@ def _shares_session(pid: int) -> bool:
 def _has(process: psutil.Process, name: str, value: str) -> bool:
     try:
         return process.environ().get(name) == value
-    except (psutil.Error, OSError):  # another user's, or gone
+    except (psutil.Error, OSError):  # it belongs to another user, or is gone
         return False
 
 
 def die_with_parent(death_signal: signal.Signals) -> None:
-    """Have the kernel send this process `death_signal` when the thread that started it ends. Linux only; elsewhere
-    a child must watch its standard input for its end."""
+    """Have the kernel send this process `death_signal` when the thread that started it ends.
+
+    Only on Linux; elsewhere a child must notice the end of its standard input.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(death_signal))
 
 
 def status_in_words(status: int) -> str:
-    """How a process ended, by the exit code that Popen gives."""
+    """Describe how a process ended, from the exit code that Popen returns."""
     if status >= 0:
         return f"exited with status {status}"
     try:

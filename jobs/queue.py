@@ -1,4 +1,4 @@
-"""The Celery app's configuration and the two doorbells: a slot's queue, and the list that wakes the scheduler."""
+"""The configuration of the Celery app, and two doorbells: each slot's queue, and the list that wakes the scheduler."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _LONGEST_TROUBLE_CHARACTERS = 120
 
 
 def make_app(locations: Locations) -> Celery:
-    """The Celery app, configured so that the broker is a doorbell only: no late acks, no redelivery, no results.
+    """Make the Celery app. The broker is only a doorbell: no late acks, no redelivery, no results.
 
-    Each choice was measured under kill -9 and loss of Redis; the database's sweep is the only retry.
+    Each option was tested with `kill -9` and with loss of Redis. Only the sweep of the database retries.
     """
     app = Celery("stoker", broker=locations.resolved_redis_url)
     app.conf.update(
@@ -51,7 +51,7 @@ def make_app(locations: Locations) -> Celery:
         task_send_sent_event=False,
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_enable_remote_control=False,  # it would let whoever reaches Redis shut workers down
+        worker_enable_remote_control=False,  # with it, every client of Redis could shut workers down
         broker_connection_retry_on_startup=True,
         broker_connection_retry=True,
         broker_connection_max_retries=None,
@@ -69,19 +69,19 @@ def make_app(locations: Locations) -> Celery:
 
 
 def queue_name(slot_id: str) -> str:
-    """The queue that only this slot's worker listens to."""
+    """Name of the queue that only this slot's worker reads."""
     return f"slot.{slot_id}"
 
 
 def ring(app: Celery, slot_id: str, lease_id: str) -> None:
-    """Tell a slot's worker that a lease was granted to it. The message is the lease id and nothing else.
+    """Notify a slot's worker of a lease that was granted to it. The message holds only the lease id.
 
     Raises:
-        ServiceUnavailable: Redis could not be reached in time; the sweep rings again.
+        ServiceUnavailable: Redis could not be reached in time. The sweep will ring again.
     """
     try:
-        # The transport's own client tries ten times with growing pauses; a probe that tries twice says at once
-        # that Redis is away, so that an outage cannot hold up the scheduler's other duties.
+        # The transport's own client tries ten times with growing pauses. A probe that tries only twice detects an
+        # outage at once, so that an outage does not delay the scheduler's other duties.
         trouble = broker_trouble(app)
         if trouble is None:
             app.send_task(TASK, args=(lease_id,), queue=queue_name(slot_id), retry=False, ignore_result=True)
@@ -92,14 +92,14 @@ def ring(app: Celery, slot_id: str, lease_id: str) -> None:
 
 
 def broker_trouble(app: Celery) -> str | None:
-    """Why messages cannot be sent now, as `trouble` says it; None where they can."""
+    """Why messages cannot be sent now, in the words of `trouble`; None if they can be sent."""
     return trouble(_probe(app.conf.broker_url))
 
 
 def trouble(client: redis.Redis) -> str | None:
-    """Why Redis cannot be written to, as words that follow its name; None where it can.
+    """Why Redis cannot be written to, as a phrase to follow the word "Redis"; None if it can.
 
-    One that answers may still refuse: its memory or its disk is full, or it is a replica.
+    A server that responds may still refuse writes: its memory or disk is full, or it is a replica.
     """
     try:
         client.set(_PROBE_KEY, b"1", ex=_PROBE_SECONDS)
@@ -115,7 +115,7 @@ def _in_words(error: Exception) -> str:
 
 
 def connect(locations: Locations, *, timeout_seconds: float = _SOCKET_SECONDS) -> redis.Redis:
-    """A Redis client of our own, beside Celery's; no connection is made before its first command."""
+    """Make a Redis client that is independent of Celery's. It connects at its first command."""
     return _client(locations.resolved_redis_url, timeout_seconds)
 
 
@@ -125,7 +125,7 @@ def _probe(url: str) -> redis.Redis:
 
 
 def _client(url: str, timeout_seconds: float) -> redis.Redis:
-    # One retry heals a connection that a restarted server closed; the library's own ten would block for seconds.
+    # One retry is enough after a restart of the server; the ten retries of the library would block for seconds.
     once = Retry(NoBackoff(), 1)
     options: dict[str, Any] = {
         "socket_timeout": timeout_seconds,
@@ -139,21 +139,24 @@ def _client(url: str, timeout_seconds: float) -> redis.Redis:
 
 
 class Doorbell:
-    """Wakes the scheduler: anybody rings, the leader waits. Only a hint; without Redis the wait just takes its time."""
+    """Wakes the scheduler: any process may ring, and the leader waits.
+
+    A ring is only a hint. Without Redis, each wait lasts until its timeout.
+    """
 
     def __init__(self, locations: Locations) -> None:
         self._ringer = connect(locations, timeout_seconds=1.0)
         self._waiter = connect(locations, timeout_seconds=_SOCKET_SECONDS)
-        self._ringing = threading.Lock()  # a client that is closed under a ringing thread's hands fails in odd ways
+        self._ringing = threading.Lock()  # closing a client while another thread uses it causes odd errors
         self._closed = threading.Event()
         self._hung_up = False
         self._out = False
 
     def wake(self) -> bool:
-        """Ring. Never raises: a lost ring costs the scheduler's sweep interval, no more.
+        """Ring. Never raises, because a lost ring only delays the scheduler until its next sweep.
 
         Returns:
-            Whether Redis took it; False as well after `close`.
+            Whether Redis stored the ring; always False after `close`.
         """
         with self._ringing:
             if self._hung_up:
@@ -161,7 +164,7 @@ class Doorbell:
             try:
                 with self._ringer.pipeline(transaction=True) as pipe:
                     pipe.lpush(_WAKE_KEY, b"1")
-                    pipe.ltrim(_WAKE_KEY, 0, 0)  # one ring says as much as many
+                    pipe.ltrim(_WAKE_KEY, 0, 0)  # one stored ring is enough
                     pipe.execute()
             except (redis.RedisError, OSError) as error:
                 self._say_out(error)
@@ -173,7 +176,7 @@ class Doorbell:
         """Wait for a ring, at most `timeout_seconds` (and at most 4 s, the socket's limit).
 
         Returns:
-            Whether it rang; False as well while Redis is away or after `close`.
+            Whether there was a ring; always False during an outage of Redis and after `close`.
         """
         if self._closed.is_set():
             return False
@@ -187,7 +190,7 @@ class Doorbell:
         return rung is not None and not self._closed.is_set()
 
     def close(self) -> None:
-        """End a wait under way, and all later ones; later rings do nothing."""
+        """End the current wait. Later waits return at once, and later rings do nothing."""
         self._closed.set()
         self.wake()
         with self._ringing:

@@ -1,4 +1,4 @@
-"""Whether and when something that failed is tried again. Pure: a decision comes out, its effects are the caller's."""
+"""Decide whether and when failed work is tried again. Pure functions: the caller carries the decision out."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from dataclasses import dataclass
 from jobs.errors import StokerError
 
 ENDLESS = 2**31
-"""Tries of what is never given up."""
+"""Number of tries for work that is retried without limit."""
 
 
 _MOST_DOUBLINGS = 60
-"""Beyond these every delay is the longest, and a power of two would overflow."""
+"""Limit of the exponent, so that the power of two cannot overflow. The delay has reached its maximum long before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Delays that double with each failure in a row, up to a longest one."""
+    """Delays that double with each failure in a row, up to a maximum."""
 
     first_seconds: float
     longest_seconds: float
 
     def delay_seconds(self, num_failures: int) -> float:
-        """The delay after so many failures in a row, from 1."""
+        """The delay after `num_failures` failures in a row; at least 1."""
         return min(self.longest_seconds, self.first_seconds * 2.0 ** min(num_failures - 1, _MOST_DOUBLINGS))
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how patiently to try again."""
+    """How often to try again, and after which delays."""
 
     max_attempts: int
-    """Tries in all, the first one counted."""
+    """Total number of tries, including the first."""
     first_seconds: float
-    """Delay before the second try; doubles with each further one."""
+    """Delay before the second try; it doubles with each further try."""
     max_seconds: float
     """Longest delay."""
 
@@ -54,14 +54,14 @@ class GiveUp:
 
 
 def decide(error: StokerError, attempt: int, policy: RetryPolicy, *, jitter: float | None = None) -> RetryAt | GiveUp:
-    """Decide about an attempt that ended in `error`.
+    """Decide whether to retry an attempt that ended in `error`.
 
     Args:
-        error: what ended it; a user's error is never retried.
-        attempt: its number, counted from 1.
-        policy: the limits.
-        jitter: 0 to 1, drawn at random when absent; spreads the delays over their upper half, so that what failed
-            together does not come back together (exponential backoff with "equal jitter", Brooker 2015).
+        error: The error that ended the attempt; an error of the user is never retried.
+        attempt: The attempt number, from 1.
+        policy: The limits.
+        jitter: A number from 0 to 1, random if None. It spreads the delays over their upper half, so that work that
+            failed together is not retried together (exponential backoff with "equal jitter", Brooker 2015).
     """
     if not error.retryable:
         return GiveUp(error.message)

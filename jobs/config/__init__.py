@@ -1,5 +1,5 @@
-"""What the operator sets: settings, the catalogue of models, projects and their limits.
+"""The operator's configuration: settings, the catalogue of models, projects and their limits.
 
-`settings` is the only reader of the environment. The other modules hold the types of its larger fields, and what
-follows from them: `catalogue`, `limits`, `projects`, `addresses`, `activities`, and the `private_files` it names.
+`settings` is the only module that reads the environment. The others define groups of settings, the types of larger
+fields, and functions that use them: `catalogue`, `limits`, `projects`, `addresses`, `activities`, `private_files`.
 """

@@ -1,4 +1,4 @@
-"""What jobs and projects may use on this host, and how large it may be."""
+"""Settings for what jobs and projects may use on this host, and for size limits of inputs."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from jobs.config.locations import Locations
 
 
 class RowLimits(SettingsGroup):
-    """How large a row of an input may be. A larger one becomes a row error and does not end its job."""
+    """Size limits of one input row. A larger row becomes a row error and does not end its job."""
 
     max_row_bytes: int = Field(default=16 * 2**20, gt=0)
-    """Longest line or row of an input; a longer one becomes a row error."""
+    """Maximum size of a line or row of an input."""
     max_image_pixels: int = Field(default=64_000_000, gt=0)
-    """Most pixels of an image in a row, checked before it is decoded; a larger one becomes a row error."""
+    """Maximum number of pixels of an image in a row, checked before the image is decoded."""
     max_audio_seconds: float = Field(default=4 * 3600, gt=0)
-    """Longest sound of a row; a longer one becomes a row error."""
+    """Maximum duration of the audio of a row."""
 
 
 class AccessRules(RowLimits, Locations):
-    """What jobs may read, write and run, and how much of it a project may use.
+    """What jobs may read, write and run, and the limits of each project.
 
-    The locations are part of it because no job may name Stoker's own files.
+    It includes the locations because no job may name Stoker's own files.
     """
 
     input_roots: list[Path] = Field(default=[])
-    """Directories that job inputs and local models may lie in; empty: only uploads, hub ids. `stoker up`: `/`."""
+    """Directories for job inputs and local models; if empty, only uploads and hub ids. `stoker up` sets `/`."""
     output_roots: list[Path] = Field(default=[])
-    """Directories that output files may be written to; empty: only artifacts. `stoker up` sets `/`."""
+    """Directories that output files may be written to; if empty, only artifacts. `stoker up` sets `/`."""
     input_urls: list[str] = Field(default=[])
-    """URL prefixes (`s3://bucket/folder`) that job inputs may be read from with this host's credentials; an input root
-    `/` allows all of them."""
+    """URL prefixes (`s3://bucket/folder`) that job inputs may be read from with this host's credentials. The input root
+    `/` allows all URLs."""
     code_roots: list[Path] = Field(default=[])
-    """Directories whose Python files a training's `module` may name, and so run; empty: none. `stoker up` sets the
-    current directory."""
+    """Directories of Python files that a training may run as its `module`; if empty, none. `stoker up` sets the current
+    directory."""
     trusted_remote_code: list[str] = Field(default=[])
-    """Models that may bring their own code (`trust_remote_code`)."""
+    """Models whose own code may be run (`trust_remote_code`)."""
     models: Catalogue = Field(default={})
-    """Names that clients may call models by, `[models.NAME]` tables of `stoker.toml`: `model`, and perhaps `task`,
-    `dtype`, `parameters`."""
+    """Model names for clients, from the tables `[models.NAME]` of `stoker.toml`: `model`, and optionally `task`,
+    `dtype`, `engine`, `parameters`."""
     any_model: bool = False
-    """Whether a batch's lines may name any folder or hub id, besides the catalogue. `stoker up` sets it."""
+    """Whether lines of a batch may name any folder or hub id, not only names of the catalogue. `stoker up` sets it."""
     max_dataset_bytes: int = Field(default=100 * 2**30, gt=0)
-    """Largest data set, from the hub or a folder, packed and unpacked, that is fetched and converted into this host's
-    cache of data sets."""
+    """Maximum size, compressed and uncompressed, of a data set from the hub or a folder that is converted into this
+    host's cache of data sets."""
     batch_lines: int = Field(default=1_000_000, ge=1)
-    """Most requests of one batch file."""
+    """Maximum number of requests in one batch file."""
     projects: Limits = Field(default={})
-    """What each project may use, `[projects.NAME]` tables of `stoker.toml`: `queued_rows`, `upload_bytes`,
+    """Limits of each project, from the tables `[projects.NAME]` of `stoker.toml`: `queued_rows`, `upload_bytes`,
     `requests_per_second`."""
 
     @field_validator("input_roots", "output_roots", "code_roots")

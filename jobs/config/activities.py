@@ -1,4 +1,4 @@
-"""What a runner may be doing, how people are told of it, and how long each may go without progress."""
+"""The activities of a runner, their names in messages, and how long each may go without progress."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from enum import StrEnum
 
 
 class Activity(StrEnum):
-    """What one thread or process of a runner does. Waiting for another one is none of these, and has no limit."""
+    """What a thread or process of a runner does. Waiting for another thread is no activity and has no limit."""
 
-    LOAD = "load"  # a model is brought here and loaded, and the input and the output are opened
+    LOAD = "load"  # a model is fetched and loaded, and the input and output are opened
     READ = "read"  # a chunk's rows are read
-    ENCODE = "encode"  # they are tokenized, their images and audio decoded, and put into batches
-    FORWARD = "forward"  # they go through the model
-    DECODE = "decode"  # the model's outputs are made into results
+    ENCODE = "encode"  # the rows are tokenized, their images and audio are decoded, and batches are formed
+    FORWARD = "forward"  # the batches go through the model
+    DECODE = "decode"  # the model's outputs are converted to results
     COMMIT = "commit"  # results are stored and recorded
     START = "start"  # a training's processes start: libraries, model, module and rows
     STEP = "step"  # a training step is computed
@@ -23,7 +23,7 @@ class Activity(StrEnum):
 
 
 CHUNK_ACTIVITIES = frozenset({Activity.READ, Activity.ENCODE, Activity.FORWARD, Activity.DECODE})
-"""Activities whose stall makes their chunk's rows suspect; behind a commit that hangs is the store."""
+"""Activities whose stall may be caused by rows of the chunk. A commit that hangs is caused by the store instead."""
 
 _FACTORS = {
     Activity.LOAD: 3.0,
@@ -34,7 +34,7 @@ _FACTORS = {
     Activity.CHECKPOINT: 6.0,
     Activity.SAVE: 6.0,
 }
-"""The limit of each activity in multiples of `stall_seconds`; 1.0 for the others."""
+"""The limit of each activity as a multiple of `stall_seconds`; 1.0 for those not listed."""
 _WORDS = {
     Activity.LOAD: "loading the model",
     Activity.READ: "reading rows",
@@ -51,17 +51,17 @@ _WORDS = {
 
 
 def stall_limits(stall_seconds: float, own_limits: Mapping[Activity, float]) -> dict[Activity, float]:
-    """How many seconds each activity may go without progress.
+    """The number of seconds that each activity may go without progress.
 
     Args:
-        stall_seconds: the setting that all limits follow from.
-        own_limits: limits that the operator has set by name, in seconds.
+        stall_seconds: The setting from which the default limits are computed.
+        own_limits: Limits in seconds that the operator has set for single activities.
     """
     return {each: own_limits.get(each, stall_seconds * _FACTORS.get(each, 1.0)) for each in Activity}
 
 
 def in_words(activity: Activity, *, start_row: int | None = None, step: int | None = None) -> str:
-    """An activity as a person reads it: `training step 6`, `computing rows from 128`."""
+    """An activity in words, such as `training step 6` or `computing rows from 128`."""
     words = _WORDS[activity]
     if start_row is not None:
         return f"{words} from {start_row}" if activity is not Activity.DECODE else f"{words} of rows from {start_row}"

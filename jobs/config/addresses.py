@@ -1,4 +1,4 @@
-"""Which addresses Stoker calls on a user's behalf: public ones, and those that the operator lists."""
+"""Addresses that Stoker may call on behalf of a user: public ones, and those that the operator lists."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Address = IPv4Address | IPv6Address
 
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.(?!-)[a-z0-9_-]{1,63})*")
 
-# From IANA's registries of special-purpose addresses. Written out, because what Python's own `is_global` says differs
-# between its patch releases.
+# From IANA's registries of special-purpose addresses. Listed here because the result of Python's `is_global` differs
+# between patch releases.
 _RESERVED_4 = tuple(
     IPv4Network(network)
     for network in (
@@ -25,7 +25,7 @@ _RESERVED_4 = tuple(
         "10.0.0.0/8",  # private
         "100.64.0.0/10",  # carrier-grade NAT; some clouds' metadata
         "127.0.0.0/8",  # loopback
-        "168.63.129.16/32",  # registered as public, but within Azure the host's own service
+        "168.63.129.16/32",  # registered as public, but within Azure a service of the host
         "169.254.0.0/16",  # link-local; the metadata of most clouds
         "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments
@@ -39,7 +39,7 @@ _RESERVED_4 = tuple(
     )
 )
 _UNICAST_6 = IPv6Network("2000::/3")
-"""All that is given out so far. Outside lie loopback, mapped IPv4, NAT64, unique local, link-local and multicast."""
+"""All addresses assigned so far; it excludes loopback, mapped IPv4, NAT64, unique local, link-local and multicast."""
 _RESERVED_6 = tuple(
     IPv6Network(network)
     for network in (
@@ -52,26 +52,27 @@ _RESERVED_6 = tuple(
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet, the same for everybody."""
+    """Whether an address is globally reachable on the internet."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _RESERVED_4)
     return address in _UNICAST_6 and not any(address in network for network in _RESERVED_6)
 
 
 def find_addresses(host: str, port: int, *, private_hosts: Sequence[str]) -> list[Address]:
-    """The addresses that a host's name stands for now, each of them one that may be called.
+    """Resolve a host name to addresses, all of which may be called.
 
-    Connect to these and never to the name: asked again, it may stand for another address. How long the look-up takes
-    is bounded by the system's resolver only.
+    Connect to these addresses and never to the name, since a second lookup may give another address. Only the system's
+    resolver limits the duration of the lookup.
 
     Args:
-        host: a name in ASCII, or an address.
-        port: to be called.
-        private_hosts: `webhook_private_hosts`.
+        host: A name in ASCII, or an address.
+        port: The port to be called.
+        private_hosts: The setting `webhook_private_hosts`.
 
     Raises:
-        UserError: there is no such host, or one of its addresses is not to be called; which one is not told.
-        ServiceUnavailable: that cannot be found out now.
+        UserError: The host does not exist, or one of its addresses may not be called. The message does not reveal
+            which address.
+        ServiceUnavailable: The lookup failed temporarily.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

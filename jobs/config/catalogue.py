@@ -1,4 +1,4 @@
-"""The operator's catalogue: the names that clients call models by, and the folders or hub ids behind them."""
+"""The operator's catalogue: model names for clients, and the folders or hub ids that they stand for."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from jobs.specs.inference import JobSpec
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,199}$")]
-"""What a client may call a model."""
+"""A model name that clients may use."""
 
 
 class CatalogueModel(BaseModel):
-    """One model that clients may name."""
+    """One entry of the catalogue."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(min_length=1)
-    """A folder, or a hub id, `org/name[@revision]`."""
+    """A folder, or a hub id `org/name[@revision]`."""
     task: str | None = None
-    """The one task that it is for; any that it can do, where absent."""
+    """The only task that the model may be used for; None for all tasks that it supports."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     engine: Literal["auto", "transformers", "vllm"] = "auto"
-    """What generates text with it, where a job does not say otherwise; other tasks have one engine."""
+    """Default engine for text generation with this model. Other tasks have only one engine."""
     parameters: dict[str, Any] = Field(default_factory=dict)
-    """Of the task, where a job does not say otherwise."""
+    """Default parameters of the task; a job may override each."""
 
     @field_validator("task")
     @classmethod
@@ -52,7 +52,7 @@ class CatalogueModel(BaseModel):
         return self
 
     def engine_of(self, task: str) -> str:
-        """The engine of a job of this task."""
+        """The engine for a job of this task."""
         return self.engine if task == "text-generation" else "auto"
 
 
@@ -61,21 +61,21 @@ def _of_short_form(value: object) -> object:
 
 
 Catalogue = dict[ModelName, Annotated[CatalogueModel, BeforeValidator(_of_short_form)]]
-"""Models by the names that clients call them by; a text alone is a model without anything else to say."""
+"""Model name -> entry. A string stands for an entry in which only `model` is set."""
 
 
 def resolve(name: str, models: Catalogue, *, task: str, any_model: bool = False) -> CatalogueModel:
-    """The model behind the name that a client sent.
+    """Find the model for the name that a client sent.
 
     Args:
-        name: What the client called the model.
+        name: The model name in the request.
         models: The catalogue.
-        task: What the client wants the model to do.
-        any_model: Whether a folder or a hub id `org/name` is a name too, as it is in the embedded stack.
+        task: The task of the request.
+        any_model: Whether the name may also be a folder or a hub id `org/name`, as in the embedded stack.
 
     Raises:
-        UnknownModel: there is none of this name.
-        InvalidModel: it is for another task.
+        UnknownModel: There is no model of this name.
+        InvalidModel: The model is for another task.
     """
     entry = models.get(name)
     if entry is None and any_model and ("/" in name or Path(name).exists()):
@@ -88,10 +88,10 @@ def resolve(name: str, models: Catalogue, *, task: str, any_model: bool = False)
 
 
 def with_catalogue(spec: JobSpec, models: Catalogue) -> JobSpec:
-    """The spec with the model behind its `model`, where that is a name of the catalogue; else as it is.
+    """Replace a catalogue name in `spec.model` by its model and defaults. Other specs are returned unchanged.
 
     Raises:
-        InvalidModel: the model is for another task.
+        InvalidModel: The model is for another task.
     """
     if not isinstance(spec.model, str) or spec.model not in models or spec.task is None:
         return spec

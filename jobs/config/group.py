@@ -1,4 +1,4 @@
-"""What the groups of settings share."""
+"""The base of all groups of settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class SettingsGroup(BaseModel):
-    """Settings that belong together, each with its unit and default beside it."""
+    """A group of related settings. Each setting has a default, and its unit is part of its name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

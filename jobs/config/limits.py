@@ -1,4 +1,4 @@
-"""What the operator allows each project: rows in the queue, bytes of uploads, requests per second."""
+"""Limits that the operator sets for each project: queued rows, bytes of uploads, requests per second."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ _OTHERS = "*"
 
 
 class ProjectLimits(BaseModel):
-    """The limits of one project; none where a field is absent."""
+    """The limits of one project; None means no limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     queued_rows: int | None = Field(default=None, ge=1)
-    """Rows of its jobs and batches that are accepted and not done."""
+    """Maximum number of accepted, unfinished rows of the project's jobs and batches."""
     upload_bytes: int | None = Field(default=None, ge=1)
-    """Of its uploads that have not expired."""
+    """Maximum total size of the project's uploads that have not expired."""
     requests_per_second: int | None = Field(default=None, ge=1)
-    """Over all API processes together, `/healthz` excepted."""
+    """Maximum rate over all API processes together, without requests to `/healthz`."""
 
 
 Limits = dict[Literal["*"] | ProjectName, ProjectLimits]
-"""Limits by project. `*` stands for every project without a table of its own, but for the operator's."""
+"""Limits by project. `*` applies to each project without its own table, except the operator's."""
 
 _NONE = ProjectLimits()
 
 
 def limits_of(project: str, limits: Limits) -> ProjectLimits:
-    """The limits that a project has."""
+    """The limits that apply to a project."""
     own = limits.get(project)
     if own is not None:
         return own

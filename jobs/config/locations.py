@@ -1,4 +1,4 @@
-"""Where Stoker keeps its things: the data directory, the database, Redis, the artifact store."""
+"""The locations of the data directory, the database, Redis and the artifact store."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _LONGEST_SOCKET_PATH = 100  # bytes; the kernel takes 108 with the final zero
 
 
 class Locations(SettingsGroup):
-    """Where things are."""
+    """Settings for the locations of Stoker's data and services."""
 
     data_dir: Path = Path("~/.stoker")
-    """Database, Redis, artifacts, logs and the local key of an embedded stack."""
+    """Directory for the database, Redis, artifacts, logs and the local key of an embedded stack."""
     database_url: str = ""
-    """SQLAlchemy URL; empty: SQLite in the data directory. PostgreSQL: `postgresql+psycopg://...`."""
+    """SQLAlchemy URL, such as `postgresql+psycopg://...`; empty for SQLite in the data directory."""
     redis_url: str = ""
-    """`redis://`, `rediss://` or `redis+socket://`; empty: the embedded server's socket in the data directory."""
+    """URL with `redis://`, `rediss://` or `redis+socket://`; empty for the embedded server's socket."""
     store_url: str = ""
-    """fsspec URL of the artifact store (`s3://...`, `gs://...`, a path); empty: `<data dir>/store`."""
+    """fsspec URL of the artifact store (`s3://...`, `gs://...`, a path); empty for `<data dir>/store`."""
 
     @field_validator("data_dir", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
-        if value == "":  # of a variable that is not set; it would mean the working directory
+        if value == "":  # from an unset variable; as a path it would be the working directory
             raise ValueError("must not be empty")
         return value
 
@@ -40,12 +40,12 @@ class Locations(SettingsGroup):
 
     @property
     def resolved_database_url(self) -> str:
-        """`database_url`, or the embedded SQLite file."""
+        """`database_url`, or the URL of the embedded SQLite file."""
         return self.database_url or f"sqlite:///{self.data_dir / 'stoker.db'}"
 
     @property
     def redis_socket(self) -> Path:
-        """Socket of the embedded Redis: in the data directory, or, where that path is too long for one, in /tmp."""
+        """Socket of the embedded Redis: in the data directory, or in /tmp if that path is too long for a socket."""
         inside = self.data_dir / "redis.sock"
         if len(os.fsencode(inside)) <= _LONGEST_SOCKET_PATH:
             return inside
@@ -64,27 +64,27 @@ class Locations(SettingsGroup):
 
     @property
     def job_models_path(self) -> Path:
-        """Where this host keeps the models of training jobs that inference jobs here have used."""
+        """Folder for the models of training jobs that inference jobs on this host have used."""
         return self.data_dir / "job-models"
 
     @property
     def training_path(self) -> Path:
-        """Where this host's trainings write until the artifact store has it, and keep prepared data."""
+        """Folder for prepared data of this host's trainings, and for their output until it is in the artifact store."""
         return self.data_dir / "training"
 
     @property
     def local_key_path(self) -> Path:
-        """Where the embedded stack keeps its local API key (mode 0600)."""
+        """File with the local API key of the embedded stack (mode 0600)."""
         return self.data_dir / "local.key"
 
     @property
     def config_path(self) -> Path:
-        """The file that settings are read from, where there is one; it may hold the passwords of databases."""
+        """The file that settings are read from, which need not exist; it may contain passwords of databases."""
         return config_path()
 
     @property
     def url_path(self) -> Path:
-        """Where a running API writes the URL it serves at."""
+        """File to which a running API writes its URL."""
         return self.data_dir / "url"
 
 

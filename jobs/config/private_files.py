@@ -1,4 +1,4 @@
-"""What Stoker keeps in its data directory, readable by its owner alone, whoever made that directory."""
+"""File modes in the data directory: only the owner may read what Stoker keeps there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.config.locations import Locations
 logger = logging.getLogger(__name__)
 
 FOLDERS = ("job-models", "logs", "redis", "store", "training")
-"""What an embedded stack keeps in its data directory."""
+"""Folders of an embedded stack in its data directory."""
 _FOLDERS = (*FOLDERS, "redis.damaged")
 _FILES = (
     *(f"stoker.db{ending}" for ending in ("", "-shm", "-wal", "-journal")),
@@ -24,13 +24,13 @@ _FILE_MODE = 0o600
 
 
 def make_private(locations: Locations, *, folders: Sequence[str] = ()) -> None:
-    """Take the rights of other users of this host on what lies in the data directory.
+    """Remove the permissions of other users from Stoker's files in the data directory.
 
-    The directory itself keeps its mode where it was there before: it may hold other things of the user's.
+    An existing data directory keeps its mode, since it may also hold other files of the user.
 
     Args:
-        locations: Their data directory must exist.
-        folders: of the known ones, those that are made where they are missing.
+        locations: The locations; their data directory must exist.
+        folders: Names from `FOLDERS`; these folders are created if they are missing.
     """
     for name in folders:
         (locations.data_dir / name).mkdir(mode=_FOLDER_MODE, exist_ok=True)
@@ -39,12 +39,12 @@ def make_private(locations: Locations, *, folders: Sequence[str] = ()) -> None:
 
 
 def make_database_file(locations: Locations) -> None:
-    """Make the embedded database's file, empty; what SQLite puts beside it gets the mode of this one."""
+    """Create an empty file for the embedded database. Files that SQLite adds beside it get the same mode."""
     os.close(os.open(locations.data_dir / "stoker.db", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, _FILE_MODE))
 
 
 def open_private(path: str, flags: int) -> int:
-    """An `opener` of files that only their owner may read."""
+    """An `opener` for the function `open`; files that it creates are private to their owner."""
     return os.open(path, flags, _FILE_MODE)
 
 
@@ -63,5 +63,5 @@ def _restrict(path: Path, mode: int) -> None:
             path.chmod(mode)
     except FileNotFoundError:
         return
-    except OSError as error:  # another user's
+    except OSError as error:  # the file belongs to another user
         logger.warning("others may read '%s', and that cannot be changed: %s", path, error.strerror)

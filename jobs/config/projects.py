@@ -1,4 +1,4 @@
-"""Projects: whose a job, file or batch is, and who may see it."""
+"""Projects: each job, file and batch belongs to one, which determines who may see it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pydantic import StringConstraints
 from jobs.errors import InvalidSpec
 
 OPERATOR = "default"
-"""The operator's own project, which sees the things of all others."""
+"""The operator's project, which may see jobs, files and batches of all projects."""
 
 _PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 ProjectName = Annotated[str, StringConstraints(pattern=_PATTERN)]
-"""What a project may be called."""
+"""A valid name of a project."""
 
 
 def sees(project: str, owner: str) -> bool:
-    """Whether what belongs to `owner` is visible to the keys and jobs of `project`."""
+    """Whether keys and jobs of `project` may see what belongs to the project `owner`."""
     return project in (OPERATOR, owner)
 
 
 def check_name(project: str) -> None:
-    """Refuse a name that no project can have.
+    """Check that a project may have this name.
 
     Raises:
-        InvalidSpec: letters, digits, `.`, `_` and `-` are all that it may consist of.
+        InvalidSpec: The name is too long, or has characters other than letters, digits, `.`, `_` and `-`.
     """
     if not re.fullmatch(_PATTERN, project):
         raise InvalidSpec(

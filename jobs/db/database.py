@@ -1,4 +1,4 @@
-"""The engine, its transactions, the database's own clock, and all that differs between SQLite and PostgreSQL."""
+"""The database engine, its transactions and clock, and the differences between SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _POSTGRES_CLOCK = "extract(epoch from clock_timestamp())::double precision"
 
 
 class Database:
-    """One database, shared by the threads of a process. Make a new one after a fork."""
+    """A database, shared by all threads of a process. Create a new object after a fork."""
 
     def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
         """
         Args:
-            url: a SQLAlchemy URL, `sqlite:///...` or `postgresql+psycopg://...` (`postgresql://` is read as that).
-            clock: for tests, Unix seconds that stand in for the database's clock.
+            url: A SQLAlchemy URL, `sqlite:///...` or `postgresql+psycopg://...`; `postgresql://` means the latter.
+            clock: For tests, a function that returns Unix seconds in place of the database's clock.
         """
         try:
             parsed = make_url(url)
@@ -85,7 +85,7 @@ class Database:
             event.listen(self.engine, "begin", _begin_sqlite)
 
     def close(self) -> None:
-        """Close every connection; one that a thread still uses, as soon as it gives it back."""
+        """Close all connections. A connection in use is closed when its thread returns it."""
         self._is_closed = True
         self.engine.dispose()
 
@@ -97,14 +97,14 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """A transaction that writes; committed at the end, rolled back on any exception.
+        """A transaction that writes. It is committed at the end, and rolled back on any exception.
 
-        On SQLite it takes the write lock at its start, so that what it reads stays true until it commits. Keep it
-        short: never hold one across model work or a call to another service.
+        On SQLite it takes the write lock at its start, so that what it reads cannot change before it commits. Keep it
+        short: never run a model or call another service inside one.
 
         Raises:
-            ServiceUnavailable: the database cannot be reached. After one from the commit itself, the outcome is not
-                known: read back by token before deciding.
+            ServiceUnavailable: The database cannot be reached. If the commit itself raised this, it may have succeeded:
+                read the row back, by its token, to find out.
         """
         with self._turn(), self._transaction(immediate=True) as tx:
             yield tx
@@ -112,15 +112,15 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
-        """A transaction that only reads, one consistent snapshot on SQLite, never blocked by a writer."""
+        """A transaction that only reads. Writers never block it; on SQLite it sees one consistent snapshot."""
         with self._transaction(immediate=False) as tx:
             yield tx
 
     def _turn(self) -> AbstractContextManager[None]:
-        """On SQLite, the wait for the write lock, in the kernel.
+        """On SQLite, wait in the kernel for other writers, by a lock on a separate file.
 
-        SQLite itself waits by sleeping ever longer between tries, up to 100 ms, so that of several busy writers one
-        can be passed by dozens of times. The file is only waited on: SQLite's own lock is what keeps writers apart.
+        SQLite itself waits by sleeping longer and longer between tries, up to 100 ms, so that other busy writers can
+        overtake one dozens of times. This lock only makes waiting fair: SQLite's own lock still separates writers.
         """
         name = self.url.database or ""
         if not self.is_sqlite or name in {"", ":memory:"} or name.startswith("file:"):
@@ -139,7 +139,7 @@ class Database:
                 with Transaction(connection, is_sqlite=self.is_sqlite, now=self.now) as tx:
                     yield tx
         except (DBAPIError, PoolTimeout) as error:
-            # InternalError is what a PostgreSQL server says that became a read-only standby, until it is left.
+            # A PostgreSQL server that has become a read-only standby raises InternalError.
             is_away = isinstance(error, OperationalError | InternalError | PoolTimeout)
             if is_away or (isinstance(error, DBAPIError) and error.connection_invalidated):
                 raise ServiceUnavailable(f"the database cannot be used: {_cause(error)}") from error
@@ -148,24 +148,24 @@ class Database:
     # -- the clock
 
     def now(self) -> ColumnElement[float]:
-        """The database's clock as an SQL expression, Unix seconds. Hosts' clocks never decide anything."""
+        """The database's clock as an SQL expression, in Unix seconds. No decision uses the clock of a host."""
         if self._clock is not None:
             return literal(self._clock(), Double)
         return literal_column(_SQLITE_CLOCK if self.is_sqlite else _POSTGRES_CLOCK, Double)
 
-    # -- whether it answers
+    # -- availability
 
     def ping(self) -> None:
-        """Raises ServiceUnavailable where the database does not answer."""
+        """Raise ServiceUnavailable if the database does not respond."""
         with self.read() as tx:
             tx.execute(text("SELECT 1"))
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # SQLAlchemy's begin event opens each transaction itself
+    connection.isolation_level = None  # the driver must not open transactions; `_begin_sqlite` does
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")  # a commit that was answered survives a power cut
+    cursor.execute("PRAGMA synchronous=FULL")  # a finished commit survives a power failure
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute(f"PRAGMA busy_timeout={int(_BUSY_SECONDS * 1000)}")
     cursor.close()

@@ -1,4 +1,4 @@
-"""How ids are made: a prefix that says what it is, then a UUIDv7-like token that sorts by time of making."""
+"""Ids: a prefix for the kind of object, then a token like a UUIDv7, so that ids sort by creation time."""
 
 from __future__ import annotations
 

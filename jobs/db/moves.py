@@ -1,4 +1,4 @@
-"""The one place where states change: each change names the state it expects, and the transition table must have it."""
+"""Functions that change states. Every change is checked against the transition table; nothing else sets a state."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ State = TypeVar("State", bound=StrEnum)
 
 
 class Stateful(Protocol[State]):
-    """A row of a table with states."""
+    """A row of a table that has a column `state`."""
 
     state: State
 
 
 def move(row: Stateful[State], to: State) -> None:
-    """Change the state of a row that this transaction holds.
+    """Change the state of a row that this transaction has loaded.
 
     Raises:
-        ValueError: The transition table does not have this change.
+        ValueError: The transition table does not allow this change.
     """
     check(row.state, to)
     row.state = to
 
 
 def moving(table: type[Stateful[State]], before: State | Iterable[State], to: State) -> Update:
-    """An UPDATE that changes the state of those rows that are in an expected state; the caller says which rows.
+    """An UPDATE that changes the state of rows in an expected state. The caller adds the condition that selects rows.
 
     Args:
-        table: Class of the rows.
-        before: The expected state, or several. `to` itself may be one of them: then the row is updated and stays in it.
-        to: The state afterwards.
+        table: The table class of the rows.
+        before: One or more expected states. If `to` is among them, a row in that state is updated and keeps it.
+        to: The new state.
 
     Raises:
-        ValueError: The transition table does not have one of these changes.
+        ValueError: The transition table does not allow one of these changes.
     """
     expected = (before,) if isinstance(before, StrEnum) else tuple(before)
     for state in expected:
@@ -50,6 +50,6 @@ def moving(table: type[Stateful[State]], before: State | Iterable[State], to: St
 
 
 def check(before: State, to: State) -> None:
-    """Raise a ValueError where the transition table does not have this change."""
+    """Raise a ValueError if the transition table does not allow this change."""
     if to not in TRANSITIONS[type(before)][before]:
         raise ValueError(f"a {type(before).__name__} never changes from {before} to {to}")

@@ -11,21 +11,21 @@ from typing import Any
 
 
 class JobState(StrEnum):
-    """Where a job is in its life."""
+    """The state of a job."""
 
     VALIDATING = "validating"  # accepted; the planner counts its rows and cuts chunks
     QUEUED = "queued"  # planned; holds no live lease
-    RUNNING = "running"  # at least one lease was granted and chunks are left
+    RUNNING = "running"  # at least one lease was granted, and chunks remain
     FINALIZING = "finalizing"  # every chunk is done; outputs are being merged
-    CANCELLING = "cancelling"  # a cancel was asked for; live leases are being taken back
+    CANCELLING = "cancelling"  # a cancel was requested; live leases are being revoked
     COMPLETED = "completed"  # every row has exactly one result
-    FAILED = "failed"  # ended by an error; `error_code` and `error_message` say which
+    FAILED = "failed"  # ended by an error; see `error_code` and `error_message`
     CANCELLED = "cancelled"  # ended by a cancel; finished chunks stay readable
     EXPIRED = "expired"  # its time limit passed; finished chunks stay readable
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job's life is over."""
+        """Whether the job has ended."""
         return not JOB_TRANSITIONS[self]
 
 
@@ -43,26 +43,26 @@ JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     JobState.EXPIRED: frozenset(),
 }
 LIVE_JOB_STATES = tuple(state for state in JobState if JOB_TRANSITIONS[state])
-"""States of a job whose life is not over."""
+"""States of a job that has not ended."""
 EXPIRABLE_JOB_STATES = tuple(state for state in JobState if JobState.EXPIRED in JOB_TRANSITIONS[state])
 """States in which a job's time limit ends it."""
 
 
 class StopReason(StrEnum):
-    """Why a lease is to end before its job does, weakest first."""
+    """Why a lease must end before its job does, the weakest reason first."""
 
-    YIELD = "yield"  # give the slot back at the next chunk boundary; a training: at the next step
-    SHUTDOWN = "shutdown"  # the same, and soon: the worker goes down, or a training must stop with a checkpoint
-    CANCEL = "cancel"  # the rest is not wanted any more: stop at the next batch boundary
+    YIELD = "yield"  # return the slot after the current chunk; for a training, after the current step
+    SHUTDOWN = "shutdown"  # the same, but soon: the worker shuts down, or a training must stop with a checkpoint
+    CANCEL = "cancel"  # the rest of the work is not needed: stop after the current batch
 
 
 class ChunkState(StrEnum):
-    """Where a chunk is between the input and the results."""
+    """The state of a chunk."""
 
     PENDING = "pending"  # may be claimed once `not_before` has passed
     LEASED = "leased"  # claimed by a live lease
     DONE = "done"  # its results are recorded
-    FAILED = "failed"  # given up; its rows carry row errors
+    FAILED = "failed"  # not retried any more; its rows have row errors
 
 
 CHUNK_TRANSITIONS: Mapping[ChunkState, frozenset[ChunkState]] = {
@@ -74,13 +74,13 @@ CHUNK_TRANSITIONS: Mapping[ChunkState, frozenset[ChunkState]] = {
 
 
 class LeaseState(StrEnum):
-    """Where a lease is between its grant and its end."""
+    """The state of a lease."""
 
-    GRANTED = "granted"  # written; its slot's doorbell is ringing
+    GRANTED = "granted"  # recorded; the slot's doorbell is rung
     ACTIVE = "active"  # a keeper holds it and renews it
-    RELEASED = "released"  # given back in order
-    EXPIRED = "expired"  # not activated or not renewed in time, or its holder died
-    REVOKED = "revoked"  # taken back: cancel, preemption or the job's end
+    RELEASED = "released"  # returned by its holder
+    EXPIRED = "expired"  # not activated or renewed in time, or its holder died
+    REVOKED = "revoked"  # ended by a cancel, a preemption or the end of the job
 
 
 LEASE_TRANSITIONS: Mapping[LeaseState, frozenset[LeaseState]] = {
@@ -97,49 +97,49 @@ LIVE_LEASE_STATES = (LeaseState.GRANTED, LeaseState.ACTIVE)
 class AttemptEnd(StrEnum):
     """Why an attempt of a training job ended."""
 
-    COMPLETED = "completed"  # every step is done, and what came of them is recorded
+    COMPLETED = "completed"  # all steps are done and the artifacts are recorded
     PREEMPTED = "preempted"  # its slot was asked back for another job
-    SHUTDOWN = "shutdown"  # its worker went down in order
+    SHUTDOWN = "shutdown"  # its worker shut down properly
     CANCELLED = "cancelled"  # the job was cancelled
     TIME_LIMIT = "time_limit"  # the job's time limit passed
     OUT_OF_MEMORY = "out_of_memory"  # the device had too little memory
-    USER_ERROR = "user_error"  # the job itself is at fault
+    USER_ERROR = "user_error"  # the job itself is invalid or fails
     MACHINE = "machine"  # a process or a service failed
     LOST = "lost"  # its lease was not renewed: the worker or its host is gone
 
 
 class SlotState(StrEnum):
-    """Whether a slot can be given work."""
+    """The state of a slot, which says whether it can receive work."""
 
     ONLINE = "online"  # its worker is up and its heartbeat is fresh
-    OFFLINE = "offline"  # its worker is gone or has fallen silent
-    UNHEARD = "unheard"  # its worker is up, but did not answer its doorbell; it gets nothing until it is known to hear
-    BROKEN = "broken"  # its runner cannot start; `reason` says why
+    OFFLINE = "offline"  # its worker is gone or has sent no heartbeat
+    UNHEARD = "unheard"  # its worker is up but does not respond to its doorbell; it gets no work until it does
+    BROKEN = "broken"  # its runner cannot start; see `reason`
 
 
 SLOT_TRANSITIONS: Mapping[SlotState, frozenset[SlotState]] = {
     SlotState.ONLINE: frozenset({SlotState.OFFLINE, SlotState.UNHEARD, SlotState.BROKEN}),
-    SlotState.OFFLINE: frozenset({SlotState.ONLINE, SlotState.BROKEN}),  # what a silent worker says first may be either
+    SlotState.OFFLINE: frozenset({SlotState.ONLINE, SlotState.BROKEN}),  # a worker that returns may report either
     SlotState.UNHEARD: frozenset({SlotState.ONLINE, SlotState.OFFLINE, SlotState.BROKEN}),
     SlotState.BROKEN: frozenset({SlotState.ONLINE, SlotState.OFFLINE}),
 }
 
 
 class BatchState(StrEnum):
-    """Where a batch of OpenAI's contract is in its life; the values are that contract's own."""
+    """The state of a batch, with the values of OpenAI's API."""
 
     VALIDATING = "validating"  # accepted; its lines are being checked and split by model
-    FAILED = "failed"  # its lines, or every job made of them, could not be used; `errors` says why
-    IN_PROGRESS = "in_progress"  # its jobs are queued or run
+    FAILED = "failed"  # its lines are invalid, or none of its jobs could run; see `errors`
+    IN_PROGRESS = "in_progress"  # its jobs are queued or running
     FINALIZING = "finalizing"  # every job has ended; the output files are being written
-    COMPLETED = "completed"  # each line has its answer or its error
-    EXPIRED = "expired"  # its window ended first; what was done is in the output file
-    CANCELLING = "cancelling"  # a cancel was asked for; its jobs are ending
-    CANCELLED = "cancelled"  # ended by a cancel; what was done is in the output file
+    COMPLETED = "completed"  # each line has a result or an error
+    EXPIRED = "expired"  # its completion window ended; finished lines are in the output file
+    CANCELLING = "cancelling"  # a cancel was requested; its jobs are ending
+    CANCELLED = "cancelled"  # ended by a cancel; finished lines are in the output file
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the batch's life is over."""
+        """Whether the batch has ended."""
         return not BATCH_TRANSITIONS[self]
 
 
@@ -156,15 +156,15 @@ BATCH_TRANSITIONS: Mapping[BatchState, frozenset[BatchState]] = {
     BatchState.CANCELLED: frozenset(),
 }
 LIVE_BATCH_STATES = tuple(state for state in BatchState if BATCH_TRANSITIONS[state])
-"""States of a batch whose life is not over."""
+"""States of a batch that has not ended."""
 
 
 class DeliveryState(StrEnum):
-    """Where one webhook delivery is."""
+    """The state of a webhook delivery."""
 
-    PENDING = "pending"  # to be sent once `not_before` has passed
-    DELIVERED = "delivered"  # the receiver answered with a 2xx
-    FAILED = "failed"  # given up after the last try
+    PENDING = "pending"  # will be sent once `not_before` has passed
+    DELIVERED = "delivered"  # the receiver responded with a 2xx
+    FAILED = "failed"  # the last try failed
 
 
 DELIVERY_TRANSITIONS: Mapping[DeliveryState, frozenset[DeliveryState]] = {

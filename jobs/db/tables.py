@@ -1,4 +1,4 @@
-"""The SQLModel tables. Only the verbs in `jobs.ledger` change their states. All times are Unix seconds."""
+"""The SQLModel tables. Only functions in `jobs.ledger` change states. All times are Unix seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlmodel import Field, SQLModel
 
 from jobs.db.states import AttemptEnd, BatchState, ChunkState, DeliveryState, JobState, LeaseState, SlotState
 
-_BIG_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
+_BIG_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite generates only keys of type INTEGER
 
 
 def _state(states: type[StrEnum], default: StrEnum | None = None) -> Any:
@@ -29,7 +29,7 @@ def _text(nullable: bool = False) -> Any:
 
 
 class Job(SQLModel, table=True):
-    """What a user submitted, and its life."""
+    """A job that a user submitted."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -65,7 +65,7 @@ class Job(SQLModel, table=True):
     """Token of the planner whose chunks are being written. A planner that finds another's token here stops."""
     retry_of: str | None = None
     batch_id: str | None = None
-    """The batch that this job carries out, or carries out a part of."""
+    """The batch whose lines, or a part of them, this job computes."""
     waits_for: str | None = None
     """The training job whose model this job uses. This job is planned once that one has completed."""
     pins: dict[str, Any] | None = Field(default=None, sa_type=JSON)
@@ -76,7 +76,7 @@ class Job(SQLModel, table=True):
     num_first: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
     """Number of recorded rows among the job's first rows; see `jobs.data.row_errors`."""
     is_mixed: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
-    """Whether its first rows did not all fail alike."""
+    """Whether the job's first rows did not all fail with the same error."""
     row_error: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     """The lowest row that failed so far, and why: the fields of `jobs.data.row_errors.FailedRow`."""
     project: str = "default"
@@ -104,7 +104,7 @@ class Chunk(SQLModel, table=True):
     start_row: int = Field(primary_key=True, sa_type=BigInteger)
     stop_row: int = Field(sa_type=BigInteger)
     locator: dict[str, Any] = Field(sa_type=JSON)
-    """Where the source can begin to read: file, byte offset or row group, and the row found there."""
+    """Where to start reading the input: file, byte offset or row group, and the number of the row at that place."""
     state: ChunkState = _state(ChunkState, ChunkState.PENDING)
     lease_id: str | None = None
     """The lease that owns the chunk while it is `leased`, or that recorded it once it is `done` or `failed`."""
@@ -112,7 +112,7 @@ class Chunk(SQLModel, table=True):
     crashes: int = 0
     """Number of runner deaths while this chunk was being computed."""
     errors: int = 0
-    """Number of tries that ended in an error of the machine."""
+    """Number of tries that ended in a machine error."""
     not_before: float = Field(default=0.0, sa_type=Double)
     error: str | None = Field(default=None, sa_column=_text(nullable=True))
     part: str | None = None
@@ -134,7 +134,7 @@ class ResultRecord(SQLModel, table=True):
     error: str | None = Field(default=None, sa_column=_text(nullable=True))
     """JSON text of a row error."""
     num_tokens: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
-    """Tokens the model saw for this row, padding not counted."""
+    """Number of tokens of this row that the model processed, without padding."""
 
 
 class Slot(SQLModel, table=True):
@@ -202,7 +202,7 @@ class Lease(SQLModel, table=True):
     ended_at: float | None = Field(default=None, sa_type=Double)
     end_reason: str | None = Field(default=None, sa_column=_text(nullable=True))
     activity: str | None = Field(default=None, sa_column=_text(nullable=True))
-    """What the lease's runner did at the last heartbeat, in words."""
+    """The runner's activity at the last heartbeat, in words."""
     activity_at: float | None = Field(default=None, sa_type=Double)
     """When the runner began that activity."""
 
@@ -237,7 +237,7 @@ class LogLine(SQLModel, table=True):
 
 
 class Artifact(SQLModel, table=True):
-    """A named file that a job made."""
+    """A named file that a job produced."""
 
     __tablename__ = "artifacts"
 
@@ -263,7 +263,7 @@ class Attempt(SQLModel, table=True):
     started_at: float = Field(sa_type=Double)
     ended_at: float | None = Field(default=None, sa_type=Double)
     resumed_step: int = Field(default=0, sa_type=BigInteger)
-    """Step of the checkpoint that the attempt resumed from; 0 if it began anew."""
+    """Step of the checkpoint that the attempt resumed from; 0 if it started from the beginning."""
     last_step: int = Field(default=0, sa_type=BigInteger)
     num_halvings: int = 0
     """Number of times that the micro-batch was halved after out-of-memory."""
@@ -273,7 +273,7 @@ class Attempt(SQLModel, table=True):
 
 
 class Metric(SQLModel, table=True):
-    """A number of a training job at a step; a step that is computed again replaces it."""
+    """A metric of a training job at a step. A step that is computed again replaces it."""
 
     __tablename__ = "metrics"
 
@@ -287,7 +287,7 @@ class Metric(SQLModel, table=True):
 
 
 class Checkpoint(SQLModel, table=True):
-    """All that a training job needs to resume from a step, as files in the store."""
+    """Files in the store from which a training job can resume at a step."""
 
     __tablename__ = "checkpoints"
 
@@ -321,7 +321,7 @@ class StoredFile(SQLModel, table=True):
 
 
 class Batch(SQLModel, table=True):
-    """A batch of OpenAI's contract: the lines of one uploaded file, carried out by one job for each model."""
+    """A batch of OpenAI's API: the lines of one uploaded file, computed by one job for each model."""
 
     __tablename__ = "batches"
     __table_args__ = (Index("batches_by_age", "created_at", "id"), Index("batches_by_state", "state"))
@@ -335,7 +335,7 @@ class Batch(SQLModel, table=True):
     completion_window: str
     """The window as the client wrote it; `expires_at` follows from it."""
     labels: dict[str, str] | None = Field(default=None, sa_type=JSON)
-    """The contract's `metadata`."""
+    """The field `metadata` of OpenAI's API."""
     output_seconds: int | None = None
     """Lifetime of the output files in seconds; None for the lifetime of an upload."""
     retry_of: str | None = None
@@ -403,7 +403,7 @@ class WebhookDelivery(SQLModel, table=True):
     attempts: int = 0
     not_before: float = Field(default=0.0, sa_type=Double)
     status_code: int | None = None
-    """HTTP status of the last answer."""
+    """HTTP status of the last response."""
     error: str | None = Field(default=None, sa_column=_text(nullable=True))
     """Why the last try failed."""
     created_at: float = Field(sa_type=Double)
@@ -424,7 +424,7 @@ class ApiKey(SQLModel, table=True):
 
 
 class LeaderLock(SQLModel, table=True):
-    """The scheduler that leads, which is the only one that acts."""
+    """The lock of the leading scheduler; only this one schedules."""
 
     __tablename__ = "leader"
 
@@ -434,7 +434,7 @@ class LeaderLock(SQLModel, table=True):
 
 
 class SafeBudget(SQLModel, table=True):
-    """The largest batch that was seen to fit after an out-of-memory, per model, device and dtype."""
+    """The largest batch that was measured to fit after an out-of-memory, per model, dtype and device."""
 
     __tablename__ = "safe_budgets"
 
@@ -445,7 +445,7 @@ class SafeBudget(SQLModel, table=True):
 
 
 class PaddingVerdict(SQLModel, table=True):
-    """Which rows of a model may share a batch, as a runner found out by trying."""
+    """Which rows of a model may share a batch, as a runner found by a test."""
 
     __tablename__ = "padding_verdicts"
 
@@ -456,12 +456,12 @@ class PaddingVerdict(SQLModel, table=True):
     padding: str
     """`right`, `left`, `equal_lengths` or `one_by_one`."""
     model_key: str
-    """Task, model and dtype of the job that found it. Only people read this."""
+    """Task, model and dtype of the job that ran the test; informational only."""
     recorded_at: float = Field(sa_type=Double)
 
 
 class Notice(SQLModel, table=True):
-    """What a job's user should know about how it runs, although nothing is wrong."""
+    """A message to the user about how a job runs, although nothing is wrong."""
 
     __tablename__ = "notices"
 

@@ -1,4 +1,4 @@
-"""One transaction: the session that runs its statements, the database's clock, and the history that it writes."""
+"""A database transaction: a session with the database's clock and with a function that records events."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from jobs.specs.bounds import LONGEST_ENTRY_CHARACTERS
 
 
 class Transaction(Session):
-    """What `Database.write` and `Database.read` give: a session that also knows the time and the dialect.
+    """The session that `Database.write` and `Database.read` return; it also has the clock and the dialect.
 
-    The verbs of the ledger take this and nothing else of the database, so that all that they do stands or falls with
-    one commit. A function that only reads rows takes the `Session` that it is.
+    The functions of the ledger that change something receive only this, so that all their changes are committed or
+    rolled back together. A function that only reads rows declares a plain `Session`.
     """
 
     def __init__(self, connection: Connection, *, is_sqlite: bool, now: Callable[[], ColumnElement[float]]) -> None:
         """
         Args:
             connection: The connection that runs the statements.
-            is_sqlite: Whether the database is SQLite, else PostgreSQL.
+            is_sqlite: Whether the database is SQLite; otherwise it is PostgreSQL.
             now: The database's clock as an SQL expression.
         """
         super().__init__(connection, expire_on_commit=False, autoflush=True)
@@ -35,28 +35,28 @@ class Transaction(Session):
     # -- the clock
 
     def now(self) -> ColumnElement[float]:
-        """The database's clock as an SQL expression, in Unix seconds. Hosts' clocks never decide anything."""
+        """The database's clock as an SQL expression, in Unix seconds. No decision uses the clock of a host."""
         return self._now()
 
     def time(self) -> float:
-        """The database's clock read now, in Unix seconds."""
+        """The current time of the database's clock, in Unix seconds."""
         return float(self.execute(select(self.now())).scalar_one())
 
     # -- statements
 
     def insert(self, table: type[SQLModel]) -> Any:
-        """The dialect's INSERT, which knows `on_conflict_do_update` and `on_conflict_do_nothing`."""
+        """The dialect's INSERT, which supports `on_conflict_do_update` and `on_conflict_do_nothing`."""
         return (sqlite if self._is_sqlite else postgresql).insert(table)
 
     def changed(self, statement: Update | Delete) -> int:
         """Run a statement and return the number of rows that it changed or deleted."""
-        result: Any = self.execute(statement)  # its type names no `rowcount`, which every UPDATE and DELETE has
+        result: Any = self.execute(statement)  # the declared type lacks `rowcount`, which every UPDATE and DELETE has
         return int(result.rowcount)
 
     def take_turn(self, name: str) -> None:
-        """Wait until no other transaction that called this with `name` is open, and keep others waiting until the end.
+        """Take an exclusive lock called `name` until the end of this transaction; wait for it if another holds it.
 
-        Writing transactions of SQLite are alone anyway.
+        Does nothing on SQLite, where only one transaction writes at a time.
         """
         if not self._is_sqlite:
             self.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
@@ -64,9 +64,9 @@ class Transaction(Session):
     # -- history
 
     def record(self, job_id: str, name: str, **data: Any) -> None:
-        """Write an event of a job or batch, which stands if and only if the change that it reports does.
+        """Record an event of a job or batch. It is committed together with the change that it reports.
 
-        The changes so far are flushed before it. Texts are cut to `LONGEST_ENTRY_CHARACTERS`.
+        Earlier changes are flushed first. Texts are cut to `LONGEST_ENTRY_CHARACTERS`.
         """
         self.flush()
         most = LONGEST_ENTRY_CHARACTERS

@@ -1,4 +1,4 @@
-"""The database's schema over time, by Alembic, shipped inside the package."""
+"""The Alembic migrations of the database schema, which are part of the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from jobs.db.database import Database
 
-_UPGRADE_LOCK = 0x5706E5  # any constant; only our own upgrades take it
+_UPGRADE_LOCK = 0x5706E5  # any constant; only these upgrades use it
 
 
 def _config() -> Config:
@@ -23,7 +23,7 @@ def _config() -> Config:
 
 
 def head() -> str:
-    """The revision this version of the code needs."""
+    """The revision that this version of the code needs."""
     revision = ScriptDirectory.from_config(_config()).get_current_head()
     if revision is None:
         raise RuntimeError("the package holds no migrations")
@@ -31,16 +31,16 @@ def head() -> str:
 
 
 def current(db: Database) -> str | None:
-    """The revision the database is at; None for an empty one."""
+    """The revision of the database; None for an empty one."""
     with db.engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
 def upgrade(db: Database, revision: str = "head") -> str:
-    """Bring the database to a schema, the newest one if none is named; two at once wait for each other.
+    """Upgrade the database to a revision, by default the newest. Simultaneous upgrades wait for each other.
 
     Returns:
-        The revision it is at now.
+        The revision of the database after the upgrade.
     """
     config = _config()
     with db.engine.connect().execution_options(stoker_immediate=True) as connection, connection.begin():

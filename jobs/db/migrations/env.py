@@ -1,4 +1,4 @@
-"""Alembic's entry: runs migrations over the connection that `jobs.db.migrations` hands it."""
+"""The entry point of Alembic, which runs migrations on the connection that `jobs.db.migrations` passes."""
 
 from alembic import context
 from sqlmodel import SQLModel

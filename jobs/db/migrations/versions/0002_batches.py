@@ -1,4 +1,4 @@
-"""OpenAI's batches, webhooks, and the tokens of each result."""
+"""Batches of OpenAI's API, webhooks, and the number of tokens of each result."""
 
 import sqlalchemy as sa
 from alembic import op

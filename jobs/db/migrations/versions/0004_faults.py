@@ -1,4 +1,4 @@
-"""Pins, limits of row errors, what runners do, notices, and which rows of a model may share a batch."""
+"""Pins, limits of row errors, activities of runners, notices, and which rows of a model may share a batch."""
 
 import sqlalchemy as sa
 from alembic import op
