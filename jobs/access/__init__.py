@@ -1,5 +1,5 @@
-"""What a job may read, write or call, and whether it is still what was submitted.
+"""Checks of what a job may read and write, and of whether its files are unchanged since it was submitted.
 
-`paths` holds the roots that paths are checked against; `model_files`, `model_check` and `model_fit` look at a model's
-folder without loading it; `stamps` and `pins` tell whether a file or folder has changed since.
+`paths` checks paths and URLs against the allowed roots; `model_files`, `model_check` and `model_fit` check a model's
+folder without loading the model; `stamps` and `pins` detect whether a file or folder has changed.
 """

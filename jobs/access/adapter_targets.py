@@ -1,4 +1,4 @@
-"""Whether a model has the modules that a training wants adapters for, as the names of its weights tell; no torch."""
+"""Check that a model has the modules that a LoRA training targets, by the names of its weights and without torch."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _SHARED = frozenset(
         "tokens_embed", "w", "word_embedding", "word_embeddings", "wte",
     }
 )  # fmt: skip
-"""What language models call their first and last layer. Where the two share a weight, the files have it once."""
+"""Names of the first and last layer in language models. If the two share a weight, the files contain it only once."""
 
 
 def check_targets(targets: Sequence[str] | str, config: Mapping[str, Any], header: Header, name: str) -> None:
-    """Refuse adapters for modules of which the model has none.
+    """Check that at least one target matches a module of the model.
 
-    A target is a module's whole name or the end of it, as peft has it. Models whose files call their weights otherwise
-    than the model does, and models that bring code of their own, are left to the worker.
+    As in peft, a target is the whole name of a module or the end of it. Models whose files name weights differently
+    from the model, and models with their own code, are not checked here but in the worker.
 
     Args:
         targets: A spec's `lora.target_modules`.
         config: The model's configuration.
-        header: What its safetensors files hold.
-        name: What the user called the model, for the message.
+        header: The header of its safetensors files.
+        name: The model name that the user gave, for the message.
 
     Raises:
-        InvalidSpec: No module of the model has any of these names.
+        InvalidSpec: No module of the model matches any target.
     """
     kind = config.get("model_type")
     if isinstance(targets, str) or kind not in KNOWN or kind in RENAMED or "auto_map" in config:
@@ -53,7 +53,7 @@ def check_targets(targets: Sequence[str] | str, config: Mapping[str, Any], heade
 
 
 def _modules(header: Header) -> set[str]:
-    """Names of all modules that hold weights, and of those that these lie in."""
+    """Names of all modules that have weights, and of all their parent modules."""
     found: set[str] = set()
     for key in header.shapes:
         module = key.rpartition(".")[0]
@@ -64,5 +64,5 @@ def _modules(header: Header) -> set[str]:
 
 
 def _may_be(target: str, module: str) -> bool:
-    """Whether a target names a module. Files may leave out the prefix that all of a model's modules have."""
+    """Whether a target matches a module. Files may omit a prefix that all modules of the model share."""
     return target == module or module.endswith(f".{target}") or target.endswith(f".{module}")

@@ -1,4 +1,4 @@
-"""Whether a model can be used for a task, as far as its files tell without loading it; no torch here."""
+"""Check that a model can be used for a task, as far as its files show; the model is not loaded, and torch not used."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HEADS = {
     "image-classification": r"ForImageClassification\w*$",
     "object-detection": r"Detection\w*$",
 }
-"""Task -> what the name of an architecture with its head ends in. Other tasks are told by the missing weights alone."""
+"""Task -> pattern for the names of architectures with its head. Other tasks are checked only by missing weights."""
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -44,27 +44,27 @@ _WITH_TOKENIZER = frozenset(
         "zero-shot-audio-classification", "zero-shot-image-classification", "zero-shot-object-detection",
     }
 )  # fmt: skip
-"""Tasks that need a tokenizer, beside those whose rows are texts."""
+"""Tasks that need a tokenizer, in addition to those whose rows are texts."""
 _WITH_TEMPLATE = frozenset({"text-generation", "image-text-to-text", "any-to-any", "embeddings"})
-"""Tasks whose rows may be chats, or are rendered as chats."""
+"""Tasks whose rows may be chats or are rendered as chats."""
 _MEDIA = frozenset({"image", "audio", "video"})
 _WITHOUT_PREPROCESSOR = frozenset({"layoutlm", "timm_wrapper"})
-"""Types of models that see no pixels, or whose configuration says how their input is prepared."""
+"""Model types that use no pixels, or whose configuration describes the preprocessing."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
 def check_model(model: str, task: str, rules: AccessRules, *, is_start: bool = False) -> None:
-    """Refuse a model that cannot be used for a task. Of a hub id only its form is looked at.
+    """Check that a model can be used for a task. For a hub id, only the form is checked.
 
     Args:
-        model: a spec's `model`: a folder, or a hub id with or without `@revision`.
-        task: a name in `jobs.specs.tasks.TASKS`.
-        rules: Their `input_roots` bound local models.
-        is_start: whether a training starts from it, which makes a head where there is none.
+        model: The `model` of a spec: a folder, or a hub id with or without `@revision`.
+        task: A name in `jobs.specs.tasks.TASKS`.
+        rules: The access rules; local models must lie under their `input_roots`.
+        is_start: Whether a training starts from the model; the training adds a missing head.
 
     Raises:
-        InvalidModel: the model is not one, or not one for this task.
-        Forbidden: a local model lies outside the roots.
+        InvalidModel: The folder or id is not a model, or the model is not for this task.
+        Forbidden: A local model lies outside the roots.
     """
     folder = local_model(model, rules)
     if folder is not None:
@@ -72,9 +72,10 @@ def check_model(model: str, task: str, rules: AccessRules, *, is_start: bool = F
 
 
 def readable(model: str, rules: AccessRules) -> Callable[[Path], bool] | None:
-    """Whether jobs may read a file that a model's folder leads to; None where the operator listed it or it was fetched.
+    """A function that says whether jobs may read a file to which a link in the model's folder leads.
 
-    As for inputs: it lies under one of `input_roots` and is none of Stoker's own files.
+    The rules are those for inputs: the file lies under one of `input_roots` and is none of Stoker's own files. None
+    if there is no restriction, because the operator listed the model or Stoker fetched it.
     """
     if model.startswith(JOB_PREFIX) or local_model(model, rules) is None or _is_listed(model, rules):
         return None
@@ -89,16 +90,16 @@ def readable(model: str, rules: AccessRules) -> Callable[[Path], bool] | None:
 def local_model(model: str, rules: AccessRules, *, param: str = "model") -> Path | None:
     """The real folder of a local model, or None for a hub id. A name that exists as a path is local.
 
-    For `job:<id>` it is the folder that a worker fetches its files to.
+    For `job:<id>` it is the folder to which a worker fetches the model of that job.
 
     Args:
-        model: a folder, a hub id or `job:<id>`.
-        rules: Their `input_roots` bound local models.
-        param: the field of the spec that named it.
+        model: A folder, a hub id or `job:<id>`.
+        rules: The access rules; local models must lie under their `input_roots`.
+        param: The field of the spec that names the model.
 
     Raises:
-        InvalidModel: it is neither, or of a kind that this version does not take.
-        Forbidden: it lies outside the roots.
+        InvalidModel: The text is none of these.
+        Forbidden: The folder lies outside the roots.
     """
     if model.startswith(JOB_PREFIX):
         job_id = model.removeprefix(JOB_PREFIX)
@@ -106,7 +107,7 @@ def local_model(model: str, rules: AccessRules, *, param: str = "model") -> Path
             raise invalid(model, "is not a job's id behind 'job:'", param)
         return rules.job_models_path / job_id
     if _is_listed(model, rules):
-        return Path(model).expanduser().resolve()  # configured by the operator, so any path is allowed
+        return Path(model).expanduser().resolve()  # the operator configured it, so any path is allowed
     if model.startswith(("/", ".", "~", "file://")) or _exists(model):
         return resolve_input_path(model, rules, param=param)
     if not _HUB_ID.fullmatch(model):
@@ -128,18 +129,18 @@ def check_folder(
     may_read: Callable[[Path], bool] | None = None,
     is_start: bool = False,
 ) -> None:
-    """Refuse a folder that does not hold a model for a task.
+    """Check that a folder contains a model for a task.
 
     Args:
-        folder: where its files lie.
-        task: a name in `jobs.specs.tasks.TASKS`.
-        name: what the user called it, for the message.
-        may_read: whether a file may be read that a link in it leads to, as `readable` says; None where all may.
-        is_start: whether a training starts from it, which makes a head where there is none.
+        folder: The model's folder.
+        task: A name in `jobs.specs.tasks.TASKS`.
+        name: The model name that the user gave, for the message.
+        may_read: The result of `readable`: whether jobs may read a linked file. None allows all files.
+        is_start: Whether a training starts from the model; the training adds a missing head.
 
     Raises:
-        InvalidModel: with one sentence that says what is wrong.
-        Forbidden: one of its files leads to where jobs may not read.
+        InvalidModel: The folder has no model for this task; the message says why.
+        Forbidden: One of the files is a link to a place that jobs may not read.
     """
     if not folder.exists():
         raise invalid(name, "there is no such folder")
@@ -164,17 +165,17 @@ def check_folder(
 
 
 def check_processor(folder: Path, *, name: str, param: str, may_read: Callable[[Path], bool] | None) -> None:
-    """Refuse a folder that holds neither a tokenizer nor another processor.
+    """Check that a folder contains a tokenizer or another processor.
 
     Args:
-        folder: where its files lie.
-        name: what the user called it, for the message.
-        param: the field of the spec that named it.
-        may_read: as for `check_folder`.
+        folder: The processor's folder.
+        name: The processor name that the user gave, for the message.
+        param: The field of the spec that names the processor.
+        may_read: Whether jobs may read a linked file, as for `check_folder`.
 
     Raises:
-        InvalidModel: with one sentence that says what is wrong.
-        Forbidden: one of its files leads to where jobs may not read.
+        InvalidModel: The folder has no processor, or a file in it cannot be used.
+        Forbidden: One of the files is a link to a place that jobs may not read.
     """
     if not folder.is_dir():
         raise invalid(name, "there is no such folder", param)
@@ -204,14 +205,14 @@ def _exists(model: str | Path) -> bool:
 
 
 def read_weights(folder: Path, *, name: str) -> Header:
-    """What a folder's safetensors files hold.
+    """Read the headers of the safetensors files in a model's folder.
 
     Args:
-        folder: Where they lie.
-        name: What the user called the model, for the message.
+        folder: The folder of the files.
+        name: The model name that the user gave, for the message.
 
     Raises:
-        InvalidModel: There are none, or one is missing or damaged.
+        InvalidModel: There are no such files, or one is missing or damaged.
     """
     return read_header(_weight_files(folder, name), name=name)
 

@@ -1,4 +1,4 @@
-"""The files in a model's folder: only regular ones within the allowed folders; JSON and headers are read bounded."""
+"""Check and read the files in a model's folder: regular files in allowed folders, JSON and headers of limited size."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any
 from jobs.errors import Forbidden, InvalidModel
 
 MOST_FILES = 10_000
-"""The most files in one folder of a model, whatever their names; looking through more takes too long."""
+"""Maximum number of files in one folder of a model, since listing more takes too long."""
 LARGEST_JSON_BYTES = 256 * 2**20
-"""The largest JSON file in a model's folder; the largest tokenizers have some 40 MB."""
+"""Maximum size of a JSON file in a model's folder; the largest tokenizers have about 40 MB."""
 _LONGEST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _READ_BY_LOADING = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".safetensors", ".py"})
 _TEMPLATES = "additional_chat_templates"
 
 
 class TooManyFiles(Exception):
-    """A folder has more files than are looked at."""
+    """A folder has more than `MOST_FILES` files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a model's safetensors files say of their tensors."""
+    """The shapes of a model's tensors, from the headers of its safetensors files."""
 
     shapes: Mapping[str, tuple[int, ...]]
 
@@ -38,25 +38,25 @@ class Header:
 
 
 def invalid(name: str, reason: str, param: str = "model") -> InvalidModel:
-    """The error that says what is wrong with a model.
+    """Make the error for an invalid model.
 
     Args:
-        name: what the user called it.
-        reason: the rest of the sentence.
-        param: the field of the spec that named it.
+        name: The model name that the user gave.
+        reason: The message after that name.
+        param: The field of the spec that names the model.
     """
     return InvalidModel(f"{param} '{name}': {reason}", param=param)
 
 
 def model_files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Name and place of each file that loading may read, by name; of a path that is no folder, the file itself.
+    """Relative name and path of each file that loading may read, sorted by name. If the path is a file, only that file.
 
-    Looks into the folder and its sub-folders that belong to the model: the modules of sentence-transformers, and
-    further chat templates.
+    The files are those of the folder and of the subfolders that belong to the model: modules of sentence-transformers,
+    and additional chat templates.
 
     Raises:
-        TooManyFiles: a folder has more than `MOST_FILES`.
-        OSError: a folder cannot be read.
+        TooManyFiles: A folder has more than `MOST_FILES` files.
+        OSError: A folder cannot be read.
     """
     if not path.is_dir():
         yield path.name, path
@@ -68,24 +68,24 @@ def model_files(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def check_regular(folder: Path, *, name: str, may_read: Callable[[Path], bool] | None, param: str = "model") -> None:
-    """Refuse a folder in which loading would wait at a pipe, read a device, or follow a link to where it may not.
+    """Check that loading will not wait for a pipe, read a device, or follow a link to a place that jobs may not read.
 
     Args:
-        folder: the model's.
-        name: what the user called it, for the message.
-        may_read: whether jobs may read the real path of a file; None where they may read all.
-        param: the field of the spec that named it.
+        folder: The model's folder.
+        name: The model name that the user gave, for the message.
+        may_read: Whether jobs may read the real path of a file; None allows all files.
+        param: The field of the spec that names the model.
 
     Raises:
-        InvalidModel: a file is not a regular one, or there are too many.
-        Forbidden: a file leads to where jobs may not read.
+        InvalidModel: A file is not a regular file, or there are too many files.
+        Forbidden: A file is a link to a place that jobs may not read.
     """
     try:
         for file, path in model_files(folder):
             try:
                 mode = path.stat().st_mode
             except FileNotFoundError:
-                continue  # a link to nothing; what misses it says so
+                continue  # a broken link; the code that needs the file reports it
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise invalid(name, f"its {file} is not a regular file", param)
             if may_read is not None and not may_read(path.resolve()):
@@ -93,20 +93,20 @@ def check_regular(folder: Path, *, name: str, may_read: Callable[[Path], bool] |
                 raise Forbidden(f"{param} '{name}': {message}", param=param)
     except TooManyFiles as error:
         raise invalid(name, f"has more than {MOST_FILES} files in one folder", param) from error
-    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError to some versions of Python
+    except (OSError, RuntimeError) as error:  # some versions of Python raise RuntimeError for a loop of links
         raise invalid(name, f"cannot be read: {getattr(error, 'strerror', None) or error}", param) from error
 
 
 def read_json(path: Path, *, name: str, required: bool = True) -> dict[str, Any]:
-    """A JSON object in a model's folder.
+    """Read a JSON object from a file in a model's folder.
 
     Args:
-        path: of the file.
-        name: what the user called the model, for the message.
-        required: False gives an empty object where the file is missing.
+        path: The path of the file.
+        name: The model name that the user gave, for the message.
+        required: Whether a missing file is an error; if not, it reads as an empty object.
 
     Raises:
-        InvalidModel: the file is missing or does not hold a JSON object.
+        InvalidModel: The file is missing or does not contain a JSON object.
     """
     if not path.is_file():
         if required:
@@ -119,10 +119,10 @@ def read_json(path: Path, *, name: str, required: bool = True) -> dict[str, Any]
 
 
 def parse_json(path: Path, *, name: str) -> object:
-    """The JSON value of a regular file in a model's folder.
+    """Read a JSON value from a regular file in a model's folder.
 
     Raises:
-        InvalidModel: it cannot be read, is too large, or is not valid JSON.
+        InvalidModel: The file cannot be read, is too large, or is not valid JSON.
     """
     try:
         if path.stat().st_size > LARGEST_JSON_BYTES:
@@ -136,10 +136,10 @@ def parse_json(path: Path, *, name: str) -> object:
 
 
 def read_header(paths: Sequence[Path], *, name: str) -> Header:
-    """The headers of a model's safetensors files, each looked over as `check_safetensors` does.
+    """Read the headers of a model's safetensors files, and check each file with `check_safetensors`.
 
     Raises:
-        InvalidModel: a file is missing, damaged or cut off.
+        InvalidModel: A file is missing, damaged or truncated.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
@@ -148,20 +148,20 @@ def read_header(paths: Sequence[Path], *, name: str) -> Header:
 
 
 def check_safetensors(path: Path, *, name: str) -> dict[str, tuple[int, ...]]:
-    """Refuse a safetensors file that is missing, damaged or cut off.
+    """Check that a safetensors file is complete.
 
     Args:
-        path: of the file.
-        name: what the user called the model, for the message.
+        path: The path of the file.
+        name: The model name that the user gave, for the message.
 
     Returns:
-        The shape of each of its tensors.
+        Name -> shape of each tensor.
 
     Raises:
-        InvalidModel: the header does not describe the bytes that follow it.
+        InvalidModel: The file is missing, or its header does not match the bytes that follow it.
     """
-    # Not by `safetensors.safe_open`, which maps the file: a file that shrinks meanwhile, or a disk that fails, would
-    # end this process, the API, by SIGBUS.
+    # `safetensors.safe_open` is not used because it maps the file: if the file shrinks or the disk fails meanwhile,
+    # SIGBUS would end this process, which is the API.
     if not path.is_file():
         raise invalid(name, f"its weights are incomplete: {path.name} is missing")
     try:
@@ -200,7 +200,7 @@ def _inner_folders(folder: Path) -> set[str]:
         return found
     try:
         listed = json.loads(modules.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # the check of the modules says what is wrong with it
+    except (ValueError, RecursionError):  # `sentence_modules` reports what is wrong
         return found
     root = folder.resolve()
     for item in listed if isinstance(listed, list) else ():
@@ -215,5 +215,5 @@ def _inside(root: Path, path: str) -> str | None:
     try:
         inner = (root / path).resolve()
         return str(inner.relative_to(root)) if inner.is_dir() and inner != root else None
-    except (OSError, RuntimeError, ValueError):  # not a path, or one that leads elsewhere
+    except (OSError, RuntimeError, ValueError):  # not a path, or one outside the folder
         return None

@@ -1,4 +1,4 @@
-"""Whether the parts of a model go together: its configuration, its weights, its tokenizer and its chat template."""
+"""Check that the parts of a model match: its configuration, its weights, its tokenizer and its chat template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DEPTHS = frozenset(
         "num_local_experts", "n_routed_experts", "num_codebooks", "num_stages", "num_mtp_modules",
     }
 )  # fmt: skip
-"""Numbers of modules that are made one by one; a list of them (`depths`) counts as its sum."""
+"""Fields for numbers of layers or other modules; a list of numbers (`depths`) counts as its sum."""
 _WIDTHS = frozenset(
     {
         "hidden_size", "d_model", "n_embd", "dim", "intermediate_size", "d_ff", "ffn_dim", "n_inner",
@@ -33,28 +33,28 @@ _WIDTHS = frozenset(
         "num_channels", "hidden_sizes",
     }
 )  # fmt: skip
-"""Sizes of tensors."""
-_MOST_POSITIONS = 2**27  # many models only compute with positions, so weights do not bound them
+"""Fields for sizes of tensors."""
+_MOST_POSITIONS = 2**27  # a fixed limit, since many models have no weights for positions
 _POSITIONS = frozenset({"max_position_embeddings", "n_positions", "n_ctx", "max_source_positions"})
-_FEWEST_LAYERS = 1000  # this many layers are never too many
+_FEWEST_LAYERS = 1000  # this number of layers is always accepted
 _LAYERS_PER_TENSOR = 4  # some models share the weights of their layers
-_SMALLEST_WIDTH = 65_536  # this width is never too much
-_WIDTHS_PER_DIMENSION = 64  # quantized weights are packed, and are narrower than their model
-_MOST_PARTS = 1000  # configurations in one: its own, its encoder's, its decoder's, ...
+_SMALLEST_WIDTH = 65_536  # this width is always accepted
+_WIDTHS_PER_DIMENSION = 64  # quantized weights are packed, so their tensors are smaller
+_MOST_PARTS = 1000  # nested configurations: the top level, encoder, decoder, ...
 _TABLES = (
     "embed_tokens.weight", "word_embeddings.weight", "wte.weight", "shared.weight", "tok_embeddings.weight",
     "token_embedding.weight", "word_embedding.weight",
 )  # fmt: skip
-"""What the name of the table of token vectors ends in, for most architectures."""
+"""Endings of the weight name of the token embeddings, for most architectures."""
 _LONGEST_TEMPLATE_CHARACTERS = 1_000_000
-_MOST_REMEMBERED = 64  # tokenizers whose largest id is kept
+_MOST_REMEMBERED = 64  # number of tokenizers whose largest id is cached
 
 
 def check_numbers(config: Mapping[str, Any], header: Header, name: str) -> None:
-    """Refuse a configuration that asks for far more than its weights hold: making such a model fills the memory.
+    """Check that a configuration does not describe a far larger model than its weights, which would fill the memory.
 
     Raises:
-        InvalidModel: a number of layers, a width or a number of positions is absurd.
+        InvalidModel: A number of layers, a width or a number of positions is negative or far too large.
     """
     most_layers = max(_FEWEST_LAYERS, _LAYERS_PER_TENSOR * len(header.shapes))
     most_width = max(_SMALLEST_WIDTH, _WIDTHS_PER_DIMENSION * header.largest_dimension)
@@ -71,18 +71,18 @@ def check_numbers(config: Mapping[str, Any], header: Header, name: str) -> None:
 
 
 def check_vocabulary(folder: Path, config: Mapping[str, Any], header: Header, name: str) -> None:
-    """Refuse a tokenizer whose vocabulary is larger than the model's table of token vectors.
+    """Check that the tokenizer's vocabulary is not larger than the model's token embeddings.
 
-    Tokens that were added to a tokenizer without making the table larger are no reason: the model can be used for every
-    text that does not contain them, and a row that does is a row error.
+    Tokens that were added to the tokenizer without resizing the embeddings are accepted: the model works for all texts
+    without them, and a row with one becomes a row error.
 
     Raises:
-        InvalidModel: they are not of one model.
+        InvalidModel: The tokenizer and the weights belong to different models.
     """
     tables = [shape for key, shape in header.shapes.items() if key.endswith(_TABLES) and len(shape) == 2]
     rows = max((shape[0] for shape in tables), default=0)
     said = config.get("vocab_size")
-    # Packed or split tables say less than the configuration does.
+    # If the embeddings are packed or split, the configuration has the larger, correct number.
     known = max(rows, said if isinstance(said, int) and not isinstance(said, bool) else 0)
     if not tables or not known:
         return
@@ -96,10 +96,10 @@ def check_vocabulary(folder: Path, config: Mapping[str, Any], header: Header, na
 
 
 def check_templates(folder: Path, name: str) -> None:
-    """Refuse a folder with a chat template that is not valid Jinja.
+    """Check that the chat templates in a folder are valid Jinja.
 
     Raises:
-        InvalidModel: it is not; the sentence names the file and the line.
+        InvalidModel: One is not valid; the message names the file and the line.
     """
     for where, text in _templates(folder, name):
         reason = template_fault(text)
@@ -108,9 +108,9 @@ def check_templates(folder: Path, name: str) -> None:
 
 
 def template_fault(text: str) -> str | None:
-    """Why a text is no chat template, or None where it is one.
+    """Why a text is not a valid chat template, or None if it is valid.
 
-    It is parsed only: already compiling it computes its constants, such as `'a' | center(10 ** 12)`.
+    The text is only parsed, because compiling it would evaluate constants such as `'a' | center(10 ** 12)`.
     """
     if len(text) > _LONGEST_TEMPLATE_CHARACTERS:
         return f"it has more than {_LONGEST_TEMPLATE_CHARACTERS} characters"
@@ -124,19 +124,19 @@ def template_fault(text: str) -> str | None:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` of transformers, which marks what an assistant said."""
+    """The tag `{% generation %}` of transformers, which marks messages of the assistant."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2's own way
+    tags = {"generation"}  # noqa: RUF012 - jinja2 requires it
 
     def parse(self, parser: Parser) -> list[jinja2.nodes.Node]:
-        """The statements inside."""
+        """Return the statements inside the tag."""
         next(parser.stream)
         return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
 
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    extensions = [_Generation, "jinja2.ext.loopcontrols"]  # as transformers has them
+    extensions = [_Generation, "jinja2.ext.loopcontrols"]  # the same extensions as in transformers
     return jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
 
 
@@ -156,7 +156,7 @@ def _templates(folder: Path, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A configuration and those inside it, each with what its fields' names begin with."""
+    """A configuration and all nested ones, each with the prefix of its fields' names."""
     waiting: list[tuple[str, Mapping[str, Any]]] = [("", config)]
     for _ in range(_MOST_PARTS):
         if not waiting:
@@ -167,7 +167,7 @@ def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 
 def _size(value: object) -> int | None:
-    """The number that a field says; of a list of numbers, their sum."""
+    """The number in a field, or the sum of a list of numbers; None for any other value."""
     if isinstance(value, list) and value and all(_size(item) is not None for item in value):
         return sum(_size(item) or 0 for item in value)
     if isinstance(value, float) and value.is_integer():
@@ -176,7 +176,7 @@ def _size(value: object) -> int | None:
 
 
 def _largest_id(folder: Path, name: str) -> int | None:
-    """The largest id in a tokenizer's vocabulary, tokens that were added to it left aside; None where it is unknown."""
+    """The largest id in a tokenizer's vocabulary, without added tokens; None if it is unknown."""
     for file in ("tokenizer.json", "vocab.json", "vocab.txt"):
         path = folder / file
         if path.is_file():
@@ -198,7 +198,7 @@ def _largest_id_in(path: Path, _stamp: str, name: str) -> int | None:
         vocabulary = model.get("vocab") if isinstance(model, dict) else None
         added = value.get("added_tokens")
         if isinstance(vocabulary, dict) and isinstance(added, list):
-            # Some tokenizers list their added tokens in the vocabulary as well.
+            # Some tokenizers also list their added tokens in the vocabulary.
             contents = {token.get("content") for token in added if isinstance(token, dict)}
             vocabulary = {token: number for token, number in vocabulary.items() if token not in contents}
     if isinstance(vocabulary, dict):

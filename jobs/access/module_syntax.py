@@ -1,4 +1,4 @@
-"""What can be said of a user's Python module without running it: whether it is Python, what it defines and imports."""
+"""Check a user's Python module without running it: its syntax, and what it defines and imports."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from jobs.errors import InvalidSpec
 from jobs.messages import first_line, short
 
 _LARGEST_BYTES = 100_000
-"""Larger files are left to the worker: one of 1 MB may take ten seconds and 600 MB of memory to parse."""
+"""Maximum size of a file that is checked here: to parse 1 MB may take ten seconds and 600 MB of memory."""
 _ENTRY = "build"
 _DYNAMIC = frozenset({"__dict__", "__getattr__", "eval", "exec", "globals", "locals", "modules", "setattr", "vars"})
-"""Names by which a module may come to a function that its text does not define."""
+"""Names with which a module may create a function that its source does not define."""
 _OUR_PACKAGES = frozenset({"jobs", "scheduler", "worker"})
-"""Names that mean Stoker's own packages where a module is run, whatever lies beside the module."""
+"""Stoker's packages. Where a module runs, these names are imported from Stoker and not from the module's folder."""
 
 
 def check_module(path: Path, name: str) -> None:
-    """Refuse a module that is not valid Python, that certainly has no function `build`, or that would import one of our
-    packages in place of its own neighbour.
+    """Check that a module is valid Python, and that it can be used by a training.
+
+    It is invalid if it certainly has no function `build`, or if it imports a file beside it that has the name of one
+    of Stoker's packages.
 
     Args:
         path: The module's file.
-        name: What the spec calls it, for the message.
+        name: The module's name in the spec, for the message.
 
     Raises:
-        InvalidSpec: It cannot be imported or used; the message names the line.
+        InvalidSpec: The module cannot be used; the message says why.
     """
     try:
         if path.stat().st_size > _LARGEST_BYTES:
@@ -38,7 +40,7 @@ def check_module(path: Path, name: str) -> None:
     except SyntaxError as error:
         where = "" if error.lineno is None else f"line {error.lineno}: "
         raise _invalid(name, f"is not valid Python: {where}{short(str(error.msg))}") from error
-    except (ValueError, RecursionError, MemoryError) as error:  # a zero byte; nested too deeply
+    except (ValueError, RecursionError, MemoryError) as error:  # a zero byte, or code that is nested too deeply
         raise _invalid(name, f"is not valid Python: {short(first_line(error))}") from error
     names = set(_names(tree))
     if _ENTRY not in names and "*" not in names and not names & _DYNAMIC:
@@ -54,7 +56,7 @@ def check_module(path: Path, name: str) -> None:
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    """The first names of the modules that a module's text imports."""
+    """Top-level names of the modules that a module imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -63,7 +65,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 
 def _names(tree: ast.AST) -> Iterator[str]:
-    """Every name that a module's text defines, imports or uses."""
+    """All names that a module defines, imports or uses."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name

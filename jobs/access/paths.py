@@ -1,4 +1,4 @@
-"""Which paths and URLs a spec may name: local ones under configured roots, remote ones under configured prefixes."""
+"""Check the paths and URLs in a spec: local ones against configured roots, remote ones against configured prefixes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from jobs.messages import shown
 from jobs.specs.bounds import path_fault
 
 REMOTE_PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"})
-"""Protocols of object stores that inputs are read from. Others, such as http, would let a spec reach inner services."""
+"""Protocols of object stores for inputs. Others, such as http, would give a spec access to internal services."""
 
 _SAME_PROTOCOLS = {"s3a": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:::|://)")
 _KERNEL_PLACES = (Path("/proc"), Path("/sys"))
-"""Files of the kernel: the environments of processes, which hold passwords, and ways into their open files."""
+"""Folders of the kernel: they expose environments of processes, which may contain passwords, and their open files."""
 _LOCAL_PREFIXES = ("file://", "local://")
 _UPLOAD_PREFIX = "file:"
 
 
 def upload_id(path: str) -> str | None:
-    """The id in `file:<id>`, or None where `path` does not name an uploaded file."""
+    """The id in `file:<id>`, or None if `path` does not name an uploaded file."""
     if path.startswith(_UPLOAD_PREFIX) and not path.startswith("file://"):
         return path.removeprefix(_UPLOAD_PREFIX)
     return None
@@ -42,7 +42,7 @@ def local_path(path: str) -> Path | None:
 
 
 def is_local(path: str) -> bool:
-    """Whether `path` names something on this machine's file systems: not an upload and no URL but `file://`."""
+    """Whether `path` is a local path or a `file://` URL, and not an upload or another URL."""
     return local_path(path) is not None
 
 
@@ -50,17 +50,17 @@ def resolve_input_path(path: str | Path, rules: AccessRules, *, param: str = "in
     """The real path behind `path`, if jobs may read it.
 
     Args:
-        path: local path or `file://` URL; `~` is the home of this process's user, a relative path starts at its
-            working directory. It need not exist.
-        rules: Their `input_roots` bound the path; an empty list allows no local path.
-        param: the field of the spec that an error names.
+        path: A local path or `file://` URL, which need not exist. `~` is the home of this process's user, and a
+            relative path starts at the process's working directory.
+        rules: The access rules; the path must lie under their `input_roots`. An empty list allows no local path.
+        param: The field of the spec that an error names.
 
     Returns:
         An absolute path without symbolic links that lies under one of the roots.
 
     Raises:
-        Forbidden: it lies elsewhere. Whether it exists is not told.
-        InvalidInput: it is not a path at all.
+        Forbidden: The path is not allowed. The message does not reveal whether it exists.
+        InvalidInput: The text is not a local path.
     """
     resolved = _resolve(path, error=InvalidInput, param=param)
     _check_roots(path, resolved, rules.input_roots, setting="input_roots", param=param)
@@ -72,13 +72,13 @@ def check_code_path(path: str | Path, rules: AccessRules, *, param: str) -> Path
     """The real path of a user's own Python file, if it may be run.
 
     Args:
-        path: local path of the file.
-        rules: Their `code_roots` bound the path; an empty list allows none.
-        param: the field of the spec that an error names.
+        path: The local path of the file.
+        rules: The access rules; the path must lie under their `code_roots`. An empty list allows no file.
+        param: The field of the spec that an error names.
 
     Raises:
-        Forbidden: it lies elsewhere. Whether it exists is not told.
-        InvalidInput: it is not a Python file.
+        Forbidden: The path is not allowed. The message does not reveal whether it exists.
+        InvalidInput: The path is not that of a Python file.
     """
     resolved = _resolve(path, error=InvalidInput, param=param)
     _check_roots(path, resolved, rules.code_roots, setting="code_roots", param=param)
@@ -89,15 +89,15 @@ def check_code_path(path: str | Path, rules: AccessRules, *, param: str) -> Path
 
 
 def check_replaces_no_input(output: Path, inputs: Sequence[str], *, param: str) -> None:
-    """Refuse a file of results that is one of a job's own inputs, which it would replace.
+    """Check that a job's output file would not replace one of its inputs.
 
     Args:
-        output: where the results are to go; it may exist.
-        inputs: valid local paths, globs and `file://` URLs; all others are passed over.
-        param: the field or option that an error names.
+        output: The path for the results, which need not exist.
+        inputs: The inputs; only valid local paths, globs and `file://` URLs are checked.
+        param: The field or option that an error names.
 
     Raises:
-        InvalidOutput: it is there, and one of the inputs names it.
+        InvalidOutput: The output file exists and is one of the inputs.
     """
     if not output.exists():
         return
@@ -115,16 +115,16 @@ def resolve_output_path(path: str | Path, rules: AccessRules, *, param: str = "o
     """The real path behind `path`, if jobs may write a file there.
 
     Args:
-        path: local path or `file://` URL of the file to write, as in `resolve_input_path`.
-        rules: Their `output_roots` bound the path; an empty list allows no local path.
-        param: the field of the spec that an error names.
+        path: A local path or `file://` URL of the file to write, as in `resolve_input_path`.
+        rules: The access rules; the path must lie under their `output_roots`. An empty list allows no local path.
+        param: The field of the spec that an error names.
 
     Returns:
         An absolute path without symbolic links, in an existing folder that this process may write to.
 
     Raises:
-        Forbidden: it lies outside the roots.
-        InvalidOutput: its folder is missing or cannot be written to, or it is a directory itself.
+        Forbidden: The path lies outside the roots.
+        InvalidOutput: Its folder is missing or not writable, or the path is a directory.
     """
     resolved = _resolve(path, error=InvalidOutput, param=param)
     _check_roots(path, resolved, rules.output_roots, setting="output_roots", param=param)
@@ -139,20 +139,20 @@ def resolve_output_path(path: str | Path, rules: AccessRules, *, param: str = "o
             raise InvalidOutput(f"{param}: the folder '{parent}' may not be written to: permission denied", param=param)
         if resolved.exists() and not resolved.is_file():
             raise InvalidOutput(f"{param}: '{path}' is not a regular file", param=param)
-    except OSError as error:  # a folder on the way that may not be entered; a name that is too long for its file system
+    except OSError as error:  # a parent folder without access, or a name that is too long for its file system
         raise InvalidOutput(f"{param}: '{path}' cannot be written: {error.strerror}", param=param) from error
     return resolved
 
 
 def check_input_url(url: str, rules: AccessRules, *, param: str = "input.path") -> None:
-    """Refuse a remote URL that jobs may not read.
+    """Check that jobs may read a remote URL.
 
-    `hf://` is always allowed, as hub ids are. Other object stores are read with this host's own credentials, so a URL
-    must lie under one of `rules.input_urls`; input roots that hold `/` (one user's own machine) allow all of them.
+    `hf://` is always allowed, like hub ids. Other object stores are read with this host's own credentials, so a URL
+    must lie under one of `rules.input_urls`; the input root `/` (a machine with a single user) allows all of them.
 
     Raises:
-        InvalidInput: the protocol is not one that inputs are read from.
-        Forbidden: the URL is under none of the configured prefixes.
+        InvalidInput: Inputs cannot be read by this protocol.
+        Forbidden: The URL lies under none of the configured prefixes, or in Stoker's store.
     """
     match = _PROTOCOL.match(url)
     protocol = match.group(1).lower() if match else ""
@@ -170,11 +170,12 @@ def check_input_url(url: str, rules: AccessRules, *, param: str = "input.path") 
 
 
 def own_places(rules: AccessRules) -> tuple[Path, ...]:
-    """The files and folders that no job may name, whatever the roots allow: Stoker's own, with keys, the database and
-    what other projects have uploaded, and the kernel's.
+    """Files and folders that no job may name, even if they lie under a root.
 
-    Links to them are followed; a hard link is not known as one, and only a user of this host who may write to such a
-    file can make one. A second mount of the same folder is not known either.
+    They are Stoker's own (keys, the database, uploads of all projects) and those of the kernel.
+
+    Symbolic links to them are detected. Hard links are not, but only a user of this host who may write to such a file
+    can create one. A second mount of the same folder is not detected either.
     """
     return _own_places(rules.data_dir, rules.resolved_store_url, rules.database_url, rules.config_path)
 
@@ -192,7 +193,7 @@ def _own_places(data_dir: Path, store_url: str, database_url: str, config_path: 
 
 
 def _is_in_store(url: str, rules: AccessRules) -> bool:
-    """Whether an object store's URL lies in the artifact store, or is a glob that may match what does."""
+    """Whether a URL of an object store lies in the artifact store."""
 
     def plain(name: str) -> str:
         protocol, _, rest = name.partition("://")
@@ -205,12 +206,12 @@ def _resolve(path: str | Path, *, error: type[UserError], param: str) -> Path:
     local = local_path(path) if isinstance(path, str) else path
     if local is None:
         raise error(f"{param}: '{path}' is not a local path", param=param)
-    fault = path_fault(str(path))  # before it is followed, which takes a look at each name in it
+    fault = path_fault(str(path))  # checked before links are followed, which looks up each part of the path
     if fault is not None:
         raise error(f"{param}: {shown(str(path))} {fault}", param=param)
     try:
         resolved = local.expanduser().resolve()
-    except (OSError, RuntimeError, ValueError) as cause:  # a loop of links, an unknown ~user
+    except (OSError, RuntimeError, ValueError) as cause:  # a loop of links, or an unknown ~user
         raise error(f"{param}: {shown(str(path))} is not a usable path", param=param) from cause
     fault = path_fault(str(resolved))
     if fault is not None:
@@ -221,7 +222,7 @@ def _resolve(path: str | Path, *, error: type[UserError], param: str) -> Path:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a folder on the way that may not be entered
+    except OSError:  # a parent folder without access
         return False
 
 

@@ -1,14 +1,15 @@
-"""What a job computes with, stamped when it is submitted and compared by every runner before it uses it.
+"""Pins: a record of the files that a job uses, made at its submission and compared by each runner before use.
 
-A model folder whose weights are replaced in mid job would give one job two models, so a change is refused, as it is for
-inputs. A pin holds, for each file that loading may read, its size, its stamp (`jobs.access.stamps`) and a digest. A
-request cannot wait for digests, so they are added when the job is planned, from files that still are what was stamped.
+If the weights in a model folder were replaced while a job runs, the job would use two models. So a change is an error,
+as it is for inputs. A pin contains the size, the stamp (`jobs.access.stamps`) and a digest of each file that loading
+may read. A request cannot wait for digests, so they are added when the job is planned, if the stamps are unchanged.
 
-On the host that made the pin, size and stamp decide. Another host has other inodes, and a copy of the folder has times
-of its own; there the sizes and the digests decide. A digest is of all bytes of a file of up to 64 MiB (configurations,
-tokenizers), and of blocks spread over a larger one (weights), which tells other weights but no single flipped bit.
+On the host that made the pin, sizes and stamps are compared. On another host the inodes differ, and a copy of the
+folder has other times, so sizes and digests are compared there. The digest of a file of up to 64 MiB (configurations,
+tokenizers) covers all bytes. That of a larger file (weights) covers blocks spread over the file, which detects other
+weights but not a single flipped bit.
 
-Which files a job's spec names is known to `jobs.ledger.job_pins`.
+`jobs.ledger.job_pins` finds the files that a job's spec names.
 """
 
 from __future__ import annotations
@@ -30,38 +31,38 @@ from jobs.access.stamps import file_stamp, is_same
 from jobs.errors import InvalidModel, ServiceUnavailable, UserError
 from jobs.messages import reason
 
-_WHOLE_BYTES = 64 * 2**20  # the largest file whose digest is of all its bytes
+_WHOLE_BYTES = 64 * 2**20  # maximum size of a file whose digest covers all bytes
 _BLOCK_BYTES = 64 * 2**10
-_NUM_BLOCKS = 64  # blocks that are read of a larger file
-_MOST_DIGESTS = 4096  # remembered by one process
+_NUM_BLOCKS = 64  # number of blocks that are read from a larger file
+_MOST_DIGESTS = 4096  # number of digests that a process caches
 
 Part = Literal["model", "processor", "module"]
-"""What of a job is pinned."""
+"""The parts of a job that are pinned."""
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedFile:
-    """One file as it was."""
+    """The recorded state of one file."""
 
     name: str
-    """Its path within the pinned folder; of a file that was pinned alone, its name."""
+    """Path of the file within the pinned folder, or its name if only this file was pinned."""
     num_bytes: int
     stamp: str
-    """As `jobs.access.stamps.file_stamp` makes it."""
+    """The result of `jobs.access.stamps.file_stamp`."""
     digest: str | None = None
-    """None where only size and stamp were taken, as at submission."""
+    """None if only size and stamp were recorded, as at submission."""
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedFiles:
-    """A file, or the files of a folder that loading may read."""
+    """The pin of a file, or of the files in a folder that loading may read."""
 
     files: tuple[PinnedFile, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedRevision:
-    """The commit of a hub id, written by the first runner that has resolved the name."""
+    """The commit of a hub id, recorded by the first runner that resolves the id."""
 
     revision: str
 
@@ -71,7 +72,7 @@ Pin = PinnedFiles | PinnedRevision
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """Everything that a job computes with, its input left aside."""
+    """The pins of everything that a job uses, except its input."""
 
     model: Pin | None = None
     processor: Pin | None = None
@@ -79,10 +80,10 @@ class Pins:
 
     @classmethod
     def parse(cls, document: Mapping[str, Any] | None) -> Pins:
-        """The pins that a job's row or an order holds; of None, none.
+        """Read pins from the JSON document in a job's row or an order; None gives empty pins.
 
         Raises:
-            ValueError: the document is not one of pins.
+            ValueError: The document does not describe pins.
         """
         return cls() if document is None else _PINS.validate_python(document)
 
@@ -92,12 +93,12 @@ class Pins:
         return pin
 
     def with_pin(self, part: Part, pin: Pin) -> Pins:
-        """These pins with another one for a part."""
+        """A copy of these pins in which one pin is replaced."""
         changed: dict[str, Any] = {part: pin}
         return replace(self, **changed)
 
     def stored(self) -> dict[str, Any]:
-        """What a job's row holds of them."""
+        """The JSON document for a job's row."""
         document: dict[str, Any] = _PINS.dump_python(self, mode="json", exclude_none=True)
         return document
 
@@ -113,17 +114,18 @@ def pin_path(
     error: type[UserError] = InvalidModel,
     with_digests: bool = True,
 ) -> PinnedFiles:
-    """A pin of a file, or of the files in a folder that loading may read.
+    """Make a pin of a file, or of the files in a folder that loading may read.
 
     Args:
-        path: the real path.
-        name: what the user called it, for messages.
-        param: the field of the spec that named it.
-        error: what is raised.
-        with_digests: whether the files are read as well; without, each is only looked at.
+        path: The real path.
+        name: The name that the user gave, for messages.
+        param: The field of the spec that names the file or folder.
+        error: The class of the error that is raised.
+        with_digests: Whether to read the files for digests; otherwise only sizes and stamps are recorded.
 
     Raises:
-        UserError: of class `error`: it cannot be read, or holds too many files.
+        UserError: An `error`: the path does not exist, or a folder has too many files.
+        ServiceUnavailable: The path cannot be read.
     """
     with _translated(name, param, error, missing="there is no such file or folder"):
         return PinnedFiles(
@@ -143,17 +145,17 @@ def check_pin(
     error: type[UserError] = InvalidModel,
     by_content: bool = False,
 ) -> None:
-    """Refuse a file or folder that is not what was pinned. Does nothing without a pin of this kind.
+    """Check that a file or folder still matches its pin. Does nothing if `pin` is not a pin of files.
 
-    Cheap: files are read only on other hosts than the one that pinned them, and there once by each process.
+    This is cheap: files are read only on hosts other than the one that pinned them, and only once per process.
 
     Args:
-        by_content: Whether the digests decide on every host, for small files that may be written anew as they were;
-            a pin without digests is compared by stamps.
+        by_content: Whether to compare digests on all hosts, for small files that may be rewritten with the same
+            content. A pin without digests is compared by stamps.
 
     Raises:
-        UserError: of class `error`: it changed after the job was submitted.
-        ServiceUnavailable: it cannot be read.
+        UserError: An `error`: the file or folder changed after the job was submitted.
+        ServiceUnavailable: The file or folder cannot be read.
     """
     if not isinstance(pin, PinnedFiles):
         return
@@ -174,13 +176,13 @@ def check_pin(
 
 @contextmanager
 def _translated(name: str, param: str, error: type[UserError], *, missing: str) -> Iterator[None]:
-    """While inside, what reading files raises becomes an error that names the field.
+    """Convert errors from reading files into errors that name the field.
 
     Args:
-        name: what the user called the file or folder.
-        param: the field of the spec that named it.
-        error: the class of what is raised, unless it is the machine's.
-        missing: the end of the sentence where there is nothing.
+        name: The name that the user gave.
+        param: The field of the spec that names the file or folder.
+        error: The class of the error that is raised, except for machine errors.
+        missing: The end of the message if the path does not exist.
     """
     try:
         yield
@@ -193,7 +195,7 @@ def _translated(name: str, param: str, error: type[UserError], *, missing: str) 
 
 
 def folder_stamp(path: Path) -> tuple[tuple[str, int, str], ...]:
-    """What tells a folder on this host from what it was before; empty where there is none."""
+    """The state of a folder, to detect changes on this host; empty if the folder does not exist or cannot be read."""
     try:
         return tuple((file, status.st_size, file_stamp(status)) for file, _, status in _files(path))
     except (OSError, TooManyFiles):
@@ -217,13 +219,13 @@ def _host(stamp: str) -> str:
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path, os.stat_result]]:
-    """Name, place and status of each regular file that loading may read."""
-    path.stat()  # says that there is nothing at all
+    """Relative name, path and status of each regular file that loading may read."""
+    path.stat()  # raises FileNotFoundError if the path does not exist
     for name, full in model_files(path):
         try:
             status = full.stat()
         except FileNotFoundError:
-            continue  # a link to nothing
+            continue  # a broken link
         if stat.S_ISREG(status.st_mode):
             yield name, full, status
 
@@ -234,7 +236,7 @@ def _digest(path: Path, status: os.stat_result) -> str:
 
 @lru_cache(maxsize=_MOST_DIGESTS)
 def _digest_of(path: str, num_bytes: int, _stamp: str) -> str:
-    """The digest of a file in one state of it."""
+    """The digest of a file. The stamp is part of the cache key, so a changed file is read again."""
     digest = hashlib.sha256(str(num_bytes).encode())
     with Path(path).open("rb") as file:
         if num_bytes <= _WHOLE_BYTES:

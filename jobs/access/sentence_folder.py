@@ -1,4 +1,4 @@
-"""What a folder says of how vectors are made of texts: its modules, pooling, prompts and dimensions. No torch here."""
+"""Read how a model's folder configures embeddings: modules, pooling, prompts and dimensions. Does not use torch."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _LEGACY_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""What folders saved before sentence-transformers 5.2 say, in the order in which several modes are joined."""
+"""Flags in folders from before sentence-transformers 5.2, in the order in which multiple modes are concatenated."""
 POOLING_MODES = tuple(_LEGACY_FLAGS.values())
-"""sentence-transformers' names of how the vectors of a row's tokens become one."""
+"""Names in sentence-transformers for the ways to pool the token vectors of a row into one vector."""
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "n_embed", "dim", "emb_dim", "d_latents", "hidden_dim")
-"""What configurations call the dimensions of a token's vector."""
+"""Field names in configurations for the number of dimensions of a token vector."""
 _WIDER = {"reformer": 2}
-"""Type of a model -> how many times as wide its vectors are."""
+"""Model type -> factor by which its vectors are wider than its configuration says."""
 
 
 def sentence_modules(folder: Path, *, name: str) -> list[tuple[str, str]]:
     """The modules of a sentence-transformers folder, in the order in which they run.
 
     Args:
-        folder: of the model; any other model's has no `modules.json`.
-        name: what the user called it, for the message.
+        folder: The model's folder.
+        name: The model name that the user gave, for the message.
 
     Returns:
-        Kind (one of `SENTENCE_MODULES`) and sub-folder of each; empty where there is no `modules.json`.
+        Kind (one of `SENTENCE_MODULES`) and subfolder of each module; empty if there is no `modules.json`.
 
     Raises:
-        InvalidModel: the file is damaged, or names a module that is not supported.
+        InvalidModel: The file is damaged, or names a module that is not supported.
     """
     if not (folder / "modules.json").is_file():
         return []
@@ -68,15 +68,15 @@ def sentence_modules(folder: Path, *, name: str) -> list[tuple[str, str]]:
 
 
 def read_pooling(folder: Path, path: str, *, name: str) -> tuple[tuple[str, ...], bool]:
-    """The modes of a Pooling module, and whether a prompt's tokens are pooled with the text's.
+    """Read the modes of a Pooling module, and whether tokens of the prompt are pooled with those of the text.
 
     Args:
-        folder: The model's.
-        path: The module's sub-folder.
-        name: What the user called the model, for the message.
+        folder: The model's folder.
+        path: The subfolder of the module.
+        name: The model name that the user gave, for the message.
 
     Raises:
-        InvalidModel: It has a mode that is not known.
+        InvalidModel: The module has an unknown mode.
     """
     config = read_json(folder / path / "config.json", name=name)
     if "pooling_mode" in config:
@@ -91,10 +91,10 @@ def read_pooling(folder: Path, path: str, *, name: str) -> tuple[tuple[str, ...]
 
 
 def read_prompts(folder: Path, *, name: str) -> tuple[dict[str, str], str | None]:
-    """The prompts of a sentence-transformers folder by their names, and the name of the one that is used by default.
+    """Read the prompts of a sentence-transformers folder, name -> text, and the name of the default prompt.
 
     Raises:
-        InvalidModel: They are damaged.
+        InvalidModel: The file with the prompts is damaged.
     """
     file = "config_sentence_transformers.json"
     said = read_json(folder / file, name=name, required=False) if (folder / "modules.json").is_file() else {}
@@ -105,15 +105,15 @@ def read_prompts(folder: Path, *, name: str) -> tuple[dict[str, str], str | None
 
 
 def chosen_prompt(prompts: Mapping[str, str], default: str | None, parameters: EmbeddingsParameters) -> str:
-    """The text that stands before each row's, as a job's parameters choose it; empty where there is none.
+    """The prompt that is put before the text of each row, as selected by a job's parameters; empty for no prompt.
 
     Args:
-        prompts: The model's, by their names.
-        default: The name of the one that is used where the parameters choose none.
-        parameters: The job's.
+        prompts: The model's prompts, name -> text.
+        default: The name of the prompt that is used if the parameters select none.
+        parameters: The parameters of the job.
 
     Raises:
-        InvalidSpec: The model has no prompt of the name that they give.
+        InvalidSpec: The model has no prompt of the selected name.
     """
     name = parameters.prompt_name
     if parameters.prompt is not None:
@@ -128,16 +128,16 @@ def chosen_prompt(prompts: Mapping[str, str], default: str | None, parameters: E
 
 
 def check_vectors(folder: Path, parameters: EmbeddingsParameters, *, name: str) -> None:
-    """Refuse a prompt that the model does not have, and more dimensions than its vectors can have.
+    """Check that the model has the selected prompt and enough dimensions.
 
     Args:
-        folder: The model's, which has passed `check_folder`.
-        parameters: The job's.
-        name: What the user called the model, for the message.
+        folder: The model's folder, which has passed `check_folder`.
+        parameters: The parameters of the job.
+        name: The model name that the user gave, for the message.
 
     Raises:
         InvalidSpec: A parameter does not fit the model.
-        InvalidModel: A file that says it is damaged.
+        InvalidModel: A file with prompts or dimensions is damaged.
     """
     chosen_prompt(*read_prompts(folder, name=name), parameters)
     if parameters.dimensions is None:
@@ -148,15 +148,15 @@ def check_vectors(folder: Path, parameters: EmbeddingsParameters, *, name: str) 
 
 
 def too_many_dimensions(most: int) -> InvalidSpec:
-    """The error of a job that wants more dimensions than the model's vectors have."""
+    """Make the error for a job that requests more dimensions than the model's vectors have."""
     param = "parameters.dimensions"
     return InvalidSpec(f"{param}: the model's vectors have only {most} dimensions", param=param)
 
 
 def _most_dimensions(folder: Path, parameters: EmbeddingsParameters, *, name: str) -> int | None:
-    """A number of dimensions that a row's vector does not exceed; None where the files do not tell one for certain.
+    """An upper bound of the number of dimensions of a row's vector; None if the files do not determine one.
 
-    It may be larger than the vector's own: some models project their vectors at the end.
+    The vector may have fewer dimensions, since some models project their vectors at the end.
     """
     modules = sentence_modules(folder, name=name)
     dense = [path for kind, path in modules if kind == "Dense"]

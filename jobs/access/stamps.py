@@ -1,9 +1,9 @@
-"""Tell whether a local file is still the one that was looked at before: one short text for each state of a file.
+"""Stamps: a short text for the state of a local file, to detect whether the file has changed.
 
-Size and modification time alone miss a file that was replaced by one of equal size and time (`cp -p`, `rsync -a`,
-unpacked archives); its inode and change time, which nobody can set, do not. Another host that has a copy of its own
-under the same path, or mounts a network disk that numbers its files anew, sees other inodes and change times: there
-the modification time decides, as in plans that were made before stamps held more.
+Size and modification time are not enough to detect a file that was replaced by one of equal size and time (`cp -p`,
+`rsync -a`, unpacked archives). The inode and the change time, which users cannot set, detect it. Another host with
+its own copy under the same path, or with a network disk that numbers its files differently, sees other inodes and
+change times. There only the modification time is compared, as in plans of older versions, which have no other.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ _STAMP = re.compile(r"(\d+)\+\d+\.\d+@([0-9a-f]{8})")
 
 
 def file_stamp(status: os.stat_result) -> str:
-    """The state of a local file, to be kept beside its size: modification time, change time, inode and host.
+    """The stamp of a local file: modification time, change time, inode and host. Store it together with the size.
 
-    The device's number is left out, for it may be another one after the next start of the machine.
+    The device number is omitted, because it may change when the machine restarts.
     """
     host = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
     return f"{status.st_mtime_ns}+{status.st_ctime_ns}.{status.st_ino}@{host}"
 
 
 def is_same(planned: str, present: str) -> bool:
-    """Whether a present stamp is that of what was planned.
+    """Whether a stamp made now matches a stamp made at planning.
 
     Args:
-        planned: a text that holds what `file_stamp` gave at planning, perhaps on another host, for one file or for
-            several; in a plan of an older version, modification times in their place.
-        present: the same text, made now and here.
+        planned: A text with one or more results of `file_stamp`, made at planning and perhaps on another host. In a
+            plan of an older version, it has modification times in their place.
+        present: The same text, made now on this host.
     """
     if planned == present:
         return True

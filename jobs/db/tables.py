@@ -72,7 +72,7 @@ class Job(SQLModel, table=True):
     """Files that the job computes with, as they were at its submission: `jobs.access.pins.Pins`. NULL in a job that an
     older release accepted and that is not planned yet."""
     max_row_errors: str | None = None
-    """The spec's limit of row errors, where it sets one: a number of rows, or a share such as `5%`."""
+    """The spec's limit of row errors, if it sets one: a number of rows, or a share such as `5%`."""
     num_first: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
     """Number of recorded rows among the job's first rows; see `jobs.data.row_errors`."""
     is_mixed: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
