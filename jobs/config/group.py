@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class SettingsGroup(BaseModel):
-    """A group of related settings. Each setting has a default, and its unit is part of its name."""
+    """A group of related settings, each with a default. Names of times and sizes contain the unit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
