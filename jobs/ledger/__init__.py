@@ -1,9 +1,9 @@
-"""The verbs over the tables, one module for each kind of thing. Only these change a state.
+"""Functions that read and change the tables, one module per subject. Only these functions change a state.
 
 - `jobs`: submit, get, list, cancel, fail, complete, retry. `planning`: chunks of a new job. `attempts`: trainings.
-- `leases`: grant, activate, renew, hold, release. `lease_ends` and `lost_work`: what an ended lease leaves behind.
-- `chunks`: claim, commit, give back. `gangs`: how the leases of a gang stand. `slots`: register, heartbeat, end.
-- `batches`, `batch_ends`: OpenAI batches. `webhooks`, `announcements`: who is told that something ended.
-- `history`, `logs`, `notices`: what people read about a job. `paging`: pages of any list.
-- `sweeps`: what is due for the reaper. `usage`, `uploads`: what a project uses.
+- `leases`: grant, activate, renew, release. `lease_ends` and `lost_work`: what happens when a lease ends.
+- `chunks`: claim, commit, give back. `gangs`: status of a gang's leases. `slots`: register, heartbeat, retire.
+- `batches`, `batch_ends`: OpenAI batches. `webhooks`, `announcements`: events about what ended.
+- `history`, `logs`, `notices`: events, log lines and notices of a job. `paging`: pages of any list.
+- `sweeps`: the reaper's work on all jobs. `usage`, `uploads`: a project's usage of its limits, and its uploads.
 """

@@ -1,6 +1,6 @@
-"""How the end of a job or batch is told: a line of its history, and an event for each webhook of its project.
+"""Announces the end of a job or batch: an event in its history, and a delivery for each webhook of its project.
 
-Both are written in the transaction that makes the end, so that they stand if and only if it does.
+Both are written in the transaction that ends the job or batch, so that they exist if and only if it has ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jobs.ledger import webhooks
 
 
 def tell_job(tx: Transaction, job_id: str, state: JobState, **data: Any) -> None:
-    """Tell that a job has come to a terminal state; one of a batch is told to no webhook, since its batch will be."""
+    """Announce a job's terminal state. For a job of a batch no webhook is called, since the batch has its own event."""
     tx.record(job_id, f"job.{state}", **data)
     own_project = select(col(Job.project)).where(col(Job.id) == job_id, col(Job.batch_id).is_(None))
     project = tx.scalar(own_project)
@@ -26,7 +26,7 @@ def tell_job(tx: Transaction, job_id: str, state: JobState, **data: Any) -> None
 
 
 def tell_batch(tx: Transaction, batch: Batch) -> None:
-    """Tell that a batch has come to a terminal state."""
+    """Announce a batch's terminal state."""
     done = {"completed": batch.num_completed, "failed": batch.num_failed}
     tx.record(batch.id, f"batch.{batch.state}", **done)
     webhooks.announce(tx, f"batch.{batch.state}", batch.id, project=batch.project)

@@ -1,4 +1,4 @@
-"""The end of a batch: found once its jobs have ended, taken to `finalizing`, ended with its output files."""
+"""The end of a batch: found when its jobs have ended, set to `finalizing`, then ended with its output files."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from jobs.db.tables import Batch, Job, StoredFile
 from jobs.ledger import announcements
 from jobs.ledger.batches import OUTPUT_PURPOSE, ROWS_PURPOSE, BatchCounts, lock, stored_file
 
-_UNTOLD = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING)  # of a job that a cancel would change
+# States of jobs that must still be cancelled when their batch is.
+_UNTOLD = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOutcome:
-    """How a batch ended, and the files that say it line by line."""
+    """How a batch ended, and its output files."""
 
     state: BatchState
     counts: BatchCounts
     output: StoredObject | None
-    """None where no line has an answer."""
+    """The responses; None if no line has one."""
     errors_file: StoredObject | None
-    """None where every line has one."""
+    """The errors; None if every line has a response."""
     input_tokens: int = 0
     output_tokens: int = 0
     errors: Sequence[Mapping[str, Any]] = ()
 
 
 def to_finish(session: Session) -> list[str]:
-    """The batches of which every job has ended, and cancelled ones whose jobs do not know it yet; oldest first."""
+    """List batches whose jobs have all ended, and cancelled batches whose jobs are not cancelled yet, oldest first."""
     of_batch = col(Job.batch_id) == col(Batch.id)
     live = exists().where(of_batch, col(Job.state).in_(LIVE_JOB_STATES))
     untold = exists().where(of_batch, col(Job.state).in_(_UNTOLD))
@@ -46,10 +47,10 @@ def to_finish(session: Session) -> list[str]:
 
 
 def begin_finalizing(db: Database, batch_id: str) -> Batch:
-    """Take a batch whose jobs have ended to `finalizing`; one that is there already, or `cancelling`, stays as it is.
+    """Set a batch whose jobs have ended to `finalizing`; a batch that is `finalizing` or `cancelling` does not change.
 
     Raises:
-        Conflict: it has ended.
+        Conflict: The batch has ended.
     """
     with db.write() as tx:
         batch = lock(tx, batch_id, BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING)
@@ -64,10 +65,10 @@ def end(db: Database, batch_id: str, outcome: BatchOutcome, *, default_seconds: 
     """End a batch, with its output files.
 
     Args:
-        default_seconds: life of the output files where the client asked for none.
+        default_seconds: Time until the output files expire, if the client did not set one.
 
     Raises:
-        Conflict: another scheduler was first.
+        Conflict: Another scheduler has ended the batch.
     """
     is_cancel = outcome.state == BatchState.CANCELLED
     with db.write() as tx:
@@ -88,7 +89,7 @@ def end(db: Database, batch_id: str, outcome: BatchOutcome, *, default_seconds: 
 
 
 def forget_rows(db: Database, batch_id: str) -> None:
-    """Delete the records of the files that an ended batch's input was split into; their objects are gone already."""
+    """Delete the records of the files that an ended batch's input was split into, after their objects were deleted."""
     with db.write() as tx:
         rows = (
             col(StoredFile.purpose) == ROWS_PURPOSE,

@@ -1,6 +1,6 @@
-"""Batch verbs: create, find, accept, refuse, cancel; its end is in `batch_ends`.
+"""Create, find, accept, reject and cancel OpenAI batches. Their end is in `batch_ends`.
 
-A batch is the lines of one file, carried out by one job for each model.
+A batch consists of the lines of one file, which are run by one job for each model.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from jobs.ledger.usage import RowsWanted
 from jobs.specs.inference import JobSpec
 
 ROWS_PURPOSE = "batch_rows"
-"""Purpose of the files that a batch's input is split into; no user sees or names them."""
+"""Purpose of the internal files that a batch's input is split into."""
 OUTPUT_PURPOSE = "batch_output"
-_RETRY_SECONDS = 600.0  # within which a client's retry of a create finds what the first try made
+_RETRY_SECONDS = 600.0  # how long a client's retry of a request finds the batch of the first try
 
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """What a client asks for, checked."""
+    """A checked request for a batch."""
 
     endpoint: str
     input_file_id: str
@@ -49,20 +49,20 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchPart:
-    """The lines of a batch that one job carries out."""
+    """The lines of a batch that one job runs."""
 
     spec: JobSpec
-    """Its input is `file:<file_id>`."""
+    """Spec of the job, with the input `file:<file_id>`."""
     file_id: str
     rows: StoredObject
     num_rows: int
     pins: Pins | None = None
-    """What the job computes with, as that was when the lines were read."""
+    """Versions of the model files that the job uses, fixed when the lines were read."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """What the lines of a batch came to."""
+    """The jobs that a batch's lines were divided into."""
 
     num_lines: int
     model: str | None
@@ -70,19 +70,19 @@ class BatchPlan:
     parts: Sequence[BatchPart]
     num_carried: int = 0
     carried: StoredObject | None = None
-    """Answers taken over from the batch that this one retries."""
+    """Responses that are copied from the batch that this one retries."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchCounts:
-    """The lines of a batch."""
+    """Numbers of lines of a batch."""
 
     total: int
     completed: int
     failed: int
 
 
-# -- making and finding --------------------------------------------------------------------------------------------
+# -- create and find -----------------------------------------------------------------------------------------------
 
 
 def create(
@@ -94,22 +94,23 @@ def create(
     is_retry: bool = False,
     wanted: RowsWanted | None = None,
 ) -> Batch:
-    """Write a batch down as `validating`, once for all tries of one request.
+    """Create a batch in state `validating`, only once for repeated requests.
 
     Args:
-        idempotency_key: a repeated request with the same key gives the batch of the first one.
-        is_retry: the client says that it tried before, so an equal request of the last ten minutes is that try.
-        wanted: the room that it needs, where its project's queue has a limit.
+        idempotency_key: A repeated request with the same key returns the first one's batch.
+        is_retry: Whether the client states that this is a retry; then an equal request of the last ten minutes is taken
+            for its first try.
+        wanted: The room that the batch needs, if its project's queue has a limit.
 
     Raises:
-        Conflict: the key was used for another request.
-        QueueFull: there is no such room now.
-        TooManyRows: there never will be.
+        Conflict: The key was used for another request.
+        QueueFull: The queue has not enough room now.
+        TooManyRows: The batch would not fit even into an empty queue.
     """
     key = None if idempotency_key is None else f"{project}/{idempotency_key}"
     try:
         with db.write() as tx:
-            tx.take_turn(new.digest)  # of two tries at once the second waits until the first can be seen
+            tx.take_turn(new.digest)  # of two simultaneous tries, the second waits until the first has committed
             now = tx.time()
             before = _made_before(tx, new, project=project, key=key, since=now - _RETRY_SECONDS if is_retry else None)
             if before is not None:
@@ -135,7 +136,7 @@ def create(
             tx.add(batch)
             tx.record(batch.id, "batch.created", endpoint=new.endpoint, file=new.input_file_id)
         return batch
-    except IntegrityError:  # another request with the key was written between the look and the insertion
+    except IntegrityError:  # another request with this key was inserted after the check above
         with db.read() as tx:
             first = _made_before(tx, new, project=project, key=key, since=None)
         if first is None:
@@ -144,10 +145,10 @@ def create(
 
 
 def get(session: Session, batch_id: str) -> Batch:
-    """The batch.
+    """Return the batch with this id.
 
     Raises:
-        NotFound: there is none of this id.
+        NotFound: There is no such batch.
     """
     batch = session.get(Batch, batch_id)
     if batch is None:
@@ -158,17 +159,17 @@ def get(session: Session, batch_id: str) -> Batch:
 def list_batches(
     session: Session, *, project: str | None, after: str | None = None, limit: int = 20
 ) -> tuple[list[Batch], bool]:
-    """A page of batches, newest first; their errors are not read with it.
+    """Return a page of batches, newest first, without their errors.
 
     Args:
-        project: whose batches; None for all.
-        after: id of the last batch of the page before.
+        project: The project that owns the batches; None for all projects.
+        after: Id of the last batch of the previous page.
 
     Returns:
-        The batches, and whether there are more after them.
+        The batches, and whether more follow.
 
     Raises:
-        NotFound: there is no batch `after`.
+        NotFound: There is no batch `after`.
     """
     conditions = [] if project is None else [col(Batch.project) == project]
     last = None if after is None else get(session, after)
@@ -176,7 +177,7 @@ def list_batches(
 
 
 def counts(session: Session, batch: Batch) -> BatchCounts:
-    """How far a batch is: as it was when it ended, else as its jobs are now."""
+    """Count a batch's lines: as recorded when it ended, or else from the present counters of its jobs."""
     if batch.num_completed is not None and batch.num_failed is not None:
         return BatchCounts(batch.num_lines, batch.num_completed, batch.num_failed)
     sums = select(func.coalesce(func.sum(Job.num_done), 0), func.coalesce(func.sum(Job.num_failed), 0))
@@ -185,24 +186,24 @@ def counts(session: Session, batch: Batch) -> BatchCounts:
 
 
 def jobs_of(session: Session, batch_id: str) -> list[Job]:
-    """A batch's jobs in the order of their making."""
+    """Return a batch's jobs in order of creation."""
     return list(session.scalars(select(Job).where(col(Job.batch_id) == batch_id).order_by(col(Job.id))))
 
 
 def to_take_in(session: Session) -> list[str]:
-    """The batches that are validating, oldest first."""
+    """Return the ids of the batches that are validating, oldest first."""
     validating = select(col(Batch.id)).where(col(Batch.state) == BatchState.VALIDATING)
     return list(session.scalars(validating.order_by(col(Batch.created_at))))
 
 
-# -- the way of a batch --------------------------------------------------------------------------------------------
+# -- accept, reject, cancel ----------------------------------------------------------------------------------------
 
 
 def accept(db: Database, batch_id: str, plan: BatchPlan) -> None:
-    """Take a validating batch to `in_progress`, with its jobs.
+    """Set a validating batch to `in_progress` and create its jobs.
 
     Raises:
-        Conflict: it is not validating any more.
+        Conflict: The batch is no longer validating.
     """
     with db.write() as tx:
         batch = lock(tx, batch_id, BatchState.VALIDATING)
@@ -231,13 +232,13 @@ def accept(db: Database, batch_id: str, plan: BatchPlan) -> None:
 
 
 def refuse(db: Database, batch_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
-    """Fail a validating batch; nothing of it was run.
+    """Fail a validating batch, of which nothing was run.
 
     Args:
-        errors: each `{code, message, line, param}`.
+        errors: The errors, each with the keys `code`, `message`, `line` and `param`.
 
     Raises:
-        Conflict: it is not validating any more.
+        Conflict: The batch is no longer validating.
     """
     with db.write() as tx:
         batch = lock(tx, batch_id, BatchState.VALIDATING)
@@ -249,13 +250,13 @@ def refuse(db: Database, batch_id: str, errors: Sequence[Mapping[str, Any]]) -> 
 
 
 def cancel(db: Database, batch_id: str) -> Batch:
-    """Ask for a batch's end. Its jobs are cancelled, and what they finished is in the output file.
+    """Cancel a batch. Its jobs are cancelled, and the lines that they finished are in the output file.
 
-    A batch whose output files are being written already ends as it would have.
+    A batch whose output files are being written already is not changed.
 
     Raises:
-        NotFound: there is no such batch.
-        Conflict: it has ended.
+        NotFound: There is no such batch.
+        Conflict: The batch has ended.
     """
     with db.write() as tx:
         batch = tx.scalar(select(Batch).where(col(Batch.id) == batch_id).with_for_update())
@@ -276,7 +277,7 @@ def cancel(db: Database, batch_id: str) -> Batch:
         return batch
 
 
-# -- what they share -----------------------------------------------------------------------------------------------
+# -- shared --------------------------------------------------------------------------------------------------------
 
 
 def _made_before(
@@ -290,12 +291,17 @@ def _made_before(
     if since is None:
         return None
     equal = (col(Batch.digest) == new.digest, col(Batch.project) == project, col(Batch.created_at) >= since)
-    alive = col(Batch.state).not_in((BatchState.CANCELLING, BatchState.CANCELLED))  # its client has had the answer
+    # Not a cancelled batch: the client that cancelled it has received the response to its request.
+    alive = col(Batch.state).not_in((BatchState.CANCELLING, BatchState.CANCELLED))
     return session.scalar(select(Batch).where(*equal, alive).order_by(col(Batch.created_at).desc()).limit(1))
 
 
 def lock(session: Session, batch_id: str, *expected: BatchState) -> Batch:
-    """Hold the batch's row, so that nobody else changes its state meanwhile."""
+    """Lock the batch's row, so that no other transaction changes its state meanwhile.
+
+    Raises:
+        Conflict: The batch does not exist or is in none of the expected states.
+    """
     batch = session.scalar(select(Batch).where(col(Batch.id) == batch_id).with_for_update())
     if batch is None or batch.state not in expected:
         now = "gone" if batch is None else batch.state
@@ -306,7 +312,7 @@ def lock(session: Session, batch_id: str, *expected: BatchState) -> Batch:
 def stored_file(
     batch: Batch, file_id: str, purpose: str, content: StoredObject, now: float, *, expires_at: float | None
 ) -> StoredFile:
-    """The record of a file that a batch is split into or that it made."""
+    """Make the record of a file that a batch was split into or that it produced."""
     kind = {OUTPUT_PURPOSE: "error" if file_id == batch.error_file_id else "output"}.get(purpose, "rows")
     return StoredFile(
         id=file_id,

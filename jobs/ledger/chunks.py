@@ -1,6 +1,6 @@
-"""Verbs of a chunk's holder, fenced by its lease: claim, commit, give back, fail. Exactly-once recording lives here.
+"""Claim, commit, return and fail chunks, fenced by the lease. Results are recorded exactly once here.
 
-Each is one short transaction that holds the lease's row first, then chunks, then the job's.
+Each function is one short transaction that locks the lease's row first, then those of the chunks, then the job's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Claim:
     attempt: int
     crashes: int
     verdict: RowError | None = None
-    """Set when this chunk was given up: record this error for each of its rows instead of computing them."""
+    """The error to record for each row instead of computing the chunk; None for a chunk to compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +47,19 @@ class ChunkResults:
     start_row: int
     stop_row: int
     results: Sequence[Result]
-    """One for each row, in row order."""
+    """One result per row, in row order."""
     part: str | None = None
-    """Store key of its file part, for file sinks."""
+    """Store key of the file with these results, for file sinks."""
 
 
 def claim(db: Database, lease_id: str, *, limit: int) -> list[Claim]:
-    """Take up to `limit` pending chunks of the lease's job, lowest rows first.
+    """Claim up to `limit` pending chunks of the lease's job, lowest rows first.
 
     Returns:
-        The chunks; none where nothing is pending, the job is ending, or the lease is asked to yield.
+        The chunks; empty if nothing is pending, the job is ending, or the lease was asked to yield.
 
     Raises:
-        LostLease: the lease is not active any more.
+        LostLease: The lease is no longer active.
     """
     with fenced(db, lease_id) as (tx, lease):
         if (
@@ -93,16 +93,16 @@ def commit(
 ) -> None:
     """Record computed chunks exactly once: results, chunk states and counters, fenced by the lease, in one transaction.
 
-    The same transaction fails the job where more rows failed than it allows; what is recorded stays readable.
+    The same transaction fails the job if more rows failed than it allows; recorded results stay readable.
 
     Args:
-        chunks: chunks this lease claimed, each with one result for each of its rows.
-        record: writes the results into the sink's tables, called inside the transaction after the fence.
+        chunks: Chunks that this lease claimed, each with one result per row.
+        record: Writes the results into the sink's tables; called inside the transaction, after the fence.
 
     Raises:
-        LostLease: the lease is not the live owner of all of them any more, or the job has ended; nothing was recorded.
-        ServiceUnavailable: the database went away; if it did so while committing, the outcome is unknown until the
-            chunks are read back.
+        LostLease: The lease no longer owns all of the chunks, or the job has ended; nothing was recorded.
+        ServiceUnavailable: The connection to the database was lost. If that happened during the commit, whether the
+            results were recorded is unknown until the chunks are read back.
     """
     for chunk in chunks:
         if [result.row_index for result in chunk.results] != list(range(chunk.start_row, chunk.stop_row)):
@@ -116,20 +116,20 @@ def commit(
 
 
 def give_back(db: Database, lease_id: str, start_rows: Sequence[int]) -> None:
-    """Make claimed chunks pending again that were not computed; their attempt does not count.
+    """Return claimed chunks that were not computed. They become pending again, and the attempt does not count.
 
     Raises:
-        LostLease: the lease is not active any more; its chunks are pending already.
+        LostLease: The lease is no longer active; its chunks are pending already.
     """
     with fenced(db, lease_id) as (tx, lease):
         lost_work.return_chunks(tx, lease.id, start_rows)
 
 
 def fail(db: Database, lease_id: str, start_row: int, error: StokerError, retries: RetryTimes) -> None:
-    """Deal with a claimed chunk that an error of the machine kept from being computed: later again, or given up.
+    """Retry a claimed chunk later that a machine error kept from being computed, or end its retries.
 
     Raises:
-        LostLease: the lease does not own the chunk any more.
+        LostLease: The lease no longer owns the chunk.
     """
     with fenced(db, lease_id) as (tx, lease):
         chunk = tx.get(Chunk, (lease.job_id, start_row), with_for_update=True)
@@ -158,7 +158,7 @@ def _finish_chunk(tx: Transaction, lease: Lease, chunk: ChunkResults) -> None:
 
 
 def _count(tx: Transaction, lease: Lease, results: Sequence[Result], num_chunks: int) -> None:
-    """Add to the job's counters; its row is locked last and shortly, and the last one in sees every other commit."""
+    """Add to the job's counters. Its row is locked last and briefly; the last commit sees the counts of all others."""
     num_failed = sum(result.error is not None for result in results)
     counted = (
         update(Job)
@@ -184,7 +184,7 @@ def _count(tx: Transaction, lease: Lease, results: Sequence[Result], num_chunks:
     first = None if row.row_error is None else FailedRow(**row.row_error)
     before = RowErrors(row.num_first, row.is_mixed, first)
     noted = row_errors.note(before, results)
-    if noted != before:  # the job's row is locked by now, so nobody notes anything between
+    if noted != before:  # safe: the job's row is locked by now, so no other commit can change these columns
         row_error = None if noted.first is None else asdict(noted.first)
         remembered = {"num_first": noted.num_first, "is_mixed": noted.is_mixed, "row_error": row_error}
         tx.execute(update(Job).where(col(Job.id) == lease.job_id).values(remembered))

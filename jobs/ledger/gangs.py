@@ -1,7 +1,7 @@
-"""Verbs of a gang, the leases of one training on several slots: its members hold their slots, its leader works.
+"""Gangs: the leases of one training on several slots. Members hold their slots, and the leader computes.
 
-A gang's leases are granted together and end together (`lease_ends`). Rank 0 leads: it alone computes, on the devices of
-all. Each other lease is held by its own slot's worker, which has nothing to do but to keep its device free.
+A gang's leases are granted together and end together (`lease_ends`). Rank 0 is the leader: it alone computes, on the
+devices of all slots. The workers of the other slots hold their leases and only keep their devices free.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jobs.ledger.leases import fenced
 
 @dataclass(frozen=True, slots=True)
 class GangStatus:
-    """What the holder of a gang's lease must know at once."""
+    """What the holder of a gang's lease must notice at once."""
 
     is_active: bool
     """Whether the lease is still active."""
@@ -31,7 +31,7 @@ class GangStatus:
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """One rank of a gang: its slot, and whether it can take part."""
+    """One rank of a gang: its slot, and whether it is ready."""
 
     rank: int
     slot_id: str
@@ -44,10 +44,10 @@ class Rank:
 
 
 def hold_place(db: Database, lease_id: str) -> None:
-    """Record that a member's device is free. The leader begins once all are.
+    """Record that a member's device is free. The leader begins once all devices are.
 
     Raises:
-        LostLease: the lease is not active any more.
+        LostLease: The lease is no longer active.
     """
     with fenced(db, lease_id) as (tx, lease):
         lease.held_at = tx.time()
@@ -55,7 +55,7 @@ def hold_place(db: Database, lease_id: str) -> None:
 
 
 def read_status(db: Database, lease_id: str) -> GangStatus:
-    """The status of one lease: one read by its key, cheap enough for several calls a second."""
+    """Read the status of one lease. One query by primary key, cheap enough for several calls a second."""
     asked = select(col(Lease.state), col(Lease.shutdown_asked)).where(col(Lease.id) == lease_id)
     with db.read() as session:
         row = session.execute(asked).one_or_none()
@@ -65,7 +65,7 @@ def read_status(db: Database, lease_id: str) -> GangStatus:
 
 
 def ranks(db: Database, lease_id: str) -> tuple[Rank, ...]:
-    """The ranks that work together under a lease, in order; for a lease that stands alone, its own slot."""
+    """The ranks of a lease's gang, in order; for a lease without a gang, a single rank with its slot."""
     ours = aliased(Lease)
     same = (col(Lease.id) == ours.id) | (col(Lease.gang_id) == ours.gang_id)
     found = (
@@ -90,10 +90,10 @@ def ranks(db: Database, lease_id: str) -> tuple[Rank, ...]:
 
 
 def ask_shutdown(db: Database, lease_id: str) -> None:
-    """Ask the leader of a lease's gang to stop soon, with a checkpoint: this member's worker is going down.
+    """Ask the leader of a lease's gang to stop soon, with a checkpoint, since this member's worker is shutting down.
 
     Raises:
-        LostLease: the lease is not live any more.
+        LostLease: The lease is no longer live.
     """
     gang = select(col(Lease.gang_id)).where(col(Lease.id) == lease_id, col(Lease.state).in_(LIVE_LEASE_STATES))
     asked = (

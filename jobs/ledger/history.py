@@ -1,4 +1,4 @@
-"""What happened to a job: its events, one for each change of its state. `Transaction.record` writes them."""
+"""Reads the events of a job, which `Transaction.record` writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.ledger.paging import FETCHED_ROWS
 
 
 def events(session: Session, job_id: str, *, after: int = 0, limit: int = 1000) -> Iterator[Event]:
-    """A job's events with an id above `after`, oldest first, fetched as they are asked for."""
+    """Iterate over a job's events with ids above `after`, oldest first, fetched lazily."""
     query = select(Event).where(col(Event.job_id) == job_id, col(Event.id) > after).order_by(col(Event.id)).limit(limit)
     with session.scalars(query.execution_options(yield_per=FETCHED_ROWS)) as found:
         yield from found

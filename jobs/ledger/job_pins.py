@@ -1,4 +1,4 @@
-"""The pins of a job: taken at its submission and completed by its planning; those of hub ids by its first runner."""
+"""Pins of a job: made at submission, completed with digests by the planner; hub ids are pinned by the first runner."""
 
 from __future__ import annotations
 
@@ -26,51 +26,52 @@ class _Named:
 
     part: Part
     param: str
-    """The field of the spec that names it."""
+    """Field of the spec with the name."""
     name: str
     path: Path | None
-    """The real path on this machine; None for a hub id."""
+    """Real path on this machine; None for a hub id."""
     error: type[UserError] = InvalidModel
 
 
 def stamp_spec(spec: JobSpec, rules: AccessRules) -> Pins:
-    """The pins of a job that is being submitted: names, sizes and stamps, but no digests, so that no file is read.
+    """Make the pins of a job that is being submitted: names, sizes and stamps, but no digests, so that no file is read.
 
-    Of `job:<id>` there is none: what a training made never changes, and its files are fetched by their digests.
+    A model `job:<id>` gets no pin: a training's artifacts never change, and they are fetched by their digests.
 
     Raises:
-        UserError: something cannot be read, or holds too many files.
-        ServiceUnavailable: it cannot be read now.
+        UserError: A file or folder cannot be read, or a folder contains too many files.
+        ServiceUnavailable: A file or folder cannot be read now.
     """
     return _pin(spec, rules, with_digests=False)
 
 
 def pin_spec(spec: JobSpec, rules: AccessRules) -> Pins:
-    """The same with digests, which take as long as the files are large.
+    """Make pins with digests, which reads all files and so takes time in proportion to their sizes.
 
     Raises:
-        UserError: as for `stamp_spec`.
-        ServiceUnavailable: as for `stamp_spec`.
+        UserError: See `stamp_spec`.
+        ServiceUnavailable: See `stamp_spec`.
     """
     return _pin(spec, rules, with_digests=True)
 
 
 def check_spec(spec: JobSpec, pins: Pins, rules: AccessRules) -> None:
-    """Refuse a job whose files are not those that were there when it was submitted.
+    """Check that a job's files have not changed since it was submitted.
 
     Args:
-        pins: what `stamp_spec` gave then, perhaps on another host.
+        pins: Result of `stamp_spec` at submission, possibly on another host.
 
     Raises:
-        UserError: something changed, was removed, or is a folder now and was a hub id; the message names the field.
-        ServiceUnavailable: it cannot be read now.
+        UserError: A file or folder changed or was removed, or a former hub id now names a folder; the message names the
+            field.
+        ServiceUnavailable: A file or folder cannot be read now.
     """
     for named in _all_named(spec, rules):
         pin = pins.of(named.part)
         if named.path is not None and pin is None:
             reason = "a folder of this name has appeared after the job was submitted"
             raise named.error(f"{named.param} '{named.name}': {reason}", param=named.param)
-        # A relative name is a folder's while that exists, and may be a hub id's once it is gone.
+        # A relative name means a folder while that exists, and may be taken for a hub id once it is gone.
         path = Path(named.name) if named.path is None else named.path
         check_pin(pin, path, name=named.name, param=named.param, error=named.error)
 
@@ -79,15 +80,15 @@ def pin_revision(db: Database, lease_id: str, part: Part, revision: str) -> str:
     """Pin the commit that a hub id was resolved to, unless another runner of the job has pinned one before.
 
     Args:
-        lease_id: a live lease of the job.
-        part: what of the job the hub id is.
-        revision: the commit that this runner resolved.
+        lease_id: An active lease of the job.
+        part: The part of the job that the hub id names.
+        revision: The commit to which this runner resolved the hub id.
 
     Returns:
         The commit that the whole job uses.
 
     Raises:
-        LostLease: the lease is not active any more.
+        LostLease: The lease is no longer active.
     """
     with fenced(db, lease_id) as (tx, lease):
         job = _lock_job(tx, lease.job_id)
@@ -113,7 +114,7 @@ def _pin(spec: JobSpec, rules: AccessRules, *, with_digests: bool) -> Pins:
 
 
 def _all_named(spec: JobSpec, rules: AccessRules) -> Iterator[_Named]:
-    """Each model, processor and module that a spec names, but those that are another job's."""
+    """Each model, processor and module that a spec names, except artifacts of other jobs."""
     if isinstance(spec.model, str):
         yield from _model("model", "model", spec.model, rules)
     elif spec.model is not None and spec.model.processor is not None:

@@ -1,4 +1,4 @@
-"""Job verbs: submit, find, complete, fail, cancel, retry. The planner's are in `planning`, the sweeps in `sweeps`."""
+"""Submit, find, complete, fail, cancel and retry jobs. See `planning` for their chunks and `sweeps` for expiry."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from jobs.ledger.paging import Order
 from jobs.ledger.usage import RowsWanted
 from jobs.specs.inference import InferenceSpec, JobSpec, model_key, parse_spec, source_job
 
-# -- making and finding --------------------------------------------------------------------------------------------
+# -- create and find -----------------------------------------------------------------------------------------------
 
 
 def new_job_id() -> str:
-    """An id for a job that is about to be submitted."""
+    """Make an id for a job that is about to be submitted."""
     return new_id("job")
 
 
@@ -38,16 +38,16 @@ def submit(
     wanted: RowsWanted | None = None,
     pins: Pins | None = None,
 ) -> Job:
-    """Write a job down as `validating`; the planner takes it from there.
+    """Create a job in state `validating`; the planner continues from there.
 
     Args:
-        idempotency_key: a repeated submission of the project with the same key gives the job of the first one.
-        wanted: the room that it needs, where its project's queue has a limit.
-        pins: what it computes with, as that is now.
+        idempotency_key: A repeated submission of the project with the same key returns the first one's job.
+        wanted: The room that the job needs, if its project's queue has a limit.
+        pins: The present versions of the model files and code that the job uses.
 
     Raises:
-        QueueFull: there is no such room now.
-        TooManyRows: there never will be.
+        QueueFull: The queue has not enough room now.
+        TooManyRows: The job would not fit even into an empty queue.
     """
     num_rows = 0
     try:
@@ -72,7 +72,7 @@ def submit(
 
 
 def find_submitted(session: Session, project: str, idempotency_key: str) -> Job | None:
-    """The job that a project submitted under this key before, or None."""
+    """The job that a project submitted with this idempotency key, or None."""
     return session.scalar(select(Job).where(col(Job.idempotency_key) == _key_of(project, idempotency_key)))
 
 
@@ -88,13 +88,13 @@ def add(
     num_rows: int = 0,
     pins: Pins | None = None,
 ) -> Job:
-    """Write a job down as `validating` in the caller's transaction.
+    """Create a job in state `validating` in the caller's transaction.
 
     Args:
-        num_rows: where they are counted already; the plan's own count replaces it.
-        batch_id: the batch that it carries out, or a part of.
-        deadline_at: when it expires, in Unix seconds, where its spec has no time limit.
-        pins: as for `submit`.
+        num_rows: Number of rows, if they are counted already; the planner's count replaces it.
+        batch_id: The batch of which this job runs all or some lines.
+        deadline_at: When the job expires, in Unix seconds, if its spec has no time limit.
+        pins: See `submit`.
     """
     now = tx.time()
     job = Job(
@@ -124,10 +124,10 @@ def add(
 
 
 def get(session: Session, job_id: str) -> Job:
-    """The job.
+    """Return the job with this id.
 
     Raises:
-        NotFound: there is none of this id.
+        NotFound: There is no such job.
     """
     job = session.get(Job, job_id)
     if job is None:
@@ -144,18 +144,18 @@ def list_jobs(
     state: JobState | None = None,
     order: Order = "desc",
 ) -> tuple[list[Job], bool]:
-    """A page of jobs by time of submission; their specs and pins, which may be megabytes, are not read with it.
+    """Return a page of jobs by time of submission, without their specs and pins, which may be megabytes.
 
     Args:
-        project: whose jobs; None for all.
-        after: id of the last job of the page before.
-        order: `desc`, newest first, or `asc`.
+        project: The project that owns the jobs; None for all projects.
+        after: Id of the last job of the previous page.
+        order: Either `desc`, newest first, or `asc`.
 
     Returns:
-        The jobs, and whether there are more after them.
+        The jobs, and whether more follow.
 
     Raises:
-        NotFound: there is no job `after`.
+        NotFound: There is no job `after`.
     """
     conditions = []
     if project is not None:
@@ -167,18 +167,18 @@ def list_jobs(
 
 
 def artifacts(session: Session, job_id: str) -> list[Artifact]:
-    """A job's artifacts by name."""
+    """Return a job's artifacts, sorted by name."""
     return list(session.scalars(select(Artifact).where(col(Artifact.job_id) == job_id).order_by(col(Artifact.name))))
 
 
-# -- the way of a job ----------------------------------------------------------------------------------------------
+# -- complete, fail, cancel, retry ---------------------------------------------------------------------------------
 
 
 def complete(db: Database, job_id: str, made: Sequence[Artifact]) -> None:
-    """End a finalizing job well, with the artifacts it made.
+    """Complete a finalizing job, with the artifacts it made.
 
     Raises:
-        Conflict: the job is not finalizing (another finalizer was first, or its time limit passed).
+        Conflict: The job is not finalizing (another finalizer was first, or its time limit passed).
     """
     with db.write() as tx:
         completed = (
@@ -196,10 +196,10 @@ def complete(db: Database, job_id: str, made: Sequence[Artifact]) -> None:
 
 
 def fail(db: Database, job_id: str, error: StokerError) -> bool:
-    """Fail a live job; holders of its leases learn it at their next heartbeat, claim or commit.
+    """Fail a live job. Holders of its leases notice at their next heartbeat, claim or commit.
 
     Returns:
-        Whether it was live.
+        Whether the job was live.
     """
     with db.write() as tx:
         lease_ends.withdraw(tx, "the job failed", col(Lease.job_id) == job_id)
@@ -207,13 +207,13 @@ def fail(db: Database, job_id: str, error: StokerError) -> bool:
 
 
 def cancel(db: Database, job_id: str) -> Job:
-    """Ask for a job's end. It is cancelled at once where no lease is active, else as soon as the last one is back.
+    """Cancel a job: at once if none of its leases is active, otherwise as soon as the last one has ended.
 
     A job that is being finalized has all its results already, and completes.
 
     Raises:
-        NotFound: there is no such job.
-        Conflict: it has ended.
+        NotFound: There is no such job.
+        Conflict: The job has ended.
     """
     with db.write() as tx:
         lease_ends.withdraw(tx, "the job was cancelled", col(Lease.job_id) == job_id)
@@ -236,23 +236,24 @@ def cancel(db: Database, job_id: str) -> Job:
 
 
 def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None, pins: Pins | None = None) -> Job:
-    """Submit an ended job's spec again, as a new job that says what it is a retry of.
+    """Submit an ended job's spec again, as a new job with `retry_of` set.
 
-    Asked again while that retry is live, this gives the same one, so that a command repeated by mistake or after a lost
-    answer does the work once.
+    While that retry is live, another call returns the same one, so that a command that is repeated by mistake or after
+    a lost response does the work once.
 
     Args:
-        wanted: as for `submit`.
-        pins: as for `submit`.
+        wanted: See `submit`.
+        pins: See `submit`.
 
     Raises:
-        NotFound: there is no such job.
-        Conflict: it has not ended, or it completed.
-        QueueFull: as for `submit`.
-        TooManyRows: as for `submit`.
+        NotFound: There is no such job.
+        Conflict: The job has not ended, or it completed.
+        QueueFull: See `submit`.
+        TooManyRows: See `submit`.
     """
     with db.write() as tx:
-        job = tx.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())  # two retries wait here
+        # Under this lock, two concurrent retries run one after the other.
+        job = tx.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
         if job is None:
             raise NotFound(f"there is no job '{job_id}'")
         if job.state not in (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
@@ -269,12 +270,12 @@ def retry(db: Database, job_id: str, *, wanted: RowsWanted | None = None, pins: 
 
 
 def live_retry(session: Session, job_id: str) -> Job | None:
-    """The retry of a job that has not ended yet, or None."""
+    """The live retry of a job, or None."""
     retries = select(Job).where(col(Job.retry_of) == job_id, col(Job.state).in_(LIVE_JOB_STATES))
     return session.scalar(retries.order_by(col(Job.created_at)).limit(1))
 
 
-# -- what they share -----------------------------------------------------------------------------------------------
+# -- shared --------------------------------------------------------------------------------------------------------
 
 
 def _row_error_limit(spec: JobSpec) -> str | None:
@@ -283,5 +284,5 @@ def _row_error_limit(spec: JobSpec) -> str | None:
 
 
 def _key_of(project: str, idempotency_key: str) -> str:
-    """Projects choose their keys by themselves, so equal ones of two projects mean nothing."""
+    """The key as stored, with its project, since two projects may choose equal keys."""
     return f"{project}/{idempotency_key}"

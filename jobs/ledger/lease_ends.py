@@ -1,4 +1,4 @@
-"""The ends of leases: one that ends, however that is, takes the rest of its gang with it in the same transaction."""
+"""Ends leases. Whenever a lease ends, the rest of its gang ends in the same transaction."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class Locked:
 
     lease: Lease
     mates: tuple[Lease, ...]
-    """The other leases of its gang that were live then; none for a lease that stands alone."""
+    """Other leases of its gang that were live when it was locked; empty for a lease without a gang."""
 
     @property
     def is_live(self) -> bool:
-        """Whether nothing has ended it since it was locked, as the end of a mate does."""
+        """Whether it is still live: the end of another lease of its gang may have ended it since it was locked."""
         return self.lease.state in LIVE_LEASE_STATES
 
 
 def lock(session: Session, *conditions: Any) -> list[Locked]:
     """Lock the live leases that meet the conditions, and their gangs.
 
-    Whatever may end a lease calls this before it locks anything else. All rows are locked in the order of their ids, so
-    that two transactions that end leases of one gang, each for a reason of its own, wait for one another in a row.
+    Every transaction that may end a lease calls this before it locks anything else. All rows are locked in the order of
+    their ids, so that two transactions that end leases of one gang wait for each other instead of deadlocking.
 
     Returns:
-        Those that still meet them, now that nobody else can change them: the leader of a gang first, else by id.
+        The leases that still meet the conditions now that they are locked, leaders of gangs first, then by id.
     """
     is_live = col(Lease.state).in_(LIVE_LEASE_STATES)
     gangs = select(col(Lease.gang_id)).where(is_live, col(Lease.gang_id).is_not(None), *conditions)
@@ -46,7 +46,7 @@ def lock(session: Session, *conditions: Any) -> list[Locked]:
     found = session.scalars(wanted.order_by(col(Lease.id)).with_for_update()).all()
     if not found:
         return []
-    # Asked again under the locks: one may have been renewed, or have ended, while this waited for its row.
+    # Check again under the locks: a lease may have been renewed or ended while this waited for its row.
     still = select(col(Lease.id)).where(col(Lease.id).in_([lease.id for lease in found]), is_live, *conditions)
     meant = set(session.scalars(still))
     return [
@@ -57,10 +57,10 @@ def lock(session: Session, *conditions: Any) -> list[Locked]:
 
 
 def end(tx: Transaction, locked: Locked, state: LeaseState, reason: str) -> list[Lease]:
-    """End a live lease that `lock` gave, and its gang.
+    """End a live lease that `lock` returned, and its gang.
 
     Returns:
-        The leases that ended: itself first.
+        The leases that ended, the given one first.
     """
     lease = locked.lease
     ended = [lease, *(mate for mate in locked.mates if mate.state in LIVE_LEASE_STATES)]
@@ -78,19 +78,19 @@ def end(tx: Transaction, locked: Locked, state: LeaseState, reason: str) -> list
 
 
 def revoke(tx: Transaction, locked: Locked, reason: str) -> None:
-    """Take one live lease back that nobody has begun to work on, and its gang, in the caller's transaction."""
+    """Revoke a live lease on which no work has begun, and its gang, in the caller's transaction."""
     for lease in end(tx, locked, LeaseState.REVOKED, reason):
         lost_work.return_chunks(tx, lease.id)
     lost_work.end_attempt(tx, locked.lease, AttemptEnd.LOST, reason)
 
 
 def withdraw(tx: Transaction, reason: str, *conditions: Any) -> list[str]:
-    """Revoke the leases that meet the conditions and that nobody has taken up yet, in the caller's transaction.
+    """Revoke the leases that meet the conditions and are not active yet, in the caller's transaction.
 
-    Leases are locked before jobs, always, so a caller that changes a job does this first.
+    Leases are always locked before jobs, so a caller that changes a job calls this first.
 
     Returns:
-        The ids of their jobs, sorted: the order to lock those in.
+        The ids of their jobs, sorted, which is the order in which to lock the jobs.
     """
     withdrawn = set()
     for locked in lock(tx, col(Lease.state) == LeaseState.GRANTED, *conditions):
@@ -110,7 +110,7 @@ def lose(
     computing: int | None = None,
     error: StokerError | None = None,
 ) -> list[Lease]:
-    """End a lease whose holder is lost, and its gang: one end of an attempt, and every chunk pending again."""
+    """End a lease whose holder is lost, and its gang: the attempt ends once, and all of their chunks become pending."""
     ended = end(tx, locked, LeaseState.EXPIRED, reason)
     lost_work.end_attempt(tx, locked.lease, how, reason)
     for lease in ended:
@@ -120,7 +120,7 @@ def lose(
 
 
 def expire(tx: Transaction, locked: Locked, reason: str, retries: RetryTimes) -> list[str]:
-    """End one live lease whose holder is gone, and its gang, in the caller's transaction; its chunks are pending again.
+    """End a live lease whose holder is gone, and its gang, in the caller's transaction. Their chunks become pending.
 
     Returns:
         The ids of the leases that ended.

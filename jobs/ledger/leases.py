@@ -1,8 +1,8 @@
-"""Lease verbs: grant, ask yield, ring again, expire; activate, renew, release, crash; `fenced` for all other verbs.
+"""Changes of leases: those of the scheduler, those of a lease's holder, and `fenced` for whatever a holder records.
 
-Every verb is one short transaction. Rows are locked in one order everywhere, leases by their ids, then chunks, then
-job, so that two verbs can never wait for each other in a circle. A lease counts as live until a verb ends it in the
-database: its holder may commit a moment late as long as nobody else was given its work.
+Every function is one short transaction. All transactions lock rows in the same order (leases by their ids, then chunks,
+then the job), so that two of them can never deadlock. A lease counts as live until one of these functions ends it in
+the database: its holder may still commit after `expires_at`, as long as no other lease was given its work.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class WorkingLease:
-    """What the holder of an active lease needs to know."""
+    """An active lease, with what its holder needs to run the job."""
 
     lease_id: str
     job_id: str
@@ -50,48 +50,48 @@ class WorkingLease:
     attempt: int
     rank: int
     gang_id: str | None = None
-    """None where the lease stands alone."""
+    """None for a lease that belongs to no gang."""
     pins: Pins = field(default_factory=Pins)
-    """What the job computes with, as that was when it was submitted."""
+    """Versions of the model files and code that the job uses, fixed at its submission."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerActivity:
-    """What the runner of a lease does, as its heartbeat tells it."""
+    """What the runner of a lease is doing, as reported by a heartbeat."""
 
     activity: str
-    """What it does, in words."""
+    """Description for people."""
     seconds: float
-    """How long it has been doing that."""
+    """Seconds since this activity began."""
 
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """What a heartbeat brings back."""
+    """Response to a heartbeat."""
 
     stop: StopReason | None
-    """Why the holder is to stop; None where it is not."""
+    """Why the holder must stop. None if it may continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """A doorbell that has to be rung (again)."""
+    """A doorbell that must be rung, possibly again."""
 
     lease_id: str
     slot_id: str
 
 
-# -- the scheduler's verbs -----------------------------------------------------------------------------------------
+# -- for the scheduler ---------------------------------------------------------------------------------------------
 
 
 def grant(db: Database, grant: Grant, *, lease_seconds: float) -> list[str]:
-    """Write the leases of a grant, all or none; the doorbells are rung after this commits.
+    """Create the leases of a grant, all or none. The caller rings the doorbells after this has committed.
 
     Returns:
-        The lease ids, in the order of `grant.slot_ids`.
+        The ids of the leases, in the order of `grant.slot_ids`.
 
     Raises:
-        Conflict: the job or one of the slots is not free any more; nothing was written.
+        Conflict: The job or one of the slots is no longer free; nothing was written.
     """
     try:
         with db.write() as tx:
@@ -134,15 +134,15 @@ def grant(db: Database, grant: Grant, *, lease_seconds: float) -> list[str]:
 
 
 def ask_yield(db: Database, lease_ids: Sequence[str]) -> None:
-    """Ask the holders of live leases to give them back: at the next chunk boundary, or a training's next step."""
+    """Ask the holders of live leases to return them: after the current chunk, or after a training's next step."""
     with db.write() as tx:
         for locked in lease_ends.lock(tx, col(Lease.id).in_(lease_ids)):
-            for lease in (locked.lease, *locked.mates):  # a gang yields whole
+            for lease in (locked.lease, *locked.mates):  # a gang yields as a whole
                 lease.yield_asked = True
 
 
 def unanswered(db: Database, times: LeaseTimes) -> list[Ring]:
-    """Granted leases whose doorbell has to ring again; one that was rung too often ends, and its slot is unheard."""
+    """Find granted leases whose doorbell must ring again. One that was rung too often ends, and its slot is unheard."""
     with db.write() as tx:
         now = tx.time()
         is_late = (col(Lease.state) == LeaseState.GRANTED, col(Lease.rung_at) <= now - times.doorbell_seconds)
@@ -150,7 +150,7 @@ def unanswered(db: Database, times: LeaseTimes) -> list[Ring]:
         for locked in lease_ends.lock(tx, *is_late):
             lease = locked.lease
             if not locked.is_live:
-                continue  # its gang has ended just now
+                continue  # its gang ended earlier in this loop
             if lease.rings >= times.doorbell_rings:
                 reason = f"the doorbell was not answered {lease.rings} times"
                 lease_ends.lose(tx, locked, AttemptEnd.LOST, reason, times)
@@ -163,7 +163,7 @@ def unanswered(db: Database, times: LeaseTimes) -> list[Ring]:
 
 
 def expire_dead(db: Database, retries: RetryTimes) -> list[str]:
-    """End active leases that were not renewed in time, with their gangs; their chunks are pending again.
+    """End active leases that were not renewed in time, with their gangs. Their chunks become pending again.
 
     Returns:
         The ids of the leases that ended.
@@ -177,15 +177,18 @@ def expire_dead(db: Database, retries: RetryTimes) -> list[str]:
         return ended
 
 
-# -- the holder's verbs --------------------------------------------------------------------------------------------
+# -- for the holder of a lease -------------------------------------------------------------------------------------
 
 
 def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: float) -> WorkingLease | None:
-    """Take up a granted lease.
+    """Activate a granted lease for the worker that received its doorbell.
+
+    Args:
+        incarnation: Token of the worker process.
 
     Returns:
-        The lease, or None where the message is a duplicate or too late and must be dropped, or where the job failed
-        because its spec is not valid in this release.
+        The lease. None if the message is a duplicate or too late and must be dropped, if the job is no longer
+        running, or if it fails now because its spec is not valid in this release.
     """
     with db.write() as tx:
         now = tx.time()
@@ -220,13 +223,13 @@ def activate(db: Database, lease_id: str, incarnation: str, *, lease_seconds: fl
 
 
 def renew(db: Database, lease_id: str, *, lease_seconds: float, doing: RunnerActivity | None = None) -> Renewal:
-    """The heartbeat: prolong an active lease and learn whether its holder is to stop.
+    """Record a heartbeat: extend an active lease, and report whether its holder must stop.
 
     Args:
-        doing: what the runner does, where that is known.
+        doing: What the runner is doing, if known.
 
     Raises:
-        LostLease: the lease is not active any more; whatever its holder runs must end now.
+        LostLease: The lease is no longer active; whatever its holder runs must end now.
     """
     with db.write() as tx:
         renewed = (
@@ -244,7 +247,7 @@ def renew(db: Database, lease_id: str, *, lease_seconds: float, doing: RunnerAct
             raise LostLease
         job = tx.execute(select(col(Job.state), col(Job.kind)).where(col(Job.id) == row.job_id)).one()
     if job.kind == TRAINING and job.state in (JobState.CANCELLING, JobState.EXPIRED):
-        return Renewal(StopReason.SHUTDOWN)  # with a checkpoint, which a retry goes on from
+        return Renewal(StopReason.SHUTDOWN)  # with a checkpoint, from which a retry resumes
     if job.state not in (JobState.RUNNING, JobState.FINALIZING):
         return Renewal(StopReason.CANCEL)
     if row.shutdown_asked:
@@ -253,14 +256,14 @@ def renew(db: Database, lease_id: str, *, lease_seconds: float, doing: RunnerAct
 
 
 def release(db: Database, lease_id: str, reason: str, *, error: StokerError | None = None) -> None:
-    """Give a lease back in order, with its gang; chunks it still holds are pending again, their attempt not counted.
+    """Return a lease in order, with its gang. Chunks that it still holds become pending; the attempt is not counted.
 
     Args:
-        reason: in words.
-        error: of the machine, where that is why.
+        reason: Description for people.
+        error: The machine's error, if that is the reason.
 
     Raises:
-        LostLease: the lease was not active any more.
+        LostLease: The lease is no longer active.
     """
     with db.write() as tx:
         locked = _lock_active(tx, lease_id)
@@ -276,13 +279,14 @@ def crash(db: Database, lease_id: str, error: StokerError, *, computing: int | N
     """End an active lease whose runner died.
 
     Args:
-        error: how it died.
-        computing: first row of the chunk that was being computed, which is blamed: it is cut in two after
-            `retries.chunk_crashes` deaths, until the row that kills is alone and becomes a row error. None: the death
-            is the job's (loading the model, say), which fails after `retries.job_crashes` of them in a row.
+        error: How the runner died.
+        computing: First row of the chunk that was being computed, against which the crash counts: after
+            `retries.chunk_crashes` crashes it is split in two, until the row that kills the runner is alone and becomes
+            a row error. None if no chunk was being computed (the model was being loaded, for example): the crash counts
+            against the job, which fails after `retries.job_crashes` crashes in a row.
 
     Raises:
-        LostLease: the lease was not active any more; somebody else has dealt with its work already.
+        LostLease: The lease is no longer active; its work was returned already.
     """
     with db.write() as tx:
         locked = _lock_active(tx, lease_id)
@@ -294,12 +298,12 @@ def crash(db: Database, lease_id: str, error: StokerError, *, computing: int | N
         lost_work.settle_if_cancelling(tx, job_id)
 
 
-# -- what they share -----------------------------------------------------------------------------------------------
+# -- shared --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def fenced(db: Database, lease_id: str) -> Iterator[tuple[Transaction, Lease]]:
-    """A transaction that holds the row of an active lease until it ends: the fence of all that a holder records.
+    """Open a transaction that keeps an active lease's row locked. All that a holder records is written in one of these.
 
     Raises:
         LostLease: The lease is not active any more.
@@ -320,14 +324,14 @@ def _lock_active(session: Session, lease_id: str) -> Locked:
 
 
 def _last_attempt(session: Session, job_id: str) -> int:
-    """The number of a job's latest attempt: of a training those that began, of another kind every grant."""
+    """The number of a job's latest attempt. For a training, only attempts that began count; otherwise every grant."""
     kind = session.scalar(select(col(Job.kind)).where(col(Job.id) == job_id))
     number, owner = (Attempt.number, Attempt.job_id) if kind == TRAINING else (Lease.attempt, Lease.job_id)
     return session.scalar(select(func.max(number)).where(col(owner) == job_id)) or 0
 
 
 def _attempt_end(session: Session, lease: Lease, error: StokerError | None) -> AttemptEnd:
-    """Why the attempt of a lease that is given back has ended."""
+    """Why the attempt of a released lease ended."""
     job = session.get_one(Job, lease.job_id)
     match job.state:
         case JobState.FAILED:

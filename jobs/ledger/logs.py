@@ -1,4 +1,4 @@
-"""The lines that a job's runners logged: kept under the lease that they were logged under, up to a number of them."""
+"""Stores and reads the lines that a job's runners logged, up to a number of lines per lease."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from jobs.specs.bounds import LONGEST_ENTRY_CHARACTERS
 
 
 def append(db: Database, lease: WorkingLease, lines: Sequence[tuple[float, str]], *, max_lines: int) -> int:
-    """Keep lines that a lease's runner logged, up to `max_lines` for the lease.
+    """Store lines that a lease's runner logged, up to `max_lines` for the lease.
 
     Args:
-        lines: pairs of Unix seconds and text; NUL characters, which PostgreSQL refuses, are replaced.
+        lines: Pairs of Unix seconds and text. NUL characters, which PostgreSQL refuses, are replaced.
 
     Returns:
-        How many of the lines were kept.
+        The number of lines that were stored.
     """
     with db.write() as tx:
-        # By job too: the index is by job, and this reads under SQLite's write lock.
+        # The condition on the job is for speed: the index is by job, and SQLite's write lock is held here.
         of_lease = (col(LogLine.job_id) == lease.job_id, col(LogLine.lease_id) == lease.lease_id)
         kept = tx.scalar(select(func.count()).where(*of_lease)) or 0
         room = lines[: max(0, max_lines - kept)]
@@ -45,7 +45,7 @@ def append(db: Database, lease: WorkingLease, lines: Sequence[tuple[float, str]]
 
 
 def lines_of(session: Session, job_id: str, *, after: int = 0, limit: int = 1000) -> Iterator[LogLine]:
-    """A job's log lines with an id above `after`, oldest first, fetched as they are asked for."""
+    """Iterate over a job's log lines with ids above `after`, oldest first, fetched lazily."""
     query = (
         select(LogLine)
         .where(col(LogLine.job_id) == job_id, col(LogLine.id) > after)

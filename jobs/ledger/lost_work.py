@@ -1,4 +1,4 @@
-"""What becomes of the work of a lease that ended: attempts closed, chunks back, blame, the search for a poison row."""
+"""Handles the work of ended leases: ends attempts, returns chunks, counts crashes, and isolates poison rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobs.specs.inference import TRAINING
 
 
 def end_attempt(tx: Transaction, lease: Lease, end: AttemptEnd, reason: str) -> None:
-    """Say of a training's attempt why it ended; of a lease of another kind there is none."""
+    """Record why a training's attempt ended. Does nothing for a lease of another kind of job, which has no attempts."""
     ended = (
         update(Attempt)
         .where(
@@ -39,7 +39,7 @@ def end_attempt(tx: Transaction, lease: Lease, end: AttemptEnd, reason: str) -> 
 
 
 def return_chunks(session: Session, lease_id: str, start_rows: Sequence[int] | None = None) -> None:
-    """Make the chunks that a lease holds, or those of these first rows, pending again; their attempt does not count."""
+    """Make a lease's chunks pending again, or those with these first rows. The attempt does not count."""
     held = moving(Chunk, ChunkState.LEASED, ChunkState.PENDING).where(col(Chunk.lease_id) == lease_id)
     if start_rows is not None:
         held = held.where(col(Chunk.start_row).in_(start_rows))
@@ -54,7 +54,7 @@ def return_lost_chunks(
     computing: int | None = None,
     error: StokerError | None = None,
 ) -> None:
-    """Make every chunk of a lost lease pending again, one attempt further; blame the one that was being computed."""
+    """Make a lost lease's chunks pending, with the next attempt number; count a crash against the computed chunk."""
     held = select(Chunk).where(col(Chunk.lease_id) == lease.id, col(Chunk.state) == ChunkState.LEASED).with_for_update()
     for chunk in tx.scalars(held).all():
         _put_back(chunk)
@@ -64,15 +64,15 @@ def return_lost_chunks(
 
 
 def _put_back(chunk: Chunk) -> None:
-    """Make a leased chunk pending, one attempt further."""
+    """Make a leased chunk pending, with the next attempt number."""
     move(chunk, ChunkState.PENDING)
     chunk.lease_id, chunk.attempt = None, chunk.attempt + 1
 
 
 def _blame(tx: Transaction, chunk: Chunk, error: StokerError, retries: RetryTimes) -> None:
-    """Count a death against a chunk; at the limit cut it in two, or, when it is one row, make that row an error.
+    """Count a crash against a chunk. At the limit, split it in two; a single row becomes a row error instead.
 
-    Each half starts one death below the limit, so a poison row among n is alone after about log2(n) further deaths.
+    Each half starts one crash below the limit, so a poison row among n rows is alone after about log2(n) more crashes.
     """
     chunk.crashes += 1
     if chunk.crashes < retries.chunk_crashes:
@@ -104,7 +104,7 @@ def _blame(tx: Transaction, chunk: Chunk, error: StokerError, retries: RetryTime
 
 
 def retry_or_give_up(tx: Transaction, chunk: Chunk, error: StokerError, retries: RetryTimes) -> None:
-    """Put a chunk that an error kept from being computed back for later, or give it up."""
+    """Retry a chunk later that an error kept from being computed, or end its retries with row errors."""
     chunk.errors += 1
     _put_back(chunk)
     match decide(error, chunk.errors, retries.chunk_policy):
@@ -121,7 +121,7 @@ def retry_or_give_up(tx: Transaction, chunk: Chunk, error: StokerError, retries:
 
 
 def give_up(tx: Transaction, chunk: Chunk, verdict: RowError) -> None:
-    """Leave a verdict on a pending chunk: whoever claims it next records it for each row, with the rows' keys."""
+    """Store an error on a pending chunk: the next holder records it for each row, with the row's key."""
     chunk.error, chunk.not_before = orjson.dumps(verdict.to_json()).decode(), 0.0
     tx.record(
         chunk.job_id, "chunk.given_up", start_row=chunk.start_row, stop_row=chunk.stop_row,
@@ -130,13 +130,13 @@ def give_up(tx: Transaction, chunk: Chunk, verdict: RowError) -> None:
 
 
 def count_job_crash(tx: Transaction, job_id: str, error: StokerError, retries: RetryTimes) -> None:
-    """Count a death that no chunk is to blame for; the job waits a while, or fails when it made no progress between."""
+    """Count a crash that no chunk caused. The job waits, or fails after too many crashes without progress."""
     job = tx.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
     if job is None or job.state != JobState.RUNNING:
         return
     if job.kind == TRAINING and error.code == DeviceOutOfMemory.code:
-        return  # no fault of the machine's, and nothing to wait for: the next try has half the micro-batch
-    if error.code == StoreUnwritable.code:  # nothing was computed, so there is nothing to count: the job waits
+        return  # the machine works, and waiting would not help: the next attempt has half the micro-batch
+    if error.code == StoreUnwritable.code:  # nothing was computed, so no crash is counted; the job waits
         job.not_before = tx.time() + retries.retry_max_seconds
         return
     job.crashes += 1
@@ -153,7 +153,7 @@ def fail_job(tx: Transaction, job_id: str, code: str, message: str) -> bool:
     """Fail a live job in the caller's transaction.
 
     Returns:
-        Whether it was live.
+        Whether the job was live.
     """
     failed = (
         moving(Job, LIVE_JOB_STATES, JobState.FAILED)
@@ -167,10 +167,10 @@ def fail_job(tx: Transaction, job_id: str, code: str, message: str) -> bool:
 
 
 def settle_if_cancelling(tx: Transaction, job_id: str) -> bool:
-    """End a job whose cancel was asked for, once none of its leases is live.
+    """Set a cancelling job to `cancelled` if none of its leases is live.
 
     Returns:
-        Whether it ended now.
+        Whether the job was cancelled by this call.
     """
     tx.flush()
     live = exists().where(col(Lease.job_id) == job_id, col(Lease.state).in_(LIVE_LEASE_STATES))

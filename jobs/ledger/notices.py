@@ -1,4 +1,4 @@
-"""What a job's user should know about how it runs although nothing is wrong, said once for each job and code."""
+"""Notices for a job's user about how it runs although nothing failed, at most one per job and code."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jobs.db.database import Database
 from jobs.db.tables import Notice
 
 PADDING = "padding"
-"""Code of the notice that rows of other lengths cannot share a batch."""
+"""Code of the notice that rows of different lengths cannot share a batch."""
 
 
 def add(db: Database, job_id: str, code: str, message: str) -> bool:
-    """Tell a job's user something, unless a notice with this code was given before; says whether it is new."""
+    """Add a notice unless the job has one with this code already. Returns whether it was added."""
     with db.write() as tx:
         fresh = tx.insert(Notice).values(job_id=job_id, code=code, message=message, at=tx.time())
         only_new = fresh.on_conflict_do_nothing(index_elements=["job_id", "code"]).returning(col(Notice.code))
@@ -26,7 +26,7 @@ def add(db: Database, job_id: str, code: str, message: str) -> bool:
 
 
 def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[Notice]]:
-    """The notices of each of these jobs that has any, oldest first."""
+    """Return the notices of jobs by job id, oldest first; jobs without notices are absent."""
     query = select(Notice).where(col(Notice.job_id).in_(job_ids)).order_by(col(Notice.at), col(Notice.code))
     found: dict[str, list[Notice]] = {}
     for notice in session.scalars(query):

@@ -1,4 +1,4 @@
-"""What every paged list is cut by: the time of making, ids breaking ties, and a number of entries and of bytes."""
+"""Pages of lists: ordered by time of creation, then by id, and limited in entries and bytes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Entry = TypeVar("Entry")
 Order = Literal["asc", "desc"]
 
 PAGE_BYTES = 8 * 2**20
-"""Bytes of JSON on one page of a list; the entry that exceeds it is the page's last."""
+"""Limit of a page in bytes of JSON; the entry that exceeds it is the last of its page."""
 FETCHED_ROWS = 16
-"""Rows that a bounded page fetches at once: what it holds in memory beyond its bytes."""
+"""Number of rows fetched at once, which are in memory in addition to the page."""
 
 
 def fitting(entries: Iterable[Entry], limit: int, num_bytes: Callable[[Entry], int]) -> tuple[list[Entry], bool]:
-    """As many of the first entries as fit on a page, at least one; the rest is not asked for.
+    """Take the first entries, as many as fit on a page but at least one, and at most one more from the iterable.
 
     Args:
-        limit: the most on a page.
-        num_bytes: what an entry takes of the page's bytes.
+        limit: Largest number of entries on a page.
+        num_bytes: Returns the size of an entry in the page.
 
     Returns:
-        The entries, and whether there is one more after them.
+        The entries, and whether more follow.
     """
     found: list[Entry] = []
     left = PAGE_BYTES
@@ -52,16 +52,16 @@ def page(
     order: Order = "desc",
     large: Sequence[Any] = (),
 ) -> tuple[list[Noun], bool]:
-    """The nouns that meet the conditions, as many as fit on a page.
+    """Read a page of the rows of a table that meet the conditions.
 
     Args:
-        last: of the page before; None for the first page.
-        limit: the most on a page.
-        order: `desc`, newest first, or `asc`.
-        large: columns that are not read with the page, but each when it is asked for in the same session.
+        last: Last row of the previous page; None for the first page.
+        limit: Largest number of rows on a page.
+        order: Either `desc`, newest first, or `asc`.
+        large: Columns that are not read with the page, but when they are first used within the same session.
 
     Returns:
-        The nouns, and whether there are more after them.
+        The rows, and whether more follow.
     """
     created, noun_id = col(table.created_at), col(table.id)
     query = select(table).where(*conditions).options(*(defer(column) for column in large))

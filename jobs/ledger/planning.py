@@ -1,4 +1,4 @@
-"""Verbs of a job's planning: its chunks written and the job queued, or queued without any."""
+"""Write the chunks of a validated job and queue it, or queue a job that has no chunks."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ _PLAN_BATCH = 2000  # chunks written in one transaction, so that planning never 
 
 
 class PlannedChunk(Protocol):
-    """What a plan says of a chunk."""
+    """A chunk as the planner computes it."""
 
     @property
     def start_row(self) -> int:
-        """First row."""
+        """Index of the first row."""
 
     @property
     def stop_row(self) -> int:
-        """The row after the last."""
+        """Index of the row after the last one."""
 
     @property
     def locator(self) -> dict[str, Any]:
-        """Where the source may begin to read."""
+        """Position in the source from which the chunk can be read."""
 
 
 def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Pins | None = None) -> int:
-    """Write a validating job's chunks and queue it. Starts over what an interrupted planning left.
+    """Write a validating job's chunks and queue it, replacing the chunks of an interrupted earlier call.
 
     Args:
-        chunks: contiguous ranges from row 0 on, made lazily; written some thousand at a time.
-        pins: what the job computes with; None leaves what its submission wrote.
+        chunks: Contiguous row ranges from row 0 on, read lazily and written in transactions of `_PLAN_BATCH` chunks.
+        pins: Versions of the model files and code that the job uses; None keeps those stored at its submission.
 
     Returns:
         The number of rows.
 
     Raises:
-        Conflict: the job is not validating any more (it was cancelled, say).
+        Conflict: The job is no longer validating (it was cancelled, for example), or another scheduler plans it.
     """
     num_rows = num_chunks = 0
     token = new_id("plan")
@@ -63,7 +63,7 @@ def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Pin
         following = list(itertools.islice(remaining, _PLAN_BATCH))
         with db.write() as tx:
             job = _lock_validating(tx, job_id)
-            if num_chunks == 0:  # whatever an interrupted planning left is void, and so is its token
+            if num_chunks == 0:  # also invalidates the token of an interrupted or concurrent planning
                 tx.execute(delete(Chunk).where(col(Chunk.job_id) == job_id))
                 job.plan_token = token
             elif job.plan_token != token:
@@ -71,7 +71,7 @@ def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Pin
             if records:
                 tx.execute(insert(Chunk), records)
             num_chunks += len(records)
-            if not following:  # a small plan is this one transaction
+            if not following:  # in the same transaction as the last chunks, so a small plan needs only one
                 move(job, JobState.QUEUED)
                 job.num_rows = num_rows
                 if pins is not None:
@@ -83,13 +83,13 @@ def plan(db: Database, job_id: str, chunks: Iterable[PlannedChunk], *, pins: Pin
 
 
 def enqueue(db: Database, job_id: str, *, pins: Pins | None = None) -> None:
-    """Queue a validating job that has no chunks, as a training has none.
+    """Queue a validating job that has no chunks, such as a training.
 
     Args:
-        pins: as for `plan`.
+        pins: See `plan`.
 
     Raises:
-        Conflict: the job is not validating any more.
+        Conflict: The job is no longer validating.
     """
     with db.write() as tx:
         job = _lock_validating(tx, job_id)
@@ -100,7 +100,7 @@ def enqueue(db: Database, job_id: str, *, pins: Pins | None = None) -> None:
 
 
 def _lock_validating(session: Session, job_id: str) -> Job:
-    """Hold the job's row, so that nobody cancels it or ends its planning meanwhile."""
+    """Lock the job's row, so that no other transaction cancels it or ends its planning meanwhile."""
     job = session.scalar(select(Job).where(col(Job.id) == job_id).with_for_update())
     if job is None or job.state != JobState.VALIDATING:
         raise Conflict(f"job {job_id} is not being planned any more")

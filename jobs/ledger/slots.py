@@ -1,4 +1,4 @@
-"""Slot verbs: which slots there are, which worker process owns each, and which have fallen silent."""
+"""Slots: which exist, which worker process owns each, and which have stopped sending heartbeats."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _REACHABLE = (SlotState.ONLINE, SlotState.UNHEARD, SlotState.BROKEN)
 
 @dataclass(frozen=True, slots=True)
 class SlotInfo:
-    """What is known of a slot before its worker runs."""
+    """Properties of a slot that are known before its worker runs."""
 
     id: str
     host: str
     device: str
-    """`cuda` or `cpu`."""
+    """Either `cuda` or `cpu`."""
     device_uuid: str | None
-    """`GPU-...` or `MIG-...`; None for a CPU slot."""
+    """NVIDIA's id, `GPU-...` or `MIG-...`; None for a CPU slot."""
     name: str
     """The device's product name."""
     memory_bytes: int
     num_threads: int
-    """Torch threads of its runner."""
+    """Number of torch threads of its runner."""
 
 
 def register(db: Database, infos: Sequence[SlotInfo]) -> None:
-    """Write the slots of a host; a known one is updated. They stay offline until their worker enters."""
+    """Create or update the slots of a host. New ones are offline until their workers call `enter`."""
     with db.write() as tx:
         now = tx.time()
         for info in infos:
@@ -50,10 +50,10 @@ def register(db: Database, infos: Sequence[SlotInfo]) -> None:
 
 
 def enter(db: Database, slot_id: str, incarnation: str, retries: RetryTimes) -> None:
-    """A new worker process takes over a slot: what an earlier one held ends now, not when its lease would run out.
+    """Let a new worker process take over a slot. Active leases of an earlier process end now, before they would expire.
 
     Args:
-        incarnation: the process's own token; only its heartbeats count from here on.
+        incarnation: Token of the process; from now on only its heartbeats count.
     """
     with db.write() as tx:
         now = tx.time()
@@ -61,23 +61,26 @@ def enter(db: Database, slot_id: str, incarnation: str, retries: RetryTimes) -> 
             if locked.lease.state == LeaseState.ACTIVE:
                 lease_ends.expire(tx, locked, "its worker was restarted", retries)
             else:
-                # Its message may be lost: the next sweep rings, and rings that nobody was there to hear do not count.
+                # Its message may be lost, so the next sweep rings again. Rings while no worker ran do not count.
                 locked.lease.rings, locked.lease.rung_at = 0, 0.0
         entered = moving(Slot, SlotState, SlotState.ONLINE).where(col(Slot.id) == slot_id)
         tx.execute(entered.values(incarnation=incarnation, heartbeat_at=now, warm_models=[], reason=None))
 
 
 class Standing(StrEnum):
-    """How a worker process stands to its slot."""
+    """Relation of a worker process to its slot."""
 
-    OWNER = "owner"  # the slot is its own, and gets leases
-    UNHEARD = "unheard"  # the owner, but its doorbell was rung in vain: it gets nothing until `mark_heard`
-    DISPLACED = "displaced"  # the slot is another process's; this one must end
+    OWNER = "owner"  # it owns the slot, which gets leases
+    UNHEARD = "unheard"  # it owns the slot but did not answer its doorbell: no leases until `mark_heard`
+    DISPLACED = "displaced"  # another process owns the slot; this one must end
 
 
 def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str]) -> Standing:
-    """A worker's heartbeat; a silent slot is online again with it, a broken one when its runner is ready (`enter`), one
-    that did not answer its doorbell once it is known to hear (`mark_heard`)."""
+    """Record a worker's heartbeat, which puts an offline slot online again.
+
+    A broken slot stays broken until its runner has started (`enter`, `mark_mended`), and one that did not answer its
+    doorbell stays unheard until `mark_heard`.
+    """
     with db.write() as tx:
         mine = _owned(slot_id, incarnation)
         beaten = update(Slot).where(*mine).values(heartbeat_at=tx.now(), warm_models=list(warm_models))
@@ -91,7 +94,7 @@ def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str
 
 
 def mark_heard(db: Database, slot_id: str, incarnation: str) -> None:
-    """Put a slot back into use that did not answer its doorbell: its worker hears it."""
+    """Put a slot back into use that did not answer its doorbell, since its worker receives messages again."""
     with db.write() as tx:
         heard = moving(Slot, SlotState.UNHEARD, SlotState.ONLINE).where(*_owned(slot_id, incarnation))
         tx.execute(heard.values(reason=None))
@@ -105,17 +108,17 @@ def mark_broken(db: Database, slot_id: str, incarnation: str, reason: str) -> No
 
 
 def mark_mended(db: Database, slot_id: str, incarnation: str) -> None:
-    """Put a broken slot back into use: its runner has started."""
+    """Put a broken slot back into use, since its runner has started."""
     with db.write() as tx:
         mended = moving(Slot, SlotState.BROKEN, SlotState.ONLINE).where(*_owned(slot_id, incarnation))
         tx.execute(mended.values(reason=None))
 
 
 def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None) -> None:
-    """Set slots offline whose workers were ended in order; a lease just granted to one goes back at once.
+    """Set slots offline whose workers were stopped in order. Leases that are granted but not active are revoked.
 
     Args:
-        incarnation: only while this process owns them; where absent, whoever does.
+        incarnation: Retire only slots that this process owns; None for any owner.
     """
     with db.write() as tx:
         lease_ends.lock(tx, col(Lease.slot_id).in_(slot_ids), col(Lease.state) == LeaseState.GRANTED)
@@ -129,10 +132,10 @@ def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None
 
 
 def sweep_silent(db: Database, slot_seconds: float) -> list[str]:
-    """Set slots offline whose worker has been silent for `slot_seconds`.
+    """Set slots offline whose worker has sent no heartbeat for `slot_seconds`.
 
     Returns:
-        Their ids.
+        The ids of those slots.
     """
     with db.write() as tx:
         silent = (
@@ -145,10 +148,10 @@ def sweep_silent(db: Database, slot_seconds: float) -> list[str]:
 
 
 def list_slots(session: Any) -> list[Slot]:
-    """Every slot ever registered, by id."""
+    """Return all slots ever registered, by id."""
     return list(session.scalars(select(Slot).order_by(col(Slot.id))))
 
 
 def _owned(slot_id: str, incarnation: str) -> tuple[ColumnElement[bool], ...]:
-    """Conditions: this worker process owns the slot."""
+    """The conditions under which this worker process owns the slot."""
     return col(Slot.id) == slot_id, col(Slot.incarnation) == incarnation

@@ -1,4 +1,4 @@
-"""The sweeps over all jobs: settle what was cancelled, end what is overdue, queue again what lost its leases."""
+"""Sweeps over all jobs: finish cancellations, expire overdue jobs, and requeue jobs that lost all leases."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from jobs.ledger import announcements, lease_ends, lost_work
 
 
 def settle_cancelled(db: Database) -> list[str]:
-    """End the jobs whose cancel was asked for and whose last lease is gone.
+    """Cancel the jobs that are `cancelling` and have no live lease left.
 
     Returns:
-        Their ids.
+        The ids of those jobs.
     """
     with db.write() as tx:
         cancelling = tx.scalars(select(col(Job.id)).where(col(Job.state) == JobState.CANCELLING)).all()
@@ -25,10 +25,10 @@ def settle_cancelled(db: Database) -> list[str]:
 
 
 def expire_overdue(db: Database) -> list[str]:
-    """End the jobs whose time limit has passed; what they finished stays readable.
+    """Expire the jobs whose time limit has passed; their recorded results stay readable.
 
     Returns:
-        Their ids.
+        The ids of those jobs.
     """
     with db.write() as tx:
         late = DeadlineExceeded("the job's time limit passed before it was done")
@@ -49,17 +49,17 @@ def expire_overdue(db: Database) -> list[str]:
 
 
 def requeue_idle(db: Database) -> list[str]:
-    """Set running jobs that hold no live lease back to queued.
+    """Set running jobs without a live lease back to `queued`.
 
     Returns:
-        Their ids.
+        The ids of those jobs.
     """
     with db.write() as tx:
         live = exists().where(col(Lease.job_id) == col(Job.id), col(Lease.state).in_(LIVE_LEASE_STATES))
         idle = select(Job).where(col(Job.state) == JobState.RUNNING, ~live)
         requeued = []
         for job in tx.scalars(idle.with_for_update(skip_locked=True)).all():
-            # Asked again under the lock: a grant may have come between (PostgreSQL reads committed).
+            # Check again under the lock: under PostgreSQL's READ COMMITTED, a grant may have committed meanwhile.
             held = select(exists().where(col(Lease.job_id) == job.id, col(Lease.state).in_(LIVE_LEASE_STATES)))
             if tx.scalar(held):
                 continue

@@ -1,4 +1,4 @@
-"""Uploaded files as jobs see them: found by id, and which of them live jobs and batches still read."""
+"""Finds uploaded files by id, and lists those that live jobs and batches still read."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from jobs.db.tables import Batch, Job, StoredFile
 from jobs.errors import NotFound
 
 PURPOSES = ("input", "batch")
-"""What a user may upload for: a job's input, or the input of one of OpenAI's batches."""
+"""Purposes for which a user may upload a file: the input of a job, or of an OpenAI batch."""
 
 
 def find_upload(database: Database, file_id: str, *, project: str = OPERATOR) -> StoredFile:
-    """The upload that `file:<id>` names.
+    """Return the upload that `file:<id>` names.
 
     Args:
-        project: on whose behalf it is read.
+        project: The project that reads it.
 
     Raises:
-        NotFound: there is none of this id that the project sees.
+        NotFound: There is no such upload that the project may see.
     """
     with database.read() as session:
         upload = session.get(StoredFile, file_id)
@@ -33,9 +33,9 @@ def find_upload(database: Database, file_id: str, *, project: str = OPERATOR) ->
 
 
 def uploads_in_use(session: Session) -> dict[str, str]:
-    """The ids of the files that live jobs and batches read, each with what reads it: `job job_...`, `batch batch_...`.
+    """Return file id -> reader (`job job_...` or `batch batch_...`), for all files that live jobs and batches read.
 
-    Specs are read as they were stored, since an older version's need not be valid any more.
+    Specs are read as stored JSON, since a spec from an older version may no longer be valid.
     """
     in_use: dict[str, str] = {}
     for job_id, spec in session.execute(select(col(Job.id), col(Job.spec)).where(col(Job.state).in_(LIVE_JOB_STATES))):

@@ -1,4 +1,4 @@
-"""How much of its limits a project uses, and reservations within them, in the transaction that uses them."""
+"""A project's usage of its limits, and reservations within them, made in the transaction that uses them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from jobs.errors import QueueFull, StorageFull, TooManyRows
 from jobs.ledger.uploads import PURPOSES
 from jobs.specs.inference import TRAINING
 
-_LONGEST_WAIT_SECONDS = 30  # OpenAI's SDK waits for as long as it is told, up to 60 s
-_GUESSED_WAIT_SECONDS = 5  # where nothing tells how long it will take
+_LONGEST_WAIT_SECONDS = 30  # OpenAI's SDK obeys `Retry-After` up to 60 s
+_GUESSED_WAIT_SECONDS = 5  # if the rate is unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +25,25 @@ class RowsWanted:
     """The room in a project's queue that a submission needs."""
 
     limit: int
-    """The project's `queued_rows`."""
+    """The project's limit `queued_rows`."""
     num_rows: int | None
     """Rows in the submission. None if counting would be slow; such a submission is admitted alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What a project has in the queue."""
+    """A project's unfinished work."""
 
     num_rows: int
-    """Rows that are not done, of every job and batch that is counted."""
+    """Number of unfinished rows in all jobs and batches whose rows are counted."""
     num_uncounted: int
-    """Jobs and batches whose rows nobody knows yet."""
+    """Number of jobs and batches whose rows are not counted yet."""
     rows_per_second: float
-    """How fast its running jobs have been; 0 where none runs."""
+    """Average rate of its running jobs; 0 if none is running."""
 
 
 def queue_of(tx: Transaction, project: str) -> Queue:
-    """A project's queue now. A batch is its lines while it is validated, then its jobs' rows; a training has none."""
+    """Read a project's queue. A batch counts by its lines while it is validated, then by its jobs; trainings do not."""
     running = col(Job.state) == JobState.RUNNING
     of_jobs = select(
         _sum(Job.num_rows - Job.num_done),
@@ -66,13 +66,13 @@ def queue_of(tx: Transaction, project: str) -> Queue:
 
 
 def reserve_rows(tx: Transaction, project: str, wanted: RowsWanted) -> None:
-    """Make sure that a submission fits into its project's queue. The caller writes it down in this transaction.
+    """Check that a submission fits into its project's queue. The caller inserts it in the same transaction.
 
-    Submissions of one project wait for each other here, so that two of them never take the same room.
+    Submissions of one project wait for each other here, so that two of them never use the same room.
 
     Raises:
-        QueueFull: it does not fit now.
-        TooManyRows: it would not fit into an empty queue.
+        QueueFull: The submission does not fit now.
+        TooManyRows: The submission would not fit into an empty queue.
     """
     if wanted.num_rows is not None and wanted.num_rows > wanted.limit:
         raise too_many_rows(project, wanted.limit)
@@ -92,7 +92,7 @@ def reserve_rows(tx: Transaction, project: str, wanted: RowsWanted) -> None:
 
 
 def too_many_rows(project: str, limit: int, *, param: str = "input.path") -> TooManyRows:
-    """What a submission is told that would not even fit into an empty queue."""
+    """Make the error of a submission that would not fit into an empty queue."""
     return TooManyRows(
         f"{param}: has more than the {limit} rows that project '{project}' may have in the queue at all (queued_rows); "
         "split it",
@@ -101,7 +101,7 @@ def too_many_rows(project: str, limit: int, *, param: str = "input.path") -> Too
 
 
 def seconds_until(num_rows: int, *, per_second: float) -> int:
-    """An estimate of when so many rows are done, in whole seconds that a client will wait."""
+    """Estimate when this number of rows will be done, in whole seconds, at most what a client will wait."""
     if per_second <= 0:
         return _GUESSED_WAIT_SECONDS
     return max(1, min(math.ceil(num_rows / per_second), _LONGEST_WAIT_SECONDS))
@@ -111,15 +111,15 @@ def seconds_until(num_rows: int, *, per_second: float) -> int:
 
 
 def uploaded_bytes(tx: Transaction, project: str) -> int:
-    """Bytes of a project's uploads that have not expired. What batches write is not counted."""
+    """Return the bytes of a project's uploads that have not expired. Files written by batches do not count."""
     return int(tx.scalar(select(_sum(StoredFile.num_bytes)).where(*_kept(tx, project))) or 0)
 
 
 def reserve_bytes(tx: Transaction, project: str, *, limit: int, num_bytes: int) -> None:
-    """Make sure that an upload fits beside the project's others. The caller writes it down in this transaction.
+    """Check that an upload fits into its project's storage. The caller inserts it in the same transaction.
 
     Raises:
-        StorageFull: it does not.
+        StorageFull: The upload does not fit.
     """
     tx.take_turn(f"uploads/{project}")
     if uploaded_bytes(tx, project) + num_bytes > limit:
@@ -127,7 +127,7 @@ def reserve_bytes(tx: Transaction, project: str, *, limit: int, num_bytes: int) 
 
 
 def storage_full(tx: Transaction, project: str, *, limit: int) -> StorageFull:
-    """What an upload is told that does not fit beside the project's others."""
+    """Make the error of an upload that does not fit into its project's storage."""
     first = tx.scalar(select(func.min(StoredFile.expires_at)).where(*_kept(tx, project)))
     seconds = _LONGEST_WAIT_SECONDS if first is None else math.ceil(first - tx.time())
     return StorageFull(

@@ -1,8 +1,8 @@
-"""Webhook verbs: make, list, delete; announce an event to those that want it; claim a delivery, record how it went.
+"""Webhooks: create, list and delete them, announce events, claim deliveries and record their results.
 
-An event is announced in the transaction of the change that it tells: one delivery for each webhook, sent afterwards.
-A try is claimed before it is made and counts from then on. A claim whose holder died runs out and the delivery is due
-again: under its one id it is sent until it is taken, or until its tries are used up.
+An event is announced in the transaction of the change that it reports, as one delivery for each webhook, and sent
+afterwards. An attempt is claimed before it is made, and counts from then on. A claim whose holder died expires, and the
+delivery is due again. It is sent under the same id until the receiver accepts it or its attempts are used up.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ EVENT_TYPES = (
 TEST_EVENT = "webhook.test"
 SECRET_PREFIX = "whsec_"
 _SECRET_BYTES = 32
-_MOST_WEBHOOKS = 100  # of one project: each event is sent to all of them
-_HELD_UP_AT_ONCE = 500  # deliveries of one receiver that is away
+_MOST_WEBHOOKS = 100  # per project, since each event is sent to all of them
+_HELD_UP_AT_ONCE = 500  # the most deliveries that one failed connection counts for
 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """One try of a delivery, claimed."""
+    """A claimed attempt of a delivery."""
 
     delivery_id: str
     webhook_id: str
     attempt: int
-    """Number of this try, from 1. Its result is recorded only while it is the latest try."""
+    """Number of this attempt, from 1. Its result is recorded only while it is the latest attempt."""
     url: str
     secret: str = field(repr=False)
     body: str
     """The JSON text that is signed and sent."""
     at: float
-    """When the try was claimed, in Unix seconds of the database's clock."""
+    """When the attempt was claimed, in Unix seconds of the database's clock."""
 
 
-# -- making and finding --------------------------------------------------------------------------------------------
+# -- create, find, delete ------------------------------------------------------------------------------------------
 
 
 def create(db: Database, url: str, *, events: Sequence[str], project: str) -> Webhook:
-    """Make a webhook, with a secret of its own.
+    """Create a webhook with a new secret.
 
     Args:
-        url: checked.
-        events: types it wants, of `EVENT_TYPES`; none: all.
-        project: whose events it is told.
+        url: Address of the receiver, already checked.
+        events: Types of events to send, from `EVENT_TYPES`; empty for all.
+        project: The project whose events are sent.
 
     Raises:
-        Conflict: the project has as many webhooks as it may have.
+        Conflict: The project has the largest allowed number of webhooks already.
     """
     with db.write() as tx:
         others = tx.scalar(select(func.count()).where(col(Webhook.project) == project)) or 0
@@ -86,10 +86,10 @@ def create(db: Database, url: str, *, events: Sequence[str], project: str) -> We
 
 
 def get(session: Session, webhook_id: str) -> Webhook:
-    """The webhook.
+    """Return the webhook with this id.
 
     Raises:
-        NotFound: there is none of this id.
+        NotFound: There is no such webhook.
     """
     webhook = session.get(Webhook, webhook_id)
     if webhook is None:
@@ -100,17 +100,17 @@ def get(session: Session, webhook_id: str) -> Webhook:
 def list_webhooks(
     session: Session, *, project: str | None, after: str | None = None, limit: int = 20
 ) -> tuple[list[Webhook], bool]:
-    """A page of webhooks, newest first.
+    """Return a page of webhooks, newest first.
 
     Args:
-        project: whose webhooks; None for all.
-        after: id of the last webhook of the page before.
+        project: The project that owns the webhooks; None for all projects.
+        after: Id of the last webhook of the previous page.
 
     Returns:
-        The webhooks, and whether there are more after them.
+        The webhooks, and whether more follow.
 
     Raises:
-        NotFound: there is no webhook `after`.
+        NotFound: There is no webhook `after`.
     """
     conditions = [] if project is None else [col(Webhook.project) == project]
     last = None if after is None else get(session, after)
@@ -120,16 +120,16 @@ def list_webhooks(
 def deliveries(
     session: Session, webhook_id: str, *, after: str | None = None, limit: int = 20
 ) -> tuple[list[WebhookDelivery], bool]:
-    """A page of a webhook's deliveries, newest first.
+    """Return a page of a webhook's deliveries, newest first.
 
     Args:
-        after: id of the last delivery of the page before.
+        after: Id of the last delivery of the previous page.
 
     Returns:
-        The deliveries, and whether there are more after them.
+        The deliveries, and whether more follow.
 
     Raises:
-        NotFound: the webhook has no delivery `after`.
+        NotFound: The webhook has no delivery `after`.
     """
     last = None if after is None else session.get(WebhookDelivery, after)
     if after is not None and (last is None or last.webhook_id != webhook_id):
@@ -139,36 +139,37 @@ def deliveries(
 
 
 def delete(db: Database, webhook_id: str) -> None:
-    """Forget a webhook and its deliveries; what is not sent yet never is.
+    """Delete a webhook and its deliveries, including those that were not sent yet.
 
     Raises:
-        NotFound: there is no such webhook.
+        NotFound: There is no such webhook.
     """
     with db.write() as tx:
         gone = sql_delete(Webhook).where(col(Webhook.id) == webhook_id)
         if not tx.changed(gone):
             raise NotFound(f"there is no webhook '{webhook_id}'")
-        # Its row is gone first: that waits for whoever announces something to it now, whose deliveries go as well.
+        # The webhook's row is deleted first: that waits for transactions that announce an event to it, so that their
+        # deliveries are deleted too.
         tx.execute(sql_delete(WebhookDelivery).where(col(WebhookDelivery.webhook_id) == webhook_id))
 
 
-# -- the way of an event -------------------------------------------------------------------------------------------
+# -- announce and deliver ------------------------------------------------------------------------------------------
 
 
 def announce(tx: Transaction, event_type: str, subject_id: str, *, project: str) -> None:
-    """Write an event down for each webhook of the project that wants it, in the caller's transaction."""
+    """Add a delivery for each webhook of the project that wants the event, in the caller's transaction."""
     of_project = select(Webhook).where(col(Webhook.project) == project)
-    told = tx.scalars(of_project.with_for_update(read=True, key_share=True)).all()  # nobody deletes them meanwhile
+    told = tx.scalars(of_project.with_for_update(read=True, key_share=True)).all()  # locked against deletion
     wanting = [webhook.id for webhook in told if not webhook.events or event_type in webhook.events]
     if wanting:
         _write_down(tx, wanting, event_type, subject_id)
 
 
 def announce_test(db: Database, webhook_id: str) -> WebhookDelivery:
-    """Write a test event down for one webhook, whatever it wants.
+    """Add the delivery of a test event for one webhook, whatever events it wants.
 
     Raises:
-        NotFound: there is no such webhook.
+        NotFound: There is no such webhook.
     """
     with db.write() as tx:
         locked = select(Webhook).where(col(Webhook.id) == webhook_id).with_for_update(read=True, key_share=True)
@@ -178,21 +179,22 @@ def announce_test(db: Database, webhook_id: str) -> WebhookDelivery:
 
 
 def due(tx: Transaction) -> list[str]:
-    """The webhooks with deliveries to be sent now, the one that has waited longest first."""
+    """Return the ids of the webhooks with deliveries that are due, longest waiting first."""
     is_due = (col(WebhookDelivery.state) == DeliveryState.PENDING, col(WebhookDelivery.not_before) <= tx.now())
     by_webhook = select(col(WebhookDelivery.webhook_id)).where(*is_due).group_by(col(WebhookDelivery.webhook_id))
     return list(tx.scalars(by_webhook.order_by(func.min(WebhookDelivery.not_before))))
 
 
 def claim(db: Database, webhook_id: str, *, max_attempts: int, claim_seconds: float) -> Sending | None:
-    """Take the webhook's delivery that has been due longest; the try counts from now on.
+    """Claim the webhook's delivery that has been due longest; the attempt counts from now on.
 
     Args:
-        max_attempts: of a delivery. One whose last claim ran out is given up here, since it may be what kills senders.
-        claim_seconds: after which, with no outcome recorded, it is due again.
+        max_attempts: Attempts per delivery. A delivery whose last claim expired fails here, since it may be what kills
+            the senders.
+        claim_seconds: Time after which the delivery is due again if no result was recorded.
 
     Returns:
-        What is to be sent, or None where nothing is due.
+        The attempt to make, or None if nothing is due.
     """
     with db.write() as tx:
         now = tx.time()
@@ -204,7 +206,7 @@ def claim(db: Database, webhook_id: str, *, max_attempts: int, claim_seconds: fl
             tx.flush()
             delivery = tx.scalar(_due_of(tx, webhook_id, limit=1))
         webhook = tx.get(Webhook, webhook_id)
-        if delivery is None or webhook is None:  # a webhook may have been deleted just now, its deliveries with it
+        if delivery is None or webhook is None:  # the webhook may have been deleted meanwhile, with its deliveries
             return None
         delivery.attempts, delivery.not_before = delivery.attempts + 1, now + claim_seconds
         return Sending(
@@ -219,10 +221,10 @@ def claim(db: Database, webhook_id: str, *, max_attempts: int, claim_seconds: fl
 
 
 def record_delivered(db: Database, sending: Sending, status_code: int) -> None:
-    """End a delivery well.
+    """Record that a delivery was accepted.
 
     Raises:
-        Conflict: it was claimed again, or its webhook was deleted.
+        Conflict: The delivery was claimed again, or its webhook was deleted.
     """
     with db.write() as tx:
         delivery = _claimed(tx, sending)
@@ -234,16 +236,17 @@ def record_delivered(db: Database, sending: Sending, status_code: int) -> None:
 def record_failed(
     db: Database, sending: Sending, error: StokerError, policy: RetryPolicy, *, status_code: int | None = None
 ) -> None:
-    """Put a delivery whose try failed back for later, or give it up.
+    """Schedule a failed delivery again, or end its attempts.
 
     Args:
-        error: why it failed.
-        policy: how often and how patiently it is tried.
-        status_code: of the answer. None: there was none, so the receiver is away, and the try counts for all that is
-            due to it: tried one by one, what waits for a dead receiver would pile up without end.
+        error: Why the attempt failed.
+        policy: Number of attempts and delays between them.
+        status_code: HTTP status of the response. None if there was no response: the receiver cannot be reached, so the
+            attempt counts for all of its due deliveries. Otherwise, deliveries to a dead receiver, attempted one by
+            one, would accumulate without limit.
 
     Raises:
-        Conflict: it was claimed again, or its webhook was deleted.
+        Conflict: The delivery was claimed again, or its webhook was deleted.
     """
     with db.write() as tx:
         failed = [_claimed(tx, sending)]
@@ -263,7 +266,7 @@ def record_failed(
                     delivery.ended_at, delivery.error = now, reason
 
 
-# -- what they share -----------------------------------------------------------------------------------------------
+# -- shared --------------------------------------------------------------------------------------------------------
 
 
 def _write_down(tx: Transaction, webhook_ids: Sequence[str], event_type: str, subject_id: str) -> list[WebhookDelivery]:
@@ -294,7 +297,7 @@ def _due_of(tx: Transaction, webhook_id: str, *, limit: int) -> Select[WebhookDe
 
 
 def _claimed(session: Session, sending: Sending) -> WebhookDelivery:
-    """Hold the delivery's row while the claim is the latest."""
+    """Lock the delivery's row, if this claim is still the latest."""
     claimed = select(WebhookDelivery).where(
         col(WebhookDelivery.id) == sending.delivery_id,
         col(WebhookDelivery.state) == DeliveryState.PENDING,
