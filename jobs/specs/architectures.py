@@ -1,7 +1,7 @@
-"""Which architectures transformers can train for which task, by `model_type`; told without loading torch.
+"""The architectures that transformers can train for each task, by `model_type`; readable without loading torch.
 
-Made from the auto classes of transformers 5.23; a test says when they have grown. A type that is not in `KNOWN` is
-newer than this list, and is left to transformers.
+Generated from the auto classes of transformers 5.23; a test fails when these have grown. A type that is not in `KNOWN`
+is newer than this list, and is left to transformers to accept or reject.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ TRAINABLE: dict[str, frozenset[str]] = {
         "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm",
     }),
 }
-"""Task -> the types that have a class with its head."""
+"""Task -> the model types that have a class with the task's head."""
 
 KNOWN = frozenset({
     "afmoe", "aimv2", "aimv2_vision_model", "albert", "align", "altclip", "apertus", "arcee", "aria", "aria_text",
@@ -172,7 +172,7 @@ KNOWN = frozenset({
     "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xlstm", "xmod", "yolos", "yoso", "youtu", "zamba", "zamba2",
     "zaya",
 })
-"""Every type of a model in transformers."""
+"""All model types in transformers."""
 RENAMED: frozenset[str] = frozenset({
     "afmoe", "aria_text", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "cohere_compass_text",
     "dbrx", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "dots1", "dots3_note",
@@ -186,5 +186,5 @@ RENAMED: frozenset[str] = frozenset({
     "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "qwen4_exp", "qwen4_exp_text", "reformer",
     "solar_open",
 })
-"""Types of language models whose modules may be called otherwise than the weights in their files: transformers converts
-the names while it loads them, or no model of the type could be made to see that it does not."""
+"""Types of language models whose modules may have other names than the weights in their files: transformers converts
+the names on loading, or no model of the type could be built to confirm that it does not."""

@@ -1,4 +1,4 @@
-"""How long, how many and how deep the things are that a client may send; checked before any work is done with them."""
+"""Limits of length, number and depth for what a client sends, checked before any other work on it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, StringConstraints
 
 LONGEST_PATH_BYTES = 4096
-"""What Linux takes for a path, its last zero byte included."""
+"""Linux's limit for a path, including the terminating zero byte."""
 LONGEST_NAME_BYTES = 255
-"""What file systems take for one name in a path."""
+"""File systems' limit for one name in a path."""
 MOST_PATH_COMPONENTS = 128
-"""The most names in one path. Following a path to its end takes a look at each of them."""
+"""The most names in one path; each of them costs a look-up in the file system."""
 MOST_INPUT_PATHS = 10_000
-"""The most entries of a list of paths; a glob may match more."""
+"""The most entries in a list of paths; a glob may match more files."""
 MOST_INPUT_COMPONENTS = 100_000
-"""The most names in all paths of one list together."""
+"""The most names in all paths of one list in total."""
 MOST_INPUT_FILES = 50_000
-"""The most files of one job, those that globs match included."""
+"""The most files of one job, including those that globs match."""
 MOST_GLOB_NAMES = 200_000
-"""The most names of files and folders that are looked at to find what a glob matches."""
+"""The most names of files and folders that are read to find the matches of a glob."""
 MOST_GLOB_STARS = 16
 """The most wildcards in one glob."""
 MOST_DEEP_STARS = 2
@@ -33,22 +33,22 @@ MOST_COLUMNS = 100
 MOST_OPTIONS = 1000
 """The most entries of `parameters`, `options`, `arguments` and an architecture's `config`, at their first level."""
 MOST_VALUES = 100_000
-"""The most values in one of these mappings, at all its levels together."""
+"""The most values in one of these mappings, in total over all levels."""
 LONGEST_VALUES_CHARACTERS = 1_000_000
-"""The most characters of all texts and names in one of these mappings together."""
+"""The most characters in one of these mappings, in total over all texts and names."""
 DEEPEST_LEVELS = 64
 """The most levels of nesting of a document."""
 MOST_FIELDS = 200
 """The most entries of a mapping whose field names are known, such as a spec."""
 MOST_DOCUMENT_VALUES = 200_000
-"""The most values in one document, at all its levels together."""
+"""The most values in one document, in total over all levels."""
 MOST_TARGET_MODULES = 1000
 """The most entries of `lora.target_modules`."""
 LONGEST_ENTRY_CHARACTERS = 8192
-"""The longest text in an event of a job's history, and the longest line of its log; the rest of a longer one is cut."""
+"""The longest text in an event of a job's history, and the longest line of its log; longer ones are cut."""
 
 Name = Annotated[str, StringConstraints(max_length=LONGEST_NAME_CHARACTERS)]
-"""The name of a column, a split and the like."""
+"""The name of a column, split, configuration or metric."""
 PathText = Annotated[str, StringConstraints(max_length=LONGEST_PATH_BYTES)]
 """A path, a URL, or the name of a model or data set."""
 
@@ -57,10 +57,10 @@ _STAR = re.compile(r"\*+|\?|\[")
 
 
 def path_fault(path: str) -> str | None:
-    """Why a text cannot be a path, found before anything is looked at; None where nothing does.
+    """Find why a text cannot be a path, without access to the file system.
 
     Returns:
-        A phrase to stand behind the field's name.
+        A phrase that follows the field's name in a message; None if the text is acceptable.
     """
     if "\0" in path:
         return "holds a zero byte"
@@ -79,7 +79,7 @@ def path_fault(path: str) -> str | None:
 
 
 def glob_fault(pattern: str) -> str | None:
-    """Why a glob would take too long to follow; None where nothing does."""
+    """Find why a glob would take too long to expand; None if it is acceptable."""
     if len(_DEEP_STAR.findall(pattern)) > MOST_DEEP_STARS:
         return f"has more than {MOST_DEEP_STARS} `**`"
     if len(_STAR.findall(pattern)) > MOST_GLOB_STARS:
@@ -88,7 +88,7 @@ def glob_fault(pattern: str) -> str | None:
 
 
 def _check_paths(value: str | list[str]) -> str | list[str]:
-    """Refuse a path, or a list of them, that is too much to be looked at."""
+    """Reject a path or a list of paths that exceeds the limits."""
     paths = [value] if isinstance(value, str) else value
     num_components = 0
     for number, path in enumerate(paths):
@@ -105,11 +105,11 @@ Paths = Annotated[
     PathText | Annotated[list[PathText], Field(max_length=MOST_INPUT_PATHS)],
     AfterValidator(_check_paths),
 ]
-"""A path, or several of them."""
+"""One or several paths."""
 
 
 def _check_values(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a mapping of free values that is too large or too deep."""
+    """Reject a mapping of free values that is too large or too deep."""
     if len(value) > MOST_OPTIONS:
         raise ValueError(f"must have at most {MOST_OPTIONS} entries")
     if any(len(name) > LONGEST_NAME_CHARACTERS for name in value):
@@ -140,6 +140,6 @@ def _check_values(value: dict[str, Any]) -> dict[str, Any]:
 Values = Annotated[
     dict[str, Any], AfterValidator(_check_values), Field(json_schema_extra={"maxProperties": MOST_OPTIONS})
 ]
-"""A mapping of names to free values, bounded in number, length and depth."""
+"""A mapping of names to free values, limited in number, length and depth."""
 Columns = Annotated[dict[Name, Name | None], Field(max_length=MOST_COLUMNS)]
-"""The task's input name -> the user's column; None: the task's optional input is not read."""
+"""Name of the task's input -> the user's column; None for an optional input that is not read."""

@@ -1,4 +1,4 @@
-"""What the specs of all kinds of job share: strictness, durations, priorities, and where rows come from."""
+"""Fields that the specs of both kinds of job share: durations, limits, priorities, and input rows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _UNIT_SECONDS = (86400, 3600, 60, 1)
 _LONGEST_SECONDS = 3650 * 86400
 _LONGEST_DURATION_CHARACTERS = 50
 LARGEST_INTEGER = 2**31 - 1
-"""What a database column and a tensor's size surely hold."""
+"""Largest integer of a spec, which fits into a database column and a tensor's size."""
 MOST_ROW_ERRORS = 2**53
-"""The largest number that `max_row_errors` may be."""
+"""Largest value of `max_row_errors`."""
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
 
 
 def parse_duration(value: object) -> object:
-    """Seconds from `90`, `"90s"`, `"2h"`, `"1h30m"` or `"1d"`; anything else is left for pydantic to refuse."""
+    """Parse text such as `"90s"`, `"2h"` or `"1h30m"` into seconds; return other types for pydantic to validate."""
     if not isinstance(value, str):
         return value
     if len(value) > _LONGEST_DURATION_CHARACTERS:
@@ -57,13 +57,13 @@ Duration = Annotated[
 
 
 def parse_row_error_limit(value: object) -> Fraction | int:
-    """A limit as a number of rows, or as a share of all.
+    """Parse a limit, which is a number of rows (int) or a share of all rows (Fraction).
 
     Args:
-        value: a whole number, or a text such as `5%`.
+        value: A whole number, or a text such as `5%`.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: The value is neither.
     """
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_ROW_ERRORS:
         return value
@@ -98,13 +98,13 @@ RowErrorLimit = Annotated[
 class Priority(StrEnum):
     """A job's class: higher ones are served first, and one that has waited for a day counts one class up."""
 
-    HIGH = "high"  # before everything else; takes slots back from lower classes at chunk boundaries
+    HIGH = "high"  # served first; takes slots back from lower priorities after their current chunks
     NORMAL = "normal"  # the default
-    LOW = "low"  # fills what others leave
+    LOW = "low"  # uses the slots that other jobs leave free
 
     @property
     def rank(self) -> int:
-        """0 is served first."""
+        """Position in the order of service, from 0, which is served first."""
         return list(Priority).index(self)
 
 
@@ -116,7 +116,8 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > MOST_FIELDS:  # each unknown one would become an error of its own
+        # Checked first, since each unknown field would become a separate error.
+        if isinstance(value, dict) and len(value) > MOST_FIELDS:
             raise ValueError(f"has {len(value)} fields, more than {MOST_FIELDS}")
         return value
 
@@ -165,16 +166,16 @@ class InputSpec(TextFields):
 
 
 def read_columns(names: Iterable[str], mapped: Mapping[str, str | None]) -> dict[str, str]:
-    """The task's input name -> the user's column, for all of a task's inputs that are read.
+    """Return name of the task's input -> the user's column, for all inputs that are read.
 
     Args:
-        names: of the task's inputs, required and optional ones.
-        mapped: what the spec says; an input that it does not name is read from the column of its own name.
+        names: Names of the task's required and optional inputs.
+        mapped: The spec's `columns`; an input that is missing here is read from the column of the same name.
     """
     columns = {name: mapped.get(name, name) for name in names}
     return {name: column for name, column in columns.items() if column is not None}
 
 
 def unread_input(names: Iterable[str], mapped: Mapping[str, str | None]) -> str | None:
-    """The first required input that a spec says not to read; None where there is none."""
+    """Return the first required input that the spec maps to null, which means not to read it; None if there is none."""
     return next((name for name in names if name in mapped and mapped[name] is None), None)

@@ -1,4 +1,4 @@
-"""The pydantic description of a job: versioned, unknown keys refused, each error naming its field."""
+"""The pydantic model of an inference job's spec, and `parse_spec` for specs of both kinds."""
 
 from __future__ import annotations
 
@@ -134,37 +134,37 @@ class InferenceSpec(Strict):
 
     @property
     def task_info(self) -> Task:
-        """The task's inputs."""
+        """Description of the task."""
         return TASKS[self.task]
 
     @property
     def task_parameters(self) -> TaskParameters:
-        """`parameters` as the task's own model, with the defaults."""
+        """`parameters` as the task's parameter model, with defaults."""
         return self._task_parameters
 
     @property
     def vector_output(self) -> bool:
-        """Whether each output is one float32 vector; rows of several inputs (`inputs: any`) have several."""
+        """Whether each output is one float32 vector. Rows with several inputs (`inputs: any`) have several vectors."""
         parameters = self.task_parameters
         return isinstance(parameters, EmbeddingsParameters) and parameters.inputs == "text"
 
     @property
     def has_labels(self) -> bool:
-        """Whether the job itself gives the labels that rows may leave out."""
+        """Whether the spec sets candidate labels, so that rows may omit them."""
         parameters = self.task_parameters
         return isinstance(parameters, LabelParameters) and parameters.candidate_labels is not None
 
     @property
     def optional_inputs(self) -> frozenset[str]:
-        """Inputs that a row may leave out."""
+        """Inputs that a row may omit."""
         return frozenset(name for name in self.task_info.optional if name != _LABELS or self.has_labels)
 
     def columns(self) -> dict[str, str]:
-        """The task's input name -> the user's column, for each required input and each optional one."""
+        """Return name of the task's input -> the user's column, for all required and optional inputs that are read."""
         return read_columns((*self.task_info.inputs, *self.task_info.optional), self.input.columns)
 
     def no_labels(self) -> InvalidSpec:
-        """The error of a job whose labels stand nowhere."""
+        """Make the error for labels that neither the spec nor a row gives."""
         return InvalidSpec(
             f"parameters.{_LABELS}: task '{self.task}' needs labels, here, in a column {_LABELS}, "
             "or in one that input.columns names",
@@ -174,18 +174,21 @@ class InferenceSpec(Strict):
 
 _LABELS = "candidate_labels"
 JobSpec = InferenceSpec | TrainingSpec
-"""What can be submitted, told apart by `kind`."""
+"""A spec of either kind, distinguished by `kind`."""
 TRAINING = "training"
 """The `kind` of a training job."""
 _MODELS: dict[str, type[InferenceSpec] | type[TrainingSpec]] = {"inference": InferenceSpec, TRAINING: TrainingSpec}
 JOB_PREFIX = "job:"
-"""Of a `model` that another job trained."""
+"""Prefix of a `model` that another job trained."""
 KINDS = tuple(_MODELS)
 """The values of `kind`."""
 
 
 def model_key(spec: JobSpec) -> str:
-    """What a runner holds loaded after this job; equal keys can share one loaded model. A training leaves none."""
+    """Return the key of the model that a runner has loaded after this job; empty for a training, which leaves none.
+
+    Jobs with equal keys can share one loaded model.
+    """
     if not isinstance(spec, InferenceSpec):
         return ""
     engine = "" if spec.engine != "vllm" else f"|{spec.engine}"
@@ -193,12 +196,12 @@ def model_key(spec: JobSpec) -> str:
 
 
 def source_job(spec: JobSpec) -> str | None:
-    """The training job whose model a spec names, as `job:<id>`; or None."""
+    """Return the id of the training job whose model the spec uses (`job:<id>`), or None."""
     return _job_in(spec.model)
 
 
 def processor_job(spec: JobSpec) -> str | None:
-    """The training job whose tokenizer or processor a spec names, as `job:<id>`; or None."""
+    """Return the id of the training job whose tokenizer or processor the spec uses (`job:<id>`), or None."""
     return None if spec.model is None or isinstance(spec.model, str) else _job_in(spec.model.processor)
 
 
@@ -210,7 +213,7 @@ def parse_spec(document: object) -> JobSpec:
     """Validate a submitted document.
 
     Raises:
-        InvalidSpec: the document is not a valid spec; the message and `param` name the first field at fault.
+        InvalidSpec: The document is not a valid spec; the message and `param` name the first invalid field.
     """
     if not isinstance(document, dict):
         raise InvalidSpec("the spec must be a mapping of fields to values")
@@ -230,7 +233,7 @@ def _invalid_spec(error: ValidationError, model: type[JobSpec]) -> InvalidSpec:
     if errors[0]["type"] == "extra_forbidden":
         *place, name = map(str, errors[0]["loc"])
         message += did_you_mean(name, _fields_at(model, place))
-    begins_with = message.split(":")[0].split(" ")[0]  # what does not go together names its field itself
+    begins_with = message.split(":")[0].split(" ")[0]  # errors about combinations of fields name the field themselves
     head, dot, _ = begins_with.partition(".")
     if (dot and head == field) or (not field and head in model.model_fields):
         return InvalidSpec(message, param=begins_with)
@@ -238,7 +241,7 @@ def _invalid_spec(error: ValidationError, model: type[JobSpec]) -> InvalidSpec:
 
 
 def _fields_at(model: type[BaseModel], place: Sequence[str]) -> Collection[str]:
-    """The names of the fields at a place of a spec; none where it is no part with fields of its own."""
+    """Return the names of the fields of a nested part of a spec; empty if there is no such part."""
     for name in place:
         annotation = model.model_fields[name].annotation if name in model.model_fields else None
         parts = [part for part in (annotation, *get_args(annotation)) if _is_part(part)]

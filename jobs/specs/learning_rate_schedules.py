@@ -1,6 +1,6 @@
-"""Schedules of the learning rate: what `lr_scheduler_kwargs` may hold with each, by transformers' names and defaults.
+"""Learning rate schedules: the `lr_scheduler_kwargs` that each accepts, with transformers' names and defaults.
 
-The numbers of steps are not among it: the training itself sets them.
+The numbers of warmup steps and of all steps are not among them: the training itself sets those.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ SCHEDULES: Mapping[str, type[Schedule]] = {
     "inverse_sqrt": InverseSqrt,
     "warmup_stable_decay": WarmupStableDecay,
 }
-"""The values of `lr_scheduler_type`, and the model of what `lr_scheduler_kwargs` holds with each."""
+"""Value of `lr_scheduler_type` -> the model of its `lr_scheduler_kwargs`."""
 
 
 def check_schedule(name: str, given: Mapping[str, Any], *, learning_rate: float) -> None:
-    """Refuse arguments that a schedule does not take.
+    """Check the arguments of a schedule.
 
     Args:
         name: A key of `SCHEDULES`.
@@ -106,7 +106,7 @@ def check_schedule(name: str, given: Mapping[str, Any], *, learning_rate: float)
         learning_rate: The learning rate at the start.
 
     Raises:
-        InvalidSpec: One of them is unknown, wrong or missing; the message names it.
+        InvalidSpec: An argument is unknown, invalid or missing; the message names it.
     """
     model = SCHEDULES[name]
     try:

@@ -1,4 +1,4 @@
-"""The options of the recipes, typed and with defaults. An error is one sentence that names the option."""
+"""The options of the recipes, with types and defaults. An error message is one sentence that names the option."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ OPTIONS: Mapping[str, type[Options]] = {
     "gan": GanOptions,
     "ctc": CtcOptions,
 }
-"""Each recipe's options, by its name."""
+"""Name of a recipe -> the model of its options."""
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
@@ -117,11 +117,11 @@ def read_options(kind: type[OptionsT], given: Mapping[str, Any]) -> OptionsT:
     """Check a spec's options.
 
     Args:
-        kind: The options that the recipe has.
+        kind: The model of the recipe's options.
         given: The spec's `options`.
 
     Raises:
-        ValueError: One of them is unknown or has a wrong value; the message begins with `options.` and its name.
+        ValueError: An option is unknown or has an invalid value; the message begins with `options.` and its name.
     """
     named: dict[str, Any] = {}
     for name, value in sorted(given.items(), key=lambda item: item[0] in kind.old_names):

@@ -1,4 +1,4 @@
-"""The base of what a user may set by name: pydantic models whose fields say in words which values they take."""
+"""The base class of parameters and arguments: pydantic models whose fields describe their valid values in words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST_SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Stands in the annotation of a type and says what its values are, in words that follow "must be"."""
+    """Annotation of a type that describes its valid values, in words that follow "must be"."""
 
     words: str
 
@@ -25,7 +25,7 @@ class WrongName(NamedTuple):
 
     name: str
     message: str | None
-    """A phrase to follow the name; None where the model has no field of this name."""
+    """A phrase that follows the name; None if the model has no field of this name."""
 
 
 class Settable(BaseModel):
@@ -36,27 +36,27 @@ class Settable(BaseModel):
     )
 
     def given(self) -> dict[str, Any]:
-        """What the user set, by name. Defaults are not part of it."""
+        """Return the values that the user set, by name, without defaults."""
         values = {**self.__dict__, **(self.model_extra or {})}
         return {name: value for name, value in values.items() if name in self.model_fields_set}
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The names of the fields, those that the class itself adds first."""
+        """Return the names of the fields; those of the class itself come before inherited ones."""
         return tuple(sorted(cls.model_fields, key=lambda name: name not in cls.__annotations__))
 
     @classmethod
     def expected(cls, name: str) -> str:
-        """What the values of a field are, in words."""
+        """Return a description of a field's valid values."""
         return next(_words(cls.model_fields[name].rebuild_annotation()))
 
     @classmethod
     def wrong_name(cls, error: ValidationError, given: Mapping[str, Any]) -> WrongName:
-        """The name that a failed validation is about.
+        """Find the name that a failed validation is about.
 
         Args:
-            error: What pydantic found.
-            given: What was validated.
+            error: Pydantic's error.
+            given: The mapping that was validated.
         """
         found = {str(one["loc"][0]): one["type"] for one in reversed(error.errors(include_url=False))}
         missing = next((name for name, kind in found.items() if kind == "missing"), None)
@@ -71,7 +71,7 @@ class Settable(BaseModel):
 
 
 def must_be(expected: str, value: object) -> str:
-    """The phrase of an error about a value that is not what it must be."""
+    """Return the phrase of an error message about an invalid value."""
     return f"must be {expected}, not {shown(value, _LONGEST_SHOWN_CHARACTERS)}"
 
 

@@ -1,4 +1,4 @@
-"""What each inference task is called, and which inputs a row of it has. No torch here."""
+"""The inference tasks: their names, aliases, and the inputs of their rows. Must not import torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Task:
 
     name: str
     inputs: tuple[str, ...]
-    """Names a row must bring; `input.columns` maps the user's columns onto them."""
+    """Names of the inputs that a row must have; `input.columns` maps them to the user's columns."""
     optional: tuple[str, ...] = ()
-    """Names a row may bring as well."""
+    """Names of the inputs that a row may have."""
 
 
 _ALL = (
@@ -47,7 +47,7 @@ _ALL = (
     Task("decision", ("state", "questions")),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
-"""Every task by name."""
+"""All tasks by name."""
 
 ALIASES: dict[str, str] = {
     "sentiment-analysis": "text-classification",
@@ -56,7 +56,7 @@ ALIASES: dict[str, str] = {
     "embedding": "embeddings",
     "sentence-similarity": "embeddings",
 }
-"""Other names people use, as transformers accepts them."""
+"""Alternative name that a spec may use -> name of the task."""
 
 REMOVED_TASKS: dict[str, str] = {
     "text2text-generation": "Use the `text-generation` pipeline with a chat model instead.",
@@ -68,16 +68,16 @@ REMOVED_TASKS: dict[str, str] = {
     "image-to-image": "For image generation tasks, please use 🤗 Diffusers instead.",
     "image-to-text": "Use the `image-text-to-text` pipeline instead.",
 }
-"""Tasks that transformers no longer has, and what it says to use instead."""
+"""Task that was removed from transformers -> transformers' advice on what to use instead."""
 
 
 def find_task(name: str) -> Task | None:
-    """The task called `name` or an alias of it, or None."""
+    """Return the task with this name or alias, or None."""
     return TASKS.get(ALIASES.get(name, name))
 
 
 def unknown_task(name: str) -> str:
-    """The error message for an unknown task, with what may have been meant."""
+    """Return the error message for an unknown task, with the closest known name."""
     removed = REMOVED_TASKS.get("translation" if name.startswith("translation_") else name)
     if removed is not None:
         return f"'{name}' has been removed from transformers. {removed}"

@@ -125,7 +125,7 @@ class CheckpointSpec(Strict):
 
     @property
     def best_mode(self) -> Mode:
-        """The direction of `best`; has no meaning without `best`."""
+        """Whether the least or the largest value of `best` is the best; has no meaning without `best`."""
         return "min" if self.best is None else mode_of_best(self.best, self.mode)
 
 
@@ -216,7 +216,7 @@ class TrainingSpec(Strict):
         return self
 
     def _check_evaluation(self) -> None:
-        """Refuse settings of evaluations that cannot take place, or that contradict each other."""
+        """Reject settings for evaluations that cannot take place or that contradict each other."""
         has_eval = self.data is not None and self.data.eval_input is not None
         wanted = self.evaluation_param
         if self.trainer == "transformers" and not has_eval and wanted is not None:
@@ -241,7 +241,7 @@ class TrainingSpec(Strict):
 
     @property
     def training_arguments(self) -> TrainingArguments:
-        """`arguments` as the model of its trainer's arguments, with the defaults."""
+        """`arguments` as the trainer's argument model, with defaults."""
         return self._training_arguments
 
     @property
@@ -282,5 +282,5 @@ class TrainingSpec(Strict):
 
     @property
     def optional_inputs(self) -> frozenset[str]:
-        """Inputs that a row may leave out."""
+        """Inputs that a row may omit."""
         return frozenset() if self.task_info is None else frozenset(self.task_info.optional)

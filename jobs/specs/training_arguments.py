@@ -1,7 +1,7 @@
-"""Which of transformers' TrainingArguments a training may set, and to what; the others are refused by name.
+"""The arguments among transformers' TrainingArguments that a training may set, with their types; others are rejected.
 
-The defaults are transformers' own, but for `logging_steps`. What a user does not set is not passed on, so transformers'
-own defaults hold where its Trainer computes.
+The defaults are those of transformers, except for `logging_steps`. Arguments that a user does not set are not passed to
+transformers' Trainer, so its own defaults apply there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jobs.specs.value_types import (
     ShareBelowOne,
 )
 
-_MOST_WORKERS = 256  # far more loader processes would only be forked until the host has no more
+_MOST_WORKERS = 256  # a far larger number would be forked until the host is out of processes
 _MOST_EPOCHS = 1_000_000
 
 Epochs = Annotated[float, Field(gt=0, le=_MOST_EPOCHS), Expected(f"a number above 0 and up to {_MOST_EPOCHS}")]
@@ -123,7 +123,7 @@ class TrainingArguments(Settable):
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
-        """Check what a spec sets and make the model of it.
+        """Check a spec's arguments and return them as a model.
 
         Args:
             given: The spec's `arguments`.
@@ -161,7 +161,7 @@ class TorchArguments(TrainingArguments):
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The arguments that the plain loop knows."""
+        """Return the names of the arguments that the plain loop supports."""
         return (
             "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
             "gradient_accumulation_steps", "max_grad_norm", "logging_steps", "eval_strategy", "eval_steps", "seed",
@@ -172,7 +172,7 @@ class TorchArguments(TrainingArguments):
 ARGUMENTS: Mapping[str, type[TrainingArguments]] = {
     model.TRAINER: model for model in (TrainingArguments, TorchArguments)
 }
-"""Each trainer's model of its arguments."""
+"""Trainer -> the model of its arguments."""
 
 
 def _refused(name: str, reason: str) -> InvalidSpec:

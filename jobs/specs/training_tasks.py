@@ -9,7 +9,7 @@ TaskName = Literal[
     "text-classification", "token-classification", "text-generation", "image-classification",
     "automatic-speech-recognition",
 ]  # fmt: skip
-"""What a spec may name: the names in `TRAINING_TASKS`, spelled out for type checkers and the API's document."""
+"""The names in `TRAINING_TASKS`, written out for type checkers and the API's schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,4 +46,4 @@ _ALL = (
     TrainingTask("automatic-speech-recognition", ("audio", "text"), metrics=("wer", "cer"), cuts_texts=False),
 )
 TRAINING_TASKS: dict[TaskName, TrainingTask] = {task.name: task for task in _ALL}
-"""Every training task by name."""
+"""All training tasks by name."""

@@ -1,4 +1,4 @@
-"""Types of the values that parameters and training arguments take, each with the words for what it must be."""
+"""Types of the values of parameters and training arguments, each with the words for error messages."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from jobs.specs.fields import LARGEST_INTEGER
 from jobs.specs.settable import Expected
 
 MOST_TOKENS = 2**20
-"""Tokens of the longest row that a job may ask for; with `padding: max_length` each row takes as many."""
+"""Largest row length in tokens that a job may request; with `padding: max_length` each row is padded to it."""
 MOST_STOPS = 16
-"""Stop strings of one generated row."""
+"""The most stop strings of one generated row."""
 
 BoundedText = Annotated[str, Field(max_length=LONGEST_VALUES_CHARACTERS)]
 """A text; all texts of one spec's parameters together have at most as many characters."""
@@ -41,13 +41,13 @@ Truncation = Annotated[
     bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"],
     Expected("true, false or one of longest_first, only_first, only_second, do_not_truncate"),
 ]
-"""transformers' names of how a row that is too long is cut; `true` is `longest_first`."""
+"""transformers' names of ways to cut a row that is too long; `true` means `longest_first`."""
 Padding = Annotated[
     bool | Literal["longest", "max_length", "do_not_pad"],
     Expected("true, false, 'longest', 'max_length' or 'do_not_pad'"),
 ]
 ScoreFunction = Annotated[Literal["sigmoid", "softmax", "none"], Expected("one of sigmoid, softmax, none")]
-"""What makes scores of a classifier's logits."""
+"""Function that turns a classifier's logits into scores."""
 
 
 def _check_stops(value: str | list[str]) -> str | list[str]:
@@ -77,9 +77,9 @@ Labels = Annotated[
 
 
 def _check_hypothesis(value: str) -> str:
-    """Refuse a text without the label's place in it, or with anything else that `str.format` would act on.
+    """Reject a text without a placeholder for the label, or with any other syntax of `str.format`.
 
-    A width (`{:>2000000000}`) would fill the host's memory, and a text without a place says the same of every label.
+    A width (`{:>2000000000}`) would fill the host's memory; a text without a placeholder is the same for all labels.
     """
     places = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(value) if name is not None]
     if places != [("", "", None)] and not (places and all(place == ("0", "", None) for place in places)):

@@ -1,7 +1,7 @@
-"""The parameters of each inference task: one pydantic model per task, with every default and the words of its errors.
+"""The parameters of each inference task: one pydantic model per task, with all defaults.
 
-`text_tasks`, `generation` and `media_tasks` hold the models, `task_parameters` their base and what no job may set.
-`read_parameters` makes the model of a task from what a user gave.
+`text_tasks`, `generation` and `media_tasks` contain the models, `task_parameters` their base class and the names that
+no job may set. `read_parameters` validates a user's parameters.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ PARAMETERS: Mapping[str, type[TaskParameters]] = {
         DecisionParameters,
     )
 }
-"""Each task's model of its parameters."""
+"""Name of a task -> the model of its parameters."""
 
 
 def read_parameters(task: str, given: Mapping[str, Any]) -> TaskParameters:
-    """The parameters of a task as its model.
+    """Check the parameters of a task and return them as its model.
 
     Raises:
         InvalidSpec: See `TaskParameters.read`.

@@ -1,4 +1,4 @@
-"""Parameters of the tasks that generate text, from texts or from images, sounds and films."""
+"""Parameters of the tasks that generate text, from text, images, audio or video."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from jobs.specs.value_types import (
 )
 
 MOST_CHOICES = 128
-"""Continuations of one generated row."""
+"""The most continuations of one row."""
 MOST_TOP_LOGPROBS = 20
-"""Likeliest tokens that are told of each generated token."""
+"""The most alternatives that are reported for each generated token."""
 FALLBACK_NEW_TOKENS = 256
-"""`max_new_tokens` where neither the job nor the model's generation_config.json sets it."""
+"""Value of `max_new_tokens` if neither the job nor the model's generation_config.json sets it."""
 NO_TEMPLATE_VARIABLES = frozenset(
     {
         "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages",
@@ -34,9 +34,9 @@ NO_TEMPLATE_VARIABLES = frozenset(
         "tokenize", "tokenizer_kwargs", "truncation",
     }
 )  # fmt: skip
-"""What `apply_chat_template` does not hand to the template, or is not to be replaced there."""
+"""Arguments that `apply_chat_template` does not pass to the template, or that must not be replaced there."""
 _SAME = {"num_return_sequences": "n", "stop_strings": "stop"}
-"""transformers' names of parameters that OpenAI calls otherwise."""
+"""transformers' name of a parameter -> OpenAI's name."""
 
 Choices = Annotated[int, Field(ge=1, le=MOST_CHOICES), Expected(f"a whole number from 1 to {MOST_CHOICES}")]
 TopLogprobs = Annotated[
@@ -99,7 +99,7 @@ class TextGenerationParameters(TaskParameters):
     @model_validator(mode="before")
     @classmethod
     def _one_name_each(cls, given: Any) -> Any:
-        """Let `n` and `stop` hold what was given by either name; of both, by the later one."""
+        """Set `n` and `stop` from either of their names; if both are given, the later one counts."""
         if not isinstance(given, dict):
             return given
         last = {_SAME.get(name, name): value for name, value in given.items() if value is not None}
@@ -107,11 +107,11 @@ class TextGenerationParameters(TaskParameters):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """`stop` as several texts."""
+        """`stop` as a tuple of texts."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     def with_row(self, own: TextGenerationParameters) -> TextGenerationParameters:
-        """These parameters of a job with those that one of its rows sets in their place."""
+        """Return the job's parameters, overridden by those that a row sets."""
         return self.model_copy(update=own.given()) if own.model_fields_set else self
 
 

@@ -1,4 +1,4 @@
-"""Parameters of the tasks that read images, films and sounds. Absent ones are left to transformers' pipelines."""
+"""Parameters of the tasks that read images, video and audio. Absent ones get the defaults of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of every task's parameters, and what no job may set, at any depth."""
+"""The base classes of all tasks' parameters, and the names that no job may set, at any depth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORBIDDEN_NAMES = frozenset(
         "trust_remote_code",
     }
 )  # fmt: skip
-"""Arguments of `generate` and of loaders that would bring code, objects or models from elsewhere."""
+"""Arguments of `generate` and of loaders that would load other code, objects or models."""
 
 
 class TaskParameters(Settable):
@@ -28,7 +28,7 @@ class TaskParameters(Settable):
     TASK: ClassVar[str]
     """The task's name."""
     NULLS: ClassVar[frozenset[str]] = frozenset()
-    """Parameters for which null is a value of its own."""
+    """Parameters for which null has a meaning."""
 
     @model_validator(mode="before")
     @classmethod
@@ -40,13 +40,13 @@ class TaskParameters(Settable):
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
-        """Check what a user gave and make the model of it.
+        """Check a user's parameters and return them as a model.
 
-        Where a task takes names beyond the fields, only its pipeline and the loaded model know which names there are,
-        so a runner checks those.
+        If a task accepts names beyond the fields, only its pipeline and the loaded model know these names, so the
+        runner checks them.
 
         Args:
-            given: What the user set, by name.
+            given: The user's parameters by name.
 
         Raises:
             InvalidSpec: A parameter is unknown, must not be set or has a wrong value; the message names it, and
@@ -62,14 +62,14 @@ class TaskParameters(Settable):
 
     @classmethod
     def is_open(cls) -> bool:
-        """Whether the task takes names beyond the fields: those of its pipeline and of the model."""
+        """Return whether the task accepts names beyond the fields, namely those of its pipeline and model."""
         return cls.model_config.get("extra") == "allow"
 
     def refuse_pair(self, one: str, other: str) -> None:
-        """Refuse two parameters that exclude each other; `other` may be dotted.
+        """Reject two parameters that exclude each other; `other` may be `outer.inner`.
 
         Raises:
-            InvalidSpec: Both are given.
+            InvalidSpec: Both parameters are set.
         """
         outer, _, inner = other.partition(".")
         given = self.given()
@@ -80,10 +80,10 @@ class TaskParameters(Settable):
             raise refused(other, f"does not go with parameters.{one}: give one of the two")
 
     def refuse_inner(self, name: str, ours: frozenset[str]) -> None:
-        """Refuse names in a parameter's mapping that the task's pipeline sets itself.
+        """Reject names in a parameter's mapping that the task's pipeline sets itself.
 
         Raises:
-            InvalidSpec: The mapping has one of them.
+            InvalidSpec: The mapping contains such a name.
         """
         taken = sorted(ours & (self.given().get(name) or {}).keys())
         if taken:
@@ -113,21 +113,21 @@ class LabelParameters(TaskParameters):
 
 
 def refused(name: str, reason: str) -> InvalidSpec:
-    """The error for a parameter, with the reason behind its name."""
+    """Make the error for a parameter; the reason follows its name."""
     return InvalidSpec(f"parameters.{name}: {reason}", param=f"parameters.{name}")
 
 
 def unknown_parameter(task: str, name: str, known: tuple[str, ...]) -> InvalidSpec:
-    """The error for a parameter that a task does not have."""
+    """Make the error for a parameter that a task does not have."""
     has = f"; it has {', '.join(known)}" if known else "; it has none"
     return refused(name, f"task '{task}' has no parameter '{name}'{did_you_mean(name, known)}{has}")
 
 
 def check_inner_names(name: str, value: object) -> None:
-    """Refuse a parameter whose value holds a forbidden name, or a row length beyond `MOST_TOKENS`, at any depth.
+    """Reject a parameter whose value contains a forbidden name or a `max_length` above `MOST_TOKENS`, at any depth.
 
     Raises:
-        InvalidSpec: It does; the message names both.
+        InvalidSpec: The value contains one; the message names the parameter and the inner name.
     """
     forbidden = set()
     for inner, content in _inner_items(value):
@@ -140,7 +140,7 @@ def check_inner_names(name: str, value: object) -> None:
 
 
 def _inner_items(value: object) -> Iterator[tuple[Any, Any]]:
-    """The names in a value's mappings and what stands behind them, at any depth."""
+    """Iterate over the names and values of all mappings in a value, at any depth."""
     if isinstance(value, Mapping):
         yield from value.items()
         for inner in value.values():

@@ -1,4 +1,4 @@
-"""Parameters of the tasks that read texts: vectors, classes, entities, masked words, answers from tables."""
+"""Parameters of the tasks that read text: embeddings, classes, entities, masked words, answers from tables."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class FillMaskParameters(TokenizerParameters):
 
     @property
     def tokenizer(self) -> TokenizerParameters:
-        """The tokenizer's parameters from both places."""
+        """Return the tokenizer's parameters from the fields and from `tokenizer_kwargs`, which takes precedence."""
         return self if self.tokenizer_kwargs is None else self.model_copy(update=self.tokenizer_kwargs.given())
 
 
