@@ -1,5 +1,5 @@
-"""Models on a device: loading, keeping warm, and what their inputs and outputs look like.
+"""Models on a device: loading them, keeping them loaded, and preparing their inputs.
 
-`load` makes a model of its files, `cache` keeps some, `pinned` holds a job to one version; `task_model` is what the
-engine asks of a task; `tokens`, `media` and `sound` make tensors of texts, images and sounds.
+`load` loads a model from its files, `cache` keeps some loaded, `pinned` fixes a job's model to one version;
+`task_model` is the interface between engine and task; `tokens`, `media` and `sound` prepare texts, images and sounds.
 """

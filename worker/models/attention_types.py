@@ -1,7 +1,7 @@
-"""Models that give up their sparse attention at the first short row, for good: here each batch starts anew.
+"""Restore the attention type of models that permanently switch to full attention at the first short batch.
 
-BigBird computes short batches with full attention and stays with it. A long row's output would depend on whether a
-short one came before it, in whatever job.
+BigBird does that. Without this hook, a long row's output would depend on whether a short batch came before it, even in
+another job.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 
 def keep_attention_type(model: PreTrainedModel) -> None:
-    """See to it that a model begins each forward pass with the attention that its config names."""
+    """Make a model start each forward pass with the attention type in its config."""
     changing = [
         module
         for module in model.modules()
@@ -25,7 +25,7 @@ def keep_attention_type(model: PreTrainedModel) -> None:
     def restore(*_: Any) -> None:
         for module in changing:
             if module.attention_type != module.config.attention_type:
-                with torch.device("meta"):  # weights that it makes and throws away for those it has
+                with torch.device("meta"):  # it creates weights and replaces them with the existing ones
                     module.set_attention_type(module.config.attention_type)
 
     model.register_forward_pre_hook(restore)

@@ -1,4 +1,4 @@
-"""Pure: how the rows of one chunk are packed into batches, and the budget of padded tokens a device starts with."""
+"""Pack the rows of one chunk into batches, and the default budget of padded tokens per device. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from collections.abc import Sequence
 import numpy as np
 
 CPU_MAX_TOKENS = 3072
-"""Most padded tokens in a batch on a CPU; 2-4 thousand beat 8 thousand, as the activations then stay in its caches."""
+"""Most padded tokens in a batch on a CPU. 2-4 thousand are faster than 8 thousand: the activations fit its caches."""
 CUDA_MAX_TOKENS = 65_536
-"""Most padded tokens in a batch on a GPU with memory to spare; more no longer makes it faster."""
+"""Most padded tokens in a batch on a GPU with enough memory; more does not make it faster."""
 CUDA_TOKENS_PER_GIB = 4096
 CPU_BATCH_COST = 64
-"""Tokens that a CPU could compute in the time that a forward pass takes beside them. Measured on MiniLM with 2 threads:
-43; a larger model has less. The cost of being wrong by half is 1 percent."""
+"""Fixed cost of a forward pass on a CPU, in tokens that could be computed in the same time. Measured on MiniLM with 2
+threads: 43; less for a larger model. An error of 50 percent here costs 1 percent of speed."""
 CUDA_BATCH_COST = 4096
-"""The same for a GPU, which must be given hundreds of kernels for each forward pass."""
+"""The same for a GPU, where each forward pass launches hundreds of kernels."""
 CPU_MAX_ROWS = 256
 CUDA_MAX_ROWS = 2048
 CPU_CACHE_TOKENS = 16_384
-"""Most tokens of rows that are generated together on a CPU; they take memory, but little of its time."""
+"""Most tokens in the cache of rows that are generated together on a CPU; they take memory, but little time."""
 CUDA_CACHE_TOKENS = 1_048_576
 CUDA_CACHE_SHARE = 2
-"""A GPU's spare memory, divided by this, is for the keys and values of such rows; the rest is for the passes."""
+"""A GPU's spare memory divided by this is for the cache of such rows; the rest is for forward passes."""
 CPU_ROWS_AT_WORK = 32
 CUDA_ROWS_AT_WORK = 256
 _GIB = 2**30
 _SPAN_ROWS = 4096
-"""Rows that are cut at once: the work grows with the square, and longer spans gain nothing."""
+"""Number of rows that are packed at once: the work grows with its square, and larger spans gain nothing."""
 
 
 def pack(lengths: Sequence[int], *, max_tokens: int, max_rows: int, batch_cost: int) -> list[list[int]]:
-    """Cut rows, sorted by length, into the batches that cost the least: padded tokens plus a fixed cost of each batch.
+    """Pack rows, sorted by length, into the batches with the least cost: padded tokens plus a fixed cost per batch.
 
-    Few large batches pad short rows to long ones, many small ones pay the overhead of a forward pass each; between them
-    lies an optimum, which dynamic programming finds. The result depends on the arguments alone. The longest rows come
-    first (so that a batch that does not fit into memory shows at the start), and rows of one length stay in order.
+    Large batches pad short rows to the length of long ones; small batches pay the overhead of many forward passes.
+    Dynamic programming finds the optimum. The result depends only on the arguments. The longest rows come first (so
+    that an out-of-memory shows at the start), and rows of equal length stay in order.
 
     Args:
-        lengths: tokens of each row.
-        max_tokens: most tokens in a batch, padding included; only a batch of a single row may exceed it.
-        max_rows: most rows in a batch.
-        batch_cost: what a forward pass costs beside its tokens, in tokens.
+        lengths: Number of tokens of each row.
+        max_tokens: Most tokens in a batch, padding included; only a batch of a single row may exceed it.
+        max_rows: Most rows in a batch.
+        batch_cost: Fixed cost of a forward pass, in tokens that could be computed in the same time.
 
     Returns:
         Batches of positions in `lengths`, every position exactly once.
@@ -78,17 +78,17 @@ def _cheapest_cuts(descending: Sequence[int], max_tokens: int, max_rows: int, ba
 
 
 def padded_tokens(lengths: Sequence[int]) -> int:
-    """Tokens of a batch, padding included."""
+    """Number of tokens in a batch, padding included."""
     return len(lengths) * max(1, max(lengths, default=0))
 
 
 def auto_max_tokens(device_type: str, spare_bytes: int) -> int:
-    """The budget a device starts with where neither the user nor an earlier out-of-memory has set one.
+    """The default budget of a device, if neither the user nor an earlier out-of-memory has set one.
 
     Args:
         device_type: `cpu` or `cuda`.
-        spare_bytes: the GPU's whole memory less the model's weights. Not its free memory, which changes from run to
-            run: the same chunk on the same kind of device is to be packed the same way every time.
+        spare_bytes: The GPU's total memory minus the model's weights. Not its free memory, which varies between runs:
+            the same chunk must be packed the same way on every device of a kind.
     """
     if device_type != "cuda":
         return CPU_MAX_TOKENS
@@ -96,12 +96,12 @@ def auto_max_tokens(device_type: str, spare_bytes: int) -> int:
 
 
 def auto_cache_tokens(device_type: str, spare_bytes: int, token_bytes: int) -> int:
-    """The same where rows stay at work for many forward passes, each with a cache that grows.
+    """The default budget for rows that are generated together, each with a growing cache of keys and values.
 
     Args:
         device_type: `cpu` or `cuda`.
-        spare_bytes: as for `auto_max_tokens`.
-        token_bytes: what one token takes in the cache.
+        spare_bytes: See `auto_max_tokens`.
+        token_bytes: Memory that one token takes in the cache.
     """
     if device_type != "cuda":
         return CPU_CACHE_TOKENS
@@ -110,15 +110,15 @@ def auto_cache_tokens(device_type: str, spare_bytes: int, token_bytes: int) -> i
 
 
 def auto_rows_at_work(device_type: str) -> int:
-    """Most of such rows at once, where the user sets none."""
+    """Most rows that are generated together, if the user sets no limit."""
     return CUDA_ROWS_AT_WORK if device_type == "cuda" else CPU_ROWS_AT_WORK
 
 
 def auto_max_rows(device_type: str) -> int:
-    """Most rows in a batch where the user sets none; it bounds batches of very short rows."""
+    """Most rows in a batch, if the user sets no limit; it bounds batches of very short rows."""
     return CUDA_MAX_ROWS if device_type == "cuda" else CPU_MAX_ROWS
 
 
 def batch_cost(device_type: str) -> int:
-    """What a forward pass costs beside its tokens, in tokens."""
+    """Fixed cost of a forward pass, in tokens that could be computed in the same time."""
     return CUDA_BATCH_COST if device_type == "cuda" else CPU_BATCH_COST

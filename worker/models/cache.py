@@ -1,4 +1,4 @@
-"""Models kept loaded between leases, the least recently used dropped first."""
+"""Models that stay loaded between leases; the least recently used one is dropped first."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class _Warm:
     model: TaskModel
     version: Hashable
-    """What a model's folder looked like when it was loaded."""
+    """The state of the model's folder when it was loaded, from `_version`."""
 
 
 class ModelCache:
@@ -43,8 +43,8 @@ class ModelCache:
         """
         Args:
             limit: Most models to keep loaded; at least 1.
-            device: Where they are loaded to.
-            load: Loads a model; called as `load_task_model` is, but without settings.
+            device: The device that models are loaded onto.
+            load: Loads a model; called like `load_task_model`, but without access rules.
             needs_whole_device: Whether all other models must be dropped before this one is loaded.
         """
         self._limit = limit
@@ -54,15 +54,15 @@ class ModelCache:
         self.device = device
 
     def get(self, ref: ModelRef, parameters: TaskParameters) -> TaskModel:
-        """The model with a job's parameters, loaded now where it is not warm.
+        """Return the model with a job's parameters, and load it if it is not warm.
 
         Args:
-            ref: The model; a warm one is found by it.
+            ref: The model; the key of the cache.
             parameters: The parameters of the job.
 
         Raises:
-            UserError: it cannot be used for this task, or not with these parameters.
-            DeviceOutOfMemory: the device has too little memory for it, even alone.
+            UserError: The model cannot be used for this task or with these parameters.
+            DeviceOutOfMemory: The device has too little memory for the model, even with no other model loaded.
         """
         version = _version(ref.source)
         warm = self._warm.get(ref)
@@ -90,12 +90,12 @@ class ModelCache:
         return list(dict.fromkeys(ref.key for ref in reversed(self._warm)))[::-1]
 
     def drop_all(self) -> None:
-        """Free what all models hold."""
+        """Drop all models and free their memory."""
         for ref in list(self._warm):
             self._drop(ref)
 
     def drop_others(self, ref: ModelRef) -> bool:
-        """Free what all other models hold; says whether there were any."""
+        """Drop all other models and free their memory. Returns whether there were any."""
         others = [other for other in self._warm if other != ref]
         for other in others:
             self._drop(other)
@@ -109,7 +109,7 @@ class ModelCache:
             if not is_out_of_memory(error):
                 raise
             logger.warning("out of memory while loading %s", ref.name)
-        # Out of the except block: its frames hold what was loaded so far.
+        # Outside the except block, whose frames hold what was loaded so far.
         if not self.drop_others(ref):
             release_memory(self.device)
         try:
@@ -126,7 +126,7 @@ class ModelCache:
         except Exception as error:
             if isinstance(error, StokerError) or is_out_of_memory(error):
                 raise
-            logger.warning("%s cannot be loaded", ref.source, exc_info=error)  # for those who wrote its code
+            logger.warning("%s cannot be loaded", ref.source, exc_info=error)  # helps the authors of the model's code
             raise load_error(ref.source, error) from error
         logger.info(
             "loaded %s for %s in %.1f s: %s on %s, weights %.0f MiB, %.0f MiB free",
@@ -152,7 +152,7 @@ class ModelCache:
 
 
 def _version(model: str) -> Hashable:
-    """Tells a model folder from what it was: names, sizes and stamps of its files. A hub id is its own version."""
+    """Names, sizes and timestamps of a model folder's files, to detect changes. A hub id is its own version."""
     path = local_path(model)
     folder = None if path is None else path.expanduser()
     if folder is None or not folder.is_dir():

@@ -1,4 +1,4 @@
-"""A text as a chat's only message, for embeddings by chat models, as sentence-transformers 6 has it."""
+"""Render a text as the only message of a chat, for embeddings by chat models, as in sentence-transformers 6."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from jobs.data.rows import RowError, RowErrorCode
 from worker.device import one_line
 
 FLAT, STRUCTURED = "flat", "structured"
-"""A message's content is the text itself, or a list of one part of type text."""
+"""Forms of a message's content: the text itself, or a list with one part of type text."""
 _FLAT_TEMPLATES = frozenset({"apertus", "deepseek_v3", "gpt_oss", "seed_oss"})
-"""Model types whose templates take texts, although they look as if they took parts."""
+"""Model types whose templates accept texts, although they look as if they accepted parts."""
 _TAKES_PARTS = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
-"""What is in the template of a model that takes parts."""
+"""Strings that occur in the templates of models that accept parts."""
 _FILLERS = ("0", "1 2 3 4")
 _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
 
 
 def message_format(tokenizer: PreTrainedTokenizerBase, model_type: str) -> str | None:
-    """How a plain folder's chat template takes the content of a message; None where it has no template."""
+    """The form of message content that a plain folder's chat template expects; None if it has no template."""
     template = tokenizer.chat_template
     if template is None:
         return None
@@ -32,12 +32,12 @@ def message_format(tokenizer: PreTrainedTokenizerBase, model_type: str) -> str |
 
 
 class ChatForm:
-    """Renders a text as the only message of a user, behind a prompt as the system's. One thread uses it at a time."""
+    """Renders a text as the only user message, after a prompt as system message. Not thread-safe."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, form: str) -> None:
         """
         Args:
-            tokenizer: whose chat template it is.
+            tokenizer: The tokenizer with the chat template.
             form: `FLAT` or `STRUCTURED`.
         """
         self._tokenizer = tokenizer
@@ -45,7 +45,7 @@ class ChatForm:
         self._ends: dict[str, tuple[int, ...]] = {}
 
     def render(self, text: str, prompt: str) -> str | RowError:
-        """The text of a whole chat, to be tokenized without further special tokens."""
+        """Return the text of the whole chat, to be tokenized without further special tokens."""
         messages = [self._message("user", text)]
         if prompt:
             messages.insert(0, self._message("system", prompt))
@@ -57,14 +57,14 @@ class ChatForm:
             )
 
     def restore_end(self, ids: np.ndarray, prompt: str) -> None:
-        """Put back what the template has behind the text, where a row was cut: the last token may be what is pooled."""
+        """Restore the template's tokens after the text in a truncated row: the last token may be the pooled one."""
         end = self._end(prompt)
         keep = min(len(end), len(ids))
         if keep:
             ids[-keep:] = end[-keep:]
 
     def _end(self, prompt: str) -> tuple[int, ...]:
-        """The tokens that all chats with this prompt end in."""
+        """The tokens with which all chats with this prompt end."""
         if prompt not in self._ends:
             self._ends[prompt] = self._find_end(prompt)
         return self._ends[prompt]

@@ -1,4 +1,4 @@
-"""What a library's exception says, in a sentence that is fit for a result: without addresses and without data."""
+"""Turn a library's exception into a short sentence for a result, without addresses and without user data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pipeline returns as a JSON value: arrays become lists, images PNG data URLs."""
+"""Convert a pipeline's output to a JSON value: arrays become lists, images become PNG data URLs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worker.models.task_model import NOT_FINITE
 
 
 def json_value(output: Any) -> Any | RowError:
-    """A pipeline's output as a JSON value, or a row error where it has a number that JSON does not know."""
+    """Convert a pipeline's output to a JSON value, or to a row error if it contains a NaN or an infinity."""
     try:
         return _converted(output)
     except _NotFinite:
@@ -24,11 +24,11 @@ def json_value(output: Any) -> Any | RowError:
 
 
 class _NotFinite(Exception):
-    """A number is infinite or none at all."""
+    """A number is NaN or infinite."""
 
 
 def _converted(value: Any) -> Any:
-    if isinstance(value, Mapping) and value.get("type") == "image":  # of a chat, which the row has anyway
+    if isinstance(value, Mapping) and value.get("type") == "image":  # an image of a chat, which the row contains anyway
         return {"type": "image"}
     if isinstance(value, Mapping):
         return {str(name): _converted(inner) for name, inner in value.items()}

@@ -12,7 +12,7 @@ from jobs.errors import InvalidSpec
 from jobs.specs.parameters.text_tasks import TokenizerParameters
 
 _UNSET_LENGTH = 1_000_000_000
-"""A tokenizer whose longest row is not known says 1e30."""
+"""Lengths from here on mean "unknown": tokenizers then have a `model_max_length` of 1e30."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,25 +20,25 @@ class Limits:
     """How long a row may be, and what happens to a longer one."""
 
     max_tokens: int | None
-    """The most tokens a row may have; None where the model has no limit."""
+    """The most tokens in a row; None if the model has no limit."""
     truncation: str | None
-    """transformers' name of how a longer row is cut; None makes it a row error."""
+    """How a longer row is truncated, by transformers' name; None makes it a row error."""
 
 
 def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The most tokens that a model and its tokenizer can take, or None where neither says."""
+    """The most tokens that a model and its tokenizer accept, or None if neither has a limit."""
     limits = [tokenizer.model_max_length, position_limit(model)]
     known = [int(limit) for limit in limits if limit is not None and 0 < limit < _UNSET_LENGTH]
     return min(known, default=None)
 
 
 def position_limit(model: PreTrainedModel) -> int | None:
-    """The number of tokens for which a model has positions, or None where it has no limit of this kind."""
+    """The number of tokens for which a model has positions, or None if it has no such limit."""
     config: PretrainedConfig = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    # The RoBERTa family counts positions from the padding's id on, and so loses the first ones of its table.
+    # The RoBERTa family counts positions from the padding id + 1, so the first entries of its table are unused.
     for module in model.modules():
         table = getattr(module, "position_embeddings", None)
         padding = getattr(module, "padding_idx", None)
@@ -48,19 +48,19 @@ def position_limit(model: PreTrainedModel) -> int | None:
 
 
 def resolve_limits(parameters: TokenizerParameters, longest: int | None, *, least: int) -> Limits:
-    """What the parameters `truncation` and `max_length` mean for a model.
+    """Resolve the parameters `truncation` and `max_length` for a model.
 
     Args:
         parameters: The job's.
-        longest: the model's own limit.
-        least: special tokens that every row has, which cannot be cut off.
+        longest: The model's own limit.
+        least: Number of special tokens that every row has; they cannot be truncated.
 
     Raises:
-        InvalidSpec: no row can be cut to `max_length`.
+        InvalidSpec: `max_length` is too small for any row.
     """
     said, max_length = parameters.truncation, parameters.max_length
     if said is None:
-        said = max_length is not None  # as tokenizers do: a length alone means to cut
+        said = max_length is not None  # as in tokenizers: a length alone implies truncation
     truncation = "longest_first" if said is True else str(said)
     if said is False or truncation == "do_not_truncate":
         return Limits(longest, None)
@@ -71,29 +71,29 @@ def resolve_limits(parameters: TokenizerParameters, longest: int | None, *, leas
 
 
 def input_embeddings(model: PreTrainedModel) -> torch.nn.Embedding | None:
-    """The table of a model's token vectors, or None where it has none: CANINE hashes characters instead."""
+    """A model's token embeddings, or None if it has none: CANINE hashes characters instead."""
     try:
         embeddings = model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):  # also what models with code of their own have forgotten
+    except (NotImplementedError, AttributeError):  # some models with their own code do not define it
         return None
     return embeddings if isinstance(embeddings, torch.nn.Embedding) else None
 
 
 def token_fault(num_tokens: int, largest_id: int, *, most_tokens: int | None, num_ids: int | None) -> RowError | None:
-    """The row error of a row whose tokens a model cannot compute; None where it can.
+    """The row error if a model cannot compute a row's tokens, else None.
 
     Args:
         num_tokens: Number of tokens of the row's longest window.
         largest_id: The largest token id of the row.
-        most_tokens: The most tokens that the model takes, where that is known.
-        num_ids: Number of token ids that the model has a vector for, where that is known.
+        most_tokens: The most tokens that the model accepts, if known.
+        num_ids: Number of token ids for which the model has an embedding, if known.
     """
     if not num_tokens:
         return RowError(RowErrorCode.EMPTY_ROW, "the text has no tokens")
     if most_tokens is not None and num_tokens > most_tokens:
         message = f"the row has {num_tokens} tokens, more than the {most_tokens} that the model takes"
         return RowError(RowErrorCode.ROW_TOO_LONG, message)
-    # On a GPU an id beyond the table of vectors loses the whole process, not only the row.
+    # On a GPU, an id beyond the embedding table makes the whole process unusable, not only the row.
     if num_ids is not None and largest_id >= num_ids:
         message = "the tokenizer has a token for this text that the model does not know; they are not of one model"
         return RowError(RowErrorCode.UNKNOWN_TOKEN, message)

@@ -1,4 +1,4 @@
-"""Loading a model and what belongs to it: safetensors only, no foreign code, and never a head of random weights."""
+"""Load a model, its config and its tokenizer: only safetensors, only trusted code, never untrained weights."""
 
 from __future__ import annotations
 
@@ -36,40 +36,40 @@ logger = logging.getLogger(__name__)
 _WANTED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.safetensors")
 _UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*.safetensors")
 _WITH_CODE = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
-"""Files whose `auto_map` names classes that a model brings along."""
+"""Files whose `auto_map` names classes in the model's own code."""
 _BENIGN_MISSING = ("*position_ids", "*.rotary_emb.inv_freq", "*relative_position_index")
-"""Buffers that follow from the config; older checkpoints have them and newer ones do not, or the other way round."""
+"""Buffers that are computed from the config; some checkpoints contain them and others do not."""
 _MACHINE_ERRNOS = frozenset(
     {
         errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO,
         errno.ENODEV, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EROFS, errno.EBUSY, errno.EAGAIN, errno.EINTR,
     }
 )  # fmt: skip
-"""What a disk, a network file system or a host that is full says; every other error of a file is the file's."""
+"""Errors of a disk, a network file system or an overloaded host; any other errno means that the file is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """Where a model's files are on this machine, checked for its task."""
+    """The folder with a model's files on this machine."""
 
     name: str
-    """What the user called it."""
+    """The name that the user gave."""
     path: Path
     trust_remote_code: bool
-    """Whether the operator lets this model bring its own code."""
+    """Whether the operator allows this model to run its own code."""
 
     def invalid(self, reason: str) -> InvalidModel:
-        """The error that says what is wrong with this model."""
+        """Make the error for this model, with a reason."""
         return InvalidModel(f"model '{self.name}': {reason}", param="model")
 
 
 def find_model(ref: ModelRef, rules: AccessRules) -> ModelFolder:
-    """The folder of a model, downloaded where it is a hub id that is not in the cache yet.
+    """Return the folder of a model, checked for its task. A hub id that is not in the local cache is downloaded.
 
     Raises:
-        InvalidModel: there is no such model, or it is not one for this task.
-        Forbidden: a local model lies outside the input roots.
-        ServiceUnavailable: the hub cannot be reached.
+        InvalidModel: There is no such model, or it is not suitable for this task.
+        Forbidden: A local model lies outside the input roots.
+        ServiceUnavailable: The hub cannot be reached.
     """
     found = fetch_model(ref.source, rules)
     check_folder(found.path, ref.task, name=ref.source, may_read=readable(ref.source, rules))
@@ -77,12 +77,12 @@ def find_model(ref: ModelRef, rules: AccessRules) -> ModelFolder:
 
 
 def fetch_model(model: str, rules: AccessRules) -> ModelFolder:
-    """The folder of a model or processor, unchecked; downloaded where it is a hub id that is not in the cache yet.
+    """Return the folder of a model or processor, unchecked. A hub id that is not in the local cache is downloaded.
 
     Raises:
-        InvalidModel: there is none of this name.
-        Forbidden: it lies outside the input roots.
-        ServiceUnavailable: the hub cannot be reached.
+        InvalidModel: There is no model with this name.
+        Forbidden: The folder lies outside the input roots.
+        ServiceUnavailable: The hub cannot be reached.
     """
     folder = local_model(model, rules)
     names = {model, model.partition("@")[0]} if folder is None else {model, str(folder)}
@@ -95,7 +95,7 @@ def fetch_model(model: str, rules: AccessRules) -> ModelFolder:
 
 
 def _check_code(model: str, folder: Path, rules: AccessRules) -> None:
-    """Refuse a model whose configuration takes code from another model that the operator did not list as well."""
+    """Reject a model that uses code from another model, unless the operator has listed that one too."""
     for file in _WITH_CODE:
         classes = read_json(folder / file, name=model, required=False).get("auto_map")
         for value in classes.values() if isinstance(classes, dict) else [classes]:
@@ -132,16 +132,16 @@ def _download(model: str, *, with_code: bool) -> Path:
             raise invalid("is not in the local cache, and the hub is switched off (HF_HUB_OFFLINE)") from error
         raise ServiceUnavailable(f"model '{model}': the hub cannot be reached, and the model is not cached") from error
     except (HfHubHTTPError, OSError) as error:
-        # Whatever it is: only the hub, the network or this host's disk takes part.
+        # Any other error comes from the hub, the network or this host's disk.
         raise ServiceUnavailable(f"model '{model}': downloading it failed: {one_line(error)}") from error
     return Path(path)
 
 
 def load_config(source: ModelFolder, *, subfolder: str = "", **overrides: Any) -> PretrainedConfig:
-    """A model's configuration.
+    """Load a model's configuration.
 
     Raises:
-        InvalidModel: it is of a kind that transformers does not know.
+        InvalidModel: The model is of a type that transformers does not know.
     """
     try:
         return AutoConfig.from_pretrained(
@@ -152,10 +152,10 @@ def load_config(source: ModelFolder, *, subfolder: str = "", **overrides: Any) -
 
 
 def load_tokenizer(source: ModelFolder, *, subfolder: str = "", **overrides: Any) -> PreTrainedTokenizerBase:
-    """A model's tokenizer.
+    """Load a model's tokenizer.
 
     Raises:
-        InvalidModel: there is none, or it is damaged.
+        InvalidModel: The tokenizer is missing or damaged.
     """
     try:
         return AutoTokenizer.from_pretrained(
@@ -176,24 +176,24 @@ def load_weights(
     subfolder: str = "",
     **overrides: Any,
 ) -> PreTrainedModel:
-    """A model on its device, ready for inference, with every weight that it uses read from its files.
+    """Load a model onto its device, ready for inference. Every weight that the task uses comes from the files.
 
     Args:
-        source: the folder.
-        model_class: an Auto class, or a model class, of transformers.
-        task: for the message.
-        device: where it is put.
-        dtype: of its weights.
-        may_miss: patterns of weights that the task never uses, such as the pooler of an encoder.
-        subfolder: where in the folder the weights are.
-        overrides: for `from_pretrained`.
+        source: The model's folder.
+        model_class: An Auto class or a model class of transformers.
+        task: The task, for error messages.
+        device: The device that the model is loaded onto.
+        dtype: The dtype of its weights.
+        may_miss: Patterns of weights that the task never uses, such as the pooler of an encoder.
+        subfolder: The subfolder with the weights.
+        overrides: Further arguments of `from_pretrained`.
 
     Raises:
-        InvalidModel: it cannot be loaded, or weights that the task needs are missing from its files.
+        InvalidModel: The model cannot be loaded, or weights that the task needs are missing from its files.
     """
     transformers.logging.disable_progress_bar()  # a runner's stderr is the job's log
     before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # its report of missing weights comes as our error instead
+    transformers.logging.set_verbosity_error()  # missing weights are reported by an InvalidModel error instead
     try:
         model, info = model_class.from_pretrained(
             source.path / subfolder,
@@ -215,7 +215,7 @@ def load_weights(
 
 
 def memory_bytes(module: torch.nn.Module) -> int:
-    """Bytes of a module's weights and buffers, tied ones counted once."""
+    """Bytes of a module's weights and buffers; tied weights are counted once."""
     tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}
     return sum(tensors.values())
 
@@ -230,7 +230,7 @@ def _check_complete(
     missing = [
         key for key in info.get("missing_keys", ()) if not any(fnmatch.fnmatch(key, pattern) for pattern in patterns)
     ]
-    missing.sort(key=lambda key: (key.startswith(encoder), key))  # a weight of the head says more than the encoder's
+    missing.sort(key=lambda key: (key.startswith(encoder), key))  # the message names a weight of the head if it can
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise source.invalid(
@@ -239,15 +239,15 @@ def _check_complete(
 
 
 def load_error(name: str, error: Exception, *, what: str = "cannot be loaded") -> StokerError:
-    """What an error means that came while a model was loaded or set up for a task.
+    """Convert an error raised while a model was loaded or set up for a task.
 
-    The same files and the same code give the same error again, on every machine; so it is the user's, told once. Only
-    what memory, a device, a disk or the network did is the machine's, and tried again.
+    The same files and code raise the same error on every machine, so it is a user error and not retried. Only errors of
+    memory, a device, a disk or the network are machine errors, which are retried.
 
     Args:
-        name: what the user called the model.
-        error: none of our own, which say themselves what they mean.
-        what: cannot be done.
+        name: The user's name for the model.
+        error: The exception. A `StokerError` is returned unchanged.
+        what: What failed, for the message.
     """
     if isinstance(error, StokerError):
         return error
@@ -265,12 +265,12 @@ def _is_machines(error: BaseException) -> bool:
     if isinstance(error, (HfHubHTTPError, TimeoutError)):
         return True
     if isinstance(error, ConnectionError):
-        return not constants.HF_HUB_OFFLINE  # where the hub is switched off, it stays so
+        return not constants.HF_HUB_OFFLINE  # with the hub switched off, a retry cannot help
     return isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and those that it came from: libraries raise an error of their own for one of the disk's."""
+    """The error and its causes, since libraries wrap errors of the disk in their own."""
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:

@@ -1,6 +1,6 @@
-"""Images, sounds and films of rows, opened for pipelines: from the data itself, or from files under the input roots.
+"""Open images, sounds and videos of rows for pipelines: from inline data, or from files under the input roots.
 
-A pipeline would open any path there is, fetch any URL and take any other text for base64, so none is handed to it.
+A pipeline would open any path, fetch any URL and treat any other text as base64, so it never gets such texts.
 """
 
 from __future__ import annotations
@@ -40,44 +40,44 @@ _BEGINNINGS = (
     b"\x1aE\xdf\xa3",
 )
 _NOT_FINITE = RowError(RowErrorCode.INVALID_AUDIO, "input 'audio': one of its samples is null or no finite number")
-"""Recognisers of speech would hear an empty text in it."""
+"""Speech recognition would return an empty text for such a sound."""
 _SHOWN = 100  # characters of the user's own text in a message
 _NEEDS: Mapping[str, tuple[str, str]] = {
     "mask-generation": ("torchvision", "the build of torchvision that belongs to its torch"),
     "video-classification": ("av", "the package av: pip install 'stoker[audio]'"),
 }
-"""Task -> the package without which its pipeline does not run, and how to get it."""
+"""Task -> the package that its pipeline requires, and how to install it."""
 
 
 def check_packages(task: str) -> None:
     """Make sure that this host has the packages that a task needs.
 
     Raises:
-        InvalidInput: one is missing, or does not work here.
+        InvalidInput: A package is missing or does not work on this host.
     """
     if task not in _NEEDS:
         return
     package, advice = _NEEDS[task]
     try:
-        importlib.import_module(package)  # a build for another torch is found, and fails here
+        importlib.import_module(package)  # a build for another torch version fails here
     except (ImportError, RuntimeError, OSError) as error:
         raise InvalidInput(f"task: '{task}' needs {advice}; install it on the workers' hosts", param="task") from error
 
 
 def open_media(name: str, value: Any, rules: AccessRules, *, rate: int | None = None) -> Any:
-    """What a pipeline gets for a row's value.
+    """Convert a row's value to what its pipeline gets.
 
     Args:
-        name: the task's name of the input.
-        value: as the source gave it.
-        rules: whose `input_roots` bound paths, and which limit the size of an image and the length of a sound.
-        rate: samples a second that the model hears; for sounds only.
+        name: The task's name for the input.
+        value: The value from the source.
+        rules: The allowed `input_roots` of paths, and the limits for the size of an image and the length of a sound.
+        rate: Sampling rate of the model in samples per second; for sounds only.
 
     Returns:
-        An image in RGB, samples at `rate`, the bytes or the path of a film; any other input as it is; or a RowError.
+        An RGB image, samples at `rate`, the bytes or path of a video, any other input unchanged, or a RowError.
 
     Raises:
-        InvalidInput: this host lacks the package that decodes a sound.
+        InvalidInput: This host lacks the package that decodes the sound.
     """
     if name not in MEDIA_INPUTS or value is None:
         return value
@@ -98,7 +98,7 @@ def open_media(name: str, value: Any, rules: AccessRules, *, rate: int | None = 
 
 @contextmanager
 def as_files(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The same values, those films that are bytes in files: pipelines read films from files only."""
+    """The same values, with the bytes of videos written to files: pipelines read videos only from files."""
     video = values.get("video")
     if not isinstance(video, bytes):
         yield dict(values)
@@ -110,7 +110,7 @@ def as_files(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _from_text(name: str, value: str, rules: AccessRules, *, as_path: bool) -> str | bytes | RowError:
-    """The bytes that a text stands for: a data URL, base64 or a path."""
+    """The bytes that a text contains or names: a data URL, base64 or a path."""
     if value.startswith("data:"):
         return _from_data_url(name, value)
     if "://" in value[:_SHOWN] and not value.startswith("file://"):
@@ -146,7 +146,7 @@ def _from_data_url(name: str, value: str) -> bytes | RowError:
 
 
 def _from_base64(value: str) -> bytes | None:
-    """The data of base64 without a `data:` before it; None for what may as well be the name of a file."""
+    """Decode base64 without a `data:` prefix; None for a text that could also be the name of a file."""
     data = decode_base64(value)
     if data is None or data.startswith(_BEGINNINGS):
         return data
@@ -157,7 +157,7 @@ def _from_base64(value: str) -> bytes | None:
 
 
 def _open_image(name: str, value: Any, rules: AccessRules) -> Any:
-    # By name, as type checkers miss it where it is not installed.
+    # Imported by name, since type checkers complain if it is not installed.
     pillow, operations = importlib.import_module("PIL.Image"), importlib.import_module("PIL.ImageOps")
     if not isinstance(value, bytes | pillow.Image):
         return RowError(RowErrorCode.WRONG_TYPE, f"input '{name}' must be a path, base64 or the bytes of an image")
@@ -173,12 +173,12 @@ def _open_image(name: str, value: Any, rules: AccessRules) -> Any:
             reason = "it has numbers of 32 bits instead of shades; save it with 8 or 16 bits"
             return RowError(RowErrorCode.INVALID_IMAGE, f"input '{name}' cannot be taken: {reason}")
         image = operations.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # converting would cut it off at 255, and so leave it white
+        if image.mode.startswith("I;16"):  # converting would clip values at 255 and make the image white
             image = pillow.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
         return image.convert("RGB")
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
         return large
-    except Exception as error:  # noqa: BLE001 - decoders of damaged images raise whatever they like
+    except Exception as error:  # noqa: BLE001 - decoders raise many kinds of exceptions for damaged images
         return RowError(RowErrorCode.INVALID_IMAGE, f"input '{name}' is not an image: {plain_sentence(error)}")
 
 

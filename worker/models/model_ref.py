@@ -1,4 +1,4 @@
-"""The name of a leased job's model, made once and given to the cache, the budget and the loader."""
+"""The model of a leased job, as the cache, the budget and the loader identify it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ModelRef:
     """A model for one task. Jobs with equal refs can share one loaded model."""
 
     key: str
-    """The scheduler's name for it, under which safe batch sizes are remembered. It does not tell commits apart."""
+    """The scheduler's name for it, under which safe batch sizes are remembered. Equal for all commits of a model."""
     task: str
     name: str
     """The user's name for it: a folder, a hub id or `job:<id>`."""
@@ -21,7 +21,7 @@ class ModelRef:
     dtype: str
     """The spec's `dtype`: `auto` means the one that fits the device."""
     engine: str
-    """What generates text: `transformers` or `vllm`."""
+    """The engine that generates text: `transformers` or `vllm`."""
 
     @classmethod
     def of(cls, spec: InferenceSpec, *, source: str | None = None) -> ModelRef:
@@ -29,7 +29,7 @@ class ModelRef:
 
         Args:
             spec: The spec of the job.
-            source: The name that the model is loaded by, where the job has pinned one.
+            source: The name that the model is loaded by, if the job has pinned one.
         """
         return cls(
             key=model_key(spec),

@@ -1,4 +1,4 @@
-"""How the rows of one batch are brought to one length, where a model bears that, and what users are told where not."""
+"""How the rows of one batch are padded to one length, and the notices for users if a model does not allow that."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from enum import StrEnum
 
 
 class Padding(StrEnum):
-    """What may be put beside a row of a text model without changing the row's output."""
+    """How rows of a text model may be batched without changing any row's output."""
 
-    RIGHT = "right"  # rows of any lengths, the shorter ones filled up behind their tokens
-    LEFT = "left"  # rows of any lengths, the shorter ones filled up before their tokens
+    RIGHT = "right"  # rows of any lengths, padded after their tokens
+    LEFT = "left"  # rows of any lengths, padded before their tokens
     EQUAL_LENGTHS = "equal_lengths"  # rows of the same length only
-    ONE_BY_ONE = "one_by_one"  # nothing: each row is computed by itself
+    ONE_BY_ONE = "one_by_one"  # each row is computed by itself
 
 
 NOTICES: Mapping[Padding, str] = {
@@ -21,4 +21,4 @@ NOTICES: Mapping[Padding, str] = {
     ),
     Padding.ONE_BY_ONE: "rows are computed one at a time: this model's outputs change with the rows beside them",
 }
-"""What a job is told where its batches are smaller than they could be."""
+"""The notice for a job whose batches are smaller than they could be."""

@@ -1,4 +1,4 @@
-"""Holds a job to one model: the folder that was there when it was submitted, or one commit of a hub id."""
+"""Fix a job's model to one version: the folder's state when the job was submitted, or one commit of a hub id."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def pinned_model(
     part: Part = "model",
     param: str = "model",
 ) -> str:
-    """The name by which a model of a leased job is to be loaded.
+    """Return the name under which to load a model of a leased job.
 
     Args:
-        model: as the spec names it.
-        part: what of the job it is: `model` or `processor`.
-        param: the field of the spec.
+        model: The model's name in the spec.
+        part: The part of the job that it is: `model` or `processor`.
+        param: The field of the spec, for error messages.
 
     Returns:
-        The name itself; for a hub id, `org/name@commit`, where the commit is the one that the job's first runner found.
+        The name itself; for a hub id, `org/name@commit` with the commit that the job's first runner found.
 
     Raises:
-        InvalidModel: the folder changed after the job was submitted, or there is no such model.
-        LostLease: the lease is not active any more.
-        ServiceUnavailable: the hub cannot be reached.
+        InvalidModel: The folder changed after the job was submitted, or there is no such model.
+        LostLease: The lease is no longer active.
+        ServiceUnavailable: The hub cannot be reached.
     """
     if model.startswith(JOB_PREFIX):
         return model
@@ -48,8 +48,8 @@ def pinned_model(
             check_pinned(model, lease, rules=rules, part=part, param=param)
             return model
     if local_model(model, rules, param=param) is not None:
-        return model  # of a job that was planned before there were pins
-    # A snapshot in the hub's cache lies in a folder that is called like its commit.
+        return model  # the job was planned before pins existed
+    # In the hub's cache, the name of a snapshot's folder is its commit.
     resolved = fetch_model(model, rules).path.name
     return f"{repository}@{pin_revision(database, lease.lease_id, part, resolved)}"
 
@@ -57,14 +57,14 @@ def pinned_model(
 def check_pinned(
     model: str, lease: WorkingLease, *, rules: AccessRules, part: Part = "model", param: str = "model"
 ) -> None:
-    """Refuse a model's folder that is not what was pinned; before it is loaded, and again once it is.
+    """Reject a model's folder that has changed since it was pinned. Called before and after loading.
 
     Raises:
-        InvalidModel: it changed after the job was submitted.
-        ServiceUnavailable: it cannot be read.
+        InvalidModel: The folder changed after the job was submitted.
+        ServiceUnavailable: The folder cannot be read.
     """
     pin = lease.pins.of(part)
     if isinstance(pin, PinnedFiles):
-        # A relative name is a folder's while that exists, and may be a hub id's once it is gone.
+        # A relative name means a folder as long as that exists; without it, the name may be a hub id.
         folder = local_model(model, rules, param=param) or Path(model)
         check_pin(pin, folder, name=model, param=param)

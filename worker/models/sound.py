@@ -1,7 +1,7 @@
-"""Sounds as samples: plain WAV files and arrays by our own means, every other file by PyAV (the extra `audio`).
+"""Decode sounds to samples: plain WAV files and arrays here, all other files with PyAV (the extra `audio`).
 
-Both give what transformers' pipelines make of the same sound: files as `ffmpeg` decodes them, arrays resampled by
-torchaudio's formula.
+The samples equal those of transformers' pipelines: files are decoded as by `ffmpeg`, arrays resampled with torchaudio's
+formula.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ _BEGINNINGS = (
 
 
 def decode_sound(data: bytes, rate: int, *, max_seconds: float) -> np.ndarray | RowError:
-    """The samples of a file, mixed to one channel, at the wanted rate.
+    """Decode a file to samples, mixed to one channel, at a given rate.
 
     Args:
-        data: the file's bytes.
-        rate: samples a second that are wanted.
-        max_seconds: longest sound that is decoded.
+        data: The file's bytes.
+        rate: Sampling rate of the result, in samples per second.
+        max_seconds: Length of the longest sound that is accepted.
 
     Returns:
-        Float32 from -1 to 1, or what is wrong with the file.
+        Float32 from -1 to 1, or a row error.
 
     Raises:
-        InvalidInput: this host lacks the package that decodes such files.
+        InvalidInput: This host lacks the package that decodes such files.
     """
     found = plain_wav(data)
     if found is not None and found[1] == rate:
@@ -77,14 +77,14 @@ def decode_sound(data: bytes, rate: int, *, max_seconds: float) -> np.ndarray | 
 
 
 def impossible_rate(rate: int) -> RowError | None:
-    """The error of a rate that no sound has."""
+    """The row error for an impossible sampling rate, else None."""
     if 0 < rate <= _HIGHEST_RATE:
         return None
     return RowError(RowErrorCode.WRONG_TYPE, f"input 'audio': a sampling rate of {rate} is not possible")
 
 
 def too_long(samples: np.ndarray, rate: int, max_seconds: float) -> RowError | None:
-    """The error of a sound that is longer than allowed."""
+    """The row error for a sound that is longer than allowed, else None."""
     if samples.shape[-1] <= max_seconds * rate:
         return None
     return RowError(
@@ -93,9 +93,9 @@ def too_long(samples: np.ndarray, rate: int, max_seconds: float) -> RowError | N
 
 
 def plain_wav(data: bytes) -> tuple[np.ndarray, int] | None:
-    """Samples and rate of a WAV file of one or two channels with whole numbers of 8 to 32 bits or floats.
+    """Samples and rate of a WAV file with one or two channels of floats or of integers of 8 to 32 bits.
 
-    Two channels are mixed as FFmpeg mixes them. None for all other files.
+    Two channels are mixed as in FFmpeg. Returns None for all other files.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return None
@@ -123,7 +123,7 @@ def plain_wav(data: bytes) -> tuple[np.ndarray, int] | None:
 
 
 def _samples(body: bytes, kind: int, bits: int) -> np.ndarray | None:
-    """Samples as floats, as FFmpeg makes them; None for other codings."""
+    """Samples as floats, scaled as in FFmpeg; None for other encodings."""
     width = bits // 8
     if not width or bits % 8 or len(body) < width:
         return None
@@ -146,7 +146,7 @@ def _by_ffmpeg(av: Any, data: bytes, rate: int, max_seconds: float) -> np.ndarra
     pieces: list[np.ndarray] = []
     num_samples = 0
     try:
-        # A playlist would name other files and addresses; this allows none.
+        # A playlist could name other files and URLs; this forbids all of them.
         with av.open(io.BytesIO(data), options={"protocol_whitelist": "none"}) as container:
             if not container.streams.audio:
                 return _unreadable("it has no sound in it")
@@ -157,7 +157,7 @@ def _by_ffmpeg(av: Any, data: bytes, rate: int, max_seconds: float) -> np.ndarra
                     num_samples += pieces[-1].size
                 if num_samples > max_seconds * rate:
                     break
-    except Exception as error:  # noqa: BLE001 - decoders of damaged files raise whatever they like
+    except Exception as error:  # noqa: BLE001 - decoders raise many kinds of exceptions for damaged files
         if not pieces:
             return _unreadable(plain_sentence(error))
     if not num_samples:
@@ -170,17 +170,17 @@ def _unreadable(reason: str) -> RowError:
 
 
 def may_be_sound(data: bytes) -> bool:
-    """Whether bytes begin as those of a sound do, or of a film that has one."""
+    """Whether bytes begin like a sound file, or like a video that may contain sound."""
     return data.startswith(_BEGINNINGS) or data[4:8] == b"ftyp" or (data[:1] == b"\xff" and data[1:2] >= b"\xe0")
 
 
 def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray | RowError:
-    """Samples at another rate, by torchaudio's `resample`: a windowed sinc, its numbers in float32 throughout.
+    """Resample with the formula of torchaudio's `resample`: a windowed sinc, computed in float32.
 
     Args:
-        samples: float32, time last.
-        rate: samples a second that they have.
-        wanted: samples a second that are wanted.
+        samples: Float32; the last axis is time.
+        rate: Their sampling rate, in samples per second.
+        wanted: Sampling rate of the result.
     """
     if rate == wanted:
         return samples

@@ -1,4 +1,4 @@
-"""What the engine asks of a task: encode, collate, forward, decode, in four methods that run in three threads."""
+"""The interface between engine and task: the methods encode, collate, forward and decode, run in different threads."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from jobs.data.rows import Row, RowError, RowErrorCode
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One row as the model will see it, or the reason why it cannot."""
+    """One row as the model sees it, or the reason why the model cannot process it."""
 
     row: Row
     num_tokens: int
-    """Tokens the model sees of this row, special ones counted; the length that rows are sorted and packed by."""
+    """Number of tokens of this row, special tokens included; rows are sorted and packed by this length."""
     features: Any
-    """The task's own; None where `error` is set."""
+    """What the task needs to compute the row, in a form that it defines; None if `error` is set."""
     error: RowError | None = None
     shape: Hashable = None
-    """Only rows of equal shape are computed in one batch; None where rows of any lengths may be padded together."""
+    """Only rows of equal shape share a batch. None if rows of any lengths may be padded together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """An output with the tokens that the model saw for it, where they were not known before it was computed."""
+    """An output with its number of tokens, for tasks that know it only after computing."""
 
     output: Any
     num_tokens: int
@@ -34,22 +34,22 @@ class Counted:
 NOT_FINITE = RowError(
     RowErrorCode.NOT_A_NUMBER, "the model's output for this row is not a finite number; try dtype float32"
 )
-"""JSON has no such numbers, and a vector with one of them is useless."""
+"""JSON cannot represent such numbers, and a vector with one of them is useless."""
 
 
 class TaskModel(Protocol):
-    """A loaded model with one job's parameters. Each method runs in one thread at a time, beside the others."""
+    """A loaded model with one job's parameters. Each method runs in one thread at a time, parallel to the others."""
 
     memory_bytes: int
-    """Weights and buffers, as they lie on the device."""
+    """Memory that weights and buffers take on the device."""
 
     def with_parameters(self, parameters: Any) -> Self:
-        """The same weights with another job's parameters; cheap, shares everything that was loaded.
+        """Return the model with another job's parameters. This is cheap, since it shares everything that was loaded.
 
-        A warm model is found by task, name and dtype only, so this is called for each lease.
+        The model cache ignores parameters when it looks up a warm model, so this is called for each lease.
 
         Args:
-            parameters: The job's, of the task's own type in `jobs.specs.parameters`.
+            parameters: The job's parameters, of the task's type in `jobs.specs.parameters`.
 
         Raises:
             InvalidSpec: The model does not take a parameter or its value; the message names it.
@@ -60,26 +60,26 @@ class TaskModel(Protocol):
         """Turn rows into features, on the CPU.
 
         Args:
-            rows: without those that carry an error already.
+            rows: Rows without an error.
 
         Returns:
-            One for each row, in order; those that cannot be computed carry an error.
+            One entry for each row, in order; a row that cannot be computed has an error.
         """
         ...
 
     def collate(self, batch: Sequence[Encoded]) -> Any:
-        """Pad a batch into CPU tensors, pinned where the model is on a GPU.
+        """Pad a batch into CPU tensors, in pinned memory if the model is on a GPU.
 
         Args:
-            batch: rows without errors, at least one.
+            batch: Rows without errors, at least one.
         """
         ...
 
     def forward(self, collated: Any) -> Any:
-        """Compute a batch on the device, under `torch.inference_mode`; nothing in it waits for the device.
+        """Compute a batch on the device, under `torch.inference_mode`, without waiting for the device.
 
         Returns:
-            Device tensors, reduced as far as the device can so that little is copied back.
+            Device tensors, reduced as far as possible on the device so that little is copied back.
         """
         ...
 
@@ -87,12 +87,12 @@ class TaskModel(Protocol):
         """Turn what `forward` returned into outputs: JSON values in the pipeline's own shape, or float32 vectors.
 
         Args:
-            batch: as given to `collate`.
-            outputs: as `forward` returned them.
+            batch: The rows that were passed to `collate`.
+            outputs: What `forward` returned.
 
         Returns:
-            One for each row of the batch, in order; a `RowError` for a row that alone came to nothing. Where
-            `Encoded.num_tokens` was a guess, `Counted`.
+            One output for each row, in order, or a `RowError` for a row that has none. If `Encoded.num_tokens` was only
+            an estimate, the outputs are `Counted`.
         """
         ...
 
@@ -103,27 +103,27 @@ class ComputationStopped(Exception):
 
 @runtime_checkable
 class InFlight(Protocol):
-    """A `TaskModel` that takes the rows of a whole chunk and decides from step to step which are computed together."""
+    """A `TaskModel` that takes the rows of a whole chunk and decides at each step which ones are computed together."""
 
     token_bytes: int
-    """Memory that one token of a row takes for as long as the row is at work."""
+    """Memory that one token takes while its row is being generated."""
 
     def forward_in_flight(self, collated: Any, *, max_tokens: int, max_rows: int, between: Callable[[], None]) -> Any:
-        """In place of `TaskModel.forward`.
+        """Compute a batch; used instead of `TaskModel.forward`.
 
         Args:
-            collated: of all rows of a chunk, or of some.
-            max_tokens: of the rows at work at once, counted as padded to the longest.
-            max_rows: most rows at work at once.
-            between: called before each forward pass; what it raises (`ComputationStopped`, say) ends all of them.
+            collated: What `collate` returned for all or some rows of a chunk.
+            max_tokens: Most tokens of the rows that are generated together, each row counted as long as the longest.
+            max_rows: Most rows that are generated together.
+            between: Called before each forward pass; an exception that it raises (`ComputationStopped`) ends all rows.
         """
         ...
 
 
 @runtime_checkable
 class Closable(Protocol):
-    """A `TaskModel` that may hold what dropping it does not give back; closed once, before it is dropped."""
+    """A `TaskModel` that holds resources that garbage collection does not free; closed once, before it is dropped."""
 
     def close(self) -> None:
-        """Give it back. Nothing is computed with this model any more, nor with another's parameters on its weights."""
+        """Free these resources. Neither this model nor a copy with other parameters is used afterwards."""
         ...

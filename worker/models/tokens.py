@@ -1,8 +1,8 @@
-"""From rows of text to padded tensors: one tokenizer call for a chunk, and a row error for each row it cannot take.
+"""From rows of text to padded tensors: one tokenizer call per chunk, and a row error for each row that fails.
 
-A row is one window of tokens, or several where a text is longer than the model takes and is to be seen whole.
+A row is one window of tokens, or several if its text is longer than the model accepts and must not be truncated.
 
-Shapes: B windows of a batch, T tokens of its longest window, X whatever a model gives for each token.
+Shapes: B windows of a batch, T tokens of its longest window, X the model's output for each token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from worker.models.task_model import Encoded
 logger = logging.getLogger(__name__)
 
 Features = dict[str, np.ndarray]
-"""A row's token ids and whatever else the tokenizer gives for each token, by the model's names of its inputs."""
+"""A window's token ids and the tokenizer's other outputs for each token, by the names of the model's inputs."""
 
 
 class Tokens:
@@ -35,9 +35,9 @@ class Tokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, pin: bool) -> None:
         """
         Args:
-            tokenizer: the model's.
-            model: whose `forward` says which inputs it takes.
-            pin: whether padded tensors are pinned, for the copy to a GPU.
+            tokenizer: The model's tokenizer.
+            model: The model; the signature of its `forward` gives the names of its inputs.
+            pin: Whether padded tensors are in pinned memory, for the copy to a GPU.
         """
         self.tokenizer = tokenizer
         parameters = inspect.signature(model.forward).parameters
@@ -51,9 +51,9 @@ class Tokens:
         self._own_side = Padding.LEFT if tokenizer.padding_side == "left" else Padding.RIGHT
         embeddings = input_embeddings(model)
         self.num_ids = None if embeddings is None else embeddings.num_embeddings
-        """The number of token ids that the model has a vector for, where that is known."""
+        """Number of token ids for which the model has an embedding, if known."""
         self.padding: Padding | None = None
-        """Which rows may share a batch. None until the model was probed: until then, only rows of equal length."""
+        """Which rows may share a batch. None until the model is probed: until then, only rows of equal length."""
 
     @property
     def num_special(self) -> int:
@@ -62,17 +62,17 @@ class Tokens:
 
     @property
     def pad_token_id(self) -> int:
-        """What `collate` fills rows up with."""
+        """The token id that `collate` pads with."""
         return self._padding["input_ids"]
 
     @property
     def sides(self) -> tuple[Padding, Padding]:
-        """The sides on which rows can be filled up, the tokenizer's own first."""
+        """The sides on which rows can be padded, the tokenizer's own first."""
         return self._own_side, Padding.RIGHT if self._own_side == Padding.LEFT else Padding.LEFT
 
     @property
     def side(self) -> Padding:
-        """The side on which `collate` fills windows up."""
+        """The side on which `collate` pads windows."""
         return self.padding if self.padding in (Padding.LEFT, Padding.RIGHT) else self._own_side
 
     def encode(
@@ -87,15 +87,15 @@ class Tokens:
         """Tokenize rows in one call.
 
         Args:
-            rows: with a `text`, and perhaps a `text_pair`. With the option `is_split_into_words`, a text is a list of
-                words, and `word_ids` among a window's features tells whose token each is, or -1.
-            limits: how long a row may be.
-            prefix: put before each text.
-            form: makes each text a chat, with the prefix as its system prompt.
-            options: further ones of the tokenizer's call; what they add to its result is in the features too.
+            rows: Rows with a `text` and perhaps a `text_pair`. With the option `is_split_into_words`, a text is a list
+                of words, and a window's feature `word_ids` is the index of each token's word, or -1.
+            limits: How long a row may be.
+            prefix: Text that is put before each text.
+            form: Renders each text as a chat, with the prefix as its system prompt.
+            options: Further options of the tokenizer's call; outputs that they add are in the features too.
 
         Returns:
-            One for each row: a list of one window, or a row error with the code `null_value`, `wrong_type`,
+            One entry for each row: a list of one window, or a row error with the code `null_value`, `wrong_type`,
             `invalid_text`, `invalid_messages`, `unknown_token`, `empty_row` or `row_too_long`.
         """
         return [
@@ -104,7 +104,7 @@ class Tokens:
         ]
 
     def take(self, row: Row, ids: Sequence[int], limits: Limits) -> Encoded:
-        """Token ids as one window of a row, as they are, or a row error as `encode` gives it."""
+        """Use token ids unchanged as the only window of a row. Row errors are those of `encode`."""
         if min(ids) < 0 or (self.num_ids is not None and max(ids) >= self.num_ids):
             message = f"the row has a token id outside 0 to {(self.num_ids or 0) - 1}, which the model does not know"
             return Encoded(row, 0, None, RowError(RowErrorCode.UNKNOWN_TOKEN, message))
@@ -116,16 +116,16 @@ class Tokens:
         return self._checked(row, [window], limits)
 
     def encode_windows(self, rows: Sequence[Row], max_tokens: int, stride: int, **options: Any) -> list[Encoded]:
-        """Tokenize rows, those too long into several windows that overlap.
+        """Tokenize rows; a row that is too long gets several overlapping windows.
 
         Args:
-            rows: with a `text`.
-            max_tokens: most tokens of a window.
-            stride: tokens that a window has in common with the one before.
-            options: as for `encode`.
+            rows: Rows with a `text`.
+            max_tokens: Most tokens in a window.
+            stride: Number of tokens that a window shares with the one before.
+            options: See `encode`.
 
         Returns:
-            One for each row: its windows, and the tokens of all of them; or a row error.
+            One entry for each row: its windows and their total number of tokens, or a row error.
         """
         limits = Limits(max_tokens, "longest_first")
         options = {**options, "return_overflowing_tokens": True, "stride": stride}
@@ -135,21 +135,21 @@ class Tokens:
         ]
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """Pad the windows of a batch to the longest of them, on the side that the model was found to bear.
+        """Pad the windows of a batch to the longest one, on the side that the probe found to be safe.
 
-        Rows that no padding suits come in batches of equal length (`Encoded.shape`). Only the windows of one row may
-        then be filled up, on the tokenizer's own side, as its pipeline does for the row alone.
+        If no side is safe, batches have rows of equal length only (`Encoded.shape`). Then only the windows of a single
+        row may need padding, on the tokenizer's own side, as in the pipeline's call for that row alone.
 
         Returns:
-            `input_ids`, `attention_mask` and what else the model takes, each (B, T) int64 on the CPU.
+            `input_ids`, `attention_mask` and the model's other inputs, each (B, T) int64 on the CPU.
         """
         return self.padded([window for one in batch for window in one.features], self.side)
 
     def padded(self, windows: Sequence[Features], side: Padding) -> dict[str, torch.Tensor]:
-        """Windows as one batch, each filled up on this side; see `collate`.
+        """Combine windows into one batch, padded on this side; see `collate`.
 
-        On the left, models that take positions are given each token's place in its own row: counted from the first
-        column, it would depend on the longest row of the batch.
+        With padding on the left, models that accept position ids get each token's position in its own row: counted from
+        the first column, positions would depend on the longest row of the batch.
         """
         names = [name for name in windows[0] if self._takes(name)]
         lengths = [len(window["input_ids"]) for window in windows]
@@ -178,7 +178,7 @@ class Tokens:
         options: Mapping[str, Any],
         form: ChatForm | None = None,
     ) -> list[list[Features] | RowError]:
-        """The windows of each row, which are several only where `options` ask for what was cut off."""
+        """The windows of each row. There are several only if `options` request the overflowing tokens."""
         results: dict[int, list[Features] | RowError] = {}
         unusable = _unusable_words if options.get("is_split_into_words") else _unusable
         texts: dict[int, Any] = {}
@@ -196,7 +196,7 @@ class Tokens:
                 texts[index] = text
         if form is not None:
             options = {**options, "add_special_tokens": False}
-        # Rows with and without a second text need a call each. An empty one counts as none, as in a call for one row.
+        # Rows with and without a second text need separate calls. An empty one counts as none, as in the pipeline.
         for has_pair in (False, True):
             good = [index for index in texts if bool(rows[index].values.get("text_pair")) is has_pair]
             pairs = [rows[index].values["text_pair"] for index in good] if has_pair else None
@@ -259,14 +259,14 @@ class Tokens:
         return Encoded(row, num_tokens, windows, shape=self._shape(row, longest))
 
     def _shape(self, row: Row, longest: int) -> Hashable:
-        """What rows must have in common to share a batch; None where any may."""
+        """Rows share a batch only if this value is equal; None if any rows may."""
         if self.padding in (Padding.LEFT, Padding.RIGHT):
             return None
         return ("row", row.row_index) if self.padding == Padding.ONE_BY_ONE else longest
 
 
 def behind_tokens(outputs_BTX: torch.Tensor, mask_BT: torch.Tensor, side: Padding) -> torch.Tensor:
-    """Outputs for each token, (B, T, X), moved so that what belongs to padding comes last in each row."""
+    """Move the outputs for each token, (B, T, X), so that those of padding come last in each row."""
     if side != Padding.LEFT:
         return outputs_BTX
     num_columns = mask_BT.shape[1]
@@ -301,5 +301,5 @@ def _unusable_words(row: Row) -> RowError | None:
 
 
 def to_device(inputs: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Copies of a batch's tensors on the device; from pinned memory without waiting for the copy."""
+    """Copy a batch's tensors to the device. From pinned memory, this does not wait for the copy."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}

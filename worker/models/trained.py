@@ -1,4 +1,4 @@
-"""Models that training jobs made: fetched from the artifact store to this host once, whole or not at all."""
+"""Models from training jobs: downloaded once from the artifact store to this host, completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.ledger import jobs as job_ledger
 from jobs.specs.inference import JOB_PREFIX
 
 MODEL_FOLDER = "model/"
-"""What the names of a training's artifacts begin with that are its model."""
+"""Prefix of the names of those artifacts of a training that are its model."""
 
 
 def fetch_job_model(model: str, *, database: Database, store: Store, rules: AccessRules, param: str = "model") -> None:
@@ -23,10 +23,10 @@ def fetch_job_model(model: str, *, database: Database, store: Store, rules: Acce
 
     Args:
         model: The name of a model or processor.
-        param: The field of the spec that has this name.
+        param: The field of the spec that contains this name.
 
     Raises:
-        InvalidModel: That job has not completed, or made no model.
+        InvalidModel: That job has not completed or produced no model.
         ServiceUnavailable: The store or the disk cannot be used.
     """
     job_id = model.removeprefix(JOB_PREFIX)
