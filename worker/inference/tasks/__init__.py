@@ -1,4 +1,4 @@
-"""Inference tasks: each makes a `TaskModel` of a model's files; `load_task_model` picks the one for a model."""
+"""Inference tasks: each loads a model's files as a `TaskModel`; `load_task_model` selects the one for a model."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ OWN_TASKS: dict[str, type[Embeddings | TextClassification | TokenClassification 
     "fill-mask": FillMask,
     "text-generation": TextGeneration,
 }
-"""The tasks that do not run through transformers' pipeline."""
+"""The tasks that do not run through a transformers pipeline."""
 
 
 def needs_whole_device(ref: ModelRef) -> bool:
-    """Whether a model takes the memory that the device has free, so that no other model can be loaded beside it."""
+    """Whether a model takes the device's free memory, so that no other model can be loaded beside it."""
     return ENGINES[ref.engine].needs_whole_device
 
 
@@ -47,16 +47,16 @@ def load_task_model(
     Args:
         ref: The model.
         parameters: The parameters of the job, of the type that the task has in `jobs.specs.parameters`.
-        device: Where the model is to compute.
-        dtype: The dtype that it is to compute in.
+        device: The device that the model computes on.
+        dtype: The dtype that the model computes in.
         rules: Input roots, and which models may bring their own code.
 
     Raises:
-        InvalidModel: it cannot be used for this task; one sentence says why.
-        InvalidSpec: a parameter is wrong.
-        Forbidden: it lies outside the input roots.
-        ServiceUnavailable: the hub cannot be reached, and the model is not cached.
-        RuntimeError: the device has too little memory for it.
+        InvalidModel: The model cannot be used for this task; the message gives the reason.
+        InvalidSpec: A parameter is invalid.
+        Forbidden: The model lies outside the input roots.
+        ServiceUnavailable: The hub cannot be reached, and the model is not cached.
+        RuntimeError: The device has too little memory for the model.
     """
     source = find_model(ref, rules)
     if ref.task == TASK:

@@ -1,8 +1,8 @@
-"""Embeddings: one float32 vector for each text, as the `encode` of sentence-transformers 6 gives it.
+"""Embeddings: one float32 vector for each text, equal to the `encode` of sentence-transformers 6.
 
-A sentence-transformers folder's own modules, prompts and length are honoured. Any other folder is pooled over its last
-token where the first architecture in its config.json ends in `ForCausalLM`, else over the mean of its tokens, without
-normalising; where it has a chat template, each text is rendered as a user's message.
+A sentence-transformers folder's own modules, prompts and maximum length are used. For any other folder, the last token
+is pooled if the first architecture in its config.json ends in `ForCausalLM`, else the mean of all tokens, without
+normalising; if it has a chat template, each text is rendered as a user message.
 
 Shapes: B rows, T tokens, D dimensions of a token's vector, E dimensions of a row's.
 """
@@ -54,43 +54,43 @@ _TRANSFORMER_CONFIGS = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
-"""Encoder-decoder models of which transformers has the encoder alone."""
+"""Encoder-decoder models for which transformers has a class of only the encoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
-    """What a folder says about making vectors of texts."""
+    """How to compute vectors of texts, from a model folder's files."""
 
     transformer: str
-    """Sub-folder of the transformer."""
+    """Subfolder of the transformer."""
     modes: tuple[str, ...]
     include_prompt: bool
     head: tuple[nn.Module, ...]
     settings: Mapping[str, Any]
     """`max_seq_length`, `do_lower_case` and arguments for loading."""
     message_format: str | None
-    """How texts are made messages of a chat; None where they are taken as they are, `auto` where the template says."""
+    """How texts are rendered as chat messages: None if they are not, `auto` to derive the form from the template."""
     prompts: Mapping[str, str]
     default_prompt: str | None
     dimensions: int | None
 
 
 class Embeddings:
-    """An encoder, its pooling, and what follows it."""
+    """An encoder, its pooling, and the modules after it."""
 
     def __init__(
         self, source: ModelFolder, parameters: EmbeddingsParameters, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         """
         Args:
-            source: the model's files.
-            parameters: The job's.
-            device: where it computes.
-            dtype: in which the transformer computes; pooling and what follows are in float32.
+            source: The model's files.
+            parameters: The parameters of the job.
+            device: The device that the model computes on.
+            dtype: The dtype that the transformer computes in; pooling and the modules after it use float32.
 
         Raises:
-            InvalidModel: it cannot be loaded, or does not make vectors of texts.
-            InvalidSpec: a parameter is wrong.
+            InvalidModel: The model cannot be loaded, or does not compute vectors of texts.
+            InvalidSpec: A parameter is invalid.
         """
         self._recipe = _read_recipe(source)
         said, subfolder = self._recipe.settings, self._recipe.transformer
@@ -159,7 +159,7 @@ class Embeddings:
         return Limits(max_length or self._longest, "longest_first" if parameters.truncate else None)
 
     def _count_prompt_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt as they stand before a text, so without the special ones that end a row."""
+        """Number of tokens of a prompt before a text, without the special tokens that end a row."""
         tokenizer = self.tokens.tokenizer
         ids = tokenizer(prompt, truncation=self._limits.max_tokens is not None, max_length=self._limits.max_tokens)[
             "input_ids"
@@ -167,8 +167,8 @@ class Embeddings:
         return len(ids) - 1 if ids and ids[-1] in tokenizer.all_special_ids else len(ids)
 
     def _count_hidden(self) -> int:
-        """Dimensions of a token's vector: the config's word for it is another one in some models, or of another size
-        than what they give (OPT projects, Reformer joins two)."""
+        """Number of dimensions of a token's vector. Found by computing, since configs have different names for it, and
+        some models return another size (OPT projects, Reformer concatenates two)."""
         one = self.tokens.encode([Row(0, None, {"text": "a"})], Limits(None, None))[0]
         try:
             with torch.inference_mode():
@@ -181,7 +181,7 @@ class Embeddings:
             return int(self.model.config.get_text_config().hidden_size)
 
     def _num_dimensions(self) -> int:
-        """Dimensions of a row's vector, found by sending one through what follows pooling."""
+        """Number of dimensions of a row's vector, found by running one through the modules after pooling."""
         vectors_BE = torch.zeros(1, self._num_hidden * len(self._modes))
         with torch.inference_mode():
             try:
@@ -209,7 +209,7 @@ class Embeddings:
         """See `TaskModel`.
 
         Returns:
-            Vectors, (B, E) float32; of windows where a row may have several.
+            Vectors, (B, E) float32; one for each window if rows may have several.
         """
         return forward_inputs(collated, self._vectors) if self._is_many else self._vectors(collated)
 
@@ -234,7 +234,7 @@ class Embeddings:
         if self._is_normalized:
             vectors_BE = nn.functional.normalize(vectors_BE, p=2, dim=-1)
         if self._dimensions is None and self._recipe.dimensions is not None:
-            # The folder's own `truncate_dim`: sentence-transformers cuts after normalising, and leaves it at that.
+            # The folder's own `truncate_dim`: sentence-transformers truncates after normalising, not before.
             vectors_BE = vectors_BE[:, : self._recipe.dimensions]
         return vectors_BE
 
@@ -242,7 +242,7 @@ class Embeddings:
         """See `TaskModel`."""
         vectors_BE = outputs.cpu().numpy()
         finite_B = np.isfinite(vectors_BE).all(axis=1).tolist()
-        # Each row's own copy: a view would keep the whole batch in memory for as long as one row of it lives.
+        # Each row gets a copy: a view would keep the whole batch in memory as long as one of its rows is referenced.
         found = [
             vector_E.copy() if finite else NOT_FINITE for vector_E, finite in zip(vectors_BE, finite_B, strict=True)
         ]
@@ -280,7 +280,7 @@ def _read_recipe(source: ModelFolder) -> _Recipe:
 
 
 def _check_transformer(source: ModelFolder, said: Mapping[str, Any]) -> str | None:
-    """How a folder's Transformer module takes texts as messages of a chat; None where it takes them as they are."""
+    """How a folder's Transformer module renders texts as chat messages; None if it does not."""
     if said.get("transformer_task", "feature-extraction") != "feature-extraction":
         raise source.invalid(f"its Transformer module is for '{said['transformer_task']}', not for vectors of texts")
     usual = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -299,7 +299,7 @@ def _check_transformer(source: ModelFolder, said: Mapping[str, Any]) -> str | No
 
 
 def _arguments(said: Mapping[str, Any], of: str) -> dict[str, Any]:
-    """Loading arguments that a folder asks for; not those that would run foreign code or move the model."""
+    """A folder's loading arguments, without those that would run foreign code or move the model."""
     older = {"model": "model_args", "processor": "tokenizer_args", "config": "config_args"}[of]
     arguments = {**(said.get(older) or {}), **(said.get(f"{of}_kwargs") or {})}
     ours = ("trust_remote_code", "use_safetensors", "torch_dtype", "dtype", "device_map", "revision", "token")

@@ -1,8 +1,8 @@
-"""Fill-mask: the words that a masked language model would put for each mask of a text.
+"""Fill-mask: the words that a masked language model proposes for each mask of a text.
 
-An output is the pipeline's: a list of propositions for a text with one mask, a list of such lists for several masks.
+An output is the pipeline's: a list of proposals for a text with one mask, a list of such lists for several masks.
 
-Shapes: B rows, T tokens, V words of the vocabulary, M masks of a batch, K propositions for each.
+Shapes: B rows, T tokens, V words of the vocabulary, M masks of a batch, K proposals for each.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class FillMask:
     ) -> None:
         """
         Args:
-            source: the model's files.
-            parameters: The job's.
-            device: where it computes.
-            dtype: in which it computes.
+            source: The model's files.
+            parameters: The parameters of the job.
+            device: The device that the model computes on.
+            dtype: The dtype that the model computes in.
 
         Raises:
-            InvalidModel: it cannot be loaded, has no such head, or its tokenizer has no mask.
-            InvalidSpec: a parameter is wrong.
+            InvalidModel: The model cannot be loaded, has no such head, or its tokenizer has no mask.
+            InvalidSpec: A parameter is invalid.
         """
         tokenizer = load_tokenizer(source)
         if tokenizer.mask_token_id is None:
@@ -52,7 +52,7 @@ class FillMask:
         self.tokens = Tokens(tokenizer, self.model, pin=device.type == "cuda")
         self._device = device
         self._longest = longest_row(self.model, tokenizer)
-        # A tokenizer of its own: `decode` runs while `encode` uses the other one, and one cannot do both at once.
+        # A separate tokenizer: `decode` runs while `encode` uses the other one, and a tokenizer is not thread-safe.
         self._tokenizer = copy.deepcopy(tokenizer)
         self._pipeline = FillMaskPipeline(model=self.model, tokenizer=self._tokenizer, device=device, task=TASK)
         self.memory_bytes = memory_bytes(self.model)
@@ -90,7 +90,7 @@ class FillMask:
         return Encoded(one.row, one.num_tokens, None, error)
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """See `TaskModel`. `masks` are the places of the masks in the flattened batch, (M,)."""
+        """See `TaskModel`. `masks` has the indices of the masks in the flattened batch, (M,)."""
         inputs = self.tokens.collate(batch)
         masks_M = (inputs["input_ids"].flatten() == self.tokens.tokenizer.mask_token_id).nonzero().squeeze(1)
         return {**inputs, "masks": masks_M.pin_memory() if self._device.type == "cuda" else masks_M}
@@ -99,7 +99,7 @@ class FillMask:
         """See `TaskModel`.
 
         Returns:
-            Probabilities (M, K) float32 and token ids (M, K) of the propositions.
+            Probabilities (M, K) float32 and token ids (M, K) of the proposals.
         """
         inputs = to_device(collated, self._device)
         masks_M = inputs.pop("masks")
@@ -145,7 +145,7 @@ class FillMask:
                 filled = input_ids.copy()
                 filled[place] = token
                 filled = filled[filled != self._tokenizer.pad_token_id]
-                # The other masks of a text are special tokens too, and belong into its sequence.
+                # The other masks of a text are special tokens too, but must stay in its sequence.
                 sequence = self._tokenizer.decode(filled, skip_special_tokens=single)
                 token_str = self._tokenizer.decode([token])
                 propositions.append({"score": score, "token": token, "token_str": token_str, "sequence": sequence})

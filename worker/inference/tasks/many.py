@@ -1,6 +1,6 @@
-"""Rows that hold several inputs, as OpenAI's `input` does: a text, texts, token ids, or lists of token ids.
+"""Rows with several inputs, like OpenAI's `input`: a text, a list of texts, token ids, or a list of token id lists.
 
-Each input is one window of its row's features, so that all of them go through the model as if they were rows.
+Each input becomes one window of its row's features, so that the model computes the inputs as if they were rows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from worker.models.task_model import Encoded
 from worker.models.tokens import Features, Tokens
 
 MOST_INPUTS = 2048
-"""Of one row, as in OpenAI's contract."""
-_MOST_TOKENS = 32_768  # padded, computed at once: a single row may be longer than any budget of a batch
+"""Most inputs in one row, as in OpenAI's API."""
+_MOST_TOKENS = 32_768  # padded tokens computed at once, since a single row may exceed a batch's budget
 
 
 def encode_many(
@@ -30,14 +30,14 @@ def encode_many(
     """Tokenize all inputs of all rows in one call.
 
     Args:
-        tokens: of the model.
-        rows: whose `text` is one of the four forms. Token ids are taken as they are, without special tokens.
-        limits: of each input.
-        prefix: put before each text.
-        form: makes each text a chat.
+        tokens: The model's tokenizer.
+        rows: Rows whose `text` has one of the four forms. Token ids are used unchanged, without special tokens.
+        limits: Limits of each input.
+        prefix: Text that is put before each text.
+        form: Renders each text as a chat.
 
     Returns:
-        One for each row: a window for each of its inputs, in order; or a row error with one of the codes of
+        One entry for each row: a window for each input, in order, or a row error with one of the codes of
         `Tokens.encode`, `empty_input` or `too_many_inputs`.
     """
     inputs = [_inputs(row, has_prefix=bool(prefix)) for row in rows]
@@ -60,7 +60,7 @@ def encode_many(
 
 
 def by_row(batch: Sequence[Encoded], outputs: Sequence[Any]) -> list[Any]:
-    """The outputs of windows, as a list for each row; the first error among a row's is the row's."""
+    """Group the outputs of windows into a list for each row. If a window has an error, the first one is the row's."""
     places = pairwise(accumulate((len(one.features) for one in batch), initial=0))
     found = [list(outputs[start:stop]) for start, stop in places]
     return [next((one for one in row if isinstance(one, RowError)), row) for row in found]
@@ -68,16 +68,16 @@ def by_row(batch: Sequence[Encoded], outputs: Sequence[Any]) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Windows of a batch, cut into what may be computed together."""
+    """Windows of a batch, split into parts that can be computed together."""
 
     batches: Sequence[Mapping[str, torch.Tensor]]
-    """Each (B, T), at most `_MOST_TOKENS` tokens unless it is a single window."""
+    """Input tensors, each (B, T), with at most `_MOST_TOKENS` tokens unless it is a single window."""
     places: Sequence[int]
-    """The place of each window of `batches` among the windows of all rows."""
+    """For each window of `batches`, in order, its index among the windows of all rows."""
 
 
 def collate_inputs(tokens: Tokens, batch: Sequence[Encoded]) -> Parts:
-    """Pad the inputs of a batch's rows as if each input were a row: what is beside it does not change it."""
+    """Pad the inputs of a batch's rows as if each input were a row, so that other inputs do not change its output."""
     windows: list[Features] = [window for one in batch for window in one.features]
     lengths = [len(window["input_ids"]) for window in windows]
     if tokens.padding in (Padding.LEFT, Padding.RIGHT):
@@ -97,7 +97,7 @@ def collate_inputs(tokens: Tokens, batch: Sequence[Encoded]) -> Parts:
 
 
 def forward_inputs(parts: Parts, forward: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]) -> torch.Tensor:
-    """The vectors of all windows, in the rows' order."""
+    """Compute the vectors of all windows, in the order of the rows."""
     found = torch.cat([forward(batch) for batch in parts.batches])
     if list(parts.places) == list(range(len(parts.places))):
         return found

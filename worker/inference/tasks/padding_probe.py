@@ -1,11 +1,11 @@
-"""Whether what shares a batch with a row reaches into the row's output: found by trying it, so for any architecture.
+"""Test whether the other rows of a batch change a row's output. This works for any architecture.
 
-A row of random tokens is computed alone and then beside others: of its own length, and longer ones, filled up on the
-tokenizer's own side or on the other. What the model gives for the row's own tokens must stay the same. In 16 bits a
-right model's numbers differ by as much as a slightly wrong model's, only for the kernels that another shape takes. So
-there the padding's vectors are replaced by noise as well: shape and kernels are the same, and so must be each bit.
+A row of random tokens is computed alone, then with others of its own length, then with longer ones, padded on the
+tokenizer's own side or on the other. The model's output for the row's own tokens must stay the same. In 16 bits, the
+rounding differences between kernels for different shapes are as large as the effect of slightly wrong padding. So the
+embeddings of padding are also replaced by noise: shape and kernels stay the same, and so must every bit of the output.
 
-Shapes: B rows, T tokens, X whatever the model gives for each token; or (B, X), one output for each row.
+Shapes: B rows, T tokens, X the model's output for each token; or (B, X), one output for each row.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 
 Compute = Callable[[Mapping[str, Tensor]], Tensor]
 _SHORT, _LONGER, _LONG = 5, 24, 136
-"""Tokens of the probed rows, where the model takes as many; with the last, models that look at blocks have several."""
+"""Lengths of the probed rows, if the model accepts them; the last fills several blocks of block attention."""
 _MOST_LONG = 1024
 _BLOCKS = {"block_size": 12, "num_landmarks": 2, "chunk_length": 2, "attention_window": 2}
-"""Names that a config's sizes of blocks contain, and how many of them a row is to fill: beyond, models take other
-paths (BigBird's sparse attention begins at eleven blocks)."""
+"""Part of the name of a block size in a config -> number of blocks that a row must fill to reach the model's other code
+path (BigBird's sparse attention begins at eleven blocks)."""
 _TOLERANCE = {torch.float32: 2e-5, torch.float64: 2e-5}
 _TOLERANCE_16_BITS = 0.1
-"""Largest difference by another shape alone, for outputs of about 1. Measured on 19 right architectures: at most 2e-6
-in float32 and 1.4e-2 in bfloat16; on those whose padding is on the wrong side, 0.4 to 9 in both."""
+"""Largest difference that another shape alone may cause, for outputs of about 1. Measured on 19 correct architectures:
+at most 2e-6 in float32 and 1.4e-2 in bfloat16; with padding on the wrong side, 0.4 to 9 in both."""
 _UNEXPLAINED = 10
 """By how much less a float32 output may differ where the padding's vectors are known to be read."""
 
@@ -45,20 +45,20 @@ _UNEXPLAINED = 10
 def probe_padding(
     tokens: Tokens, model: PreTrainedModel, compute: Compute, *, longest: int | None, looks_for_ends: bool = False
 ) -> Padding:
-    """Which rows of a model may share a batch.
+    """Find out which rows of a model may share a batch.
 
     Args:
-        tokens: of the model.
-        model: on its device, in its dtype.
-        compute: takes a batch's inputs on the device and returns what the model gives, (B, T, X) or (B, X).
-        longest: the most tokens of a row, where there is a limit.
-        looks_for_ends: whether the model may look for the end of a row by its tokens, as classifying decoders do.
+        tokens: The model's tokenizer.
+        model: The model, on its device and in its dtype.
+        compute: Computes the model's output, (B, T, X) or (B, X), from a batch's inputs on the device.
+        longest: The most tokens in a row, if there is a limit.
+        looks_for_ends: Whether the model may find the end of a row by its tokens, as decoders for classification do.
 
     Returns:
-        `EQUAL_LENGTHS` also where trying it fails: rows of equal length need no padding at all.
+        How rows may be batched; `EQUAL_LENGTHS` if the test itself fails, since such rows need no padding.
 
     Raises:
-        RuntimeError: the device has too little memory, or was lost.
+        RuntimeError: The device has too little memory or was lost.
     """
     try:
         with torch.inference_mode():
@@ -71,7 +71,7 @@ def probe_padding(
 
 
 class _Probe:
-    """One model and the rows that are tried on it."""
+    """One model and the rows that it is tested with."""
 
     def __init__(self, tokens: Tokens, model: PreTrainedModel, compute: Compute, longest: int | None) -> None:
         self._tokens, self._model, self._compute = tokens, model, compute
@@ -97,9 +97,9 @@ class _Probe:
         unit = _TOLERANCE.get(alone.dtype, _TOLERANCE_16_BITS) * scale
         beside = [self._first_of([short, one], Padding.RIGHT) for one in (mate, other_mate)]
         noise = max(_difference(alone, one) for one in beside)
-        if not noise <= _UNEXPLAINED * unit:  # NaN is not either
+        if not noise <= _UNEXPLAINED * unit:  # also true for NaN
             return Padding.ONE_BY_ONE
-        # A deep model's numbers differ more by another shape alone, which rows of equal length show.
+        # In a deep model another shape alone makes a larger difference; rows of equal length show how large.
         tolerance = max(unit, _UNEXPLAINED * noise)
         long, long_mate = self._row(self._long), self._row(self._long)
         if not _difference(self._alone(long), self._first_of([long, long_mate], Padding.RIGHT)) <= tolerance:
@@ -136,7 +136,7 @@ class _Probe:
         return not looks_for_ends or self._finds_ends(side, longer, tolerance)
 
     def _reads_padding(self, windows: Sequence[Features], side: Padding, tolerance: float) -> bool:
-        """Whether the vectors of the padding make a difference to the first row; True where that cannot be tried."""
+        """Whether the embeddings of padding change the first row's output; True if that cannot be tested."""
         embeddings = input_embeddings(self._model)
         if embeddings is None:
             return True
@@ -146,12 +146,12 @@ class _Probe:
                 found.append(self._first_of(windows, side))
             if not replaced:
                 return True
-        # Experts are given the tokens of all rows together, so that other padding means other kernels for them.
+        # Experts get the tokens of all rows together, so other padding means other kernels for them.
         is_exact = torch.equal(found[1], found[2]) and not _has_experts(self._model)
         return not (torch.equal(found[0], found[1]) if is_exact else _difference(found[0], found[1]) <= tolerance)
 
     def _finds_ends(self, side: Padding, longer: Features, tolerance: float) -> bool:
-        """Whether rows that have tokens of padding or of an end in their text stay the same beside a longer one."""
+        """Whether a row with padding or end tokens in its text keeps its output when batched with a longer row."""
         tokenizer = self._tokens.tokenizer
         ends = {tokenizer.eos_token_id, tokenizer.pad_token_id, self._tokens.pad_token_id} - {None}
         rows = []
@@ -163,14 +163,14 @@ class _Probe:
                 rows.append(row)
         try:
             together = self._outputs([*rows, longer], side)
-        except ValueError:  # BART's kind refuses such a batch, whose rows are then computed alone
+        except ValueError:  # BART-like models reject such a batch; its rows are then computed alone
             return True
         return all(_difference(self._alone(row), one) <= tolerance for row, one in zip(rows, together, strict=False))
 
     # -- rows and their outputs
 
     def _row(self, length: int) -> Features:
-        """A row of random tokens, with the special ones and further columns that the tokenizer gives a text."""
+        """A row of random tokens, with the special tokens and further columns that the tokenizer adds to a text."""
         num_body = length - self._num_special
         row = {
             name: np.concatenate(
@@ -188,7 +188,7 @@ class _Probe:
         return self._outputs(windows, side)[0]
 
     def _outputs(self, windows: Sequence[Features], side: Padding) -> list[Tensor]:
-        """What the model gives for the tokens of each row, without padding."""
+        """The model's output for the tokens of each row, without padding."""
         outputs = self._compute(to_device(self._tokens.padded(windows, side), self._model.device))
         if outputs.dim() < 3:
             return list(outputs)
@@ -208,21 +208,21 @@ class _Probe:
 def _noise_in_padding(
     model: PreTrainedModel, embeddings: torch.nn.Embedding, is_padding_BT: Tensor, seed: int
 ) -> Iterator[list[bool]]:
-    """Replace the vectors of padding by noise. What it gives is empty for as long as none were."""
+    """Replace the embeddings of padding by noise. The yielded list is empty as long as none was replaced."""
     generator = torch.Generator().manual_seed(seed)
     noise_X = torch.randn(embeddings.embedding_dim, generator=generator) * 3 * float(embeddings.weight.float().std())
     noise_X = noise_X.to(embeddings.weight)
     replaced: list[bool] = []
 
     def replace(_: Any, __: Any, vectors: Tensor) -> Tensor | None:
-        # XLNet puts the tokens first and the rows second. A probe has more tokens than rows, so that this is seen.
+        # XLNet's axes are (tokens, rows). A probe has more tokens than rows, so that this can be detected.
         for is_padding in (is_padding_BT, is_padding_BT.T):
             if vectors.shape[:-1] == is_padding.shape:
                 replaced.append(True)
                 return torch.where(is_padding.unsqueeze(-1), noise_X, vectors)
         return None
 
-    # Encoder and decoder may each have a module of their own over one table.
+    # Encoder and decoder may have separate modules that share one table.
     tables = [
         module
         for module in model.modules()
@@ -245,7 +245,7 @@ def _has_experts(model: PreTrainedModel) -> bool:
 
 
 def _block_sizes(model: PreTrainedModel) -> Iterator[int]:
-    """Lengths of rows that fill the blocks which the model's config names."""
+    """Lengths of rows that fill the required number of blocks, for each block size in the model's config."""
     for name, value in vars(model.config).items():
         for part, count in _BLOCKS.items():
             sizes = value if isinstance(value, (list, tuple)) else [value]

@@ -1,4 +1,4 @@
-"""From the vectors of a row's tokens to one vector, with the arithmetic of sentence-transformers' modules.
+"""Compute one vector from the vectors of a row's tokens, with the arithmetic of sentence-transformers' modules.
 
 Shapes: B rows, T tokens, D dimensions of a token's vector, E dimensions of a row's.
 """
@@ -72,13 +72,13 @@ def pool(hidden_BTD: Tensor, mask_BT: Tensor, modes: Sequence[str], *, num_promp
     """Pool the vectors of each row's tokens.
 
     Args:
-        hidden_BTD: the tokens' vectors.
+        hidden_BTD: The tokens' vectors.
         mask_BT: 1 for a token, 0 for padding, which is on the right.
-        modes: names in `MODES`; several are joined end to end.
-        num_prompt_tokens: leading tokens that are left out.
+        modes: Names in `MODES`; the vectors of several modes are concatenated.
+        num_prompt_tokens: Number of leading tokens that are left out.
 
     Returns:
-        (B, E) float32, whatever the model computes in.
+        (B, E) float32, whatever the dtype of the model.
     """
     pooled_BT = mask_BT
     if num_prompt_tokens:
@@ -93,7 +93,7 @@ class Dense(nn.Module):
     def __init__(self, source: ModelFolder, path: str) -> None:
         """
         Raises:
-            InvalidModel: its files are damaged, or say something that is not supported.
+            InvalidModel: The module's files are damaged or require something that is not supported.
         """
         super().__init__()
         config = read_json(source.path / path / "config.json", name=source.name)
@@ -109,7 +109,7 @@ class Dense(nn.Module):
         _load(self, source, path)
 
     def forward(self, vectors_BE: Tensor) -> Tensor:
-        """(B, in_features) to (B, out_features)."""
+        """Map (B, in_features) to (B, out_features)."""
         projected_BE: Tensor = self.activation(self.linear(vectors_BE))
         if not self.is_residual:
             return projected_BE
@@ -122,7 +122,7 @@ class LayerNorm(nn.Module):
     def __init__(self, source: ModelFolder, path: str) -> None:
         """
         Raises:
-            InvalidModel: its files are damaged.
+            InvalidModel: The module's files are damaged.
         """
         super().__init__()
         config = read_json(source.path / path / "config.json", name=source.name)
@@ -130,7 +130,7 @@ class LayerNorm(nn.Module):
         _load(self, source, path)
 
     def forward(self, vectors_BE: Tensor) -> Tensor:
-        """(B, E) to (B, E)."""
+        """Map (B, E) to (B, E)."""
         normed_BE: Tensor = self.norm(vectors_BE)
         return normed_BE
 
@@ -139,19 +139,19 @@ class Normalize(nn.Module):
     """Scales each vector to length 1."""
 
     def forward(self, vectors_BE: Tensor) -> Tensor:
-        """(B, E) to (B, E)."""
+        """Map (B, E) to (B, E)."""
         return functional.normalize(vectors_BE, p=2, dim=-1)
 
 
 def read_head(source: ModelFolder, modules: Sequence[tuple[str, str]]) -> list[nn.Module]:
-    """What a sentence-transformers folder does with a row's vector after pooling.
+    """Load the modules that a sentence-transformers folder applies to a row's vector after pooling.
 
     Args:
-        source: the model's files.
-        modules: kind and sub-folder of each module after Pooling.
+        source: The model's files.
+        modules: Kind and subfolder of each module after Pooling.
 
     Raises:
-        InvalidModel: one of them is damaged, or is not supported there.
+        InvalidModel: A module is damaged, or is not supported after pooling.
     """
     head: list[nn.Module] = []
     for kind, path in modules:
@@ -162,7 +162,7 @@ def read_head(source: ModelFolder, modules: Sequence[tuple[str, str]]) -> list[n
                 head.append(LayerNorm(source, path))
             elif kind == "Normalize":
                 head.append(Normalize())
-            elif kind != "Dropout":  # which does nothing outside of training
+            elif kind != "Dropout":  # Dropout does nothing outside of training
                 raise source.invalid(f"its modules.json has a second {kind} module")
         except (KeyError, TypeError, ValueError) as error:
             raise source.invalid(f"the config.json of its {kind} module '{path}' is damaged: {error}") from error

@@ -1,7 +1,7 @@
 """Text classification: one label or several, regression, and pairs of sentences.
 
 An output is what `pipeline("text-classification")(text, **parameters)` returns for one text: a list of
-`{"label", "score"}`, the best label alone unless `top_k` says otherwise. It is a list for a pair of sentences too.
+`{"label", "score"}`, only the best label unless `top_k` is set. It is a list for a pair of sentences too.
 
 Shapes: B rows, L labels.
 """
@@ -39,14 +39,14 @@ class TextClassification:
     ) -> None:
         """
         Args:
-            source: the model's files.
-            parameters: The job's.
-            device: where it computes.
-            dtype: in which it computes.
+            source: The model's files.
+            parameters: The parameters of the job.
+            device: The device that the model computes on.
+            dtype: The dtype that the model computes in.
 
         Raises:
-            InvalidModel: it cannot be loaded, or has no such head.
-            InvalidSpec: a parameter is wrong.
+            InvalidModel: The model cannot be loaded, or has no such head.
+            InvalidSpec: A parameter is invalid.
         """
         tokenizer = load_tokenizer(source)
         self.model = load_weights(source, AutoModelForSequenceClassification, task=TASK, device=device, dtype=dtype)
@@ -57,8 +57,8 @@ class TextClassification:
         self._labels = [config.id2label[index] for index in range(config.num_labels)]
         text_config = config.get_text_config()
         if text_config.pad_token_id is None:
-            # Decoders look for a row's last token that is not this one. Without one they take the last column, and
-            # refuse batches; an id that no token has means the same, without the refusal.
+            # Decoders use a row's last token that is not this one. Without a pad token they use the last column and
+            # reject batches; an id that no token has gives the same output without the error.
             text_config.pad_token_id = _NO_TOKEN
         takes_cache = "use_cache" in inspect.signature(self.model.forward).parameters
         self._options = {"use_cache": False} if takes_cache else {}
@@ -97,7 +97,7 @@ class TextClassification:
         """See `TaskModel`.
 
         Returns:
-            Scores, (B, L) float32; of windows where a row may have several.
+            Scores, (B, L) float32; one row for each window if rows may have several.
         """
         return forward_inputs(collated, self._scores) if self._is_many else self._scores(collated)
 
@@ -119,7 +119,7 @@ class TextClassification:
         """See `TaskModel`."""
         scores_BL = outputs.cpu().numpy()
         finite_B = np.isfinite(scores_BL).all(axis=1)
-        # Stable, so that of equal scores the label of the lower id comes first, as in the pipeline.
+        # Stable, so that among equal scores the label with the lower id comes first, as in the pipeline.
         best_BK = np.argsort(-scores_BL, axis=1, kind="stable")[:, : self._top_k]
         top_BK = np.take_along_axis(scores_BL, best_BK, axis=1)
         found = [

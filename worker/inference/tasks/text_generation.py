@@ -1,9 +1,9 @@
-"""Text generation: how a model goes on after a prompt or a chat, with each row's own parameters.
+"""Text generation: continue a prompt or a chat, with each row's own parameters.
 
 An output is the pipeline's list, one entry for each choice: `{"generated_text", "finish_reason", "num_tokens",
-"logprobs"}`. The text is what was generated, behind the prompt where `return_full_text` is true. `finish_reason` is
-`stop` (the model ended it, or a stop string came, which the text is cut before) or `length`. Greedy decoding gives the
-tokens that `generate` gives for the row alone; what is drawn belongs to the row, as `sampling` tells.
+"logprobs"}`. The text is what was generated, after the prompt if `return_full_text` is true. `finish_reason` is `stop`
+(an end token, or a stop string, which the text does not include) or `length`. Greedy decoding gives the same tokens as
+`generate` for the row alone; random draws depend only on the row, see `sampling`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from worker.models.tokens import Tokens
 
 TASK = "text-generation"
 _DEFAULTS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
-"""What is taken from the model's own generation_config.json."""
+"""Parameters whose defaults come from the model's generation_config.json."""
 _UNLIMITED = 2**31
 ENGINES: Mapping[str, type[GenerationEngine]] = {"transformers": DecodingLoop, "vllm": VllmEngine}
-"""The engines by the names that `ModelRef.engine` has for them."""
+"""Value of `ModelRef.engine` -> engine."""
 _NOTHING_OWN = TextGenerationParameters()
 
 
 class TextGeneration:
-    """A decoder with a language model's head."""
+    """A decoder with a language modeling head."""
 
     def __init__(
         self,
@@ -58,14 +58,14 @@ class TextGeneration:
         Args:
             source: The model's files.
             parameters: The parameters of the job.
-            device: Where the model computes.
-            dtype: The dtype that it computes in.
-            engine: What generates.
+            device: The device that the model computes on.
+            dtype: The dtype that the model computes in.
+            engine: The engine that generates.
 
         Raises:
             InvalidModel: The model cannot be loaded, or is not a decoder.
-            InvalidSpec: A parameter is wrong, or the engine does not take the model.
-            DeviceOutOfMemory: The engine finds too little memory.
+            InvalidSpec: A parameter is invalid, or the engine does not support the model.
+            DeviceOutOfMemory: The device has too little memory for the engine.
         """
         self._model = model = engine.load_model(source, device=device, dtype=dtype)
         self._tokenizer = tokenizer = load_tokenizer(source)
@@ -78,7 +78,7 @@ class TextGeneration:
         added = tokenizer.added_tokens_decoder
         self._special_tokens = {one.content: token for token, one in added.items() if one.special}
         self._prompts = Prompts(tokens)
-        # Three threads use a tokenizer at once, and one of them would change another's settings.
+        # Three threads use a tokenizer at once; sharing one, they would change each other's settings.
         self._detokenizer = Detokenizer(copy.deepcopy(tokenizer))
         self.token_bytes = _token_bytes(model)
         self._configure(parameters)
@@ -150,11 +150,11 @@ class TextGeneration:
         )
 
     def collate(self, batch: Sequence[Encoded]) -> list[Request]:
-        """See `TaskModel`. Which rows are computed together is decided token by token."""
+        """See `TaskModel`. Nothing is padded: the engine decides token by token which rows it computes together."""
         return [one.features for one in batch]
 
     def forward(self, collated: Sequence[Request]) -> list[list[Continuation]]:
-        """See `TaskModel`: all rows at once."""
+        """See `TaskModel`. All rows are computed together."""
         return self.forward_in_flight(collated, max_tokens=_UNLIMITED, max_rows=_UNLIMITED, between=lambda: None)
 
     def forward_in_flight(
@@ -176,7 +176,7 @@ class TextGeneration:
 
 
 def row_parameters(row: Row) -> TextGenerationParameters | RowError:
-    """A row's own parameters, checked; as JSON text too, since a cell of a CSV file holds nothing else."""
+    """Read a row's own parameters. They may be JSON text, since a cell of a CSV file holds nothing else."""
     given = row.values.get("parameters")
     if isinstance(given, str):
         try:
@@ -194,7 +194,7 @@ def row_parameters(row: Row) -> TextGenerationParameters | RowError:
 
 
 def _check_kind(source: ModelFolder, model: PreTrainedModel) -> None:
-    """Refuse what is not a decoder, or goes on from anything but its cache."""
+    """Reject models that are not decoders, or that have no cache of keys and values."""
     if model.config.is_encoder_decoder:
         raise source.invalid(f"a {model.config.model_type} model has an encoder, which {TASK} does not take")
     if "past_key_values" not in inspect.signature(model.forward).parameters:
@@ -202,7 +202,7 @@ def _check_kind(source: ModelFolder, model: PreTrainedModel) -> None:
 
 
 def _token_bytes(model: PreTrainedModel) -> int:
-    """Memory that one token of one row takes in the cache."""
+    """Bytes that one token of one row takes in the cache."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads

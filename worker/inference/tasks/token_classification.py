@@ -1,8 +1,8 @@
-"""Token classification: entities with every aggregation strategy of the pipeline, whose own methods form them.
+"""Token classification: entities with every aggregation strategy of the pipeline, built by the pipeline's methods.
 
-An output is the pipeline's list of entities. The pipeline cuts a text that is too long for the model and says nothing;
-here such a row is an error, unless `truncation` asks for the cut or `stride` for overlapping windows. With
-`is_split_into_words` a row's text is a list of words, and entities have their places in these words joined together.
+An output is the pipeline's list of entities. The pipeline silently truncates a text that is too long for the model;
+here such a row is an error, unless `truncation` requests truncation or `stride` overlapping windows. With
+`is_split_into_words`, a row's text is a list of words, and the offsets of entities refer to the joined words.
 
 Shapes: W windows of a batch, one for each row unless `stride` is set; T tokens; L labels.
 """
@@ -48,21 +48,21 @@ class TokenClassification:
     ) -> None:
         """
         Args:
-            source: the model's files.
-            parameters: The job's.
-            device: where it computes.
-            dtype: in which it computes.
+            source: The model's files.
+            parameters: The parameters of the job.
+            device: The device that the model computes on.
+            dtype: The dtype that the model computes in.
 
         Raises:
-            InvalidModel: it cannot be loaded, or has no such head.
-            InvalidSpec: a parameter is wrong.
+            InvalidModel: The model cannot be loaded, or has no such head.
+            InvalidSpec: A parameter is invalid.
         """
         tokenizer = load_tokenizer(source)
         self.model = load_weights(source, AutoModelForTokenClassification, task=TASK, device=device, dtype=dtype)
         self.tokens = Tokens(tokenizer, self.model, pin=device.type == "cuda")
         self._device = device
         self._longest = longest_row(self.model, tokenizer)
-        # A tokenizer of its own: `decode` runs while `encode` uses the other one, and one cannot do both at once.
+        # A separate tokenizer: `decode` runs while `encode` uses the other one, and a tokenizer is not thread-safe.
         self._pipeline = TokenClassificationPipeline(
             model=self.model, tokenizer=copy.deepcopy(tokenizer), device=device, task=TASK
         )
@@ -135,7 +135,7 @@ class TokenClassification:
             Logits, (W, T, L) float32.
         """
         inputs = to_device(collated, self._device)
-        if self.tokens.padding == Padding.ONE_BY_ONE:  # the windows of one row, each of which is to be by itself
+        if self.tokens.padding == Padding.ONE_BY_ONE:  # the windows of one row, which must be computed separately
             num_windows = len(inputs["input_ids"])
             alone = [{name: one[at : at + 1] for name, one in inputs.items()} for at in range(num_windows)]
             logits_WTL = torch.cat([self._logits(one) for one in alone])
@@ -167,7 +167,7 @@ class TokenClassification:
         return [{**entity, "score": float(entity["score"])} for entity in entities]
 
     def _window(self, row: Row, window: Features, logits_TL: torch.Tensor, *, is_first: bool) -> dict[str, Any]:
-        """What the pipeline's own forward hands to its `postprocess`."""
+        """One window's input to the pipeline's `postprocess`."""
         offsets = window.get("offset_mapping")
         text = row.values["text"]
         words: dict[str, Any] = {}
