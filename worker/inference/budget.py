@@ -1,4 +1,4 @@
-"""How many padded tokens a batch may have: the user's word, an out-of-memory's lesson, or the device's default."""
+"""How many padded tokens a batch may have: set by the user, lowered after an out-of-memory, or the device's default."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ logger = logging.getLogger(__name__)
 
 
 class Budget:
-    """The limits of a batch for one lease. It only ever falls, when the device runs out of memory."""
+    """The limits of a batch for one lease. They are lowered when the device runs out of memory, and never raised."""
 
     def __init__(
         self, max_tokens: int, max_rows: int, batch_cost: int, remember: Callable[[int], None] = lambda _: None
     ) -> None:
         """
         Args:
-            max_tokens: padded tokens in one forward pass.
-            max_rows: rows in one forward pass.
-            batch_cost: what a forward pass costs beside its tokens, in tokens.
-            remember: called with each lower `max_tokens` that was seen to fit.
+            max_tokens: Most padded tokens in one forward pass.
+            max_rows: Most rows in one forward pass.
+            batch_cost: Fixed cost of a forward pass, in tokens that could be computed in the same time.
+            remember: Called with each lower `max_tokens` that was found to fit.
         """
         self.planned_tokens = max_tokens
-        """What chunks are packed to: fixed for the lease, so that packing ahead of the device never races with it."""
+        """The limit that chunks are packed to. Fixed for the lease, so that packing ahead does not depend on timing."""
         self.max_tokens = max_tokens
-        """What fits now; a batch planned larger is cut when its turn comes."""
+        """The limit that fits now; a batch that was packed larger is split before it is computed."""
         self.max_rows = max_rows
         self.batch_cost = batch_cost
         self._remember = remember
@@ -59,13 +59,13 @@ def open_budget(
     database: Database,
     token_bytes: int | None = None,
 ) -> Budget:
-    """The budget to start a lease with.
+    """Return the budget that a lease starts with.
 
     Args:
-        ref: The model. What an earlier out-of-memory of it taught on the same kind of device is the upper limit.
-        batching: What the user asks for.
-        model_bytes: memory the model's weights take.
-        token_bytes: memory that a token takes for as long as its row is at work, of a model that is `InFlight`.
+        ref: The model. A limit found after an earlier out-of-memory on the same kind of device is the upper bound.
+        batching: The user's settings.
+        model_bytes: Memory that the model's weights take.
+        token_bytes: For an `InFlight` model, the memory that a token takes while its row is being generated.
     """
     name, key = device_name(device), ref.key
     asked_tokens, asked_rows = batching.max_tokens, batching.max_rows
@@ -90,7 +90,7 @@ def open_budget(
 
 
 def _remember(database: Database, key: str, name: str, max_tokens: int) -> None:
-    """Note what fits for later leases, of any slot with such a device; the smallest of several reports stays."""
+    """Record what fits, for later leases on any device of this kind. The smallest of several reports is kept."""
     try:
         with database.write() as session:
             now = session.time()
@@ -104,5 +104,5 @@ def _remember(database: Database, key: str, name: str, max_tokens: int) -> None:
                     where=col(SafeBudget.max_tokens) > max_tokens,
                 )
             )
-    except ServiceUnavailable as error:  # only a hint for later: this lease goes on without it
+    except ServiceUnavailable as error:  # only a hint for later leases; this one continues without it
         logger.warning("the safe batch size could not be recorded: %s", error)

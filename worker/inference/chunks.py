@@ -1,4 +1,4 @@
-"""A claimed chunk on its way through the pipeline, and the batches it is cut into."""
+"""A claimed chunk on its way through the pipeline, and the batches that it is split into."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from worker.models.task_model import Counted, Encoded
 
 
 class OpenChunk:
-    """A chunk whose results are being gathered. One stage of the pipeline has it at a time."""
+    """A chunk whose results are being collected. Only one stage of the pipeline uses it at a time."""
 
     def __init__(self, claim: Claim, rows: Sequence[Row]) -> None:
         """
         Args:
-            claim: its range.
-            rows: one for each row of the range, in order. Those with an error have their result at once.
+            claim: The claim, with the chunk's range of rows.
+            rows: One for each row of the range, in order. A row with an error gets its result immediately.
         """
         self.claim = claim
         self.encoded: Sequence[Encoded] = ()
-        """Rows that are to be computed, in row order, once they are tokenized."""
+        """Rows to compute, in row order; set once they are tokenized."""
         self._results: list[Result | None] = [None] * len(rows)
         self.rows = [row for row in rows if self._computable(row)]
         """Rows to tokenize."""
@@ -36,27 +36,27 @@ class OpenChunk:
 
     @property
     def start_row(self) -> int:
-        """First row of the chunk, its name within the job."""
+        """Index of the chunk's first row, which identifies it within the job."""
         return self.claim.start_row
 
     @property
     def num_rows(self) -> int:
-        """Rows in the chunk."""
+        """Number of rows in the chunk."""
         return self.claim.stop_row - self.claim.start_row
 
     def settle(self, row: Row, output: Any | RowError, num_tokens: int = 0) -> None:
         """Set a row's result.
 
         Args:
-            output: what `TaskModel.decode` made of it.
-            num_tokens: what the row was packed by; `Counted` knows better.
+            output: What `TaskModel.decode` returned for the row.
+            num_tokens: The length by which the row was packed; a `Counted` output replaces it.
         """
         if isinstance(output, Counted):
             output, num_tokens = output.output, output.num_tokens
         if output is None:
             output = RowError(RowErrorCode.NO_OUTPUT, "the model gave no output for this row")
         failed = isinstance(output, RowError)
-        if failed and output.line is None:  # a task knows the row only, its reader the line
+        if failed and output.line is None:  # a task knows only the row; its reader knows the line
             output = replace(output, line=row.line)
         self._results[row.row_index - self.claim.start_row] = Result(
             row_index=row.row_index,
@@ -70,7 +70,7 @@ class OpenChunk:
         """One result for each row, in row order.
 
         Raises:
-            RuntimeError: a row was left out, which would be a fault of the pipeline.
+            RuntimeError: A row has no result, which would be a bug in the pipeline.
         """
         results = [result for result in self._results if result is not None]
         if len(results) != len(self._results):
@@ -80,23 +80,23 @@ class OpenChunk:
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows of one chunk that go through the model together; none for a chunk without a computable row."""
+    """Rows of one chunk that are computed together. It has no rows if no row of the chunk can be computed."""
 
     chunk: OpenChunk
     members: Sequence[Encoded]
     collated: Any | None
-    """What `TaskModel.collate` made of them, or None where it could not and is to be tried again row by row."""
+    """What `TaskModel.collate` returned, or None if it failed; `InferenceEngine.compute` then tries again."""
     is_last: bool
-    """Whether the chunk is complete with this batch."""
+    """Whether this is the chunk's last batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one forward pass made of some rows, or the error that they share."""
+    """The output of one forward pass over some rows, or the error that they share."""
 
     members: Sequence[Encoded]
     outputs: Any | None
-    """As `TaskModel.forward` left them, on the device."""
+    """What `TaskModel.forward` returned, still on the device."""
     moment: Moment | None
-    """When they are computed."""
+    """The point in the device's work at which the outputs are computed."""
     error: RowError | None = None

@@ -1,4 +1,4 @@
-"""Which chunks of its job this runner holds, and when it should claim more: enough to never wait, too few to hoard."""
+"""Track the chunks that a runner holds and decide when it claims more: enough to never wait, but no more than that."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jobs.ledger.chunks import Claim
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """How much more a runner would claim now."""
+    """How many more chunks a runner can use now."""
 
     num_chunks: int
-    """At the speed seen so far; at least 1."""
+    """Number of chunks, from the speed measured so far; at least 1."""
     idle: bool
-    """Whether the device has nothing at all to do until something is claimed."""
+    """Whether the device has no work until a chunk is claimed."""
 
 
 class ClaimWindow:
@@ -31,30 +31,30 @@ class ClaimWindow:
     def __init__(self, chunk_seconds: float) -> None:
         """
         Args:
-            chunk_seconds: work to hold ahead of the device, at the speed it shows.
+            chunk_seconds: Amount of work to hold ahead of the device, in seconds at its measured speed.
         """
         self._chunk_seconds = chunk_seconds
         self._changed = threading.Condition()
         self._ahead: dict[int, int] = {}
-        """First row -> rows, of chunks that the device has not begun."""
+        """First row -> number of rows, for each chunk that the device has not begun."""
         self._begun: set[int] = set()
-        """First rows of chunks that are computed but not yet recorded, or being computed."""
+        """First rows of the chunks that are being computed, or are computed but not yet recorded."""
         self._rows_per_second = 0.0
         self._rows_per_chunk = 0
         self._idle = False
         self._closed = False
 
     def claimed(self, claims: Iterable[Claim]) -> None:
-        """These chunks are ours now."""
+        """Note that the runner now holds these chunks."""
         with self._changed:
             for claim in claims:
                 num_rows = claim.stop_row - claim.start_row
                 self._ahead[claim.start_row] = num_rows
-                # The largest seen: halves of a chunk that was cut must not make whole ones look small.
+                # The largest seen, so that the halves of a chunk that was split do not make the estimate too small.
                 self._rows_per_chunk = max(self._rows_per_chunk, num_rows)
 
     def begun(self, start_row: int) -> None:
-        """The device starts on this chunk."""
+        """Note that the device starts on this chunk."""
         with self._changed:
             self._ahead.pop(start_row, None)
             self._begun.add(start_row)
@@ -62,13 +62,13 @@ class ClaimWindow:
             self._changed.notify_all()
 
     def waiting(self) -> None:
-        """The device is done with all that was tokenized, until the next `begun`."""
+        """Note that the device has computed everything tokenized so far; `begun` ends this state."""
         with self._changed:
             self._idle = True
             self._changed.notify_all()
 
     def settled(self, start_rows: Iterable[int]) -> None:
-        """These chunks are recorded, or their failure is: they are not ours any more."""
+        """Note that these chunks, or their failures, are recorded, so that the runner no longer holds them."""
         with self._changed:
             for start_row in start_rows:
                 self._ahead.pop(start_row, None)
@@ -76,12 +76,12 @@ class ClaimWindow:
             self._changed.notify_all()
 
     def outstanding(self) -> list[int]:
-        """First rows of the chunks that are still ours, in row order."""
+        """First rows of the chunks that the runner still holds, in row order."""
         with self._changed:
             return sorted({*self._ahead, *self._begun})
 
     def computed(self, num_rows: int, seconds: float) -> None:
-        """Note the device's speed: a chunk of `num_rows` took this long."""
+        """Update the measured speed: a chunk of `num_rows` took this long."""
         rows_per_second = num_rows / max(seconds, 1e-6)
         with self._changed:
             before = self._rows_per_second or rows_per_second
@@ -92,10 +92,10 @@ class ClaimWindow:
         """Block until more should be claimed.
 
         Args:
-            only_when_idle: wait until the device has nothing left, as there is little or nothing to claim.
+            only_when_idle: Wait until the device has no work left, because there is little or nothing to claim.
 
         Returns:
-            How much, or None once closed.
+            The request, or None once closed.
         """
         with self._changed:
             while not self._closed:
@@ -107,26 +107,26 @@ class ClaimWindow:
             return None
 
     def close(self) -> None:
-        """Claim nothing any more."""
+        """Stop claiming."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def _wanted(self) -> int:
-        """Chunks to hold ahead of the one that is computed."""
+        """Number of chunks to hold ahead of the one that is being computed."""
         if not self._rows_per_chunk:
             return 1
         return max(1, int(self._chunk_seconds * self._rows_per_second / self._rows_per_chunk))
 
 
 def fair_share(database: Database, job_id: str, *, most: int) -> int:
-    """How many of a job's pending chunks one of its leases may hold ahead without leaving another slot idle.
+    """Number of a job's pending chunks that one lease may hold ahead without leaving another slot idle.
 
-    Near the end each of n leases takes the n-th part of what is left, then nothing ahead of its device: the last chunks
-    stay pending until a device is free for them.
+    Near the end, each of n leases takes 1/n of what is left, and then nothing ahead of its device: the last chunks stay
+    pending until a device is free for them.
 
     Args:
-        most: more than this is not asked for.
+        most: Upper limit of the result.
     """
     live = select(func.count()).where(col(Lease.job_id) == job_id, col(Lease.state).in_(LIVE_LEASE_STATES))
     with database.read() as session:
@@ -145,8 +145,8 @@ def fair_share(database: Database, job_id: str, *, most: int) -> int:
 
 
 def chunks_to_claim(request: ClaimRequest, database: Database, job_id: str) -> int:
-    """How many chunks to claim now: the request, cut down where other slots need work too; 0 to wait."""
+    """Number of chunks to claim now: the request, reduced if other slots need work too; 0 means to wait."""
     if request.idle and request.num_chunks == 1:
-        return 1  # nothing to weigh: spare the look at the database
+        return 1  # nothing to decide, so save the database query
     share = fair_share(database, job_id, most=request.num_chunks)
     return max(1, share) if request.idle else share

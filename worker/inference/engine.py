@@ -1,8 +1,8 @@
-"""One model at work: batches of the right size, and no error of one row that reaches another.
+"""Run rows through one model in batches that fit, so that an error of one row does not affect another.
 
-An out-of-memory is a measurement: the same rows are tried again in smaller batches, and what then fits is remembered.
-Any other exception is searched for the row that raises it alone, by cutting the batch in two again and again; that row
-becomes a row error. Errors that say more than "this row" (the user's, the machine's, a lost CUDA context) pass through.
+After an out-of-memory, the same rows are computed again in smaller batches, and the size that fits is remembered. After
+any other exception, the batch is halved repeatedly until the row that raises it is found; that row becomes a row error.
+Errors that concern more than one row (user errors, machine errors, a lost CUDA context) are raised to the caller.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from worker.models.task_model import ComputationStopped, Encoded, InFlight, Task
 logger = logging.getLogger(__name__)
 
 _LOGGED_FAILURES = 20
-"""Row failures that one lease logs; the rest are in the results."""
+"""Number of row failures that are logged per lease; all of them are in the results."""
 
 
 class InferenceEngine:
-    """Takes rows through one model. Each stage of the pipeline calls its own method, from its own thread."""
+    """Runs rows through one model. Each stage of the pipeline calls one method, from its own thread."""
 
     def __init__(
         self, model: TaskModel, device: torch.device, budget: Budget, make_room: Callable[[], bool] = lambda: False
     ) -> None:
         """
         Args:
-            model: loaded on `device`.
-            budget: limits of a batch.
-            make_room: frees device memory that others hold (models kept warm); says whether there was any to free.
+            model: The model, loaded on `device`.
+            budget: Limits of a batch.
+            make_room: Frees device memory that warm models hold; returns whether there was any to free.
         """
         self._model = model
         self._in_flight = model if isinstance(model, InFlight) else None
@@ -47,7 +47,7 @@ class InferenceEngine:
         self._budget = budget
         self._make_room = make_room
         self._side = side_stream(device)
-        # `decode` may have to put rows through the model again while the other threads are at later batches.
+        # `decode` may have to run rows through the model again while the other threads process later batches.
         self._collate_lock = threading.Lock()
         self._forward_lock = threading.Lock()
         self._failures_logged = 0
@@ -60,10 +60,10 @@ class InferenceEngine:
     # -- tokenizer thread
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
-        """Tokenize rows; one that cannot be has its error set.
+        """Tokenize rows. A row that cannot be tokenized gets an error.
 
         Raises:
-            StokerError: an error that is not one row's.
+            StokerError: The error does not concern a single row.
         """
         if not rows:
             return []
@@ -82,16 +82,16 @@ class InferenceEngine:
     # -- collating thread
 
     def batches(self, encoded: Sequence[Encoded]) -> list[list[Encoded]]:
-        """Pack the rows of one chunk; depends on their lengths and the lease's first budget only.
+        """Pack the rows of one chunk; depends only on their lengths and the budget that the lease started with.
 
-        A model that is `InFlight` gets all of them at once.
+        An `InFlight` model gets all of them in one batch.
         """
         if self.is_in_flight:
             return [list(encoded)] if encoded else []
         return self._pack(encoded, self._budget.planned_tokens)
 
     def collate(self, members: Sequence[Encoded]) -> Any | None:
-        """Make a batch's tensors ahead of its turn; None where that fails, which `compute` then looks into."""
+        """Make a batch's tensors ahead of its turn. Returns None if that fails; `compute` then finds the cause."""
         try:
             with self._collate_lock:
                 return self._model.collate(members)
@@ -102,18 +102,18 @@ class InferenceEngine:
     # -- forward thread
 
     def compute(self, members: Sequence[Encoded], collated: Any | None, beat: Callable[[], None]) -> list[Piece]:
-        """Put a batch through the model, in as many pieces as it takes.
+        """Run a batch through the model, in as many pieces as necessary.
 
         Args:
-            collated: its tensors, where they were made ahead.
-            beat: called before each forward pass; may raise `ComputationStopped`.
+            collated: The batch's tensors, if they were made ahead.
+            beat: Called before each forward pass; may raise `ComputationStopped`.
 
         Returns:
-            Pieces that together have each member once. On CUDA they may still be being computed.
+            Pieces that together contain each member once. On CUDA, the device may still be computing them.
 
         Raises:
-            StokerError: an error that is not one row's, such as a lost CUDA context.
-            ComputationStopped: by `beat`.
+            StokerError: The error does not concern a single row, such as a lost CUDA context.
+            ComputationStopped: `beat` raised it.
         """
         is_larger = padded_tokens([one.num_tokens for one in members]) > self._budget.max_tokens
         if len(members) > 1 and is_larger and not self.is_in_flight:
@@ -126,7 +126,7 @@ class InferenceEngine:
         except Exception as error:  # noqa: BLE001 - whatever a model raises is searched for its row
             verdict = self._row_error(error)
             out_of_memory = is_out_of_memory(error)
-        # Out of the except block: the exception's frames hold the tensors that are to be freed.
+        # Outside the except block, since the exception's frames hold the tensors that must be freed.
         collated = None
         if out_of_memory:
             return self._compute_smaller(members, verdict, beat)
@@ -136,10 +136,10 @@ class InferenceEngine:
         return self._in_parts([members[:middle], members[middle:]], beat)
 
     def synchronize(self) -> None:
-        """Wait until the device has computed all it was given.
+        """Wait until the device has finished all queued work.
 
         Raises:
-            MachineError: it failed at something it was given before.
+            MachineError: Work that was queued before has failed.
         """
         if self._device.type != "cuda":
             return
@@ -166,10 +166,10 @@ class InferenceEngine:
             return [Piece(members, None, None, verdict)]
         tried = padded_tokens([one.num_tokens for one in members])
         if self.is_in_flight:
-            tried = min(tried, self._budget.max_tokens)  # the others were waiting
+            tried = min(tried, self._budget.max_tokens)  # the other rows were not being computed
         half = tried // 2
         pieces = self._in_parts(self._pack(members, half), beat)
-        # Where a single row was too large by itself, that row is to blame and not the size of its batch.
+        # If a single row did not fit by itself, the row is the cause and not the size of its batch.
         if not any(piece.error is not None and piece.error.code == RowErrorCode.OUT_OF_MEMORY for piece in pieces):
             self._budget.lower(half)
         return pieces
@@ -193,10 +193,10 @@ class InferenceEngine:
     # -- decoding thread
 
     def decode(self, piece: Piece) -> list[Any | RowError]:
-        """One output or row error for each member of a piece, in their order.
+        """Return one output or row error for each member of a piece, in order.
 
         Raises:
-            StokerError: an error that is not one row's.
+            StokerError: The error does not concern a single row.
         """
         if piece.error is not None or piece.moment is None:
             return [piece.error] * len(piece.members)
@@ -208,7 +208,7 @@ class InferenceEngine:
         return self._decode_apart(piece.members, verdict)
 
     def _decode_apart(self, members: Sequence[Encoded], verdict: RowError) -> list[Any | RowError]:
-        """Outputs cannot be cut in two, so the halves go through the model once more."""
+        """Find the rows that fail to decode. Outputs cannot be split, so each half is run through the model again."""
         if len(members) == 1:
             return [verdict]
         middle = len(members) // 2
@@ -217,7 +217,7 @@ class InferenceEngine:
             try:
                 with torch.inference_mode():
                     outputs += self._decoded(self._forward(half, None, lambda: None))
-            except Exception as error:  # noqa: BLE001 - the search goes on inside this half
+            except Exception as error:  # noqa: BLE001 - the search continues inside this half
                 verdict = self._row_error(error)
             else:
                 continue
@@ -246,7 +246,7 @@ class InferenceEngine:
         return [[members[position] for position in batch] for batch in packed]
 
     def _row_error(self, error: Exception) -> RowError:
-        """What a row is told that fails by `error` alone; raises where it is not about rows at all."""
+        """The row error for a row that alone fails with `error`. Raises if the error is not about rows at all."""
         if isinstance(error, StokerError):
             raise error
         if is_out_of_memory(error):

@@ -1,4 +1,4 @@
-"""The way to the device: chunks are claimed and read, tokenized, and packed into batches, each in its own thread."""
+"""The stages before the device, each in its own thread: claim and read chunks, tokenize them, pack batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BATCHES_AHEAD = 4
 
 
 class Feed:
-    """Claims chunks of one lease and brings their batches, the next ones being made while one is computed."""
+    """Claims chunks of one lease and supplies their batches; prepares the next ones while one is computed."""
 
     def __init__(
         self,
@@ -59,13 +59,14 @@ class Feed:
         self._stages.start(self._read, self._tokenize, self._collate)
 
     def next(self, give_up: Callable[[], bool]) -> RowBatch | None:
-        """The next batch, chunk after chunk; waits for it.
+        """Wait for the next batch and return it. Batches come chunk by chunk.
 
         Args:
-            give_up: looked at first and after each `wake`; True ends the wait.
+            give_up: Called first and after each `wake`; True ends the wait.
 
         Returns:
-            None when there is nothing left to claim, a stage failed (`close` says how), or `give_up` said so.
+            The batch. None if there is nothing left to claim, a stage failed (`close` returns the error), or `give_up`
+            returned True.
         """
         try:
             return self._batches.get(give_up)
@@ -78,14 +79,14 @@ class Feed:
         return self._batches.is_empty
 
     def wake(self) -> None:
-        """Make a waiting `next` look at its `give_up` again."""
+        """Make a waiting `next` call its `give_up` again."""
         self._batches.wake()
 
     def close(self) -> BaseException | None:
         """End all stages and wait for them.
 
         Returns:
-            The exception that one of them ended by, or None.
+            The exception that ended one of them, or None.
         """
         self._cancel()
         return self._stages.join()
@@ -137,7 +138,7 @@ class Feed:
     # -- claiming and reading
 
     def _claims(self) -> Iterator[Claim]:
-        """Claim chunks as the device needs them, until there is nothing to claim while it has nothing to do."""
+        """Claim chunks as the device needs them, until it is idle and there is nothing left to claim."""
         only_when_idle = False
         while (request := self._window.wait_for_request(only_when_idle=only_when_idle)) is not None:
             limit = chunks_to_claim(request, self._database, self._lease.job_id)
@@ -145,12 +146,12 @@ class Feed:
             self._window.claimed(claims)
             if not claims and request.idle:
                 return
-            # With little left, look again only when the device is free: another slot may take it or give some back.
+            # With little left, try again only when the device is free: other slots may claim chunks or give some back.
             only_when_idle = not claims
             yield from claims
 
     def _read_chunk(self, claim: Claim) -> OpenChunk | None:
-        """Read a chunk's rows; None where a fault of the machine kept them from being read, which is recorded."""
+        """Read a chunk's rows. If a machine error prevents that, record the failure and return None."""
         try:
             rows: list[Row] = list(self._source.read(claim.start_row, claim.stop_row, claim.locator))
         except (OSError, MachineError) as error:

@@ -1,9 +1,9 @@
 """One lease of an inference job, from its first claim to its last commit.
 
 Equal input gives equal results, whatever the timing: the window that rows are sorted and packed in is exactly one
-chunk, and the packing depends on the chunk's own rows and the lease's first budget only. So neither which chunks a
-runner happens to claim, nor how far its threads are ahead of each other, nor what another slot does can change a batch,
-and with it the last bits of an output. (Only an out-of-memory changes the batches after it: a fact of the device.)
+chunk, and the packing depends only on the chunk's own rows and the budget that the lease started with. So a batch, and
+with it the last bits of an output, does not depend on which chunks a runner claims, how far its threads are ahead of
+each other, or what another slot does. The one exception: after an out-of-memory, later batches are smaller.
 """
 
 from __future__ import annotations
@@ -54,20 +54,21 @@ def run_lease(
     stop: Stop,
     pulse: Pulse,
 ) -> Outcome:
-    """Work on a lease until its job has nothing left to claim or a stop is asked for. Leaves no thread behind.
+    """Process a lease until its job has nothing left to claim or a stop is requested. All threads have ended on return.
 
     Args:
         lease: An active lease of an inference job.
         spec: The spec of that job.
-        stop: `yield` and `shutdown` finish the chunk that is being computed, `cancel` ends at the next batch. A chunk
-            that takes many forward passes (`InFlight`) is left by each of them at the next one, and pending again.
-        pulse: is told what each thread does. Where this raises, the chunk that this thread said last is to blame, if
-            it said one.
+        stop: `yield` and `shutdown` finish the chunk that is being computed, `cancel` stops before the next batch. A
+            chunk of an `InFlight` model takes many forward passes: each of the three reasons stops it before the next
+            one, and the chunk becomes pending again.
+        pulse: Receives what each thread is doing. If this function raises, the last chunk that its thread reported, if
+            any, caused the error.
 
     Raises:
-        UserError: the job cannot be done: its model, input, parameters or output.
-        LostLease: the lease is somebody else's; nothing more was recorded.
-        MachineError: the device or a service failed; the rest is pending again where the database could be reached.
+        UserError: The job cannot run because of its model, input, parameters or output.
+        LostLease: This runner no longer holds the lease; nothing more was recorded.
+        MachineError: The device or a service failed. Unrecorded chunks are pending again if the database was reachable.
     """
     pulse.at(Activity.LOAD)
     if stop.asked:
@@ -75,7 +76,7 @@ def run_lease(
     fetch_job_model(spec.model, database=database, store=store, rules=settings)
     ref = ModelRef.of(spec, source=pinned_model(spec.model, lease, database=database, rules=settings))
     model = models.get(ref, spec.task_parameters)
-    check_pinned(spec.model, lease, rules=settings)  # nor may it have been replaced while it was being loaded
+    check_pinned(spec.model, lease, rules=settings)  # it may have been replaced during loading
     settle_padding(model, ref, lease.job_id, database=database, device=models.device)
     source = open_source(
         spec.input,
@@ -133,11 +134,11 @@ def run_lease(
 def _forward(
     feed: Feed, engine: InferenceEngine, writer: Writer, window: ClaimWindow, stop: Stop, pulse: Pulse
 ) -> None:
-    """Take the device through batch after batch.
+    """Compute batch after batch on the device.
 
-    A CUDA device is told of batches ahead and fails later, at whatever call comes next. So that the chunk named by the
-    last beat is the one to blame, it is waited for before it goes idle, and around each batch of a chunk that was under
-    suspicion before.
+    CUDA runs asynchronously: a failure shows up at some later call. For the last beat to name the chunk that caused it,
+    the thread synchronizes with the device before the device becomes idle, and before and after each batch of a chunk
+    that has crashed a runner before.
     """
     inside_chunk = False
     begun = 0.0
@@ -173,7 +174,7 @@ def _forward(
             engine.synchronize()
         try:
             if writer.is_full:
-                pulse.at(None)  # it waits for others, and they may be what hangs
+                pulse.at(None)  # `put` waits for other threads, and one of those may be what hangs
             writer.put(batch, pieces)
         except Closed:
             return
@@ -183,7 +184,7 @@ def _forward(
 
 
 def _end(database: Database, lease: WorkingLease, window: ClaimWindow, errors: list[BaseException]) -> None:
-    """Give back what was not recorded, and raise what went wrong: a lost lease first, else the first error."""
+    """Give back the chunks that were not recorded and raise an error, if any: `LostLease` first, else the first one."""
     lost = next((error for error in errors if isinstance(error, LostLease)), None)
     if lost is not None:
         raise lost

@@ -1,4 +1,4 @@
-"""Which rows of a model may share a batch: remembered for all runners, and told to the job where it costs speed."""
+"""Which rows of a model may share a batch: recorded for all runners, and shown to the job if it makes it slower."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from worker.models.tokens import Tokens
 logger = logging.getLogger(__name__)
 
 _SAMPLES = 16
-"""Values that are read of each weight, to tell other weights of the same shapes."""
+"""Values that are read from each weight, to distinguish models whose weights have the same shapes."""
 
 
 @runtime_checkable
 class PadsRows(Protocol):
-    """A `TaskModel` of texts, whose rows may be filled up to one length where its model bears that."""
+    """A `TaskModel` of texts, whose rows may be padded to one length if its model allows that."""
 
     tokens: Tokens
-    """Shared by all copies with other parameters; its `padding` says which rows may share a batch."""
+    """Shared by all copies with other parameters. Its `padding` is which rows may share a batch."""
     model: PreTrainedModel
 
     def probe_padding(self) -> Padding:
-        """Find that out, by a few forward passes.
+        """Find out which rows may share a batch, by a few forward passes.
 
         Raises:
-            RuntimeError: the device has too little memory.
+            RuntimeError: The device has too little memory.
         """
         ...
 
 
 def settle_padding(model: TaskModel, ref: ModelRef, job_id: str, *, database: Database, device: torch.device) -> None:
-    """Find out which rows of a model may share a batch, unless that is known, and tell the job where few may.
+    """Set which rows of a model may share a batch, probing if unknown, and add a notice to the job if few may.
 
     Args:
-        model: just loaded or warm; nothing is computed with it now.
+        model: The model, which must not be computing anything now.
         ref: The name of the model.
-        job_id: who is told.
-        device: where the model is.
+        job_id: The job that gets the notice.
+        device: Where the model is loaded.
     """
     if not isinstance(model, PadsRows):
         return
@@ -65,7 +65,7 @@ def settle_padding(model: TaskModel, ref: ModelRef, job_id: str, *, database: Da
     logger.warning("%s", message)
     try:
         notices.add(database, job_id, notices.PADDING, message)
-    except ServiceUnavailable as error:  # the job itself does not hang on it
+    except ServiceUnavailable as error:  # the job itself does not depend on it
         logger.warning("this could not be noted at the job: %s", error)
 
 
@@ -89,7 +89,7 @@ def _found(model: PadsRows, ref: ModelRef, database: Database, device: torch.dev
             raise
         logger.warning("too little memory to find out whether the model bears padding: %s", one_line(error))
         found = None
-    if found is None:  # out of the except block, whose frames hold the tensors
+    if found is None:  # outside the except block, whose frames hold the tensors
         release_memory(device)
         return Padding.EQUAL_LENGTHS
     logger.info("rows that may share a batch: %s", found.value)
@@ -104,15 +104,15 @@ def _found(model: PadsRows, ref: ModelRef, database: Database, device: torch.dev
                 recorded_at=session.time(),
             )
             session.execute(fresh.on_conflict_do_nothing())
-    except ServiceUnavailable as error:  # only a hint for later: this lease goes on without it
+    except ServiceUnavailable as error:  # only a hint for later leases; this one continues without it
         logger.warning("the finding about padding could not be recorded: %s", error)
     return found
 
 
 def fingerprint_of(model: PreTrainedModel, tokens: Tokens) -> str:
-    """Equal for two loaded models if they compute alike: config, weights, dtype, the tokenizer's padding, libraries.
+    """A hash of what the effect of padding depends on: config, weights, dtype, tokenizer and library versions.
 
-    Of each weight a few values are read, all in one copy from the device, so that this costs less than a probe does.
+    Only a few values of each weight are read, all in one copy from the device, so that this is cheaper than a probe.
     """
     digest = hashlib.sha256()
     tokenizer = tokens.tokenizer

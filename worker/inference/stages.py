@@ -1,4 +1,4 @@
-"""Bounded channels between threads, and threads whose exceptions are kept for the one who joins them."""
+"""Bounded channels between threads, and threads whose exceptions are kept for the caller that joins them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Closed(Exception):
 
 
 class Channel(Generic[T]):
-    """A bounded queue that either side can end, so that no thread ever waits for one that is gone.
+    """A bounded queue that either side can end, so that no thread waits for one that has ended.
 
-    `finish` ends it in order: what is inside is still got. `cancel` ends it at once, for both sides.
+    After `finish`, the items inside can still be taken. `cancel` ends the channel at once for both sides.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -31,7 +31,7 @@ class Channel(Generic[T]):
         """Add an item, waiting while the channel is full.
 
         Raises:
-            Closed: the channel was finished or cancelled.
+            Closed: The channel was finished or cancelled.
         """
         with self._changed:
             self._changed.wait_for(lambda: len(self._items) < self._capacity or self._finished or self._cancelled)
@@ -44,10 +44,10 @@ class Channel(Generic[T]):
         """Take the oldest item, waiting while there is none.
 
         Args:
-            give_up: looked at before anything is taken and after each `wake`; True ends the wait.
+            give_up: Called before anything is taken and after each `wake`; True ends the wait.
 
         Raises:
-            Closed: nothing more will come, or `give_up` said so.
+            Closed: Nothing more will come, or `give_up` returned True.
         """
         with self._changed:
             self._changed.wait_for(lambda: bool(self._items) or self._finished or self._cancelled or give_up())
@@ -58,10 +58,10 @@ class Channel(Generic[T]):
             return item
 
     def get_all(self) -> list[T]:
-        """Take everything that is inside, waiting for at least one item.
+        """Take all items, waiting for at least one.
 
         Raises:
-            Closed: nothing more will come.
+            Closed: Nothing more will come.
         """
         with self._changed:
             self._changed.wait_for(lambda: bool(self._items) or self._finished or self._cancelled)
@@ -94,18 +94,18 @@ class Channel(Generic[T]):
             return len(self._items) >= self._capacity
 
     def wake(self) -> None:
-        """Make waiting `get`s look at their `give_up` again."""
+        """Make waiting `get`s call their `give_up` again."""
         with self._changed:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Say that no item will be added any more; those inside are still got."""
+        """Declare that no more items will be added; those inside can still be taken."""
         with self._changed:
             self._finished = True
             self._changed.notify_all()
 
     def cancel(self) -> None:
-        """End the channel at once for both sides; what is inside is dropped."""
+        """End the channel at once for both sides; the items inside are dropped."""
         with self._changed:
             self._cancelled = True
             self._items.clear()
@@ -113,13 +113,13 @@ class Channel(Generic[T]):
 
 
 class Stages:
-    """Threads that work together: when one fails, the others are ended, and the first failure is kept."""
+    """Threads that work together: when one fails, the others are stopped, and the first exception is kept."""
 
     def __init__(self, name: str, on_failure: Callable[[], None]) -> None:
         """
         Args:
-            name: prefix of the threads' names.
-            on_failure: ends the other threads, by cancelling their channels; called in the thread that failed.
+            name: Prefix of the threads' names.
+            on_failure: Stops the other threads by cancelling their channels; called in the thread that failed.
         """
         self._name = name
         self._on_failure = on_failure
@@ -128,9 +128,9 @@ class Stages:
         self._error: BaseException | None = None
 
     def start(self, *bodies: Callable[[], None]) -> None:
-        """Run each body in a thread of its own."""
+        """Run each body in its own thread."""
         for body in bodies:
-            # Daemons, so that a read that hangs in the kernel cannot keep an ending runner alive.
+            # Daemon threads, so that a read that hangs in the kernel cannot keep a runner from exiting.
             thread = threading.Thread(target=self._run, args=(body,), name=f"{self._name}{body.__name__}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -139,7 +139,7 @@ class Stages:
         """Wait until every thread has ended.
 
         Returns:
-            The first exception that one of them ended by, or None.
+            The first exception that ended one of them, or None.
         """
         for thread in self._threads:
             thread.join()
@@ -149,8 +149,8 @@ class Stages:
         try:
             body()
         except Closed:
-            return  # whoever closed the channel has the reason
-        except BaseException as error:  # noqa: BLE001 - a thread's edge: `join` hands it to the caller
+            return  # the thread that closed the channel has the reason
+        except BaseException as error:  # noqa: BLE001 - the end of the thread: `join` returns it to the caller
             with self._lock:
                 if self._error is None:
                     self._error = error

@@ -1,4 +1,4 @@
-"""The way from the device: outputs are decoded into results, and finished chunks committed, each in its own thread."""
+"""The stages after the device: decode outputs into results and commit finished chunks, each in its own thread."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ logger = logging.getLogger(__name__)
 
 _BATCHES_COMPUTED = 8
 _CHUNKS_DECODED = 32
-"""Also the most chunks of one transaction."""
+"""Most finished chunks that wait to be committed, and so the most chunks in one transaction."""
 _MOST_ROWS = 8192
-"""Rows of one transaction, if it has more than one chunk: no heartbeat gets past SQLite's write lock meanwhile."""
+"""Most rows in a transaction of several chunks: heartbeats wait for SQLite's write lock while it runs."""
 _BACKOFF = Backoff(first_seconds=0.05, longest_seconds=1.0)
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a lease has recorded."""
+    """Counts of what a lease has recorded."""
 
     num_chunks: int = 0
     num_rows: int = 0
@@ -52,7 +52,7 @@ class Tally:
 
 
 class Writer:
-    """Gathers the outputs of one lease into chunks and records each exactly once."""
+    """Collects the outputs of one lease into chunks and records each chunk exactly once."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class Writer:
     ) -> None:
         """
         Args:
-            lease_seconds: How long recording is tried again while the database or the store is away.
-            on_failure: called when nothing can be recorded any more, to wake whoever would go on computing.
+            lease_seconds: How long to retry recording while the database or the store is unavailable.
+            on_failure: Called when nothing more can be recorded, to wake the thread that computes so that it stops.
         """
         self._lease = lease
         self._database = database
@@ -85,17 +85,17 @@ class Writer:
         self._stages = Stages("writer-", self._cancel)
         self.tally = Tally()
         self.failed_on: int | None = None
-        """First row of the chunk whose outputs could not be taken from the device, where that is why it failed."""
+        """If copying outputs from the device failed, the first row of their chunk."""
 
     def start(self) -> None:
         """Start waiting for outputs."""
         self._stages.start(self._decode, self._commit)
 
     def put(self, batch: RowBatch, pieces: Sequence[Piece]) -> None:
-        """Hand over a computed batch, in the order in which `Feed` brought it; waits while many are ahead of it.
+        """Pass on a computed batch, in the order in which `Feed` supplied it; waits while the channel is full.
 
         Raises:
-            Closed: a stage failed; `finish` says how.
+            Closed: A stage failed; `finish` returns the error.
         """
         self._computed.put((batch, pieces))
 
@@ -106,14 +106,14 @@ class Writer:
 
     @property
     def has_failed(self) -> bool:
-        """Whether nothing can be recorded any more; `finish` says why."""
+        """Whether nothing more can be recorded; `finish` returns the reason."""
         return self._failed.is_set()
 
     def finish(self) -> BaseException | None:
-        """Record the chunks that are complete, end both stages and wait for them.
+        """Record the complete chunks, end both stages and wait for them.
 
         Returns:
-            The exception that one of them ended by, or None.
+            The exception that ended one of them, or None.
         """
         self._computed.finish()
         return self._stages.join()
@@ -167,7 +167,7 @@ class Writer:
 
         def commit(tries: int) -> None:
             start_rows = [chunk.start_row for chunk in staged]
-            # A connection lost in COMMIT leaves open whether the chunks are recorded: look before trying again.
+            # After a connection lost in COMMIT, the chunks may or may not be recorded: check before retrying.
             if tries == 0 or not is_recorded(self._database, self._lease, start_rows):
                 chunks.commit(self._database, self._lease.lease_id, staged, record)
 
@@ -185,13 +185,13 @@ class Writer:
             raise ServiceUnavailable(f"the results cannot be stored: {one_line(error)}") from error
 
     def _patiently(self, action: Callable[[int], str | None], first_row: int) -> str | None:
-        """Do something that needs the database or the store, again and again while they are away.
+        """Run an action that needs the database or the store, with retries while they are unavailable.
 
-        For one life of a lease only: after that it may have expired, and the work be somebody else's.
+        Retries end after `lease_seconds`: by then the lease may have expired and another runner may have the work.
 
         Args:
-            action: gets the number of tries that failed before.
-            first_row: of what is being recorded.
+            action: Called with the number of attempts that failed before.
+            first_row: First row of what is being recorded, for the pulse.
         """
         until = time.monotonic() + self._lease_seconds
         tries = 0
@@ -210,7 +210,7 @@ class Writer:
 
 
 def in_groups(chunks: Sequence[OpenChunk]) -> list[list[OpenChunk]]:
-    """Cut finished chunks, in their order, into groups that one transaction each can record."""
+    """Split finished chunks, in order, into groups that are recorded in one transaction each."""
     groups: list[list[OpenChunk]] = []
     num_rows = 0
     for chunk in chunks:
@@ -223,11 +223,11 @@ def in_groups(chunks: Sequence[OpenChunk]) -> list[list[OpenChunk]]:
 
 
 def is_recorded(database: Database, lease: WorkingLease, start_rows: Sequence[int]) -> bool:
-    """Whether chunks that this lease tried to commit together are recorded by it, after an answer was lost.
+    """Whether the chunks that this lease tried to commit are recorded, for when the database's reply was lost.
 
     Raises:
-        LostLease: they are neither all recorded by this lease nor all still held by it.
-        ServiceUnavailable: the database is still away.
+        LostLease: The chunks are neither all recorded by this lease nor all still held by it.
+        ServiceUnavailable: The database is still unavailable.
     """
     ours = (
         select(col(Chunk.state), func.count())
