@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BatchEncoding, TrainingArguments
+from transformers import BatchEncoding
 
-from worker.training.loops import defaults
 from worker.training.loops.data_loading import Layout, first_rows, to_device
 
 Pair = namedtuple("Pair", "left right")
@@ -60,15 +59,6 @@ def test_an_epoch_has_each_row_whatever_the_number_of_ranks(num_ranks: int) -> N
     for layout in layouts:
         assert len(layout.steps(3, 0)) == layout.epoch_steps
         assert layout.steps(3, 1) == layout.steps(3, 0)[1:]
-
-
-def test_what_a_spec_does_not_say_is_as_transformers_has_it() -> None:
-    fields = TrainingArguments.__dataclass_fields__
-    assert fields["seed"].default == defaults.SEED
-    assert fields["num_train_epochs"].default == defaults.NUM_EPOCHS
-    assert fields["per_device_train_batch_size"].default == defaults.MICRO_BATCH
-    assert fields["per_device_eval_batch_size"].default == defaults.MICRO_BATCH
-    assert fields["gradient_accumulation_steps"].default == defaults.ACCUMULATION
 
 
 def test_the_first_rows_are_cut_from_every_tensor_of_a_batch() -> None:
