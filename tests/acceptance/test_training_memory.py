@@ -100,7 +100,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     ("wanted", "micro_batch", "advice"),
     [
         ("fail", 2, "make arguments.per_device_train_batch_size smaller, or set on_out_of_memory: halve"),
-        ("halve", 1, "the micro-batch is 1 already"),
+        ("halve", 1, "the micro-batch is already 1"),
     ],
 )
 def test_what_cannot_fit_fails_and_says_what_to_change(
