@@ -47,7 +47,7 @@ def take_within(descriptor: int, seconds: float) -> bool:
     while not try_take(descriptor):
         if time.monotonic() >= give_up_at:
             return False
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(_PAUSE_SECONDS)  # flock has no timeout
     return True
 
 

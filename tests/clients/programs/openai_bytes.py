@@ -48,7 +48,7 @@ def main() -> None:
                 input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"f": file_id}
             )
             while batch.status not in ("completed", "failed", "expired", "cancelled"):
-                time.sleep(0.2)
+                time.sleep(0.2)  # the library has no call that waits
                 batch = client.batches.retrieve(batch.id)
             assert batch.status == "completed", batch
             answers = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]

@@ -45,7 +45,7 @@ def kept() -> Iterator[None]:
 
 @contextmanager
 def host_kept() -> Iterator[None]:
-    """As `kept`, but only for the generators on the host, which is fast enough for each row."""
+    """Restore the host's generators at the end, and leave the device's alone: fast enough for each row."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
