@@ -1,4 +1,4 @@
-"""One tree of errors: each class says its code, its HTTP status and whether trying again can help."""
+"""The tree of errors. Each class has a code, an HTTP status, and whether a retry can help."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from jobs.messages import short, short_message
 
 
 class StokerError(Exception):
-    """Something went wrong."""
+    """Stoker failed because of a bug or an unexpected error."""
 
     code: str = "internal_error"
     http_status: int = 500
@@ -15,19 +15,19 @@ class StokerError(Exception):
     def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
         """
         Args:
-            message: one clear sentence; the class's docstring when absent. What it quotes of a client's is cut.
-            param: the field of the spec or request that is at fault, dotted (`input.path`), if one is.
+            message: One clear sentence; the first line of the class's docstring when absent. Long quotations are cut.
+            param: The dotted name of the invalid field of the spec or request (`input.path`), if there is one.
         """
         self.message = short_message(message or (type(self).__doc__ or "").strip().splitlines()[0])
         self.param = None if param is None else short(param)
         super().__init__(self.message)
 
 
-# -- the user's errors: never retried, never blamed on the machine ------------------------------------------------
+# -- errors of the user, which are never retried -------------------------------------------------------------------
 
 
 class UserError(StokerError):
-    """The request cannot be carried out as it stands."""
+    """The request is not valid."""
 
     code = "invalid_request"
     http_status = 400
@@ -46,7 +46,7 @@ class InvalidInput(UserError):
 
 
 class TooManyRows(InvalidInput):
-    """The input has more rows than its project may have in the queue at all."""
+    """The input has more rows than the project's queue can hold. Split it."""
 
     code = "too_many_rows"
 
@@ -58,7 +58,7 @@ class InvalidModel(UserError):
 
 
 class InvalidOutput(UserError):
-    """The job's output cannot be written where it was asked for."""
+    """The job's output cannot be written to its path."""
 
     code = "invalid_output"
 
@@ -78,7 +78,7 @@ class Forbidden(UserError):
 
 
 class NotFound(UserError):
-    """There is no such thing."""
+    """The requested object does not exist."""
 
     code = "not_found"
     http_status = 404
@@ -91,7 +91,7 @@ class UnknownModel(NotFound):
 
 
 class RequestTimeout(UserError):
-    """The client sent nothing for too long in the middle of its request."""
+    """The client stopped sending in the middle of its request."""
 
     code = "request_timeout"
     http_status = 408
@@ -99,9 +99,16 @@ class RequestTimeout(UserError):
 
 
 class Conflict(UserError):
-    """The thing is not in a state that allows this."""
+    """The current state of the object does not allow this action."""
 
     code = "conflict"
+    http_status = 409
+
+
+class PromiseRefused(UserError):
+    """The job cannot be promised to be done by that time."""
+
+    code = "promise_refused"
     http_status = 409
 
 
@@ -119,22 +126,22 @@ class LossNotFinite(UserError):
 
 
 class ModuleFailed(UserError):
-    """The training's module failed."""
+    """The training's module raised an error."""
 
     code = "module_failed"
 
 
 class ModelTooLarge(UserError):
-    """The training does not fit into the device's memory."""
+    """The training does not fit in the device's memory."""
 
     code = "training_too_large"
 
 
-# -- refusals for now: nothing is wrong with the request, and the same one is taken when there is room --------------
+# -- temporary rejections of valid requests, which succeed once there is room ---------------------------------------
 
 
 class TooManyRequests(UserError):
-    """The project sends more requests than it may."""
+    """The project has reached its limit of requests. Try again later."""
 
     code = "rate_limit_exceeded"
     http_status = 429
@@ -143,27 +150,27 @@ class TooManyRequests(UserError):
     def __init__(self, message: str | None = None, *, retry_after_seconds: int, param: str | None = None) -> None:
         """
         Args:
-            message: as for every error.
-            retry_after_seconds: when a client should ask again.
-            param: as for every error.
+            message: See `StokerError`.
+            retry_after_seconds: Time after which the client should send the request again.
+            param: See `StokerError`.
         """
         super().__init__(message, param=param)
         self.retry_after_seconds = retry_after_seconds
 
 
 class QueueFull(TooManyRequests):
-    """The project has as many rows in the queue as it may."""
+    """The project's queue is full. Try again when some rows are done."""
 
     code = "queued_rows_exceeded"
 
 
 class StorageFull(TooManyRequests):
-    """The project's uploads are as large as they may be."""
+    """The project's upload storage is full. Delete uploads, or wait until they expire."""
 
     code = "upload_bytes_exceeded"
 
 
-# -- the machine's errors: retried, never blamed on the user -------------------------------------------------------
+# -- errors of machines and services, which are retried ------------------------------------------------------------
 
 
 class MachineError(StokerError):
@@ -175,20 +182,20 @@ class MachineError(StokerError):
 
 
 class LostLease(MachineError):
-    """The lease is no longer the live owner; whatever its holder wanted to record was refused."""
+    """The lease has ended, so nothing more can be recorded under it."""
 
     code = "lost_lease"
     http_status = 409
 
 
 class RunnerDied(MachineError):
-    """The runner process ended before its work did."""
+    """The runner process ended before its work was done."""
 
     code = "runner_died"
 
 
 class RunnerStalled(MachineError):
-    """The runner made no progress for too long and was ended."""
+    """The runner made no progress for too long and was killed."""
 
     code = "runner_stalled"
 
@@ -200,13 +207,13 @@ class DeviceOutOfMemory(MachineError):
 
 
 class NotKept(MachineError):
-    """What a training computed could not be written down."""
+    """A checkpoint or the model of a training could not be stored."""
 
     code = "not_kept"
 
 
 class StoreUnwritable(MachineError):
-    """The artifact store takes no checkpoint now, so nothing is computed until it does."""
+    """The artifact store does not accept checkpoints now. The training waits until it does."""
 
     code = "store_unwritable"
 
@@ -218,14 +225,28 @@ class ServiceUnavailable(MachineError):
 
 
 class DeadlineExceeded(StokerError):
-    """The job's time limit passed before it was done."""
+    """The job reached its time limit before it was done."""
 
     code = "time_limit"
     http_status = 409
 
 
+class DependencyFailed(StokerError):
+    """A job that this one comes after did not complete."""
+
+    code = "dependency_failed"
+    http_status = 409
+
+
+class ChildrenFailed(StokerError):
+    """Some children of the array did not complete."""
+
+    code = "children_failed"
+    http_status = 409
+
+
 class TooManyRowErrors(StokerError):
-    """More rows failed than the job allows."""
+    """More rows failed than the job allows (max_row_errors)."""
 
     code = "too_many_row_errors"
     http_status = 409

@@ -43,12 +43,22 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "greater_than_equal": lambda limits: f"must be at least {limits['ge']}",
     "less_than": lambda limits: f"must be less than {limits['lt']}",
     "less_than_equal": lambda limits: f"must be at most {limits['le']}",
+    "string_pattern_mismatch": lambda limits: _pattern(limits["pattern"]),
     "too_short": lambda limits: "must not be empty" if limits["min_length"] == 1 else _at_least(limits),
     "too_long": lambda limits: f"must have at most {counted(limits['max_length'], 'entry', 'entries')}",
 }
 _MUST_BE = "must be "
 _LONGEST_PART = 100  # characters of one name in a field's path
 _QUOTED = re.compile(rf"(?<![\w'])'(\S[^']{{{LONGEST_SHOWN_CHARACTERS},}})'(?!\w)", re.DOTALL)
+
+
+def _pattern(pattern: str) -> str:
+    """What a text must be that has to match a regular expression."""
+    of_name = re.fullmatch(r"\^\[A-Za-z0-9\]\[A-Za-z0-9\._-\]\{0,(\d+)\}\$", pattern)
+    if of_name is None:
+        return f"must match the regular expression {pattern}"
+    most = int(of_name[1]) + 1
+    return f"must be 1 to {most} letters, digits, dots, underscores or hyphens, and begin with a letter or digit"
 
 
 def first_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -93,6 +103,12 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's text, or the name of its class if it has no text."""
     text = str(error).strip()
     return text.splitlines()[0].strip() if text else type(error).__name__
+
+
+def one_line(error: BaseException, *, longest: int = 300) -> str:
+    """The type of an error and the first line of its message, cut to `longest` characters."""
+    kind, line = type(error).__name__, first_line(error)
+    return short(line if line == kind else f"{kind}: {line}", longest)
 
 
 def reason(error: Exception) -> str:

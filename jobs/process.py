@@ -229,7 +229,7 @@ def status_in_words(status: int) -> str:
         name = f"signal {-status}"
     hint = ""
     if -status == signal.SIGKILL:
-        hint = ", from outside: by the kernel when memory ran out, or by a person"
+        hint = ", sent by the kernel because memory ran out, or by a user"
     elif -status in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
         hint = ", a fault in native code"
     return f"was ended by {name}{hint}"

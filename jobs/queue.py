@@ -1,16 +1,20 @@
-"""The configuration of the Celery app, and two doorbells: each slot's queue, and the list that wakes the scheduler."""
+"""The configuration of the Celery app, and the doorbells: each slot's queue, and the lists that wake the scheduler."""
 
 from __future__ import annotations
 
+import base64
 import functools
 import logging
 import threading
+import uuid
+from collections.abc import Iterable
+from enum import StrEnum
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
+import orjson
 import redis
 from celery import Celery
-from kombu.exceptions import OperationalError as BrokerError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -22,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 TASK = "stoker.run_lease"
 _PREFIX = "stoker:"
-_WAKE_KEY = f"{_PREFIX}wake"
 _SOCKET_SECONDS = 5.0
 _OUTAGE_PAUSE_SECONDS = 0.5
 _PROBE_KEY = f"{_PREFIX}probe"
@@ -33,7 +36,8 @@ _LONGEST_TROUBLE_CHARACTERS = 120
 def make_app(locations: Locations) -> Celery:
     """Make the Celery app. The broker is only a doorbell: no late acks, no redelivery, no results.
 
-    Each option was tested with `kill -9` and with loss of Redis. Only the sweep of the database retries.
+    Each option was tested with `kill -9` and with loss of Redis. Only `scheduler.control.dispatch.doorbells` repeats a
+    ring, if the database requires it.
     """
     app = Celery("stoker", broker=locations.resolved_redis_url)
     app.conf.update(
@@ -77,18 +81,52 @@ def ring(app: Celery, slot_id: str, lease_id: str) -> None:
     """Notify a slot's worker of a lease that was granted to it. The message holds only the lease id.
 
     Raises:
-        ServiceUnavailable: Redis could not be reached in time. The sweep will ring again.
+        ServiceUnavailable: Redis could not be reached in time. The scheduler's `doorbells` ring again later.
     """
     try:
-        # The transport's own client tries ten times with growing pauses. A probe that tries only twice detects an
-        # outage at once, so that an outage does not delay the scheduler's other duties.
-        trouble = broker_trouble(app)
-        if trouble is None:
-            app.send_task(TASK, args=(lease_id,), queue=queue_name(slot_id), retry=False, ignore_result=True)
-    except (BrokerError, redis.RedisError, OSError) as error:
-        trouble = _in_words(error)
-    if trouble is not None:
-        raise ServiceUnavailable(f"Redis {trouble}; slot {slot_id} is not rung")
+        ring_all(app, [(slot_id, lease_id)])
+    except ServiceUnavailable as error:
+        raise ServiceUnavailable(f"{error.message}; the doorbell of slot {slot_id} was not rung") from error
+
+
+def ring_all(app: Celery, rings: Iterable[tuple[str, str]]) -> None:
+    """Ring the doorbells of many slots in one round trip, all or none.
+
+    Celery's own way of sending takes several round trips for each message, and tries ten times with growing pauses;
+    this detects an outage at once, so that it does not delay the scheduler's other duties.
+
+    Args:
+        app: The Celery app whose broker the workers read.
+        rings: The slot and the lease of each ring.
+
+    Raises:
+        ServiceUnavailable: Redis could not be reached in time, or refuses to write; no doorbell was rung.
+    """
+    try:
+        with _probe(app.conf.broker_url).pipeline(transaction=True) as pipe:
+            for slot_id, lease_id in rings:
+                name = queue_name(slot_id)
+                pipe.lpush(f"{_PREFIX}{name}", orjson.dumps(make_ring(lease_id, name)))
+            pipe.execute()
+    except (redis.RedisError, OSError) as error:
+        raise ServiceUnavailable(f"Redis {_in_words(error)}") from error
+
+
+def make_ring(lease_id: str, queue: str) -> dict[str, Any]:
+    """A task message of Celery for this queue, in the form in which kombu stores it in Redis."""
+    message_id = str(uuid.uuid4())
+    return {
+        "body": base64.b64encode(orjson.dumps([[lease_id], {}, {}])).decode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"lang": "py", "task": TASK, "id": message_id, "retries": 0, "ignore_result": True},
+        "properties": {
+            "body_encoding": "base64",
+            "correlation_id": message_id,
+            "delivery_tag": message_id,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+        },
+    }
 
 
 def broker_trouble(app: Celery) -> str | None:
@@ -134,8 +172,18 @@ def _client(url: str, timeout_seconds: float) -> redis.Redis:
     }
     if url.startswith("redis+socket://"):
         parts = urlsplit(url)
-        return redis.Redis(unix_socket_path=parts.path, **options)
+        database = int(parse_qs(parts.query).get("virtual_host", ["0"])[-1].strip("/") or 0)
+        return redis.Redis(unix_socket_path=parts.path, db=database, **options)
     return redis.Redis.from_url(url, socket_keepalive=True, **options)
+
+
+class Ring(StrEnum):
+    """Why the scheduler is woken; the name of the list in Redis that keeps the ring."""
+
+    SLOTS = f"{_PREFIX}wake"
+    """A slot may be free or wanted, or something else may have to be done: all duties look."""
+    SUBMISSION = f"{_PREFIX}wake-new"
+    """Something was submitted. It is planned before it needs a slot."""
 
 
 class Doorbell:
@@ -152,8 +200,8 @@ class Doorbell:
         self._hung_up = False
         self._out = False
 
-    def wake(self) -> bool:
-        """Ring. Never raises, because a lost ring only delays the scheduler until its next sweep.
+    def wake(self, ring: Ring = Ring.SLOTS) -> bool:
+        """Ring. Never raises, because a lost ring only delays the scheduler until its next round.
 
         Returns:
             Whether Redis stored the ring; always False after `close`.
@@ -163,31 +211,33 @@ class Doorbell:
                 return False
             try:
                 with self._ringer.pipeline(transaction=True) as pipe:
-                    pipe.lpush(_WAKE_KEY, b"1")
-                    pipe.ltrim(_WAKE_KEY, 0, 0)  # one stored ring is enough
+                    pipe.lpush(ring, b"1")
+                    pipe.ltrim(ring, 0, 0)  # one stored ring is enough
                     pipe.execute()
             except (redis.RedisError, OSError) as error:
-                self._say_out(error)
+                self._log_outage(error)
                 return False
             self._out = False
             return True
 
-    def wait(self, timeout_seconds: float) -> bool:
+    def wait(self, timeout_seconds: float) -> Ring | None:
         """Wait for a ring, at most `timeout_seconds` (and at most 4 s, the socket's limit).
 
         Returns:
-            Whether there was a ring; always False during an outage of Redis and after `close`.
+            The ring; None if there was none, during an outage of Redis and after `close`.
         """
         if self._closed.is_set():
-            return False
+            return None
         try:
-            rung = self._waiter.blpop([_WAKE_KEY], timeout=max(0.01, min(timeout_seconds, _SOCKET_SECONDS - 1.0)))
+            rung = self._waiter.blpop([*Ring], timeout=max(0.01, min(timeout_seconds, _SOCKET_SECONDS - 1.0)))
         except (redis.RedisError, OSError) as error:
-            self._say_out(error)
+            self._log_outage(error)
             self._closed.wait(min(timeout_seconds, _OUTAGE_PAUSE_SECONDS))
-            return False
+            return None
         self._out = False
-        return rung is not None and not self._closed.is_set()
+        if rung is None or self._closed.is_set():
+            return None
+        return next(ring for ring in Ring if ring.encode() == rung[0])
 
     def close(self) -> None:
         """End the current wait. Later waits return at once, and later rings do nothing."""
@@ -197,7 +247,7 @@ class Doorbell:
             self._hung_up = True
             self._ringer.close()
 
-    def _say_out(self, error: Exception) -> None:
+    def _log_outage(self, error: Exception) -> None:
         if not self._out and not self._closed.is_set():
-            logger.warning("Redis cannot be reached, falling back to the sweep: %s", error)
+            logger.warning("Redis cannot be reached, looking regularly instead: %s", error)
         self._out = True

@@ -8,7 +8,7 @@ from typing import Any
 from jobs.access.model_files import Header
 from jobs.errors import InvalidSpec
 from jobs.messages import shown
-from jobs.specs.architectures import KNOWN, RENAMED
+from jobs.specs.architectures import read_architectures
 
 _MOST_NAMED = 12
 _SHARED = frozenset(
@@ -37,7 +37,8 @@ def check_targets(targets: Sequence[str] | str, config: Mapping[str, Any], heade
         InvalidSpec: No module of the model matches any target.
     """
     kind = config.get("model_type")
-    if isinstance(targets, str) or kind not in KNOWN or kind in RENAMED or "auto_map" in config:
+    types = read_architectures()
+    if isinstance(targets, str) or kind not in types.known or kind in types.renamed or "auto_map" in config:
         return
     by_last_name: dict[str, list[str]] = {}
     for module in _modules(header):

@@ -104,14 +104,14 @@ def local_model(model: str, rules: AccessRules, *, param: str = "model") -> Path
     if model.startswith(JOB_PREFIX):
         job_id = model.removeprefix(JOB_PREFIX)
         if not _JOB_ID.fullmatch(job_id):
-            raise invalid(model, "is not a job's id behind 'job:'", param)
+            raise invalid(model, "has no valid job id after 'job:'", param)
         return rules.job_models_path / job_id
     if _is_listed(model, rules):
         return Path(model).expanduser().resolve()  # the operator configured it, so any path is allowed
     if model.startswith(("/", ".", "~", "file://")) or _exists(model):
         return resolve_input_path(model, rules, param=param)
     if not _HUB_ID.fullmatch(model):
-        reason = "is neither a folder that exists nor a hub id such as org/name or org/name@revision"
+        reason = "is neither an existing folder nor a hub id such as org/name or org/name@revision"
         raise invalid(model, reason, param)
     return None
 
@@ -145,7 +145,7 @@ def check_folder(
     if not folder.exists():
         raise invalid(name, "there is no such folder")
     if not folder.is_dir():
-        raise invalid(name, "is a file; name the folder that holds config.json and the weights")
+        raise invalid(name, "is a file; name the folder that contains config.json and the weights")
     check_regular(folder, name=name, may_read=may_read)
     weights = folder
     if task == "embeddings":
@@ -156,6 +156,8 @@ def check_folder(
     header = read_weights(weights, name=name)
     check_numbers(config, header, name)
     read_json(weights / "generation_config.json", name=name, required=False)
+    for file in _PREPROCESSOR_FILES:
+        read_json(weights / file, name=name, required=False)
     if not is_start:
         _check_head(config, task, name)
     _check_parts(weights, config, task, name, is_start=is_start)
@@ -181,7 +183,7 @@ def check_processor(folder: Path, *, name: str, param: str, may_read: Callable[[
         raise invalid(name, "there is no such folder", param)
     check_regular(folder, name=name, may_read=may_read, param=param)
     if not _has(folder, (*_TOKENIZER_FILES, *_PREPROCESSOR_FILES)):
-        raise invalid(name, "holds neither a tokenizer nor another processor", param)
+        raise invalid(name, "contains neither a tokenizer nor another processor", param)
 
 
 def _check_parts(folder: Path, config: Mapping[str, Any], task: str, name: str, *, is_start: bool) -> None:
@@ -228,17 +230,19 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
         files = sorted(set(map(str, weight_map.values())))
         for file in files:
             if Path(file).name != file or file == "..":
-                raise invalid(name, f"its model.safetensors.index.json leads outside the model's folder: '{file}'")
+                raise invalid(
+                    name, f"its model.safetensors.index.json names a file outside the model's folder: '{file}'"
+                )
         return [folder / file for file in files]
     if (folder / "adapter_config.json").is_file():
         raise invalid(name, "is an adapter without its base model; merge the two and save the result")
     if pickles := sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern)):
         raise invalid(
             name,
-            f"its weights are only in {pickles[0]}, a pickle, which can run code when it is loaded; convert them: load"
-            " the model once and call save_pretrained, which writes model.safetensors",
+            f"its weights are only in {pickles[0]}, a pickle, which can run code when it is loaded; load the model "
+            "once where you trust it, and call save_pretrained, which writes model.safetensors",
         )
-    raise invalid(name, "has no weights: there is no model.safetensors in it")
+    raise invalid(name, "has no weights: model.safetensors is missing")
 
 
 def _check_head(config: Mapping[str, Any], task: str, name: str) -> None:
@@ -246,4 +250,4 @@ def _check_head(config: Mapping[str, Any], task: str, name: str) -> None:
     if task not in _HEADS or not isinstance(architectures, list) or not architectures:
         return
     if not any(re.search(_HEADS[task], str(architecture)) for architecture in architectures):
-        raise invalid(name, f"it is a {architectures[0]}, which has no {task} head")
+        raise invalid(name, f"its architecture is {architectures[0]}, which has no {task} head")

@@ -89,7 +89,7 @@ def check_regular(folder: Path, *, name: str, may_read: Callable[[Path], bool] |
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise invalid(name, f"its {file} is not a regular file", param)
             if may_read is not None and not may_read(path.resolve()):
-                message = f"its {file} leads outside the folders allowed here (setting input_roots)"
+                message = f"its {file} is a link to a file outside the allowed folders (setting input_roots)"
                 raise Forbidden(f"{param} '{name}': {message}", param=param)
     except TooManyFiles as error:
         raise invalid(name, f"has more than {MOST_FILES} files in one folder", param) from error
@@ -114,7 +114,7 @@ def read_json(path: Path, *, name: str, required: bool = True) -> dict[str, Any]
         return {}
     value = parse_json(path, name=name)
     if not isinstance(value, dict):
-        raise invalid(name, f"its {path.name} does not hold a JSON object")
+        raise invalid(name, f"its {path.name} does not contain a JSON object")
     return value
 
 
@@ -169,7 +169,7 @@ def check_safetensors(path: Path, *, name: str) -> dict[str, tuple[int, ...]]:
             num_bytes = path.stat().st_size
             header_bytes = int.from_bytes(stream.read(8), "little")
             if num_bytes < 8 or header_bytes > min(num_bytes - 8, _LONGEST_HEADER_BYTES):
-                raise invalid(name, f"{path.name} is not a safetensors file, or it is cut off")
+                raise invalid(name, f"{path.name} is not a safetensors file, or it is truncated")
             header = json.loads(stream.read(header_bytes))
             tensors = {key: tensor for key, tensor in header.items() if key != "__metadata__"}
             ends = [int(tensor["data_offsets"][1]) for tensor in tensors.values()]
@@ -179,7 +179,7 @@ def check_safetensors(path: Path, *, name: str) -> dict[str, tuple[int, ...]]:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         raise invalid(name, f"{path.name} is not a safetensors file") from error
     if max(ends, default=0) != num_bytes - 8 - header_bytes:
-        raise invalid(name, f"{path.name} is cut off or has been added to; copy or download it again")
+        raise invalid(name, f"{path.name} is truncated or has extra bytes; copy or download it again")
     return shapes
 
 

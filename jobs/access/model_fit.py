@@ -64,9 +64,10 @@ def check_numbers(config: Mapping[str, Any], header: Header, name: str) -> None:
             for key in keys & part.keys():
                 value = _size(part[key])
                 if value is not None and not 0 <= value <= limit:
-                    held = f"its weights hold {len(header.shapes)} tensors, the largest dimension of which is"
                     raise invalid(
-                        name, f"its config.json says {where}{key}: {value}, but {held} {header.largest_dimension}"
+                        name,
+                        f"its config.json has {where}{key}: {value}, which does not match its weights: they have "
+                        f"{len(header.shapes)} tensors with a largest dimension of {header.largest_dimension}",
                     )
 
 
@@ -81,17 +82,17 @@ def check_vocabulary(folder: Path, config: Mapping[str, Any], header: Header, na
     """
     tables = [shape for key, shape in header.shapes.items() if key.endswith(_TABLES) and len(shape) == 2]
     rows = max((shape[0] for shape in tables), default=0)
-    said = config.get("vocab_size")
+    declared = config.get("vocab_size")
     # If the embeddings are packed or split, the configuration has the larger, correct number.
-    known = max(rows, said if isinstance(said, int) and not isinstance(said, bool) else 0)
+    known = max(rows, declared if isinstance(declared, int) and not isinstance(declared, bool) else 0)
     if not tables or not known:
         return
     largest = _largest_id(folder, name)
     if largest is not None and largest >= known:
         raise invalid(
             name,
-            f"its tokenizer has ids up to {largest}, but the model has vectors for {known} tokens only: they are not of"
-            " one model",
+            f"its tokenizer has ids up to {largest}, but the model has vectors for only {known} tokens; use the "
+            "tokenizer that belongs to the model",
         )
 
 
@@ -148,8 +149,8 @@ def _templates(folder: Path, name: str) -> Iterator[tuple[str, str]]:
             except (OSError, UnicodeError) as error:
                 raise invalid(name, f"its {path.name} cannot be read as text: {error}") from error
     for file in ("chat_template.json", "tokenizer_config.json", "processor_config.json"):
-        said = read_json(folder / file, name=name, required=False).get("chat_template")
-        for template in said if isinstance(said, list) else [said]:
+        found = read_json(folder / file, name=name, required=False).get("chat_template")
+        for template in found if isinstance(found, list) else [found]:
             text = template.get("template") if isinstance(template, dict) else template
             if isinstance(text, str):
                 yield file, text
@@ -193,7 +194,7 @@ def _largest_id_in(path: Path, _stamp: str, name: str) -> int | None:
     vocabulary: object = value
     if path.name == "tokenizer.json":
         if not isinstance(value, dict):
-            raise invalid(name, "its tokenizer.json does not hold a JSON object")
+            raise invalid(name, "its tokenizer.json does not contain a JSON object")
         model = value.get("model")
         vocabulary = model.get("vocab") if isinstance(model, dict) else None
         added = value.get("added_tokens")

@@ -50,8 +50,8 @@ def check_module(path: Path, name: str) -> None:
             if neighbour.exists():
                 raise _invalid(
                     name,
-                    f"imports '{imported}', which is a package of Stoker's where it runs, and not '{neighbour.name}' "
-                    "beside it; give that another name",
+                    f"imports '{imported}', which is also the name of a package of Stoker's and would load that one; "
+                    f"rename '{neighbour.name}'",
                 )
 
 

@@ -108,7 +108,7 @@ def check_replaces_no_input(output: Path, inputs: Sequence[str], *, param: str) 
             continue
         path = path.expanduser().absolute()
         if path.resolve() == target or target.match(str(path)):
-            raise InvalidOutput(f"{param}: '{output}' is an input of this job; name another file", param=param)
+            raise InvalidOutput(f"{param}: '{output}' is an input of this job; choose another file", param=param)
 
 
 def resolve_output_path(path: str | Path, rules: AccessRules, *, param: str = "output.path") -> Path:
@@ -134,9 +134,9 @@ def resolve_output_path(path: str | Path, rules: AccessRules, *, param: str = "o
         if resolved.is_dir():
             raise InvalidOutput(f"{param}: '{path}' is a directory; name a file in it", param=param)
         if not parent.is_dir():
-            raise InvalidOutput(f"{param}: there is no folder '{parent}' to write '{resolved.name}' to", param=param)
+            raise InvalidOutput(f"{param}: the folder '{parent}' for '{resolved.name}' does not exist", param=param)
         if not os.access(parent, os.W_OK | os.X_OK):
-            raise InvalidOutput(f"{param}: the folder '{parent}' may not be written to: permission denied", param=param)
+            raise InvalidOutput(f"{param}: the folder '{parent}' is not writable: permission denied", param=param)
         if resolved.exists() and not resolved.is_file():
             raise InvalidOutput(f"{param}: '{path}' is not a regular file", param=param)
     except OSError as error:  # a parent folder without access, or a name that is too long for its file system
@@ -158,15 +158,15 @@ def check_input_url(url: str, rules: AccessRules, *, param: str = "input.path") 
     protocol = match.group(1).lower() if match else ""
     if protocol not in REMOTE_PROTOCOLS or "::" in url or "/../" in f"{url}/":
         known = ", ".join(f"{name}://" for name in sorted(REMOTE_PROTOCOLS))
-        raise InvalidInput(f"{param}: '{url}' is not a URL that inputs are read from ({known})", param=param)
+        raise InvalidInput(f"{param}: inputs cannot be read from '{url}'; use one of {known}", param=param)
     if protocol == "hf":
         return
     if _is_in_store(url, rules):
-        raise Forbidden(f"{param}: '{url}' lies in Stoker's own store, which no job may name", param=param)
+        raise Forbidden(f"{param}: '{url}' is in Stoker's artifact store, which jobs cannot use", param=param)
     if Path("/") in rules.input_roots:
         return
     if not any(url == prefix or url.startswith(prefix.rstrip("/") + "/") for prefix in rules.input_urls):
-        raise Forbidden(f"{param}: '{url}' is under none of the URLs allowed here (setting input_urls)", param=param)
+        raise Forbidden(f"{param}: '{url}' is outside the URLs allowed here (setting input_urls)", param=param)
 
 
 def own_places(rules: AccessRules) -> tuple[Path, ...]:
@@ -215,7 +215,7 @@ def _resolve(path: str | Path, *, error: type[UserError], param: str) -> Path:
         raise error(f"{param}: {shown(str(path))} is not a usable path", param=param) from cause
     fault = path_fault(str(resolved))
     if fault is not None:
-        raise error(f"{param}: {shown(str(path))} leads to a path that {fault}", param=param)
+        raise error(f"{param}: {shown(str(path))} resolves to a path that {fault}", param=param)
     return resolved
 
 
@@ -235,4 +235,4 @@ def _check_roots(path: str | Path, resolved: Path, roots: Sequence[Path], *, set
 
 def _check_not_own(path: str | Path, resolved: Path, rules: AccessRules, *, param: str) -> None:
     if any(resolved.is_relative_to(place) for place in own_places(rules)):
-        raise Forbidden(f"{param}: '{path}' belongs to Stoker or the system, and no job may name it", param=param)
+        raise Forbidden(f"{param}: '{path}' belongs to Stoker or the system, so jobs cannot use it", param=param)

@@ -50,7 +50,7 @@ class PinnedFile:
     stamp: str
     """The result of `jobs.access.stamps.file_stamp`."""
     digest: str | None = None
-    """None if only size and stamp were recorded, as at submission."""
+    """Digest of the content; None if only size and stamp were recorded, as at submission."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.access.model_files import invalid, parse_json, read_json
 from jobs.errors import InvalidSpec
-from jobs.specs.architectures import KNOWN
+from jobs.specs.architectures import read_architectures
 from jobs.specs.parameters.text_tasks import EmbeddingsParameters
 
 SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout", "Normalize")
@@ -25,8 +25,8 @@ _LEGACY_FLAGS = {
 """Flags in folders from before sentence-transformers 5.2, in the order in which multiple modes are concatenated."""
 POOLING_MODES = tuple(_LEGACY_FLAGS.values())
 """Names in sentence-transformers for the ways to pool the token vectors of a row into one vector."""
-_WIDTHS = ("hidden_size", "d_model", "n_embd", "n_embed", "dim", "emb_dim", "d_latents", "hidden_dim")
-"""Field names in configurations for the number of dimensions of a token vector."""
+_WIDTHS = ("hidden_size", "d_model", "n_embd", "n_embed", "dim", "emb_dim", "d_latents", "hidden_dim", "projection_dim")
+"""Field names in configurations for the number of dimensions of a token's or a row's vector."""
 _WIDER = {"reformer": 2}
 """Model type -> factor by which its vectors are wider than its configuration says."""
 
@@ -58,7 +58,7 @@ def sentence_modules(folder: Path, *, name: str) -> list[tuple[str, str]]:
             known = ", ".join(SENTENCE_MODULES)
             raise invalid(name, f"its modules.json has the module '{full}'; supported are {known}")
         if not (folder / path).resolve().is_relative_to(folder.resolve()):
-            raise invalid(name, f"its modules.json leads outside the model's folder: '{path}'")
+            raise invalid(name, f"its modules.json names a folder outside the model's folder: '{path}'")
         if kind in _MODULES_WITH_CONFIG and not (folder / path / "config.json").is_file():
             raise invalid(name, f"has no {path}/config.json, which the module '{kind}' of its modules.json needs")
         modules.append((kind, path))
@@ -80,13 +80,13 @@ def read_pooling(folder: Path, path: str, *, name: str) -> tuple[tuple[str, ...]
     """
     config = read_json(folder / path / "config.json", name=name)
     if "pooling_mode" in config:
-        said = config["pooling_mode"]
-        modes = tuple(said) if isinstance(said, list) else (said,)
+        named = config["pooling_mode"]
+        modes = tuple(named) if isinstance(named, list) else (named,)
     else:
         modes = tuple(mode for flag, mode in _LEGACY_FLAGS.items() if config.get(flag)) or ("mean",)
     for mode in modes:
         if mode not in POOLING_MODES:
-            raise invalid(name, f"its pooling mode '{mode}' is not known; known are {', '.join(POOLING_MODES)}")
+            raise invalid(name, f"its pooling mode '{mode}' is unknown; supported are {', '.join(POOLING_MODES)}")
     return modes, bool(config.get("include_prompt", True))
 
 
@@ -97,15 +97,15 @@ def read_prompts(folder: Path, *, name: str) -> tuple[dict[str, str], str | None
         InvalidModel: The file with the prompts is damaged.
     """
     file = "config_sentence_transformers.json"
-    said = read_json(folder / file, name=name, required=False) if (folder / "modules.json").is_file() else {}
-    prompts, default = said.get("prompts") or {}, said.get("default_prompt_name")
+    config = read_json(folder / file, name=name, required=False) if (folder / "modules.json").is_file() else {}
+    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in (*prompts.values(), default)):
         raise invalid(name, f"the prompts in its {file} are not a mapping of names to texts")
     return {key: text or "" for key, text in prompts.items()}, default
 
 
-def chosen_prompt(prompts: Mapping[str, str], default: str | None, parameters: EmbeddingsParameters) -> str:
-    """The prompt that is put before the text of each row, as selected by a job's parameters; empty for no prompt.
+def select_prompt(prompts: Mapping[str, str], default: str | None, parameters: EmbeddingsParameters) -> str:
+    """The prompt before the text of each row that a job's parameters select; empty for no prompt.
 
     Args:
         prompts: The model's prompts, name -> text.
@@ -139,7 +139,7 @@ def check_vectors(folder: Path, parameters: EmbeddingsParameters, *, name: str) 
         InvalidSpec: A parameter does not fit the model.
         InvalidModel: A file with prompts or dimensions is damaged.
     """
-    chosen_prompt(*read_prompts(folder, name=name), parameters)
+    select_prompt(*read_prompts(folder, name=name), parameters)
     if parameters.dimensions is None:
         return
     most = _most_dimensions(folder, parameters, name=name)
@@ -161,12 +161,12 @@ def _most_dimensions(folder: Path, parameters: EmbeddingsParameters, *, name: st
     modules = sentence_modules(folder, name=name)
     dense = [path for kind, path in modules if kind == "Dense"]
     if dense:
-        said = read_json(folder / dense[-1] / "config.json", name=name).get("out_features")
-        return said if isinstance(said, int) else None
+        num_features = read_json(folder / dense[-1] / "config.json", name=name).get("out_features")
+        return num_features if isinstance(num_features, int) else None
     config = read_json(folder / (modules[0][1] if modules else "") / "config.json", name=name)
     kind = str(config.get("model_type"))
     widths = list(_widths(config))
-    if kind not in KNOWN or "auto_map" in config or not widths:
+    if kind not in read_architectures().known or "auto_map" in config or not widths:
         return None
     modes = read_pooling(folder, modules[1][1], name=name)[0] if modules else ("mean",)
     num_modes = len(modes) if parameters.pooling is None else 1

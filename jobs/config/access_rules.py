@@ -53,7 +53,7 @@ class AccessRules(RowLimits, Locations):
     """Maximum number of requests in one batch file."""
     projects: Limits = Field(default={})
     """Limits of each project, from the tables `[projects.NAME]` of `stoker.toml`: `queued_rows`, `upload_bytes`,
-    `requests_per_second`."""
+    `requests_per_second`, `weight`, `slots`, `gpu_hours`."""
 
     @field_validator("input_roots", "output_roots", "code_roots")
     @classmethod

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Activity(StrEnum):
-    """What a thread or process of a runner does. Waiting for another thread is no activity and has no limit."""
+    """What a thread or process of a runner does. Waiting for another thread is not an activity and has no limit."""
 
     LOAD = "load"  # a model is fetched and loaded, and the input and output are opened
     READ = "read"  # a chunk's rows are read

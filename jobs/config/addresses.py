@@ -78,13 +78,13 @@ def find_addresses(host: str, port: int, *, private_hosts: Sequence[str]) -> lis
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
-            raise ServiceUnavailable(f"the host '{host}' cannot be looked up now") from error
-        raise UserError(f"there is no host '{host}'") from error
+            raise ServiceUnavailable(f"the host '{host}' cannot be resolved now") from error
+        raise UserError(f"the host '{host}' does not exist") from error
     except UnicodeError as error:  # a part of the name is empty or too long
-        raise UserError(f"there is no host '{host}'") from error
+        raise UserError(f"the host '{host}' does not exist") from error
     addresses = [ip_address(entry[4][0]) for entry in found]
     if not all(_may_call(host, address, private_hosts) for address in addresses):
-        raise UserError(f"the host '{host}' is not a public one")
+        raise UserError(f"the host '{host}' has an address that is not public (setting webhook_private_hosts)")
     return list(dict.fromkeys(addresses))
 
 

@@ -1,4 +1,4 @@
-"""Limits that the operator sets for each project: queued rows, bytes of uploads, requests per second."""
+"""What the operator sets for each project: limits of rows, uploads and requests, and its share of the slots."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.config.projects import OPERATOR, ProjectName
 
-_OTHERS = "*"
+OTHERS = "*"
 
 
 class ProjectLimits(BaseModel):
@@ -22,6 +22,12 @@ class ProjectLimits(BaseModel):
     """Maximum total size of the project's uploads that have not expired."""
     requests_per_second: int | None = Field(default=None, ge=1)
     """Maximum rate over all API processes together, without requests to `/healthz`."""
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Its part of the slots that several projects want, relative to others; with 0, it gets what no other can use."""
+    slots: int | None = Field(default=None, ge=0)
+    """Slots that it gets before others. Its trainings hold no more than these; bulk jobs may borrow others."""
+    gpu_hours: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Hours for which its leases may hold slots in a month (UTC); then no slot is granted to it."""
 
 
 Limits = dict[Literal["*"] | ProjectName, ProjectLimits]
@@ -35,4 +41,4 @@ def limits_of(project: str, limits: Limits) -> ProjectLimits:
     own = limits.get(project)
     if own is not None:
         return own
-    return _NONE if project == OPERATOR else limits.get(_OTHERS, _NONE)
+    return _NONE if project == OPERATOR else limits.get(OTHERS, _NONE)

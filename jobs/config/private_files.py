@@ -64,4 +64,4 @@ def _restrict(path: Path, mode: int) -> None:
     except FileNotFoundError:
         return
     except OSError as error:  # the file belongs to another user
-        logger.warning("others may read '%s', and that cannot be changed: %s", path, error.strerror)
+        logger.warning("other users may read '%s', and its permissions cannot be changed: %s", path, error.strerror)

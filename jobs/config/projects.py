@@ -31,6 +31,7 @@ def check_name(project: str) -> None:
     """
     if not re.fullmatch(_PATTERN, project):
         raise InvalidSpec(
-            f"project: {project[:100]!r} is not a name of letters, digits, '.', '_' and '-', up to 100 of them",
+            f"project: {project[:100]!r} is not a valid name; use up to 100 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit",
             param="project",
         )

@@ -20,11 +20,11 @@ from jobs.messages import reason
 
 _SYNC_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP}
 _LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
-_USERS_FAULT = {
+_USER_ERRORS = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
     errno.ELOOP, errno.EINVAL,
 }  # fmt: skip
-_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def write_aside(path: Path) -> Iterator[BinaryIO]:
             with _explaining(path):
                 _publish(aside, handle, path)
     except OSError as error:
-        if error.errno not in _DISK_FAULTS:  # an error of the block itself
+        if error.errno not in _DISK_ERRORS:  # an error of the block itself
             raise
         raise ServiceUnavailable(f"writing {path} failed: {reason(error)}") from error
     finally:
@@ -137,7 +137,7 @@ def _refuse_irregular(path: Path) -> None:
     except FileNotFoundError:
         return
     if not is_regular:
-        raise InvalidOutput(f"{path} is there already and is not a regular file", param="output.path")
+        raise InvalidOutput(f"{path} exists already and is not a regular file", param="output.path")
 
 
 def _open_aside(path: Path) -> tuple[Path, BinaryIO]:
@@ -180,6 +180,6 @@ def _explaining(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if isinstance(error, ValueError) or error.errno in _USERS_FAULT:
+        if isinstance(error, ValueError) or error.errno in _USER_ERRORS:
             raise InvalidOutput(f"{path} cannot be written: {reason(error)}", param="output.path") from error
         raise ServiceUnavailable(f"writing {path} failed: {reason(error)}") from error

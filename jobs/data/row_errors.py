@@ -12,7 +12,7 @@ error for each line.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from jobs.data.rows import Result
@@ -73,6 +73,19 @@ def note(before: RowErrors, results: Sequence[Result]) -> RowErrors:
     return replace(after, num_first=before.num_first + len(first_rows), is_mixed=is_mixed)
 
 
+def merge(parts: Iterable[RowErrors]) -> RowErrors:
+    """The summary of several sets of results that were summarized separately."""
+    known = list(parts)
+    failed = [part.first for part in known if part.first is not None]
+    with_first_rows = [part for part in known if part.num_first]
+    kinds = {(part.first.code, part.first.kind) for part in with_first_rows if part.first is not None}
+    return RowErrors(
+        num_first=sum(part.num_first for part in with_first_rows),
+        is_mixed=any(part.is_mixed for part in with_first_rows) or len(kinds) > 1,
+        first=min(failed, key=lambda one: one.row, default=None),
+    )
+
+
 def verdict(limit: str | None, noted: RowErrors, *, num_rows: int, num_failed: int) -> TooManyRowErrors | None:
     """The error that fails the job, or None if the job continues.
 
@@ -88,15 +101,13 @@ def verdict(limit: str | None, noted: RowErrors, *, num_rows: int, num_failed: i
     if limit is not None:
         most = parse_row_error_limit(int(limit) if limit.isdigit() else limit)
         if num_failed > (most if isinstance(most, int) else most * num_rows):
-            return TooManyRowErrors(
-                f"{num_failed} of {num_rows} rows failed, more than max_row_errors: {limit} allows; {example}"
-            )
+            return TooManyRowErrors(f"{num_failed} of {num_rows} rows failed, but max_row_errors is {limit}; {example}")
         return None
     if noted.is_mixed or noted.num_first < min(FIRST_ROWS, num_rows):
         return None
     which = f"all {num_rows} rows" if noted.num_first == num_rows else f"the first {noted.num_first} rows"
-    said = f"{which} failed alike" if num_rows > 1 else "the only row failed"
-    return TooManyRowErrors(f"{said}; {example} (max_row_errors: '100%' lets such a job complete)")
+    summary = f"{which} failed with the same error" if num_rows > 1 else "the only row failed"
+    return TooManyRowErrors(f"{summary}; {example} (set max_row_errors: '100%' to let such a job complete)")
 
 
 def _kind(message: str) -> str:

@@ -12,38 +12,39 @@ class RowErrorCode(StrEnum):
     """Stable, machine-readable reason why a row failed; `ops/docs/reference.md` explains each."""
 
     # errors that the client can fix
-    INVALID_JSON_LINE = "invalid_json_line"
-    NOT_AN_OBJECT = "not_an_object"
-    INVALID_CSV_ROW = "invalid_csv_row"
-    INVALID_UTF8 = "invalid_utf8"
-    INVALID_ENCODING = "invalid_encoding"
-    INVALID_VALUE = "invalid_value"
-    INVALID_KEY = "invalid_key"
-    MISSING_COLUMN = "missing_column"
-    NULL_VALUE = "null_value"
-    WRONG_TYPE = "wrong_type"
-    ROW_TOO_LARGE = "row_too_large"
-    INVALID_IMAGE = "invalid_image"
-    INVALID_AUDIO = "invalid_audio"
-    MISSING_FILE = "missing_file"
-    FORBIDDEN_PATH = "forbidden_path"
-    URL_NOT_ALLOWED = "url_not_allowed"
-    INVALID_TEXT = "invalid_text"
-    EMPTY_ROW = "empty_row"
-    EMPTY_INPUT = "empty_input"
-    TOO_MANY_INPUTS = "too_many_inputs"
-    ROW_TOO_LONG = "row_too_long"
-    INVALID_PARAMETER = "invalid_parameter"
-    INVALID_MESSAGES = "invalid_messages"
-    NO_CHAT_TEMPLATE = "no_chat_template"
-    UNKNOWN_TOKEN = "unknown_token"
-    NO_MASK = "no_mask"
+    INVALID_JSON_LINE = "invalid_json_line"  # the line, or the item of a JSON array, is not JSON
+    NOT_AN_OBJECT = "not_an_object"  # the line or item is JSON, but not an object
+    INVALID_CSV_ROW = "invalid_csv_row"  # not valid CSV, or not as many cells as the header
+    INVALID_UTF8 = "invalid_utf8"  # the row is not valid UTF-8
+    INVALID_ENCODING = "invalid_encoding"  # the row is not valid in `input.encoding`
+    INVALID_VALUE = "invalid_value"  # a value that cannot be read: a date after 9999, NaN in JSON, wrong base64
+    INVALID_KEY = "invalid_key"  # the key cannot be stored exactly: a too large number, or a zero character
+    MISSING_COLUMN = "missing_column"  # the row does not have the column
+    NULL_VALUE = "null_value"  # the cell is null
+    WRONG_TYPE = "wrong_type"  # the cell has a type that the task does not accept, usually not text
+    ROW_TOO_LARGE = "row_too_large"  # above `max_row_bytes`, `max_image_pixels` or `max_audio_seconds`
+    INVALID_IMAGE = "invalid_image"  # the image cannot be decoded
+    INVALID_AUDIO = "invalid_audio"  # the audio cannot be decoded, or a sample is not a finite number
+    INVALID_VIDEO = "invalid_video"  # the video cannot be decoded
+    MISSING_FILE = "missing_file"  # the row names a file that does not exist or cannot be read
+    FORBIDDEN_PATH = "forbidden_path"  # the row names a file outside `input_roots`
+    URL_NOT_ALLOWED = "url_not_allowed"  # the row has a URL where a path or data is needed
+    INVALID_TEXT = "invalid_text"  # the tokenizer rejects the text
+    EMPTY_ROW = "empty_row"  # the text has no tokens
+    EMPTY_INPUT = "empty_input"  # with `inputs: any`, the list is empty
+    TOO_MANY_INPUTS = "too_many_inputs"  # with `inputs: any`, the list has too many entries
+    ROW_TOO_LONG = "row_too_long"  # more tokens than the model accepts, and truncation is off or impossible
+    INVALID_PARAMETER = "invalid_parameter"  # the row's own `parameters` are invalid
+    INVALID_MESSAGES = "invalid_messages"  # a chat message is invalid, or the chat template rejects the chat
+    NO_CHAT_TEMPLATE = "no_chat_template"  # the row is a chat, but the model has no chat template
+    UNKNOWN_TOKEN = "unknown_token"  # the tokenizer made a token that the model does not have
+    NO_MASK = "no_mask"  # `fill-mask`: the text has no mask token
     # errors caused by the model or the machine
-    NOT_A_NUMBER = "not_a_number"
-    NO_OUTPUT = "no_output"
-    OUT_OF_MEMORY = "out_of_memory"
-    ROW_FAILED = "row_failed"
-    POISON_ROW = "poison_row"
+    NOT_A_NUMBER = "not_a_number"  # the model's output is not finite
+    NO_OUTPUT = "no_output"  # the model returned nothing for the row
+    OUT_OF_MEMORY = "out_of_memory"  # the row alone does not fit in the device's memory
+    ROW_FAILED = "row_failed"  # the model raised an error for this row alone
+    POISON_ROW = "poison_row"  # computing the row killed the runner several times
 
     @property
     def is_clients(self) -> bool:
@@ -114,4 +115,4 @@ class Result:
 
     def __post_init__(self) -> None:
         if (self.output is None) == (self.error is None):
-            raise ValueError(f"row {self.row_index}: a result has an output or an error, exactly one of them")
+            raise ValueError(f"row {self.row_index}: a result must have either an output or an error")

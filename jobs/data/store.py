@@ -1,4 +1,4 @@
-"""The artifact store on fsspec: objects are written atomically, and all their keys are built here."""
+"""The artifact store on fsspec. Objects are written atomically."""
 
 from __future__ import annotations
 
@@ -11,127 +11,20 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from jobs.data.atomic import make_directory, sync_directory
-from jobs.errors import Forbidden, InvalidSpec, NotFound, ServiceUnavailable, StokerError, TooLarge
+from jobs.data.drafts import Draft, StoredObject, failing_writes
+from jobs.data.store_keys import is_name
+from jobs.errors import Forbidden, InvalidSpec, NotFound, ServiceUnavailable, StokerError
 from jobs.messages import reason
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 _ATOMIC_UPLOADS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
 """Protocols whose uploads are atomic; others would need an atomic rename, which fsspec does not guarantee."""
 _ASIDE = ".tmp"
 _BLOCK_BYTES = 2**20
-_LONGEST_NAME_BYTES = 255
 _PUBLISH_TRIES = 20
-
-
-# -- keys ----------------------------------------------------------------------------------------------------------
-
-
-def upload_key(file_id: str) -> str:
-    """Key of an uploaded file."""
-    return f"uploads/{file_id}"
-
-
-def job_prefix(job_id: str) -> str:
-    """Key prefix of everything that a job wrote."""
-    return f"jobs/{job_id}/"
-
-
-def batch_prefix(batch_id: str) -> str:
-    """Key prefix of the files into which a batch's input is split."""
-    return f"batches/{batch_id}/"
-
-
-def part_key(job_id: str, start_row: int, lease_id: str, suffix: str) -> str:
-    """Key of one chunk's results. It holds the lease id: a lost owner cannot overwrite the live owner's part."""
-    return f"{job_prefix(job_id)}parts/{start_row:012d}-{lease_id}{suffix}"
-
-
-def artifact_key(job_id: str, name: str) -> str:
-    """Key of a job's artifact."""
-    return f"{job_prefix(job_id)}artifacts/{name}"
-
-
-def checkpoint_prefix(job_id: str, step: int, lease_id: str) -> str:
-    """Key prefix of a checkpoint's files. It holds the lease id, so that a lost owner cannot overwrite any."""
-    return f"{job_prefix(job_id)}checkpoints/{step:012d}-{lease_id}/"
-
-
-def lease_artifact_prefix(job_id: str, lease_id: str) -> str:
-    """Key prefix of artifacts that a lease's holder wrote and that the job has not adopted yet."""
-    return f"{job_prefix(job_id)}artifacts-{lease_id}/"
-
-
-# -- the store -----------------------------------------------------------------------------------------------------
-
-
-def is_name(key: str) -> bool:
-    """Whether a key is valid: printable names, none of them `.` or `..`, separated by `/`."""
-    return (
-        key.isprintable()
-        and "\\" not in key
-        and all(
-            name not in {"", ".", ".."} and len(name.encode(errors="replace")) <= _LONGEST_NAME_BYTES
-            for name in key.split("/")
-        )
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """An object in the store, as it was when it was written."""
-
-    key: str
-    num_bytes: int
-    sha256: str
-    """Hexadecimal SHA-256 digest of the content."""
-
-
-class Draft(io.RawIOBase):
-    """An object that is being written, counted and hashed. It gets its key only when its `create` block ends."""
-
-    def __init__(self, key: str, handle: BinaryIO, max_bytes: int | None) -> None:
-        super().__init__()
-        self._key = key
-        self._handle = handle
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._digest = hashlib.sha256()
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def write(self, data: Buffer, /) -> int:
-        """Append all of `data`; returns its size in bytes.
-
-        Raises:
-            TooLarge: The object would be larger than `max_bytes`.
-            ServiceUnavailable: The disk is full or failing.
-        """
-        view = memoryview(data).cast("B")
-        if self._max_bytes is not None and self._num_bytes + view.nbytes > self._max_bytes:
-            raise TooLarge(f"the upload is larger than the limit of {self._max_bytes} bytes")
-        with _failing_writes(self._key, OSError):
-            self._handle.write(view)
-        self._digest.update(view)
-        self._num_bytes += view.nbytes
-        return view.nbytes
-
-    def tell(self) -> int:
-        """Number of bytes written so far."""
-        return self._num_bytes
-
-    @property
-    def stored(self) -> StoredObject:
-        """The object that is in the store after the `create` block has ended."""
-        return StoredObject(self._key, self._num_bytes, self._digest.hexdigest())
 
 
 class Store:
@@ -178,17 +71,17 @@ class Store:
             ServiceUnavailable: The store cannot be reached or is full.
         """
         location = self._locate(key)
-        with _failing_writes(key, OSError):
+        with failing_writes(key, OSError):
             aside, handle = self._open_aside()
         try:
             with handle:
                 draft = Draft(key, handle, max_bytes)
                 yield draft
-                with _failing_writes(key, OSError):
+                with failing_writes(key, OSError):
                     handle.flush()
                     if self._root is not None:
                         os.fsync(handle.fileno())
-            with _failing_writes(key, self._failures):
+            with failing_writes(key, self._failures):
                 self._publish(aside, location)
         finally:
             aside.unlink(missing_ok=True)
@@ -237,7 +130,7 @@ class Store:
         self.put(key, [b"x"])
         self.delete(key)
         if self._root is not None and (free := shutil.disk_usage(self._root).free) < num_bytes:
-            raise ServiceUnavailable(f"the artifact store has {free} bytes left, and {num_bytes} are needed")
+            raise ServiceUnavailable(f"the artifact store has {free} bytes left, but {num_bytes} are needed")
 
     def delete(self, key: str) -> None:
         """Remove an object if it exists. The names that `stale_temporaries` yields are accepted, too."""
@@ -312,7 +205,7 @@ class Store:
     def _locate(self, key: str, *, temporaries: bool = False) -> str:
         names = key.split("/")
         if not is_name(key) or (names[0] == _ASIDE and not temporaries):
-            raise Forbidden(f"{key!r} is not a name in the artifact store")
+            raise Forbidden(f"{key!r} is not a valid name for the artifact store")
         return "/".join([str(self._root) if self._root is not None else self._base.rstrip("/"), *names])
 
     def _open_aside(self) -> tuple[Path, BinaryIO]:
@@ -374,11 +267,3 @@ class Store:
             raise NotFound(f"the artifact store has no object '{key}'") from error
         except self._failures as error:
             raise ServiceUnavailable(f"the artifact store cannot {verb} '{key}': {reason(error)}") from error
-
-
-@contextmanager
-def _failing_writes(key: str, failures: type[Exception]) -> Iterator[None]:
-    try:
-        yield
-    except failures as error:
-        raise ServiceUnavailable(f"the artifact store cannot write '{key}': {reason(error)}") from error

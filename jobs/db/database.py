@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -30,6 +31,7 @@ from jobs.messages import first_line
 
 _BUSY_SECONDS = 30.0
 _SQLITE_CLOCK = "((julianday('now') - 2440587.5) * 86400.0)"
+_JULIAN_EPOCH_MILLISECONDS = 210_866_760_000_000  # from the start of the Julian period to 1970
 _POSTGRES_CLOCK = "extract(epoch from clock_timestamp())::double precision"
 
 
@@ -46,7 +48,7 @@ class Database:
             parsed = make_url(url)
         except ArgumentError as error:
             raise InvalidSpec(
-                "database_url is not a SQLAlchemy URL, such as sqlite:///stoker.db", param="database_url"
+                "database_url: must be a SQLAlchemy URL such as sqlite:///stoker.db", param="database_url"
             ) from error
         if parsed.drivername in {"postgresql", "postgres"}:
             parsed = parsed.set(drivername="postgresql+psycopg")
@@ -79,7 +81,7 @@ class Database:
                 param="database_url",
             ) from error
         self._is_closed = False
-        event.listen(self.engine, "checkin", self._take_back)
+        event.listen(self.engine, "checkin", self._close_returned)
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
@@ -89,7 +91,7 @@ class Database:
         self._is_closed = True
         self.engine.dispose()
 
-    def _take_back(self, _connection: object, record: ConnectionPoolEntry) -> None:
+    def _close_returned(self, _connection: object, record: ConnectionPoolEntry) -> None:
         if self._is_closed:
             record.invalidate()
 
@@ -134,9 +136,10 @@ class Database:
     @contextmanager
     def _transaction(self, *, immediate: bool) -> Iterator[Transaction]:
         try:
+            read_clock = self._clock or (_sqlite_time if self.is_sqlite else None)
             with self.engine.connect() as connection:
                 connection = connection.execution_options(stoker_immediate=immediate)
-                with Transaction(connection, is_sqlite=self.is_sqlite, now=self.now) as tx:
+                with Transaction(connection, is_sqlite=self.is_sqlite, now=self.now, read_clock=read_clock) as tx:
                     yield tx
         except (DBAPIError, PoolTimeout) as error:
             # A PostgreSQL server that has become a read-only standby raises InternalError.
@@ -159,6 +162,12 @@ class Database:
         """Raise ServiceUnavailable if the database does not respond."""
         with self.read() as tx:
             tx.execute(text("SELECT 1"))
+
+
+def _sqlite_time() -> float:
+    """What `_SQLITE_CLOCK` would return now, to the last bit: SQLite, too, counts milliseconds by this host's clock."""
+    milliseconds = _JULIAN_EPOCH_MILLISECONDS + time.time_ns() // 1_000_000
+    return (milliseconds / 86_400_000.0 - 2440587.5) * 86400.0
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -52,4 +52,4 @@ def moving(table: type[Stateful[State]], before: State | Iterable[State], to: St
 def check(before: State, to: State) -> None:
     """Raise a ValueError if the transition table does not allow this change."""
     if to not in TRANSITIONS[type(before)][before]:
-        raise ValueError(f"a {type(before).__name__} never changes from {before} to {to}")
+        raise ValueError(f"a {type(before).__name__} cannot change from {before} to {to}")

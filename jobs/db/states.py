@@ -52,7 +52,8 @@ class StopReason(StrEnum):
     """Why a lease must end before its job does, the weakest reason first."""
 
     YIELD = "yield"  # return the slot after the current chunk; for a training, after the current step
-    SHUTDOWN = "shutdown"  # the same, but soon: the worker shuts down, or a training must stop with a checkpoint
+    FINISH = "finish"  # more steps of this training are not worth it: its current step becomes its last
+    SHUTDOWN = "shutdown"  # return the slot soon: the worker shuts down, or a training must stop with a checkpoint
     CANCEL = "cancel"  # the rest of the work is not needed: stop after the current batch
 
 
@@ -62,7 +63,7 @@ class ChunkState(StrEnum):
     PENDING = "pending"  # may be claimed once `not_before` has passed
     LEASED = "leased"  # claimed by a live lease
     DONE = "done"  # its results are recorded
-    FAILED = "failed"  # not retried any more; its rows have row errors
+    FAILED = "failed"  # no longer retried; its rows have row errors
 
 
 CHUNK_TRANSITIONS: Mapping[ChunkState, frozenset[ChunkState]] = {
@@ -98,7 +99,7 @@ class AttemptEnd(StrEnum):
     """Why an attempt of a training job ended."""
 
     COMPLETED = "completed"  # all steps are done and the artifacts are recorded
-    PREEMPTED = "preempted"  # its slot was asked back for another job
+    PREEMPTED = "preempted"  # its slot was needed for another job
     SHUTDOWN = "shutdown"  # its worker shut down properly
     CANCELLED = "cancelled"  # the job was cancelled
     TIME_LIMIT = "time_limit"  # the job's time limit passed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Delete, Update, select, text
@@ -21,16 +21,33 @@ class Transaction(Session):
     rolled back together. A function that only reads rows declares a plain `Session`.
     """
 
-    def __init__(self, connection: Connection, *, is_sqlite: bool, now: Callable[[], ColumnElement[float]]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        is_sqlite: bool,
+        now: Callable[[], ColumnElement[float]],
+        read_clock: Callable[[], float] | None = None,
+    ) -> None:
         """
         Args:
             connection: The connection that runs the statements.
             is_sqlite: Whether the database is SQLite; otherwise it is PostgreSQL.
             now: The database's clock as an SQL expression.
+            read_clock: Returns what `now` would, if that can be known without a statement.
         """
         super().__init__(connection, expire_on_commit=False, autoflush=True)
         self._is_sqlite = is_sqlite
-        self._now = now
+        self._last: list[Callable[[], None]] = []
+        self._now, self._read_clock = now, read_clock
+
+    @property
+    def is_serial(self) -> bool:
+        """Whether no other transaction writes until this one ends, so that what it has read is still true then.
+
+        So is each transaction of `Database.write` on SQLite, and none on PostgreSQL.
+        """
+        return self._is_sqlite
 
     # -- the clock
 
@@ -40,6 +57,8 @@ class Transaction(Session):
 
     def time(self) -> float:
         """The current time of the database's clock, in Unix seconds."""
+        if self._read_clock is not None:
+            return self._read_clock()
         return float(self.execute(select(self.now())).scalar_one())
 
     # -- statements
@@ -61,6 +80,28 @@ class Transaction(Session):
         if not self._is_sqlite:
             self.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
 
+    def share_turn(self, name: str) -> None:
+        """Take a lock called `name` that others may share, but that excludes `take_turn`. A transaction that waits for
+        its turn is not overtaken by later ones that only share it.
+
+        Does nothing on SQLite.
+        """
+        if not self._is_sqlite:
+            self.execute(text("SELECT pg_advisory_xact_lock_shared(hashtext(:name))"), {"name": name})
+
+    # -- the end
+
+    def before_commit(self, last: Callable[[], None]) -> None:
+        """Call a function just before the commit, so that the rows that it changes are locked after all others."""
+        self._last.append(last)
+
+    def commit(self) -> None:
+        """Make the last changes, and commit."""
+        self.flush()
+        while self._last:
+            self._last.pop(0)()
+        super().commit()
+
     # -- history
 
     def record(self, job_id: str, name: str, **data: Any) -> None:
@@ -68,7 +109,16 @@ class Transaction(Session):
 
         Earlier changes are flushed first. Texts are cut to `LONGEST_ENTRY_CHARACTERS`.
         """
+        self.record_all(name, [(job_id, data)])
+
+    def record_all(self, name: str, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Record events of one kind in one statement, each with the id of its job or batch; see `record`."""
         self.flush()
-        most = LONGEST_ENTRY_CHARACTERS
-        cut = {key: value[:most] if isinstance(value, str) else value for key, value in data.items()}
-        self.execute(sql_insert(Event).values(job_id=job_id, at=self.now(), name=name, data=cut))
+        records = [{"job_id": job_id, "name": name, "data": _cut(data)} for job_id, data in entries]
+        if records:
+            self.connection().execute(sql_insert(Event).values(at=self.now()), records)
+
+
+def _cut(data: Mapping[str, Any]) -> dict[str, Any]:
+    most = LONGEST_ENTRY_CHARACTERS
+    return {key: value[:most] if isinstance(value, str) else value for key, value in data.items()}

@@ -1,9 +1,12 @@
 """Functions that read and change the tables, one module per subject. Only these functions change a state.
 
 - `jobs`: submit, get, list, cancel, fail, complete, retry. `planning`: chunks of a new job. `attempts`: trainings.
-- `leases`: grant, activate, renew, release. `lease_ends` and `lost_work`: what happens when a lease ends.
-- `chunks`: claim, commit, give back. `gangs`: status of a gang's leases. `slots`: register, heartbeat, retire.
-- `batches`, `batch_ends`: OpenAI batches. `webhooks`, `announcements`: events about what ended.
-- `history`, `logs`, `notices`: events, log lines and notices of a job. `paging`: pages of any list.
-- `sweeps`: the reaper's work on all jobs. `usage`, `uploads`: a project's usage of its limits, and its uploads.
+- `chunks`: claim, commit, give back. `counts`: a job's counters. `slots`: register, heartbeat, retire. `logs`: lines.
+- `overdue`: what the reaper does to all jobs. `job_ends`: what every end of a job brings with it.
+- `families`, `dependencies`: what the end of a job changes for other jobs. `job_pins`: digests stamped on a spec.
+- `leasing/`: leases from grant to end, gangs, and what becomes of lost work.
+- `groups/`: several jobs as one thing: arrays, cron entries, OpenAI batches.
+- `timing/`: how fast jobs are, where their time goes, and forecasts of their ends.
+- `accounts/`: what projects have used, have waiting and have uploaded; numbers of jobs by state.
+- `records/`: events and notices of jobs, webhooks, and pages of any list.
 """

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, select, update
 from sqlmodel import Session, col
 
-from jobs.data.store import StoredObject
+from jobs.data.drafts import StoredObject
 from jobs.db.database import Database
 from jobs.db.moves import moving
 from jobs.db.states import AttemptEnd, JobState
 from jobs.db.tables import Artifact, Attempt, Checkpoint, Job, Lease, Metric
 from jobs.db.transaction import Transaction
 from jobs.errors import LostLease
-from jobs.ledger.leases import fenced
-from jobs.specs.training_metrics import Mode, is_better
+from jobs.ledger import early_stopping
+from jobs.ledger.leasing import lost_work
+from jobs.ledger.leasing.leases import fenced
+from jobs.specs.training_options.training_metrics import Mode, is_better
 
 _POINTS_AT_ONCE = 1000  # rows of one SQL statement
 _NEWEST_POINTS = 300  # limits the cost of a query for long trainings
@@ -72,8 +74,11 @@ def begin(db: Database, lease_id: str, *, resumed_step: int, num_halvings: int =
         return attempt
 
 
-def advance(db: Database, lease_id: str, *, step: int, total_steps: int, points: Sequence[Point]) -> None:
+def advance(db: Database, lease_id: str, *, step: int, total_steps: int, points: Sequence[Point]) -> bool:
     """Record completed steps and their metrics. Metrics of a step that an earlier attempt recorded are replaced.
+
+    Returns:
+        Whether the training is to end after its current step, because its sweep ends it early.
 
     Raises:
         LostLease: The lease is no longer active, or the job has ended; nothing was recorded.
@@ -94,8 +99,9 @@ def advance(db: Database, lease_id: str, *, step: int, total_steps: int, points:
             changed = {"value": insert.excluded.value, "attempt": insert.excluded.attempt}
             tx.execute(insert.on_conflict_do_update(index_elements=["job_id", "step", "name"], set_=changed))
         at_step = update(Attempt).where(col(Attempt.job_id) == lease.job_id, col(Attempt.number) == lease.attempt)
-        tx.execute(at_step.values(last_step=step))
-        _count_steps(tx, lease, step, total_steps)
+        begun_at = func.coalesce(Attempt.begun_at, tx.now())
+        tx.execute(at_step.values(last_step=step, begun_at=begun_at, advanced_at=tx.now()))
+        return _count_steps(tx, lease, step, total_steps, points)
 
 
 def keep_checkpoint(db: Database, lease_id: str, new: NewCheckpoint, rule: KeepRule) -> list[str]:
@@ -154,7 +160,7 @@ def forget_checkpoint(db: Database, lease_id: str, step: int, reason: str) -> No
 
 
 def finish(db: Database, lease_id: str, made: Sequence[Artifact], *, step: int) -> None:
-    """Record the artifacts of a training, and move its job to `finalizing`.
+    """Record the artifacts of a training, end its attempt, and move its job to `finalizing`.
 
     Raises:
         LostLease: The lease is no longer active, or the job is not running; nothing was recorded.
@@ -163,12 +169,13 @@ def finish(db: Database, lease_id: str, made: Sequence[Artifact], *, step: int) 
         finished = (
             moving(Job, JobState.RUNNING, JobState.FINALIZING)
             .where(col(Job.id) == lease.job_id)
-            .values(num_done=step, num_rows=step, crashes=0)
+            .values(own_done=step, num_rows=step, crashes=0)
         )
         if not tx.changed(finished):
             raise LostLease("the job has ended")
         for artifact in made:
             tx.merge(artifact)
+        lost_work.end_attempt(tx, lease, AttemptEnd.COMPLETED, "the training is done")
         tx.record(lease.job_id, "job.finalizing")
 
 
@@ -248,7 +255,8 @@ def _superseded(found: Sequence[Checkpoint], rule: KeepRule) -> list[Checkpoint]
     return [one for place, one in enumerate(found) if place >= rule.newest and one is not best]
 
 
-def _count_steps(tx: Transaction, lease: Lease, step: int, total_steps: int) -> None:
+def _count_steps(tx: Transaction, lease: Lease, step: int, total_steps: int, points: Sequence[Point]) -> bool:
+    """Count completed steps; returns whether the training is a trial that ends early."""
     counted = (
         update(Job)
         .where(
@@ -256,7 +264,12 @@ def _count_steps(tx: Transaction, lease: Lease, step: int, total_steps: int) -> 
             # A job that is being stopped still reaches its last step and checkpoints it.
             col(Job.state).in_((JobState.RUNNING, JobState.CANCELLING, JobState.EXPIRED)),
         )
-        .values(num_done=step, num_rows=total_steps)
+        .values(own_done=step, num_rows=total_steps)
+        .returning(col(Job.parent_id), col(Job.trial_values), col(Job.pruned_step))
     )
-    if not tx.changed(counted):
+    job = tx.execute(counted).one_or_none()
+    if job is None:
         raise LostLease("the job has ended")
+    if job.trial_values is None or job.pruned_step is not None:
+        return job.pruned_step is not None
+    return early_stopping.prune(tx, lease, job.parent_id, points, total_steps=total_steps)

@@ -15,7 +15,7 @@ from jobs.config.access_rules import AccessRules
 from jobs.db.database import Database
 from jobs.db.tables import Job
 from jobs.errors import InvalidModel, InvalidSpec, UserError
-from jobs.ledger.leases import fenced
+from jobs.ledger.leasing.leases import fenced
 from jobs.specs.inference import JOB_PREFIX, JobSpec, TrainingSpec
 from jobs.specs.training import recipe_name
 
@@ -69,7 +69,7 @@ def check_spec(spec: JobSpec, pins: Pins, rules: AccessRules) -> None:
     for named in _all_named(spec, rules):
         pin = pins.of(named.part)
         if named.path is not None and pin is None:
-            reason = "a folder of this name has appeared after the job was submitted"
+            reason = "a folder of this name was created after the job was submitted"
             raise named.error(f"{named.param} '{named.name}': {reason}", param=named.param)
         # A relative name means a folder while that exists, and may be taken for a hub id once it is gone.
         path = Path(named.name) if named.path is None else named.path
@@ -101,7 +101,7 @@ def pin_revision(db: Database, lease_id: str, part: Part, revision: str) -> str:
 
 
 def _lock_job(session: Session, job_id: str) -> Job:
-    return session.get_one(Job, job_id, with_for_update=True)
+    return session.get_one(Job, job_id, with_for_update={"key_share": True})
 
 
 def _pin(spec: JobSpec, rules: AccessRules, *, with_digests: bool) -> Pins:

@@ -9,8 +9,8 @@ from sqlmodel import Session, col
 
 from jobs.db.database import Database
 from jobs.db.tables import LogLine
-from jobs.ledger.leases import WorkingLease
-from jobs.ledger.paging import FETCHED_ROWS
+from jobs.ledger.leasing.leases import WorkingLease
+from jobs.ledger.records.paging import FETCHED_ROWS
 from jobs.specs.bounds import LONGEST_ENTRY_CHARACTERS
 
 

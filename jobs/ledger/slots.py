@@ -15,7 +15,8 @@ from jobs.db.database import Database
 from jobs.db.moves import moving
 from jobs.db.states import LeaseState, SlotState
 from jobs.db.tables import Lease, Slot
-from jobs.ledger import lease_ends, lost_work
+from jobs.ledger.leasing import lease_ends, lost_work
+from jobs.specs.needs import Needs
 
 _REACHABLE = (SlotState.ONLINE, SlotState.UNHEARD, SlotState.BROKEN)
 
@@ -35,6 +36,10 @@ class SlotInfo:
     memory_bytes: int
     num_threads: int
     """Number of torch threads of its runner."""
+    packages: Sequence[str] | None = None
+    """Optional packages that the host has, of `jobs.specs.packages`; None if unknown."""
+    labels: Sequence[str] = ()
+    """Labels that the operator gave the host."""
 
 
 def register(db: Database, infos: Sequence[SlotInfo]) -> None:
@@ -42,7 +47,7 @@ def register(db: Database, infos: Sequence[SlotInfo]) -> None:
     with db.write() as tx:
         now = tx.time()
         for info in infos:
-            fields = asdict(info)
+            fields = asdict(info) | {"labels": list(info.labels)}
             values = {**fields, "state": SlotState.OFFLINE, "registered_at": now, "heartbeat_at": now}
             insert = tx.insert(Slot).values(**values, warm_models=[], incarnation="", reason="its worker is starting")
             changes = {name: value for name, value in fields.items() if name != "id"} | {"registered_at": now}
@@ -61,13 +66,13 @@ def enter(db: Database, slot_id: str, incarnation: str, retries: RetryTimes) -> 
             if locked.lease.state == LeaseState.ACTIVE:
                 lease_ends.expire(tx, locked, "its worker was restarted", retries)
             else:
-                # Its message may be lost, so the next sweep rings again. Rings while no worker ran do not count.
+                # Its message may be lost, so the service soon rings again. Rings while no worker ran do not count.
                 locked.lease.rings, locked.lease.rung_at = 0, 0.0
         entered = moving(Slot, SlotState, SlotState.ONLINE).where(col(Slot.id) == slot_id)
         tx.execute(entered.values(incarnation=incarnation, heartbeat_at=now, warm_models=[], reason=None))
 
 
-class Standing(StrEnum):
+class Ownership(StrEnum):
     """Relation of a worker process to its slot."""
 
     OWNER = "owner"  # it owns the slot, which gets leases
@@ -75,7 +80,7 @@ class Standing(StrEnum):
     DISPLACED = "displaced"  # another process owns the slot; this one must end
 
 
-def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str]) -> Standing:
+def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str]) -> Ownership:
     """Record a worker's heartbeat, which puts an offline slot online again.
 
     A broken slot stays broken until its runner has started (`enter`, `mark_mended`), and one that did not answer its
@@ -86,11 +91,11 @@ def beat(db: Database, slot_id: str, incarnation: str, warm_models: Sequence[str
         beaten = update(Slot).where(*mine).values(heartbeat_at=tx.now(), warm_models=list(warm_models))
         row = tx.execute(beaten.returning(col(Slot.state))).one_or_none()
         if row is None:
-            return Standing.DISPLACED
+            return Ownership.DISPLACED
         if row.state == SlotState.UNHEARD:
-            return Standing.UNHEARD
+            return Ownership.UNHEARD
         tx.execute(moving(Slot, SlotState.OFFLINE, SlotState.ONLINE).where(*mine).values(reason=None))
-        return Standing.OWNER
+        return Ownership.OWNER
 
 
 def mark_heard(db: Database, slot_id: str, incarnation: str) -> None:
@@ -131,7 +136,7 @@ def retire(db: Database, slot_ids: Sequence[str], incarnation: str | None = None
             lost_work.settle_if_cancelling(tx, job_id)
 
 
-def sweep_silent(db: Database, slot_seconds: float) -> list[str]:
+def retire_silent(db: Database, slot_seconds: float) -> list[str]:
     """Set slots offline whose worker has sent no heartbeat for `slot_seconds`.
 
     Returns:
@@ -141,7 +146,7 @@ def sweep_silent(db: Database, slot_seconds: float) -> list[str]:
         silent = (
             moving(Slot, _REACHABLE, SlotState.OFFLINE)
             .where(col(Slot.heartbeat_at) < tx.now() - slot_seconds)
-            .values(reason=f"its worker was silent for {slot_seconds:g} s")
+            .values(reason=f"its worker sent no heartbeat for {slot_seconds:g} s")
             .returning(col(Slot.id))
         )
         return list(tx.scalars(silent))
@@ -150,6 +155,13 @@ def sweep_silent(db: Database, slot_seconds: float) -> list[str]:
 def list_slots(session: Any) -> list[Slot]:
     """Return all slots ever registered, by id."""
     return list(session.scalars(select(Slot).order_by(col(Slot.id))))
+
+
+def none_meets(session: Any, needs: Needs) -> bool:
+    """Whether no slot, online or not, has what a job needs. False as long as no slot's worker runs."""
+    columns = (Slot.state, Slot.memory_bytes, Slot.device, Slot.packages, Slot.labels)
+    found = session.execute(select(*map(col, columns))).all()
+    return not any(needs.met_by(slot) for slot in found) and any(slot.state in _REACHABLE for slot in found)
 
 
 def _owned(slot_id: str, incarnation: str) -> tuple[ColumnElement[bool], ...]:

@@ -1,6 +1,6 @@
 """Job specs as pydantic models, which reject an invalid spec with one sentence.
 
-`inference` and `training` are the two kinds of job, `fields` has their common fields, and `bounds` limits sizes.
-`tasks` and `training_tasks` list the tasks. `parameters`, `training_arguments` and `learning_rate_schedules` define
-what each accepts, with the value types of `value_types` and the base class of `settable`.
+`inference` and `training` are the two kinds of job, `array_spec` and `sweep_spec` make many jobs of one. `fields` has
+their common fields, `bounds` limits sizes, `tasks` lists the tasks. `parameters/` and `training_options/` define what
+each task accepts.
 """

@@ -63,7 +63,7 @@ def path_fault(path: str) -> str | None:
         A phrase that follows the field's name in a message; None if the text is acceptable.
     """
     if "\0" in path:
-        return "holds a zero byte"
+        return "contains a zero byte"
     try:
         num_bytes = len(path.encode())
     except UnicodeEncodeError:
@@ -72,7 +72,7 @@ def path_fault(path: str) -> str | None:
         return f"is longer than {LONGEST_PATH_BYTES - 1} bytes"
     names = path.split("/")
     if len(names) > MOST_PATH_COMPONENTS:
-        return f"has more than {MOST_PATH_COMPONENTS} names with / between them"
+        return f"has more than {MOST_PATH_COMPONENTS} parts separated by /"
     if num_bytes > LONGEST_NAME_BYTES and any(len(name.encode()) > LONGEST_NAME_BYTES for name in names):
         return f"has a name longer than {LONGEST_NAME_BYTES} bytes"
     return None
@@ -97,7 +97,7 @@ def _check_paths(value: str | list[str]) -> str | list[str]:
             raise ValueError(fault if isinstance(value, str) else f"entry {number} {fault}")
         num_components += path.count("/") + 1
     if num_components > MOST_INPUT_COMPONENTS:
-        raise ValueError(f"the paths have more than {MOST_INPUT_COMPONENTS} names together; name them by a glob")
+        raise ValueError(f"the paths have more than {MOST_INPUT_COMPONENTS} parts in total; use a glob instead")
     return value
 
 
@@ -128,9 +128,9 @@ def _check_values(value: dict[str, Any]) -> dict[str, Any]:
                 num_characters += len(each)
         num_values += len(inner)
         if num_values > MOST_VALUES:
-            raise ValueError(f"holds more than {MOST_VALUES} values")
+            raise ValueError(f"contains more than {MOST_VALUES} values")
         if num_characters > LONGEST_VALUES_CHARACTERS:
-            raise ValueError(f"holds more than {LONGEST_VALUES_CHARACTERS} characters")
+            raise ValueError(f"contains more than {LONGEST_VALUES_CHARACTERS} characters")
         if not inner:
             return value
         level = inner
@@ -142,4 +142,4 @@ Values = Annotated[
 ]
 """A mapping of names to free values, limited in number, length and depth."""
 Columns = Annotated[dict[Name, Name | None], Field(max_length=MOST_COLUMNS)]
-"""Name of the task's input -> the user's column; None for an optional input that is not read."""
+"""Input name of the task -> the user's column; None for an optional input that is not read."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from enum import StrEnum
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from jobs.specs.bounds import MOST_FIELDS, Columns, Name, Paths
 
@@ -96,7 +97,7 @@ RowErrorLimit = Annotated[
 
 
 class Priority(StrEnum):
-    """A job's class: higher ones are served first, and one that has waited for a day counts one class up."""
+    """Order in which jobs get slots. A job that has waited for a day is treated as one priority higher."""
 
     HIGH = "high"  # served first; takes slots back from lower priorities after their current chunks
     NORMAL = "normal"  # the default
@@ -122,42 +123,104 @@ class Strict(BaseModel):
         return value
 
 
+JOB_PREFIX = "job:"
+"""Prefix of a text in a spec that names another job by its id."""
+MOST_DEPENDENCIES = 1000
+"""The most entries of `after`."""
+
+
+def _names_job(text: str) -> str:
+    if re.fullmatch(rf"{JOB_PREFIX}[A-Za-z0-9_-]{{1,100}}", text) is None:
+        raise ValueError("must be 'job:' and the id of a job, such as job:job_0193f2c1a7e8b1d2c3e4f5a60718")
+    return text
+
+
+class JobAfter(Strict):
+    """A job that must end before this one begins."""
+
+    job: Annotated[str, Field(max_length=104), AfterValidator(_names_job)]
+    """The job, as `job:<id>`."""
+    when: Literal["ok", "any"] = "ok"
+    """`ok`: it must complete; if it ends otherwise, this job is cancelled. `any`: it must only end."""
+
+
+def _job_after(value: object) -> object:
+    return {"job": value} if isinstance(value, str) else value
+
+
+After = Annotated[list[Annotated[JobAfter, BeforeValidator(_job_after)]], Field(max_length=MOST_DEPENDENCIES)]
+"""The jobs that must end first; an entry may also be written as the text `job:<id>`."""
+
+
+def parse_time(text: str) -> float:
+    """Parse an ISO 8601 time with a time zone into Unix seconds.
+
+    Raises:
+        ValueError: The text is not such a time.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is not None:
+            return found.timestamp()
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("must be a time with a time zone, such as 2027-01-31T07:00:00Z or 2027-01-31T07:00:00+01:00")
+
+
+def _in_utc(text: str) -> str:
+    return datetime.fromtimestamp(parse_time(text), UTC).isoformat().replace("+00:00", "Z")
+
+
+def _in_utc_by_default(text: str) -> str:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError("must be a time such as 2027-01-31T07:00; without a time zone it is in UTC") from error
+    return _in_utc(text if found.tzinfo else found.replace(tzinfo=UTC).isoformat())
+
+
+StartAt = Annotated[str, Field(max_length=50), AfterValidator(_in_utc)]
+"""An ISO 8601 time with a time zone; kept in UTC."""
+PromiseTime = Annotated[str, Field(max_length=50), AfterValidator(_in_utc_by_default)]
+"""An ISO 8601 time, stored in UTC; without a time zone it is in UTC already."""
+
 InputFormat = Literal["auto", "jsonl", "json", "csv", "text", "parquet", "dataset"]
-"""How rows are written down."""
+"""The file format of the rows."""
 
 
 class TextFields(Strict):
-    """How text files are to be read; by the names that pandas has for it."""
+    """Options for reading text files, with the names that pandas uses."""
 
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
-    """Character between the cells of a CSV file; found out from the header line when absent."""
+    """Character between the cells of a CSV file; by default detected from the header line."""
     quoting: Literal["auto", "minimal", "none"] = "auto"
-    """Whether quotes enclose cells of a CSV file (`minimal`) or are text (`none`); `auto`: text in `.tsv` files."""
+    """Whether quotes enclose cells of a CSV file (`minimal`) or are plain text (`none`). `auto` means `none` for `.tsv`
+    and `.tab` files, and otherwise `minimal`."""
     quotechar: str = Field(default='"', min_length=1, max_length=1)
     """Character that encloses cells of a CSV file."""
     escapechar: str | None = Field(default=None, min_length=1, max_length=1)
-    """Character that makes the next one of a CSV file text, such as a backslash; none when absent."""
+    """Character that makes the next character of a CSV file plain text, such as a backslash; none by default."""
     encoding: str = Field(default="utf-8", min_length=1, max_length=40)
-    """Encoding of CSV, JSON and text files, by Python's name."""
+    """Python's name for the encoding of CSV, JSON and text files."""
 
 
 class InputSpec(TextFields):
     """Where the rows come from and which columns the task reads."""
 
     path: Paths = Field(min_length=1)
-    """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
+    """A file, a glob, a list of these, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
     format: InputFormat = "auto"
-    """`auto` goes by the file name's ending; `json` is one array of objects or JSON lines, `text` a row in each line,
-    `dataset` a Hugging Face data set (hub name or folder)."""
+    """`auto` derives the format from the file name. `json` is one array of objects or JSON lines, `text` has one row
+    per line, and `dataset` is a Hugging Face data set (hub name or folder)."""
     columns: Columns = Field(default_factory=dict)
-    """The task's input name -> the user's column; an input not named here is read from the column of its own name, and
-    an optional one that is null here is not read."""
+    """Input name of the task -> the user's column. An input that is not named here is read from the column of the same
+    name. An optional input that is null here is not read."""
     key: Name | None = None
-    """The column that identifies a row to the user; copied into each result as text."""
+    """The column that identifies a row. It is copied into each result as text."""
     split: Name = "train"
-    """Which split of a data set."""
+    """The split of a data set to read."""
     config: Name | None = None
-    """Which configuration of a hub data set."""
+    """The configuration of a hub data set."""
 
     @property
     def paths(self) -> list[str]:
@@ -166,7 +229,7 @@ class InputSpec(TextFields):
 
 
 def read_columns(names: Iterable[str], mapped: Mapping[str, str | None]) -> dict[str, str]:
-    """Return name of the task's input -> the user's column, for all inputs that are read.
+    """Return input name of the task -> the user's column, for all inputs that are read.
 
     Args:
         names: Names of the task's required and optional inputs.

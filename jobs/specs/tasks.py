@@ -16,10 +16,12 @@ class Task:
     """Names of the inputs that a row must have; `input.columns` maps them to the user's columns."""
     optional: tuple[str, ...] = ()
     """Names of the inputs that a row may have."""
+    alternative: str | None = None
+    """Name of an input that a row may have instead of `inputs`. It is read only if `input.columns` names its column."""
 
 
 _ALL = (
-    Task("embeddings", ("text",)),
+    Task("embeddings", ("text",), alternative="image"),
     Task("text-classification", ("text",), ("text_pair",)),
     Task("token-classification", ("text",)),
     Task("fill-mask", ("text",)),

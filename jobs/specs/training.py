@@ -10,23 +10,27 @@ from jobs.errors import InvalidSpec
 from jobs.specs.bounds import MOST_TARGET_MODULES, Columns, Name, Paths, PathText, Values
 from jobs.specs.fields import (
     LARGEST_INTEGER,
+    After,
     Duration,
     InputFormat,
     InputSpec,
     Priority,
+    PromiseTime,
+    StartAt,
     Strict,
     TextFields,
     read_columns,
     unread_input,
 )
-from jobs.specs.recipe_options import OPTIONS, read_options
-from jobs.specs.training_arguments import ARGUMENTS, TrainingArguments
-from jobs.specs.training_metrics import PREFIX, RECIPE_METRICS, Mode
-from jobs.specs.training_metrics import best_mode as mode_of_best
-from jobs.specs.training_tasks import TRAINING_TASKS, TaskName, TrainingTask
+from jobs.specs.needs import NeedsSpec
+from jobs.specs.training_options.recipe_options import OPTIONS, read_options
+from jobs.specs.training_options.training_arguments import ARGUMENTS, TrainingArguments
+from jobs.specs.training_options.training_metrics import PREFIX, RECIPE_METRICS, Mode
+from jobs.specs.training_options.training_metrics import best_mode as mode_of_best
+from jobs.specs.training_options.training_tasks import TRAINING_TASKS, TaskName, TrainingTask
 
 MOST_SLOTS = 64
-"""The most slots of one training; more than any host has."""
+"""Maximum number of slots of one training; no host has more."""
 
 RECIPES = tuple(RECIPE_METRICS)
 """Names of the modules that come with Stoker; a spec writes `recipes.<name>`."""
@@ -61,12 +65,12 @@ class DataSpec(TextFields):
     """The rows to train on, and those to evaluate."""
 
     train: Paths = Field(min_length=1)
-    """A file, a glob, several of them, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
+    """A file, a glob, a list of these, `file:<id>` of an upload, a data set folder, or `hf://datasets/<name>`."""
     eval: Paths | None = Field(default=None, min_length=1)
     """The rows to evaluate, in the same forms as `train`."""
     format: InputFormat = "auto"
     columns: Columns = Field(default_factory=dict)
-    """Name of the task's input -> the user's column. An input that is not named here is read from the column of the
+    """Input name of the task -> the user's column. An input that is not named here is read from the column of the
     same name. An optional input that is null here is not read."""
     split: Name = "train"
     """The split of a data set to train on."""
@@ -104,17 +108,22 @@ class LoraSpec(Strict):
     """Low-rank adapters (Hu et al. 2021), trained in place of all weights and merged into the model at the end."""
 
     r: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Rank of the adapters."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Scale of the adapters: their output is multiplied by `alpha / r`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout of the adapters' inputs."""
     target_modules: (
         Annotated[list[Name], Field(min_length=1, max_length=MOST_TARGET_MODULES)] | Literal["all-linear"]
     ) = "all-linear"
+    """Modules that get adapters, by names or the ends of names; `all-linear` for all linear ones except the output."""
 
 
 class CheckpointSpec(Strict):
     """Which checkpoints are written and kept."""
 
     every_steps: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)] = 500
+    """Number of steps between two checkpoints."""
     keep: Annotated[int, Field(ge=1, le=1000)] = 2
     """Number of newest checkpoints to keep, in addition to the best one if `best` is set."""
     best: Name | None = None
@@ -157,12 +166,21 @@ class TrainingSpec(Strict):
     """The dtype of the computation; weights stay float32. `auto`: float32 on a CPU, bfloat16 on a GPU that has it."""
     slots: Annotated[int, Field(ge=1, le=MOST_SLOTS)] = 1
     """Number of slots that train together. They are on one host, of one kind of device, and granted all at once."""
+    needs: NeedsSpec = NeedsSpec()
+    """What each of the job's slots must have."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     on_out_of_memory: Literal["fail", "halve"] = "fail"
-    """`halve`: try again with half the micro-batch and double the accumulation."""
+    """`halve`: try again with half the micro-batch and twice the accumulation steps."""
     priority: Priority = Priority.NORMAL
+    after: After = Field(default_factory=list)
+    """Jobs that must end before this one begins: `job:<id>`, or `{job: job:<id>, when: any}`."""
+    start_at: StartAt | None = None
+    """The job begins at this time, or later. A time with a time zone, such as `2027-01-31T07:00:00Z`."""
     time_limit: Duration | None = None
-    """Seconds after submission when the job ends as `expired`; can be written as `2h`."""
+    """Seconds after the job is ready when it ends as `expired`; can be written as `2h`. A job is ready when it is
+    submitted, or later: at `start_at`, and when the jobs that it comes after have ended."""
+    promise: PromiseTime | None = None
+    """When the job must be done. It is refused if that cannot be kept beside earlier promises. It does not end then."""
     _training_arguments: TrainingArguments = PrivateAttr()
 
     @model_validator(mode="after")
@@ -176,7 +194,7 @@ class TrainingSpec(Strict):
                 raise ValueError(f"{name}: is required with trainer: {self.trainer}")
         for name in foreign:
             if getattr(self, name):
-                raise ValueError(f"{name}: does not go with trainer: {self.trainer}")
+                raise ValueError(f"{name}: cannot be used with trainer: {self.trainer}")
         return self
 
     @model_validator(mode="after")
@@ -187,7 +205,7 @@ class TrainingSpec(Strict):
             for name in self.data.columns:
                 if name not in known:
                     raise InvalidSpec(
-                        f"data.columns.{name}: task '{self.task}' has no '{name}', only {', '.join(known)}",
+                        f"data.columns.{name}: task '{self.task}' has no input '{name}'; it has {', '.join(known)}",
                         param=f"data.columns.{name}",
                     )
         if self.data is not None:
@@ -198,21 +216,27 @@ class TrainingSpec(Strict):
         self._check_evaluation()
         if self.task_info is not None and self.data is not None and self.data.max_length is not None:
             if not self.task_info.cuts_texts:
-                raise ValueError(f"data.max_length: task {self.task} cuts no texts")
+                raise ValueError(
+                    f"data.max_length: cannot be used with task: {self.task}, which does not truncate texts"
+                )
             if self.task == "text-generation" and self.data.max_length < 2:
-                raise ValueError("data.max_length: must be at least 2: a block of one token has nothing to predict")
+                raise ValueError(
+                    "data.max_length: must be at least 2, because a block of one token has nothing to predict"
+                )
         groups = self.training_arguments.train_sampling_strategy == "group_by_length"
         if self.task_info is not None and groups and not self.task_info.has_lengths:
             raise ValueError(f"arguments.train_sampling_strategy: rows of {self.task} have no length to group by")
         if self.task == "automatic-speech-recognition" and self.training_arguments.label_smoothing_factor:
-            raise ValueError("arguments.label_smoothing_factor: does not go with the loss of speech recognition (CTC)")
+            raise ValueError(
+                "arguments.label_smoothing_factor: cannot be used with the loss of speech recognition (CTC)"
+            )
         if self.lora is not None and self.task != "text-generation":
-            raise ValueError("lora: goes with task: text-generation only")
+            raise ValueError("lora: can only be used with task: text-generation")
         recipe = None if self.module is None else recipe_name(self.module)
         if recipe is not None:
             read_options(OPTIONS[recipe], self.options)
         if self.trainer == "torch" and self.data is not None and not self.data.columns:
-            raise ValueError("data.columns: is required with trainer: torch: the columns that the module reads")
+            raise ValueError("data.columns: is required with trainer: torch; name the columns that the module reads")
         return self
 
     def _check_evaluation(self) -> None:
@@ -220,23 +244,25 @@ class TrainingSpec(Strict):
         has_eval = self.data is not None and self.data.eval_input is not None
         wanted = self.evaluation_param
         if self.trainer == "transformers" and not has_eval and wanted is not None:
-            raise InvalidSpec(f"{wanted}: needs rows to evaluate: set data.eval or data.eval_split", param=wanted)
+            raise InvalidSpec(f"{wanted}: needs rows to evaluate; set data.eval or data.eval_split", param=wanted)
         strategy = self.training_arguments.eval_strategy if "eval_strategy" in self.arguments else None
         best = self.checkpoint.best
         if strategy in ("no", "epoch") and "eval_steps" in self.arguments:
-            raise ValueError(f"arguments.eval_steps: goes with eval_strategy: steps, not {strategy}")
+            raise ValueError(f"arguments.eval_steps: can only be used with eval_strategy: steps, not {strategy}")
         if best is None:
             if self.checkpoint.mode is not None:
-                raise ValueError("checkpoint.mode: goes with checkpoint.best")
+                raise ValueError("checkpoint.mode: can only be used with checkpoint.best")
             return
         if strategy == "no":
-            raise ValueError("checkpoint.best: needs evaluations, and arguments.eval_strategy is no")
+            raise ValueError("checkpoint.best: needs evaluations, but arguments.eval_strategy is no")
         known = self.eval_metrics
         if not best.startswith(PREFIX) and (known is None or PREFIX + best in known):
             hint = f"the metrics of an evaluation begin with '{PREFIX}'; did you mean '{PREFIX}{best}'?"
             raise ValueError(f"checkpoint.best: {hint}")
         if known is not None and best not in known:
-            raise ValueError(f"checkpoint.best: an evaluation has no '{best}', only {', '.join(known)}")
+            raise ValueError(
+                f"checkpoint.best: an evaluation has no metric '{best}'; its metrics are {', '.join(known)}"
+            )
         mode_of_best(best, self.checkpoint.mode)
 
     @property
@@ -255,6 +281,21 @@ class TrainingSpec(Strict):
             "eval_on_start": self.training_arguments.eval_on_start,
         }
         return next((f"arguments.{name}" for name, is_set in requests.items() if is_set), None)
+
+    @property
+    def evaluates_in_between(self) -> bool:
+        """Whether evaluations are made during the training, not only before and after it."""
+        return self.evaluation_param not in (None, "arguments.eval_on_start")
+
+    @property
+    def eval_every_steps(self) -> int | None:
+        """Number of steps between two evaluations; None if there are none, or if they follow epochs."""
+        arguments = self.training_arguments
+        if not self.evaluates_in_between or arguments.eval_strategy == "epoch":
+            return None
+        if arguments.eval_strategy == "steps":
+            return arguments.eval_steps or arguments.logging_steps  # as in transformers
+        return arguments.eval_steps or self.checkpoint.every_steps  # transformers would evaluate only at the end
 
     @property
     def eval_metrics(self) -> tuple[str, ...] | None:

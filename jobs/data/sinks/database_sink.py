@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 import orjson
@@ -20,11 +20,14 @@ _RESULTS = SQLModel.metadata.tables[str(ResultRecord.__tablename__)]
 _PAGE_ROWS = 2000
 _PAGE_BYTES = 4 * 2**20
 _SEVERAL = 2  # number of dimensions of an array of several vectors
-_FETCH_ROWS = 16  # rows per fetch; a page may exceed `_PAGE_BYTES` by one fetch
+_FIRST_FETCH_ROWS = 16  # by these, the size of the following rows is estimated
+_FETCH_ROWS = 512  # most rows of one fetch, which is a round trip; a page may exceed `_PAGE_BYTES` by one fetch
 
 
 class DatabaseSink:
     """Inserts results into the table, in the same transaction that marks their chunk done."""
+
+    makes_files: ClassVar[bool] = False
 
     def __init__(self, database: Database, *, vector_output: bool) -> None:
         """
@@ -100,15 +103,18 @@ def _read_page(
     wanted = select(*columns).where(_RESULTS.c.job_id == job_id, _RESULTS.c.row_index > after_row)
     if stop_row is not None:
         wanted = wanted.where(_RESULTS.c.row_index < stop_row)
-    wanted = wanted.order_by(_RESULTS.c.row_index).limit(num_rows).execution_options(yield_per=_FETCH_ROWS)
+    wanted = wanted.order_by(_RESULTS.c.row_index).limit(num_rows).execution_options(stream_results=True)
     page: list[Result] = []
-    num_bytes = 0
+    num_bytes, num_wanted = 0, _FIRST_FETCH_ROWS
     with database.read() as session, session.connection().execute(wanted) as rows:
-        for row in rows:
-            page.append(_as_result(row))
-            num_bytes += len(row.vector or row.output or row.error)
-            if num_bytes >= _PAGE_BYTES:
-                return page, False
+        while fetched := rows.fetchmany(num_wanted):
+            for row in fetched:
+                page.append(_as_result(row))
+                num_bytes += len(row.vector or row.output or row.error)
+                if num_bytes >= _PAGE_BYTES:
+                    return page, False
+            num_left = (_PAGE_BYTES - num_bytes) * len(page) // max(num_bytes, 1) + 1
+            num_wanted = min(num_left, _FETCH_ROWS)
     return page, len(page) < num_rows
 
 

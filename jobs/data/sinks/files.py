@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 from sqlalchemy import func, select
 from sqlmodel import Session, col
@@ -13,7 +14,8 @@ from sqlmodel import Session, col
 from jobs.data.rows import Result
 from jobs.data.sinks.database_sink import read_records
 from jobs.data.sinks.protocol import NamedObject, PartFormat, PartWriter
-from jobs.data.store import Store, artifact_key, part_key
+from jobs.data.store import Store
+from jobs.data.store_keys import artifact_key, part_key
 from jobs.db.database import Database
 from jobs.db.states import ChunkState
 from jobs.db.tables import Chunk, Job
@@ -32,6 +34,8 @@ class _RecordedChunk:
 
 class FileSink:
     """Writes each chunk's part under a key with the lease id; a part is valid only once its chunk's row names it."""
+
+    makes_files: ClassVar[bool] = True
 
     def __init__(self, part_format: PartFormat, *, database: Database, store: Store) -> None:
         self._format = part_format

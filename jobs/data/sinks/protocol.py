@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import BinaryIO, ClassVar, Protocol, TypeAlias
 
 from sqlmodel import Session
 
+from jobs.data.drafts import Draft, StoredObject
 from jobs.data.rows import Result
-from jobs.data.store import Draft, StoredObject
 
 Output: TypeAlias = BinaryIO | Draft
 """The type of file that a result file is written to."""
@@ -27,6 +27,9 @@ class NamedObject:
 
 class Sink(Protocol):
     """Stores a job's results. The runner calls `stage` and `record`, the API `read`, and the finalizer `merge`."""
+
+    makes_files: ClassVar[bool]
+    """Whether `merge` has anything to write. If not, a job completes with its last chunk, without the finalizer."""
 
     def stage(self, job_id: str, lease_id: str, start_row: int, results: Sequence[Result]) -> str | None:
         """Write what the sink keeps outside the database, before the chunk's transaction begins.

@@ -109,7 +109,7 @@ def check_columns(
     num_files = 0
     for file, names in itertools.islice(source.columns_by_file(), most_files):
         if not is_wanted():
-            raise InterruptedError("nobody waits for the columns any more")
+            raise InterruptedError("the columns are no longer wanted")
         num_files += 1
         seen.update(dict.fromkeys(names))
         for param, column, may_miss in wanted:
@@ -118,16 +118,16 @@ def check_columns(
                 if len(names) == 1 and _is_csv(spec_input, file):
                     advice = "; if it has no header and each line is a row, set input.format to text"
                 raise InvalidInput(
-                    f"{param}: '{file}' has no column '{column}', only {_listed(names)}{advice}", param=param
+                    f"{param}: '{file}' has no column '{column}'; it has {_listed(names)}{advice}", param=param
                 )
             if names.count(column) > 1:
-                raise InvalidInput(f"{param}: '{file}' has several columns '{column}'", param=param)
+                raise InvalidInput(f"{param}: '{file}' has more than one column '{column}'", param=param)
     if num_files == most_files:
         return  # a file that was not checked may have the column
     for name, column in columns.items():
         if name in optional and name in spec_input.columns and column not in seen:
             param = f"input.columns.{name}"
-            raise InvalidInput(f"{param}: the input has no column '{column}', only {_listed(seen)}", param=param)
+            raise InvalidInput(f"{param}: the input has no column '{column}'; it has {_listed(seen)}", param=param)
 
 
 def _is_csv(spec_input: InputSpec, file: str) -> bool:
@@ -140,7 +140,9 @@ def _check_fields(spec_input: InputSpec, form: str) -> None:
     for name in () if form == "csv" else _CSV_FIELDS if form in _TEXT_FORMATS else (*_CSV_FIELDS, "encoding"):
         if getattr(spec_input, name) != InputSpec.model_fields[name].default:
             kinds = "text files" if name == "encoding" else "CSV files"
-            raise InvalidInput(f"input.{name}: goes with {kinds}, and the input is {form}", param=f"input.{name}")
+            raise InvalidInput(
+                f"input.{name}: can only be used with {kinds}, but the input is {form}", param=f"input.{name}"
+            )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Check a data set before the `datasets` library reads it: which files it names, and their unpacked size.
 
 The library follows URLs that a README names, and it unpacks and converts all files into its cache before their size
-could be checked. Here, "notes" are a folder's metadata files.
+could be checked.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from jobs.data.sources.opening import PARAM
 from jobs.data.sources.reader import InputFile, is_bomb
 from jobs.errors import InvalidInput
 
-_NOTES = ("README.md", ".huggingface.yaml")
-_OTHER_NOTES = ("dataset_infos.json", "dataset_dict.json", "state.json", "dataset_info.json")
-_LARGEST_NOTES = 2**20
+_METADATA_FILES = ("README.md", ".huggingface.yaml")
+_OTHER_METADATA_FILES = ("dataset_infos.json", "dataset_dict.json", "state.json", "dataset_info.json")
+_LARGEST_METADATA_BYTES = 2**20
 _BLOCK_BYTES = 2**20
 _PICKLED = (".pth",)
 """Suffixes of tar members that the library would load with torch."""
@@ -37,25 +37,25 @@ _CODECS = (
 )
 
 
-def check_notes(file: InputFile, rules: AccessRules) -> None:
+def check_metadata(file: InputFile, rules: AccessRules) -> None:
     """Reject a folder whose README names files outside local folders. Nothing is downloaded for this check.
 
     Raises:
-        InvalidInput: The README names a URL, or the notes cannot be read.
-        Forbidden: The notes are links to files that jobs may not read.
+        InvalidInput: The README names a URL, or the metadata cannot be read.
+        Forbidden: The metadata files are links to files that jobs may not read.
     """
     folder = Path(file.url)
-    for name in (*_NOTES, *_OTHER_NOTES):
+    for name in (*_METADATA_FILES, *_OTHER_METADATA_FILES):
         path = folder / name
         if not path.exists():
             continue
         resolved = resolve_input_path(path, rules)
-        if name in _NOTES:
-            if resolved.stat().st_size > _LARGEST_NOTES:
-                raise _refused(file, f"its {name} is longer than {_LARGEST_NOTES} bytes")
+        if name in _METADATA_FILES:
+            if resolved.stat().st_size > _LARGEST_METADATA_BYTES:
+                raise _refused(file, f"its {name} is larger than {_LARGEST_METADATA_BYTES} bytes")
             for text in _named_files(_configurations(resolved, file)):
                 if "://" in text or "::" in text:
-                    raise _refused(file, f"its {name} names '{text}', and a folder's files must lie in it")
+                    raise _refused(file, f"its {name} names '{text}', but all files must be inside the folder")
 
 
 def check_size(file: InputFile, claim: str, sizes: Iterable[int], most_bytes: int) -> None:
@@ -115,7 +115,7 @@ def _members(file: InputFile, handle: BinaryIO) -> Iterator[int]:
     with tarfile.open(fileobj=handle, mode="r|*") as archive:
         for member in archive:
             if member.name.lower().endswith(_PICKLED):
-                raise _refused(file, f"it holds '{member.name}', pickled data, which is never loaded")
+                raise _refused(file, f"it contains '{member.name}', which is pickled data and is never loaded")
             yield member.size
 
 
@@ -133,7 +133,7 @@ def _arrow_bytes(file: InputFile, path: Path) -> Iterator[int]:
     for message in messages(path):
         packed, unpacked = message.packed_bytes, message.unpacked_bytes
         if is_bomb(packed, unpacked):
-            raise _refused(file, f"'{path.name}' expands a table from {packed} bytes to {unpacked}")
+            raise _refused(file, f"'{path.name}' has a table that expands from {packed} bytes to {unpacked}")
         yield unpacked
 
 
@@ -143,23 +143,23 @@ def check_saved(file: InputFile, folder: Path, rules: AccessRules) -> None:
     The library memory-maps its files; a compressed table would be unpacked into memory completely.
 
     Raises:
-        InvalidInput: A table is compressed, or its notes cannot be read.
+        InvalidInput: A table is compressed, or the metadata is too large.
         Forbidden: The data set names files that jobs may not read.
     """
     from jobs.data.sources.formats.arrow_messages import messages
 
-    notes = resolve_input_path(folder / "state.json", rules)
-    if not notes.is_file():
+    state = resolve_input_path(folder / "state.json", rules)
+    if not state.is_file():
         return
-    if notes.stat().st_size > _LARGEST_NOTES:
-        raise _refused(file, f"its state.json is longer than {_LARGEST_NOTES} bytes")
-    for facts in json.loads(notes.read_bytes())["_data_files"]:
+    if state.stat().st_size > _LARGEST_METADATA_BYTES:
+        raise _refused(file, f"its state.json is larger than {_LARGEST_METADATA_BYTES} bytes")
+    for facts in json.loads(state.read_bytes())["_data_files"]:
         path = resolve_input_path(folder / facts["filename"], rules)
         if any(message.is_compressed for message in messages(path)):
             raise _refused(
                 file,
-                f"'{path.name}' is compressed, and a saved data set is read where it lies: save it with save_to_disk "
-                "of the datasets library, which does not compress",
+                f"'{path.name}' is compressed; save the data set with save_to_disk of the datasets library, which does "
+                "not compress",
             )
 
 
@@ -189,12 +189,12 @@ def _configurations(path: Path, file: InputFile) -> Any:
         if path.suffix == ".md":
             from huggingface_hub import metadata_load
 
-            notes = metadata_load(path)
+            metadata = metadata_load(path)
         else:
-            notes = yaml.safe_load(path.read_text(encoding="utf-8"))
+            metadata = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _refused(file, f"the notes in {path.name} are not valid YAML") from error
-    return notes.get("configs") if isinstance(notes, dict) else None
+        raise _refused(file, f"the metadata in {path.name} is not valid YAML") from error
+    return metadata.get("configs") if isinstance(metadata, dict) else None
 
 
 def _named_files(configurations: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Match globs against local files, with a limit on the number of names that are looked at."""
+"""Match globs against local files, with a limit on the number of names that are searched."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def local_matches(pattern: str) -> list[str]:
         pattern: Glob of a path; a relative one begins at the working directory.
 
     Raises:
-        InvalidInput: The pattern has too many wildcards, or too many names would have to be looked at.
+        InvalidInput: The pattern has too many wildcards, or too many names would have to be searched.
     """
     fault = glob_fault(pattern)
     if fault is not None:
@@ -86,8 +86,8 @@ class _Search:
                     self._num_names += 1
                     if self._num_names > MOST_GLOB_NAMES:
                         raise InvalidInput(
-                            f"{PARAM}: '{self._pattern}' looks at more than {MOST_GLOB_NAMES} names; name a folder "
-                            "that is nearer to the files",
+                            f"{PARAM}: '{self._pattern}' has to search more than {MOST_GLOB_NAMES} names; begin the "
+                            "glob with a folder closer to the files",
                             param=PARAM,
                         )
                     if matches(entry.name):

@@ -21,7 +21,7 @@ import yaml
 from jobs.access.paths import resolve_input_path
 from jobs.access.stamps import file_stamp
 from jobs.config.access_rules import AccessRules
-from jobs.data.sources.folders import check_expansion, check_notes, check_saved, check_size
+from jobs.data.sources.folders import check_expansion, check_metadata, check_saved, check_size
 from jobs.data.sources.formats.arrow import table_records
 from jobs.data.sources.formats.class_names import names_of_feature
 from jobs.data.sources.opening import PARAM, check_unchanged, remote_file_system
@@ -107,7 +107,7 @@ class DatasetReader:
         datasets.disable_progress_bars()  # a runner's log is not a terminal
         if not file.url.startswith(_HUB_PREFIX):
             folder = Path(file.url)
-            check_notes(file, self._rules)
+            check_metadata(file, self._rules)
             saved = _saved_folder(folder, self._split, file)
             if saved is not None:
                 check_saved(file, saved, self._rules)
@@ -116,7 +116,9 @@ class DatasetReader:
             return self._built(file, datasets.load_dataset_builder(str(folder), name=self._config))
         name, _, revision = file.url.removeprefix(_HUB_PREFIX).partition("@")
         if Path(name).exists():  # the library would prefer it, and it may be outside the input roots
-            raise InvalidInput(f"{PARAM}: a local '{name}' in the working directory hides the hub's", param=PARAM)
+            raise InvalidInput(
+                f"{PARAM}: '{name}' is also a file or folder in the working directory; rename that", param=PARAM
+            )
         return self._built(file, datasets.load_dataset_builder(name, name=self._config, revision=revision or None))
 
     def _built(self, file: InputFile, builder: Any) -> Any:
@@ -137,7 +139,7 @@ class DatasetReader:
         from datasets import DownloadConfig, DownloadManager
 
         (hub, _), options = remote_file_system(urls[0]), builder.storage_options
-        check_size(file, "its notes declare", [builder.info.dataset_size or 0], self._rules.max_dataset_bytes)
+        check_size(file, "its metadata declares", [builder.info.dataset_size or 0], self._rules.max_dataset_bytes)
         sizes = (hub.info(url)["size"] for url in urls)
         check_size(file, "its files on the hub take", sizes, self._rules.max_dataset_bytes)
         config = DownloadConfig(use_etag=False, token=builder.token, storage_options=options)

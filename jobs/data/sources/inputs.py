@@ -65,7 +65,7 @@ class InputSource:
     def index(self, chunk_rows: int) -> Iterator[ChunkRange]:
         """Split one file after the other into chunks; see `Source`."""
         if chunk_rows < 1:
-            raise ValueError(f"chunk_rows is {chunk_rows}; a chunk has at least one row")
+            raise ValueError(f"chunk_rows is {chunk_rows}, but a chunk must have at least one row")
         first_row = 0
         for found in self._find_files():
             reader = self._reader(found)
@@ -84,7 +84,7 @@ class InputSource:
         file = _file(locator)
         skip = start_row - locator["row"]
         if skip < 0 or stop_row < start_row:
-            raise ValueError(f"rows [{start_row}, {stop_row}) do not lie behind the locator's row {locator['row']}")
+            raise ValueError(f"rows [{start_row}, {stop_row}) begin before the locator's row {locator['row']}")
         if start_row == stop_row:
             return
         self._check_allowed(file)
@@ -112,7 +112,7 @@ class InputSource:
 
     def _empty(self) -> InvalidInput:
         names = [file.name for file in self._find_files()]
-        what = f"'{names[0]}' has no rows" if len(names) == 1 else f"none of the {len(names)} files has a row"
+        what = f"'{names[0]}' has no rows" if len(names) == 1 else f"none of the {len(names)} files has any rows"
         return InvalidInput(f"{PARAM}: {what}", param=PARAM)
 
 

@@ -68,12 +68,12 @@ class Locator:
                 for file in self._files_of(path):
                     found.append(file)
                     if len(found) > MOST_INPUT_FILES:
-                        raise _invalid(f"these are more than {MOST_INPUT_FILES} files; put several into one")
+                        raise _invalid(f"the input has more than {MOST_INPUT_FILES} files; merge some of them")
         other = next((file for file in found if file.format != found[0].format), None)
         if other is not None:
             raise _invalid(
                 f"'{found[0].name}' is {found[0].format} and '{other.name}' is {other.format}; "
-                "the files of one job have one format"
+                "all files of a job must have the same format"
             )
         return found
 
@@ -104,14 +104,14 @@ class Locator:
         except NotFound as error:
             raise _invalid(f"there is no uploaded file '{file_id}'") from error
         if self._spec.format == "dataset":
-            raise _invalid(f"'{path}' is one file, not a data set; leave input.format at auto")
+            raise _invalid(f"'{path}' is a single file, not a data set; set input.format to auto")
         form = self._format(stored.filename)
         return InputFile(self._store.url(stored.key), stored.filename or path, form, is_upload=True)
 
     def _remote(self, url: str) -> Iterator[InputFile]:
         check_input_url(url, self._rules)
         if self._spec.format == "dataset":
-            raise _invalid(f"'{url}': a data set is read from a local folder or the hub ({_HUB_PREFIX}<name>)")
+            raise _invalid(f"'{url}' cannot be read as a data set; use a local folder or the hub ({_HUB_PREFIX}<name>)")
         if not _GLOB.search(url):
             yield InputFile(url, url, self._format(url))
             return
@@ -141,7 +141,7 @@ class Locator:
         elif not resolved.exists():
             raise _invalid(f"there is no {'data set folder' if self._spec.format == 'dataset' else 'file'} '{path}'")
         elif self._spec.format == "dataset":
-            raise _invalid(f"'{path}' is a file, not the folder of a data set; leave input.format at auto")
+            raise _invalid(f"'{path}' is a file, not the folder of a data set; set input.format to auto")
         else:
             yield InputFile(str(resolved), path, self._format(path))
 
@@ -158,13 +158,11 @@ class Locator:
             return self._spec.format
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in _COMPRESSED:
-            raise _invalid(
-                f"'{name}' is compressed, and rows cannot be found in it without reading all of it; unpack it first"
-            )
+            raise _invalid(f"'{name}' is compressed; unpack it first")
         if suffix not in SUFFIXES:
             known = ", ".join(SUFFIXES)
             raise _invalid(
-                f"the format of '{name}' is not known by its name ({known} are); "
+                f"the format of '{name}' is unknown, because its name does not end in one of {known}; "
                 "set input.format to jsonl, json, csv, text, parquet or dataset"
             )
         return SUFFIXES[suffix]

@@ -55,7 +55,7 @@ def stamped(file: InputFile) -> InputFile:
         ServiceUnavailable: A remote file cannot be reached now.
     """
     with translated(file):
-        size, stamp = _look(file)
+        size, stamp = _stat(file)
     return replace(file, size=size, stamp=stamp)
 
 
@@ -81,10 +81,12 @@ def translated(file: InputFile) -> Iterator[None]:
     except IsADirectoryError as error:
         raise InvalidInput(directory_message(file.name), param=PARAM) from error
     except PermissionError as error:
-        raise InvalidInput(f"{PARAM}: '{file.name}' may not be read: permission denied", param=PARAM) from error
+        raise InvalidInput(f"{PARAM}: '{file.name}' cannot be read: permission denied", param=PARAM) from error
     except ImportError as error:
         package = error.name or str(error)
-        raise InvalidInput(f"{PARAM}: reading '{file.name}' needs the package {package} here", param=PARAM) from error
+        raise InvalidInput(
+            f"{PARAM}: reading '{file.name}' needs the package {package}, which is not installed", param=PARAM
+        ) from error
     except _unreachable_errors() as error:
         if isinstance(error, OSError) and error.errno in _NO_SUCH_FILE and local_path(file.url) is not None:
             raise InvalidInput(f"{PARAM}: '{file.name}' is not the path of a file", param=PARAM) from error
@@ -99,8 +101,8 @@ def remote_file_system(url: str) -> tuple[Any, str]:
 def directory_message(name: str) -> str:
     """The error message for a path that is a directory."""
     return (
-        f"{PARAM}: '{name}' is a directory where a file should be; name its files with a glob such as '*.jsonl', "
-        "or set input.format to dataset"
+        f"{PARAM}: '{name}' is a directory, not a file; name its files with a glob such as '*.jsonl', or set "
+        "input.format to dataset"
     )
 
 
@@ -115,7 +117,7 @@ def check_unchanged(file: InputFile, size: int, stamp: str) -> None:
         raise InvalidInput(changed_message(file), param=PARAM)
 
 
-def _look(file: InputFile) -> tuple[int, str]:
+def _stat(file: InputFile) -> tuple[int, str]:
     path = local_path(file.url)
     if path is not None:
         return local_stamp(_regular(file, path))
@@ -141,7 +143,7 @@ def _regular(file: InputFile, path: Path) -> os.stat_result:
 def _open(file: InputFile) -> Iterator[BinaryIO]:
     path = local_path(file.url)
     if path is None:
-        check_unchanged(file, *_look(file))
+        check_unchanged(file, *_stat(file))
         system, inner = remote_file_system(file.url)
         with system.open(inner, "rb", block_size=_READ_AHEAD_BYTES, cache_type="readahead") as remote:
             yield cast("BinaryIO", remote)

@@ -16,8 +16,8 @@ from typing import Any
 
 from jobs.data.sources.values import kind_name
 from jobs.errors import InvalidInput, InvalidSpec
-from jobs.messages import short, shown
-from jobs.specs.training_tasks import TrainingTask
+from jobs.messages import counted, short, shown
+from jobs.specs.training_options.training_tasks import TrainingTask
 
 CHECKED_INPUTS = ("text", "text_pair", "tokens", "label", "labels")
 """Inputs that are checked by their values; images and audio can only be checked once they are decoded."""
@@ -73,12 +73,12 @@ class RowCheck:
         if not isinstance(value, str):
             if _is_chat(value):
                 raise RowFlaw(
-                    f"column '{column}' holds a chat, and a training reads texts: apply the model's chat template, and "
-                    "train on the text that comes out"
+                    f"column '{column}' contains a chat, but a training needs texts; apply the model's chat template "
+                    "first, and train on its output"
                 )
             raise RowFlaw(f"column '{column}' must be text for input '{name}', not {_kind(value)}")
         if self.task.name == "automatic-speech-recognition" and not value.strip():
-            raise RowFlaw(f"column '{column}' is empty, and there is no sound without a text to learn from")
+            raise RowFlaw(f"column '{column}' is empty, but each recording needs a text")
 
     def _check_words(self, value: Any) -> None:
         column = self.columns["tokens"]
@@ -87,14 +87,14 @@ class RowCheck:
             raise RowFlaw(f"column '{column}' must be a list of words, not {what}")
         for number, word in enumerate(value, start=1):
             if not isinstance(word, str):
-                raise RowFlaw(f"column '{column}' must be a list of words, and word {number} is {_kind(word)}")
+                raise RowFlaw(f"column '{column}' must be a list of words, but word {number} is {_kind(word)}")
 
     def _word_classes(self, label: str, values: Mapping[str, Any]) -> list[str | None]:
         column, labels = self.columns[label], values[label]
         if not isinstance(labels, list):
             raise RowFlaw(f"column '{column}' must be a list with a label for each word, not {_kind(labels)}")
         if "tokens" in values and len(labels) != len(values["tokens"]):
-            raise RowFlaw(f"it does not have a label for each of its {len(values['tokens'])} tokens, but {len(labels)}")
+            raise RowFlaw(f"the row has {counted(len(values['tokens']), 'token')} but {counted(len(labels), 'label')}")
         return [self._class(f"column '{column}', word {at},", value) for at, value in enumerate(labels, start=1)]
 
     def _class(self, where: str, value: Any) -> str | None:
@@ -106,34 +106,34 @@ class RowCheck:
         if not isinstance(value, str | int | float | Decimal):
             several = "a list of labels" if isinstance(value, list) else _kind(value)
             each = "word" if "tokens" in self.task.inputs else "row"
-            raise RowFlaw(f"{where} holds {several}, and task {self.task.name} learns one class for each {each}")
-        held = _shown(value)
+            raise RowFlaw(f"{where} contains {several}, but task {self.task.name} needs one class for each {each}")
+        written = _shown(value)
         if self.names is not None and value in self.names:
             return str(value)
         if isinstance(value, float | Decimal) or (isinstance(value, str) and _DECIMAL.fullmatch(value.strip())):
             raise RowFlaw(
-                f"{where} holds {held}, a number with a decimal point: task {self.task.name} learns classes, not "
-                "numbers (regression); write classes as names or as whole numbers"
+                f"{where} contains {written}, a number with a decimal point, but task {self.task.name} predicts "
+                "classes, not numbers (regression); write classes as names or as whole numbers"
             )
         number = int(value) if isinstance(value, int) or _WHOLE.fullmatch(value.strip()) else None
         if number == _NOT_LEARNED:
             return None
         if self.names is not None:
-            return self._named(where, held, number)
+            return self._named(where, written, number)
         if number == _AMBIGUOUS:
             raise RowFlaw(
-                f"{where} holds -1, which says in some data sets that a row has no label, and in others is a class: "
-                "write -100 or leave the row out where it has no label, and give a class another name"
+                f"{where} contains -1, which means no label in some data sets and is a class in others; write -100 or "
+                "leave the row out if it has no label, or else give the class another name"
             )
         return str(value)
 
-    def _named(self, where: str, held: str, number: int | None) -> str | None:
+    def _named(self, where: str, written: str, number: int | None) -> str | None:
         """The class name of a class id."""
         assert self.names is not None
         if number == _AMBIGUOUS:  # the `datasets` library writes -1 for a row without a label
             return None
         if number is None or not 0 <= number < len(self.names):
-            raise RowFlaw(f"{where} holds {held}, which is none of the data set's {len(self.names)} classes")
+            raise RowFlaw(f"{where} contains {written}, which is not one of the data set's {len(self.names)} classes")
         return self.names[number]
 
 
@@ -160,11 +160,11 @@ def naming_data(param: str) -> Iterator[None]:
     try:
         yield
     except (InvalidInput, InvalidSpec) as error:
-        told = error.param or ""
-        if not told.startswith("input."):
+        field = error.param or ""
+        if not field.startswith("input."):
             raise
         renamed = {"input.columns.": "data.columns.", "input.path": param, "input.": "data."}
         message = error.message
         for old, new in renamed.items():
-            message, told = message.replace(old, new), told.replace(old, new)
-        raise type(error)(message, param=told) from error
+            message, field = message.replace(old, new), field.replace(old, new)
+        raise type(error)(message, param=field) from error

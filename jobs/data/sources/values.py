@@ -98,11 +98,11 @@ def key_text(value: Any) -> str | RowError | None:
         return None
     if isinstance(value, float) and abs(value) >= _LARGEST_EXACT:
         return RowError(
-            RowErrorCode.INVALID_KEY, "the key is a number too large to be kept exactly; write it as a string"
+            RowErrorCode.INVALID_KEY, "the key is a number too large to be stored exactly; write it as a string"
         )
     text = _text_of(value)
     if "\0" in text:
-        return RowError(RowErrorCode.INVALID_KEY, "the key has a zero character, which databases cannot keep")
+        return RowError(RowErrorCode.INVALID_KEY, "the key contains a zero character, which databases cannot store")
     return text
 
 

@@ -9,10 +9,12 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from jobs.db.database import Database
 
 _UPGRADE_LOCK = 0x5706E5  # any constant; only these upgrades use it
+_REVISION = text("SELECT version_num FROM alembic_version")
 
 
 def _config() -> Config:
@@ -26,14 +28,19 @@ def head() -> str:
     """The revision that this version of the code needs."""
     revision = ScriptDirectory.from_config(_config()).get_current_head()
     if revision is None:
-        raise RuntimeError("the package holds no migrations")
+        raise RuntimeError("the package contains no migrations")
     return revision
 
 
 def current(db: Database) -> str | None:
     """The revision of the database; None for an empty one."""
     with db.engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        try:
+            revision: str | None = connection.scalar(_REVISION)
+        except (OperationalError, ProgrammingError):  # an empty database has no such table
+            connection.rollback()
+            return MigrationContext.configure(connection).get_current_revision()
+        return revision
 
 
 def upgrade(db: Database, revision: str = "head") -> str:

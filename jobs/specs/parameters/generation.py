@@ -8,8 +8,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from jobs.specs.bounds import MOST_OPTIONS
 from jobs.specs.parameters.task_parameters import OpenParameters, TaskParameters
-from jobs.specs.settable import Expected
-from jobs.specs.value_types import (
+from jobs.specs.training_options.settable import Expected
+from jobs.specs.training_options.value_types import (
     Count,
     Flag,
     NamedValues,
@@ -46,7 +46,7 @@ TopLogprobs = Annotated[
 
 def _check_variables(value: dict[str, Any]) -> dict[str, Any]:
     if value.keys() & NO_TEMPLATE_VARIABLES:
-        raise ValueError("these are arguments of the call, not variables of the template")
+        raise ValueError("contains arguments of apply_chat_template, which are not variables of the template")
     return value
 
 
@@ -64,35 +64,35 @@ class TextGenerationParameters(TaskParameters):
     TASK: ClassVar[str] = "text-generation"
 
     max_new_tokens: Count | None = None
-    """Most tokens to generate; as the model's generation_config.json says when absent, or 256."""
+    """Maximum number of tokens to generate. When absent, the value in the model's generation_config.json, else 256."""
     do_sample: Flag | None = None
-    """Whether tokens are drawn instead of always taking the likeliest; true where a temperature is set."""
+    """Whether tokens are sampled instead of always choosing the most likely one; by default only with a temperature."""
     temperature: NumberFromZero | None = None
-    """How evenly tokens are drawn; 0 always takes the likeliest."""
+    """Sampling temperature; 0 always chooses the most likely token."""
     top_p: ShareAboveZero | None = None
-    """Draw only from the likeliest tokens whose probabilities reach this sum."""
+    """Sample only from the most likely tokens whose probabilities add up to this value."""
     top_k: Count | None = None
-    """Draw only from this many likeliest tokens."""
+    """Sample only from this number of most likely tokens."""
     repetition_penalty: NumberAboveZero | None = None
-    """Factor above 1 that makes tokens of the row so far less likely."""
+    """Penalty for tokens that the row already contains; a factor above 1 makes them less likely."""
     seed: Seed = 0
-    """Seed of what is drawn; set in a row, the draw does not depend on the row's place."""
+    """Seed of the sampling. If a row sets it, the row's result does not depend on its position in the input."""
     stop: Stops = Field(default_factory=list)
-    """Texts that end the generation; the output is cut before them."""
+    """Texts that end the generation. The output is cut before them."""
     stop_strings: Stops | None = None
     """transformers' name of `stop`."""
     n: Choices = 1
-    """Continuations of each row."""
+    """Number of continuations of each row."""
     num_return_sequences: Choices | None = None
     """transformers' name of `n`."""
     logprobs: Flag = False
     """Whether the output has the log-probability of each token."""
     top_logprobs: TopLogprobs = 0
-    """Likeliest tokens listed with each token; above 0 it implies `logprobs`."""
+    """Number of most likely tokens listed with each token; a number above 0 implies `logprobs`."""
     return_full_text: Flag = False
     """Whether the output begins with the prompt."""
     continue_final_message: Flag | None = None
-    """Whether a chat's last message is continued; when absent, one of the assistant's is."""
+    """Whether to continue a chat's last message; by default only a message of the assistant is continued."""
     chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
     """Variables for the model's chat template."""
 
@@ -116,10 +116,10 @@ class TextGenerationParameters(TaskParameters):
 
 
 class MultimodalParameters(OpenParameters):
-    """Parameters of the tasks that generate text from more than texts, beside those of pipeline and model."""
+    """Parameters of the tasks that generate text from other media. The pipeline and the model accept more."""
 
     max_new_tokens: Count | None = None
-    """Most tokens to generate; as the model's generation_config.json says when absent."""
+    """Maximum number of tokens to generate. When absent, the value in the model's generation_config.json."""
     generate_kwargs: NamedValues | None = None
     """Further arguments of the model's `generate`."""
     processor_kwargs: NamedValues | None = None
@@ -127,7 +127,7 @@ class MultimodalParameters(OpenParameters):
     return_full_text: Flag | None = None
     """Whether the output begins with the prompt."""
     continue_final_message: Flag | None = None
-    """Whether a chat's last message is continued; when absent, one of the assistant's is."""
+    """Whether to continue a chat's last message; by default only a message of the assistant is continued."""
     skip_special_tokens: Flag | None = None
     """Whether special tokens are left out of the output."""
     stop_sequence: Text | None = None
@@ -142,12 +142,12 @@ class MultimodalParameters(OpenParameters):
 
 
 class ImageTextToTextParameters(MultimodalParameters):
-    """Parameters of `image-text-to-text`, beside those of its pipeline and model."""
+    """Parameters of `image-text-to-text`. The pipeline and the model accept more."""
 
     TASK: ClassVar[str] = "image-text-to-text"
 
 
 class AnyToAnyParameters(MultimodalParameters):
-    """Parameters of `any-to-any`, beside those of its pipeline and model."""
+    """Parameters of `any-to-any`. The pipeline and the model accept more."""
 
     TASK: ClassVar[str] = "any-to-any"

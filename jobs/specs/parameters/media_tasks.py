@@ -1,4 +1,4 @@
-"""Parameters of the tasks that read images, video and audio. Absent ones get the defaults of transformers."""
+"""Parameters of the tasks that read images, video and audio. If absent, they have the defaults of transformers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.specs.parameters.task_parameters import LabelParameters, OpenParameters, TaskParameters
-from jobs.specs.settable import Expected
-from jobs.specs.value_types import (
+from jobs.specs.parameters.task_parameters import LabelParameters, OpenParameters, TaskParameters, refused
+from jobs.specs.training_options.settable import Expected
+from jobs.specs.training_options.value_types import (
     Count,
     Flag,
     Hypothesis,
@@ -28,12 +28,12 @@ Timestamps = Annotated[bool | Literal["char", "word"], Expected("true, false, 'c
 
 
 class ClassifierParameters(TaskParameters):
-    """Parameters of the tasks that classify images, films and sounds."""
+    """Parameters of the tasks that classify images, videos and audio."""
 
     top_k: Count | None = None
     """Number of best labels in each output; 5 when absent."""
     function_to_apply: ScoreFunction | None = None
-    """What makes scores of the logits; as the model's kind asks for when absent."""
+    """Function that turns logits into scores; by default the one for the model's type of problem."""
 
 
 class ImageClassificationParameters(ClassifierParameters):
@@ -54,9 +54,9 @@ class VideoClassificationParameters(ClassifierParameters):
     TASK: ClassVar[str] = "video-classification"
 
     num_frames: NumFrames | None = None
-    """Frames that are taken of each film; as many as the model was trained with when absent."""
+    """Number of frames to use of each video; by default the number that the model was trained with."""
     frame_sampling_rate: Count | None = None
-    """Every how manieth frame is taken; 1 when absent."""
+    """Distance between two used frames; with 1, the default, they are consecutive."""
 
 
 class ZeroShotImageClassificationParameters(LabelParameters):
@@ -65,7 +65,7 @@ class ZeroShotImageClassificationParameters(LabelParameters):
     TASK: ClassVar[str] = "zero-shot-image-classification"
 
     hypothesis_template: Hypothesis | None = None
-    """Sentence that is made of each label; `This is a photo of {}.` when absent."""
+    """Sentence into which each label is inserted; `This is a photo of {}.` when absent."""
 
 
 class ZeroShotAudioClassificationParameters(LabelParameters):
@@ -74,7 +74,7 @@ class ZeroShotAudioClassificationParameters(LabelParameters):
     TASK: ClassVar[str] = "zero-shot-audio-classification"
 
     hypothesis_template: Hypothesis | None = None
-    """Sentence that is made of each label; `This is a sound of {}.` when absent."""
+    """Sentence into which each label is inserted; `This is a sound of {}.` when absent."""
 
 
 class ZeroShotObjectDetectionParameters(LabelParameters):
@@ -85,7 +85,7 @@ class ZeroShotObjectDetectionParameters(LabelParameters):
     threshold: Number | None = None
     """Lowest score of an object in the output; 0.1 when absent."""
     top_k: Count | None = None
-    """Most objects in each output; all when absent."""
+    """Maximum number of objects in each output; all when absent."""
 
 
 class ObjectDetectionParameters(TaskParameters):
@@ -103,7 +103,7 @@ class ImageSegmentationParameters(TaskParameters):
     TASK: ClassVar[str] = "image-segmentation"
 
     subtask: Subtask | None = None
-    """Kind of segmentation; the first that the model can do when absent."""
+    """Kind of segmentation; by default the first kind that the model supports."""
     threshold: Number | None = None
     """Lowest probability of a mask in the output; 0.9 when absent."""
     mask_threshold: Number | None = None
@@ -134,19 +134,19 @@ class MaskGenerationParameters(TaskParameters):
     NULLS: ClassVar[frozenset[str]] = frozenset({"points_per_batch"})
 
     points_per_batch: Annotated[Count, Expected("a whole number from 1, or null for all points at once")] | None = 64
-    """Points that are computed at once; null for all."""
+    """Number of points that are computed at once; null for all."""
     points_per_crop: CropPoints | None = None
-    """Points along each side of a crop; 32 when absent."""
+    """Number of points along each side of a crop; 32 when absent."""
     crops_n_layers: CropLayers | None = None
-    """Layers of ever smaller crops that are searched too; 0 when absent."""
+    """Number of layers of smaller and smaller crops that are also searched; 0 when absent."""
     crop_overlap_ratio: Number | None = None
-    """Share of the image's side by which crops overlap."""
+    """Overlap of neighboring crops, as a share of the image's side."""
     crop_n_points_downscale_factor: Count | None = None
-    """Factor by which each layer's crops have fewer points along a side; 1 when absent."""
+    """Factor by which the number of points along a side falls with each layer of crops; 1 when absent."""
     pred_iou_thresh: Number | None = None
-    """Lowest quality, as the model predicts it, of a mask in the output; 0.88 when absent."""
+    """Lowest quality of a mask in the output, as predicted by the model; 0.88 when absent."""
     stability_score_thresh: Number | None = None
-    """Lowest stability under changes of the mask threshold of a mask in the output; 0.95 when absent."""
+    """Lowest stability of a mask in the output when the mask threshold changes; 0.95 when absent."""
     stability_score_offset: Number | None = None
     """Change of the mask threshold by which stability is measured; 1 when absent."""
     mask_threshold: Number | None = None
@@ -156,11 +156,11 @@ class MaskGenerationParameters(TaskParameters):
     max_sprinkle_area: Number | None = None
     """Area in pixels below which disconnected parts of a mask are dropped."""
     crops_nms_thresh: Number | None = None
-    """Overlap of boxes above which only the best of several masks is kept; 0.7 when absent."""
+    """Overlap of boxes above which only the best mask is kept; 0.7 when absent."""
     output_rle_mask: Flag | None = None
-    """Whether the output has each mask run-length encoded as well."""
+    """Whether the output also has each mask in run-length encoding."""
     output_bboxes_mask: Flag | None = None
-    """Whether the output has each mask's box as well."""
+    """Whether the output also has the bounding box of each mask."""
 
 
 class DocumentQuestionAnsweringParameters(TaskParameters):
@@ -169,25 +169,23 @@ class DocumentQuestionAnsweringParameters(TaskParameters):
     TASK: ClassVar[str] = "document-question-answering"
 
     top_k: Count | None = None
-    """Answers in each output; 1 when absent."""
+    """Number of answers in each output; 1 when absent."""
     max_answer_len: Count | None = None
-    """Longest answer, in words; 15 when absent."""
+    """Maximum length of an answer in words; 15 when absent."""
     max_seq_len: Count | None = None
-    """Tokens of question and document together in one window."""
-    max_question_len: Count | None = None
-    """Tokens that a question is cut to."""
+    """Maximum number of tokens in one window, for the question and the document together."""
     doc_stride: Count | None = None
-    """Tokens that the windows of a long document share."""
+    """Number of tokens that neighboring windows of a long document share."""
     handle_impossible_answer: Flag | None = None
     """Whether an empty answer is possible; false when absent."""
     padding: Padding | None = None
-    """How the tokenizer pads; the pipeline's own way when absent."""
+    """How the tokenizer pads; the pipeline's default when absent."""
     lang: Text | None = None
-    """Language that Tesseract reads."""
+    """Language of the documents, for Tesseract."""
 
 
 class ImageFeatureExtractionParameters(OpenParameters):
-    """Parameters of `image-feature-extraction`, beside those of its pipeline."""
+    """Parameters of `image-feature-extraction`. The pipeline accepts more."""
 
     TASK: ClassVar[str] = "image-feature-extraction"
 
@@ -203,7 +201,7 @@ class ImageFeatureExtractionParameters(OpenParameters):
 
 
 class TextToAudioParameters(OpenParameters):
-    """Parameters of `text-to-audio`, beside those of its pipeline and model."""
+    """Parameters of `text-to-audio`. The pipeline and the model accept more."""
 
     TASK: ClassVar[str] = "text-to-audio"
 
@@ -214,19 +212,32 @@ class TextToAudioParameters(OpenParameters):
 
 
 class SpeechRecognitionParameters(OpenParameters):
-    """Parameters of `automatic-speech-recognition`, beside those of its pipeline and model."""
+    """Parameters of `automatic-speech-recognition`. The pipeline and the model accept more."""
 
     TASK: ClassVar[str] = "automatic-speech-recognition"
+    OWN: ClassVar[frozenset[str]] = frozenset({"return_info", "return_segments", "vad"})
 
     chunk_length_s: NumberFromZero | None = None
-    """Seconds of the windows that a sound is cut into; 0, as when absent, cuts nothing."""
+    """Length in seconds of the windows that a recording is cut into; with 0, the default, it is not cut."""
     return_timestamps: Timestamps | None = None
     """Whether the output has the times of segments (true), words or characters."""
+    return_segments: Flag | None = None
+    """Whether the output also has `segments`, with `return_timestamps: word`; only Whisper finds both."""
     return_language: Flag | None = None
-    """Whether the output has the language that was heard."""
+    """Whether the output has the detected language."""
+    return_info: Flag | None = None
+    """Whether the output also has `duration`, in seconds, and `language`, null if the model does not report it."""
+    vad: Flag | None = None
+    """Whether long pauses are left out of the recordings; needs the extra `vad`, and changes what Whisper writes."""
     language: Text | None = None
-    """Language of the sounds; models of several languages find it out when absent."""
+    """Language of the recordings; by default multilingual models detect it."""
     task: Text | None = None
     """`transcribe` or `translate`, for models that do both."""
     generate_kwargs: NamedValues | None = None
     """Further arguments of the model's `generate`."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> SpeechRecognitionParameters:
+        if self.return_segments and self.return_timestamps != "word":
+            raise refused("return_segments", "requires `return_timestamps: word`; segments alone are `true`")
+        return self

@@ -9,8 +9,8 @@ from pydantic import ConfigDict, ValidationError, model_validator
 
 from jobs.errors import InvalidSpec
 from jobs.messages import did_you_mean
-from jobs.specs.settable import Settable
-from jobs.specs.value_types import MOST_TOKENS, Labels
+from jobs.specs.training_options.settable import Settable
+from jobs.specs.training_options.value_types import MOST_TOKENS, Labels
 
 FORBIDDEN_NAMES = frozenset(
     {
@@ -23,12 +23,14 @@ FORBIDDEN_NAMES = frozenset(
 
 
 class TaskParameters(Settable):
-    """What a job may set of its task. A parameter that is null is not given, unless `NULLS` names it."""
+    """Base class of a task's parameters. A parameter that is null counts as absent, unless `NULLS` names it."""
 
     TASK: ClassVar[str]
     """The task's name."""
     NULLS: ClassVar[frozenset[str]] = frozenset()
-    """Parameters for which null has a meaning."""
+    """Parameters for which null has a meaning of its own."""
+    OWN: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that only Stoker reads; the task's pipeline does not get them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,7 +79,7 @@ class TaskParameters(Settable):
         if inner:
             value = value.get(inner) if isinstance(value, Mapping) else None
         if given.get(one) is not None and value is not None:
-            raise refused(other, f"does not go with parameters.{one}: give one of the two")
+            raise refused(other, f"cannot be used with parameters.{one}; set only one of them")
 
     def refuse_inner(self, name: str, ours: frozenset[str]) -> None:
         """Reject names in a parameter's mapping that the task's pipeline sets itself.
@@ -91,7 +93,7 @@ class TaskParameters(Settable):
 
 
 class OpenParameters(TaskParameters):
-    """Parameters of a task that also takes those of its pipeline and of its model, whatever their names."""
+    """Base class for a task that also accepts all parameters of its pipeline and of its model."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -106,10 +108,10 @@ class OpenParameters(TaskParameters):
 
 
 class LabelParameters(TaskParameters):
-    """Parameters of a task whose labels the user gives."""
+    """Base class for a task with labels that the user provides."""
 
     candidate_labels: Labels | None = None
-    """Labels to choose from, for rows that bring none of their own."""
+    """Labels to choose from, for rows without labels of their own."""
 
 
 def refused(name: str, reason: str) -> InvalidSpec:

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from jobs.specs.parameters.task_parameters import LabelParameters, OpenParameters, TaskParameters, refused
-from jobs.specs.settable import Expected
-from jobs.specs.value_types import (
+from jobs.specs.training_options.settable import Expected
+from jobs.specs.training_options.value_types import (
     BoundedText,
     BoundedTexts,
     Count,
@@ -24,8 +24,10 @@ from jobs.specs.value_types import (
 )
 
 Pooling = Annotated[Literal["mean", "cls", "last_token", "max"], Expected("one of mean, cls, last_token, max")]
-"""How the vectors of a row's tokens become one."""
-Inputs = Annotated[Literal["text", "any"], Expected("'text', or 'any' for rows of a text, texts or token ids")]
+"""How the vectors of a row's tokens are combined into one."""
+Inputs = Annotated[
+    Literal["text", "any"], Expected("'text', or 'any' for rows with a text, a list of texts or token ids")
+]
 Aggregation = Annotated[
     Literal["none", "simple", "first", "average", "max"], Expected("one of none, simple, first, average, max")
 ]
@@ -40,32 +42,32 @@ class EmbeddingsParameters(TaskParameters):
     TASK: ClassVar[str] = "embeddings"
 
     pooling: Pooling | None = None
-    """How the vectors of a row's tokens become one; the model's own way when absent."""
+    """How the vectors of a row's tokens are combined into one; the model's default when absent."""
     normalize: Flag | None = None
-    """Whether each vector is scaled to length 1; the model's own way when absent."""
+    """Whether each vector is scaled to length 1; the model's default when absent."""
     dimensions: Count | None = None
-    """Number of dimensions that are kept of each vector; all when absent."""
+    """Number of dimensions to keep of each vector; all when absent."""
     max_length: NumTokens | None = None
-    """Tokens that a row may have; the model's own limit when absent."""
+    """Maximum number of tokens in a row; the model's limit when absent."""
     truncate: Flag = True
-    """Whether a longer row is cut; otherwise it is a row error."""
+    """Whether a longer row is truncated. Otherwise it becomes a row error."""
     prompt: Text | None = None
-    """Text that is put before each row's."""
+    """Text to insert before the text of each row."""
     prompt_name: Annotated[BoundedText, Expected("the name of one of the model's prompts")] | None = None
-    """Name of the model's prompt that is put before each row; the model's default when absent."""
+    """Name of the model's prompt to insert before the text of each row; the model's default when absent."""
     inputs: Inputs = "text"
     """Whether a row holds one text, or may hold several texts or lists of token ids."""
 
 
 class TokenizerParameters(TaskParameters):
-    """Parameters of a tokenizer, which several tasks take."""
+    """Parameters of the tokenizer, which several tasks share."""
 
     truncation: Truncation | None = None
-    """Whether and how a row that is too long is cut; uncut ones are row errors."""
+    """Whether and how to truncate a row that is too long. Otherwise it becomes a row error."""
     max_length: NumTokens | None = None
-    """Tokens that a row may have; the model's own limit when absent."""
+    """Maximum number of tokens in a row; the model's limit when absent."""
     padding: Padding | None = None
-    """Accepted for the sake of calls of pipelines; it has no effect."""
+    """Accepted for compatibility with transformers' pipelines; has no effect."""
 
 
 class TextClassificationParameters(TokenizerParameters):
@@ -77,7 +79,7 @@ class TextClassificationParameters(TokenizerParameters):
     top_k: TopLabels | None = 1
     """Number of best labels in each output; null for all."""
     function_to_apply: ScoreFunction | None = None
-    """What makes scores of the logits; as the model's kind asks for when absent."""
+    """Function that turns logits into scores; by default the one for the model's type of problem."""
     inputs: Inputs = "text"
     """Whether a row holds one text, or may hold several texts or lists of token ids."""
 
@@ -88,11 +90,11 @@ class TokenClassificationParameters(TokenizerParameters):
     TASK: ClassVar[str] = "token-classification"
 
     aggregation_strategy: Aggregation = "none"
-    """How tokens become entities."""
+    """How tokens are merged into entities."""
     ignore_labels: IgnoredLabels | None = None
-    """Labels that are left out of the output; `["O"]` when absent."""
+    """Labels to leave out of the output; `["O"]` when absent."""
     stride: CountOrZero | None = None
-    """Tokens that the windows of a long row share; without it a long row is not cut into windows."""
+    """Number of tokens that neighboring windows of a long row share; without it, a long row is not cut into windows."""
     is_split_into_words: Flag = False
     """Whether a row's text is a list of words."""
     delimiter: Text = " "
@@ -101,9 +103,9 @@ class TokenClassificationParameters(TokenizerParameters):
     @model_validator(mode="after")
     def _go_together(self) -> TokenClassificationParameters:
         if self.stride is not None and self.aggregation_strategy == "none":
-            raise refused("stride", "goes with an aggregation_strategy other than none")
+            raise refused("stride", "needs an aggregation_strategy other than none")
         if "delimiter" in self.model_fields_set and not self.is_split_into_words:
-            raise refused("delimiter", "stands between words, so it goes with is_split_into_words")
+            raise refused("delimiter", "can only be used with is_split_into_words: true")
         return self
 
 
@@ -113,13 +115,13 @@ class FillMaskParameters(TokenizerParameters):
     TASK: ClassVar[str] = "fill-mask"
 
     top_k: Count = 5
-    """Number of proposed words for each mask."""
+    """Number of words to suggest for each mask."""
     targets: Targets | None = None
-    """The only words to propose; every word of the vocabulary when absent."""
+    """The only words to suggest; all words of the vocabulary when absent."""
     tokenizer_kwargs: (
         Annotated[TokenizerParameters, Expected("a mapping of truncation, max_length, padding to their values")] | None
     ) = None
-    """The tokenizer's parameters as the pipeline takes them; they precede those beside it."""
+    """The tokenizer's parameters in the form of the pipeline; they take precedence over the fields beside it."""
 
     @property
     def tokenizer(self) -> TokenizerParameters:
@@ -128,12 +130,12 @@ class FillMaskParameters(TokenizerParameters):
 
 
 class FeatureExtractionParameters(OpenParameters):
-    """Parameters of `feature-extraction`, beside those of its pipeline."""
+    """Parameters of `feature-extraction`. The pipeline accepts more."""
 
     TASK: ClassVar[str] = "feature-extraction"
 
     truncation: Truncation | None = None
-    """Whether and how a row that is too long is cut."""
+    """Whether and how to truncate a row that is too long."""
     tokenize_kwargs: NamedValues | None = None
     """Further arguments of the tokenizer."""
 
@@ -150,9 +152,9 @@ class ZeroShotClassificationParameters(LabelParameters):
     TASK: ClassVar[str] = "zero-shot-classification"
 
     hypothesis_template: Hypothesis | None = None
-    """Sentence that is made of each label; `This example is {}.` when absent."""
+    """Sentence into which each label is inserted; `This example is {}.` when absent."""
     multi_label: Flag | None = None
-    """Whether several labels can be true of a row, so that their scores do not sum to 1; false when absent."""
+    """Whether several labels can apply to a row, so that their scores do not add up to 1; false when absent."""
 
 
 class TableQuestionAnsweringParameters(TaskParameters):
@@ -163,7 +165,7 @@ class TableQuestionAnsweringParameters(TaskParameters):
     sequential: Flag | None = None
     """Whether the questions of a row build on each other's answers; false when absent."""
     padding: Padding | None = None
-    """How the tokenizer pads; the pipeline's own way when absent."""
+    """How the tokenizer pads; the pipeline's default when absent."""
     truncation: (
         Annotated[
             bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate", "drop_rows_to_fit"],
@@ -171,7 +173,7 @@ class TableQuestionAnsweringParameters(TaskParameters):
         ]
         | None
     ) = None
-    """How a table that is too long is cut; the pipeline's own way when absent."""
+    """How to truncate a table that is too long; the pipeline's default when absent."""
 
 
 class DecisionParameters(TaskParameters):

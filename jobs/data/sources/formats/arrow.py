@@ -34,4 +34,6 @@ def _value(name: str, scalar: pa.Scalar) -> Any:
     except UnicodeDecodeError:
         return RowError(RowErrorCode.INVALID_UTF8, f"column '{name}' is not valid UTF-8")
     except (ValueError, OverflowError, pa.ArrowException) as error:
-        return RowError(RowErrorCode.INVALID_VALUE, f"column '{name}' has a value that Python cannot hold: {error}")
+        return RowError(
+            RowErrorCode.INVALID_VALUE, f"column '{name}' has a value that Python cannot represent: {error}"
+        )

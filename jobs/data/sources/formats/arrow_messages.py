@@ -1,6 +1,6 @@
 """Read the unpacked size of each message of an Arrow file or stream from its metadata, without unpacking it.
 
-A message's metadata (`notes` below) is a flatbuffer. Each buffer of a compressed message begins with its unpacked size:
+A message's metadata is a flatbuffer. Each buffer of a compressed message begins with its unpacked size:
 https://arrow.apache.org/docs/format/Columnar.html#compression
 """
 
@@ -47,36 +47,36 @@ def messages(path: Path) -> Iterator[Message]:
                 yield _message(message.metadata.to_pybytes(), message.body, is_dictionary=message.type == "dictionary")
 
 
-def _message(notes: bytes, body: pa.Buffer, *, is_dictionary: bool) -> Message:
-    batch = _inner(notes, _number(notes, 0, 4), 2)  # the message's header
+def _message(metadata: bytes, body: pa.Buffer, *, is_dictionary: bool) -> Message:
+    batch = _inner(metadata, _number(metadata, 0, 4), 2)  # the message's header
     if is_dictionary:
-        batch = _inner(notes, batch, 1)
-    if not _place(notes, batch, 3):
+        batch = _inner(metadata, batch, 1)
+    if not _place(metadata, batch, 3):
         return Message(False, body.size, body.size)
-    buffers = _inner(notes, batch, 2)
-    num_buffers = min(_number(notes, buffers, 4), len(notes) // _BUFFER_BYTES)
+    buffers = _inner(metadata, batch, 2)
+    num_buffers = min(_number(metadata, buffers, 4), len(metadata) // _BUFFER_BYTES)
     unpacked = 0
     for at in range(buffers + 4, buffers + 4 + num_buffers * _BUFFER_BYTES, _BUFFER_BYTES):
-        begin, length = _number(notes, at, 8), _number(notes, at + 8, 8)
+        begin, length = _number(metadata, at, 8), _number(metadata, at + 8, 8)
         if length:
             size = int.from_bytes(body[begin : begin + _LENGTH_BYTES].to_pybytes(), "little", signed=True)
             unpacked += size if size >= 0 else length  # -1: this buffer is not compressed
     return Message(True, body.size, unpacked)
 
 
-def _place(notes: bytes, table: int, field: int) -> int:
+def _place(metadata: bytes, table: int, field: int) -> int:
     """Offset of a field of a flatbuffer table; 0 if the table does not have the field."""
-    offsets = table - _number(notes, table, 4)
+    offsets = table - _number(metadata, table, 4)
     entry = 4 + 2 * field
-    offset = _number(notes, offsets + entry, 2) if entry < _number(notes, offsets, 2) else 0
+    offset = _number(metadata, offsets + entry, 2) if entry < _number(metadata, offsets, 2) else 0
     return table + offset if offset else 0
 
 
-def _inner(notes: bytes, table: int, field: int) -> int:
+def _inner(metadata: bytes, table: int, field: int) -> int:
     """Offset of the table or vector that a field refers to."""
-    place = _place(notes, table, field)
-    return place + _number(notes, place, 4)
+    place = _place(metadata, table, field)
+    return place + _number(metadata, place, 4)
 
 
-def _number(notes: bytes, at: int, num_bytes: int) -> int:
-    return int.from_bytes(notes[at : at + num_bytes], "little", signed=num_bytes > 2)
+def _number(metadata: bytes, at: int, num_bytes: int) -> int:
+    return int.from_bytes(metadata[at : at + num_bytes], "little", signed=num_bytes > 2)

@@ -35,7 +35,7 @@ _UNQUOTED = "unquoted"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first record of a file shows."""
+    """Properties of a file, read from its first record."""
 
     dialect: Dialect
     is_guess: bool
@@ -102,7 +102,7 @@ class DelimitedReader:
             except CellsInQuotes as found:
                 raise InvalidInput(
                     f"{_QUOTING_PARAM}: line {header.line + found.line} of '{file.name}' has a cell in quotes; "
-                    "say none if quotes are text in this file, or minimal if they enclose cells",
+                    "set it to none if quotes are plain text in this file, or to minimal if they enclose cells",
                     param=_QUOTING_PARAM,
                 ) from found
 
@@ -132,7 +132,7 @@ class DelimitedReader:
         except csv.Error as error:
             return self._fault(f"the row is not valid CSV: {error}", text, header)
         if len(cells) != len(header.names):
-            reason = f"the row has {len(cells)} cells where the header has {len(header.names)}"
+            reason = f"the row has {len(cells)} cells, but the header has {len(header.names)}"
             return self._fault(reason, text, header)
         return dict(zip(header.names, cells, strict=True))
 
@@ -151,7 +151,7 @@ class DelimitedReader:
         ):
             advice += "; if quotes are escaped by a backslash in this file, set input.escapechar to '\\'"
         elif swallowed is not None:
-            advice += "; if quotes are text in this file, set input.quoting to none"
+            advice += "; if quotes are plain text in this file, set input.quoting to none"
         elif header.is_guess and b'"' in text.data:
             advice += "; if quotes enclose cells in this file, set input.quoting to minimal"
         return RowError(RowErrorCode.INVALID_CSV_ROW, reason + advice, text.line)
@@ -187,7 +187,7 @@ class DelimitedReader:
         try:
             names = dialect.cells(text)
         except csv.Error as error:
-            cause = "it ends its lines with CR alone, save it with LF" if b"\r" in first.data else str(error)
+            cause = "its lines end with CR only; save it with LF" if b"\r" in first.data else str(error)
             raise _no_header(file, cause) from error
         if all(not name.strip() or _NUMBER.fullmatch(name) for name in names):
             raise _no_header(file, f"its first line is '{short(text, _SHOWN_CHARACTERS)}'")
@@ -198,7 +198,7 @@ class DelimitedReader:
         return Header(dialect, is_guess, names, second.offset, second.line)
 
     def _has_no_quotes(self, handle: BinaryIO, file: InputFile, start: int, delimiter: str) -> bool:
-        """Whether a file has no quotes, judging by its name and header, if the spec leaves it open."""
+        """Whether a file has no quotes according to its name and header, if the spec does not say so."""
         if self._fields.quoting != "auto" or not file.name.lower().endswith(_TAB_ENDINGS):
             return False
         handle.seek(start)
@@ -212,7 +212,7 @@ class DelimitedReader:
             if mark is not None and ord(mark) in self._encoding.shared:
                 param = ENCODING_PARAM if name == "delimiter" and self._fields.delimiter is None else f"input.{name}"
                 raise InvalidInput(
-                    f"{param}: {mark!r} is also a part of other characters in {self._encoding.name}; "
+                    f"{param}: the byte of {mark!r} is also part of other characters in {self._encoding.name}; "
                     f"convert the file first: {convert_command(self._encoding.name)}",
                     param=param,
                 )
@@ -236,9 +236,9 @@ def _check_marks(marks: Mapping[str, str | None]) -> None:
             continue
         param = f"input.{name}"
         if not mark.isascii() or mark in "\r\n\0":
-            raise InvalidInput(f"{param}: must be one ASCII character, and no line end", param=param)
+            raise InvalidInput(f"{param}: must be one ASCII character other than a line break", param=param)
         if mark in seen:
-            raise InvalidInput(f"{param}: is {mark!r}, as input.{seen[mark]} is; they must differ", param=param)
+            raise InvalidInput(f"{param}: is {mark!r}, the same as input.{seen[mark]}; they must differ", param=param)
         seen[mark] = name
 
 

@@ -51,7 +51,7 @@ def text_encoding(name: str) -> TextEncoding:
         raise _unknown(name)
     if not _keeps_ascii(found.name):
         raise InvalidInput(
-            f"{PARAM}: rows cannot be found byte by byte in {name}; convert the file first: {convert_command(name)}",
+            f"{PARAM}: {name} is not supported; convert the file first: {convert_command(name)}",
             param=PARAM,
         )
     encoded = (character.encode(found.name, "ignore") for character in _BMP)

@@ -81,7 +81,7 @@ def _column(name: str, value: Any) -> Any:
     found = _first(value)
     if found is None:
         return value
-    return RowError(RowErrorCode.INVALID_VALUE, f"column '{name}' holds {found.text}, which JSON does not have")
+    return RowError(RowErrorCode.INVALID_VALUE, f"column '{name}' contains {found.text}, which is not valid JSON")
 
 
 def _first(value: Any) -> _NoNumber | None:

@@ -62,7 +62,7 @@ class ArrayItems:
             last = int(closed[0])
             self._is_closed = True
             if kinds[last] != _CLOSE:
-                self._fault = "the JSON array is closed by another bracket than ]"
+                self._fault = "the JSON array does not end with ]"
             self._check_rest(block[int(marks[last]) + 1 :])
             marks, kinds, depths = marks[: last + 1], kinds[: last + 1], depths[: last + 1]
         self._depth = int(depths[-1]) if depths.size else self._depth
@@ -77,7 +77,7 @@ class ArrayItems:
 
     def _check_rest(self, rest: NDArray[np.uint8]) -> None:
         if rest.tobytes().strip(_SPACE):
-            self._fault = self._fault or "the file goes on after the end of its JSON array"
+            self._fault = self._fault or "the file has more content after the end of its JSON array"
 
 
 class JsonReader:
@@ -123,7 +123,7 @@ class JsonReader:
             kind = "a JSON array of objects" if _ARRAY in place else "JSON lines"
             reason = f"line {first_error.line}: {first_error.message}"
             if begins_as_array and _ARRAY not in place:
-                reason = "line 1 begins with '[', as an array does; set input.format to json if it is one array"
+                reason = "line 1 begins with '['; if the file is one JSON array, set input.format to json"
             raise InvalidInput(f"{opening.PARAM}: '{file.name}' is not {kind}: {reason}", param=opening.PARAM)
         return list(names) if num_objects else None
 

@@ -152,7 +152,7 @@ def _written_out(file: InputFile, batch: pa.RecordBatch, schema: pa.Schema) -> I
         yield from _written_out(file, batch.slice(middle), schema)
     else:
         raise InvalidInput(
-            f"{opening.PARAM}: '{file.name}' expands one row to {num_bytes} bytes by values that it repeats, more than "
+            f"{opening.PARAM}: '{file.name}' has a row that expands to {num_bytes} bytes by repeated values, more than "
             f"{LARGE_BYTES}",
             param=opening.PARAM,
         )
@@ -205,7 +205,7 @@ def expansion(metadata: Any, num_bytes: int, columns: Collection[str] | None, ma
         max_row_bytes: Maximum size of a value; a larger one is a row error.
     """
     if metadata.num_rows > _MOST_ROWS_PER_BYTE * num_bytes:
-        return f"claims {metadata.num_rows} rows in {num_bytes} bytes, more than any file of real rows has"
+        return f"claims to have {metadata.num_rows} rows in {num_bytes} bytes, which is not possible with real rows"
     for group in range(metadata.num_row_groups):
         facts = metadata.row_group(group)
         for at in range(facts.num_columns):

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.data.sources.reader import LARGE_BYTES, is_bomb
+from jobs.messages import counted
 
 _DICTIONARY = 2
 """Page type of a dictionary."""
@@ -29,7 +30,7 @@ _DEEPEST_STRUCT = 8
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a page's header says about the page."""
+    """Properties of a page, read from its header."""
 
     is_dictionary: bool
     unpacked_bytes: int
@@ -53,7 +54,7 @@ class _Header:
             ValueError: The data is not a struct.
         """
         if depth > _DEEPEST_STRUCT:
-            raise ValueError("has a page whose header is nested too deep")
+            raise ValueError("has a page whose header is nested too deeply")
         found: dict[int, Any] = {}
         field = 0
         while (mark := self._byte()) != 0:
@@ -82,7 +83,7 @@ class _Header:
         elif kind == 12:
             return self.struct(depth + 1)
         else:
-            raise ValueError(f"has a page whose header holds a field of kind {kind}")
+            raise ValueError(f"has a page whose header has a field of the unknown kind {kind}")
         return None
 
     def _byte(self) -> int:
@@ -98,7 +99,7 @@ class _Header:
                 return value
             shift += 7
             if shift > 63:
-                raise ValueError("has a page whose header holds no number")
+                raise ValueError("has a page whose header has an invalid number")
 
     def _number(self) -> int:
         value = self._varint()
@@ -107,7 +108,7 @@ class _Header:
     def _skip(self, num_bytes: int) -> None:
         self.at += num_bytes
         if self.at > len(self._data):
-            raise IndexError("it goes on behind the data")
+            raise IndexError("the struct continues after the data")
 
 
 def pages(handle: BinaryIO, chunk: Any) -> Iterator[Page]:
@@ -145,7 +146,7 @@ def _page(handle: BinaryIO, at: int) -> Page:
             continue
         unpacked, packed = fields.get(2, -1), fields.get(3, -1)
         if unpacked < 0 or packed < 0:
-            raise ValueError("has a page whose header tells no sizes")
+            raise ValueError("has a page whose header has no sizes")
         num_values = max(
             (fields[kind].get(1, 0) for kind in _WITH_VALUES if isinstance(fields.get(kind), dict)), default=0
         )
@@ -193,7 +194,7 @@ def dictionaries(
         for page in pages(handle, chunk):
             size = page.unpacked_bytes
             if is_bomb(page.packed_bytes, size):
-                raise ValueError(f"expands a page of column '{name}' from {page.packed_bytes} bytes to {size}")
+                raise ValueError(f"has a page of column '{name}' that expands from {page.packed_bytes} bytes to {size}")
             total += max(size, page.num_values * _VALUE_BYTES)
             fault = column_fault(name, total, facts.num_rows, max_row_bytes)
             if fault is not None:
@@ -210,7 +211,7 @@ def column_fault(name: str, num_bytes: int, num_rows: int, max_row_bytes: int) -
     if num_bytes <= LARGE_BYTES or num_bytes <= max_row_bytes * num_rows:
         return None
     return (
-        f"expands column '{name}' to {num_bytes} bytes in a row group with a num_rows of {num_rows}, "
+        f"has a row group of {counted(num_rows, 'row')} in which column '{name}' expands to {num_bytes} bytes, "
         f"more than {max_row_bytes} bytes for each row (setting max_row_bytes)"
     )
 

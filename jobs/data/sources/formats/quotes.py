@@ -93,8 +93,8 @@ class Quoted:
         if not self._in_quotes or num_swallowed < 1:
             return None
         return (
-            f"the quote that opens on line {line + self._opened_after} is never closed, so that it swallows "
-            f"{_lines(num_swallowed)}; close it, or set input.quoting to none if quotes are text in this file"
+            f"the quote that opens on line {line + self._opened_after} is never closed and swallows "
+            f"{_lines(num_swallowed)}; close it, or set input.quoting to none if quotes are plain text in this file"
         )
 
     def effective_quotes(self, block: NDArray[np.uint8], is_escaped: NDArray[np.bool_] | None) -> Positions:

@@ -181,7 +181,7 @@ class Text(NamedTuple):
     """One row's bytes, without its line ending."""
 
     data: bytes | None
-    """None if the row is longer than the limit."""
+    """The bytes; None if the row is longer than the limit."""
     line: int
     offset: int
 

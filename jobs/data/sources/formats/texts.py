@@ -24,7 +24,7 @@ _MARKS = (
     (b"\xfe\xff", "utf-16"),
 )
 _WRONG_BEGINNINGS = (
-    (b"\x1f\x8b", "is compressed with gzip, in which rows cannot be found without reading all of it; unpack it first"),
+    (b"\x1f\x8b", "is compressed with gzip; unpack it first"),
     (b"\x28\xb5\x2f\xfd", "is compressed with zstd; unpack it first"),
     (b"BZh", "is compressed with bzip2; unpack it first"),
     (b"\xfd7zXZ\0", "is compressed with xz; unpack it first"),
@@ -69,7 +69,7 @@ def row_text(data: bytes, line: int, encoding: TextEncoding) -> str | RowError:
     except UnicodeDecodeError as error:
         where = f"at its byte {error.start + 1}"
     if encoding.is_utf8:
-        advice = "if the whole file has another encoding, name it in input.encoding"
+        advice = "if the whole file has another encoding, set input.encoding"
         return RowError(RowErrorCode.INVALID_UTF8, f"the row is not valid UTF-8 {where}; {advice}", line)
     return RowError(
         RowErrorCode.INVALID_ENCODING, f"the row is not valid {encoding.name} {where} (input.encoding)", line
@@ -77,7 +77,7 @@ def row_text(data: bytes, line: int, encoding: TextEncoding) -> str | RowError:
 
 
 def check_encoding(texts: Iterable[scanning.Text], file: InputFile, encoding: TextEncoding) -> None:
-    """Reject a file that has another encoding, judging by its first megabyte.
+    """Reject a file whose first megabyte has another encoding.
 
     A single invalid row is a row error. The file has another encoding if several rows are invalid before any valid row
     with non-ASCII characters.
@@ -101,7 +101,7 @@ def check_encoding(texts: Iterable[scanning.Text], file: InputFile, encoding: Te
 def wrong_encoding(file: InputFile, encoding: TextEncoding, line: int) -> InvalidInput:
     """The error for a file that does not have the encoding; `line` is an example."""
     name = "UTF-8" if encoding.is_utf8 else encoding.name
-    message = f"'{file.name}' is not in {name}, as its line {line} shows; name its encoding, such as latin-1 or cp1252"
+    message = f"line {line} of '{file.name}' is not {name}; set the file's encoding, such as latin-1 or cp1252"
     return InvalidInput(f"{PARAM}: {message}", param=PARAM)
 
 
