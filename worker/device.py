@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import psutil
 import torch
 
 from jobs.errors import InvalidSpec, MachineError, UserError
-from jobs.messages import first_line, short
+from jobs.messages import one_line
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OUT_OF_MEMORY = (
@@ -130,15 +134,25 @@ def is_poisoned(error: BaseException) -> bool:
     return any(words in message for words in _POISONED)
 
 
-def one_line(error: BaseException, *, longest: int = 300) -> str:
-    """The type of an error and the first line of its message, for people; never a traceback."""
-    kind, line = type(error).__name__, first_line(error)
-    return short(line if line == kind else f"{kind}: {line}", longest)
+def tensor_bytes(value: Any) -> int:
+    """Memory that the tensors anywhere in a structure take; one that occurs several times counts once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in _tensors(value)}.values())
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(inner)
 
 
 def release_memory(device: torch.device) -> None:
     """Free the memory of dropped models and batches, so that other processes can allocate it."""
     gc.collect()
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc, which runners let keep what is freed
+    if malloc_trim is not None:
+        malloc_trim(0)
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -147,7 +161,7 @@ def release_memory(device: torch.device) -> None:
 
 
 class Moment:
-    """A point in a device's work at which one batch is computed, so that another thread can wait for that batch only.
+    """A point in a device's work, so that another thread can wait for one batch only.
 
     A copy on the forward thread's own stream would also wait for all batches launched since then.
     """
@@ -155,9 +169,17 @@ class Moment:
     def __init__(self, device: torch.device) -> None:
         """Mark the work that this thread has launched on `device` so far."""
         self._event: torch.cuda.Event | None = None
+        self._at = time.perf_counter()
         if device.type == "cuda":
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(device))
+
+    def seconds_until(self, later: Moment) -> float:
+        """Time that the device took from this moment to a later one; waits until it has reached that one."""
+        if self._event is None or later._event is None:
+            return later._at - self._at
+        later._event.synchronize()
+        return float(self._event.elapsed_time(later._event)) / 1000
 
     def after(self, stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
         """Inside, work of this thread runs on `stream`, after the marked moment.

@@ -6,9 +6,6 @@ import logging
 import sys
 import time
 
-import redis
-from kombu.exceptions import OperationalError as BrokerError
-
 from jobs.messages import first_line
 
 _REPEATED_SECONDS = 60.0
@@ -22,7 +19,7 @@ class _OneLine(logging.Formatter):
         return super().formatMessage(record).replace("\n", " | ")
 
 
-class RedisTroubles(logging.Filter):
+class RedisErrors(logging.Filter):
     """Logs each error of Redis as one line without a traceback, and drops its repetitions within a minute.
 
     Celery and kombu log such an error at each attempt, always with the same traceback through their own code.
@@ -30,19 +27,24 @@ class RedisTroubles(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told_at: dict[tuple[str, str], float] = {}
+        self._logged_at: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is shown; see `logging.Filter`."""
-        error = record.exc_info[1] if record.exc_info else None
+        if not record.exc_info:
+            return True
+        import redis  # a training's process, which logs no error of Redis, starts sooner without it
+        from kombu.exceptions import OperationalError as BrokerError
+
+        error = record.exc_info[1]
         if not isinstance(error, redis.RedisError | BrokerError):
             return True
         record.msg, record.args = f"{record.getMessage()}: {first_line(error)}", ()
         record.exc_info = record.exc_text = None
         kind, now = (record.name, record.msg), time.monotonic()
-        if now < self._told_at.get(kind, -_REPEATED_SECONDS) + _REPEATED_SECONDS:
+        if now < self._logged_at.get(kind, -_REPEATED_SECONDS) + _REPEATED_SECONDS:
             return False
-        self._told_at[kind] = now
+        self._logged_at[kind] = now
         return True
 
 
@@ -53,7 +55,7 @@ def set_up_logging(who: str) -> None:
         who: The slot's id, or `supervisor`.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(RedisTroubles())
+    handler.addFilter(RedisErrors())
     handler.setFormatter(_OneLine(f"%(asctime)s %(levelname)s {who} %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)

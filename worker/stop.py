@@ -23,24 +23,24 @@ class Stop:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reason: StopReason | None = None
-        self._asked = threading.Event()
+        self._requested = threading.Event()
         self._listeners: list[Callable[[], None]] = []
 
-    def ask(self, reason: StopReason) -> None:
+    def request(self, reason: StopReason) -> None:
         """Request a stop."""
         strength = list(StopReason)
         with self._lock:
             if self._reason is None or strength.index(reason) > strength.index(self._reason):
                 self._reason = reason
             listeners = list(self._listeners)
-        self._asked.set()
+        self._requested.set()
         for listener in listeners:
             listener()
 
     @property
-    def asked(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether a stop was requested."""
-        return self._asked.is_set()
+        return self._requested.is_set()
 
     @property
     def reason(self) -> StopReason | None:
@@ -50,19 +50,19 @@ class Stop:
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
         """Block until a stop is requested or the time has passed; True if one was requested."""
-        return self._asked.wait(timeout_seconds)
+        return self._requested.wait(timeout_seconds)
 
     @contextmanager
-    def telling(self, listener: Callable[[], None]) -> Iterator[None]:
+    def notifying(self, listener: Callable[[], None]) -> Iterator[None]:
         """Inside, `listener` is called on each request by the requesting thread, and at once if one came before.
 
         It must not block; its purpose is to wake a thread that waits for something else.
         """
         with self._lock:
             self._listeners.append(listener)
-            asked = self._reason is not None
+            is_requested = self._reason is not None
         try:
-            if asked:
+            if is_requested:
                 listener()
             yield
         finally:

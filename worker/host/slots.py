@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import os
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from jobs.config.settings import Settings
+from jobs.config.settings import SlotSettings
 from jobs.ledger.slots import SlotInfo
+from jobs.specs.packages import PACKAGES
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class Device:
     slice_index: int | None = None
 
 
-def discover(settings: Settings, *, visible_devices: str | None) -> list[SlotInfo]:
+def discover(settings: SlotSettings, *, visible_devices: str | None) -> list[SlotInfo]:
     """The slots of this host.
 
     Args:
@@ -57,6 +59,11 @@ def discover(settings: Settings, *, visible_devices: str | None) -> list[SlotInf
         threads = settings.slot_threads or max(1, cores // len(devices))
         return [_gpu_slot(device, host, threads) for device in devices]
     return cpu_slots(host, cores, settings.slots, settings.slot_threads)
+
+
+def installed_packages() -> list[str]:
+    """The optional packages of Stoker that this host has."""
+    return [package.module for package in PACKAGES if importlib.util.find_spec(package.module) is not None]
 
 
 def find_devices() -> list[Device]:
@@ -100,7 +107,7 @@ def _devices_at(index: int) -> list[Device]:
         name, slice_uuid = _text(pynvml.nvmlDeviceGetName(mig)), _text(pynvml.nvmlDeviceGetUUID(mig))
         slices.append(Device(index, slice_uuid, name, _memory_bytes(mig), uuid, slice_index))
     if not slices:
-        logger.warning("GPU %d is in MIG mode but has no slices; it is left out", index)
+        logger.warning("GPU %d is in MIG mode but has no slices; it is not used", index)
     return slices
 
 
@@ -125,13 +132,13 @@ def select_visible(devices: Sequence[Device], visible_devices: str | None) -> li
     """
     if visible_devices is None:
         return list(devices)
-    chosen: list[Device] = []
+    selected: list[Device] = []
     for entry in (part.strip() for part in visible_devices.split(",")):
         named = [device for device in devices if _is_named(device, entry)]
         if not named:
             break
-        chosen += [device for device in named if device not in chosen]
-    return chosen
+        selected += [device for device in named if device not in selected]
+    return selected
 
 
 def _is_named(device: Device, entry: str) -> bool:

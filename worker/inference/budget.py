@@ -14,8 +14,9 @@ from jobs.db.tables import SafeBudget
 from jobs.errors import ServiceUnavailable
 from jobs.specs.inference import BatchingSpec
 from worker.device import device_name, total_memory_bytes
-from worker.models.batching import auto_cache_tokens, auto_max_rows, auto_max_tokens, auto_rows_at_work, batch_cost
+from worker.models.batching import auto_cache_tokens, auto_max_rows, auto_max_tokens, auto_rows_in_flight, batch_cost
 from worker.models.model_ref import ModelRef
+from worker.models.task_model import InFlight, JoinsEqualParts, TaskModel
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,9 @@ class Budget:
             remember: Called with each lower `max_tokens` that was found to fit.
         """
         self.planned_tokens = max_tokens
-        """The limit that chunks are packed to. Fixed for the lease, so that packing ahead does not depend on timing."""
+        """The limit of batches. Fixed for the lease, so that dividing a chunk ahead does not depend on timing."""
         self.max_tokens = max_tokens
-        """The limit that fits now; a batch that was packed larger is split before it is computed."""
+        """The limit that fits now; a larger batch is split before it is computed."""
         self.max_rows = max_rows
         self.batch_cost = batch_cost
         self._remember = remember
@@ -45,38 +46,33 @@ class Budget:
         """Note that batches of `max_tokens` fit where larger ones did not."""
         if max_tokens >= self.max_tokens:
             return
-        logger.warning("out of memory: batches of at most %d padded tokens from here on", max_tokens)
+        logger.warning("out of memory: batches are now limited to %d padded tokens", max_tokens)
         self.max_tokens = max_tokens
         self._remember(max_tokens)
 
 
 def open_budget(
-    ref: ModelRef,
-    batching: BatchingSpec,
-    *,
-    model_bytes: int,
-    device: torch.device,
-    database: Database,
-    token_bytes: int | None = None,
+    ref: ModelRef, batching: BatchingSpec, model: TaskModel, *, device: torch.device, database: Database
 ) -> Budget:
     """Return the budget that a lease starts with.
 
     Args:
         ref: The model. A limit found after an earlier out-of-memory on the same kind of device is the upper bound.
         batching: The user's settings.
-        model_bytes: Memory that the model's weights take.
-        token_bytes: For an `InFlight` model, the memory that a token takes while its row is being generated.
+        model: The loaded model.
     """
     name, key = device_name(device), ref.key
-    asked_tokens, asked_rows = batching.max_tokens, batching.max_rows
-    spare_bytes = total_memory_bytes(device) - model_bytes
-    if token_bytes is None:
-        auto_tokens, auto_rows = auto_max_tokens(device.type, spare_bytes), auto_max_rows(device.type)
+    requested_tokens, requested_rows = batching.max_tokens, batching.max_rows
+    spare_bytes = total_memory_bytes(device) - model.memory_bytes
+    if isinstance(model, InFlight):
+        auto_tokens = auto_cache_tokens(device.type, spare_bytes, model.token_bytes)
+        auto_rows = auto_rows_in_flight(device.type)
     else:
-        auto_tokens = auto_cache_tokens(device.type, spare_bytes, token_bytes)
-        auto_rows = auto_rows_at_work(device.type)
-    max_tokens = auto_tokens if asked_tokens == "auto" else asked_tokens
-    max_rows = auto_rows if asked_rows == "auto" else asked_rows
+        generates = isinstance(model, JoinsEqualParts) and model.generates
+        auto_tokens = auto_max_tokens(device.type, spare_bytes, generates=generates)
+        auto_rows = auto_max_rows(device.type)
+    max_tokens = auto_tokens if requested_tokens == "auto" else requested_tokens
+    max_rows = auto_rows if requested_rows == "auto" else requested_rows
     with database.read() as session:
         known = select(col(SafeBudget.max_tokens)).where(
             col(SafeBudget.model_key) == key, col(SafeBudget.device_name) == name

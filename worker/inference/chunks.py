@@ -8,12 +8,12 @@ from typing import Any
 
 from jobs.data.rows import Result, Row, RowError, RowErrorCode
 from jobs.ledger.chunks import Claim
-from worker.device import Moment
+from worker.device import Moment, tensor_bytes
 from worker.models.task_model import Counted, Encoded
 
 
 class OpenChunk:
-    """A chunk whose results are being collected. Only one stage of the pipeline uses it at a time."""
+    """A chunk whose results are being collected. Several stages may use it, each for other rows."""
 
     def __init__(self, claim: Claim, rows: Sequence[Row]) -> None:
         """
@@ -22,16 +22,14 @@ class OpenChunk:
             rows: One for each row of the range, in order. A row with an error gets its result immediately.
         """
         self.claim = claim
-        self.encoded: Sequence[Encoded] = ()
-        """Rows to compute, in row order; set once they are tokenized."""
         self._results: list[Result | None] = [None] * len(rows)
         self.rows = [row for row in rows if self._computable(row)]
-        """Rows to tokenize."""
+        """Rows to encode."""
 
     def _computable(self, row: Row) -> bool:
         error = row.error or self.claim.verdict
         if error is not None:
-            self.settle(row, error)
+            self.set_result(row, error)
         return error is None
 
     @property
@@ -44,17 +42,17 @@ class OpenChunk:
         """Number of rows in the chunk."""
         return self.claim.stop_row - self.claim.start_row
 
-    def settle(self, row: Row, output: Any | RowError, num_tokens: int = 0) -> None:
+    def set_result(self, row: Row, output: Any | RowError, num_tokens: int = 0) -> None:
         """Set a row's result.
 
         Args:
             output: What `TaskModel.decode` returned for the row.
-            num_tokens: The length by which the row was packed; a `Counted` output replaces it.
+            num_tokens: The length by which the row was put into a batch; a `Counted` output replaces it.
         """
         if isinstance(output, Counted):
             output, num_tokens = output.output, output.num_tokens
         if output is None:
-            output = RowError(RowErrorCode.NO_OUTPUT, "the model gave no output for this row")
+            output = RowError(RowErrorCode.NO_OUTPUT, "the model returned no output for this row")
         failed = isinstance(output, RowError)
         if failed and output.line is None:  # a task knows only the row; its reader knows the line
             output = replace(output, line=row.line)
@@ -89,6 +87,11 @@ class RowBatch:
     is_last: bool
     """Whether this is the chunk's last batch."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the members' features, as far as they are large."""
+        return sum(one.num_bytes for one in self.members)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -97,6 +100,28 @@ class Piece:
     members: Sequence[Encoded]
     outputs: Any | None
     """What `TaskModel.forward` returned, still on the device."""
-    moment: Moment | None
-    """The point in the device's work at which the outputs are computed."""
+    started: Moment | None = None
+    """The point in the device's work at which the pass began."""
+    moment: Moment | None = None
+    """The point at which the outputs are computed."""
     error: RowError | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the outputs."""
+        return tensor_bytes(self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedBatch:
+    """A batch with its outputs, on its way to be decoded."""
+
+    batch: RowBatch
+    """Its features are kept, because rows whose outputs cannot be decoded are computed again."""
+    pieces: Sequence[Piece]
+    """Together they contain each member of the batch once."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the features and outputs."""
+        return self.batch.num_bytes + sum(piece.num_bytes for piece in self.pieces)

@@ -67,7 +67,7 @@ class ClaimWindow:
             self._idle = True
             self._changed.notify_all()
 
-    def settled(self, start_rows: Iterable[int]) -> None:
+    def recorded(self, start_rows: Iterable[int]) -> None:
         """Note that these chunks, or their failures, are recorded, so that the runner no longer holds them."""
         with self._changed:
             for start_row in start_rows:

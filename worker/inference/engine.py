@@ -9,22 +9,35 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import MachineError, StokerError
-from worker.device import Moment, is_out_of_memory, is_poisoned, one_line, release_memory, side_stream
+from jobs.messages import one_line
+from worker.device import Moment, is_out_of_memory, is_poisoned, release_memory, side_stream
 from worker.inference.budget import Budget
 from worker.inference.chunks import Piece
-from worker.models.batching import pack, padded_tokens
+from worker.inference.device_usage import DeviceUsage
+from worker.inference.encoding import RowEncoder
+from worker.inference.padding_verdicts import is_packed
+from worker.models.batching import divide, divide_without_padding, padded_tokens, split_by_bytes
 from worker.models.failures import plain_sentence
-from worker.models.task_model import ComputationStopped, Encoded, InFlight, TaskModel
+from worker.models.task_model import (
+    ComputationStopped,
+    Encoded,
+    InFlight,
+    JoinsEqualParts,
+    TaskModel,
+    before_each_call,
+)
 
 logger = logging.getLogger(__name__)
 
+_HELD_BYTES = 256 * 2**20
+"""Most memory of encoded rows that wait for others of their shape."""
 _LOGGED_FAILURES = 20
 """Number of row failures that are logged per lease; all of them are in the results."""
 
@@ -33,62 +46,75 @@ class InferenceEngine:
     """Runs rows through one model. Each stage of the pipeline calls one method, from its own thread."""
 
     def __init__(
-        self, model: TaskModel, device: torch.device, budget: Budget, make_room: Callable[[], bool] = lambda: False
+        self,
+        model: TaskModel,
+        device: torch.device,
+        budget: Budget,
+        make_room: Callable[[], bool] = lambda: False,
+        *,
+        encode_threads: int = 1,
     ) -> None:
         """
         Args:
             model: The model, loaded on `device`.
             budget: Limits of a batch.
             make_room: Frees device memory that warm models hold; returns whether there was any to free.
+            encode_threads: Number of threads that encode rows, for models whose rows are encoded one by one.
         """
         self._model = model
         self._in_flight = model if isinstance(model, InFlight) else None
         self._device = device
         self._budget = budget
         self._make_room = make_room
+        self._encoder = RowEncoder(model, num_threads=encode_threads, row_error=self._row_error)
         self._side = side_stream(device)
         # `decode` may have to run rows through the model again while the other threads process later batches.
         self._collate_lock = threading.Lock()
         self._forward_lock = threading.Lock()
         self._failures_logged = 0
+        self.usage = DeviceUsage()
 
     @property
     def is_in_flight(self) -> bool:
         """Whether the model takes whole chunks, in many forward passes each."""
         return self._in_flight is not None
 
-    # -- tokenizer thread
+    # -- encoding thread
 
-    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
-        """Tokenize rows. A row that cannot be tokenized gets an error.
+    def encode(self, rows: Sequence[Row], following: Callable[[], Sequence[Row]] = tuple) -> Iterator[Encoded]:
+        """Encode the rows of a chunk; see `RowEncoder`."""
+        return self._encoder.encode(rows, following)
 
-        Raises:
-            StokerError: The error does not concern a single row.
-        """
-        if not rows:
-            return []
-        try:
-            encoded = self._model.encode(rows)
-            if len(encoded) == len(rows):
-                return encoded
-            raise ValueError(f"{len(rows)} rows were encoded to {len(encoded)}")
-        except Exception as error:  # noqa: BLE001 - whatever a tokenizer raises is the row's error
-            verdict = self._row_error(error)
-        if len(rows) == 1:
-            return [Encoded(row=rows[0], num_tokens=0, features=None, error=verdict)]
-        middle = len(rows) // 2
-        return [*self.encode(rows[:middle]), *self.encode(rows[middle:])]
+    def batches(self, encoded: Iterable[Encoded]) -> Iterator[list[Encoded]]:
+        """Divide the encoded rows of one chunk, in row order, into batches.
 
-    # -- collating thread
-
-    def batches(self, encoded: Sequence[Encoded]) -> list[list[Encoded]]:
-        """Pack the rows of one chunk; depends only on their lengths and the budget that the lease started with.
-
-        An `InFlight` model gets all of them in one batch.
+        Which rows share a batch depends only on these rows and on the budget that the lease started with. Rows whose
+        features are large are computed early: a batch of equal shapes as soon as it is full, and all rows that are held
+        back once they take `_HELD_BYTES`. An `InFlight` model gets all rows in one batch, or in several that each take
+        `_HELD_BYTES`.
         """
         if self.is_in_flight:
-            return [list(encoded)] if encoded else []
-        return self._pack(encoded, self._budget.planned_tokens)
+            yield from split_by_bytes(encoded, lambda one: one.num_bytes, _HELD_BYTES)
+            return
+        held: dict[Hashable, list[Encoded]] = {}
+        num_bytes = 0
+        for one in encoded:
+            alike = held.setdefault(one.shape, [])
+            alike.append(one)
+            num_bytes += one.num_bytes
+            if one.shape is not None and len(alike) >= self._most_rows(one):
+                yield held.pop(one.shape)
+                num_bytes -= sum(member.num_bytes for member in alike)
+            elif num_bytes > _HELD_BYTES:
+                yield from self._divided(held.values(), self._budget.planned_tokens)
+                held, num_bytes = {}, 0
+        yield from self._divided(held.values(), self._budget.planned_tokens)
+
+    def close(self) -> None:
+        """End the threads that encode rows."""
+        self._encoder.close()
+
+    # -- collating thread
 
     def collate(self, members: Sequence[Encoded]) -> Any | None:
         """Make a batch's tensors ahead of its turn. Returns None if that fails; `compute` then finds the cause."""
@@ -115,9 +141,9 @@ class InferenceEngine:
             StokerError: The error does not concern a single row, such as a lost CUDA context.
             ComputationStopped: `beat` raised it.
         """
-        is_larger = padded_tokens([one.num_tokens for one in members]) > self._budget.max_tokens
+        is_larger = self._num_tokens(members) > self._budget.max_tokens
         if len(members) > 1 and is_larger and not self.is_in_flight:
-            return self._in_parts(self._pack(members, self._budget.max_tokens), beat)
+            return self._in_parts(self._pack_alike(members, self._budget.max_tokens), beat)
         try:
             beat()
             return [self._forward(members, collated, beat)]
@@ -130,10 +156,7 @@ class InferenceEngine:
         collated = None
         if out_of_memory:
             return self._compute_smaller(members, verdict, beat)
-        if len(members) == 1:
-            return [Piece(members, None, None, verdict)]
-        middle = len(members) // 2
-        return self._in_parts([members[:middle], members[middle:]], beat)
+        return self._compute_halves(members, verdict, beat)
 
     def synchronize(self) -> None:
         """Wait until the device has finished all queued work.
@@ -148,7 +171,15 @@ class InferenceEngine:
         except RuntimeError as error:
             raise MachineError(f"the device failed and needs a new process: {one_line(error)}") from error
 
+    def _compute_halves(self, members: Sequence[Encoded], verdict: RowError, beat: Callable[[], None]) -> list[Piece]:
+        """Find the rows that fail; `verdict` is the error if there is only one row."""
+        if len(members) == 1:
+            return [Piece(members, None, error=verdict)]
+        middle = len(members) // 2
+        return self._in_parts([members[:middle], members[middle:]], beat)
+
     def _compute_smaller(self, members: Sequence[Encoded], verdict: RowError, beat: Callable[[], None]) -> list[Piece]:
+        """Compute rows that did not fit in memory: at once if room can be made, else in smaller batches."""
         freed = self._make_room()
         release_memory(self._device)
         if len(members) == 1 or freed:
@@ -159,16 +190,17 @@ class InferenceEngine:
                 raise
             except Exception as error:  # noqa: BLE001 - as in `compute`
                 verdict = self._row_error(error)
-                if not is_out_of_memory(error) and len(members) == 1:
-                    return [Piece(members, None, None, verdict)]
+                out_of_memory = is_out_of_memory(error)
             release_memory(self._device)
+            if not out_of_memory:  # the rows fit now, so the size of batches can stay
+                return self._compute_halves(members, verdict, beat)
         if len(members) == 1:
-            return [Piece(members, None, None, verdict)]
-        tried = padded_tokens([one.num_tokens for one in members])
+            return [Piece(members, None, error=verdict)]
+        tried = self._num_tokens(members)
         if self.is_in_flight:
             tried = min(tried, self._budget.max_tokens)  # the other rows were not being computed
         half = tried // 2
-        pieces = self._in_parts(self._pack(members, half), beat)
+        pieces = self._in_parts(self._pack_alike(members, half), beat)
         # If a single row did not fit by itself, the row is the cause and not the size of its batch.
         if not any(piece.error is not None and piece.error.code == RowErrorCode.OUT_OF_MEMORY for piece in pieces):
             self._budget.lower(half)
@@ -182,13 +214,15 @@ class InferenceEngine:
             with self._collate_lock:
                 collated = self._model.collate(members)
         with self._forward_lock, torch.inference_mode():
+            started = Moment(self._device)
             if self._in_flight is None:
-                outputs = self._model.forward(collated)
+                with before_each_call(self._model, beat):
+                    outputs = self._model.forward(collated)
             else:
                 outputs = self._in_flight.forward_in_flight(
                     collated, max_tokens=self._budget.max_tokens, max_rows=self._budget.max_rows, between=beat
                 )
-            return Piece(members, outputs, Moment(self._device))
+            return Piece(members, outputs, started, Moment(self._device))
 
     # -- decoding thread
 
@@ -198,11 +232,14 @@ class InferenceEngine:
         Raises:
             StokerError: The error does not concern a single row.
         """
-        if piece.error is not None or piece.moment is None:
+        if piece.error is not None or piece.started is None or piece.moment is None:
             return [piece.error] * len(piece.members)
         try:
             with piece.moment.after(self._side), torch.inference_mode():
-                return self._decoded(piece)
+                outputs = self._decoded(piece)
+            seconds = piece.started.seconds_until(piece.moment)
+            self.usage.add(piece.members, seconds, None if self.is_in_flight else self._num_tokens(piece.members))
+            return outputs
         except Exception as error:  # noqa: BLE001 - whatever decoding raises is searched for its row
             verdict = self._row_error(error)
         return self._decode_apart(piece.members, verdict)
@@ -232,28 +269,42 @@ class InferenceEngine:
 
     # -- what they share
 
-    def _pack(self, members: Sequence[Encoded], max_tokens: int) -> list[list[Encoded]]:
-        by_shape: dict[Hashable, list[Encoded]] = {}
-        for one in members:
-            by_shape.setdefault(one.shape, []).append(one)
-        return [batch for alike in by_shape.values() for batch in self._pack_alike(alike, max_tokens)]
+    def _divided(self, alike: Iterable[Sequence[Encoded]], max_tokens: int) -> list[list[Encoded]]:
+        """Divide rows, grouped by their shape, into batches of one shape each."""
+        return [batch for members in alike for batch in self._pack_alike(members, max_tokens)]
 
     def _pack_alike(self, members: Sequence[Encoded], max_tokens: int) -> list[list[Encoded]]:
+        members = sorted(members, key=lambda one: -one.seconds)  # `divide` keeps this order among equal lengths
+        lengths, max_rows = [one.num_tokens for one in members], self._budget.max_rows
+        if is_packed(self._model):
+            pads_outputs = not isinstance(self._model, JoinsEqualParts)
+            batches = divide_without_padding(
+                lengths, max_tokens=max_tokens, max_rows=max_rows, pads_outputs=pads_outputs
+            )
+        else:
+            batches = divide(lengths, max_tokens=max_tokens, max_rows=max_rows, batch_cost=self._budget.batch_cost)
+        return [[members[position] for position in batch] for batch in batches]
+
+    def _num_tokens(self, members: Sequence[Encoded]) -> int:
+        """Number of tokens in a batch, with the padding that is computed."""
         lengths = [one.num_tokens for one in members]
-        packed = pack(
-            lengths, max_tokens=max_tokens, max_rows=self._budget.max_rows, batch_cost=self._budget.batch_cost
-        )
-        return [[members[position] for position in batch] for batch in packed]
+        return sum(lengths) if is_packed(self._model) else padded_tokens(lengths)
+
+    def _most_rows(self, one: Encoded) -> int:
+        """Most rows of this row's shape, and so of its length, in a batch."""
+        return max(1, min(self._budget.max_rows, self._budget.planned_tokens // max(1, one.num_tokens)))
 
     def _row_error(self, error: Exception) -> RowError:
         """The row error for a row that alone fails with `error`. Raises if the error is not about rows at all."""
         if isinstance(error, StokerError):
             raise error
         if is_out_of_memory(error):
-            return RowError(RowErrorCode.OUT_OF_MEMORY, "this row alone does not fit into the device's memory")
+            return RowError(RowErrorCode.OUT_OF_MEMORY, "this row alone does not fit in the device's memory")
         if is_poisoned(error):
             raise MachineError(f"the device failed and needs a new process: {one_line(error)}") from error
         if self._failures_logged < _LOGGED_FAILURES:
             self._failures_logged += 1
-            logger.warning("a batch failed and is searched for the row that causes it: %s", one_line(error))
+            logger.warning(
+                "a batch failed; its rows are computed in smaller batches to find the cause: %s", one_line(error)
+            )
         return RowError(RowErrorCode.ROW_FAILED, plain_sentence(error))

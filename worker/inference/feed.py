@@ -1,9 +1,12 @@
-"""The stages before the device, each in its own thread: claim and read chunks, tokenize them, pack batches."""
+"""The stages before the device, each in its own thread: claim and read chunks, encode rows into batches, collate."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from operator import attrgetter
 
 from jobs.config.activities import Activity
 from jobs.config.times import RetryTimes
@@ -13,19 +16,25 @@ from jobs.db.database import Database
 from jobs.errors import InvalidInput, MachineError
 from jobs.ledger import chunks
 from jobs.ledger.chunks import Claim
-from jobs.ledger.leases import WorkingLease
-from worker.device import one_line
+from jobs.ledger.leasing.leases import WorkingLease
+from jobs.messages import one_line
 from worker.inference.chunks import OpenChunk, RowBatch
 from worker.inference.claiming import ClaimWindow, chunks_to_claim
 from worker.inference.engine import InferenceEngine
 from worker.inference.stages import Channel, Closed, Stages
+from worker.models.task_model import Encoded
 from worker.wire.pulse import Pulse
 
 logger = logging.getLogger(__name__)
 
 _CHUNKS_READ = 2
-_CHUNKS_TOKENIZED = 1
-_BATCHES_AHEAD = 4
+"""Most chunks that are read and wait to be encoded."""
+_BATCHES_ENCODED = 32
+"""Most batches that wait to be collated."""
+_BATCHES_COLLATED = 4
+"""Most batches that wait for the device."""
+_MOST_BYTES = 512 * 2**20
+"""Most memory of the encoded rows, and again of the collated ones, that wait for the device."""
 
 
 class Feed:
@@ -50,13 +59,14 @@ class Feed:
         self._window = window
         self._pulse = pulse
         self._read_chunks: Channel[OpenChunk] = Channel(_CHUNKS_READ)
-        self._tokenized_chunks: Channel[OpenChunk] = Channel(_CHUNKS_TOKENIZED)
-        self._batches: Channel[RowBatch] = Channel(_BATCHES_AHEAD)
+        size = attrgetter("num_bytes")
+        self._encoded: Channel[RowBatch] = Channel(_BATCHES_ENCODED, most_bytes=_MOST_BYTES, size=size)
+        self._batches: Channel[RowBatch] = Channel(_BATCHES_COLLATED, most_bytes=_MOST_BYTES, size=size)
         self._stages = Stages("feed-", self._cancel)
 
     def start(self) -> None:
         """Start claiming."""
-        self._stages.start(self._read, self._tokenize, self._collate)
+        self._stages.start(self._read, self._encode, self._collate)
 
     def next(self, give_up: Callable[[], bool]) -> RowBatch | None:
         """Wait for the next batch and return it. Batches come chunk by chunk.
@@ -93,7 +103,7 @@ class Feed:
 
     def _cancel(self) -> None:
         self._window.close()
-        for channel in (self._read_chunks, self._tokenized_chunks, self._batches):
+        for channel in (self._read_chunks, self._encoded, self._batches):
             channel.cancel()
 
     # -- the stages
@@ -108,30 +118,51 @@ class Feed:
         finally:
             self._read_chunks.finish()
 
-    def _tokenize(self) -> None:
+    def _encode(self) -> None:
         try:
             for chunk in self._read_chunks:
-                with self._pulse.doing(Activity.ENCODE, chunk=chunk.start_row):
-                    encoded = self._engine.encode(chunk.rows)
-                for one in encoded:
-                    if one.error is not None:
-                        chunk.settle(one.row, one.error)
-                chunk.encoded = [one for one in encoded if one.error is None]
-                self._tokenized_chunks.put(chunk)
+                batches = self._engine.batches(self._computable(chunk))
+                members = self._next_batch(batches, chunk) or ()
+                while (following := self._next_batch(batches, chunk)) is not None:
+                    self._encoded.put(RowBatch(chunk, members, None, is_last=False))
+                    members = following
+                self._encoded.put(RowBatch(chunk, members, None, is_last=True))
         finally:
-            self._tokenized_chunks.finish()
+            self._engine.close()
+            self._encoded.finish()
+
+    def _next_batch(self, batches: Iterator[Sequence[Encoded]], chunk: OpenChunk) -> Sequence[Encoded] | None:
+        with self._pulse.doing(Activity.ENCODE, chunk=chunk.start_row):
+            return next(batches, None)
+
+    def _computable(self, chunk: OpenChunk) -> Iterator[Encoded]:
+        """Encode the rows of a chunk, and settle those that cannot be computed."""
+        for one in self._engine.encode(chunk.rows, partial(self._following_rows, chunk)):
+            if one.num_bytes or one.error is not None:  # rows that are large or fail may take long; this is progress
+                self._pulse.at(Activity.ENCODE, chunk=chunk.start_row)
+            if one.error is not None:
+                chunk.set_result(one.row, one.error)
+            else:
+                yield one
+
+    def _following_rows(self, chunk: OpenChunk) -> Sequence[Row]:
+        """The rows of the chunk after this one, if it is read already.
+
+        A crash counts against the chunk that the thread reports. So that none is blamed twice for the rows of another
+        one, chunks that were blamed before are encoded by themselves.
+        """
+        following = self._read_chunks.peek()
+        if following is None or chunk.claim.crashes or following.claim.crashes:
+            return ()
+        return following.rows
 
     def _collate(self) -> None:
         try:
-            for chunk in self._tokenized_chunks:
-                with self._pulse.doing(Activity.ENCODE, chunk=chunk.start_row):
-                    batches = self._engine.batches(chunk.encoded)
-                if not batches:
-                    self._batches.put(RowBatch(chunk, (), None, is_last=True))
-                for number, members in enumerate(batches, start=1):
-                    with self._pulse.doing(Activity.ENCODE, chunk=chunk.start_row):
-                        collated = self._engine.collate(members)
-                    self._batches.put(RowBatch(chunk, members, collated, is_last=number == len(batches)))
+            for batch in self._encoded:
+                if batch.members:
+                    with self._pulse.doing(Activity.ENCODE, chunk=batch.chunk.start_row):
+                        batch = replace(batch, collated=self._engine.collate(batch.members))
+                self._batches.put(batch)
         finally:
             self._batches.finish()
 
@@ -155,14 +186,18 @@ class Feed:
         try:
             rows: list[Row] = list(self._source.read(claim.start_row, claim.stop_row, claim.locator))
         except (OSError, MachineError) as error:
-            failure = error if isinstance(error, MachineError) else MachineError(f"reading failed: {one_line(error)}")
+            failure = (
+                error
+                if isinstance(error, MachineError)
+                else MachineError(f"the input cannot be read: {one_line(error)}")
+            )
             logger.warning("rows %d to %d: %s", claim.start_row, claim.stop_row - 1, failure.message)
             chunks.fail(self._database, self._lease.lease_id, claim.start_row, failure, self._retries)
-            self._window.settled([claim.start_row])
+            self._window.recorded([claim.start_row])
             return None
         if [row.row_index for row in rows] != list(range(claim.start_row, claim.stop_row)):
             raise InvalidInput(
                 f"the input changed after the job was submitted: rows {claim.start_row} to {claim.stop_row - 1} "
-                "are not where they were"
+                "are no longer in the same place; submit the job again"
             )
         return OpenChunk(claim, rows)

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 
+from jobs.config.access_rules import AccessRules
 from jobs.config.activities import Activity
-from jobs.config.settings import Settings
+from jobs.config.packed_attention import PackedAttention
+from jobs.config.times import LeaseTimes
 from jobs.data.sinks import open_sink
 from jobs.data.sources import open_source
 from jobs.data.store import Store
@@ -21,21 +24,23 @@ from jobs.db.database import Database
 from jobs.db.states import StopReason
 from jobs.errors import LostLease, ServiceUnavailable
 from jobs.ledger import chunks
-from jobs.ledger.leases import WorkingLease
-from jobs.ledger.uploads import find_upload
+from jobs.ledger.accounts.uploads import find_upload
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import InferenceSpec
 from worker.device import device_name
 from worker.inference.budget import open_budget
+from worker.inference.chunks import ComputedBatch
 from worker.inference.claiming import ClaimWindow
 from worker.inference.engine import InferenceEngine
 from worker.inference.feed import Feed
 from worker.inference.padding_verdicts import settle_padding
 from worker.inference.stages import Closed
+from worker.inference.tasks import check_inputs
 from worker.inference.writer import Tally, Writer
 from worker.models.cache import ModelCache
 from worker.models.model_ref import ModelRef
 from worker.models.pinned import check_pinned, pinned_model
-from worker.models.task_model import ComputationStopped, InFlight
+from worker.models.task_model import ComputationStopped
 from worker.models.trained import fetch_job_model
 from worker.stop import Outcome, Stop
 from worker.wire.pulse import Pulse
@@ -49,21 +54,28 @@ def run_lease(
     *,
     database: Database,
     store: Store,
-    settings: Settings,
+    rules: AccessRules,
+    lease_times: LeaseTimes,
+    chunk_seconds: float,
     models: ModelCache,
+    encode_threads: int,
     stop: Stop,
     pulse: Pulse,
+    packed_attention: PackedAttention = PackedAttention.AUTO,
 ) -> Outcome:
     """Process a lease until its job has nothing left to claim or a stop is requested. All threads have ended on return.
 
     Args:
         lease: An active lease of an inference job.
         spec: The spec of that job.
+        encode_threads: Number of threads that encode rows, for models whose rows are encoded one by one.
+        chunk_seconds: Duration of the work to claim at once.
         stop: `yield` and `shutdown` finish the chunk that is being computed, `cancel` stops before the next batch. A
             chunk of an `InFlight` model takes many forward passes: each of the three reasons stops it before the next
             one, and the chunk becomes pending again.
         pulse: Receives what each thread is doing. If this function raises, the last chunk that its thread reported, if
             any, caused the error.
+        packed_attention: Whether text encoders compute batches without padding.
 
     Raises:
         UserError: The job cannot run because of its model, input, parameters or output.
@@ -71,45 +83,47 @@ def run_lease(
         MachineError: The device or a service failed. Unrecorded chunks are pending again if the database was reachable.
     """
     pulse.at(Activity.LOAD)
-    if stop.asked:
+    if stop.is_requested:
         return Outcome.STOPPED
-    fetch_job_model(spec.model, database=database, store=store, rules=settings)
-    ref = ModelRef.of(spec, source=pinned_model(spec.model, lease, database=database, rules=settings))
+    fetch_job_model(spec.model, database=database, store=store, rules=rules)
+    ref = ModelRef.of(spec, source=pinned_model(spec.model, lease, database=database, rules=rules))
     model = models.get(ref, spec.task_parameters)
-    check_pinned(spec.model, lease, rules=settings)  # it may have been replaced during loading
-    settle_padding(model, ref, lease.job_id, database=database, device=models.device)
+    loading_seconds = models.loading_seconds
+    check_inputs(model, spec)
+    check_pinned(spec.model, lease, rules=rules)  # it may have been replaced during loading
+    settle_padding(model, ref, lease.job_id, database=database, device=models.device, packed_attention=packed_attention)
     source = open_source(
         spec.input,
         spec.columns(),
-        rules=settings,
+        rules=rules,
         store=store,
         find_upload=partial(find_upload, database),
         optional=spec.optional_inputs,
     )
     sink = open_sink(spec.output, vector_output=spec.vector_output, database=database, store=store)
-    budget = open_budget(
-        ref,
-        spec.batching,
-        model_bytes=model.memory_bytes,
-        token_bytes=model.token_bytes if isinstance(model, InFlight) else None,
-        device=models.device,
-        database=database,
+    budget = open_budget(ref, spec.batching, model, device=models.device, database=database)
+    engine = InferenceEngine(
+        model,
+        models.device,
+        budget,
+        make_room=lambda: models.drop_others(ref),
+        encode_threads=encode_threads,
     )
-    engine = InferenceEngine(model, models.device, budget, make_room=lambda: models.drop_others(ref))
-    window = ClaimWindow(settings.chunk_seconds)
-    feed = Feed(lease, database=database, retries=settings, source=source, engine=engine, window=window, pulse=pulse)
+    window = ClaimWindow(chunk_seconds)
+    feed = Feed(lease, database=database, retries=lease_times, source=source, engine=engine, window=window, pulse=pulse)
     writer = Writer(
         lease,
         database=database,
-        lease_seconds=settings.lease_seconds,
+        lease_seconds=lease_times.lease_seconds,
         sink=sink,
         engine=engine,
         window=window,
         pulse=pulse,
         on_failure=feed.wake,
+        loading_seconds=loading_seconds,
     )
     logger.info(
-        "%s with %s on %s: batches of at most %d padded tokens and %d rows",
+        "%s with %s on %s: batches of at most %d tokens, padding included, and %d rows",
         spec.task, spec.model, device_name(models.device), budget.max_tokens, budget.max_rows,
     )  # fmt: skip
     started = time.monotonic()
@@ -117,7 +131,7 @@ def run_lease(
     try:
         feed.start()
         writer.start()
-        with stop.telling(feed.wake):
+        with stop.notifying(feed.wake):
             _forward(feed, engine, writer, window, stop, pulse)
     except BaseException as error:  # noqa: BLE001 - raised below, once both sides have ended
         failure = error
@@ -128,7 +142,7 @@ def run_lease(
         pulse.at(Activity.FORWARD, chunk=writer.failed_on)
     _log_summary(writer.tally, time.monotonic() - started)
     _end(database, lease, window, [error for error in errors if error is not None])
-    return Outcome.STOPPED if stop.asked else Outcome.DRAINED
+    return Outcome.STOPPED if stop.is_requested else Outcome.DRAINED
 
 
 def _forward(
@@ -144,18 +158,19 @@ def _forward(
     begun = 0.0
 
     def is_over() -> bool:
-        return writer.has_failed or (stop.reason == StopReason.CANCEL if inside_chunk else stop.asked)
+        return writer.has_failed or (stop.reason == StopReason.CANCEL if inside_chunk else stop.is_requested)
 
     def beat_or_leave(start_row: int) -> None:
         pulse.at(Activity.FORWARD, chunk=start_row)
-        if engine.is_in_flight and (writer.has_failed or stop.asked):
+        if engine.is_in_flight and (writer.has_failed or stop.is_requested):
             raise ComputationStopped
 
     while True:
-        if not inside_chunk and feed.is_behind:
+        if feed.is_behind:
             engine.synchronize()
             pulse.at(None)
-            window.waiting()
+            if not inside_chunk:
+                window.waiting()
         batch = feed.next(is_over)
         if batch is None:
             return
@@ -172,10 +187,11 @@ def _forward(
             return
         if is_suspect:
             engine.synchronize()
+        computed = ComputedBatch(replace(batch, collated=None), pieces)
         try:
-            if writer.is_full:
+            if not writer.has_room(computed):
                 pulse.at(None)  # `put` waits for other threads, and one of those may be what hangs
-            writer.put(batch, pieces)
+            writer.put(computed)
         except Closed:
             return
         inside_chunk = not batch.is_last

@@ -13,15 +13,19 @@ from sqlalchemy import select
 from sqlmodel import col
 from transformers import PreTrainedModel
 
+from jobs.config.packed_attention import PackedAttention
 from jobs.db.database import Database
 from jobs.db.tables import PaddingVerdict
 from jobs.errors import ServiceUnavailable
-from jobs.ledger import notices
-from worker.device import device_name, is_out_of_memory, one_line, release_memory
+from jobs.ledger.records import notices
+from jobs.messages import one_line
+from worker.device import device_name, is_out_of_memory, release_memory
+from worker.models.kernels.packed_attention import implementation_for, pack_attention
 from worker.models.model_ref import ModelRef
-from worker.models.padding import NOTICES, Padding
-from worker.models.task_model import TaskModel
-from worker.models.tokens import Tokens
+from worker.models.task_model import JoinsEqualParts, TaskModel
+from worker.models.texts.padding import NOTICES, Padding
+from worker.models.texts.tokens import Tokens
+from worker.models.transformers_internals import attention_implementation
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +41,12 @@ class PadsRows(Protocol):
     """Shared by all copies with other parameters. Its `padding` is which rows may share a batch."""
     model: PreTrainedModel
 
-    def probe_padding(self) -> Padding:
+    def probe_padding(self, *, packs: bool = False) -> Padding:
         """Find out which rows may share a batch, by a few forward passes.
+
+        Args:
+            packs: Whether rows are packed, without padding, if the model computes them right. Its attention is then
+                changed for this.
 
         Raises:
             RuntimeError: The device has too little memory.
@@ -46,7 +54,22 @@ class PadsRows(Protocol):
         ...
 
 
-def settle_padding(model: TaskModel, ref: ModelRef, job_id: str, *, database: Database, device: torch.device) -> None:
+def is_packed(model: TaskModel) -> bool:
+    """Whether batches of a model are computed without padding."""
+    if isinstance(model, JoinsEqualParts):
+        return model.pads_nothing
+    return isinstance(model, PadsRows) and model.tokens.padding == Padding.PACKED
+
+
+def settle_padding(
+    model: TaskModel,
+    ref: ModelRef,
+    job_id: str,
+    *,
+    database: Database,
+    device: torch.device,
+    packed_attention: PackedAttention = PackedAttention.AUTO,
+) -> None:
     """Set which rows of a model may share a batch, probing if unknown, and add a notice to the job if few may.
 
     Args:
@@ -54,11 +77,15 @@ def settle_padding(model: TaskModel, ref: ModelRef, job_id: str, *, database: Da
         ref: The name of the model.
         job_id: The job that gets the notice.
         device: Where the model is loaded.
+        packed_attention: Whether rows are packed, without padding, if the model computes them right.
     """
     if not isinstance(model, PadsRows):
         return
     if model.tokens.padding is None:
-        model.tokens.padding = _found(model, ref, database, device)
+        packs = packed_attention == PackedAttention.ON
+        if packed_attention == PackedAttention.AUTO:
+            packs = device.type == "cuda" and model.model.dtype in (torch.bfloat16, torch.float16)
+        model.tokens.padding = _find_padding(model, ref, database, device, packs=packs)
     message = NOTICES.get(model.tokens.padding)
     if message is None:
         return
@@ -66,12 +93,12 @@ def settle_padding(model: TaskModel, ref: ModelRef, job_id: str, *, database: Da
     try:
         notices.add(database, job_id, notices.PADDING, message)
     except ServiceUnavailable as error:  # the job itself does not depend on it
-        logger.warning("this could not be noted at the job: %s", error)
+        logger.warning("the notice could not be added to the job: %s", error)
 
 
-def _found(model: PadsRows, ref: ModelRef, database: Database, device: torch.device) -> Padding:
+def _find_padding(model: PadsRows, ref: ModelRef, database: Database, device: torch.device, *, packs: bool) -> Padding:
     name = device_name(device)
-    fingerprint = fingerprint_of(model.model, model.tokens)
+    fingerprint = fingerprint_of(model.model, model.tokens, packs=packs)
     with database.read() as session:
         known = session.scalar(
             select(col(PaddingVerdict.padding)).where(
@@ -80,19 +107,19 @@ def _found(model: PadsRows, ref: ModelRef, database: Database, device: torch.dev
                 col(PaddingVerdict.device_name) == name,
             )
         )
-    if known is not None and known in list(Padding):
+    if known is not None and known in list(Padding) and (known != Padding.PACKED or pack_attention(model.model)):
         return Padding(known)
     try:
-        found = model.probe_padding()
+        found = model.probe_padding(packs=packs)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        logger.warning("too little memory to find out whether the model bears padding: %s", one_line(error))
+        logger.warning("too little memory to test whether padding changes the model's outputs: %s", one_line(error))
         found = None
     if found is None:  # outside the except block, whose frames hold the tensors
         release_memory(device)
         return Padding.EQUAL_LENGTHS
-    logger.info("rows that may share a batch: %s", found.value)
+    logger.info("how rows are padded: %s", found.value)
     try:
         with database.write() as session:
             fresh = session.insert(PaddingVerdict).values(
@@ -105,28 +132,29 @@ def _found(model: PadsRows, ref: ModelRef, database: Database, device: torch.dev
             )
             session.execute(fresh.on_conflict_do_nothing())
     except ServiceUnavailable as error:  # only a hint for later leases; this one continues without it
-        logger.warning("the finding about padding could not be recorded: %s", error)
+        logger.warning("the result of the padding test could not be recorded: %s", error)
     return found
 
 
-def fingerprint_of(model: PreTrainedModel, tokens: Tokens) -> str:
+def fingerprint_of(model: PreTrainedModel, tokens: Tokens, *, packs: bool = False) -> str:
     """A hash of what the effect of padding depends on: config, weights, dtype, tokenizer and library versions.
 
     Only a few values of each weight are read, all in one copy from the device, so that this is cheaper than a probe.
     """
     digest = hashlib.sha256()
     tokenizer = tokens.tokenizer
-    said = [
+    facts = [
         type(model).__qualname__,
         model.config.to_json_string(use_diff=False),
         str(model.dtype),
-        str(model.config._attn_implementation),
+        attention_implementation(model),
+        implementation_for(model.device) if packs else "",
         repr((tokenizer.padding_side, tokens.pad_token_id, tokenizer.eos_token_id, len(tokenizer))),
         torch.__version__,
         transformers.__version__,
         tokenizers.__version__,
     ]
-    digest.update("\n".join(said).encode())
+    digest.update("\n".join(facts).encode())
     samples = []
     for name, weight in model.named_parameters():
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())

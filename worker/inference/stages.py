@@ -20,8 +20,16 @@ class Channel(Generic[T]):
     After `finish`, the items inside can still be taken. `cancel` ends the channel at once for both sides.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, most_bytes: int = 0, size: Callable[[T], int] = lambda _: 0) -> None:
+        """
+        Args:
+            capacity: Most items inside.
+            most_bytes: Most memory of the items inside; a single item may take more.
+            size: The memory that an item takes, in bytes.
+        """
         self._capacity = capacity
+        self._most_bytes = most_bytes
+        self._size = size
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._finished = False
@@ -34,7 +42,7 @@ class Channel(Generic[T]):
             Closed: The channel was finished or cancelled.
         """
         with self._changed:
-            self._changed.wait_for(lambda: len(self._items) < self._capacity or self._finished or self._cancelled)
+            self._changed.wait_for(lambda: self._has_room(item) or self._finished or self._cancelled)
             if self._finished or self._cancelled:
                 raise Closed
             self._items.append(item)
@@ -56,6 +64,11 @@ class Channel(Generic[T]):
             item = self._items.popleft()
             self._changed.notify_all()
             return item
+
+    def peek(self) -> T | None:
+        """The item that the next `get` takes, or None if there is none yet. Only for the channel's only consumer."""
+        with self._changed:
+            return self._items[0] if self._items else None
 
     def get_all(self) -> list[T]:
         """Take all items, waiting for at least one.
@@ -87,11 +100,14 @@ class Channel(Generic[T]):
         with self._changed:
             return not self._items
 
-    @property
-    def is_full(self) -> bool:
-        """Whether a `put` would have to wait now."""
+    def has_room(self, item: T) -> bool:
+        """Whether a `put` of an item would not have to wait now."""
         with self._changed:
-            return len(self._items) >= self._capacity
+            return self._has_room(item)
+
+    def _has_room(self, item: T) -> bool:
+        num_bytes = self._size(item) + sum(map(self._size, self._items))
+        return not self._items or (len(self._items) < self._capacity and num_bytes <= self._most_bytes)
 
     def wake(self) -> None:
         """Make waiting `get`s call their `give_up` again."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import func, select
@@ -22,10 +23,11 @@ from jobs.db.tables import Chunk
 from jobs.errors import LostLease, MachineError, ServiceUnavailable
 from jobs.ledger import chunks
 from jobs.ledger.chunks import ChunkResults
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
+from jobs.ledger.timing.stage_times import StageTimes
+from jobs.messages import one_line
 from jobs.retries import Backoff
-from worker.device import one_line
-from worker.inference.chunks import OpenChunk, Piece, RowBatch
+from worker.inference.chunks import ComputedBatch, OpenChunk, Piece, RowBatch
 from worker.inference.claiming import ClaimWindow
 from worker.inference.engine import InferenceEngine
 from worker.inference.stages import Channel, Stages
@@ -34,6 +36,9 @@ from worker.wire.pulse import Pulse
 logger = logging.getLogger(__name__)
 
 _BATCHES_COMPUTED = 8
+"""Most batches that wait to be decoded."""
+_MOST_BYTES = 512 * 2**20
+"""Most memory of the batches that wait to be decoded."""
 _CHUNKS_DECODED = 32
 """Most finished chunks that wait to be committed, and so the most chunks in one transaction."""
 _MOST_ROWS = 8192
@@ -65,11 +70,13 @@ class Writer:
         window: ClaimWindow,
         pulse: Pulse,
         on_failure: Callable[[], None],
+        loading_seconds: float = 0.0,
     ) -> None:
         """
         Args:
             lease_seconds: How long to retry recording while the database or the store is unavailable.
             on_failure: Called when nothing more can be recorded, to wake the thread that computes so that it stops.
+            loading_seconds: Time that the lease has taken to load its model; 0 if it was warm.
         """
         self._lease = lease
         self._database = database
@@ -79,7 +86,11 @@ class Writer:
         self._window = window
         self._pulse = pulse
         self._on_failure = on_failure
-        self._computed: Channel[tuple[RowBatch, Sequence[Piece]]] = Channel(_BATCHES_COMPUTED)
+        self._loading_seconds = loading_seconds
+        self._started = time.monotonic()
+        self._computed: Channel[ComputedBatch] = Channel(
+            _BATCHES_COMPUTED, most_bytes=_MOST_BYTES, size=attrgetter("num_bytes")
+        )
         self._finished_chunks: Channel[OpenChunk] = Channel(_CHUNKS_DECODED)
         self._failed = threading.Event()
         self._stages = Stages("writer-", self._cancel)
@@ -89,20 +100,20 @@ class Writer:
 
     def start(self) -> None:
         """Start waiting for outputs."""
+        self._started = time.monotonic()
         self._stages.start(self._decode, self._commit)
 
-    def put(self, batch: RowBatch, pieces: Sequence[Piece]) -> None:
+    def put(self, computed: ComputedBatch) -> None:
         """Pass on a computed batch, in the order in which `Feed` supplied it; waits while the channel is full.
 
         Raises:
             Closed: A stage failed; `finish` returns the error.
         """
-        self._computed.put((batch, pieces))
+        self._computed.put(computed)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether `put` would have to wait now."""
-        return self._computed.is_full
+    def has_room(self, computed: ComputedBatch) -> bool:
+        """Whether `put` would not have to wait now."""
+        return self._computed.has_room(computed)
 
     @property
     def has_failed(self) -> bool:
@@ -128,12 +139,13 @@ class Writer:
 
     def _decode(self) -> None:
         try:
-            for batch, pieces in self._computed:
-                for piece in pieces:
+            for computed in self._computed:
+                batch = computed.batch
+                for piece in computed.pieces:
                     with self._pulse.doing(Activity.DECODE, chunk=batch.chunk.start_row):
                         outputs = self._decode_piece(batch, piece)
                     for one, output in zip(piece.members, outputs, strict=True):
-                        batch.chunk.settle(one.row, output, one.num_tokens)
+                        batch.chunk.set_result(one.row, output, one.num_tokens)
                 if batch.is_last:
                     self._finished_chunks.put(batch.chunk)
         finally:
@@ -169,14 +181,38 @@ class Writer:
             start_rows = [chunk.start_row for chunk in staged]
             # After a connection lost in COMMIT, the chunks may or may not be recorded: check before retrying.
             if tries == 0 or not is_recorded(self._database, self._lease, start_rows):
-                chunks.commit(self._database, self._lease.lease_id, staged, record)
+                chunks.commit(
+                    self._database,
+                    self._lease.lease_id,
+                    staged,
+                    record,
+                    self._stage_times(everything),
+                    completes=not self._sink.makes_files,
+                )
 
         self._patiently(commit, staged[0].start_row)
-        self._window.settled([chunk.start_row for chunk in staged])
+        self._window.recorded([chunk.start_row for chunk in staged])
         self.tally.num_chunks += len(staged)
         self.tally.num_rows += len(everything)
         self.tally.num_failed += sum(result.error is not None for result in everything)
         self.tally.num_tokens += sum(result.num_tokens for result in everything)
+
+    def _stage_times(self, recorded: Sequence[Result]) -> StageTimes:
+        """Where the time of this lease has gone so far, and what it has done, these results included."""
+        usage, seconds = self._engine.usage, self._pulse.seconds
+        return StageTimes(
+            read=seconds(Activity.READ),
+            encode=seconds(Activity.ENCODE),
+            wait=max(0.0, time.monotonic() - self._started - usage.seconds),
+            forward=usage.seconds,
+            decode=seconds(Activity.DECODE),
+            commit=seconds(Activity.COMMIT),
+            load=self._loading_seconds,
+            num_tokens=usage.num_tokens,
+            num_padded_tokens=usage.num_padded_tokens,
+            num_rows=self.tally.num_rows + len(recorded),
+            num_row_tokens=self.tally.num_tokens + sum(result.num_tokens for result in recorded),
+        )
 
     def _stage(self, chunk: OpenChunk, results: Sequence[Result], _tries: int) -> str | None:
         try:
@@ -204,9 +240,9 @@ class Writer:
                 delay_seconds = _BACKOFF.delay_seconds(tries)
                 if time.monotonic() + delay_seconds > until:
                     raise
-                logger.warning("results wait to be recorded: %s", error.message)
+                logger.warning("the results cannot be recorded yet: %s", error.message)
             if self._failed.wait(delay_seconds):
-                raise ServiceUnavailable("the results were not recorded, as another part of the pipeline failed")
+                raise ServiceUnavailable("the results were not recorded, because another part of the pipeline failed")
 
 
 def in_groups(chunks: Sequence[OpenChunk]) -> list[list[OpenChunk]]:

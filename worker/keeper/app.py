@@ -26,19 +26,19 @@ from jobs.queue import TASK, Doorbell, make_app, queue_name
 from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
 from worker.children import DISPLACED_STATUS, RUNNER_MODULE, runner_command, runner_environment
 from worker.keeper import mailbox
-from worker.keeper.hearing import Hearing
+from worker.keeper.doorbell_check import DoorbellCheck
 from worker.keeper.heartbeat import Heartbeat
 from worker.keeper.joblog import JobLog
 from worker.keeper.keeper import Keeper
 from worker.keeper.runner_pool import RunnerPool
-from worker.keeper.runner_process import Heard, RunnerProcess
+from worker.keeper.runner_process import RunnerEvent, RunnerProcess
 from worker.log_format import set_up_logging
 
 logger = logging.getLogger(__name__)
 
-DEAF_STATUS = 75
+DOORBELL_LOST_STATUS = 75
 """Exit status of a worker that its doorbell no longer reached and that did not end in order."""
-_DEAF_MARGIN_SECONDS = 5.0
+_DOORBELL_LOST_MARGIN_SECONDS = 5.0
 _START_SECONDS = 600.0  # a cold import of torch from a slow network disk takes minutes
 _ENTER_POLICY = RetryPolicy(max_attempts=ENDLESS, first_seconds=0.25, max_seconds=5.0)
 
@@ -87,11 +87,11 @@ class SlotWorker:
         self._is_displaced = False
         self._database = Database(settings.resolved_database_url)
         self._doorbell = Doorbell(settings)
-        self._job_log = JobLog(self._database, settings)
+        self._job_log = JobLog(self._database, settings, max_lines=settings.log_lines)
         mailbox.install()
         self._app = make_app(settings)
-        self._hearing = Hearing(
-            self._app, slot.slot_id, patience_seconds=settings.doorbell_seconds * max(1, settings.doorbell_rings)
+        self._doorbell_check = DoorbellCheck(
+            self._app, slot.slot_id, echo_seconds=settings.doorbell_seconds * max(1, settings.doorbell_rings)
         )
         self._runner_pool = RunnerPool(
             self._start_runner,
@@ -107,10 +107,10 @@ class SlotWorker:
             slot_id=slot.slot_id,
             incarnation=slot.incarnation,
             warm_models=lambda: self._runner_pool.warm_models,
-            hearing=self._hearing,
+            doorbell_check=self._doorbell_check,
             on_displaced=self._on_displaced,
-            on_heard=self._doorbell.wake,
-            on_deaf=self._on_deaf,
+            on_doorbell_works=self._doorbell.wake,
+            on_doorbell_lost=self._on_doorbell_lost,
         )
         self._keeper = Keeper(
             self._database,
@@ -142,7 +142,7 @@ class SlotWorker:
         logger.info("ended")
         return DISPLACED_STATUS if self._is_displaced else int(worker.exitcode or 0)
 
-    def _start_runner(self, listen: Callable[[RunnerProcess, Heard], None]) -> RunnerProcess:
+    def _start_runner(self, listen: Callable[[RunnerProcess, RunnerEvent], None]) -> RunnerProcess:
         return RunnerProcess(
             runner_command(self._slot.runner_module, device=self._slot.device, num_threads=self._slot.num_threads),
             runner_environment(os.environ, num_threads=self._slot.num_threads),
@@ -151,7 +151,7 @@ class SlotWorker:
         )
 
     def _on_ring(self, rung: str) -> None:
-        if not self._hearing.is_echo(rung):
+        if not self._doorbell_check.is_echo(rung):
             self._keeper.run_lease(rung)
 
     def _on_runner_ready(self) -> None:
@@ -163,11 +163,11 @@ class SlotWorker:
         self._keeper.abandon()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def _on_deaf(self) -> None:
+    def _on_doorbell_lost(self) -> None:
         self._keeper.stop()
         os.kill(os.getpid(), signal.SIGTERM)
         # A consumer that misses its doorbell may miss the signal too. The supervisor then starts the next worker.
-        late = threading.Timer(self._grace_seconds + _DEAF_MARGIN_SECONDS, os._exit, (DEAF_STATUS,))
+        late = threading.Timer(self._grace_seconds + _DOORBELL_LOST_MARGIN_SECONDS, os._exit, (DOORBELL_LOST_STATUS,))
         late.daemon = True
         late.start()
 
@@ -217,10 +217,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run as the child of the supervisor."""
     parser = argparse.ArgumentParser(prog="worker.keeper.app", description=__doc__)
     parser.add_argument("--slot", required=True, help="id of a registered slot")
-    parser.add_argument("--incarnation", help="token of this process; made up when absent")
+    parser.add_argument("--incarnation", help="token of this process; generated if absent")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the runner")
-    parser.add_argument("--runner-module", default=RUNNER_MODULE, help="the module that is run as the runner")
+    parser.add_argument("--runner-module", default=RUNNER_MODULE, help="module to run as the runner")
     arguments = parser.parse_args(argv)
     set_up_logging(arguments.slot)
     process.adopt_orphans()  # processes that a runner leaves behind are killed after it has ended

@@ -12,6 +12,7 @@ from jobs.db.states import StopReason
 from jobs.errors import LostLease, MachineError, RunnerDied, RunnerStalled, ServiceUnavailable, StokerError
 from worker.keeper.runner_pool import RunnerBroken, RunnerUp
 from worker.keeper.runner_process import Exited
+from worker.stop import Outcome
 from worker.wire.protocol import Done, Failed, Lost, Report, StopLease, error_from
 from worker.wire.pulse import Beat
 
@@ -26,7 +27,7 @@ _SILENCE_SECONDS = 2.0  # a runner reports progress every second; if no report c
 class Renewed:
     """The lease was renewed."""
 
-    asked_at: float
+    sent_at: float
     """When the renewal was sent, by the keeper's clock. The lease's new term starts no earlier than that."""
     stop: StopReason | None
     """Why the database wants the lease back; None if it does not."""
@@ -38,13 +39,13 @@ class RenewalRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class StopAsked:
+class StopRequested:
     """This worker must give the lease back."""
 
     reason: StopReason
 
 
-Event = RunnerUp | RunnerBroken | Exited | Report | Renewed | RenewalRefused | StopAsked
+Event = RunnerUp | RunnerBroken | Exited | Report | Renewed | RenewalRefused | StopRequested
 
 # -- how a lease ends ----------------------------------------------------------------------------------------------
 
@@ -60,6 +61,7 @@ class EndRecord(StrEnum):
     """What is recorded in the database at the lease's end."""
 
     RELEASE = "release"  # the lease is given back in order, and no failure is counted
+    DRAINED = "drained"  # as `RELEASE`, but the slot may go on with the next job
     FAIL_JOB = "fail_job"  # the error is in the job, which fails
     CRASH = "crash"  # the machine failed; the failure counts against the chunk being computed, or else the job's start
     NOTHING = "nothing"  # another process has already dealt with the lease
@@ -115,12 +117,12 @@ class StageProgress:
     beat: Beat
     since: float
     """When the thread or process began this."""
-    heard_at: float
+    beat_at: float
     """When the thread or process last made progress."""
 
     def after(self, beat: Beat, now: float) -> StageProgress:
         """The progress after this beat."""
-        return replace(self, heard_at=now) if beat == self.beat else StageProgress(beat, now, now)
+        return replace(self, beat_at=now) if beat == self.beat else StageProgress(beat, now, now)
 
     @property
     def in_words(self) -> str:
@@ -138,11 +140,11 @@ class HeldLease:
     """Until then the lease certainly belongs to this keeper; afterwards another may have its work."""
     handed_over: bool = False
     """Whether the lease was passed to a running runner."""
-    taken_up: bool = False
+    has_started: bool = False
     """Whether that runner has started to work on the lease."""
     stages: Mapping[str, StageProgress] = field(default_factory=dict)
     """What each thread of the runner is doing, by the thread's name, without threads that wait for others."""
-    heard_at: float = 0.0
+    beat_at: float = 0.0
     """When the last beat of any thread came."""
     slowest_seconds: Mapping[Activity, float] = field(default_factory=dict)
     """The longest time between two beats of each activity."""
@@ -166,27 +168,27 @@ class HeldLease:
     def suspect(self) -> int | None:
         """First row of the chunk that a death of the runner now would count against: the chunk in the model, else one
         being read or written; None without any."""
-        at_work = [one.beat for one in self.stages.values() if one.beat.activity in CHUNK_ACTIVITIES]
-        in_model = [beat.chunk for beat in at_work if beat.activity is Activity.FORWARD]
-        return next(iter([*in_model, *(beat.chunk for beat in at_work)]), None)
+        beats = [one.beat for one in self.stages.values() if one.beat.activity in CHUNK_ACTIVITIES]
+        in_model = [beat.chunk for beat in beats if beat.activity is Activity.FORWARD]
+        return next(iter([*in_model, *(beat.chunk for beat in beats)]), None)
 
     def overdue(self, now: float) -> Ending | None:
         """How the lease must end because of the time alone; None if it goes on."""
         runner_action = RunnerAction.KILL if self.handed_over else RunnerAction.KEEP
         if now >= self.held_until:
-            away = f"the database did not answer for {self.rules.lease_seconds:g} s"
+            away = f"the database did not respond for {self.rules.lease_seconds:g} s"
             return Ending(EndRecord.RELEASE, runner_action, away, ServiceUnavailable(away))
         if self.kill_at is not None and now >= self.kill_at:
             late = f"the runner did not stop within {self.rules.grace_seconds:g} s and was killed"
             return Ending(EndRecord.RELEASE, runner_action, late)
         stalled = self._stalled(now)
         if stalled is not None:
-            silent_seconds = round(now - stalled.heard_at, 1)
+            silent_seconds = round(now - stalled.beat_at, 1)
             error = RunnerStalled(
                 f"{stalled.in_words} made no progress for {silent_seconds:g} s; the runner was killed"
             )
-            blamed = stalled.beat.chunk if stalled.beat.activity in CHUNK_ACTIVITIES else None
-            return Ending(EndRecord.CRASH, runner_action, error.message, error, blamed)
+            chunk = stalled.beat.chunk if stalled.beat.activity in CHUNK_ACTIVITIES else None
+            return Ending(EndRecord.CRASH, runner_action, error.message, error, chunk)
         return None
 
     def _stalls_at(self, one: StageProgress) -> float:
@@ -194,27 +196,27 @@ class HeldLease:
         activity = one.beat.activity
         assert activity is not None
         slowest_seconds = self.slowest_seconds.get(activity, 0.0)
-        return one.heard_at + max(self.rules.stall_limits[activity], _TIMES_THE_SLOWEST * slowest_seconds)
+        return one.beat_at + max(self.rules.stall_limits[activity], _TIMES_THE_SLOWEST * slowest_seconds)
 
     def _stalled(self, now: float) -> StageProgress | None:
         """The stage that has made no progress for too long, if any."""
         late = min(self.stages.values(), key=self._stalls_at, default=None)
         if late is None or now < self._stalls_at(late):
             return None
-        if self.heard_at > late.heard_at + _SILENCE_SECONDS:
+        if self.beat_at > late.beat_at + _SILENCE_SECONDS:
             return late
         # The other stages are silent too, so one of them blocks all: Python runs one thread at a time, and a regular
-        # expression, for example, does not release the GIL. It is the stage that was heard last.
-        return max(self.stages.values(), key=lambda one: one.heard_at)
+        # expression, for example, does not release the GIL. It is the stage that reported last.
+        return max(self.stages.values(), key=lambda one: one.beat_at)
 
-    def _heard(self, beat: Beat, now: float) -> HeldLease:
+    def _on_beat(self, beat: Beat, now: float) -> HeldLease:
         stages, slowest = dict(self.stages), dict(self.slowest_seconds)
         before = stages.pop(beat.stage, None)
         if before is not None and before.beat.activity is not None and before.beat.activity is beat.activity:
-            slowest[beat.activity] = max(slowest.get(beat.activity, 0.0), now - before.heard_at)
+            slowest[beat.activity] = max(slowest.get(beat.activity, 0.0), now - before.beat_at)
         if beat.activity is not None:
             stages[beat.stage] = StageProgress(beat, now, now) if before is None else before.after(beat, now)
-        return replace(self, taken_up=True, stages=stages, heard_at=now, slowest_seconds=slowest)
+        return replace(self, has_started=True, stages=stages, beat_at=now, slowest_seconds=slowest)
 
     def on_event(self, what: Event, now: float) -> tuple[HeldLease, Decision | None]:
         """The state after the event `what` at the time `now`, and what to do about it."""
@@ -226,31 +228,32 @@ class HeldLease:
             case Exited(status):
                 return self._runner_died(status)
             case Beat():
-                return self._heard(what, now), None
+                return self._on_beat(what, now), None
             case Done(outcome):
-                return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, outcome)
+                record = EndRecord.DRAINED if outcome is Outcome.DRAINED else EndRecord.RELEASE
+                return self, Ending(record, RunnerAction.KEEP, outcome)
             case Failed():
                 return self, self._failed(what)
             case Lost():
                 return self, Ending(EndRecord.NOTHING, RunnerAction.KEEP, LostLease().message, LostLease())
-            case Renewed(asked_at, stop):
-                held = replace(self, held_until=max(self.held_until, asked_at + self.rules.lease_seconds))
-                return held._asked(stop, now) if stop is not None else (held, None)
+            case Renewed(sent_at, stop):
+                held = replace(self, held_until=max(self.held_until, sent_at + self.rules.lease_seconds))
+                return held._on_stop(stop, now) if stop is not None else (held, None)
             case RenewalRefused():
                 runner_action = RunnerAction.KILL if self.handed_over else RunnerAction.KEEP
                 return self, Ending(EndRecord.NOTHING, runner_action, LostLease().message, LostLease())
-            case StopAsked(reason):
-                return self._asked(reason, now)
+            case StopRequested(reason):
+                return self._on_stop(reason, now)
             case _:
                 return self, None
 
-    def _asked(self, reason: StopReason, now: float) -> tuple[HeldLease, Decision | None]:
+    def _on_stop(self, reason: StopReason, now: float) -> tuple[HeldLease, Decision | None]:
         """Relay a stop once, and again only when a stronger one follows."""
         if self.stop is not None and _STRENGTH.index(reason) <= _STRENGTH.index(self.stop):
             return self, None
         if not self.handed_over:
             return replace(self, stop=reason), Ending(
-                EndRecord.RELEASE, RunnerAction.KEEP, f"{reason}: before it was begun"
+                EndRecord.RELEASE, RunnerAction.KEEP, f"{reason}: before the work started"
             )
         kill_at = self.kill_at
         if kill_at is None and reason is not StopReason.YIELD:  # a runner that yields may finish its chunk first
@@ -258,10 +261,10 @@ class HeldLease:
         return replace(self, stop=reason, kill_at=kill_at), StopLease(reason)
 
     def _runner_died(self, status: str) -> tuple[HeldLease, Decision | None]:
-        if not self.taken_up and self.stop is None:  # it died before it read the order; the next runner gets it
+        if not self.has_started and self.stop is None:  # it died before it read the order; the next runner gets it
             return replace(self, handed_over=False), None
-        if not self.taken_up:
-            return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, f"{self.stop}: before it was begun")
+        if not self.has_started:
+            return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, f"{self.stop}: before the work started")
         died = RunnerDied(f"the runner {status}")
         return self, Ending(EndRecord.CRASH, RunnerAction.KEEP, died.message, died, self.suspect)
 

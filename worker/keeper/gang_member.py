@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from jobs.config.times import LeaseTimes
 from jobs.db.database import Database
 from jobs.errors import LostLease, MachineError, ServiceUnavailable
-from jobs.ledger import gangs
-from jobs.ledger.leases import WorkingLease
-from worker.keeper.decisions import Ending, EndRecord, Event, RenewalRefused, Renewed, RunnerAction, StopAsked
+from jobs.ledger.leasing import gangs
+from jobs.ledger.leasing.leases import WorkingLease
+from worker.keeper.decisions import Ending, EndRecord, Event, RenewalRefused, Renewed, RunnerAction, StopRequested
 from worker.keeper.runner_pool import RunnerPool
 
 logger = logging.getLogger(__name__)
 
 _LEADER_MARGIN_SECONDS = 2.0  # beyond the grace: time for the leader to notice the stop and to record its end
-_ASK_AGAIN_SECONDS = 0.5
+_NOTIFY_AGAIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Membership:
     """What a member knows about the lease that it holds. Times are in seconds, by its own monotonic clock."""
 
     lease_seconds: float
-    patience_seconds: float
+    leader_stop_seconds: float
     """How long a member whose worker shuts down waits for the leader to stop in order."""
     held_until: float
     """Until then the lease certainly belongs to this keeper."""
@@ -42,7 +42,7 @@ class Membership:
     def overdue(self, now: float) -> Ending | None:
         """How the lease must end because of the time alone; None if it goes on."""
         if now >= self.held_until:
-            away = f"the database did not answer for {self.lease_seconds:g} s"
+            away = f"the database did not respond for {self.lease_seconds:g} s"
             return Ending(EndRecord.RELEASE, RunnerAction.KEEP, away, ServiceUnavailable(away))
         if self.leave_at is not None and now >= self.leave_at:
             return Ending(EndRecord.RELEASE, RunnerAction.KEEP, "shutdown: the gang's leader did not stop in time")
@@ -54,14 +54,14 @@ class Membership:
         All other events of the job reach its leader too, which ends the gang.
         """
         match what:
-            case Renewed(asked_at):
-                return replace(self, held_until=max(self.held_until, asked_at + self.lease_seconds)), None
+            case Renewed(sent_at):
+                return replace(self, held_until=max(self.held_until, sent_at + self.lease_seconds)), None
             case RenewalRefused():
-                return self, Ending(EndRecord.NOTHING, RunnerAction.KEEP, "its gang has ended")
-            case StopAsked(reason) if not self.is_held:
-                return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, f"{reason}: before the gang was whole")
-            case StopAsked() if self.leave_at is None:
-                return replace(self, leave_at=now + self.patience_seconds), None
+                return self, Ending(EndRecord.NOTHING, RunnerAction.KEEP, "the gang has ended")
+            case StopRequested(reason) if not self.is_held:
+                return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, f"{reason}: before the gang was complete")
+            case StopRequested() if self.leave_at is None:
+                return replace(self, leave_at=now + self.leader_stop_seconds), None
             case _:
                 return self, None
 
@@ -69,7 +69,7 @@ class Membership:
 def hold_place(
     lease: WorkingLease,
     inbox: queue.SimpleQueue[Event],
-    asked_at: float,
+    sent_at: float,
     *,
     database: Database,
     times: LeaseTimes,
@@ -80,25 +80,25 @@ def hold_place(
     Args:
         lease: An active lease with a rank above 0.
         inbox: The queue on which renewals, the end of the gang and the worker's stop arrive.
-        asked_at: When the activation was sent, in monotonic seconds; the lease's term starts no earlier.
+        sent_at: When the activation was sent, in monotonic seconds; the lease's term starts no earlier.
     """
-    patience_seconds = times.grace_seconds + _LEADER_MARGIN_SECONDS
-    membership = Membership(times.lease_seconds, patience_seconds, asked_at + times.lease_seconds)
+    leader_stop_seconds = times.grace_seconds + _LEADER_MARGIN_SECONDS
+    membership = Membership(times.lease_seconds, leader_stop_seconds, sent_at + times.lease_seconds)
     while not inbox.empty():  # the worker may be shutting down already
         membership, ending = membership.on_event(inbox.get(), time.monotonic())
         if ending is not None:
             return ending
     try:
         if not runner_pool.vacate():
-            stuck = MachineError("the slot's runner does not die, so its device is not free")
+            stuck = MachineError("the slot's runner could not be killed, so its device is not free")
             return Ending(EndRecord.RELEASE, RunnerAction.KEEP, stuck.message, stuck)
         try:
-            gangs.hold_place(database, lease.lease_id)
+            gangs.mark_held(database, lease.lease_id)
         except LostLease as error:
             return Ending(EndRecord.NOTHING, RunnerAction.KEEP, error.message)
         except ServiceUnavailable as error:
             return Ending(EndRecord.RELEASE, RunnerAction.KEEP, error.message, error)
-        logger.info("lease %s: this slot is held as number %d of a gang", lease.lease_id, lease.rank)
+        logger.info("lease %s: this slot is reserved as rank %d of a gang", lease.lease_id, lease.rank)
         membership, ending = _wait(replace(membership, is_held=True), lease, inbox, database)
         return ending
     finally:
@@ -110,12 +110,12 @@ def _wait(
     membership: Membership, lease: WorkingLease, inbox: queue.SimpleQueue[Event], database: Database
 ) -> tuple[Membership, Ending]:
     """Hold the slot until the gang has ended or this member has to leave."""
-    is_leader_asked = False
+    is_leader_notified = False
     while (ending := membership.overdue(time.monotonic())) is None:
         pause_seconds = membership.due() - time.monotonic()
-        if membership.leave_at is not None and not is_leader_asked:
-            is_leader_asked = _ask_leader(database, lease.lease_id)
-            pause_seconds = min(pause_seconds, _ASK_AGAIN_SECONDS)
+        if membership.leave_at is not None and not is_leader_notified:
+            is_leader_notified = _notify_leader(database, lease.lease_id)
+            pause_seconds = min(pause_seconds, _NOTIFY_AGAIN_SECONDS)
         try:
             what = inbox.get(timeout=max(0.0, pause_seconds))
         except queue.Empty:
@@ -126,13 +126,13 @@ def _wait(
     return membership, ending
 
 
-def _ask_leader(database: Database, lease_id: str) -> bool:
+def _notify_leader(database: Database, lease_id: str) -> bool:
     """Ask the leader to stop with a checkpoint; False if the database is away and this must be repeated."""
     try:
         gangs.ask_shutdown(database, lease_id)
     except LostLease:
         logger.debug("lease %s: the gang has ended already", lease_id)
     except ServiceUnavailable as error:
-        logger.warning("lease %s: its leader does not hear yet that this slot goes down: %s", lease_id, error)
+        logger.warning("lease %s: the leader could not be notified yet that this slot shuts down: %s", lease_id, error)
         return False
     return True

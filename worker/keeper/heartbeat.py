@@ -11,8 +11,8 @@ from jobs.config.times import LeaseTimes
 from jobs.db.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.ledger import slots
-from jobs.ledger.slots import Standing
-from worker.keeper.hearing import Hearing, Verdict
+from jobs.ledger.slots import Ownership
+from worker.keeper.doorbell_check import DoorbellCheck, DoorbellState
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +28,16 @@ class Heartbeat:
         slot_id: str,
         incarnation: str,
         warm_models: Callable[[], Sequence[str]],
-        hearing: Hearing,
+        doorbell_check: DoorbellCheck,
         on_displaced: Callable[[], None],
-        on_heard: Callable[[], object],
-        on_deaf: Callable[[], None],
+        on_doorbell_works: Callable[[], object],
+        on_doorbell_lost: Callable[[], None],
     ) -> None:
         """
         Args:
             incarnation: The token of this process.
             warm_models: Returns the keys of the models that the runner has loaded now.
-            hearing: Checks whether the doorbell reaches this process, after a ring that was not answered.
+            doorbell_check: Checks whether the doorbell reaches this process, after a ring that was not answered.
             on_displaced: Called when another process owns the slot; this one must end.
             on_heard: Called when that check has shown that the doorbell works, so that the slot is in use again.
             on_deaf: Called when the doorbell does not reach this process, which must end and be replaced.
@@ -45,7 +45,11 @@ class Heartbeat:
         self._database, self._times = database, times
         self._slot_id, self._incarnation = slot_id, incarnation
         self._warm_models, self._on_displaced = warm_models, on_displaced
-        self._hearing, self._on_heard, self._on_deaf = hearing, on_heard, on_deaf
+        self._doorbell_check, self._on_doorbell_works, self._on_doorbell_lost = (
+            doorbell_check,
+            on_doorbell_works,
+            on_doorbell_lost,
+        )
         self._lock = threading.Lock()
         self._entered = False
         self._broken: str | None = None
@@ -74,13 +78,13 @@ class Heartbeat:
         with self._lock:
             self._broken = reason
             if self._entered:
-                self._tell(lambda: slots.mark_broken(self._database, self._slot_id, self._incarnation, reason))
+                self._try_to_record(lambda: slots.mark_broken(self._database, self._slot_id, self._incarnation, reason))
 
     def mended(self) -> None:
         """Put the slot back into use, because its runner has started."""
         with self._lock:
             if self._broken is not None and self._entered:
-                self._tell(lambda: slots.mark_mended(self._database, self._slot_id, self._incarnation))
+                self._try_to_record(lambda: slots.mark_mended(self._database, self._slot_id, self._incarnation))
             self._broken = None
 
     def leave(self) -> None:
@@ -92,46 +96,46 @@ class Heartbeat:
         if self._entered:
             self._thread.join()
 
-    def _tell(self, verb: Callable[[], None]) -> None:
+    def _try_to_record(self, verb: Callable[[], None]) -> None:
         try:
             verb()
         except ServiceUnavailable as error:
-            logger.warning("slot %s: its state could not be told: %s", self._slot_id, error)
+            logger.warning("slot %s: its state could not be recorded: %s", self._slot_id, error)
 
     def _beat_until_left(self) -> None:
         out_of_reach = False
         while self._next_call():
             try:
-                standing = slots.beat(self._database, self._slot_id, self._incarnation, self._warm_models())
-                owned = standing is not Standing.DISPLACED
-                if standing is Standing.UNHEARD and self._is_deaf():
+                ownership = slots.beat(self._database, self._slot_id, self._incarnation, self._warm_models())
+                owned = ownership is not Ownership.DISPLACED
+                if ownership is Ownership.UNHEARD and self._has_lost_doorbell():
                     return
                 if owned and out_of_reach and self._broken is not None:  # recording it may have failed
                     slots.mark_broken(self._database, self._slot_id, self._incarnation, self._broken)
             except ServiceUnavailable as error:
                 if not out_of_reach:
-                    logger.warning("slot %s: no heartbeat gets through: %s", self._slot_id, error)
+                    logger.warning("slot %s: heartbeats cannot be recorded: %s", self._slot_id, error)
                 out_of_reach = True
                 continue
             if out_of_reach:
-                logger.info("slot %s: heartbeats get through again", self._slot_id)
+                logger.info("slot %s: heartbeats are recorded again", self._slot_id)
             out_of_reach = False
             if not owned:
-                logger.error("slot %s belongs to another worker process now; this one ends", self._slot_id)
+                logger.error("slot %s now belongs to another worker process; this one ends", self._slot_id)
                 self._on_displaced()
                 return
-        self._tell(lambda: slots.retire(self._database, [self._slot_id], incarnation=self._incarnation))
+        self._try_to_record(lambda: slots.retire(self._database, [self._slot_id], incarnation=self._incarnation))
 
-    def _is_deaf(self) -> bool:
+    def _has_lost_doorbell(self) -> bool:
         """Check why a ring was not answered; True if this process must end because rings do not reach it."""
-        match self._hearing.check():
-            case Verdict.HEARS:
-                logger.info("slot %s: its doorbell rings again", self._slot_id)
+        match self._doorbell_check.check():
+            case DoorbellState.WORKS:
+                logger.info("slot %s: the doorbell works again", self._slot_id)
                 slots.mark_heard(self._database, self._slot_id, self._incarnation)
-                self._on_heard()
-            case Verdict.DEAF:
-                logger.error("slot %s: this worker does not hear its doorbell any more; it ends", self._slot_id)
-                self._on_deaf()
+                self._on_doorbell_works()
+            case DoorbellState.LOST:
+                logger.error("slot %s: the doorbell no longer reaches this worker; it ends", self._slot_id)
+                self._on_doorbell_lost()
                 return True
         return False
 

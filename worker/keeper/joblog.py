@@ -11,22 +11,22 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
-from jobs.config.settings import Settings
+from jobs.config.settings import ApiAddress
 from jobs.db.database import Database
 from jobs.errors import ServiceUnavailable
 from jobs.ledger import logs
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 
 logger = logging.getLogger(__name__)
 _mirror = logging.getLogger("runner")
 
 _BATCH_LINES = 100
 _BATCH_SECONDS = 0.5
-_MOST_WAITING = 10_000  # lines; while the database is away, they must not fill the memory
+_MAX_WAITING = 10_000  # lines; while the database is away, they must not fill the memory
 
 
 @dataclass(slots=True)
-class _Book:
+class _LeaseLog:
     """The lines of one lease's runner that are not yet written, and the number of lines dropped."""
 
     lease: WorkingLease
@@ -39,12 +39,18 @@ class _Book:
 class JobLog:
     """Accepts lines from any thread without blocking it; a separate thread writes them."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
-        self._database, self._max_lines = database, settings.log_lines
-        self._secrets = _secrets(settings)
+    def __init__(self, database: Database, api_address: ApiAddress, *, max_lines: int) -> None:
+        """
+        Args:
+            database: Where the lines are stored.
+            api_address: The settings that contain secrets, which are removed from the lines.
+            max_lines: Maximum number of lines kept for one lease.
+        """
+        self._database, self._max_lines = database, max_lines
+        self._secrets = _secrets(api_address)
         self._changed = threading.Condition()
-        self._open: _Book | None = None
-        self._books: list[_Book] = []  # oldest first; the open one is the last
+        self._open: _LeaseLog | None = None
+        self._logs: list[_LeaseLog] = []  # oldest first; the open one is the last
         self._ending = False
         self._writer = threading.Thread(target=self._write, name="job-log", daemon=True)
         self._writer.start()
@@ -53,8 +59,8 @@ class JobLog:
         """Assign the lines from now on to this lease."""
         with self._changed:
             self._close_open()
-            self._open = _Book(lease)
-            self._books.append(self._open)
+            self._open = _LeaseLog(lease)
+            self._logs.append(self._open)
 
     def close(self) -> None:
         """Assign the lines from now on to no lease."""
@@ -68,15 +74,15 @@ class JobLog:
             text = text.replace(secret, "***")
         _mirror.info("%s", text)
         with self._changed:
-            book = self._open
-            if book is None:
+            log = self._open
+            if log is None:
                 return
-            if book.num_taken >= self._max_lines or len(book.waiting) >= _MOST_WAITING:
-                book.num_dropped += 1
+            if log.num_taken >= self._max_lines or len(log.waiting) >= _MAX_WAITING:
+                log.num_dropped += 1
                 return
-            book.num_taken += 1
-            book.waiting.append((at, text))
-            if len(book.waiting) in (1, _BATCH_LINES):
+            log.num_taken += 1
+            log.waiting.append((at, text))
+            if len(log.waiting) in (1, _BATCH_LINES):
                 self._changed.notify_all()
 
     def end(self) -> None:
@@ -98,41 +104,39 @@ class JobLog:
         out_of_reach = False
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._ending or any(book.waiting or book.is_closed for book in self._books)
-                )
+                self._changed.wait_for(lambda: self._ending or any(log.waiting or log.is_closed for log in self._logs))
                 if not self._ending:  # wait until a batch is full
                     self._changed.wait_for(self._is_urgent, timeout=_BATCH_SECONDS)
-                work = [(book, book.waiting, book.is_closed) for book in self._books]
-                for book, _, _ in work:
-                    book.waiting = []
-                self._books = [book for book, _, is_closed in work if not is_closed]
+                work = [(log, log.waiting, log.is_closed) for log in self._logs]
+                for log, _, _ in work:
+                    log.waiting = []
+                self._logs = [log for log, _, is_closed in work if not is_closed]
                 ending = self._ending
-            for book, lines, is_closed in work:
+            for log, lines, is_closed in work:
                 try:
-                    self._keep(book, lines, is_closed)
+                    self._write_lines(log, lines, is_closed)
                     out_of_reach = False
                 except ServiceUnavailable as error:
-                    book.num_dropped += len(lines)
+                    log.num_dropped += len(lines)
                     if not out_of_reach:
-                        logger.warning("log lines of job %s are dropped: %s", book.lease.job_id, error)
+                        logger.warning("log lines of job %s are dropped: %s", log.lease.job_id, error)
                     out_of_reach = True
             if ending:
                 return
 
     def _is_urgent(self) -> bool:
-        return self._ending or any(book.is_closed or len(book.waiting) >= _BATCH_LINES for book in self._books)
+        return self._ending or any(log.is_closed or len(log.waiting) >= _BATCH_LINES for log in self._logs)
 
-    def _keep(self, book: _Book, lines: Sequence[tuple[float, str]], is_closed: bool) -> None:
+    def _write_lines(self, log: _LeaseLog, lines: Sequence[tuple[float, str]], is_closed: bool) -> None:
         if lines:
-            logs.append(self._database, book.lease, lines, max_lines=self._max_lines)
-        if is_closed and book.num_dropped and self._max_lines:
-            note = f"[{book.num_dropped} more lines were not kept; log_lines is {self._max_lines}]"
-            logs.append(self._database, book.lease, [(time.time(), note)], max_lines=self._max_lines + 1)
+            logs.append(self._database, log.lease, lines, max_lines=self._max_lines)
+        if is_closed and log.num_dropped and self._max_lines:
+            note = f"[{log.num_dropped} more lines were not kept; log_lines is {self._max_lines}]"
+            logs.append(self._database, log.lease, [(time.time(), note)], max_lines=self._max_lines + 1)
 
 
-def _secrets(settings: Settings) -> list[str]:
+def _secrets(api_address: ApiAddress) -> list[str]:
     """The passwords and keys to remove from log lines, since an error's message may quote them."""
-    urls = [url for url in (settings.resolved_database_url, settings.resolved_redis_url) if "@" in url]
+    urls = [url for url in (api_address.resolved_database_url, api_address.resolved_redis_url) if "@" in url]
     passwords = [password for url in urls for password in (make_url(url).password, urlsplit(url).password)]
-    return [secret for secret in (*passwords, settings.api_key.get_secret_value()) if secret]
+    return [secret for secret in (*passwords, api_address.api_key.get_secret_value()) if secret]

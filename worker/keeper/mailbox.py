@@ -4,7 +4,7 @@ kombu and Celery exit or loop forever on a message that they cannot read, and th
 times). So each message is read here first: a ring is replaced by a new message with nothing but its lease id; any other
 message is dropped and logged.
 
-This uses private parts of kombu's Redis transport; `test_queue.py` and `test_supervisor.py` in `tests/integration/`
+This uses private parts of kombu's Redis transport; `test_queue.py` and `test_host_workers.py` in `tests/integration/`
 check that they still work as expected here.
 """
 
@@ -14,7 +14,6 @@ import base64
 import binascii
 import logging
 import time
-import uuid
 from queue import Empty
 from typing import Any
 
@@ -23,7 +22,7 @@ import redis
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
-from jobs.queue import TASK
+from jobs.queue import TASK, make_ring
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +44,10 @@ class _Channel(kombu_redis.Channel):  # type: ignore[misc]
         try:
             return super()._brpop_read(**options)
         except _UNREADABLE as error:
-            logger.warning("a message that cannot be read is dropped: %s", type(error).__name__)
+            logger.warning("dropped a message that cannot be read: %s", type(error).__name__)
             raise Empty from error  # the same as for an empty queue
         except redis.ResponseError as error:  # it would end Celery, and the runner's loaded models would be lost
-            logger.warning("the doorbell cannot be heard", exc_info=error)
+            logger.warning("the doorbell cannot be read", exc_info=error)
             time.sleep(_REFUSED_SECONDS)
             raise Empty from error
 
@@ -61,7 +60,7 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
     def _deliver(self, message: Any, queue: str) -> None:
         lease_id = find_lease_id(message)
         if lease_id is None:
-            logger.warning("a message in the queue %s that is no ring is dropped", queue)
+            logger.warning("dropped a message in the queue %s that is not a ring", queue)
             return
         super()._deliver(make_ring(lease_id, queue), queue)
 
@@ -76,20 +75,3 @@ def find_lease_id(message: Any) -> str | None:
         return None
     is_id = isinstance(lease_id, str) and 0 < len(lease_id) <= _LONGEST_ID
     return lease_id if is_id and keywords == {} else None
-
-
-def make_ring(lease_id: str, queue: str) -> dict[str, Any]:
-    """The message that is passed to Celery."""
-    message_id = str(uuid.uuid4())
-    return {
-        "body": base64.b64encode(orjson.dumps([[lease_id], {}, {}])).decode(),
-        "content-type": "application/json",
-        "content-encoding": "utf-8",
-        "headers": {"lang": "py", "task": TASK, "id": message_id, "retries": 0, "ignore_result": True},
-        "properties": {
-            "body_encoding": "base64",
-            "correlation_id": message_id,
-            "delivery_tag": message_id,
-            "delivery_info": {"exchange": "", "routing_key": queue},
-        },
-    }

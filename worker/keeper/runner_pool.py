@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from jobs.errors import MachineError
 from jobs.retries import ENDLESS, RetryAt, RetryPolicy, decide
-from worker.keeper.runner_process import Exited, Heard, RunnerProcess
+from worker.keeper.runner_process import Exited, RunnerEvent, RunnerProcess
 from worker.wire.protocol import Ready, Report, Warm
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class RunnerPool:
 
     def __init__(
         self,
-        start: Callable[[Callable[[RunnerProcess, Heard], None]], RunnerProcess],
+        start: Callable[[Callable[[RunnerProcess, RunnerEvent], None]], RunnerProcess],
         *,
         policy: RetryPolicy,
         start_seconds: float,
@@ -73,11 +73,11 @@ class RunnerPool:
         self._listener: Listener | None = None
         self._closed = self._vacant = False
         self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._tender = threading.Thread(target=self._tend, name="runner-pool", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="runner-pool", daemon=True)
 
     def open(self) -> None:
         """Start the first runner without waiting for it."""
-        self._tender.start()
+        self._thread.start()
 
     def close(self) -> None:
         """End the runner and start no other."""
@@ -85,7 +85,7 @@ class RunnerPool:
             self._closed = True
             runner = self._runner
         self._changes.put(None)
-        self._tender.join()
+        self._thread.join()
         if runner is not None:
             runner.dismiss()
             runner.kill()
@@ -116,7 +116,7 @@ class RunnerPool:
             if self._runner is not runner:
                 return  # it has died in the meantime
             self._is_ready = False
-        self._say_broken(f"runner {runner.pid} does not die: it is stuck inside the kernel or a driver")
+        self._report_broken(f"runner {runner.pid} could not be killed: it is stuck in the kernel or a driver")
 
     def vacate(self) -> bool:
         """End the runner and start none until `occupy`, so that other processes can use the slot's device.
@@ -146,7 +146,7 @@ class RunnerPool:
 
     # -- the runner's life
 
-    def _tend(self) -> None:
+    def _run(self) -> None:
         """Start runners when they are due, and kill those that do not become ready."""
         while True:
             with self._lock:
@@ -159,24 +159,24 @@ class RunnerPool:
                 with contextlib.suppress(queue.Empty):  # no change came, so the start or kill is due now
                     self._changes.get(timeout=None if waits else seconds)
             elif runner is None:
-                self._start_one()
+                self._start_runner()
             else:
                 logger.error("the runner was not ready after %g s and is killed", self._start_seconds)
                 runner.kill()
                 self._changes.get()  # until it is gone
 
-    def _start_one(self) -> None:
+    def _start_runner(self) -> None:
         try:
             with self._lock:  # so that its first report is handled only after `_runner` is set
                 if self._vacant:
                     return
-                self._runner, self._is_ready = self._start(self._hear), False
+                self._runner, self._is_ready = self._start(self._on_runner_event), False
                 self._due = time.monotonic() + self._start_seconds
         except OSError as error:
-            self._say_broken(f"the runner could not be started: {error}")
+            self._report_broken(f"the runner could not be started: {error}")
 
-    def _hear(self, runner: RunnerProcess, heard: Heard) -> None:
-        match heard:
+    def _on_runner_event(self, runner: RunnerProcess, event: RunnerEvent) -> None:
+        match event:
             case Ready(device, start_seconds):
                 with self._lock:
                     self._is_ready, self._broken, self._failures = True, None, 0
@@ -185,35 +185,35 @@ class RunnerPool:
                 self._changes.put(None)
                 self._pass_on(RunnerUp(runner))
             case Exited(status):
-                self._bury(runner, status)
+                self._on_exit(runner, status)
             case Warm(model_keys):
                 with self._lock:
                     self._warm_models = model_keys
                 self._on_warm()
             case _:
-                self._pass_on(heard)
+                self._pass_on(event)
 
-    def _bury(self, runner: RunnerProcess, status: str) -> None:
+    def _on_exit(self, runner: RunnerProcess, status: str) -> None:
         with self._lock:
-            was_ready, is_meant = self._is_ready, self._closed or self._vacant
+            was_ready, is_intended = self._is_ready, self._closed or self._vacant
             self._runner, self._is_ready, self._warm_models = None, False, ()
             self._due = time.monotonic()
-        if is_meant:
+        if is_intended:
             logger.info("runner %d %s", runner.pid, status)
         elif was_ready:
             logger.warning("runner %d %s; the next one is started", runner.pid, status)
         else:
-            last_words = f": {runner.tail[-1]}" if runner.tail else ""
-            self._say_broken(f"the runner could not start, it {status}{last_words}")
+            last_line = f": {runner.tail[-1]}" if runner.tail else ""
+            self._report_broken(f"the runner could not start: it {status}{last_line}")
         self._pass_on(Exited(status))  # before the next one is started, so that no listener confuses the two
         self._changes.put(None)
 
-    def _say_broken(self, reason: str) -> None:
+    def _report_broken(self, reason: str) -> None:
         with self._lock:
             self._broken = RunnerBroken(reason)
             self._failures += 1
-            verdict = decide(MachineError(reason), self._failures, self._policy)
-            delay_seconds = verdict.delay_seconds if isinstance(verdict, RetryAt) else self._policy.max_seconds
+            retry = decide(MachineError(reason), self._failures, self._policy)
+            delay_seconds = retry.delay_seconds if isinstance(retry, RetryAt) else self._policy.max_seconds
             self._due = time.monotonic() + delay_seconds
         logger.error("%s; the next try is in %.1f s", reason, delay_seconds)
         self._on_broken(reason)

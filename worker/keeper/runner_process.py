@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs import process
-from worker.wire.pipes import LineSplitter, read_some, write_all
-from worker.wire.protocol import Done, Failed, Lost, Order, ProtocolError, Report, order_line, parse_report
+from worker.wire.pipes import LineSplitter, ProtocolError, read_some, write_all
+from worker.wire.protocol import Done, Failed, Lost, Order, Report, order_line, parse_report
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Exited:
     """A description of how the runner ended."""
 
 
-Heard = Report | Exited
+RunnerEvent = Report | Exited
 
 
 class RunnerProcess:
@@ -50,7 +50,7 @@ class RunnerProcess:
         command: Sequence[str],
         environment: Mapping[str, str],
         *,
-        listen: Callable[[RunnerProcess, Heard], None],
+        listen: Callable[[RunnerProcess, RunnerEvent], None],
         log: Callable[[float, str], None],
     ) -> None:
         """Start it.
@@ -70,7 +70,7 @@ class RunnerProcess:
         self._gone = threading.Event()
         self._order_lock = threading.Lock()
         self._kill_lock = threading.Lock()
-        self._reaped = self._condemned = False
+        self._is_reaped = self._is_killed = False
         report_fd, child_fd = os.pipe()
         try:
             self._process = process.spawn(
@@ -96,8 +96,8 @@ class RunnerProcess:
             with contextlib.suppress(OSError):  # more than this user may set; the default size stays
                 fcntl.fcntl(self._orders.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._output, self._reports = LineSplitter(_LONGEST_LINE), LineSplitter()
-        self._ears = threading.Thread(target=self._hear, name=f"runner-{self.pid}", daemon=True)
-        self._ears.start()
+        self._reader = threading.Thread(target=self._read, name=f"runner-{self.pid}", daemon=True)
+        self._reader.start()
 
     def give(self, order: Order) -> None:
         """Send an order. An order that cannot be sent is dropped, because the runner is ending; `Exited` follows."""
@@ -112,11 +112,11 @@ class RunnerProcess:
 
     def kill(self) -> None:
         """Kill the runner's process group and wait some seconds for it; see `is_gone`, since a driver can block it."""
-        self._condemned = True
+        self._is_killed = True
         with self._kill_lock:
-            if not self._reaped:  # afterwards another process may have its id
+            if not self._is_reaped:  # afterwards another process may have its id
                 process.kill_group(self._process)
-        if threading.current_thread() is not self._ears:
+        if threading.current_thread() is not self._reader:
             self._gone.wait(_KILL_SECONDS)
 
     @property
@@ -126,7 +126,7 @@ class RunnerProcess:
 
     # -- the listening thread
 
-    def _hear(self) -> None:
+    def _read(self) -> None:
         os.set_blocking(self._output_fd, False)
         os.set_blocking(self._report_fd, False)
         with selectors.DefaultSelector() as selector:
@@ -146,14 +146,14 @@ class RunnerProcess:
                     break
             if pid_fd is not None:
                 os.close(pid_fd)
-        self._bury()
+        self._clean_up()
 
-    def _bury(self) -> None:
+    def _clean_up(self) -> None:
         """Kill all that the runner started, even if its parent is gone, read the rest of the pipes, report the end."""
         with self._kill_lock:
             process.kill_group(self._process)
             status = self._process.wait()
-            self._reaped = True
+            self._is_reaped = True
         process.kill_marked(_MARK, self._mark)
         process.kill_adopted()
         self._read_output()
@@ -165,7 +165,7 @@ class RunnerProcess:
         os.close(self._report_fd)
         self.dismiss()
         self._gone.set()
-        self._listen(self, Exited("was killed by its keeper" if self._condemned else process.status_in_words(status)))
+        self._listen(self, Exited("was killed by its keeper" if self._is_killed else process.status_in_words(status)))
 
     def _read_output(self) -> bool:
         """Read the available output; False at its end."""
@@ -188,7 +188,7 @@ class RunnerProcess:
                 try:
                     report = parse_report(line)
                 except ProtocolError:
-                    logger.exception("the runner is killed for what it said")
+                    logger.exception("the runner sent an invalid report and is killed")
                     self.kill()
                     continue
                 if isinstance(report, Done | Failed | Lost):

@@ -52,6 +52,8 @@ class ModelCache:
         self._needs_whole_device = needs_whole_device
         self._warm: OrderedDict[ModelRef, _Warm] = OrderedDict()
         self.device = device
+        self.loading_seconds = 0.0
+        """Time that the latest `get` has taken to load its model; 0 if it was warm."""
 
     def get(self, ref: ModelRef, parameters: TaskParameters) -> TaskModel:
         """Return the model with a job's parameters, and load it if it is not warm.
@@ -65,6 +67,7 @@ class ModelCache:
             DeviceOutOfMemory: The device has too little memory for the model, even with no other model loaded.
         """
         version = _version(ref.source)
+        self.loading_seconds = 0.0
         warm = self._warm.get(ref)
         if warm is not None and warm.version != version:
             logger.info("%s has changed on disk since it was loaded", ref.name)
@@ -75,7 +78,9 @@ class ModelCache:
                 self.drop_all()
             while len(self._warm) >= self._limit:
                 self._drop(next(iter(self._warm)))
+            started = time.monotonic()
             warm = _Warm(self._load_with_room(ref, parameters), version)
+            self.loading_seconds = time.monotonic() - started
             self._warm[ref] = warm
         self._warm.move_to_end(ref)
         try:
@@ -83,7 +88,7 @@ class ModelCache:
         except Exception as error:
             if isinstance(error, StokerError) or is_out_of_memory(error):
                 raise
-            raise load_error(ref.name, error, what=f"cannot do {ref.task} with these parameters") from error
+            raise load_error(ref.name, error, what=f"cannot run {ref.task} with these parameters") from error
 
     def keys(self) -> list[str]:
         """Keys of the warm models, most recently used last."""
@@ -117,7 +122,7 @@ class ModelCache:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise DeviceOutOfMemory(f"{ref.name} does not fit into the memory of {device_name(self.device)}") from error
+            raise DeviceOutOfMemory(f"{ref.name} does not fit in the memory of {device_name(self.device)}") from error
 
     def _load_now(self, ref: ModelRef, parameters: TaskParameters, dtype: torch.dtype) -> TaskModel:
         started = time.monotonic()

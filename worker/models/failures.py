@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from jobs.messages import short
-from worker.device import one_line
+from jobs.messages import one_line, short
 
 _OBJECT = re.compile(r"<(?:\w+\.)*(\w+)[^<>]* at 0x[0-9a-fA-F]+>")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")

@@ -27,8 +27,10 @@ from jobs.access.model_check import check_folder, local_model, readable
 from jobs.access.model_files import read_json
 from jobs.config.access_rules import AccessRules
 from jobs.errors import InvalidModel, MachineError, ServiceUnavailable, StokerError
-from worker.device import is_out_of_memory, is_poisoned, one_line
-from worker.models.attention_types import keep_attention_type
+from jobs.messages import one_line
+from worker.device import is_out_of_memory, is_poisoned
+from worker.models.kernels.attention_types import keep_attention_type
+from worker.models.kernels.onednn_linear import use_onednn
 from worker.models.model_ref import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -102,7 +104,7 @@ def _check_code(model: str, folder: Path, rules: AccessRules) -> None:
             for name in value if isinstance(value, list) else [value]:
                 other, is_elsewhere, _ = name.partition("--") if isinstance(name, str) else ("", "", "")
                 if is_elsewhere and other not in rules.trusted_remote_code:
-                    reason = f"its {file} takes code from '{other}', which is not listed (setting trusted_remote_code)"
+                    reason = f"its {file} loads code from '{other}', which is not listed (setting trusted_remote_code)"
                     raise InvalidModel(f"model '{model}': {reason}", param="model")
 
 
@@ -119,17 +121,17 @@ def _download(model: str, *, with_code: bool) -> Path:
         )
     except GatedRepoError as error:
         raise invalid(
-            "its licence must be accepted on the hub first, with the account whose HF_TOKEN is used"
+            "its license must be accepted on the hub first, with the account that HF_TOKEN belongs to"
         ) from error
     except RevisionNotFoundError as error:
         raise invalid(f"the hub has no revision '{revision}' of it") from error
     except RepositoryNotFoundError as error:
-        raise invalid("the hub has no such model, or it is private and HF_TOKEN does not open it") from error
+        raise invalid("the hub has no such model, or it is private and HF_TOKEN gives no access to it") from error
     except HFValidationError as error:
         raise invalid("is not a hub id such as org/name or org/name@revision") from error
     except LocalEntryNotFoundError as error:
         if constants.HF_HUB_OFFLINE:
-            raise invalid("is not in the local cache, and the hub is switched off (HF_HUB_OFFLINE)") from error
+            raise invalid("is not in the local cache, and the hub is disabled (HF_HUB_OFFLINE)") from error
         raise ServiceUnavailable(f"model '{model}': the hub cannot be reached, and the model is not cached") from error
     except (HfHubHTTPError, OSError) as error:
         # Any other error comes from the hub, the network or this host's disk.
@@ -211,6 +213,8 @@ def load_weights(
         transformers.logging.set_verbosity(before)
     _check_complete(source, info, task, may_miss, encoder=f"{model.base_model_prefix}.")
     keep_attention_type(model)
+    if device.type == "cpu":
+        use_onednn(model)
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -225,7 +229,7 @@ def _check_complete(
 ) -> None:
     mismatched = sorted(str(entry[0]) for entry in info.get("mismatched_keys", ()))
     if mismatched:
-        raise source.invalid(f"its weight '{mismatched[0]}' does not have the shape that its config.json says")
+        raise source.invalid(f"its weight '{mismatched[0]}' does not have the shape that its config.json gives")
     patterns = (*_BENIGN_MISSING, *may_miss)
     missing = [
         key for key in info.get("missing_keys", ()) if not any(fnmatch.fnmatch(key, pattern) for pattern in patterns)
@@ -234,7 +238,7 @@ def _check_complete(
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise source.invalid(
-            f"it has no trained weights for '{missing[0]}'{more}, so it has no {task} head; it would answer at random"
+            f"it has no trained weights for '{missing[0]}'{more}, so it has no {task} head; its outputs would be random"
         )
 
 
@@ -286,10 +290,10 @@ def _explained(source: ModelFolder, error: Exception) -> StokerError:
     message = str(error)
     if "trust_remote_code" in message:
         return source.invalid(
-            "brings its own code, which only the operator can allow (setting trusted_remote_code); see that code first"
+            "needs its own code, which only the operator can allow (setting trusted_remote_code); read that code first"
         )
     if isinstance(error, RuntimeError) and "ismatch" in message:
-        return source.invalid("its weights do not have the shapes that its config.json says")
+        return source.invalid("its weights do not have the shapes that its config.json gives")
     if isinstance(error, KeyError):
         return source.invalid(f"its config.json has no {error}")
     return found

@@ -9,7 +9,7 @@ from jobs.access.pins import Part, PinnedFiles, PinnedRevision, check_pin
 from jobs.config.access_rules import AccessRules
 from jobs.db.database import Database
 from jobs.ledger.job_pins import pin_revision
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import JOB_PREFIX
 from worker.models.load import fetch_model
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from jobs.data.rows import Row, RowError, RowErrorCode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,11 @@ class Encoded:
     error: RowError | None = None
     shape: Hashable = None
     """Only rows of equal shape share a batch. None if rows of any lengths may be padded together."""
+    num_bytes: int = 0
+    """Memory that the features take, if they are large: those of images, sounds and videos."""
+    seconds: float = 0.0
+    """Duration of the sound, if the longest one of a batch determines how many steps the batch takes, whatever the
+    tensors' shapes. Rows of equal `num_tokens` are sorted by it, so that similar ones share a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,44 @@ class TaskModel(Protocol):
             an estimate, the outputs are `Counted`.
         """
         ...
+
+
+@runtime_checkable
+class EncodesRowByRow(Protocol):
+    """A `TaskModel` whose rows are expensive to encode, such as images, so that several threads encode them."""
+
+    def for_thread(self, number: int) -> TaskModel:
+        """A copy for one of several threads that encode at the same time; cheap if that thread had one before.
+
+        Args:
+            number: Number of the thread, from 0.
+        """
+        ...
+
+
+@runtime_checkable
+class HasModel(Protocol):
+    """A `TaskModel` whose `forward` may call its model many times, such as once for each token that is generated."""
+
+    model: PreTrainedModel
+
+
+def before_each_call(task_model: TaskModel, action: Callable[[], None]) -> AbstractContextManager[object]:
+    """Inside the block, call `action` before each call of a `HasModel`'s model."""
+    if not isinstance(task_model, HasModel):
+        return nullcontext()
+    handle: AbstractContextManager[object] = task_model.model.register_forward_pre_hook(lambda *_: action())
+    return handle
+
+
+@runtime_checkable
+class JoinsEqualParts(Protocol):
+    """A `TaskModel` whose rows may have several parts, of which it joins those of equal shapes."""
+
+    pads_nothing: bool
+    """Whether rows of any lengths share a batch without padding."""
+    generates: bool
+    """Whether a batch takes many forward passes, one for each token that is generated."""
 
 
 class ComputationStopped(Exception):

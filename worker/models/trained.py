@@ -37,15 +37,17 @@ def fetch_job_model(model: str, *, database: Database, store: Store, rules: Acce
         artifacts = job_ledger.artifacts(session, job_id)
         made = [artifact for artifact in artifacts if artifact.name.startswith(MODEL_FOLDER)]
     if job.state != JobState.COMPLETED or not made:
-        raise InvalidModel(f"{param} '{JOB_PREFIX}{job_id}': that job made no model", param=param)
+        raise InvalidModel(f"{param} '{JOB_PREFIX}{job_id}': that job has no model", param=param)
     try:
         with folder_aside(rules.job_models_path / job_id) as aside:  # another slot's runner may be first
             for artifact in made:
                 _fetch(store, artifact, aside / artifact.name.removeprefix(MODEL_FOLDER))
     except OSError as error:
-        raise ServiceUnavailable(f"the model of {job_id} cannot be kept here: {error}") from error
+        raise ServiceUnavailable(f"the model of {job_id} cannot be stored on this host: {error}") from error
 
 
 def _fetch(store: Store, artifact: Artifact, path: Path) -> None:
     if store.fetch(artifact.key, path) != artifact.sha256:
-        raise ServiceUnavailable(f"the artifact '{artifact.name}' of {artifact.job_id} arrived damaged")
+        raise ServiceUnavailable(
+            f"the artifact '{artifact.name}' of {artifact.job_id} is damaged: its size or SHA-256 differs"
+        )

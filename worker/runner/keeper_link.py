@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Sequence
 
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 from worker.stop import Stop
 from worker.wire.pipes import LineWriter, read_lines
 from worker.wire.protocol import Report, Run, StopLease, Warm, parse_order, report_line
@@ -52,5 +52,5 @@ class OrderReader:
                     stop = Stop()
                     self._runs.put((lease, stop))
                 case StopLease(reason):
-                    stop.ask(reason)
+                    stop.request(reason)
         os._exit(0)  # without a keeper nothing watches this process, so it must free the device at once

@@ -16,7 +16,7 @@ from jobs import process
 from jobs.config.activities import stall_limits
 from jobs.config.settings import Settings
 from jobs.errors import LostLease, StokerError
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 from worker.log_format import set_up_runner_logging
 from worker.runner.keeper_link import OrderReader, ReportWriter
 from worker.stop import Outcome, Stop
@@ -78,11 +78,11 @@ def serve(report_fd: int, load: Callable[[], LeaseEngine], *, least_stall_second
     gc.enable()
     reporter.send(Ready(engine.device, time.monotonic() - started))
 
-    def tell(beat: Beat) -> None:
+    def send(beat: Beat) -> None:
         reporter.send(beat)
         reporter.send_warm(engine.warm_models())
 
-    pulse = Pulse(tell, beat_seconds=min(_BEAT_SECONDS, least_stall_seconds / 4))
+    pulse = Pulse(send, beat_seconds=min(_BEAT_SECONDS, least_stall_seconds / 4))
     while True:
         lease, stop = orders.next()
         reporter.send(Beat())  # the lease has started: from here on a death of the runner counts against its job
@@ -102,7 +102,7 @@ def _work(engine: LeaseEngine, lease: WorkingLease, stop: Stop, pulse: Pulse) ->
         logger.error("%s: %s", error.code, error.message)
         return failure_report(error)
     except Exception as error:  # the runner's outermost level: every error is reported to the keeper
-        logger.exception("the runner met an error that it does not know")
+        logger.exception("the runner failed with an unexpected error")
         return failure_report(error)
 
 

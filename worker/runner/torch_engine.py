@@ -12,7 +12,7 @@ from jobs.config.settings import Settings
 from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.errors import MachineError
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import InferenceSpec, TrainingSpec
 from worker import device as devices
 from worker.inference.lease_run import run_lease
@@ -49,6 +49,8 @@ class TorchEngine:
         torch.zeros(1, device=found)  # an unusable device must fail here, not in the first job
         self.device = devices.device_name(found)
         self._device_type, self._num_threads, self._settings = found.type, num_threads, settings
+        # On a GPU, one core launches the forward passes.
+        self._encode_threads = settings.encode_threads or max(1, num_threads - (found.type == "cuda"))
         self._database, self._store = Database(settings.resolved_database_url), Store(settings.resolved_store_url)
         self._models = ModelCache(
             settings.warm_models,
@@ -66,10 +68,14 @@ class TorchEngine:
                     spec,
                     database=self._database,
                     store=self._store,
-                    settings=self._settings,
+                    rules=self._settings,
+                    lease_times=self._settings,
+                    chunk_seconds=self._settings.chunk_seconds,
                     models=self._models,
+                    encode_threads=self._encode_threads,
                     stop=stop,
                     pulse=pulse,
+                    packed_attention=self._settings.packed_attention,
                 )
             case TrainingSpec() as spec:
                 self._models.drop_all()  # a training may use all memory of the device

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 warnings.warn(
-    "worker.training.module goes with the next release; import Parts, Phase and Setup from stoker.training",
+    "worker.training.module will be removed in the next release; import Parts, Phase and Setup from stoker.training",
     DeprecationWarning,
     stacklevel=2,
 )

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 warnings.warn(
-    "worker.training.rehearsal goes with the next release; import rehearse from stoker.training",
+    "worker.training.rehearsal will be removed in the next release; import rehearse from stoker.training",
     DeprecationWarning,
     stacklevel=2,
 )

@@ -10,7 +10,7 @@ import orjson
 
 from jobs.config.activities import Activity
 from jobs.db.states import StopReason
-from worker.wire.protocol import ProtocolError
+from worker.wire.pipes import ProtocolError
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,15 @@ import os
 import threading
 from collections.abc import Iterator
 
+from jobs.errors import MachineError
+
 _READ_BYTES = 65536
+
+
+class ProtocolError(MachineError):
+    """A line from another process of the worker could not be understood."""
+
+    code = "protocol_error"
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -12,17 +12,11 @@ from jobs.access.pins import Pins
 from jobs.config.activities import Activity
 from jobs.db.states import StopReason
 from jobs.errors import InvalidSpec, MachineError, StokerError, UserError
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import JobSpec, parse_spec
 from worker.stop import Outcome
+from worker.wire.pipes import ProtocolError
 from worker.wire.pulse import Beat
-
-
-class ProtocolError(MachineError):
-    """A line between keeper and runner could not be understood."""
-
-    code = "protocol_error"
-
 
 # -- orders: keeper -> runner --------------------------------------------------------------------------------------
 

@@ -40,27 +40,38 @@ class _Stage:
     """One thread's state. Only that thread changes it; the ticker reads it."""
 
     def __init__(self, beat: Beat) -> None:
-        self.beat, self.told = beat, beat
-        self.told_at = 0.0
-        self.marks = self.marks_told = 0
+        self.beat, self.sent = beat, beat
+        self.sent_at = 0.0
+        self.since = time.monotonic()
+        self.seconds: dict[Activity | None, float] = {}
+        """How long each activity has lasted so far, without the present one."""
+        self.marks = self.marks_sent = 0
         is_own = beat.stage == threading.current_thread().name
         self.native_id = threading.get_native_id() if is_own else None
         """Id of the thread; None for another process, which counts its bytes itself."""
         self.moved_bytes = 0
 
+    def turn_to(self, beat: Beat) -> None:
+        """The thread does something else from now on, or makes progress."""
+        if beat.activity != self.beat.activity:
+            now = time.monotonic()
+            self.seconds[self.beat.activity] = self.seconds.get(self.beat.activity, 0.0) + now - self.since
+            self.since = now
+        self.beat = beat
+
 
 class Pulse:
     """Sends beats: a beginning at once, progress and ends every `beat_seconds`. Safe to use from any thread."""
 
-    def __init__(self, tell: Callable[[Beat], None], *, beat_seconds: float = 1.0, is_eager: bool = True) -> None:
+    def __init__(self, send: Callable[[Beat], None], *, beat_seconds: float = 1.0, is_eager: bool = True) -> None:
         """
         Args:
-            tell: Receives each beat; called from any thread, but one call at a time.
+            send: Receives each beat; called from any thread, but one call at a time.
             beat_seconds: The longest time between progress and the beat that reports it.
             is_eager: Whether a beginning is reported at once, so that it is known what the process was doing if it dies
                 in that moment; otherwise it waits as progress does.
         """
-        self._tell, self._beat_seconds, self._is_eager = tell, beat_seconds, is_eager
+        self._send_beat, self._beat_seconds, self._is_eager = send, beat_seconds, is_eager
         self._lock = threading.Lock()
         self._stages: dict[str, _Stage] = {}
         self._ended = threading.Event()
@@ -74,24 +85,34 @@ class Pulse:
         """
         name = threading.current_thread().name
         before = self._stage(name).beat
-        self.say(Beat(name, activity, chunk, step))
+        self.record(Beat(name, activity, chunk, step))
         yield
-        self._stage(name).beat = before
+        self._stage(name).turn_to(before)
 
     def at(self, activity: Activity | None, *, chunk: int | None = None, step: int | None = None) -> None:
         """Record that the calling thread now does this, or waits if None; the same activity again is progress."""
-        self.say(Beat(threading.current_thread().name, activity, chunk, step))
+        self.record(Beat(threading.current_thread().name, activity, chunk, step))
 
-    def say(self, beat: Beat) -> None:
+    def record(self, beat: Beat) -> None:
         """Record a beat. The same beat again is progress; a new one is reported at once."""
         stage = self._stage(beat.stage)
-        is_new = beat != stage.told
-        stage.beat = beat
+        is_new = beat != stage.sent
+        stage.turn_to(beat)
         stage.marks += 1
         if not self._is_eager:
             return
-        if is_new or time.monotonic() - stage.told_at >= self._beat_seconds:
+        if is_new or time.monotonic() - stage.sent_at >= self._beat_seconds:
             self._send(stage)
+
+    def seconds(self, activity: Activity) -> float:
+        """How long the threads have done something, in sum, since `ticking` began."""
+        now = time.monotonic()
+        with self._lock:
+            stages = list(self._stages.values())
+        return sum(
+            stage.seconds.get(activity, 0.0) + (now - stage.since if stage.beat.activity == activity else 0.0)
+            for stage in stages
+        )
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
@@ -116,8 +137,8 @@ class Pulse:
 
     def _send(self, stage: _Stage) -> None:
         with self._lock:
-            stage.told, stage.told_at, stage.marks_told = stage.beat, time.monotonic(), stage.marks
-            self._tell(stage.told)
+            stage.sent, stage.sent_at, stage.marks_sent = stage.beat, time.monotonic(), stage.marks
+            self._send_beat(stage.sent)
 
     def _tick(self) -> None:
         own_id = threading.get_native_id()
@@ -127,7 +148,7 @@ class Pulse:
             for stage in stages:
                 if stage.beat.activity is not None and stage.native_id is not None:
                     self._count_bytes(stage, own_id)
-                if stage.beat != stage.told or stage.marks != stage.marks_told:
+                if stage.beat != stage.sent or stage.marks != stage.marks_sent:
                     self._send(stage)
 
     def _count_bytes(self, stage: _Stage, own_id: int) -> None:
@@ -139,7 +160,7 @@ class Pulse:
 
 
 def moved_bytes(thread_id: int | None = None) -> int:
-    """Bytes read and written by a thread of this process, or by the whole process; 0 if the system does not tell."""
+    """Bytes read and written by a thread of this process, or by the whole process; 0 if not reported by the system."""
     where = "io" if thread_id is None else f"task/{thread_id}/io"
     try:
         lines = (Path("/proc/self") / where).read_bytes().splitlines()

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from jobs.data.rows import Row, RowError
 from worker.inference.generation.continuations import NOT_A_NUMBER, STOP, Continuation, Request
+from worker.inference.generation.images.image_chats import without_images
+from worker.inference.generation.images.prompt_images import model_tokens
 from worker.inference.generation.prompts import text_of
 from worker.models.task_model import NOT_FINITE, Counted
+from worker.models.transformers_internals import bytes_of_letters
 
 _CONTEXT_TOKENS = 6
 """Number of prompt tokens decoded with the generated ones, since some tokenizers drop the space before the first."""
@@ -21,7 +23,7 @@ _MARGIN_TOKENS = 6
 _SMALLEST_LOGPROB = -9999.0
 """What OpenAI's API returns for a probability of 0, since JSON has no infinity."""
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+_BYTES = bytes_of_letters()
 
 
 class Detokenizer:
@@ -41,7 +43,7 @@ class Detokenizer:
         """The text that tokens add to a request's prompt, without the prompt and the token that ends the row."""
         if tokens and tokens[-1] in request.end_tokens:
             tokens = tokens[:-1]
-        context = list(request.prompt[-_CONTEXT_TOKENS:])
+        context = list(model_tokens(request.prompt[-_CONTEXT_TOKENS:], request.images))
         before, whole = self._decode(context), self._decode([*context, *tokens])
         return whole[len(before) :] if whole.startswith(before) else self._decode(tokens)
 
@@ -81,7 +83,7 @@ class Detokenizer:
             text = cut(whole, one.request.stop)
         logprobs = None
         if one.request.top_logprobs is not None:
-            logprobs = self._logprobs(one, self._num_told(one, text, is_cut=text != whole))
+            logprobs = self._logprobs(one, self._num_reported(one, text, is_cut=text != whole))
         return {
             "generated_text": text,
             "finish_reason": one.finish_reason,
@@ -90,17 +92,24 @@ class Detokenizer:
         }
 
     def _after_prompt(self, row: Row, request: Request, text: str) -> str | list[Any]:
-        """The prompt with the text, as the pipeline returns it: a text after its prompt, or a chat with its answer."""
+        """The prompt with the text, as the pipeline returns it: a text after its prompt, or a chat with its answer.
+
+        The images of a chat are left out, since they may have megabytes.
+        """
         prompt = row.values["text"]
+        if request.images is not None:
+            prompt = without_images(prompt)
         if isinstance(prompt, str):
             return prompt + text
         if isinstance(prompt[0], int):
             return self._decode(request.prompt) + text
         if request.continues:
-            return [*prompt[:-1], {**prompt[-1], "content": f"{text_of(prompt[-1])}{text}"}]
+            before = text_of(prompt[-1])
+            parts = [*prompt[-1]["content"], {"type": "text", "text": text}] if before is None else before + text
+            return [*prompt[:-1], {**prompt[-1], "content": parts}]
         return [*prompt, {"role": "assistant", "content": text}]
 
-    def _num_told(self, one: Continuation, text: str, *, is_cut: bool) -> int:
+    def _num_reported(self, one: Continuation, text: str, *, is_cut: bool) -> int:
         """Number of tokens of the text, without those of a stop string and the one that ends the row."""
         count = len(one.tokens)
         if is_cut:
@@ -113,18 +122,18 @@ class Detokenizer:
     def _logprobs(self, one: Continuation, count: int) -> list[dict[str, Any]]:
         return [
             {
-                **self._token(token, told.logprob),
-                "top_logprobs": [self._token(other, logprob) for other, logprob in told.top],
+                **self._token(token, logprobs.logprob),
+                "top_logprobs": [self._token(other, logprob) for other, logprob in logprobs.top],
             }
-            for token, told in zip(one.tokens[:count], one.logprobs[:count], strict=True)
+            for token, logprobs in zip(one.tokens[:count], one.logprobs[:count], strict=True)
         ]
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        said = self._token_bytes(token)
+        token_bytes = self._token_bytes(token)
         return {
-            "token": said.decode(errors="replace"),
+            "token": token_bytes.decode(errors="replace"),
             "logprob": max(logprob, _SMALLEST_LOGPROB),
-            "bytes": list(said),
+            "bytes": list(token_bytes),
         }
 
     def _token_bytes(self, token: int) -> bytes:

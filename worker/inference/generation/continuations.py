@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import LogitsProcessor
 
+from worker.inference.generation.images.prompt_images import Prompt, PromptImages, model_tokens
 from worker.inference.generation.sampling import Sampling
 
 STOP, LENGTH, NOT_A_NUMBER = "stop", "length", "not_a_number"
@@ -17,7 +18,8 @@ class Request:
     """What to generate for one row."""
 
     row_index: int
-    prompt: tuple[int, ...]
+    prompt: Prompt
+    """Token ids. Those of images are negative and follow from the images' content, see `prompt_images`."""
     max_new_tokens: int
     """Most tokens to generate, at most what fits into the model's context."""
     sampling: Sampling
@@ -31,6 +33,13 @@ class Request:
     """Whether the result repeats the prompt."""
     continues: bool = False
     """Whether the text continues the last message of a chat."""
+    images: PromptImages | None = None
+    """The images of the prompt, if it has any."""
+
+    @property
+    def prompt_tokens(self) -> Prompt:
+        """The prompt's tokens as the model knows them."""
+        return model_tokens(self.prompt, self.images)
 
     @property
     def num_sequences(self) -> int:

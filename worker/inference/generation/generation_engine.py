@@ -20,6 +20,8 @@ class GenerationEngine(Protocol):
 
     needs_whole_device: ClassVar[bool]
     """Whether it takes the memory that the device has free and holds it until it is closed."""
+    prepares_images: ClassVar[bool]
+    """Whether it prepares images itself; otherwise it takes the tensors of the model's processor."""
     memory_bytes: int
     """Memory that the model's weights take on the device."""
     longest: int | None
@@ -72,6 +74,14 @@ class GenerationEngine(Protocol):
 
         Returns:
             The continuations of each request, in order.
+        """
+        ...
+
+    def check_images(self, requests: Sequence[Request]) -> None:
+        """Find out how to compute the rows of a vision-language model of an unknown kind.
+
+        Args:
+            requests: Requests with and without images, greedy and with log-probabilities.
         """
         ...
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from transformers import DynamicCache
 
-Prompt = tuple[int, ...]
+from worker.inference.generation.images.prompt_images import Prompt, common_length
 
 _LEAST_TOKENS = 16
 """Shorter prefixes (such as a chat template's first words) are ignored."""
@@ -54,11 +54,12 @@ def shared_beginnings(prompts: Iterable[Prompt], *, least_saved: int) -> dict[Pr
 
 
 def _common(one: Prompt, other: Prompt, *, at_most: int) -> int:
-    """Length of the prefix that two prompts share, without the last token of either, which must be computed."""
+    """Length of the prefix that two prompts share, without the last token of either, which must be computed. It has no
+    image or all images of both, so that it never ends inside an image."""
     most = min(len(one) - 1, len(other) - 1, at_most)
-    if one[:most] == other[:most]:
-        return most
-    return next(place for place in range(most) if one[place] != other[place])
+    if one[:most] != other[:most]:
+        most = next(place for place in range(most) if one[place] != other[place])
+    return common_length(one, other, most)
 
 
 def under_rows(beginning: DynamicCache, padding: Sequence[int]) -> DynamicCache:

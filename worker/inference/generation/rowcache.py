@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, DynamicCache, DynamicLayer
 
 _SPARE_COLUMNS = 64
 """Columns allocated beyond those needed; the whole cache is moved once per this number of steps."""

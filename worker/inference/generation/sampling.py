@@ -104,9 +104,9 @@ def choose(
         return tokens_B
     scores_SV = logits_BV[drawn].double()
     scores_SV -= scores_SV.amax(dim=-1, keepdim=True)  # the best score is 0, which stays finite with any temperature
-    chosen = [samplings[place] for place in drawn]
-    scores_SV /= scores_SV.new_tensor([sampling.temperature for sampling in chosen])[:, None]
-    scores_SV = _keep_top_p(_keep_top_k(scores_SV, chosen), chosen)
+    drawing = [samplings[place] for place in drawn]
+    scores_SV /= scores_SV.new_tensor([sampling.temperature for sampling in drawing])[:, None]
+    scores_SV = _keep_top_p(_keep_top_k(scores_SV, drawing), drawing)
     states_S = [splitmix(keys[place] + steps[place] * _GAMMA) for place in drawn]
     tokens_B[drawn] = (scores_SV + gumbel(states_S, scores_SV)).argmax(dim=-1)
     return tokens_B

@@ -18,12 +18,14 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from jobs.errors import DeviceOutOfMemory, InvalidSpec, MachineError
-from worker.device import free_memory_bytes, one_line, total_memory_bytes
+from jobs.messages import one_line
+from worker.device import free_memory_bytes, total_memory_bytes
 from worker.inference.generation.continuations import LENGTH, STOP, Continuation, Request, TokenLogprobs
 from worker.inference.generation.generation_engine import FindsStop
+from worker.models.generating import generation_class
 from worker.models.load import ModelFolder, load_config
 
 _MOST_LOGPROBS = 20
@@ -41,6 +43,7 @@ class VllmEngine:
     """vLLM as a `GenerationEngine`. It plans its memory itself."""
 
     needs_whole_device: ClassVar[bool] = True
+    prepares_images: ClassVar[bool] = True
     longest: int | None
     """Most tokens of a row: the model's own limit, or less if vLLM's cache has no room for such a row."""
 
@@ -70,7 +73,9 @@ class VllmEngine:
         """See `GenerationEngine`. Returns only the outline, without weights."""
         config = load_config(source)
         with torch.device("meta"):
-            outline = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code, dtype=dtype)
+            outline = generation_class(source).from_config(
+                config, trust_remote_code=source.trust_remote_code, dtype=dtype
+            )
         with contextlib.suppress(OSError):  # most models have the file, but none needs it
             outline.generation_config = GenerationConfig.from_pretrained(source.path)
         return outline
@@ -95,8 +100,8 @@ class VllmEngine:
                 raise
             reason = _reason(error)
             if "memory" in reason.lower():
-                raise DeviceOutOfMemory(f"vllm does not start: {reason}") from error
-            raise InvalidSpec(f"engine: vllm does not take this model: {reason}", param="engine") from error
+                raise DeviceOutOfMemory(f"vllm could not start: {reason}") from error
+            raise InvalidSpec(f"engine: vllm does not support this model: {reason}", param="engine") from error
 
     def generate(
         self, requests: Sequence[Request], *, max_tokens: int, max_rows: int, between: Callable[[], None]
@@ -112,8 +117,7 @@ class VllmEngine:
             for continuation in (one for each in results for one in each):
                 self._num_requests += 1
                 request_id = str(self._num_requests)
-                prompt = self._vllm.inputs.tokens_input(list(continuation.request.prompt))
-                self._engine.add_request(request_id, prompt, self._sampling(continuation))
+                self._engine.add_request(request_id, self._prompt(continuation.request), self._sampling(continuation))
                 open_[request_id] = continuation
             while open_:
                 between()
@@ -125,11 +129,23 @@ class VllmEngine:
                 self._engine.abort_request(list(open_))
         return results
 
+    def check_images(self, requests: Sequence[Request]) -> None:
+        """See `GenerationEngine`. vLLM supports a model or rejects it."""
+
     def close(self) -> None:
         """See `GenerationEngine`. Garbage collection instead might close what the engine shares with the next one."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.engine_core.shutdown()
+
+    def _prompt(self, request: Request) -> Any:
+        """The prompt in vLLM's form. vLLM puts the placeholders of an image where the prompt has one for it."""
+        images = request.images
+        if images is None:
+            return self._vllm.inputs.tokens_input(list(request.prompt))
+        return self._vllm.inputs.TokensPrompt(
+            prompt_token_ids=list(images.unexpanded), multi_modal_data={"image": list(images.opened)}
+        )
 
     def _sampling(self, one: Continuation) -> Any:
         """The row's sampling parameters for vLLM; the seed follows from the row's own key."""
@@ -159,15 +175,15 @@ class VllmEngine:
             one.tokens = sorted(one.request.end_tokens)[:1]
         if one.request.top_logprobs is not None and output.logprobs is not None:
             one.logprobs = [
-                _logprobs(token, told, one.request.top_logprobs)
-                for token, told in zip(one.tokens, output.logprobs, strict=False)
+                _logprobs(token, logprobs, one.request.top_logprobs)
+                for token, logprobs in zip(one.tokens, output.logprobs, strict=False)
             ]
 
 
-def _logprobs(token: int, told: Mapping[int, Any], count: int) -> TokenLogprobs:
+def _logprobs(token: int, logprobs: Mapping[int, Any], count: int) -> TokenLogprobs:
     """The log-probabilities of one token; vLLM returns the chosen token among the likeliest ones."""
-    best = sorted(told.items(), key=lambda item: -float(item[1].logprob))[:count]
-    return TokenLogprobs(float(told[token].logprob), tuple((int(each), float(one.logprob)) for each, one in best))
+    best = sorted(logprobs.items(), key=lambda item: -float(item[1].logprob))[:count]
+    return TokenLogprobs(float(logprobs[token].logprob), tuple((int(each), float(one.logprob)) for each, one in best))
 
 
 def memory_arguments(device: torch.device) -> dict[str, Any]:

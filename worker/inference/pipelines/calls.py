@@ -1,4 +1,4 @@
-"""Make the arguments of a pipeline's call from a row, for each task."""
+"""Open a row's media, and make the arguments of its pipeline's call from it, for each task."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Any
 
 import orjson
 
+from jobs.config.access_rules import AccessRules
 from jobs.data.rows import RowError, RowErrorCode
+from worker.inference.generation.images.image_chats import open_chat
+from worker.inference.pipelines.row_tables import PARSERS
+from worker.models.media.open_media import open_media
 
 LABELS = "candidate_labels"
 Values = Mapping[str, Any]
@@ -36,11 +40,49 @@ def row_labels(value: Any, *, may_be_empty: bool) -> list[str] | str | RowError:
     except orjson.JSONDecodeError:
         labels = None
     if isinstance(labels, str) or (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
-        if not labels and not may_be_empty:
-            return RowError(RowErrorCode.NULL_VALUE, "the row has no labels, and neither has the job")
-        return labels
+        if isinstance(labels, list) and not all(label.strip() for label in labels):
+            return RowError(RowErrorCode.INVALID_VALUE, f"{LABELS} has an empty label")
+        is_empty = not labels.strip(", ") if isinstance(labels, str) else not labels
+        if is_empty and not may_be_empty:
+            return RowError(RowErrorCode.NULL_VALUE, "neither the row nor the job has labels")
+        return [] if is_empty else labels
     message = f"{LABELS} must be a list of texts, JSON text of such a list, or a text that separates them by commas"
     return RowError(RowErrorCode.WRONG_TYPE, message)
+
+
+def open_row(
+    task: str, values: Values, rules: AccessRules, *, rate: int | None, has_labels: bool
+) -> dict[str, Any] | RowError:
+    """Open the images and sounds of a row, and parse its labels, table, and words with boxes.
+
+    Args:
+        task: A name in `CALLS`.
+        values: The row's values, from the source.
+        rules: Access rules; see `open_media`.
+        rate: Sampling rate of the model in samples per second; None if it takes no sounds.
+        has_labels: Whether the job has labels for rows without their own.
+
+    Raises:
+        InvalidInput: This host lacks the package that decodes the sound.
+    """
+    opened: dict[str, Any] = {}
+    for name, value in values.items():
+        is_chat = task == "image-text-to-text" and isinstance(value, list)
+        if name == "text" and not isinstance(value, str) and not is_chat:
+            return RowError(RowErrorCode.WRONG_TYPE, f"input 'text' must be a text for {task}, not a list")
+        if name == LABELS:
+            found = row_labels(value, may_be_empty=has_labels)
+        elif name in PARSERS:
+            found = PARSERS[name](value)
+        else:
+            found = open_media(name, value, rules, rate=rate)
+        if isinstance(found, RowError):
+            return found
+        opened[name] = found
+    if isinstance(opened.get("text"), list):
+        chat = open_chat(opened["text"], opened.pop("image"), rules)
+        return chat if isinstance(chat, RowError) else {"text": chat}
+    return opened
 
 
 def _only(name: str) -> Callable[[Values, Options], tuple[Arguments, Options]]:

@@ -65,7 +65,7 @@ def cut(outputs: Any, position: int, num_rows: int) -> Any:
     """
     found = _cut("", outputs, position, num_rows)
     if found is _NOTHING:
-        raise ValueError("the outputs of a batch cannot be cut into those of its rows")
+        raise ValueError("the outputs of a batch cannot be split into those of its rows")
     return found
 
 
@@ -134,10 +134,10 @@ def num_tokens(item: Mapping[str, Any], config: PretrainedConfig) -> int:
     for name, value in item.items():
         if isinstance(value, Mapping):
             found += num_tokens(value, config) - sum(ids.numel() for ids in token_ids(value))
-        elif isinstance(value, torch.Tensor) and value.is_floating_point():
+        elif isinstance(value, torch.Tensor):
             if name.startswith("pixel_values"):
                 found += value.numel() // (3 * patch * patch)
-            else:
+            elif value.is_floating_point():
                 is_wave = name == "input_values" and value.ndim == 2
                 found += value.numel() // (_WAVE_SAMPLES if is_wave else _SPECTROGRAM_NUMBERS)
     return max(1, found)

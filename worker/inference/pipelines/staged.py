@@ -13,29 +13,36 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from transformers import PreTrainedModel
 
 from jobs.config.access_rules import AccessRules
 from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import StokerError
+from jobs.specs.parameters.media_tasks import SpeechRecognitionParameters
 from jobs.specs.parameters.task_parameters import TaskParameters
-from worker.device import is_out_of_memory, is_poisoned
-from worker.inference.generation.image_chats import open_chat
-from worker.inference.pipelines import transformers_internals as internals
-from worker.inference.pipelines.alone import TASKS_WHOLE, draws, reason_to_compute_alone
-from worker.inference.pipelines.calls import LABELS, call_of, row_labels
+from worker.device import is_out_of_memory, is_poisoned, tensor_bytes
+from worker.inference.pipelines.alone import TASKS_WHOLE, draws, fixed_randomness, reason_to_compute_alone
+from worker.inference.pipelines.calls import LABELS, call_of, open_row
+from worker.inference.pipelines.encoder_parts import compute_encoder_in_parts
 from worker.inference.pipelines.joining import cut, join, moved, num_tokens, shape_of, token_ids
-from worker.inference.pipelines.parameters import check_against_pipeline, without_nulls
-from worker.inference.pipelines.transformers_internals import Call
+from worker.inference.pipelines.open_pipeline import fast_images_of, for_encoding, model_class, open_pipeline
+from worker.inference.pipelines.parameters import check_against_pipeline, pipeline_parameters
+from worker.inference.pipelines.row_items import prepare_row
+from worker.inference.pipelines.speech import Speech, SpeechPart
+from worker.models import transformers_internals as internals
 from worker.models.batching import auto_max_tokens
 from worker.models.failures import plain_sentence
 from worker.models.json_values import json_value
-from worker.models.limits import input_embeddings, longest_row, position_limit, token_fault
+from worker.models.kernels.packed_output import pack_output_layer
 from worker.models.load import ModelFolder, load_config, load_weights, memory_bytes
-from worker.models.media import as_files, check_packages, open_media
+from worker.models.media.open_media import as_files, check_packages
 from worker.models.task_model import Encoded
+from worker.models.texts.limits import longest_pipeline_row, num_token_ids, token_error
+from worker.models.transformers_internals import Call
 
 _MAY_MISS = {"feature-extraction": ("pooler.*", "*.pooler.*"), "image-feature-extraction": ("pooler.*", "*.pooler.*")}
+_NO_CHANGES: Mapping[str, Any] = {}
+_Places = Sequence[tuple[int, int]]
+"""For each item of a group, the position of its row in the batch and of the item in its row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +52,15 @@ class _Prepared:
     call: Call
     items: Sequence[Mapping[str, Any]]
     """What `preprocess` returned for the row; empty if the forward thread prepares the row."""
+    speech: SpeechPart | None = None
+    """The row's sound, for speech recognition."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Items of equal shapes, which are computed together."""
 
-    places: Sequence[tuple[int, int]]
-    """For each item, the position of its row in the batch and of the item in its row."""
+    places: _Places
     inputs: Mapping[str, Any] | None
     """The joined items; None if the forward thread prepares the row."""
     call: Call
@@ -81,31 +89,38 @@ class Staged:
 
         Raises:
             InvalidModel: The model cannot be loaded, or not for this task.
-            InvalidSpec: A parameter is invalid.
-            InvalidInput: This host lacks a package that the task needs.
+            InvalidSpec: A parameter is invalid, or this host lacks a package that the task needs.
         """
         self._task = task = parameters.TASK
         self._device = device
         self._rules = rules
         check_packages(task)
-        model = load_weights(
+        self.model = model = load_weights(
             source,
-            internals.model_class(source, task, load_config(source)),
+            model_class(source, task, load_config(source)),
             task=task,
             device=device,
             dtype=dtype,
             may_miss=_MAY_MISS.get(task, ()),
         )
-        self._pipeline = internals.open_pipeline(source, task, model, device)
-        self._encoder = internals.for_encoding(self._pipeline)
-        self._is_chunked = internals.is_chunked(self._pipeline)
+        self._pipeline = open_pipeline(source, task, model, device)
+        self._fast_images = fast_images_of(self._pipeline)
+        self._encoder = for_encoding(self._pipeline, self._fast_images)
+        self._encoders = {0: self._encoder}
+        # The parts of such a row are grouped by their own shapes, across rows; other rows share a shape already.
+        self._is_chunked = self.pads_nothing = internals.is_chunked(self._pipeline)
         self._is_whole = task in TASKS_WHOLE
         self._rate = getattr(self._pipeline.feature_extractor, "sampling_rate", None)
         self.memory_bytes = memory_bytes(model)
-        self._longest = _most_tokens_of_a_row(model, self._pipeline.tokenizer if task == "feature-extraction" else None)
+        self._longest = longest_pipeline_row(model, self._pipeline.tokenizer if task == "feature-extraction" else None)
         # Placeholder ids of images may lie beyond the embedding table; their vectors come from other layers.
-        self._num_ids = None if task in ("image-text-to-text", "any-to-any") else _num_ids(model)
-        self._most_tokens = auto_max_tokens(device.type, 2**34)
+        self._num_ids = None if task in ("image-text-to-text", "any-to-any") else num_token_ids(model)
+        self.generates = internals.calls_generate(self._pipeline)
+        self._most_tokens = auto_max_tokens(device.type, 2**34, generates=self.generates)
+        """Most tokens of a batch of parts of one row; several rows are within the budget together."""
+        if self.generates and device.type == "cpu":
+            compute_encoder_in_parts(model)
+            self.memory_bytes += pack_output_layer(model)
         self._configure(parameters)
 
     def with_parameters(self, parameters: TaskParameters) -> Self:
@@ -114,9 +129,21 @@ class Staged:
         other._configure(parameters)
         return other
 
+    def for_thread(self, number: int) -> Self:
+        """See `EncodesRowByRow`. Copying tokenizers takes long, so the copies are kept for later leases."""
+        if number not in self._encoders:
+            self._encoders[number] = for_encoding(self._pipeline, self._fast_images)
+        other = copy.copy(self)
+        other._encoder = self._encoders[number]
+        return other
+
     def _configure(self, parameters: TaskParameters) -> None:
         check_against_pipeline(self._pipeline, parameters)
-        self._parameters = without_nulls(parameters)
+        self._parameters = pipeline_parameters(parameters)
+        self._speech = None
+        if isinstance(parameters, SpeechRecognitionParameters):
+            self._speech = Speech(self._pipeline, parameters)
+            self._parameters.update(self._speech.options)
         forward = internals.sanitized(self._pipeline, self._parameters)[1]
         self._is_alone = reason_to_compute_alone(self._task, self._pipeline, forward) is not None
         self._draws = draws(self._pipeline, forward)
@@ -129,7 +156,8 @@ class Staged:
 
     def _encoded(self, row: Row) -> Encoded:
         try:
-            values = self._opened(row.values)
+            has_labels = bool(self._parameters.get(LABELS))
+            values = open_row(self._task, row.values, self._rules, rate=self._rate, has_labels=has_labels)
             if isinstance(values, RowError):
                 return Encoded(row, 0, None, values)
             with as_files(values) as files:
@@ -141,51 +169,43 @@ class Staged:
                 raise
             return Encoded(row, 0, None, RowError(RowErrorCode.ROW_FAILED, plain_sentence(error)))
 
-    def _opened(self, values: Mapping[str, Any]) -> dict[str, Any] | RowError:
-        opened: dict[str, Any] = {}
-        for name, value in values.items():
-            is_chat = self._task == "image-text-to-text" and isinstance(value, list)
-            if name == "text" and not isinstance(value, str) and not is_chat:
-                return RowError(RowErrorCode.WRONG_TYPE, f"input 'text' must be a text for {self._task}, not a list")
-            if name == LABELS:
-                found = row_labels(value, may_be_empty=bool(self._parameters.get(LABELS)))
-            else:
-                found = open_media(name, value, self._rules, rate=self._rate)
-            if isinstance(found, RowError):
-                return found
-            opened[name] = found
-        if isinstance(opened.get("text"), list):
-            chat = open_chat(opened["text"], opened.pop("image"), self._rules)
-            return chat if isinstance(chat, RowError) else {"text": chat}
-        return opened
-
     def _prepared(self, row: Row, values: Mapping[str, Any]) -> Encoded:
+        speech = None
+        if self._speech is not None:
+            values, speech = self._speech.select(values)
         # A copy, since pipelines change their parameters.
         arguments, options = call_of(self._task, values, copy.deepcopy(self._parameters))
         call = internals.catch_call(self._pipeline, arguments, options)
         if self._is_whole:
             return Encoded(row, 1, _Prepared(call, ()), shape=row.row_index)
-        items = internals.preprocess(self._encoder, call)
+        if speech is not None and speech.is_silent:
+            return Encoded(row, 1, _Prepared(call, (), speech))
+        items = prepare_row(self._encoder, call, self._rules)
+        if isinstance(items, RowError):
+            return Encoded(row, 0, None, items)
+        if self._speech is not None:
+            self._speech.prepare_long(call, items)
         config = self._pipeline.model.config
         tokens = sum(num_tokens(item, config) for item in items)
         error = self._unusable(items)
         if error is not None:
             return Encoded(row, tokens, None, error)
-        return Encoded(row, tokens, _Prepared(call, items), shape=self._shape(row, items))
+        features, size = _Prepared(call, items, speech), tensor_bytes(items)
+        seconds = 0.0 if speech is None else speech.seconds
+        return Encoded(row, tokens, features, shape=self._shape(row, items), num_bytes=size, seconds=seconds)
 
     def _shape(self, row: Row, items: Sequence[Mapping[str, Any]]) -> Hashable:
         if self._is_alone:
             return row.row_index
-        # Items of a chunked pipeline are grouped by their own shapes, across rows.
         return None if self._is_chunked else shape_of(items[0])
 
     def _unusable(self, items: Sequence[Mapping[str, Any]]) -> RowError | None:
         if not items:
-            return RowError(RowErrorCode.EMPTY_ROW, "there is nothing in the row to compute")
+            return RowError(RowErrorCode.EMPTY_ROW, "the row is empty")
         for ids in (ids for item in items for ids in token_ids(item)):
             num_tokens = ids.shape[-1]
             largest_id = int(ids.max()) if num_tokens else 0
-            error = token_fault(num_tokens, largest_id, most_tokens=self._longest, num_ids=self._num_ids)
+            error = token_error(num_tokens, largest_id, most_tokens=self._longest, num_ids=self._num_ids)
             if error is not None:
                 return error
         return None
@@ -206,7 +226,9 @@ class Staged:
         groups = []
         for places in alike.values():
             first, number = places[0]
-            most = max(1, self._most_tokens // num_tokens(rows[first].items[number], config))
+            most = len(places)
+            if len(rows) == 1:
+                most = max(1, self._most_tokens // num_tokens(rows[first].items[number], config))
             for start in range(0, len(places), most):
                 groups.append(self._group(rows, places[start : start + most]))
         return groups
@@ -220,21 +242,27 @@ class Staged:
             }
         return _Group(places, inputs, rows[places[0][0]].call)
 
-    def forward(self, collated: Sequence[_Group]) -> list[tuple[_Group, Any]]:
+    def forward(self, collated: Sequence[_Group]) -> list[tuple[_Places, Any]]:
         """See `TaskModel`.
 
         Returns:
-            Each group with what the pipeline's `_forward` returned for it, on the device.
+            Each group's places with what the pipeline's `_forward` returned for it, on the device. The group's inputs
+            are not kept.
         """
-        return [(group, self._computed(group)) for group in collated]
+        return [(group.places, self._computed(group)) for group in collated]
 
     def _computed(self, group: _Group) -> Any:
-        with internals.fixed_randomness(self._device) if self._draws else nullcontext():
+        with fixed_randomness(self._device) if self._draws else nullcontext():
             return self._output(group)
 
     def _output(self, group: _Group) -> Any:
         if group.inputs is not None:
-            return internals.compute(self._pipeline, moved(group.inputs, self._device), group.call.forward)
+            inputs = moved(group.inputs, self._device)
+            if self._fast_images is not None:
+                self._fast_images.replace_bytes(inputs)
+            if self._speech is not None and len(group.places) > 1:
+                return self._speech.compute(inputs, group.call.forward)
+            return internals.compute(self._pipeline, inputs, group.call.forward)
         outputs = []
         for item in internals.preprocess(self._pipeline, group.call):
             found = internals.compute(self._pipeline, moved(item, self._device), group.call.forward)
@@ -243,47 +271,34 @@ class Staged:
 
     # -- decoding
 
-    def decode(self, batch: Sequence[Encoded], outputs: Sequence[tuple[_Group, Any]]) -> list[Any]:
+    def decode(self, batch: Sequence[Encoded], outputs: Sequence[tuple[_Places, Any]]) -> list[Any]:
         """See `TaskModel`."""
         found: list[dict[int, Any]] = [{} for _ in batch]
-        for group, computed in outputs:
-            for (place, number), output in zip(group.places, self._parts(group, computed), strict=True):
+        for places, computed in outputs:
+            for (place, number), output in zip(places, self._parts(places, computed), strict=True):
                 found[place][number] = output
         return [
-            self._read(one.features.call, [parts[number] for number in sorted(parts)])
+            self._completed(one.features, [parts[number] for number in sorted(parts)])
             for one, parts in zip(batch, found, strict=True)
         ]
 
-    def _parts(self, group: _Group, computed: Any) -> Iterator[Any]:
+    def _parts(self, places: _Places, computed: Any) -> Iterator[Any]:
         outputs = moved(computed, torch.device("cpu"))
-        if len(group.places) == 1:
+        if len(places) == 1:
             yield outputs
             return
-        for position in range(len(group.places)):
-            yield cut(outputs, position, len(group.places))
+        for position in range(len(places)):
+            yield cut(outputs, position, len(places))
 
-    def _read(self, call: Call, parts: list[Any]) -> Any:
+    def _completed(self, prepared: _Prepared, parts: list[Any]) -> Any:
+        if self._speech is None or prepared.speech is None:
+            return self._read(prepared.call, parts)
+        return self._speech.completed(prepared.speech, lambda changes: self._read(prepared.call, parts, changes))
+
+    def _read(self, call: Call, parts: list[Any], changes: Mapping[str, Any] = _NO_CHANGES) -> Any:
         if self._is_whole:
             [parts] = parts
-        if self._is_chunked:
-            for part in parts:
-                part.pop("is_last", None)
-        outputs = parts if self._is_chunked else parts[0]
-        return json_value(self._pipeline.postprocess(outputs, **call.postprocess))
-
-
-def _most_tokens_of_a_row(model: PreTrainedModel, tokenizer: Any) -> int | None:
-    """Most token ids of a row that a model accepts, or None if unknown; with a tokenizer, its limit counts too.
-
-    If a pipeline truncates texts, or replaces an image by many ids, its tokenizer's own limit does not apply.
-    """
-    try:
-        return position_limit(model) if tokenizer is None else longest_row(model, tokenizer)
-    except ValueError:  # a model with several text inputs has no single limit
-        return None
-
-
-def _num_ids(model: PreTrainedModel) -> int | None:
-    """Number of rows of the model's token embedding table, or None if it has none."""
-    embeddings = input_embeddings(model)
-    return None if embeddings is None else embeddings.num_embeddings
+        outputs = parts[0]
+        if self._is_chunked:  # copies, since pipelines remove what they have read
+            outputs = [{name: value for name, value in part.items() if name != "is_last"} for part in parts]
+        return json_value(self._pipeline.postprocess(outputs, **{**call.postprocess, **changes}))

@@ -6,18 +6,22 @@ from typing import Any
 
 import torch
 
+from jobs.access.joint_models import image_with_texts_only, is_joint
 from jobs.config.access_rules import AccessRules
+from jobs.specs.inference import InferenceSpec
 from worker.inference.pipelines.staged import Staged
 from worker.inference.tasks.embeddings import Embeddings
 from worker.inference.tasks.fill_mask import FillMask
+from worker.inference.tasks.joint_embeddings import JointEmbeddings
 from worker.inference.tasks.text_classification import TextClassification
 from worker.inference.tasks.text_generation import ENGINES, TASK, TextGeneration
 from worker.inference.tasks.token_classification import TokenClassification
+from worker.inference.tasks.vision_generation import load_generation
 from worker.models.load import find_model
 from worker.models.model_ref import ModelRef
 from worker.models.task_model import Encoded, TaskModel
 
-__all__ = ["Encoded", "TaskModel", "load_task_model", "needs_whole_device"]
+__all__ = ["Encoded", "TaskModel", "check_inputs", "load_task_model", "needs_whole_device"]
 
 OWN_TASKS: dict[str, type[Embeddings | TextClassification | TokenClassification | FillMask | TextGeneration]] = {
     "embeddings": Embeddings,
@@ -60,8 +64,20 @@ def load_task_model(
     """
     source = find_model(ref, rules)
     if ref.task == TASK:
-        return TextGeneration(source, parameters, device=device, dtype=dtype, engine=ENGINES[ref.engine])
+        return load_generation(source, parameters, device=device, dtype=dtype, rules=rules, engine=ENGINES[ref.engine])
+    if ref.task == JointEmbeddings.TASK and is_joint(source.path, name=source.name):
+        return JointEmbeddings(source, parameters, device=device, dtype=dtype, rules=rules)
     task = OWN_TASKS.get(ref.task)
     if task is None:
         return Staged(source, parameters, device=device, dtype=dtype, rules=rules)
     return task(source, parameters, device=device, dtype=dtype)
+
+
+def check_inputs(model: TaskModel, spec: InferenceSpec) -> None:
+    """Check that a model takes all inputs that a job reads.
+
+    Raises:
+        InvalidSpec: The job has images for `embeddings`, but the model takes only texts.
+    """
+    if spec.has_alternative and not isinstance(model, JointEmbeddings):
+        raise image_with_texts_only()

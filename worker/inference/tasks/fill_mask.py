@@ -19,11 +19,12 @@ from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import InvalidSpec
 from jobs.specs.parameters.text_tasks import FillMaskParameters
 from worker.inference.tasks.padding_probe import probe_padding
-from worker.models.limits import longest_row, resolve_limits
 from worker.models.load import ModelFolder, load_tokenizer, load_weights, memory_bytes
-from worker.models.padding import Padding
 from worker.models.task_model import NOT_FINITE, Encoded
-from worker.models.tokens import Tokens, to_device
+from worker.models.texts.limits import longest_row, resolve_limits
+from worker.models.texts.packing import call_model
+from worker.models.texts.padding import Padding
+from worker.models.texts.tokens import Tokens, to_device
 
 TASK = "fill-mask"
 
@@ -73,7 +74,7 @@ class FillMask:
                 ids = self._pipeline.get_target_ids(parameters.targets)
             except ValueError as error:
                 param = "parameters.targets"
-                raise InvalidSpec(f"{param}: the model knows none of these words", param=param) from error
+                raise InvalidSpec(f"{param}: none of these words is in the model's vocabulary", param=param) from error
             self._targets = torch.from_numpy(ids).to(self._device)
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
@@ -85,7 +86,8 @@ class FillMask:
         if one.error is not None or (one.features[0]["input_ids"] == mask.mask_token_id).any():
             return one
         error = RowError(
-            RowErrorCode.NO_MASK, f"the text has no mask token ({mask.mask_token}) within the length the model takes"
+            RowErrorCode.NO_MASK,
+            f"the text has no mask token ({mask.mask_token}) within the length that the model accepts",
         )
         return Encoded(one.row, one.num_tokens, None, error)
 
@@ -110,12 +112,12 @@ class FillMask:
         scores_MK, ids_MK = scores_MV.topk(min(self._top_k, scores_MV.shape[1]))
         return scores_MK, ids_MK if self._targets is None else self._targets[ids_MK]
 
-    def probe_padding(self) -> Padding:
+    def probe_padding(self, *, packs: bool = False) -> Padding:
         """See `PadsRows`."""
-        return probe_padding(self.tokens, self.model, self._logits, longest=self._longest)
+        return probe_padding(self.tokens, self.model, self._logits, longest=self._longest, packs=packs)
 
     def _logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        logits_BTV: torch.Tensor = self.model(**inputs).logits
+        logits_BTV: torch.Tensor = call_model(self.model, inputs).logits
         return logits_BTV
 
     def decode(self, batch: Sequence[Encoded], outputs: tuple[torch.Tensor, torch.Tensor]) -> list[Any]:

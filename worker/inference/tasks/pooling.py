@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.access.model_files import check_safetensors, read_json
+from jobs.data.rows import RowError
 from worker.models.load import ModelFolder
+from worker.models.task_model import NOT_FINITE
 
 PoolingMode = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -100,7 +103,7 @@ class Dense(nn.Module):
         num_in, num_out = int(config["in_features"]), int(config["out_features"])
         for name in ("module_input_name", "module_output_name"):
             if config.get(name, "sentence_embedding") not in ("sentence_embedding", None):
-                raise source.invalid(f"its Dense module works on '{config[name]}' instead of the row's vector")
+                raise source.invalid(f"its Dense module uses '{config[name]}' instead of the row's vector")
         self.linear = nn.Linear(num_in, num_out, bias=bool(config.get("bias", True)))
         self.activation = _activation(source, config.get("activation_function", "torch.nn.modules.activation.Tanh"))
         self.is_residual = bool(config.get("use_residual"))
@@ -189,3 +192,11 @@ def _load(module: nn.Module, source: ModelFolder, path: str) -> None:
         module.load_state_dict(safetensors.torch.load_file(file))
     except RuntimeError as error:
         raise source.invalid(f"the weights of its module '{path}' do not fit its config.json") from error
+
+
+def split_rows(vectors_BE: Tensor) -> list[np.ndarray | RowError]:
+    """Split a batch's vectors into one for each row, or a row error for a vector with a number that is not finite."""
+    array_BE = vectors_BE.cpu().numpy()
+    finite_B = np.isfinite(array_BE).all(axis=1).tolist()
+    # Each row gets a copy: a view would keep the whole batch in memory as long as one of its rows is referenced.
+    return [vector_E.copy() if finite else NOT_FINITE for vector_E, finite in zip(array_BE, finite_B, strict=True)]

@@ -19,13 +19,14 @@ from transformers import AutoModelForSequenceClassification
 
 from jobs.data.rows import Row
 from jobs.specs.parameters.text_tasks import TextClassificationParameters
-from worker.inference.tasks.many import Parts, by_row, collate_inputs, encode_many, forward_inputs
+from worker.inference.tasks.multi_input import Parts, by_row, collate_inputs, encode_many, forward_inputs
 from worker.inference.tasks.padding_probe import probe_padding
-from worker.models.limits import longest_row, resolve_limits
 from worker.models.load import ModelFolder, load_tokenizer, load_weights, memory_bytes
-from worker.models.padding import Padding
 from worker.models.task_model import NOT_FINITE, Encoded
-from worker.models.tokens import Tokens, to_device
+from worker.models.texts.limits import longest_row, resolve_limits
+from worker.models.texts.packing import call_model
+from worker.models.texts.padding import Padding
+from worker.models.texts.tokens import Tokens, to_device
 
 TASK = "text-classification"
 _NO_TOKEN = -1
@@ -101,12 +102,14 @@ class TextClassification:
         """
         return forward_inputs(collated, self._scores) if self._is_many else self._scores(collated)
 
-    def probe_padding(self) -> Padding:
+    def probe_padding(self, *, packs: bool = False) -> Padding:
         """See `PadsRows`."""
-        return probe_padding(self.tokens, self.model, self._logits, longest=self._longest, looks_for_ends=True)
+        return probe_padding(
+            self.tokens, self.model, self._logits, longest=self._longest, packs=packs, looks_for_ends=True
+        )
 
     def _logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        logits_BL: torch.Tensor = self.model(**inputs, **self._options).logits
+        logits_BL: torch.Tensor = call_model(self.model, inputs, **self._options).logits
         return logits_BL
 
     def _scores(self, collated: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -17,6 +17,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
+from jobs.config.access_rules import AccessRules
 from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.data.sources.values import kind_name
 from jobs.errors import InvalidSpec
@@ -25,13 +26,14 @@ from worker.inference.generation.completions import Detokenizer
 from worker.inference.generation.continuations import Continuation, Request
 from worker.inference.generation.decoding import DecodingLoop
 from worker.inference.generation.generation_engine import GenerationEngine
-from worker.inference.generation.prompts import Prompts, continues_final_message, is_chat
+from worker.inference.generation.images.image_prompts import ImagePrompts, PromptMaker
+from worker.inference.generation.prompts import TEXTS_ONLY, Prompts, RowPrompt, continues_final_message, is_chat
 from worker.inference.generation.sampling import resolve_sampling
 from worker.inference.generation.vllm_decoding import VllmEngine
-from worker.models.limits import longest_row, position_limit
 from worker.models.load import ModelFolder, load_tokenizer
 from worker.models.task_model import Encoded
-from worker.models.tokens import Tokens
+from worker.models.texts.limits import longest_row, position_limit
+from worker.models.texts.tokens import Tokens
 
 TASK = "text-generation"
 _DEFAULTS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
@@ -39,7 +41,7 @@ _DEFAULTS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tok
 _UNLIMITED = 2**31
 ENGINES: Mapping[str, type[GenerationEngine]] = {"transformers": DecodingLoop, "vllm": VllmEngine}
 """Value of `ModelRef.engine` -> engine."""
-_NOTHING_OWN = TextGenerationParameters()
+_NO_PARAMETERS_OF_ITS_OWN = TextGenerationParameters()
 
 
 class TextGeneration:
@@ -53,6 +55,9 @@ class TextGeneration:
         device: torch.device,
         dtype: torch.dtype,
         engine: type[GenerationEngine] = DecodingLoop,
+        processor: Any | None = None,
+        rules: AccessRules | None = None,
+        no_images: str = TEXTS_ONLY,
     ) -> None:
         """
         Args:
@@ -61,6 +66,9 @@ class TextGeneration:
             device: The device that the model computes on.
             dtype: The dtype that the model computes in.
             engine: The engine that generates.
+            processor: The processor of a vision-language model; None for a model that takes only texts.
+            rules: Access rules for the images that rows name; needed with a processor.
+            no_images: Without a processor, the message for rows with images.
 
         Raises:
             InvalidModel: The model cannot be loaded, or is not a decoder.
@@ -68,7 +76,7 @@ class TextGeneration:
             DeviceOutOfMemory: The device has too little memory for the engine.
         """
         self._model = model = engine.load_model(source, device=device, dtype=dtype)
-        self._tokenizer = tokenizer = load_tokenizer(source)
+        self._tokenizer = tokenizer = load_tokenizer(source) if processor is None else processor.tokenizer
         _check_kind(source, model)
         tokens = Tokens(tokenizer, model, pin=False)
         config = model.generation_config
@@ -77,7 +85,9 @@ class TextGeneration:
         self._end_tokens = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
         added = tokenizer.added_tokens_decoder
         self._special_tokens = {one.content: token for token, one in added.items() if one.special}
-        self._prompts = Prompts(tokens)
+        self._prompts: PromptMaker = Prompts(tokens, no_images=no_images)
+        if processor is not None and rules is not None:
+            self._prompts = ImagePrompts(tokens, processor, model, rules, keeps_opened=engine.prepares_images)
         # Three threads use a tokenizer at once; sharing one, they would change each other's settings.
         self._detokenizer = Detokenizer(copy.deepcopy(tokenizer))
         self.token_bytes = _token_bytes(model)
@@ -115,36 +125,40 @@ class TextGeneration:
         row: Row,
         own: TextGenerationParameters | RowError,
         parameters: TextGenerationParameters,
-        prompt: tuple[int, ...] | RowError,
+        prompt: RowPrompt | RowError,
     ) -> Encoded:
         if isinstance(own, RowError):
             return Encoded(row, 0, None, own)
         if isinstance(prompt, RowError):
             return Encoded(row, 0, None, prompt)
-        room = _UNLIMITED if self._longest is None else self._longest - len(prompt)
+        num_tokens = len(prompt.tokens)
+        room = _UNLIMITED if self._longest is None else self._longest - num_tokens
         if room < 1:
-            message = f"the prompt has {len(prompt)} tokens; the model takes {self._longest}, at least one of them new"
-            return Encoded(row, len(prompt), None, RowError(RowErrorCode.ROW_TOO_LONG, message))
+            accepted = f"the model accepts {self._longest}, including at least one new token"
+            message = f"the prompt has {num_tokens} tokens; {accepted}"
+            return Encoded(row, num_tokens, None, RowError(RowErrorCode.ROW_TOO_LONG, message))
         request = self._request(row, prompt, parameters, room, own_seed="seed" in own.model_fields_set)
-        return Encoded(row, request.num_tokens * request.num_sequences, request)
+        num_bytes = 0 if prompt.images is None else prompt.images.num_bytes
+        return Encoded(row, request.num_tokens * request.num_sequences, request, num_bytes=num_bytes)
 
     def _request(
-        self, row: Row, prompt: tuple[int, ...], parameters: TextGenerationParameters, room: int, *, own_seed: bool
+        self, row: Row, prompt: RowPrompt, parameters: TextGenerationParameters, room: int, *, own_seed: bool
     ) -> Request:
-        asked = parameters.max_new_tokens or self._defaults["max_new_tokens"] or FALLBACK_NEW_TOKENS
+        max_new_tokens = parameters.max_new_tokens or self._defaults["max_new_tokens"] or FALLBACK_NEW_TOKENS
         stops = parameters.stops
         end_tokens = frozenset(self._special_tokens[one] for one in stops if one in self._special_tokens)
         text = row.values["text"]
-        tells_logprobs = parameters.logprobs or parameters.top_logprobs > 0
+        returns_logprobs = parameters.logprobs or parameters.top_logprobs > 0
         return Request(
             row_index=row.row_index,
-            prompt=prompt,
-            max_new_tokens=min(asked, room),
+            prompt=prompt.tokens,
+            images=prompt.images,
+            max_new_tokens=min(max_new_tokens, room),
             sampling=resolve_sampling(parameters, self._defaults, own_seed=own_seed),
             num_choices=parameters.n,
             stop=tuple(one for one in stops if one not in self._special_tokens),
             end_tokens=end_tokens | self._end_tokens,
-            top_logprobs=parameters.top_logprobs if tells_logprobs else None,
+            top_logprobs=parameters.top_logprobs if returns_logprobs else None,
             full_text=parameters.return_full_text,
             continues=is_chat(text) and continues_final_message(text, parameters),
         )
@@ -184,7 +198,7 @@ def row_parameters(row: Row) -> TextGenerationParameters | RowError:
         except ValueError as error:
             return RowError(RowErrorCode.INVALID_PARAMETER, f"parameters: is not valid JSON: {error}")
     if given is None:
-        return _NOTHING_OWN
+        return _NO_PARAMETERS_OF_ITS_OWN
     if not isinstance(given, Mapping):
         return RowError(RowErrorCode.INVALID_PARAMETER, f"parameters: must be an object, not {kind_name(given)}")
     try:
@@ -196,7 +210,7 @@ def row_parameters(row: Row) -> TextGenerationParameters | RowError:
 def _check_kind(source: ModelFolder, model: PreTrainedModel) -> None:
     """Reject models that are not decoders, or that have no cache of keys and values."""
     if model.config.is_encoder_decoder:
-        raise source.invalid(f"a {model.config.model_type} model has an encoder, which {TASK} does not take")
+        raise source.invalid(f"a {model.config.model_type} model has an encoder, which {TASK} does not support")
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         raise source.invalid(f"a {model.config.model_type} model has no cache of keys and values, which {TASK} needs")
 

@@ -21,16 +21,18 @@ from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import InvalidSpec
 from jobs.specs.parameters.text_tasks import TokenClassificationParameters
 from worker.inference.tasks.padding_probe import probe_padding
-from worker.models.limits import longest_row, resolve_limits
 from worker.models.load import ModelFolder, load_tokenizer, load_weights, memory_bytes
-from worker.models.padding import Padding
 from worker.models.task_model import NOT_FINITE, Encoded
-from worker.models.tokens import Features, Tokens, behind_tokens, to_device
+from worker.models.texts.limits import longest_row, resolve_limits
+from worker.models.texts.packing import call_model
+from worker.models.texts.padding import Padding, behind_tokens
+from worker.models.texts.tokens import Features, Tokens, to_device
+from worker.models.transformers_internals import sanitized
 
 TASK = "token-classification"
-_WORDS_NOT_ASKED = RowError(
+_UNEXPECTED_WORDS = RowError(
     RowErrorCode.WRONG_TYPE,
-    "text must be a text, not a list; set the parameter is_split_into_words where it is a list of words",
+    "text must be a text, not a list; for lists of words, set the parameter is_split_into_words",
 )
 _ENTITIES = ("aggregation_strategy", "ignore_labels", "stride")
 
@@ -78,7 +80,7 @@ class TokenClassification:
     def _configure(self, parameters: TokenClassificationParameters) -> None:
         self._limits = resolve_limits(parameters, self._longest, least=self.tokens.num_special)
         self._stride = parameters.stride
-        chosen = {name: value for name, value in parameters.given().items() if name in _ENTITIES}
+        options = {name: value for name, value in parameters.given().items() if name in _ENTITIES}
         self._delimiter: str | None = None
         if parameters.is_split_into_words:
             self._check_words()
@@ -92,20 +94,22 @@ class TokenClassification:
         if self._stride is not None:
             self._check_stride(self._stride)
         try:
-            _, _, self._postprocess = self._pipeline._sanitize_parameters(**chosen)
+            _, _, self._postprocess = sanitized(self._pipeline, options)
         except ValueError as error:
             param = "parameters.aggregation_strategy"
-            raise InvalidSpec(f"{param}: this model's tokenizer is slow: {error}", param=param) from error
+            raise InvalidSpec(f"{param}: this model has a slow tokenizer: {error}", param=param) from error
 
     def _check_words(self) -> None:
         param = "parameters.is_split_into_words"
         if not self.tokens.tokenizer.is_fast:
-            raise InvalidSpec(f"{param}: this model's tokenizer is slow and takes no words", param=param)
+            raise InvalidSpec(f"{param}: this model has a slow tokenizer, which does not accept words", param=param)
 
     def _check_stride(self, stride: int) -> None:
         param = "parameters.stride"
         if not self.tokens.tokenizer.is_fast:
-            raise InvalidSpec(f"{param}: this model's tokenizer is slow and cannot cut windows", param=param)
+            raise InvalidSpec(
+                f"{param}: this model has a slow tokenizer, which cannot split texts into windows", param=param
+            )
         room = (self._limits.max_tokens or stride + 1) - self.tokens.tokenizer.num_special_tokens_to_add()
         if stride >= room:
             raise InvalidSpec(f"{param}: must be less than the {room} tokens of text in a window", param=param)
@@ -117,7 +121,7 @@ class TokenClassification:
             if lists:
                 rest = iter(self.encode([row for index, row in enumerate(rows) if index not in lists]))
                 return [
-                    Encoded(row, 0, None, _WORDS_NOT_ASKED) if index in lists else next(rest)
+                    Encoded(row, 0, None, _UNEXPECTED_WORDS) if index in lists else next(rest)
                     for index, row in enumerate(rows)
                 ]
         if self._stride is not None and self._limits.max_tokens is not None:
@@ -143,12 +147,12 @@ class TokenClassification:
             logits_WTL = self._logits(inputs)
         return behind_tokens(logits_WTL, inputs["attention_mask"], self.tokens.side).float()
 
-    def probe_padding(self) -> Padding:
+    def probe_padding(self, *, packs: bool = False) -> Padding:
         """See `PadsRows`."""
-        return probe_padding(self.tokens, self.model, self._logits, longest=self._longest)
+        return probe_padding(self.tokens, self.model, self._logits, longest=self._longest, packs=packs)
 
     def _logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        logits_WTL: torch.Tensor = self.model(**inputs).logits
+        logits_WTL: torch.Tensor = call_model(self.model, inputs).logits
         return logits_WTL
 
     def decode(self, batch: Sequence[Encoded], outputs: torch.Tensor) -> list[Any]:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import orjson
 
-from jobs.data.store import Store, lease_artifact_prefix
+from jobs.data.store import Store
+from jobs.data.store_keys import lease_artifact_prefix
 from jobs.db.database import Database
 from jobs.db.tables import Artifact
 from jobs.errors import NotKept
 from jobs.ledger import attempts
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.messages import reason
 from worker.training.attempt.checkpoint_upload import put_folder
 from worker.training.reports import Finished

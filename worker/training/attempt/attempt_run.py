@@ -21,10 +21,11 @@ from jobs.config.access_rules import AccessRules
 from jobs.config.activities import Activity
 from jobs.data.store import Store
 from jobs.db.database import Database
+from jobs.db.states import StopReason
 from jobs.errors import DeviceOutOfMemory, InvalidSpec, MachineError, ModelTooLarge, StokerError
 from jobs.ledger import attempts
-from jobs.ledger.gangs import Rank
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.gangs import Rank
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import TrainingSpec
 from jobs.specs.training import recipe_name
 from worker.models.load import fetch_model
@@ -67,7 +68,7 @@ def run_training(
         spec: The spec of that job.
         database: The database with the job.
         store: The store for checkpoints and artifacts.
-        rules: The rules of this process.
+        rules: What jobs may read and run on this host, and where its data is.
         device: `cuda` or `cpu`.
         num_threads: Number of CPU threads of each training process.
         stop: The stop request. `yield` and `shutdown` stop after the current step with a checkpoint, `cancel` without.
@@ -78,7 +79,7 @@ def run_training(
         LostLease: The lease is no longer this slot's.
         MachineError: A process, the device or a service failed. The next attempt resumes from the newest checkpoint.
     """
-    if stop.asked:
+    if stop.is_requested:
         return Outcome.STOPPED
     places = wait_for_gang(lease, database=database, stop=stop)
     if places is None:
@@ -110,7 +111,7 @@ def run_training(
             num_halvings=num_halvings,
         )
         pulse.at(None)
-        pulse.say(Beat(_RANKS, Activity.START))
+        pulse.record(Beat(_RANKS, Activity.START))
         uploader = CheckpointUploader(lease, spec, database=database, store=store, pulse=pulse)
         try:
             with RankProcesses(plan, _environment(places)) as ranks:
@@ -133,35 +134,43 @@ def _follow(
 ) -> Outcome:
     """Record the reports of the ranks until they end."""
     total_steps = 0
-    with stop.telling(lambda: ranks.ask(stop)):
+    with stop.notifying(lambda: ranks.request_stop(stop)):
         for report in ranks.reports():
             uploader.check()
             match report:
                 case Doing(activity, step):
-                    pulse.say(Beat(_RANKS, activity, step=step))
+                    pulse.record(Beat(_RANKS, activity, step=step))
                 case Begun(step, total_steps):
                     logger.info("training from step %d of %d", step, total_steps)
-                    attempts.advance(database, lease.lease_id, step=step, total_steps=total_steps, points=())
+                    is_pruned = attempts.advance(
+                        database, lease.lease_id, step=step, total_steps=total_steps, points=()
+                    )
+                    if is_pruned:  # this was reported to an earlier attempt, which died before its end
+                        stop.request(StopReason.FINISH)
                 case Progress(step, points):
-                    attempts.advance(database, lease.lease_id, step=step, total_steps=total_steps, points=points)
+                    is_pruned = attempts.advance(
+                        database, lease.lease_id, step=step, total_steps=total_steps, points=points
+                    )
+                    if is_pruned:
+                        stop.request(StopReason.FINISH)
                 case Saved():
                     uploader.put(report)
                 case Stopped(step):
-                    pulse.say(Beat(_RANKS))
+                    pulse.record(Beat(_RANKS))
                     uploader.finish()
                     logger.info("stopped at step %d", step)
                     return Outcome.STOPPED
                 case Finished():
-                    pulse.say(Beat(_RANKS))
+                    pulse.record(Beat(_RANKS))
                     uploader.finish()
                     pulse.at(Activity.SAVE)
                     record_artifacts(lease, report, database=database, store=store)
                     return Outcome.DRAINED
                 case Broken(code, message, param, is_users):
-                    pulse.say(Beat(_RANKS))
+                    pulse.record(Beat(_RANKS))
                     uploader.finish()
                     raise error_from(Failed(code, message, param, is_users, is_poisoned=False))
-    raise AssertionError("the reports ended without a final report")
+    raise AssertionError("the training process ended without a final report")
 
 
 def _environment(places: Sequence[Rank]) -> dict[str, str] | None:
@@ -209,7 +218,7 @@ def _out_of_memory(spec: TrainingSpec, num_halvings: int, error: DeviceOutOfMemo
             f"{error.message}; the micro-batch is already {micro_batch}; use a smaller model or a larger device"
         )
     return ModelTooLarge(
-        f"{error.message}; make arguments.per_device_train_batch_size smaller, or set on_out_of_memory: halve"
+        f"{error.message}; reduce arguments.per_device_train_batch_size, or set on_out_of_memory: halve"
     )
 
 
@@ -223,7 +232,7 @@ def _folder(rules: AccessRules, lease: WorkingLease) -> Iterator[Path]:
         folder.mkdir(parents=True)
         (rules.training_path / "cache").mkdir(exist_ok=True)
     except OSError as error:
-        raise MachineError(f"the training's folder cannot be made: {error}") from error
+        raise MachineError(f"the training's folder cannot be created: {error}") from error
     try:
         yield folder
     finally:

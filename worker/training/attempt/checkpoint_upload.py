@@ -10,14 +10,16 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from jobs.config.activities import Activity
-from jobs.data.store import Store, StoredObject, checkpoint_prefix, job_prefix
+from jobs.data.drafts import StoredObject
+from jobs.data.store import Store
+from jobs.data.store_keys import checkpoint_prefix, job_prefix
 from jobs.db.database import Database
 from jobs.db.tables import Checkpoint
 from jobs.errors import MachineError, NotFound, NotKept, ServiceUnavailable, StoreUnwritable
 from jobs.ledger import attempts
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.attempts import KeepRule, NewCheckpoint
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.messages import reason
 from jobs.specs.inference import TrainingSpec
 from worker.training.reports import Saved
@@ -97,7 +99,7 @@ class CheckpointUploader:
         for dropped in attempts.keep_checkpoint(self._database, self._lease.lease_id, new, self._rule):
             _delete(self._store, dropped)
         shutil.rmtree(folder)
-        logger.info("kept the checkpoint of step %d: %d files", saved.step, len(files))
+        logger.info("stored the checkpoint of step %d: %d files", saved.step, len(files))
 
 
 def put_folder(store: Store, prefix: str, folder: Path, *, what: str) -> list[StoredObject]:
@@ -123,7 +125,7 @@ def put_folder(store: Store, prefix: str, folder: Path, *, what: str) -> list[St
             _delete(store, prefix)
         except ServiceUnavailable as further:  # the next attempt deletes it, or the deletion of the job
             logger.warning("the stored part of %s cannot be deleted now: %s", what, further)
-        raise NotKept(f"{what} could not be kept: {error.message}") from error
+        raise NotKept(f"{what} could not be stored: {error.message}") from error
 
 
 def prepare_store(lease: WorkingLease, *, database: Database, store: Store) -> None:
@@ -145,7 +147,7 @@ def prepare_store(lease: WorkingLease, *, database: Database, store: Store) -> N
     try:
         store.check_writable(f"{folder}checkpoints/{lease.lease_id}", kept[0][1] if kept else 0)
     except ServiceUnavailable as error:
-        raise StoreUnwritable(f"no checkpoint can be kept: {error.message}") from error
+        raise StoreUnwritable(f"checkpoints cannot be stored: {error.message}") from error
 
 
 def _delete(store: Store, prefix: str, *, spared: tuple[str, ...] = ()) -> None:

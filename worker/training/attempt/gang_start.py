@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from jobs.db.database import Database
 from jobs.errors import LostLease
-from jobs.ledger import gangs
-from jobs.ledger.gangs import Rank
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing import gangs
+from jobs.ledger.leasing.gangs import Rank
+from jobs.ledger.leasing.leases import WorkingLease
 from worker.stop import Stop
 
-_LOOK_SECONDS = 0.1  # the gang members end their runners first, which takes about as long
+_POLL_SECONDS = 0.1  # the gang members end their runners first, which takes about as long
 
 
 def wait_for_gang(lease: WorkingLease, *, database: Database, stop: Stop) -> tuple[Rank, ...] | None:
@@ -33,5 +33,5 @@ def wait_for_gang(lease: WorkingLease, *, database: Database, stop: Stop) -> tup
             raise LostLease("another lease of the gang has ended")
         if all(place.is_held for place in places):
             return places
-        if stop.wait(_LOOK_SECONDS):
+        if stop.wait(_POLL_SECONDS):
             return None

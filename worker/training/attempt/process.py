@@ -16,6 +16,7 @@ from jobs import process
 from jobs.config.activities import Activity, stall_limits
 from jobs.config.settings import Settings
 from jobs.errors import DeviceOutOfMemory, MachineError, ModuleFailed, StokerError, UserError
+from jobs.messages import one_line
 from worker.log_format import set_up_runner_logging
 from worker.stop import Stop
 from worker.training.plan import Plan
@@ -57,7 +58,7 @@ class Reporter:
 def listen(stop: Stop) -> None:
     """Read stop requests from standard input, and end this process at once when its runner has ended."""
     for line in read_lines(_STOP_FD):
-        stop.ask(parse_stop(line))
+        stop.request(parse_stop(line))
     os._exit(0)  # no process is left to record what this one computes
 
 
@@ -75,21 +76,21 @@ def run(plan: Plan, rank: int, report: Callable[[Report], None], stop: Stop) -> 
             else Ranks(rank, plan.num_ranks, folder=Path(plan.folder), device=plan.device)
         )
         devices.prepare(devices.pick_device(), num_threads=plan.num_threads)
-        _trainer(plan)(plan, gang=gang, settings=Settings(), stop=stop, report=report if rank == 0 else lambda _: None)
+        _trainer(plan)(plan, gang=gang, rules=Settings(), stop=stop, report=report if rank == 0 else lambda _: None)
         gang.close()
     except StokerError as error:
         logger.error("%s: %s", error.code, error.message)
         report(Broken(error.code, error.message, error.param, is_users=isinstance(error, UserError)))
     except Exception as error:  # the edge of the process: every error is reported to the runner
         if devices.is_out_of_memory(error):
-            message = f"the device has too little memory: {devices.one_line(error)}"
+            message = f"the device has too little memory: {one_line(error)}"
             report(Broken(DeviceOutOfMemory.code, message))
             return
         logger.exception("the training failed with an unexpected error")
-        report(Broken(MachineError.code, devices.one_line(error)))
+        report(Broken(MachineError.code, one_line(error)))
     except BaseException as error:  # signals raise no exception here, so the user's code raised it
         logger.exception("the module ended the training")
-        message = f"module: {devices.one_line(error)} ended the training"
+        message = f"module: {one_line(error)} ended the training"
         report(Broken(ModuleFailed.code, message, "module", is_users=True))
 
 

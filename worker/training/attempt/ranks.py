@@ -72,7 +72,7 @@ class RankProcesses:
             rank.close()
         process.kill_adopted()  # orphans that it started with another environment
 
-    def ask(self, stop: Stop) -> None:
+    def request_stop(self, stop: Stop) -> None:
         """Relay a stop request to the leader, which relays it to the other ranks."""
         if stop.reason is not None:
             self._ranks[0].send(stop_line(stop.reason))

@@ -87,7 +87,7 @@ class _Drawn(Dataset[Any]):
             try:
                 return self._rows[draw[1]]
             except SystemExit as error:  # otherwise the loader would report a dead process
-                raise RuntimeError(f"a row ends its process: SystemExit: {error}") from error
+                raise RuntimeError(f"a row ended its process: SystemExit: {error}") from error
         with rng.host_kept():
             rng.seed_host(self._seed, *draw)
             return self._rows[draw[1]]

@@ -3,51 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from jobs.config.settings import Settings
-from jobs.errors import InvalidInput, InvalidSpec
-from jobs.specs.inference import TrainingSpec
+from jobs.config.access_rules import AccessRules
+from jobs.errors import InvalidSpec
 from jobs.specs.training import recipe_name
 from worker.device import pick_device, resolve_dtype
 from worker.stop import Stop
 from worker.training.collectives import Gang
 from worker.training.loops import rng
 from worker.training.loops.data_loading import Draw, Layout, load
+from worker.training.loops.loop_inputs import LoopInputs
+from worker.training.loops.loop_state import read_state, restore_phases, write_state
 from worker.training.loops.loss_values import LOSS
 from worker.training.loops.phase_steps import PhaseStep, check_metric_name
-from worker.training.loops.schedule import Schedule, halved
+from worker.training.loops.schedule import Schedule, halved, too_few_rows
 from worker.training.loops.steps import Steps
 from worker.training.modules.dependencies import Sources
 from worker.training.modules.load_module import build_parts, load_module, source_of, users_code
 from worker.training.modules.user_module import Batch, Module, Rows, Setup
 from worker.training.plan import Plan
 from worker.training.reports import Report, Stopped
-from worker.training.results.checkpoints import check_has_metric
+from worker.training.results.best_weights import check_has_metric
 from worker.training.results.export_results import TrainingSummary, write_module_artifacts
 from worker.training.results.weights import learned_weights, read_models, write_models
 
-logger = logging.getLogger(__name__)
 
-_STATE_FILE = "state.pt"
-_GENERATORS_FILE = "generators-{rank}.pt"
-_NUMBERS_OF_NUMPY: list[Any] = [
-    np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(name)) for name in ("f8", "f4", "f2", "i8", "i4", "?"))
-]  # fmt: skip
-"""Types of numbers that a scheduler that computes with numpy leaves in its own state and in its optimizer's."""
-
-
-def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Callable[[Report], None]) -> None:
+def train(plan: Plan, *, gang: Gang, rules: AccessRules, stop: Stop, report: Callable[[Report], None]) -> None:
     """Train what a plan's module builds, to the end or until a stop is requested.
 
     Raises:
@@ -55,37 +43,14 @@ def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Cal
     """
     spec = plan.spec
     assert spec.module is not None
-    roots = () if recipe_name(spec.module) is not None else (*settings.code_roots, Path(spec.module).resolve().parent)
+    roots = () if recipe_name(spec.module) is not None else (*rules.code_roots, Path(spec.module).resolve().parent)
     has_kept = plan.resume is not None and plan.goes_on
     sources = Sources.restore(roots, Path(plan.resume or "")) if has_kept else Sources(roots)
     with sources.importing():  # for the whole training, since a loss or a row may import files, too
-        module = load_module(spec.module, settings, sources)
+        module = load_module(spec.module, rules, sources)
         with gang.leader_first():  # the leader prepares the rows, and the others find them
-            inputs = LoopInputs.of(spec, plan, settings)
+            inputs = LoopInputs.of(spec, plan, rules)
         Loop(plan, module, inputs, gang, stop=stop, report=report, sources=sources).run()
-
-
-@dataclass(frozen=True, slots=True)
-class LoopInputs:
-    """The rows of a spec's `data`, if it has any."""
-
-    rows: Rows | None = None
-    eval_rows: Rows | None = None
-    digest: str = ""
-    """Digest of `rows`."""
-
-    @classmethod
-    def of(cls, spec: TrainingSpec, plan: Plan, settings: Settings) -> LoopInputs:
-        """Read and prepare the rows, or find them already prepared."""
-        if spec.data is None:
-            return cls()
-        from worker.training.tasks.data import as_they_are, rows_of  # loads pyarrow and datasets
-
-        folder = Path(plan.folder) / "data" if plan.cache is None else Path(plan.cache)
-        train, evaluation = rows_of(spec, settings)
-        rows, digest = as_they_are(train, folder)
-        eval_rows = None if evaluation is None else as_they_are(evaluation, folder)[0]
-        return cls(rows, eval_rows, digest)
 
 
 class Loop:
@@ -123,10 +88,10 @@ class Loop:
         self._dtype = resolve_dtype(self._spec.dtype, self._device)
         arguments = self._spec.training_arguments
         seed = arguments.seed
-        _seed_all(seed)
+        rng.seed_all(seed)
         setup = Setup(dict(self._spec.options), seed, self._device, inputs.rows, inputs.eval_rows)
         self._parts = build_parts(module, setup)
-        _seed_all(seed + gang.rank)  # each rank draws different random numbers
+        rng.seed_all(seed + gang.rank)  # each rank draws different random numbers
         micro_batch, accumulation = halved(arguments, plan.num_halvings)
         self._layout = Layout(
             num_rows=len(self._parts.train),
@@ -157,7 +122,7 @@ class Loop:
         self._steps.begin(self._step, self._schedule, num_rows=layout.num_rows, step_rows=layout.step_rows)
         self._check_best()
         self._set_learning(learning=True)
-        while self._step < self._schedule.total_steps:
+        while self._step < self._steps.total_steps:
             epoch, first_step = divmod(self._step, layout.epoch_steps)
             for batches in self._load_steps(layout.steps(epoch, first_step)):
                 self._learn(batches)
@@ -165,7 +130,7 @@ class Loop:
                 if self._steps.after(self._step, self._metrics):
                     self._report(Stopped(self._step))
                     return
-                if self._step == self._schedule.total_steps:
+                if self._step == self._steps.total_steps:
                     break
         self._steps.conclude(self._step)
         if self._gang.rank == 0:
@@ -177,8 +142,6 @@ class Loop:
                 accumulation=layout.accumulation,
                 seconds=time.monotonic() - started,
             )
-
-    # -- a step -------------------------------------------------------------------------------------------------------
 
     def _load_steps(self, steps: list[list[list[Draw]]]) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each step."""
@@ -242,8 +205,6 @@ class Loop:
         for model in self._parts.models.values():
             model.train(learning)
 
-    # -- called by `Steps` ----------------------------------------------------------------------------------------
-
     def run_evaluation(self) -> dict[str, float]:
         """See `Work`. The rows are divided between the ranks."""
         eval_data = self._parts.eval_data
@@ -292,19 +253,12 @@ class Loop:
 
     def write_checkpoint(self, folder: Path) -> None:
         """See `Work`."""
-        torch.save(rng.states(), folder / _GENERATORS_FILE.format(rank=self._gang.rank))
+        rng.save(folder, self._gang.rank)
         if self._gang.rank != 0:
             return
         self.write_weights(folder)
         self._sources.carry(folder)
-        schedulers = [phase_step.scheduler for phase_step in self._phase_steps]
-        state = {
-            "step": self._step,
-            "optimizers": [phase_step.optimizer.state_dict() for phase_step in self._phase_steps],
-            "schedulers": [None if scheduler is None else scheduler.state_dict() for scheduler in schedulers],
-            "scaler": self._scaler.state_dict(),
-        }
-        torch.save(state, folder / _STATE_FILE)
+        write_state(folder, self._step, self._phase_steps, self._scaler)
 
     def write_weights(self, folder: Path) -> None:
         """See `Work`."""
@@ -318,47 +272,29 @@ class Loop:
         """See `Work`."""
         return learned_weights(self._parts)
 
-    # -- its ends -------------------------------------------------------------------------------------------------
-
     def _make_schedule(self) -> Schedule:
         epoch_steps = self._layout.epoch_steps
         if epoch_steps == 0:
-            raise InvalidInput(
-                f"module: {self._layout.num_rows} rows do not fill one batch, and arguments.dataloader_drop_last drops "
-                "incomplete batches",
-                param="module",
-            )
+            raise too_few_rows(self._layout.num_rows, param="module")
         arguments, has_eval = self._spec.training_arguments, self._parts.eval_data is not None
         wanted = self._spec.evaluation_param
         if not has_eval and wanted is not None:
-            raise InvalidSpec(f"{wanted}: the module builds no rows to evaluate, Parts.eval_data", param=wanted)
+            raise InvalidSpec(f"{wanted}: needs rows to evaluate, but the module sets no Parts.eval_data", param=wanted)
         total = arguments.max_steps or round(arguments.num_train_epochs * epoch_steps)
         return Schedule.of(self._spec, total_steps=max(1, total), epoch_steps=epoch_steps, has_eval=has_eval)
 
     def _restore(self, checkpoint: Path) -> None:
         self._steps.restore(checkpoint)
-        with torch.serialization.safe_globals(_NUMBERS_OF_NUMPY):
-            state = torch.load(checkpoint / _STATE_FILE, map_location="cpu", weights_only=True)
-        with users_code("what build made does not fit the checkpoint to resume from"):
+        state = read_state(checkpoint)
+        with users_code("the Parts from build do not fit the checkpoint to resume from"):
             read_models(checkpoint, self._parts)
-            states = zip(state["optimizers"], state["schedulers"], strict=True)
-            for phase_step, (optimizer, scheduler) in zip(self._phase_steps, states, strict=True):
-                phase_step.optimizer.load_state_dict(optimizer)
-                if phase_step.scheduler is not None:
-                    phase_step.scheduler.load_state_dict(scheduler)
+            restore_phases(state, self._phase_steps)
         self._scaler.load_state_dict(state["scaler"])
         self._step = state["step"]
-        name = _GENERATORS_FILE.format(rank=self._gang.rank)
-        rng.restore(torch.load(checkpoint / name, map_location="cpu", weights_only=True))
+        rng.load(checkpoint, self._gang.rank)
 
     def _write_artifacts(self, folder: Path, summary: TrainingSummary) -> dict[str, Any]:
         self._set_learning(learning=False)
         source = self._sources.read(str(source_of(self._module)))
         with torch.no_grad():
             return write_module_artifacts(folder, self._parts, self._spec, summary, source=source, device=self._device)
-
-
-def _seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    torch.manual_seed(seed)

@@ -100,11 +100,13 @@ def _explained(phase: Phase) -> Callable[[Batch], Loss]:
             found = phase.loss(batch)
             value, more = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
             if not _is_scalar(value) or not isinstance(more, Mapping):
-                raise TypeError("it must return a scalar tensor, or that and a mapping of further ones")
+                raise TypeError(
+                    "it must return a scalar tensor, or a scalar tensor and a mapping of further scalar tensors"
+                )
             for name, further in more.items():
                 check_metric_name(name)
                 if not _is_scalar(further):
-                    raise TypeError(f"its '{name}' is no scalar tensor")
+                    raise TypeError(f"its '{name}' is not a scalar tensor")
         return found
 
     return loss

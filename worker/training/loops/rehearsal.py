@@ -16,7 +16,8 @@ from jobs.specs.inference import TrainingSpec, parse_spec
 from worker.device import pick_device
 from worker.stop import Stop
 from worker.training.collectives import SingleProcess
-from worker.training.loops.loop import Loop, LoopInputs
+from worker.training.loops.loop import Loop
+from worker.training.loops.loop_inputs import LoopInputs
 from worker.training.loops.loss_values import LOSS
 from worker.training.modules.load_module import load_module
 from worker.training.modules.old_names import renamed_arguments
@@ -80,10 +81,10 @@ def rehearse(
         job_id="job_0", spec=spec, folder=str(folder), device=pick_device().type, num_threads=torch.get_num_threads()
     )
     reports: list[Report] = []
-    settings = Settings() if is_recipe else Settings(code_roots=[Path(name).parent])
+    rules = Settings() if is_recipe else Settings(code_roots=[Path(name).parent])
     if not is_recipe and Path(name).is_file():  # else what loads it says what is wrong
         check_module(Path(name), name)
-    loaded = load_module(name, settings)
+    loaded = load_module(name, rules)
     Loop(plan, loaded, LoopInputs(rows, eval_rows), SingleProcess(), stop=Stop(), report=reports.append).run()
     metrics: dict[str, list[float]] = {}
     for report in reports:

@@ -6,10 +6,13 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+_FILE = "generators-{rank}.pt"
 
 
 def states() -> dict[str, Any]:
@@ -31,6 +34,16 @@ def restore(found: dict[str, Any]) -> None:
     torch.set_rng_state(found["torch"])
     if found["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(found["cuda"])
+
+
+def save(folder: Path, rank: int) -> None:
+    """Write the states of a rank's generators into the folder of a checkpoint."""
+    torch.save(states(), folder / _FILE.format(rank=rank))
+
+
+def load(folder: Path, rank: int) -> None:
+    """Restore what `save` wrote."""
+    restore(torch.load(folder / _FILE.format(rank=rank), map_location="cpu", weights_only=True))
 
 
 @contextmanager
@@ -62,3 +75,10 @@ def seed_host(*place: int) -> None:
     random.seed(number)
     np.random.seed(number & 0xFFFFFFFF)
     torch.default_generator.manual_seed(number)
+
+
+def seed_all(seed: int) -> None:
+    """Seed all generators, also the GPU's."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.manual_seed(seed)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from jobs.errors import InvalidInput
 from jobs.specs.inference import TrainingSpec
-from jobs.specs.training_arguments import TrainingArguments
+from jobs.specs.training_options.training_arguments import TrainingArguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +43,13 @@ class Schedule:
             has_eval: Whether there are rows to evaluate.
         """
         arguments = spec.training_arguments
-        given, logging_steps = arguments.model_fields_set, arguments.logging_steps
-        eval_steps = arguments.eval_steps or logging_steps  # as in transformers
-        by_strategy = {"no": None, "steps": eval_steps, "epoch": epoch_steps}
-        if "eval_strategy" not in given and ("eval_steps" in given or spec.checkpoint.best is not None):
-            # transformers would ignore `eval_steps` and evaluate only at the end.
-            by_strategy["no"] = arguments.eval_steps or spec.checkpoint.every_steps
-        log_by_strategy = {"no": None, "steps": logging_steps, "epoch": epoch_steps}
+        log_by_strategy = {"no": None, "steps": arguments.logging_steps, "epoch": epoch_steps}
         return cls(
             total_steps=total_steps,
             epoch_steps=epoch_steps,
             log_every=log_by_strategy[arguments.logging_strategy],
             logs_first=arguments.logging_first_step,
-            evaluate_every=by_strategy[arguments.eval_strategy],
+            evaluate_every=epoch_steps if arguments.eval_strategy == "epoch" else spec.eval_every_steps,
             save_every=spec.checkpoint.every_steps,
             has_eval=has_eval,
         )
@@ -73,6 +68,14 @@ def epoch_steps(num_rows: int, *, micro_batch: int, accumulation: int, drops_las
     """Return the number of steps of one pass over the data."""
     batches = num_rows // micro_batch if drops_last else math.ceil(num_rows / micro_batch)
     return math.ceil(batches / accumulation)
+
+
+def too_few_rows(num_rows: int, *, param: str) -> InvalidInput:
+    """Make the error for rows of which `dataloader_drop_last` leaves none."""
+    return InvalidInput(
+        f"{param}: {num_rows} rows do not fill one batch, and arguments.dataloader_drop_last drops incomplete batches",
+        param=param,
+    )
 
 
 def halved(arguments: TrainingArguments, num_halvings: int) -> tuple[int, int]:

@@ -9,25 +9,26 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from jobs.config.activities import Activity
 from jobs.db.states import StopReason
-from jobs.errors import InvalidInput, LossNotFinite, NotKept, StokerError
-from worker.device import is_out_of_memory, one_line
+from jobs.errors import InvalidInput, LossNotFinite
 from worker.stop import Stop
 from worker.training.collectives import Gang
 from worker.training.loops import rng
 from worker.training.loops.loss_values import LOSS, Losses, Point
 from worker.training.loops.schedule import Schedule
+from worker.training.loops.work import Work
+from worker.training.loops.write_checkpoint import writing_checkpoint
 from worker.training.plan import Plan
 from worker.training.reports import Begun, Doing, Finished, Progress, Report, Saved
-from worker.training.results.checkpoints import Best, Evaluation, checkpoint_aside
+from worker.training.results.best_weights import Best, Evaluation
 from worker.training.results.export_results import TrainingSummary
 
 logger = logging.getLogger(__name__)
@@ -36,30 +37,6 @@ _ROWS_FILE = "rows.sha256"
 _REPORT_SECONDS = 2.0
 """The longest time between two reports of losses, if steps are slow."""
 _REASONS = list(StopReason)
-
-
-class Work(Protocol):
-    """What `Steps` needs from the loop that computes. Unless noted, all ranks call each method at the same step."""
-
-    def run_evaluation(self) -> Mapping[str, float]:
-        """Evaluate the present weights, and return metrics whose names begin with `eval_`."""
-        ...
-
-    def write_checkpoint(self, folder: Path) -> None:
-        """Write all that the next step needs: the leader writes what all ranks share, and each rank its own state."""
-        ...
-
-    def write_weights(self, folder: Path) -> None:
-        """Write the weights alone, into a folder that this method makes. Called on the leader only."""
-        ...
-
-    def load_weights(self, folder: Path) -> None:
-        """Load what `write_weights` wrote. Called on the leader only."""
-        ...
-
-    def learned(self) -> Iterable[torch.Tensor]:
-        """Return the trainable weights."""
-        ...
 
 
 class Steps:
@@ -102,7 +79,7 @@ class Steps:
         if (checkpoint / _ROWS_FILE).read_text() != self._digest:
             param = "data.train" if self._spec.data is not None else "module"
             raise InvalidInput(
-                f"{param}: the rows to learn from have changed since the training began; submit it as a new job",
+                f"{param}: the rows to train on have changed since the training started; submit it as a new job",
                 param=param,
             )
         self.best.restore(checkpoint)
@@ -124,29 +101,36 @@ class Steps:
             self._evaluate(step)
         self._start(Activity.STEP, step + 1)
 
+    @property
+    def total_steps(self) -> int:
+        """Number of steps of the training; fewer than at its start if it ends early."""
+        return self._schedule.total_steps
+
     def mark(self) -> None:
         """Report progress of the present activity: a micro-batch of a step, or a batch of an evaluation."""
         self._report_to_runner(self._doing)
 
     def after(self, step: int, metrics: Callable[[], Mapping[str, float | None]]) -> bool:
-        """Do what is due after a step whose losses were added.
+        """Do what is due after a step whose losses were added. A request to finish makes the step the last one.
 
         Args:
             step: Number of the step that was completed.
             metrics: Returns further metrics of the step; called only if they are logged.
 
         Returns:
-            Whether the training stops after this step.
+            Whether the training stops after this step, and does not conclude.
 
         Raises:
             LossNotFinite: A loss or a weight is not a finite number.
         """
         self.losses.end_step(step, self._step_rows)
-        due = self._schedule.due(step)
         is_late, stop_code = self._gang.broadcast(
             time.monotonic() - self._reported_at >= _REPORT_SECONDS, self._stop_code()
         )
         reason = None if stop_code < 0 else _REASONS[stop_code]
+        if reason == StopReason.FINISH:
+            self._schedule = replace(self._schedule, total_steps=step)
+        due = self._schedule.due(step)
         if due.log:
             self._log(step, metrics())
         elif is_late:
@@ -156,7 +140,7 @@ class Steps:
             return False
         if reason != StopReason.CANCEL and (due.save or is_best or reason is not None):
             self._report_losses(step)
-            self._save_checkpoint(step)
+            self._write_checkpoint(step)
         elif reason is not None:
             self._report_losses(step)
         if due.evaluate or due.save:
@@ -254,15 +238,15 @@ class Steps:
             self._report_to_runner(Progress(step if broken is None else broken - 1, tuple(good)))
         if broken == 1 and self._spec.trainer == "transformers":
             raise LossNotFinite(
-                "the loss of step 1 is not a finite number; the learning rate cannot be the cause, since no weight had "
-                "changed: check the rows and the weights that the training started with"
+                "the loss of step 1 is not a finite number; check the rows and the initial weights (the learning rate "
+                "cannot be the cause, because no weight has changed yet)"
             )
         if broken is not None:
             raise self._not_finite(f"the loss of step {broken} is not a finite number")
 
     def _not_finite(self, what: str) -> LossNotFinite:
         return LossNotFinite(
-            f"{what}; the last good checkpoint is of step {self._good_step}; try a smaller learning rate"
+            f"{what}; the last good checkpoint is that of step {self._good_step}; try a smaller learning rate"
         )
 
     def _evaluate(self, step: int) -> bool:
@@ -280,10 +264,10 @@ class Steps:
         self.latest_evaluation = Evaluation(step, metrics)
         self._report_to_runner(Progress(step, tuple((step, name, value) for name, value in metrics.items())))
         shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        logger.info("step %d: evaluated: %s", step, shown)
+        logger.info("step %d: evaluation: %s", step, shown)
         return self.best.offer(self.latest_evaluation, self._work.write_weights)
 
-    def _save_checkpoint(self, step: int) -> None:
+    def _write_checkpoint(self, step: int) -> None:
         """Write a checkpoint, and report it when it is complete.
 
         Raises:
@@ -293,7 +277,7 @@ class Steps:
         self._start(Activity.CHECKPOINT, step)
         self._check_weights(step)
         path = self._folder / f"checkpoint-{step}"
-        with _explained(step), checkpoint_aside(path, self._gang) as aside:
+        with writing_checkpoint(path, step, self._gang) as aside:
             self._work.write_checkpoint(aside)
             if self._gang.rank == 0:
                 (aside / _ROWS_FILE).write_text(self._digest)
@@ -303,16 +287,3 @@ class Steps:
         metric = latest.metrics[best] if best is not None and latest is not None and latest.step == step else None
         self._report_to_runner(Saved(step, str(path), metric))
         logger.info("step %d: saved a checkpoint", step)
-
-
-@contextmanager
-def _explained(step: int) -> Iterator[None]:
-    """Turn errors of the block, such as those of a full disk, into one sentence about the checkpoint."""
-    try:
-        yield
-    except StokerError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise NotKept(f"the checkpoint of step {step} could not be written: {one_line(error)}") from error

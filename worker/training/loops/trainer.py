@@ -11,19 +11,20 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
-from jobs.config.settings import Settings
-from jobs.errors import InvalidInput, InvalidSpec
-from jobs.specs.inference import TrainingSpec
-from worker.device import one_line, pick_device, resolve_dtype
+from jobs.config.access_rules import AccessRules
+from jobs.errors import InvalidSpec
+from jobs.messages import one_line
+from worker.models.transformers_internals import hook_trainer, load_trainer_weights, save_trainer_checkpoint
 from worker.stop import Stop
 from worker.training.collectives import Gang
 from worker.training.loops.data_loading import first_rows
 from worker.training.loops.loss_values import LOSS
 from worker.training.loops.row_order import EpochSampler
-from worker.training.loops.schedule import Schedule, epoch_steps, halved
+from worker.training.loops.schedule import Schedule, epoch_steps, too_few_rows
 from worker.training.loops.steps import Steps
+from worker.training.loops.trainer_arguments import make_arguments
 from worker.training.plan import Plan
 from worker.training.reports import Report, Stopped
 from worker.training.results.export_results import TrainingSummary, write_artifacts
@@ -34,13 +35,8 @@ from worker.training.tasks.text_generation import NLL
 
 logger = logging.getLogger(__name__)
 
-_DECIDED_HERE = frozenset({
-    "logging_steps", "logging_strategy", "logging_first_step", "eval_strategy", "eval_steps", "eval_on_start",
-    "train_sampling_strategy",
-})  # fmt: skip
 
-
-def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Callable[[Report], None]) -> None:
+def train(plan: Plan, *, gang: Gang, rules: AccessRules, stop: Stop, report: Callable[[Report], None]) -> None:
     """Train a plan's model, to the end or until a stop is requested.
 
     Raises:
@@ -51,43 +47,13 @@ def train(plan: Plan, *, gang: Gang, settings: Settings, stop: Stop, report: Cal
     transformers.utils.logging.set_verbosity_error()
     set_seed(spec.training_arguments.seed)  # the weights of a new head are random
     with gang.leader_first():  # the leader prepares the rows, and the others find them
-        setup = _build_setup(plan, settings)
+        setup = _build_setup(plan, rules)
     StepTrainer(plan, setup, gang, stop=stop, report=report).run()
 
 
-def _build_setup(plan: Plan, settings: Settings) -> TaskSetup:
+def _build_setup(plan: Plan, rules: AccessRules) -> TaskSetup:
     spec = plan.spec
-    return build(TaskContext.of(plan, settings), *rows_of(spec, settings))
-
-
-def make_arguments(spec: TrainingSpec, plan: Plan, *, is_raw: bool) -> TrainingArguments:
-    """Return the Trainer's arguments for a spec.
-
-    Raises:
-        InvalidSpec: transformers rejects an argument, or the device does not support the dtype.
-    """
-    arguments = {name: value for name, value in spec.arguments.items() if name not in _DECIDED_HERE}
-    micro_batch, accumulation = halved(spec.training_arguments, plan.num_halvings)
-    arguments |= {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
-    dtype = resolve_dtype(spec.dtype, pick_device())
-    try:
-        return TrainingArguments(
-            output_dir=plan.folder,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            log_level="error",
-            disable_tqdm=True,
-            use_cpu=plan.device == "cpu",
-            bf16=dtype is torch.bfloat16,
-            fp16=dtype is torch.float16,
-            logging_nan_inf_filter=False,  # it would read each loss, and hide losses that must end the training
-            remove_unused_columns=not is_raw,
-            ddp_find_unused_parameters=True if plan.num_ranks > 1 else None,  # as training on one slot allows it, too
-            **arguments,
-        )
-    except (TypeError, ValueError) as error:
-        raise InvalidSpec(f"arguments: {one_line(error)}", param="arguments") from error
+    return build(TaskContext.of(plan, rules), *rows_of(spec, rules))
 
 
 class StepTrainer(Trainer):  # type: ignore[misc]
@@ -109,6 +75,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         self._folder = Path(plan.folder)
         self._steps = Steps(plan, self, gang, digest=setup.digest, stop=stop, report=report)
         self._ended_step = 0
+        self._sampler: EpochSampler | None = None
         self._keeps_cache = getattr(
             setup.model.config, "use_cache", None
         )  # the Trainer switches it off and never on again
@@ -124,9 +91,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             callbacks=[_Begin(self._begin)],
         )
         self.remove_callback(PrinterCallback)
-        # Many models accept the number of items in the whole batch but do not divide by it, so their gradients would
-        # grow with the accumulation. With this flag a step's loss is the mean over its micro-batches, for every model.
-        self.model_accepts_loss_kwargs = False
+        hook_trainer(self, train_sampler=self._make_train_sampler, after_step=self._after_step)
 
     def run(self) -> None:
         """Train, evaluate and write the artifacts; or stop early if a stop is requested."""
@@ -138,7 +103,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             torch.cuda.reset_peak_memory_stats()
         self.train(resume_from_checkpoint=resumed)
         step = self.state.global_step
-        if step < self.state.max_steps:
+        if step < self._steps.total_steps:
             self._report(Stopped(step))
             return
         self._steps.conclude(step)
@@ -151,8 +116,6 @@ class StepTrainer(Trainer):  # type: ignore[misc]
                 accumulation=self.args.gradient_accumulation_steps,
                 seconds=time.monotonic() - started,
             )
-
-    # -- called by the Trainer ------------------------------------------------------------------------------------
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
         """Compute a micro-batch, and record its part of the step's loss unrounded."""
@@ -195,7 +158,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Do nothing: `Steps` reports metrics, and the Trainer's own history would grow with each checkpoint."""
 
-    def _get_train_sampler(self, _: Any = None) -> Any:
+    def _make_train_sampler(self) -> torch.utils.data.Sampler[int]:
         """Return the order of rows, which depends only on the seed and the epoch."""
         strategy, dataset = self._spec.training_arguments.train_sampling_strategy, self.train_dataset
         if strategy == "sequential":
@@ -206,14 +169,15 @@ class StepTrainer(Trainer):  # type: ignore[misc]
                 param = "arguments.train_sampling_strategy"
                 raise InvalidSpec(f"{param}: rows of {self._spec.task} have no length to group by", param=param)
             lengths = self._setup.lengths()
-        return EpochSampler(
+        self._sampler = EpochSampler(
             len(dataset),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             lengths=lengths,
             batch_rows=self._step_rows,
         )
+        return self._sampler
 
-    def _maybe_log_save_evaluate(self, _loss: Any, grad_norm: Any, _model: Any, *_: Any, **rest: Any) -> None:
+    def _after_step(self, grad_norm: Any, learning_rate: float | None) -> None:
         """Called by the Trainer after each step, and again after each epoch, whose last step was reported before."""
         step = self.state.global_step
         if step == self._ended_step:
@@ -222,12 +186,10 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
         def metrics() -> dict[str, float | None]:
             norm = None if grad_norm is None else float(grad_norm)
-            return {"learning_rate": rest.get("learning_rate"), "grad_norm": norm, "epoch": self.state.epoch}
+            return {"learning_rate": learning_rate, "grad_norm": norm, "epoch": self.state.epoch}
 
-        if self._steps.after(step, metrics):
+        if self._steps.after(step, metrics) or step >= self._steps.total_steps:
             self.control.should_training_stop = True
-
-    # -- called by `Steps` ----------------------------------------------------------------------------------------
 
     def run_evaluation(self) -> dict[str, float]:
         """See `Work`."""
@@ -239,8 +201,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def write_checkpoint(self, folder: Path) -> None:
         """See `Work`. The Trainer writes its own files."""
-        self.args.output_dir = str(folder.parent)
-        self._save_checkpoint(self.model_wrapped, None)
+        save_trainer_checkpoint(self, folder)
         if self._gang.rank == 0:
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; nothing reads it
 
@@ -250,13 +211,11 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def load_weights(self, folder: Path) -> None:
         """See `Work`."""
-        self._load_from_checkpoint(str(folder))
+        load_trainer_weights(self, folder)
 
     def learned(self) -> Iterable[torch.Tensor]:
         """See `Work`."""
         return [weight for weight in self.model.parameters() if weight.requires_grad]
-
-    # -- its ends -------------------------------------------------------------------------------------------------
 
     @property
     def _step_rows(self) -> int:
@@ -272,17 +231,17 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             drops_last=self.args.dataloader_drop_last,
         )
         if steps == 0:
-            raise InvalidInput(
-                f"data.train: {num_rows} rows do not fill one batch, and arguments.dataloader_drop_last drops "
-                "incomplete batches",
-                param="data.train",
-            )
+            raise too_few_rows(num_rows, param="data.train")
         schedule = Schedule.of(
             self._spec,
             total_steps=self.state.max_steps,
             epoch_steps=steps,
             has_eval=self._setup.evaluation is not None,
         )
+        if self._sampler is not None:
+            # The libraries' own call does not reach the sampler of a gang that resumes in the middle of an epoch, which
+            # would so compute the rows in the order of the first epoch.
+            self._sampler.set_epoch(step // steps)
         self._ended_step = step
         self._steps.begin(step, schedule, num_rows=num_rows, step_rows=self._step_rows)
 

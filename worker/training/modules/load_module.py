@@ -18,10 +18,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from jobs.access.paths import check_code_path
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.errors import InvalidSpec, ModuleFailed, StokerError
+from jobs.messages import one_line
 from jobs.specs.training import recipe_name
-from worker.device import is_out_of_memory, one_line
+from worker.device import is_out_of_memory
 from worker.training.modules.dependencies import KeptLoader, Sources
 from worker.training.modules.user_module import Module, Parts, Phase, Setup
 
@@ -35,12 +36,12 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 """A model's name becomes the name of a file."""
 
 
-def load_module(name: str, settings: Settings, sources: Sources | None = None) -> Module:
+def load_module(name: str, rules: AccessRules, sources: Sources | None = None) -> Module:
     """Import a module.
 
     Args:
         name: `recipes.<name>` for one of Stoker's recipes, or the path of a Python file.
-        settings: The settings whose `code_roots` must contain the file.
+        rules: The rules whose `code_roots` must contain the file.
         sources: The files as an earlier attempt imported them; they are used in place of the present files.
 
     Raises:
@@ -53,7 +54,7 @@ def load_module(name: str, settings: Settings, sources: Sources | None = None) -
     if recipe is not None:
         module = importlib.import_module(f"{_RECIPES}.{recipe}")
     else:
-        path = check_code_path(name, settings, param="module")
+        path = check_code_path(name, rules, param="module")
         # The module gets a unique name, so that a file called `random.py` does not replace another module. Modules
         # beside it are found as with `python FILE`. Worker processes of a data loader find it under that name.
         called = f"stoker_module_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
@@ -108,7 +109,7 @@ def _check(parts: Parts) -> None:
         if num_rows == 0:
             raise ModuleFailed(f"module: Parts.{name} is empty", param="module")
     if (parts.eval_data is None) != (parts.evaluate is None):
-        raise ModuleFailed("module: Parts.eval_data and Parts.evaluate go together", param="module")
+        raise ModuleFailed("module: Parts.eval_data and Parts.evaluate must be set together", param="module")
     if isinstance(parts.facts, str) or not _are(parts.facts, str):
         raise ModuleFailed("module: Parts.facts must be a list of sentences", param="module")
 
@@ -126,7 +127,7 @@ def _check_models(models: object) -> None:
             other = next((key for key, value in model.state_dict().items() if not hasattr(value, "dtype")), None)
         if other is not None:
             raise ModuleFailed(
-                f"module: the model '{name}' keeps '{other}', which is no tensor, so no checkpoint would contain it",
+                f"module: the model '{name}' keeps '{other}', which is not a tensor, so no checkpoint would contain it",
                 param="module",
             )
 
@@ -140,7 +141,9 @@ def _check_phases(parts: Parts) -> None:
     known = {id(weight) for model in parts.models.values() for weight in model.parameters()}
     for phase in parts.phases:
         if not isinstance(phase.optimizer, Optimizer):
-            raise ModuleFailed(f"module: the optimizer of phase '{phase.name}' is none of torch's", param="module")
+            raise ModuleFailed(
+                f"module: the optimizer of phase '{phase.name}' is not a torch optimizer", param="module"
+            )
         if any(id(weight) not in known for group in phase.optimizer.param_groups for weight in group["params"]):
             raise ModuleFailed(
                 f"module: the optimizer of phase '{phase.name}' has weights of a model that is not in Parts.models, "

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import torch
 
-from jobs.data.store import is_name
+from jobs.data.store_keys import is_name
 from jobs.specs.inference import TrainingSpec
 from worker.device import device_name
 from worker.training.modules.load_module import users_code
 from worker.training.modules.user_module import Parts
+from worker.training.results.best_weights import Evaluation
 from worker.training.results.card import write_card, write_parts_card
-from worker.training.results.checkpoints import Evaluation
 from worker.training.results.weights import write_models
-from worker.training.tasks.adapters import merged
 
-if TYPE_CHECKING:  # loads transformers, which the plain loop does not need
+if TYPE_CHECKING:  # it loads transformers
     from worker.training.tasks.setup import TaskSetup
 
 
@@ -62,6 +61,8 @@ def write_artifacts(
     Returns:
         The content of `summary.json`.
     """
+    from worker.training.tasks.adapters import merged  # loads transformers, which the plain loop does not need
+
     device = next(model.parameters()).device
     model = merged(model)
     model.save_pretrained(folder / "model")
@@ -102,7 +103,7 @@ def write_module_artifacts(
 def _check_written(folder: Path) -> None:
     """Raise ValueError if the files that `Parts.finish` left cannot become artifacts."""
     if not (folder / "model").is_dir() or (folder / "summary.json").is_dir():
-        raise ValueError("model/ and summary.json are not its own to remove or to make")
+        raise ValueError("it must not remove the folder model/ or make a folder summary.json")
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not is_name(name):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.errors import InvalidSpec
-from jobs.specs.training_arguments import TrainingArguments
+from jobs.specs.training_options.training_arguments import TrainingArguments
 from worker.training.tasks import (
     image_classification,
     speech_recognition,

@@ -50,13 +50,15 @@ class Alphabet:
         if not ids:
             raise rows.invalid(row_index, "its text has no letters")
         if None in ids:
-            raise rows.invalid(row_index, "its text has a letter that the tokenizer does not know and has no token for")
+            raise rows.invalid(
+                row_index, "its text has a letter that is not in the tokenizer's vocabulary, which has no unk_token"
+            )
         largest = max(one for one in ids if one is not None)
         if largest >= self.num_letters:
             letter = self.tokenizer.convert_ids_to_tokens(largest)
             raise self.context.invalid(
-                f"has {self.num_letters} letters in its head, but its tokenizer has {letter!r} (id {largest}) in "
-                f"{rows.param}, row {row_index}: use the tokenizer of the same model"
+                f"has {self.num_letters} letters in its head, but its tokenizer uses {letter!r} (id {largest}) in "
+                f"{rows.param}, row {row_index}: use the tokenizer that belongs to the model"
             )
         if self.layers and self.num_frames(num_samples) < 1:
             raise rows.invalid(row_index, f"its sound of {num_samples} samples is too short for the model")
@@ -92,7 +94,7 @@ class Alphabet:
             )
         if share > 0:
             logger.warning(
-                "%s: %.1f%% of the letters of its texts are not in the tokenizer's vocabulary, and are learned as %r",
+                "%s: %.1f%% of the letters of its texts are not in the tokenizer's vocabulary, and are replaced by %r",
                 rows.param, 100 * share, self.tokenizer.unk_token,
             )  # fmt: skip
 
@@ -106,14 +108,14 @@ class Alphabet:
             num_long += self.is_longer_than(labels.as_py(), len(samples))
         if num_long:
             logger.warning(
-                "%s: %d of %d rows teach nothing: their texts have more letters than their sounds have frames",
+                "%s: %d of %d rows have no effect: their texts have more letters than their sounds have frames",
                 rows.param, num_long, len(dataset),
             )  # fmt: skip
 
     def _advice(self) -> str:
         letters = [token for token in self.tokenizer.get_vocab() if len(token) == 1 and token.isalpha()]
         if letters and all(letter.isupper() for letter in letters):
-            return ", which has upper-case letters alone: write the texts in upper case"
+            return ", which has only upper-case letters; write the texts in upper case"
         if letters and all(letter.islower() for letter in letters):
-            return ", which has lower-case letters alone: write the texts in lower case"
+            return ", which has only lower-case letters; write the texts in lower case"
         return f", which has {len(letters)} letters: {''.join(sorted(letters)[:60])}"

@@ -22,17 +22,17 @@ import pyarrow
 import pyarrow.compute
 from datasets import Dataset
 
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.atomic import folder_aside
 from jobs.data.sources import Source, open_source
 from jobs.data.sources.training_rows import RowCheck, RowFlaw, naming_data
 from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.errors import InvalidInput
-from jobs.ledger.uploads import find_upload
+from jobs.ledger.accounts.uploads import find_upload
 from jobs.specs.fields import InputSpec
 from jobs.specs.inference import TrainingSpec
-from jobs.specs.training_tasks import TrainingTask
+from jobs.specs.training_options.training_tasks import TrainingTask
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class InputRows:
         self,
         rows: InputSpec,
         columns: Mapping[str, str],
-        settings: Settings,
+        rules: AccessRules,
         *,
         param: str,
         task: TrainingTask | None = None,
@@ -76,12 +76,12 @@ class InputRows:
         Args:
             rows: Where the rows are.
             columns: Name of the task's input -> the user's column.
-            settings: The settings of this process.
+            rules: What the training may read, and where uploads and artifacts are.
             param: The field of the spec, for error messages.
             task: The task that the rows are for; None for a user's module.
             names: The names of the classes in the order of ids, if the rows contain ids.
         """
-        self._input, self._columns, self._settings, self.param = rows, dict(columns), settings, param
+        self._input, self._columns, self._rules, self.param = rows, dict(columns), rules, param
         self._task, self.names = task, names
         self._check = None if task is None else RowCheck(task, columns, names)
 
@@ -92,12 +92,12 @@ class InputRows:
         with self._opened() as source:
             found = source.class_names(self._columns[self._task.label])
         named = names if found is None else found
-        return InputRows(self._input, self._columns, self._settings, param=self.param, task=self._task, names=named)
+        return InputRows(self._input, self._columns, self._rules, param=self.param, task=self._task, names=named)
 
     def raw(self, name: str) -> InputRows:
         """Return the same rows with the cells of pictures or sounds as they are in the table."""
         columns = {("cell" if each == name else each): column for each, column in self._columns.items()}
-        return InputRows(self._input, columns, self._settings, param=self.param, task=self._task, names=self.names)
+        return InputRows(self._input, columns, self._rules, param=self.param, task=self._task, names=self.names)
 
     def classes(self, row_index: int, record: Record) -> list[str | None]:
         """Return the classes of a row; see `RowCheck`.
@@ -134,14 +134,14 @@ class InputRows:
 
     @contextmanager
     def _opened(self) -> Iterator[Source]:
-        database = Database(self._settings.resolved_database_url)  # connects only if an upload is looked up
+        database = Database(self._rules.resolved_database_url)  # connects only if an upload is looked up
         try:
             with naming_data(self.param):
                 yield open_source(
                     self._input,
                     self._columns,
-                    rules=self._settings,
-                    store=Store(self._settings.resolved_store_url),
+                    rules=self._rules,
+                    store=Store(self._rules.resolved_store_url),
                     find_upload=partial(find_upload, database),
                     optional=() if self._task is None else self._task.optional,
                 )
@@ -164,18 +164,18 @@ class InputRows:
         return Survey(digest.hexdigest(), num_rows, frozenset(labels))
 
 
-def rows_of(spec: TrainingSpec, settings: Settings) -> tuple[InputRows, InputRows | None]:
+def rows_of(spec: TrainingSpec, rules: AccessRules) -> tuple[InputRows, InputRows | None]:
     """Return the rows to train on and the rows to evaluate of a spec that has `data`."""
     assert spec.data is not None
     task, columns = spec.task_info, spec.columns()
-    train = InputRows(spec.data.train_input, columns, settings, param="data.train", task=task)
+    train = InputRows(spec.data.train_input, columns, rules, param="data.train", task=task)
     has_classes = task is not None and task.label is not None
     if has_classes:
         train = train.with_names(None)
     if spec.data.eval_input is None:
         return train, None
     param = "data.eval" if spec.data.eval is not None else "data.eval_split"
-    eval_rows = InputRows(spec.data.eval_input, columns, settings, param=param, task=task)
+    eval_rows = InputRows(spec.data.eval_input, columns, rules, param=param, task=task)
     return train, eval_rows.with_names(train.names) if has_classes else eval_rows
 
 
@@ -268,7 +268,7 @@ def _write(path: Path, rows: InputRows, survey: Survey, prepare: Prepare) -> Non
         if writer is not None:
             writer.stream.close()
     if writer is None:
-        raise InvalidInput(f"{rows.param}: has no rows to learn from", param=rows.param)
+        raise InvalidInput(f"{rows.param}: has no rows to train on", param=rows.param)
     if digest.hexdigest() != survey.digest:
         raise InvalidInput(f"{rows.param}: changed while it was read; submit the job again", param=rows.param)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,25 +11,33 @@ import torch
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.rows import RowError, RowErrorCode
 from jobs.errors import InvalidInput
-from worker.models.media import open_media
+from worker.models.image_processor import pillow_processor
+from worker.models.load import ModelFolder
+from worker.models.media.fast_images import find_fast_images
+from worker.models.media.open_media import open_media
 from worker.training.tasks.classes import Classes
 from worker.training.tasks.data import Columns, InputRows, Record, Survey, left_out, prepared
 from worker.training.tasks.setup import TaskContext, TaskSetup, classes_in_words, evaluate_classes, likeliest
 
+_CPU = torch.device("cpu")
 _CELL = pyarrow.struct([("path", pyarrow.string()), ("bytes", pyarrow.binary())])
 
 
 def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) -> TaskSetup:
     """See `BuildTask`."""
     if context.processor_folder is None:
-        raise context.invalid("has no image processor from scratch; name one", param="model.processor")
+        raise context.invalid("needs an image processor; name the folder or hub id of one", param="model.processor")
     with context.explaining("its image processor cannot be loaded"):
-        processor = AutoImageProcessor.from_pretrained(
-            context.processor_folder, trust_remote_code=context.trust_remote_code
+        folder = ModelFolder(str(context.processor_folder), context.processor_folder, context.trust_remote_code)
+        # The same pixels as in inference, whether or not torchvision is installed.
+        processor = pillow_processor(folder) or AutoImageProcessor.from_pretrained(
+            folder.path, trust_remote_code=folder.trust_remote_code
         )
+    fast_images = find_fast_images(processor, _CPU, torch.float32, bytes_to_device=False)
+    prepare = processor if fast_images is None else fast_images.processor(processor)
     cells = rows.raw("image")
     survey = cells.survey()
     classes = Classes.of(
@@ -38,7 +46,7 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
     model = context.model(AutoModelForImageClassification, **classes.config())
 
     def pictures(source: InputRows, survey: Survey) -> Dataset:
-        check = partial(_checked, rows=source, classes=classes, settings=context.settings)
+        check = partial(_checked, rows=source, classes=classes, rules=context.rules)
         recipe = {"task": "image-classification", "ids": classes.ids}
         return prepared(source, survey, check, recipe=recipe, folder=context.data_folder)
 
@@ -54,7 +62,7 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
         processing=processor,
         train=train,
         evaluation=evaluation,
-        collate=partial(_collate, processor=processor, settings=context.settings),
+        collate=partial(_collate, prepare=prepare, rules=context.rules),
         metrics=partial(evaluate_classes, num_classes=len(classes.names)),
         reduce_logits=likeliest,
         is_raw=True,
@@ -64,7 +72,7 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
 
 
 def _checked(
-    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, classes: Classes, settings: Settings
+    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, classes: Classes, rules: AccessRules
 ) -> Iterator[Columns]:
     """Check the pictures by opening each once, so that errors show before the first step; keep them encoded."""
     for batch in batches:
@@ -74,7 +82,7 @@ def _checked(
             if label is None:
                 continue
             cell = _cell(record["cell"])
-            image = RowError(RowErrorCode.WRONG_TYPE, "it has no picture") if cell is None else _open(cell, settings)
+            image = RowError(RowErrorCode.WRONG_TYPE, "it has no image") if cell is None else _open(cell, rules)
             if isinstance(image, RowError):
                 raise rows.invalid(row_index, image.message)
             cells.append(cell)
@@ -93,16 +101,16 @@ def _cell(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def _open(cell: dict[str, Any], settings: Settings) -> Any:
-    return open_media("image", cell["path"] if cell["bytes"] is None else cell["bytes"], settings)
+def _open(cell: dict[str, Any], rules: AccessRules) -> Any:
+    return open_media("image", cell["path"] if cell["bytes"] is None else cell["bytes"], rules)
 
 
-def _collate(rows: list[dict[str, Any]], *, processor: Any, settings: Settings) -> dict[str, torch.Tensor]:
+def _collate(rows: list[dict[str, Any]], *, prepare: Callable[..., Any], rules: AccessRules) -> dict[str, torch.Tensor]:
     images = []
     for row in rows:
-        image = _open(row["image"], settings)
+        image = _open(row["image"], rules)
         if isinstance(image, RowError):  # the file changed after it was checked
             raise InvalidInput(f"data: {image.message}", param="data.train")
-        images.append(image.convert("RGB"))
-    pixels_BCHW = processor(images, return_tensors="pt")["pixel_values"]
+        images.append(image)
+    pixels_BCHW = prepare(images, return_tensors="pt")["pixel_values"]
     return {"pixel_values": pixels_BCHW, "labels": torch.tensor([row["labels"] for row in rows])}

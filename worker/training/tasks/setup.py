@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, EvalPrediction, PretrainedConfig, PreTrainedModel
 
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.errors import InvalidModel
+from jobs.messages import one_line
 from jobs.specs.inference import TrainingSpec
 from jobs.specs.training import ArchitectureSpec
-from worker.device import is_out_of_memory, one_line
-from worker.models.limits import longest_row
+from worker.device import is_out_of_memory
+from worker.models.texts.limits import longest_row
 from worker.training.plan import Plan
 from worker.training.tasks.data import InputRows
 
@@ -80,15 +82,15 @@ class TaskContext:
 
     spec: TrainingSpec
     plan: Plan
-    settings: Settings
+    rules: AccessRules
     trust_remote_code: bool
 
     @classmethod
-    def of(cls, plan: Plan, settings: Settings) -> TaskContext:
+    def of(cls, plan: Plan, rules: AccessRules) -> TaskContext:
         """Make the context of a plan."""
         spec = plan.spec
-        is_trusted = isinstance(spec.model, str) and spec.model in settings.trusted_remote_code
-        return cls(spec, plan, settings, trust_remote_code=is_trusted)
+        is_trusted = isinstance(spec.model, str) and spec.model in rules.trusted_remote_code
+        return cls(spec, plan, rules, trust_remote_code=is_trusted)
 
     @property
     def name(self) -> str:
@@ -136,7 +138,7 @@ class TaskContext:
             InvalidModel: There is no tokenizer, or it cannot be loaded.
         """
         if self.processor_folder is None:
-            raise self.invalid("has no tokenizer from scratch; name one", param="model.processor")
+            raise self.invalid("needs a tokenizer; name the folder or hub id of one", param="model.processor")
         with self.explaining("its tokenizer cannot be loaded"):
             tokenizer = AutoTokenizer.from_pretrained(self.processor_folder, trust_remote_code=self.trust_remote_code)
         if tokenizer.pad_token is None and tokenizer.eos_token is not None:
@@ -151,8 +153,15 @@ class TaskContext:
             overrides: Values of the model's configuration to change.
 
         Raises:
-            InvalidModel: The model cannot be made, or weights are missing.
+            InvalidModel: The model cannot be made, weights are missing, or the model's `forward` names no input.
         """
+        model = self._made(auto_class, overrides)
+        parameters = inspect.signature(model.forward).parameters.values()
+        if all(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters):  # of a model's own code
+            raise self.invalid("cannot be trained: its `forward` has no parameter such as `input_ids` or `labels`")
+        return model
+
+    def _made(self, auto_class: Any, overrides: Mapping[str, Any]) -> PreTrainedModel:
         with self.explaining("cannot be trained for this task"):
             if self.plan.model is None:
                 return cast("PreTrainedModel", auto_class.from_config(self.config(**overrides)).float())
@@ -178,7 +187,7 @@ class TaskContext:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise self.invalid(f"has no weights of the right shape for '{missing[0]}'{more}")
         if keys:
-            logger.info("new weights, initialised at random: %s", ", ".join(sorted(keys)))
+            logger.info("new weights, initialized at random: %s", ", ".join(sorted(keys)))
 
     def config(self, **overrides: Any) -> PretrainedConfig:
         """Return the configuration: a pretrained model's own, or one made from the spec."""

@@ -12,10 +12,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCTC, AutoProcessor, EvalPrediction
 
-from jobs.config.settings import Settings
+from jobs.config.access_rules import AccessRules
 from jobs.data.rows import RowError
 from jobs.data.sources.media import media_value
-from worker.models.media import open_media
+from worker.models.media.open_media import open_media
 from worker.training.tasks.alphabet import Alphabet
 from worker.training.tasks.data import Columns, InputRows, Record, Survey, prepared, row_lengths
 from worker.training.tasks.edit_distance import edits
@@ -27,12 +27,12 @@ _SAMPLES = pyarrow.list_(pyarrow.float32())
 def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) -> TaskSetup:
     """See `BuildTask`."""
     if context.processor_folder is None:
-        raise context.invalid("has no processor from scratch; name one", param="model.processor")
+        raise context.invalid("needs a processor; name the folder or hub id of one", param="model.processor")
     with context.explaining("its processor cannot be loaded"):
         processor = AutoProcessor.from_pretrained(context.processor_folder, trust_remote_code=context.trust_remote_code)
     tokenizer, extractor = getattr(processor, "tokenizer", None), getattr(processor, "feature_extractor", None)
     if tokenizer is None or extractor is None:
-        raise context.invalid("has no processor of sounds and texts")
+        raise context.invalid("has no processor with both a feature extractor and a tokenizer")
     # A text that is longer than its sound cannot be aligned; its infinite loss must not end the training.
     lenient = {"ctc_zero_infinity": True} if hasattr(context.config(), "ctc_zero_infinity") else {}
     # An encoder without a head gets one of the tokenizer's size, whatever size its configuration says by default.
@@ -48,7 +48,7 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
     }  # fmt: skip
 
     def recordings(source: InputRows, survey: Survey) -> Dataset:
-        prepare = partial(_decoded, rows=source, alphabet=alphabet, rate=rate, settings=context.settings)
+        prepare = partial(_decoded, rows=source, alphabet=alphabet, rate=rate, rules=context.rules)
         dataset = prepared(source, survey, prepare, recipe=recipe, folder=context.data_folder)
         alphabet.check_letters(source, dataset)
         alphabet.warn_of_long_texts(source, dataset)
@@ -77,12 +77,12 @@ def build(context: TaskContext, rows: InputRows, eval_rows: InputRows | None) ->
 
 
 def _decoded(
-    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, alphabet: Alphabet, rate: int, settings: Settings
+    batches: Iterable[list[tuple[int, Record]]], *, rows: InputRows, alphabet: Alphabet, rate: int, rules: AccessRules
 ) -> Iterator[Columns]:
     for batch in batches:
         samples = []
         for row_index, record in batch:
-            sound = _samples(record["cell"], rate, settings)
+            sound = _samples(record["cell"], rate, rules)
             if isinstance(sound, str):
                 raise rows.invalid(row_index, sound)
             samples.append(sound)
@@ -92,14 +92,14 @@ def _decoded(
         yield {"samples": pyarrow.array(samples, _SAMPLES), "labels": labels}
 
 
-def _samples(value: Any, rate: int, settings: Settings) -> np.ndarray | str:
+def _samples(value: Any, rate: int, rules: AccessRules) -> np.ndarray | str:
     """Return a recording's samples, or what is wrong with it."""
     cell = media_value("audio", value)
-    sound = cell if isinstance(cell, RowError) else open_media("audio", cell, settings, rate=rate)
+    sound = cell if isinstance(cell, RowError) else open_media("audio", cell, rules, rate=rate)
     if isinstance(sound, RowError):
         return sound.message
     if not isinstance(sound, np.ndarray) or sound.ndim != 1 or not sound.size:
-        return "it has no sound: a list of samples, or a file"
+        return "it has no sound; give a list of samples or a file"
     return sound
 
 
@@ -115,10 +115,11 @@ def _metrics(prediction: EvalPrediction, *, tokenizer: Any) -> dict[str, float]:
     """Return word and character error rates: the edits of all rows, divided by the length of all right texts."""
     pad = tokenizer.pad_token_id
     predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    heard = tokenizer.batch_decode(np.where(predicted == NO_LABEL, pad, predicted))
+    recognized = tokenizer.batch_decode(np.where(predicted == NO_LABEL, pad, predicted))
     right = tokenizer.batch_decode(np.where(labels == NO_LABEL, pad, labels), group_tokens=False)
-    words = [(one.split(), other.split()) for one, other in zip(heard, right, strict=True)]
+    words = [(one.split(), other.split()) for one, other in zip(recognized, right, strict=True)]
     return {
         "wer": sum(edits(one, other) for one, other in words) / max(1, sum(len(other) for _, other in words)),
-        "cer": sum(edits(one, other) for one, other in zip(heard, right, strict=True)) / max(1, sum(map(len, right))),
+        "cer": sum(edits(one, other) for one, other in zip(recognized, right, strict=True))
+        / max(1, sum(map(len, right))),
     }

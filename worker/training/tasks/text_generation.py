@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, EvalPrediction, PreTrainedModel
 
 from jobs.errors import InvalidSpec
+from jobs.messages import one_line
 from jobs.specs.training import LoraSpec
-from jobs.specs.training_arguments import TrainingArguments
-from worker.device import one_line
+from jobs.specs.training_options.training_arguments import TrainingArguments
 from worker.training.tasks.data import Columns, InputRows, Record, prepared
 from worker.training.tasks.setup import TaskContext, TaskSetup, tokenizer_identity
 from worker.training.tasks.vocabulary import Vocabulary

@@ -13,7 +13,7 @@ import pyarrow.compute
 from datasets import Dataset
 
 from jobs.errors import InvalidInput
-from worker.models.limits import input_embeddings
+from worker.models.texts.limits import num_token_ids
 from worker.training.tasks.data import InputRows
 from worker.training.tasks.setup import TaskContext
 
@@ -39,8 +39,7 @@ class Vocabulary:
         It reads with a copy, since a call leaves its truncation and padding in a tokenizer, which would be saved with
         them beside the trained model.
         """
-        embeddings = input_embeddings(model)
-        return cls(context, copy.deepcopy(tokenizer), None if embeddings is None else embeddings.num_embeddings)
+        return cls(context, copy.deepcopy(tokenizer), num_token_ids(model))
 
     def check_row(self, rows: InputRows, row_index: int, ids: Sequence[int]) -> None:
         """Refuse a row that the model cannot read.
@@ -85,8 +84,8 @@ class Vocabulary:
     def _too_small(self, token_id: int, place: str) -> Exception:
         token = self.tokenizer.convert_ids_to_tokens(token_id)
         return self.context.invalid(
-            f"knows {self.num_ids} tokens, and its tokenizer has {token!r} (id {token_id}) for {place}: resize the "
-            f"model's embeddings to its tokenizer's {len(self.tokenizer)} tokens (resize_token_embeddings)"
+            f"has embeddings for {self.num_ids} tokens, but its tokenizer uses {token!r} (id {token_id}) for {place}; "
+            f"resize the model's embeddings to its tokenizer's {len(self.tokenizer)} tokens (resize_token_embeddings)"
         )
 
     def warn_of_unknown(self, rows: InputRows, dataset: Dataset, column: str = "input_ids") -> None:
@@ -94,7 +93,7 @@ class Vocabulary:
         share = unknown_share(dataset, column, self.tokenizer)
         if share >= _MANY_UNKNOWN:
             logger.warning(
-                "%s: %.0f%% of the tokens are %r: the tokenizer does not know what the texts are written in",
+                "%s: %.0f%% of the tokens are %r: the tokenizer does not support the script of the texts",
                 rows.param, 100 * share, self.tokenizer.unk_token,
             )  # fmt: skip
 

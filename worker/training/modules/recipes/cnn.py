@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from jobs.specs.recipe_options import CnnOptions, read_options
+from jobs.specs.training_options.recipe_options import CnnOptions, read_options
 from worker.training.modules.recipes.digits import NUM_CLASSES, SIDE, load_digits
 from worker.training.modules.user_module import Parts, Phase, Setup
 
@@ -68,7 +68,7 @@ def build(setup: Setup) -> Parts:
         train=train,
         eval_data=held_out,
         evaluate=evaluate,
-        facts=["Tells the ten handwritten digits of scikit-learn's load_digits apart; a fixed fifth was held out."],
+        facts=["Classifies the ten handwritten digits of scikit-learn's load_digits; a fixed fifth was held out."],
     )
 
 

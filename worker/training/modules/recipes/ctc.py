@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from jobs.specs.recipe_options import CtcOptions, read_options
+from jobs.specs.training_options.recipe_options import CtcOptions, read_options
 from worker.training.modules.recipes.tones import BLANK, LETTERS, NUM_FREQUENCIES, SAMPLE_RATE, Batch, Tones, collate
 from worker.training.modules.user_module import Parts, Phase, Setup
 from worker.training.tasks.edit_distance import edits
@@ -67,9 +67,9 @@ def build(setup: Setup) -> Parts:
     def evaluate(batch: Batch) -> Mapping[str, torch.Tensor]:
         features_BTF, num_frames_B, labels_BN, num_letters_B = batch
         log_probs_BUK = model(features_BTF)
-        heard = decode(log_probs_BUK, _shortened(num_frames_B))
+        recognized = decode(log_probs_BUK, _shortened(num_frames_B))
         right = [row[:length] for row, length in zip(labels_BN.tolist(), num_letters_B.tolist(), strict=True)]
-        rates = [edits(one, other) / len(other) for one, other in zip(heard, right, strict=True)]
+        rates = [edits(one, other) / len(other) for one, other in zip(recognized, right, strict=True)]
         errors_B = torch.tensor(rates, device=log_probs_BUK.device)
         return {
             "loss": loss_of(log_probs_BUK, batch),
@@ -89,11 +89,11 @@ def build(setup: Setup) -> Parts:
         evaluate=evaluate,
         finish=finish,
         facts=[
-            f"Hears the letters {LETTERS[0]} to {LETTERS[-1]}, each a tone, in synthetic utterances of {SAMPLE_RATE:,} "
-            "samples a second.",
+            f"Recognizes the letters {LETTERS[0]} to {LETTERS[-1]}, each a tone, in synthetic utterances of "
+            f"{SAMPLE_RATE:,} samples per second.",
             "Its output 0 is CTC's blank; output n is line n of letters.txt.",
-            "`eval_exact` is the share of utterances that are decoded without an error, `eval_cer` the mean over "
-            "utterances of edits for each letter.",
+            "`eval_exact` is the share of utterances that are decoded without an error, and `eval_cer` is the "
+            "number of edits per letter, averaged over the utterances.",
         ],
     )
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from jobs.specs.recipe_options import GanOptions, read_options
+from jobs.specs.training_options.recipe_options import GanOptions, read_options
 from worker.training.modules.recipes.digits import SIDE, load_digits, write_grid
 from worker.training.modules.user_module import Parts, Phase, Setup
 
@@ -129,9 +129,9 @@ def build(setup: Setup) -> Parts:
         evaluate=evaluate,
         finish=finish,
         facts=[
-            "Draws handwritten digits like those of scikit-learn's load_digits (samples.png).",
-            "`eval_distance` is the Euclidean distance between the mean of generated pictures and that of a held-out "
-            "fifth of the real ones, `eval_spread_distance` that of their standard deviations.",
+            "Generates handwritten digits like those of scikit-learn's load_digits (samples.png).",
+            "`eval_distance` is the Euclidean distance between the mean of generated images and that of a held-out "
+            "fifth of the real images; `eval_spread_distance` is that between their standard deviations.",
         ],
     )
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from jobs.specs.recipe_options import LstmOptions, read_options
+from jobs.specs.training_options.recipe_options import LstmOptions, read_options
 from worker.training.modules.recipes.digits import NUM_CLASSES, SIDE, load_digits
 from worker.training.modules.user_module import Parts, Phase, Setup
 
@@ -64,5 +64,8 @@ def build(setup: Setup) -> Parts:
         train=train,
         eval_data=held_out,
         evaluate=evaluate,
-        facts=["Reads the handwritten digits of scikit-learn's load_digits line by line; a fixed fifth was held out."],
+        facts=[
+            "Classifies the handwritten digits of scikit-learn's load_digits, which it reads line by line; a fixed "
+            "fifth was held out.",
+        ],
     )

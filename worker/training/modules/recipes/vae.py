@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from jobs.specs.recipe_options import VaeOptions, read_options
+from jobs.specs.training_options.recipe_options import VaeOptions, read_options
 from worker.training.modules.recipes.digits import SIDE, load_digits, write_grid
 from worker.training.modules.user_module import Parts, Phase, Setup
 
@@ -79,8 +79,8 @@ def build(setup: Setup) -> Parts:
         evaluate=evaluate,
         finish=finish,
         facts=[
-            "Draws handwritten digits like those of scikit-learn's load_digits (samples.png).",
+            "Generates handwritten digits like those of scikit-learn's load_digits (samples.png).",
             "A fixed fifth of them was held out.",
-            "Its loss is the negative evidence lower bound of a picture, in nats.",
+            "Its loss is the negative evidence lower bound of an image, in nats.",
         ],
     )

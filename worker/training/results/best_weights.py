@@ -1,50 +1,20 @@
-"""Checkpoints on the local disk: written aside, synced, renamed. Each contains the best weights so far."""
+"""The best weights of a training so far, by the metric `checkpoint.best`. Each checkpoint contains them."""
 
 from __future__ import annotations
 
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
 
-from jobs.data.atomic import sync_directory
 from jobs.errors import InvalidSpec
-from jobs.specs.training_metrics import Mode, is_better
-from worker.training.collectives import Gang
+from jobs.specs.training_options.training_metrics import Mode, is_better
 
 _BEST_FOLDER, _BEST_FILE = "best", "best.json"
-
-
-@contextmanager
-def checkpoint_aside(path: Path, gang: Gang) -> Iterator[Path]:
-    """Give all ranks a folder to write a checkpoint into. After the block it is synced and moved to `path`."""
-    aside = path.parent / "saving" / path.name
-    if gang.rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    gang.barrier()
-    yield aside
-    gang.barrier()
-    if gang.rank == 0:
-        _place(aside, path)
-
-
-def _place(aside: Path, path: Path) -> None:
-    folders = {aside}
-    for file in aside.rglob("*"):
-        if file.is_dir():
-            folders.add(file)
-        else:
-            _sync(file)
-    for folder in folders:
-        sync_directory(folder)
-    aside.rename(path)
-    sync_directory(path.parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +96,6 @@ def check_has_metric(best: str, found: Iterable[str]) -> None:
     found = sorted(found)
     if best not in found:
         raise InvalidSpec(
-            f"checkpoint.best: an evaluation has no '{best}', only {', '.join(found)}", param="checkpoint.best"
+            f"checkpoint.best: an evaluation has no metric '{best}'; its metrics are {', '.join(found)}",
+            param="checkpoint.best",
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 _KIND = "echo"
 
 
-class Verdict(StrEnum):
+class DoorbellState(StrEnum):
     """Whether rings reach a worker, as far as known."""
 
     WAITING = "waiting"  # its own ring is on its way
-    HEARS = "hears"
-    UNRUNG = "unrung"  # Redis refuses rings, which a new worker would not change
-    DEAF = "deaf"
+    WORKS = "works"
+    NOT_RUNG = "not_rung"  # Redis refuses rings, which a new worker would not change
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,48 +39,48 @@ class _Echo:
     """When the ring must have come back (monotonic seconds)."""
 
 
-class Hearing:
+class DoorbellCheck:
     """Finds out whether rings reach this worker. One thread checks, and another reports the rings that arrive."""
 
-    def __init__(self, app: Celery, slot_id: str, *, patience_seconds: float) -> None:
+    def __init__(self, app: Celery, slot_id: str, *, echo_seconds: float) -> None:
         """
         Args:
             app: The Celery app to ring with.
             slot_id: The slot whose doorbell is rung.
-            patience_seconds: How long a ring may take to come back; after that the worker counts as deaf.
+            echo_seconds: How long a ring may take to come back; after that the worker has lost its doorbell.
         """
-        self._app, self._slot_id, self._patience_seconds = app, slot_id, patience_seconds
+        self._app, self._slot_id, self._echo_seconds = app, slot_id, echo_seconds
         self._lock = threading.Lock()
         self._echo: _Echo | None = None
-        self._heard: str | None = None
+        self._received: str | None = None
 
     def is_echo(self, lease_id: str) -> bool:
         """Whether a message of the doorbell is this worker's own ring instead of a lease. Records such a ring."""
         if not lease_id.startswith(f"{_KIND}_"):
             return False
         with self._lock:
-            self._heard = lease_id
+            self._received = lease_id
         return True
 
-    def check(self) -> Verdict:
+    def check(self) -> DoorbellState:
         """Start or continue the check. Does not block for long; call it again while it returns `WAITING`."""
         with self._lock:
-            echo, heard = self._echo, self._heard
-            if echo is not None and heard == echo.token:
+            echo, received = self._echo, self._received
+            if echo is not None and received == echo.token:
                 self._echo = None
         if echo is None:
             return self._ring()
-        if heard == echo.token:
-            return Verdict.HEARS
-        return Verdict.WAITING if time.monotonic() < echo.due_at else Verdict.DEAF
+        if received == echo.token:
+            return DoorbellState.WORKS
+        return DoorbellState.WAITING if time.monotonic() < echo.due_at else DoorbellState.LOST
 
-    def _ring(self) -> Verdict:
+    def _ring(self) -> DoorbellState:
         token = new_id(_KIND)
         try:
             ring(self._app, self._slot_id, token)
         except ServiceUnavailable as error:
             logger.warning("%s", error.message)
-            return Verdict.UNRUNG
+            return DoorbellState.NOT_RUNG
         with self._lock:
-            self._echo = _Echo(token, time.monotonic() + self._patience_seconds)
-        return Verdict.WAITING
+            self._echo = _Echo(token, time.monotonic() + self._echo_seconds)
+        return DoorbellState.WAITING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,13 +39,17 @@ def position_limit(model: PreTrainedModel) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    # The RoBERTa family counts positions from the padding id + 1, so the first entries of its table are unused.
+    return positions - first_position(model)
+
+
+def first_position(model: PreTrainedModel) -> int:
+    """The position of a row's first token: the RoBERTa family counts from the padding id + 1, other models from 0."""
     for module in model.modules():
         table = getattr(module, "position_embeddings", None)
         padding = getattr(module, "padding_idx", None)
         if isinstance(table, torch.nn.Embedding) and isinstance(padding, int):
-            return positions - padding - 1
-    return positions
+            return padding + 1
+    return 0
 
 
 def resolve_limits(parameters: TokenizerParameters, longest: int | None, *, least: int) -> Limits:
@@ -58,15 +63,17 @@ def resolve_limits(parameters: TokenizerParameters, longest: int | None, *, leas
     Raises:
         InvalidSpec: `max_length` is too small for any row.
     """
-    said, max_length = parameters.truncation, parameters.max_length
-    if said is None:
-        said = max_length is not None  # as in tokenizers: a length alone implies truncation
-    truncation = "longest_first" if said is True else str(said)
-    if said is False or truncation == "do_not_truncate":
+    value, max_length = parameters.truncation, parameters.max_length
+    if value is None:
+        value = max_length is not None  # as in tokenizers: a length alone implies truncation
+    truncation = "longest_first" if value is True else str(value)
+    if value is False or truncation == "do_not_truncate":
         return Limits(longest, None)
     if max_length is not None and max_length < least:
         param = "parameters.max_length"
-        raise InvalidSpec(f"{param}: must be at least {least}, as the model's own tokens count too", param=param)
+        raise InvalidSpec(
+            f"{param}: must be at least {least}, because the model's special tokens count too", param=param
+        )
     return Limits(min((limit for limit in (max_length, longest) if limit is not None), default=None), truncation)
 
 
@@ -79,7 +86,22 @@ def input_embeddings(model: PreTrainedModel) -> torch.nn.Embedding | None:
     return embeddings if isinstance(embeddings, torch.nn.Embedding) else None
 
 
-def token_fault(num_tokens: int, largest_id: int, *, most_tokens: int | None, num_ids: int | None) -> RowError | None:
+def num_token_ids(model: PreTrainedModel) -> int | None:
+    """Number of token ids for which a model has an embedding, or None if it has no token embeddings."""
+    embeddings = input_embeddings(model)
+    return None if embeddings is None else embeddings.num_embeddings
+
+
+def outside_vocabulary(ids: Sequence[int], num_ids: int | None) -> RowError | None:
+    """The row error for token ids of a row that the model does not have, else None."""
+    if min(ids) >= 0 and (num_ids is None or max(ids) < num_ids):
+        return None
+    limit = "below 0" if num_ids is None else f"outside 0 to {num_ids - 1}"
+    message = f"the row has a token id {limit}, which the model does not have"
+    return RowError(RowErrorCode.UNKNOWN_TOKEN, message)
+
+
+def token_error(num_tokens: int, largest_id: int, *, most_tokens: int | None, num_ids: int | None) -> RowError | None:
     """The row error if a model cannot compute a row's tokens, else None.
 
     Args:
@@ -91,10 +113,24 @@ def token_fault(num_tokens: int, largest_id: int, *, most_tokens: int | None, nu
     if not num_tokens:
         return RowError(RowErrorCode.EMPTY_ROW, "the text has no tokens")
     if most_tokens is not None and num_tokens > most_tokens:
-        message = f"the row has {num_tokens} tokens, more than the {most_tokens} that the model takes"
+        message = f"the row has {num_tokens} tokens, more than the {most_tokens} that the model accepts"
         return RowError(RowErrorCode.ROW_TOO_LONG, message)
     # On a GPU, an id beyond the embedding table makes the whole process unusable, not only the row.
     if num_ids is not None and largest_id >= num_ids:
-        message = "the tokenizer has a token for this text that the model does not know; they are not of one model"
+        message = (
+            "the tokenizer has a token for this text that the model does not have; use the tokenizer that belongs to "
+            "the model"
+        )
         return RowError(RowErrorCode.UNKNOWN_TOKEN, message)
     return None
+
+
+def longest_pipeline_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    """Most token ids of a row that a model accepts, or None if unknown; with a tokenizer, its limit counts too.
+
+    If a pipeline truncates texts, or replaces an image by many ids, its tokenizer's own limit does not apply.
+    """
+    try:
+        return position_limit(model) if tokenizer is None else longest_row(model, tokenizer)
+    except ValueError:  # a model with several text inputs has no single limit
+        return None

@@ -2,7 +2,7 @@
 
 A row is one window of tokens, or several if its text is longer than the model accepts and must not be truncated.
 
-Shapes: B windows of a batch, T tokens of its longest window, X the model's output for each token.
+Shapes: B windows of a batch, T tokens of its longest window.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jobs.data.rows import Row, RowError, RowErrorCode
-from worker.device import one_line
-from worker.models.chat_form import ChatForm
-from worker.models.limits import Limits, input_embeddings, token_fault
-from worker.models.padding import Padding
+from jobs.messages import one_line
 from worker.models.task_model import Encoded
+from worker.models.texts.chat_form import ChatForm
+from worker.models.texts.limits import Limits, first_position, num_token_ids, outside_vocabulary, token_error
+from worker.models.texts.packing import layout_of
+from worker.models.texts.padding import ANY_LENGTHS, Padding
+from worker.models.texts.text_fields import unusable_text, unusable_words
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +50,9 @@ class Tokens:
             self._padding["token_type_ids"] = tokenizer.pad_token_type_id
         self._pin = pin
         self._takes_positions = "position_ids" in parameters
+        self._first_position = first_position(model)
         self._own_side = Padding.LEFT if tokenizer.padding_side == "left" else Padding.RIGHT
-        embeddings = input_embeddings(model)
-        self.num_ids = None if embeddings is None else embeddings.num_embeddings
+        self.num_ids = num_token_ids(model)
         """Number of token ids for which the model has an embedding, if known."""
         self.padding: Padding | None = None
         """Which rows may share a batch. None until the model is probed: until then, only rows of equal length."""
@@ -72,7 +74,9 @@ class Tokens:
 
     @property
     def side(self) -> Padding:
-        """The side on which `collate` pads windows."""
+        """The side on which `collate` pads windows; a packed batch has its padding on the right before and after."""
+        if self.padding == Padding.PACKED:
+            return Padding.RIGHT
         return self.padding if self.padding in (Padding.LEFT, Padding.RIGHT) else self._own_side
 
     def encode(
@@ -105,9 +109,9 @@ class Tokens:
 
     def take(self, row: Row, ids: Sequence[int], limits: Limits) -> Encoded:
         """Use token ids unchanged as the only window of a row. Row errors are those of `encode`."""
-        if min(ids) < 0 or (self.num_ids is not None and max(ids) >= self.num_ids):
-            message = f"the row has a token id outside 0 to {(self.num_ids or 0) - 1}, which the model does not know"
-            return Encoded(row, 0, None, RowError(RowErrorCode.UNKNOWN_TOKEN, message))
+        error = outside_vocabulary(ids, self.num_ids)
+        if error is not None:
+            return Encoded(row, 0, None, error)
         if limits.truncation is not None:
             ids = ids[: limits.max_tokens]
         window = {"input_ids": np.asarray(ids, np.int64)}
@@ -143,7 +147,16 @@ class Tokens:
         Returns:
             `input_ids`, `attention_mask` and the model's other inputs, each (B, T) int64 on the CPU.
         """
-        return self.padded([window for one in batch for window in one.features], self.side)
+        return self.joined([window for one in batch for window in one.features])
+
+    def joined(self, windows: Sequence[Features]) -> dict[str, torch.Tensor]:
+        """Combine windows into one batch in the way that the probe found to be safe; see `collate`."""
+        return self.packed(windows) if self.padding == Padding.PACKED else self.padded(windows, self.side)
+
+    def packed(self, windows: Sequence[Features]) -> dict[str, torch.Tensor]:
+        """Combine windows into one batch that is computed without padding, and add its layout for `call_model`."""
+        layout = layout_of([window["input_ids"] for window in windows], first_position=self._first_position)
+        return {**self.padded(windows, Padding.RIGHT), **self._tensors(layout)}
 
     def padded(self, windows: Sequence[Features], side: Padding) -> dict[str, torch.Tensor]:
         """Combine windows into one batch, padded on this side; see `collate`.
@@ -164,7 +177,10 @@ class Tokens:
                 padded[name][index, columns] = window[name]
         if side == Padding.LEFT and self._takes_positions and min(lengths) < longest:
             padded["position_ids"] = np.maximum(padded["attention_mask"].cumsum(axis=1) - 1, 0)
-        tensors = {name: torch.from_numpy(values) for name, values in padded.items()}
+        return self._tensors(padded)
+
+    def _tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
         return {name: tensor.pin_memory() for name, tensor in tensors.items()} if self._pin else tensors
 
     def _takes(self, name: str) -> bool:
@@ -180,7 +196,7 @@ class Tokens:
     ) -> list[list[Features] | RowError]:
         """The windows of each row. There are several only if `options` request the overflowing tokens."""
         results: dict[int, list[Features] | RowError] = {}
-        unusable = _unusable_words if options.get("is_split_into_words") else _unusable
+        unusable = unusable_words if options.get("is_split_into_words") else unusable_text
         texts: dict[int, Any] = {}
         for index, row in enumerate(rows):
             error = unusable(row)
@@ -253,51 +269,16 @@ class Tokens:
         num_tokens = sum(len(window["input_ids"]) for window in windows)
         longest = max(len(window["input_ids"]) for window in windows)
         largest_id = max((int(window["input_ids"].max()) for window in windows if len(window["input_ids"])), default=0)
-        error = token_fault(longest, largest_id, most_tokens=limits.max_tokens, num_ids=self.num_ids)
+        error = token_error(longest, largest_id, most_tokens=limits.max_tokens, num_ids=self.num_ids)
         if error is not None:
             return Encoded(row, num_tokens, None, error)
         return Encoded(row, num_tokens, windows, shape=self._shape(row, longest))
 
     def _shape(self, row: Row, longest: int) -> Hashable:
         """Rows share a batch only if this value is equal; None if any rows may."""
-        if self.padding in (Padding.LEFT, Padding.RIGHT):
+        if self.padding in ANY_LENGTHS:
             return None
         return ("row", row.row_index) if self.padding == Padding.ONE_BY_ONE else longest
-
-
-def behind_tokens(outputs_BTX: torch.Tensor, mask_BT: torch.Tensor, side: Padding) -> torch.Tensor:
-    """Move the outputs for each token, (B, T, X), so that those of padding come last in each row."""
-    if side != Padding.LEFT:
-        return outputs_BTX
-    num_columns = mask_BT.shape[1]
-    padding_B1 = num_columns - mask_BT.sum(dim=1, keepdim=True)
-    columns_BT = (torch.arange(num_columns, device=mask_BT.device) + padding_B1) % num_columns
-    return outputs_BTX.gather(1, columns_BT.unsqueeze(-1).expand(-1, -1, outputs_BTX.shape[-1]))
-
-
-def _unusable(row: Row) -> RowError | None:
-    for name in ("text", "text_pair"):
-        value = row.values.get(name)
-        if value is None and name == "text":
-            return RowError(RowErrorCode.NULL_VALUE, "the row has no text")
-        if value is not None and not isinstance(value, str):
-            return RowError(RowErrorCode.WRONG_TYPE, f"{name} must be a text, not a {type(value).__name__}")
-    return None
-
-
-def _unusable_words(row: Row) -> RowError | None:
-    words = row.values.get("text")
-    if words is None:
-        return RowError(RowErrorCode.NULL_VALUE, "the row has no text")
-    if not isinstance(words, list):
-        kind = "a text" if isinstance(words, str) else f"a {type(words).__name__}"
-        return RowError(
-            RowErrorCode.WRONG_TYPE, f"text must be a list of words, as is_split_into_words is set, not {kind}"
-        )
-    for number, word in enumerate(words):
-        if not isinstance(word, str):
-            return RowError(RowErrorCode.WRONG_TYPE, f"text[{number}] must be a word, not a {type(word).__name__}")
-    return None
 
 
 def to_device(inputs: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

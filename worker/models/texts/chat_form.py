@@ -7,7 +7,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from jobs.data.rows import RowError, RowErrorCode
-from worker.device import one_line
+from jobs.messages import one_line
 
 FLAT, STRUCTURED = "flat", "structured"
 """Forms of a message's content: the text itself, or a list with one part of type text."""
@@ -53,7 +53,7 @@ class ChatForm:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
         except _TEMPLATE_ERRORS as error:
             return RowError(
-                RowErrorCode.INVALID_MESSAGES, f"the model's chat template refuses the text: {one_line(error)}"
+                RowErrorCode.INVALID_MESSAGES, f"the model's chat template rejects the text: {one_line(error)}"
             )
 
     def restore_end(self, ids: np.ndarray, prompt: str) -> None:
