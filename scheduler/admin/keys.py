@@ -37,7 +37,7 @@ class NewKey:
 
 def find_key(database: Database, secret: str) -> ApiKey | None:
     """Return the active key with this secret, or None."""
-    digest = _digest(secret)
+    digest = digest_of(secret)
     with database.read() as session:
         key = session.scalar(select(ApiKey).where(col(ApiKey.sha256) == digest))
     # The index finds the row by the hash, which reveals nothing; the deciding comparison takes constant time.
@@ -68,7 +68,7 @@ def list_keys(database: Database) -> list[ApiKey]:
 
 
 def revoke_key(database: Database, key_id: str) -> ApiKey:
-    """Revoke a key; requests with it are rejected from now on.
+    """Revoke a key. Each API process rejects requests with it within a second (`key_cache`).
 
     Raises:
         NotFound: There is no such key.
@@ -88,7 +88,7 @@ def revoke_key(database: Database, key_id: str) -> ApiKey:
 
 def _register(database: Database, *, name: str, project: str, secret: str) -> str:
     """Store a key's hash, once. Returns the key's id."""
-    digest = _digest(secret)
+    digest = digest_of(secret)
     with database.write() as session:
         row = {
             "id": new_id("key"),
@@ -141,5 +141,6 @@ def _write_key_file(path: Path) -> str:
     return secret
 
 
-def _digest(secret: str) -> str:
+def digest_of(secret: str) -> str:
+    """The hash of a secret, which is what the database stores."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()

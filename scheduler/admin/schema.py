@@ -37,7 +37,8 @@ def check_schema(database: Database) -> None:
     revision, needed = read_revision(database), migrations.head()
     if revision != needed:
         raise Conflict(
-            f"the database's schema is at {revision or 'nothing'}, this version needs {needed}: run `stoker db upgrade`"
+            f"the database has the schema revision {revision or 'none'}, but this version needs {needed}; "
+            "run `stoker db upgrade`"
         )
 
 
@@ -57,8 +58,6 @@ def migrate(database: Database) -> str:
     try:
         return migrations.upgrade(database)
     except CommandError as error:
-        raise Conflict(
-            f"the database was made by a newer version of Stoker and cannot be used by this one ({error})"
-        ) from error
+        raise Conflict(f"a newer version of Stoker has migrated the database; use that version ({error})") from error
     except DBAPIError as error:
         raise ServiceUnavailable(f"the database cannot be used: {first_line(error.orig or error)}") from error

@@ -14,6 +14,7 @@ from jobs.config.settings import Settings
 from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.queue import Doorbell
+from jobs.specs.array_spec import ArraySpec
 from jobs.specs.inference import InferenceSpec, TrainingSpec
 from jobs.specs.parameters import PARAMETERS
 from scheduler.admin.version import version
@@ -21,6 +22,7 @@ from scheduler.api.context import Context
 from scheduler.api.errors import add_error_handlers
 from scheduler.api.routes import (
     batches,
+    crons,
     events,
     files,
     health,
@@ -28,12 +30,14 @@ from scheduler.api.routes import (
     jobs,
     limits,
     models,
+    plan,
     prometheus,
     results,
     slots,
     webhooks,
 )
 from scheduler.api.routes.batches import BatchRequest
+from scheduler.api.routes.crons import CronRequest
 from scheduler.api.routes.webhooks import WebhookRequest
 from scheduler.api.throttle import Throttle
 
@@ -51,21 +55,22 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
         doorbell: Wakes the scheduler after a submission or a cancel.
 
     Returns:
-        The application. `app.state.context.closing.close()` ends its open streams before a shutdown.
+        The application. `app.state.context.looks.close()` ends its open streams before a shutdown.
     """
     throttle = Throttle(settings)
     context = Context(settings=settings, database=database, store=store, doorbell=doorbell, throttle=throttle)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        context.closing.bind()
+        context.looks.bind()
         anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
         yield
+        await context.looks.finish()
         throttle.close()
 
     app = FastAPI(
         title="Stoker",
-        summary="A GPU batch daemon: bulk inference jobs, queued, run on every slot, recorded exactly once.",
+        summary="A GPU batch daemon: queue inference and training jobs, and run them on every GPU.",
         version=version(),
         lifespan=lifespan,
         docs_url=None,  # its page would load scripts from another host
@@ -73,7 +78,22 @@ def create_app(settings: Settings, database: Database, store: Store, doorbell: D
         redirect_slashes=False,
     )
     app.state.context = context
-    modules = (jobs, job_metrics, results, events, slots, files, batches, webhooks, models, limits, health, prometheus)
+    modules = (
+        jobs,
+        plan,
+        job_metrics,
+        results,
+        events,
+        slots,
+        files,
+        batches,
+        webhooks,
+        crons,
+        models,
+        limits,
+        health,
+        prometheus,
+    )
     add_error_handlers(app, [route for module in modules for route in module.router.routes])
     for module in modules:
         app.include_router(module.router)
@@ -91,7 +111,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 operation["responses"].pop("422", None)  # FastAPI's default; we return 400
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        for model in (InferenceSpec, TrainingSpec, BatchRequest, WebhookRequest):
+        for model in (InferenceSpec, TrainingSpec, ArraySpec, BatchRequest, WebhookRequest, CronRequest):
             schema = model.model_json_schema(ref_template=_REFERENCE)
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

@@ -25,14 +25,16 @@ logger = logging.getLogger(__name__)
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """The error of a failed request."""
 
-    message: str = Field(description="One clear sentence.")
+    message: str = Field(description="What happened, in one sentence.")
     type: str = Field(
         description="`invalid_request_error`, `authentication_error`, `permission_error`, `rate_limit_exceeded`, "
         "`server_error`."
     )
-    param: str | None = Field(description="Dotted name of the invalid field of the spec or request, if there is one.")
+    param: str | None = Field(
+        description="Dotted name of the invalid field of the spec or the request; null if no field is invalid."
+    )
     code: str = Field(description="Stable error code for programs.")
 
 
@@ -42,17 +44,17 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-_MEANINGS = {
+_DESCRIPTIONS = {
     400: "The request is invalid; the message names the field.",
     401: "The key is missing or not valid.",
-    403: "The request is not allowed.",
-    404: "Not found, or not visible to the key.",
-    408: "The client stopped sending in the middle of the request.",
-    409: "The object is in a state that does not allow this.",
+    403: "The key is valid, but the request is not allowed.",
+    404: "The object does not exist, or the key cannot access it.",
+    408: "The client stopped sending before the end of the request.",
+    409: "The current state of the object does not allow the request.",
     413: "The body is too large.",
-    429: "A limit of the project is reached; `retry-after` says when to try again.",
-    500: "Internal error; the server's log has the request id.",
-    503: "The database, the store or the hub cannot be reached; try again.",
+    429: "The project has reached a limit. Try again after the seconds in `retry-after`.",
+    500: "Internal error. The server's log has the details under the request id.",
+    503: "The database, the store or the hub cannot be reached. Try again.",
 }
 _EVERYWHERE = (401, 429, 500, 503)
 
@@ -60,7 +62,8 @@ _EVERYWHERE = (401, 429, 500, 503)
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a router or route: the given error statuses plus those of every route that needs a key."""
     return {
-        status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in sorted({*statuses, *_EVERYWHERE})
+        status: {"model": ErrorBody, "description": _DESCRIPTIONS[status]}
+        for status in sorted({*statuses, *_EVERYWHERE})
     }
 
 
@@ -123,17 +126,21 @@ class RequestEdge:
         try:
             await self._app(scope, receive, send_named)
         except asyncio.CancelledError:  # the server is shutting down and the grace period is over: end the task cleanly
-            logger.info("%s %s %s was cut off by the shutdown", request_id, scope["method"], scope["path"])
+            logger.info("%s %s %s was aborted by the shutdown", request_id, scope["method"], scope["path"])
             if not started:
-                answer = error_response(503, "the API is stopping; try again", code="service_unavailable")
-                await answer(scope, receive, send_named)
+                response = error_response(503, "the API is shutting down; try again", code="service_unavailable")
+                await response(scope, receive, send_named)
         except Exception:
             if started:  # too late for a status: break the connection, so that the response does not look complete
-                logger.error("%s %s %s broke off while answering", request_id, scope["method"], scope["path"])
+                logger.error(
+                    "%s %s %s failed after the response had started", request_id, scope["method"], scope["path"]
+                )
                 raise
             logger.exception("%s %s %s failed", request_id, scope["method"], scope["path"])
-            answer = error_response(500, f"an internal error; the log has it under {request_id}", code="internal_error")
-            await answer(scope, receive, send_named)
+            response = error_response(
+                500, f"internal error; the server's log has the details under {request_id}", code="internal_error"
+            )
+            await response(scope, receive, send_named)
 
 
 def _without_body(scope: Scope, receive: Receive, send: Send) -> tuple[Scope, Receive, Send]:
@@ -194,9 +201,9 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return error_response(404, "there is nothing at this path", code="not_found", headers=headers)
+        return error_response(404, "this path does not exist", code="not_found", headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        message = f"{short(request.method, 40)} is not possible at this path"
+        message = f"{short(request.method, 40)} is not allowed on this path"
         own = (
             headers.get("allow", "").replace(" ", "").split(",")
         )  # one route's methods; OPTIONS etc. of the document's path list all
@@ -206,8 +213,8 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
 
 
 def _on_disconnect(request: Request, _error: Exception) -> JSONResponse:
-    logger.info("%s %s: the client went away in the middle of its request", request.method, request.url.path)
-    return error_response(400, "the request ended early", code="client_disconnected")
+    logger.info("%s %s: the client disconnected before the end of its request", request.method, request.url.path)
+    return error_response(400, "the client disconnected before the end of the request", code="client_disconnected")
 
 
 def _type_of(status: int) -> str:

@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 _DESCRIPTORS_OF_ONE = 3
 """Most file descriptors of one connection: its socket, an object of the store, a database connection."""
 _SPARE_DESCRIPTORS = 128
-_SAY_SECONDS = 10.0  # between two log lines about refused connections
+_LOG_SECONDS = 10.0  # between two log lines about refused connections
 _BUSY = orjson.dumps(
     {
         "error": {
-            "message": "the API has reached its limit of connections; try again",
+            "message": "the API has too many connections; try again",
             "type": "server_error",
             "param": None,
             "code": "service_unavailable",
@@ -62,7 +62,7 @@ def fitting(most_connections: int) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
         except (OSError, ValueError) as error:
-            logger.info("the limit of open files stays at %d: %s", soft, error)
+            logger.info("cannot raise the limit of open files above %d: %s", soft, error)
     if soft == resource.RLIM_INFINITY:
         return most_connections
     return max(1, min(most_connections, (soft - _SPARE_DESCRIPTORS) // _DESCRIPTORS_OF_ONE))
@@ -72,7 +72,7 @@ class _GuardedProtocol(H11Protocol):
     """One connection."""
 
     limits: ConnectionLimits
-    _said_at = 0.0
+    _logged_at = 0.0
     _num_refused = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -86,7 +86,7 @@ class _GuardedProtocol(H11Protocol):
         if len(self.connections) >= self.limits.most_connections:
             self._is_refused = True
             self.transport = transport
-            self._say_refused()
+            self._log_refused()
             transport.write(_REFUSAL)
             transport.close()
             return
@@ -117,7 +117,9 @@ class _GuardedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """Start the timer of a client that reads more slowly than we write."""
         super().pause_writing()
-        self._unread_timer = self.loop.call_later(self.limits.unread_seconds, self._cut, "did not read its answer")
+        self._unread_timer = self.loop.call_later(
+            self.limits.unread_seconds, self._close_because, "did not read the response"
+        )
 
     def resume_writing(self) -> None:
         """Stop that timer when the client reads again."""
@@ -130,20 +132,22 @@ class _GuardedProtocol(H11Protocol):
         """Limit the time of a request's headers, however slowly their bytes arrive."""
         awaits_head = self.cycle is None or self.cycle.response_complete
         if awaits_head and self._head_timer is None and not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(self.limits.head_seconds, self._cut, "did not end its request")
+            self._head_timer = self.loop.call_later(
+                self.limits.head_seconds, self._close_because, "did not finish its request headers in time"
+            )
         elif not awaits_head and self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _cut(self, what: str) -> None:
-        logger.info("the connection of %s was cut: it %s", self.client, what)
+    def _close_because(self, what: str) -> None:
+        logger.info("closed the connection of %s, which %s", self.client, what)
         self.transport.abort()
 
-    def _say_refused(self) -> None:
+    def _log_refused(self) -> None:
         """Log at most one line per interval, so that a flood of connections does not flood the log."""
         kind = type(self)
         kind._num_refused += 1
         now = time.monotonic()
-        if now - kind._said_at >= _SAY_SECONDS:
-            logger.warning("%d connections were refused: there are %d", kind._num_refused, len(self.connections))
-            kind._said_at, kind._num_refused = now, 0
+        if now - kind._logged_at >= _LOG_SECONDS:
+            logger.warning("refused %d connections, since %d are open", kind._num_refused, len(self.connections))
+            kind._logged_at, kind._num_refused = now, 0

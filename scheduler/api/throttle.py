@@ -30,7 +30,7 @@ class Throttle:
         Args:
             rules: The limits, and the URL of Redis.
             redis_seconds: How long a request waits for Redis, at most twice.
-            outage_seconds: How long Redis is not asked after a failure.
+            outage_seconds: How long Redis is not used after a failure.
         """
         self._rules = rules
         self._outage_seconds = outage_seconds
@@ -40,7 +40,7 @@ class Throttle:
         self._shared = SlidingWindowCounterRateLimiter(shared)
         self._starting = threading.Lock()
         self._own: SlidingWindowCounterRateLimiter | None = None
-        self._ask_again_at = 0.0
+        self._use_redis_at = 0.0
 
     def close(self) -> None:
         """Close the connections."""
@@ -57,18 +57,18 @@ class Throttle:
             return
         if not self._has_room(RateLimitItemPerSecond(limit), project):
             raise TooManyRequests(
-                f"project '{project}' may send {limit} requests per second (requests_per_second); try again",
+                f"project '{project}' has sent more than {limit} requests in a second (requests_per_second); try again",
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
 
     def _has_room(self, item: RateLimitItemPerSecond, project: str) -> bool:
         """Count a request if the limit allows it; returns whether it did."""
-        if time.monotonic() >= self._ask_again_at:
+        if time.monotonic() >= self._use_redis_at:
             try:
                 return self._shared.hit(item, project)
             except (redis.RedisError, OSError) as error:
-                self._ask_again_at = time.monotonic() + self._outage_seconds
-                logger.warning("Redis cannot be reached, so this process counts requests by itself: %s", error)
+                self._use_redis_at = time.monotonic() + self._outage_seconds
+                logger.warning("cannot reach Redis; this process counts requests on its own: %s", error)
         return self._by_itself().hit(item, project)
 
     def _by_itself(self) -> SlidingWindowCounterRateLimiter:

@@ -11,7 +11,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal asked the command to end. It is no KeyboardInterrupt, since Typer turns those into exit code 130."""
+    """The command got a signal to end. Not a KeyboardInterrupt, since Typer turns those into exit code 130."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -19,19 +19,19 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def interruptible(hurry: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def interruptible(on_signal: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Raise `Interrupted` on SIGINT, SIGTERM and SIGHUP inside the `with`. Ignored signals (nohup) stay ignored.
 
     Args:
-        hurry: Called in the handler at each signal; if it returns True, nothing is raised.
+        on_signal: Called in the handler at each signal; if it returns True, nothing is raised.
     """
 
     def handle(signum: int, _frame: FrameType | None) -> None:
-        if not hurry():
+        if not on_signal():
             raise Interrupted(signum)
 
-    heard = [signum for signum in _SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
-    before = {signum: signal.signal(signum, handle) for signum in heard}
+    caught = [signum for signum in _SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, handle) for signum in caught}
     try:
         yield
     finally:

@@ -15,9 +15,9 @@ from scheduler.cli.terminal import (
     cell,
     clean,
     make_table,
-    say,
     short_bytes,
     show_json_lines,
+    show_message,
     show_table,
     stdout,
 )
@@ -46,13 +46,13 @@ def check_output(path: Path) -> ResultFormat:
     if path.exists() and not path.is_file():
         raise InvalidOutput(f"the output '{path}' is not a regular file", param="output")
     if not folder.is_dir():
-        raise InvalidOutput(f"there is no folder '{folder}' to write the output to", param="output")
+        raise InvalidOutput(f"cannot write the output: '{folder}' is not an existing folder", param="output")
     try:
         with tempfile.TemporaryFile(dir=folder):  # the mode alone does not show quotas, root or odd file systems
             return result_format
     except OSError as error:
         raise InvalidOutput(
-            f"the output cannot be written: the folder '{folder}' may not be written to ({error.strerror})",
+            f"cannot write to the output folder '{folder}': {error.strerror}",
             param="output",
         ) from error
 
@@ -67,8 +67,8 @@ def write_results(client: StokerClient, job_id: str, path: Path) -> None:
     try:
         num_bytes = client.results(job_id, path, format=result_format)
     except OSError as error:
-        raise InvalidOutput(f"the output '{path}' cannot be written: {error.strerror}", param="output") from error
-    say(f"results written to {path} ({short_bytes(num_bytes)})")
+        raise InvalidOutput(f"cannot write the output '{path}': {error.strerror}", param="output") from error
+    show_message(f"results written to {path} ({short_bytes(num_bytes)})")
 
 
 def show_results(client: StokerClient, job: Json, *, as_lines: bool, limit: int | None = None) -> None:
@@ -92,7 +92,7 @@ def show_results(client: StokerClient, job: Json, *, as_lines: bool, limit: int 
     show_table(table)
     rest = int(job["counts"]["done"]) - num_rows
     if rest > 0:
-        say(f"and {counted(rest, 'more row')}: stoker results {job_id} --output FILE.{{jsonl,parquet,csv}}")
+        show_message(f"and {counted(rest, 'more row')}: stoker results {job_id} --output FILE.{{jsonl,parquet,csv}}")
 
 
 def _output_cell(result: Json) -> Text:

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from jobs.messages import counted
+from jobs.specs.array_spec import ARRAY
 from jobs.specs.inference import TRAINING
-from scheduler.cli.terminal import clean, joined, say, short_duration, short_number, stderr
+from scheduler.cli.terminal import clean, joined, short_duration, short_number, show_message, stderr
 from scheduler.client.connection import Json
 from scheduler.client.http_client import TERMINAL_STATES
 
@@ -105,7 +106,7 @@ class JobProgress:
         self._rates = Rates(clock)
         self._losses: list[float] = []
         self._job: Json | None = None
-        self._said_at: float | None = None
+        self._shown_at: float | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),
@@ -136,19 +137,19 @@ class JobProgress:
         if "loss" in job["metrics"] and self._losses[-1:] != [job["metrics"]["loss"]]:
             self._losses.append(job["metrics"]["loss"])
         if self._progress.disable:
-            self._say_sometimes(job)
+            self._show_sometimes(job)
             return
         self._progress.update(
             self._bar, description=f"{job['state']:<10}", total=counts["total"] or None, completed=counts["done"]
         )
 
-    def _say_sometimes(self, job: Json) -> None:
+    def _show_sometimes(self, job: Json) -> None:
         now = self._clock()
-        if self._said_at is None:
-            self._said_at = now
-        elif now - self._said_at >= _LINE_SECONDS and job["state"] not in TERMINAL_STATES:
-            self._said_at = now
-            say(f"{job['id']} {job['state']}: {joined(self._describe().splitlines())}")
+        if self._shown_at is None:
+            self._shown_at = now
+        elif now - self._shown_at >= _LINE_SECONDS and job["state"] not in TERMINAL_STATES:
+            self._shown_at = now
+            show_message(f"{job['id']} {job['state']}: {joined(self._describe().splitlines())}")
 
     def _describe(self) -> str:
         job = self._job
@@ -156,7 +157,7 @@ class JobProgress:
             return ""
         counts, rates = job["counts"], self._rates
         if job["state"] in {"validating", "queued"}:
-            size = counted(counts["total"], "row") if counts["total"] else ""
+            size = counted(counts["total"], *noun_of(job)) if counts["total"] else ""
             if size and job["kind"] == TRAINING:  # it resumes after an earlier attempt
                 size = f"{short_number(counts['done'])}/{short_number(counts['total'])} steps"
             return clean(joined([size, job.get("waiting_reason")]))
@@ -209,17 +210,23 @@ def sparkline(values: Sequence[float], *, width: int) -> str:
     return "".join(_BARS[round((mean - low) / (high - low) * steps) if high > low else 0] for mean in means)
 
 
+def noun_of(job: Json) -> tuple[str, str]:
+    """What a job's counts count, as one and as many."""
+    return {TRAINING: ("step", "steps"), ARRAY: ("child", "children")}.get(job["kind"], ("row", "rows"))
+
+
 def summary(job: Json) -> str:
     """One sentence about a job that has ended."""
     counts = job["counts"]
-    noun = "step" if job["kind"] == TRAINING else "row"
+    noun = noun_of(job)
     began = job["started_at"] or job["created_at"]
     seconds = max(0.0, (job["ended_at"] or began) - began)
-    rate = f" ({short_number(counts['done'] / seconds)} {noun}s/s)" if seconds > 0 and counts["done"] else ""
-    done = counted(counts["done"], noun)
+    rate = f" ({short_number(counts['done'] / seconds)} {noun[1]}/s)" if seconds > 0 and counts["done"] else ""
+    done = counted(counts["done"], *noun)
     if counts["total"] and counts["done"] < counts["total"]:
-        done = f"{counts['done']:,} of {counted(counts['total'], noun)}"
-    failed = f", {counts['failed']:,} with a row error" if counts["failed"] else ""
+        done = f"{counts['done']:,} of {counted(counts['total'], *noun)}"
+    what = "that did not complete" if job["kind"] == ARRAY else "with a row error"
+    failed = f", {counts['failed']:,} {what}" if counts["failed"] else ""
     return f"{job['id']} {job['state']}: {done} in {short_duration(seconds)}{rate}{failed}{_learned(job)}"
 
 

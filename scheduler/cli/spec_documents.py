@@ -15,6 +15,8 @@ from jobs.messages import reason
 from scheduler.client.connection import Json
 from scheduler.client.plain_data import parse_document
 
+_LABELS = "labels="
+
 
 def read_spec(path: str) -> Json:
     """Read the document in a YAML or JSON file, or on standard input for `-`.
@@ -29,7 +31,7 @@ def read_spec(path: str) -> Json:
     except FileNotFoundError as error:
         raise NotFound(f"there is no spec file '{path}'", param="spec") from error
     except (OSError, ValueError, RuntimeError) as error:  # also a zero byte in the name, or an unknown ~user
-        raise InvalidSpec(f"the spec file '{path}' cannot be read: {reason(error)}", param="spec") from error
+        raise InvalidSpec(f"cannot read the spec file '{path}': {reason(error)}", param="spec") from error
     body = body.removeprefix(codecs.BOM_UTF8)
     if path.lower().endswith(".json"):
         return parse_document(body, name=name, is_yaml=False)
@@ -56,11 +58,24 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise InvalidSpec(f"{option} wants NAME=VALUE, not '{pair}'")
+            raise InvalidSpec(f"{option}: must be NAME=VALUE, not '{pair}'")
         if name in mapping:
-            raise InvalidSpec(f"{option} names '{name}' twice")
+            raise InvalidSpec(f"{option}: '{name}' is set twice")
         mapping[name] = value
     return mapping
+
+
+def parse_needs(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse `--needs name=value` options; `labels` may be repeated, and name several labels with commas between them.
+
+    Raises:
+        InvalidSpec: An option has no `=`, or another name occurs twice.
+    """
+    labels = [pair.removeprefix(_LABELS) for pair in pairs if pair.startswith(_LABELS)]
+    needs: dict[str, Any] = dict(parse_pairs([pair for pair in pairs if not pair.startswith(_LABELS)], "--needs"))
+    if labels:
+        needs["labels"] = [label.strip() for text in labels for label in text.split(",")]
+    return needs
 
 
 def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:

@@ -35,9 +35,9 @@ class TaskCommand(TyperCommand):
                 with formatter.indentation():
                     formatter.write_text(str(model.model_fields[parameter].description))
             if model.is_open():
-                formatter.write_text("and those of its pipeline and its model, by transformers' names")
+                formatter.write_text("Also accepted: the parameters of its transformers pipeline and of its model.")
             elif not model.names():
-                formatter.write_text("none")
+                formatter.write_text("This task has no parameters.")
 
 
 def _default(model: type[TaskParameters], parameter: str) -> str:

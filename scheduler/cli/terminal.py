@@ -32,8 +32,8 @@ stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
 
-class ReaderGone(BaseException):
-    """The reader of standard output has closed it (`| head`)."""
+class StdoutClosed(BaseException):
+    """Standard output is closed, for example because its reader has ended (`| head`)."""
 
 
 class WarningsHandler(logging.Handler):
@@ -44,7 +44,7 @@ class WarningsHandler(logging.Handler):
         text = record.getMessage()
         if record.exc_info:
             text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
-        say(f"{record.levelname.lower()}: {text}")
+        show_message(f"{record.levelname.lower()}: {text}")
 
 
 def show(text: str) -> None:
@@ -53,7 +53,7 @@ def show(text: str) -> None:
 
 
 def _write(text: str) -> None:
-    with _reader():
+    with _writing():
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 
@@ -67,32 +67,32 @@ def show_json_lines(values: Iterable[object]) -> None:
     """Write one line of JSON for each value to stdout, as soon as the value arrives."""
     for value in values:
         line = clean_json(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE).decode())
-        with _reader():
+        with _writing():
             sys.stdout.buffer.write(line.encode())
             sys.stdout.buffer.flush()
 
 
 @contextmanager
-def _reader() -> Iterator[None]:
+def _writing() -> Iterator[None]:
     if sys.stdout is None:  # closed before the start (`>&-`)
-        raise ReaderGone
+        raise StdoutClosed
     try:
         yield
     except BrokenPipeError as error:
         # Nothing more may be written, not even when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ReaderGone from error
+        raise StdoutClosed from error
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ServiceUnavailable(f"standard output cannot be written: {error.strerror}") from error
+        raise ServiceUnavailable(f"cannot write to standard output: {error.strerror}") from error
 
 
-def say(text: str) -> None:
+def show_message(text: str) -> None:
     """Print a message to stderr."""
     stderr.print(Text(clean(text, keep_lines=True)), soft_wrap=True)
 
 
-def complain(text: str) -> None:
+def show_error(text: str) -> None:
     """Print an error message to stderr."""
     stderr.print(Text.assemble(("error: ", "bold red"), clean(text)), soft_wrap=True)
 

@@ -7,7 +7,7 @@ import typer
 from jobs.errors import StokerError, UserError
 from scheduler.cli.interrupts import Interrupted
 from scheduler.cli.progress import JobProgress, summary
-from scheduler.cli.terminal import complain, say
+from scheduler.cli.terminal import show_error, show_message
 from scheduler.client.connection import ApiError, Json
 from scheduler.client.http_client import StokerClient
 
@@ -18,7 +18,7 @@ def wait_for(client: StokerClient, job_id: str) -> Json:
     """Show a job's progress until it has ended. Returns the job."""
     with JobProgress() as progress:
         job = client.wait(job_id, progress.update)
-    say(summary(job))
+    show_message(summary(job))
     return job
 
 
@@ -31,7 +31,7 @@ def wait_or_cancel(client: StokerClient, job_id: str) -> Json:
     try:
         return wait_for(client, job_id)
     except Interrupted:
-        say(f"cancelling {job_id} ...")
+        show_message(f"cancelling {job_id} ...")
         _cancel(client, job_id)
         raise
 
@@ -42,16 +42,16 @@ def _cancel(client: StokerClient, job_id: str) -> None:
         job = client.wait(job_id, timeout_seconds=_CANCEL_SECONDS)
     except ApiError as error:
         if error.status != 409:
-            say(f"{job_id} could not be cancelled: {error.message}")
+            show_message(f"{job_id} could not be cancelled: {error.message}")
             return
         job = client.job(job_id)  # it had already ended
     except StokerError as error:
-        say(f"{job_id} could not be cancelled: {error.message}")
+        show_message(f"{job_id} could not be cancelled: {error.message}")
         return
     except TimeoutError:
-        say(f"{job_id} is still being cancelled; `stoker status {job_id}` tells")
+        show_message(f"{job_id} is still being cancelled; run `stoker status {job_id}` to see when it has ended")
         return
-    say(summary(job))
+    show_message(summary(job))
 
 
 def check_completed(job: Json, *, blame_user: bool) -> None:
@@ -66,7 +66,7 @@ def check_completed(job: Json, *, blame_user: bool) -> None:
         return
     error = job["error"]
     if error is not None:
-        complain(str(error["message"]))
+        show_error(str(error["message"]))
     if blame_user and error is not None and error["code"] in _user_codes(UserError):
         raise typer.Exit(2)
     raise typer.Exit(1)

@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MOVED:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     warnings.warn(
-        f"scheduler.client.{name} goes with the next release; use stoker.Client and what it raises and returns",
+        f"scheduler.client.{name} will be removed in the next release; use stoker.Client and the names of stoker",
         DeprecationWarning,
         stacklevel=2,
     )

@@ -26,26 +26,30 @@ def fetch_artifacts(
         Each artifact and its file, once the file is complete.
 
     Raises:
-        InvalidOutput: A file cannot be written, or would lie outside the folder.
-        ServiceUnavailable: A file arrived damaged.
+        InvalidOutput: A file cannot be written, or would be written outside the folder.
+        ServiceUnavailable: A file was damaged during the download.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidOutput(f"the folder '{folder}' cannot be made: {error.strerror}", param="output") from error
+        raise InvalidOutput(f"cannot create the folder '{folder}': {error.strerror}", param="output") from error
     inside = folder.resolve()
     for artifact in artifacts:
         target = (inside / artifact["name"]).resolve()
         if not target.is_relative_to(inside) or target == inside:
-            raise InvalidOutput(f"the artifact '{artifact['name']}' would lie outside '{folder}'", param="output")
+            raise InvalidOutput(
+                f"the artifact '{artifact['name']}' would be written outside '{folder}'", param="output"
+            )
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             client.download_artifact(job_id, artifact["name"], target)
         except OSError as error:
-            raise InvalidOutput(f"'{target}' cannot be written: {error.strerror}", param="output") from error
+            raise InvalidOutput(f"cannot write '{target}': {error.strerror}", param="output") from error
         with target.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != artifact["sha256"]:
             target.unlink()
-            raise ServiceUnavailable(f"the artifact '{artifact['name']}' arrived damaged; fetch it again")
+            raise ServiceUnavailable(
+                f"the artifact '{artifact['name']}' was damaged during the download; fetch it again"
+            )
         yield artifact, target

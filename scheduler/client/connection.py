@@ -23,8 +23,8 @@ _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 60.0  # the event and log streams send a keep-alive every five seconds
 _BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0)
 _BLOCK_BYTES = 1 << 20
-_REFUSED_FOR_NOW = 429
-_AWAY = 503
+_TOO_MANY_REQUESTS = 429
+_UNAVAILABLE = 503
 
 
 class ApiError(StokerError):
@@ -55,12 +55,12 @@ class ApiError(StokerError):
         self.http_status = status
         self.request_id = request_id
         self.retry_after_seconds = retry_after_seconds
-        self.retryable = status in (_REFUSED_FOR_NOW, _AWAY)
+        self.retryable = status in (_TOO_MANY_REQUESTS, _UNAVAILABLE)
 
     @property
     def is_user_error(self) -> bool:
         """Whether the request was invalid (4xx), rather than the server down or its queue full."""
-        return 400 <= self.status < 500 and self.status != _REFUSED_FOR_NOW
+        return 400 <= self.status < 500 and self.status != _TOO_MANY_REQUESTS
 
 
 class Connection:
@@ -79,7 +79,7 @@ class Connection:
         if not _is_http_url(url):
             raise InvalidSpec(f"'{url}' is not a URL such as http://127.0.0.1:8470", param="url")
         if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:  # httpx would show the key in its error
-            raise InvalidSpec("the API key has characters that no key has", param="api_key")
+            raise InvalidSpec("the API key must consist of printable ASCII characters without spaces", param="api_key")
         self.url = url.rstrip("/")
         self.retry_seconds = retry_seconds
         try:
@@ -132,8 +132,8 @@ class Connection:
             ApiError: The API refused the request.
             ServiceUnavailable: There is no response.
         """
-        patience = _Patience(retry_seconds)
-        refused = _Patience(self.retry_seconds if file is None else 0.0)
+        outage = _RetryTimer(retry_seconds)
+        throttled = _RetryTimer(self.retry_seconds if file is None else 0.0)
         files = None if file is None else {"file": (*file, "application/octet-stream")}
         while True:
             try:
@@ -141,15 +141,15 @@ class Connection:
                     method, path, params=query, content=content, data=form, files=files, headers=headers
                 )
             except httpx.TransportError as error:
-                patience.pause_or_raise(self._unavailable(error), error)
+                outage.pause_or_raise(self._unavailable(error), error)
                 continue
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise self._unavailable(error) from error
             if response.status_code in accept:
                 return response
-            if response.status_code == _AWAY and patience.pause():
+            if response.status_code == _UNAVAILABLE and outage.pause():
                 continue
-            if response.status_code == _REFUSED_FOR_NOW and refused.pause(_retry_after(response)):
+            if response.status_code == _TOO_MANY_REQUESTS and throttled.pause(_retry_after(response)):
                 continue
             _check(response)
             return response
@@ -180,7 +180,7 @@ class Connection:
         Raises:
             InvalidOutput: The file cannot be written.
         """
-        patience = _Patience(self.retry_seconds)
+        outage = _RetryTimer(self.retry_seconds)
         while True:
             try:
                 with self.stream(path, query) as response, write_aside(target) as file:
@@ -190,7 +190,7 @@ class Connection:
             except (ServiceUnavailable, ApiError) as error:
                 if not error.retryable or isinstance(error.__cause__, OSError):  # an error of this machine's disk
                     raise
-                patience.pause_or_raise(error, error.__cause__)
+                outage.pause_or_raise(error, error.__cause__)
             else:
                 return num_bytes
 
@@ -202,17 +202,17 @@ class Connection:
         Raises:
             TimeoutError: The event `end` did not arrive within `timeout_seconds`; noticed at most a few seconds late.
         """
-        patience = _Patience(self.retry_seconds)
+        outage = _RetryTimer(self.retry_seconds)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         last_id = after
         while True:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": str(last_id)}
             left = _READ_SECONDS if deadline is None else deadline - time.monotonic()
             if left <= 0:
-                raise TimeoutError("the end has not come in time")
+                raise TimeoutError("the stream did not end in time")
             try:
                 with self.stream(path, query, headers, read_seconds=min(left, _READ_SECONDS)) as response:
-                    patience = _Patience(self.retry_seconds)
+                    outage = _RetryTimer(self.retry_seconds)
                     for message in read_events(response, deadline=deadline):
                         if message.name == "end":
                             return
@@ -221,29 +221,29 @@ class Connection:
             except (ServiceUnavailable, ApiError) as error:
                 if not error.retryable:
                     raise
-                trouble: StokerError = error
+                failure: StokerError = error
             else:
-                trouble = ServiceUnavailable(f"the stream from {self.url} ended early: the API is stopping")
+                failure = ServiceUnavailable(f"the stream from {self.url} ended early, since the API is shutting down")
             if deadline is None or time.monotonic() < deadline:
-                patience.pause_or_raise(trouble, trouble.__cause__)
+                outage.pause_or_raise(failure, failure.__cause__)
 
     def pages(self, path: str, query: Mapping[str, Any], *, limit: int | None, page: int) -> Iterator[Json]:
         """Yield the entries of a paged list, at most `limit`; `page` entries are fetched per request."""
         left = limit
         cursor = dict(query)
         while left is None or left > 0:
-            answer = self.get(path, {**cursor, "limit": page if left is None else min(page, left)})
-            yield from answer["data"]
-            if not answer["has_more"] or not answer["data"]:
+            response = self.get(path, {**cursor, "limit": page if left is None else min(page, left)})
+            yield from response["data"]
+            if not response["has_more"] or not response["data"]:
                 return
-            cursor["after"] = answer["last_id"]
-            left = None if left is None else left - len(answer["data"])
+            cursor["after"] = response["last_id"]
+            left = None if left is None else left - len(response["data"])
 
     def _unavailable(self, error: Exception) -> ServiceUnavailable:
         reason = str(error).strip() or type(error).__name__
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.UnsupportedProtocol | httpx.InvalidURL):
-            return ServiceUnavailable(f"no Stoker answers at {self.url} ({reason})")
-        return ServiceUnavailable(f"the connection to {self.url} broke off ({reason})")
+            return ServiceUnavailable(f"no Stoker API responds at {self.url}: {reason}")
+        return ServiceUnavailable(f"lost the connection to {self.url}: {reason}")
 
 
 def _is_http_url(url: str) -> bool:
@@ -255,7 +255,7 @@ def _is_http_url(url: str) -> bool:
     return parts.scheme in {"http", "https"} and bool(parts.hostname) and port_is_valid and url.isprintable()
 
 
-class _Patience:
+class _RetryTimer:
     """Growing pauses between tries, for a limited time from the first failure."""
 
     def __init__(self, seconds: float) -> None:
@@ -294,7 +294,9 @@ def as_json(response: httpx.Response) -> Json:
     except orjson.JSONDecodeError:
         document = None
     if not isinstance(document, dict):
-        raise ApiError(f"{response.request.url} answered, but not as Stoker does", status=502, code="not_stoker")
+        raise ApiError(
+            f"{response.request.url} responded, but not as Stoker does; check the URL", status=502, code="not_stoker"
+        )
     return document
 
 
@@ -305,7 +307,7 @@ def _check(response: httpx.Response) -> None:
         error = orjson.loads(response.content)["error"]
         message, code, param = str(error["message"]), str(error["code"]), error.get("param")
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        message = f"{response.request.url} answered {response.status_code}, and not as Stoker does"
+        message = f"{response.request.url} responded with {response.status_code}, but not as Stoker does; check the URL"
         code, param = "not_stoker", None
     request_id = response.headers.get("x-request-id")
     raise ApiError(

@@ -62,7 +62,7 @@ class _Until(httpx.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         for block in self._stream:
             if self._deadline is not None and time.monotonic() >= self._deadline:
-                raise TimeoutError("the end has not come in time")
+                raise TimeoutError("the stream did not end in time")
             yield block
 
     def close(self) -> None:

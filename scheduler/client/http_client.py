@@ -70,10 +70,12 @@ class StokerClient:
     def health(self) -> Json:
         """Get `/healthz`, without retries and without a key: `status` (`ok`, `degraded` or `unavailable`), `version`,
         `host_id`, `database`, `redis`, `schema`, `scheduler`, `input_paths`."""
-        answer = as_json(self._connection.send("GET", "/healthz", accept=(503,)))
-        if "host_id" not in answer:
-            raise ApiError(f"{self.url} answers, but it is not a Stoker", status=502, code="not_stoker")
-        return answer
+        health = as_json(self._connection.send("GET", "/healthz", accept=(503,)))
+        if "host_id" not in health:
+            raise ApiError(
+                f"the server at {self.url} is not a Stoker API; check the URL", status=502, code="not_stoker"
+            )
+        return health
 
     def shares_files(self) -> bool:
         """Whether the API sees the same files as this process and reads inputs by path. If not, upload them."""
@@ -102,24 +104,40 @@ class StokerClient:
             )
         )
 
+    def plan(self, spec: Mapping[str, Any]) -> Json:
+        """Say what would happen to a job if it were submitted now: `{total, chunks, forecast{start,end},
+        slots[{at,slots}], earliest_promise, delays[{job_id,name,seconds}], delays_elsewhere}`. Changes nothing."""
+        return as_json(
+            self._connection.send(
+                "POST",
+                "/v1/plan",
+                content=orjson.dumps(spec, default=str),
+                headers={"Content-Type": "application/json"},
+                retry_seconds=self._connection.retry_seconds,
+            )
+        )
+
     def job(self, job_id: str) -> Json:
         """Get one job: `id, object, kind, name, state, spec, priority, counts{total,done,failed}, created_at,
-        started_at, ended_at, error{code,message}|None, num_tokens, retry_of, attempt, slots_held, doing,
-        waiting_reason, notices[{code,message,at}]`."""
+        started_at, ended_at, promise_at, error{code,message}|None, num_tokens, retry_of, attempt, slots_held, doing,
+        waiting_reason, forecast{start,end}|None, notices[{code,message,at}]`."""
         return self._connection.get(_job_path(job_id))
 
-    def jobs(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Json]:
+    def jobs(self, *, state: str | None = None, parent: str | None = None, limit: int | None = None) -> Iterator[Json]:
         """Yield jobs, newest first, fetched page by page.
 
         Args:
             state: Only jobs in this state.
+            parent: The children of this array; by default, all other jobs.
             limit: Maximum number of jobs.
         """
-        yield from self._connection.pages("/v1/jobs", _present(state=state), limit=limit, page=100)
+        yield from self._connection.pages("/v1/jobs", _present(state=state, parent=parent), limit=limit, page=100)
 
-    def jobs_page(self, *, after: str | None = None, limit: int = 20, state: str | None = None) -> Json:
-        """Get one page of jobs: `{object, data, first_id, last_id, has_more}`."""
-        return self._connection.get("/v1/jobs", _present(after=after, limit=limit, state=state))
+    def jobs_page(
+        self, *, after: str | None = None, limit: int = 20, state: str | None = None, parent: str | None = None
+    ) -> Json:
+        """Get one page of jobs: `{object, data, first_id, last_id, has_more}`; arguments as in `jobs`."""
+        return self._connection.get("/v1/jobs", _present(after=after, limit=limit, state=state, parent=parent))
 
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop. Returns the job. Raises ApiError with status 409 if it has already ended."""
@@ -221,8 +239,13 @@ class StokerClient:
 
     def limits(self, project: str | None = None) -> Json:
         """Get a project's limits and their use: `{object, project, queued_rows{limit,used},
-        upload_bytes{limit,used}, requests_per_second}`. Only an operator's key may name another project."""
+        upload_bytes{limit,used}, requests_per_second, share}`. Only an operator's key may name another project."""
         return self._connection.get("/v1/limits", _present(project=project))
+
+    def shares(self) -> list[Json]:
+        """Get the projects' shares of the slots: `{object, project, weight, slots, slots_held, slots_lately,
+        gpu_hours{limit,used}}`. Only an operator's key sees other projects than its own."""
+        return list(self._connection.get("/v1/limits/shares")["data"])
 
     def slots(self) -> list[Json]:
         """Get the slots: `{id, object, host, device, device_uuid, name, memory_bytes, num_threads, state, reason,
@@ -293,6 +316,27 @@ class StokerClient:
     def delete_webhook(self, webhook_id: str) -> None:
         """Delete a webhook and its log. Events that are not sent yet are dropped."""
         self._connection.send("DELETE", _webhook_path(webhook_id))
+
+    # -- cron entries
+
+    def add_cron(self, name: str, schedule: str, spec: Mapping[str, Any], *, timezone: str = "UTC") -> Json:
+        """Add a spec that is submitted at the times of a cron expression.
+
+        Returns:
+            `{id, object, name, project, schedule, timezone, spec, next_at, last_at, last_job_id, last_error,
+            created_at}`.
+        """
+        body = {"name": name, "schedule": schedule, "timezone": timezone, "spec": spec}
+        content, headers = orjson.dumps(body, default=str), {"Content-Type": "application/json"}
+        return as_json(self._connection.send("POST", "/v1/crons", content=content, headers=headers))
+
+    def crons(self, *, limit: int | None = None) -> Iterator[Json]:
+        """Yield cron entries, newest first."""
+        yield from self._connection.pages("/v1/crons", {}, limit=limit, page=100)
+
+    def remove_cron(self, cron_id: str) -> None:
+        """Remove a cron entry. Jobs that it submitted are not changed."""
+        self._connection.send("DELETE", f"/v1/crons/{segment(cron_id)}")
 
     def _history(self, path: str, *, after: int, follow: bool) -> Iterator[Json]:
         if not follow:

@@ -27,7 +27,9 @@ def check_local_inputs(document: Json) -> None:
             raise InvalidInput(f"input.path: there is no file '{path}'", param="input.path")
 
 
-def bring(document: Json, client: StokerClient, *, on_upload: Callable[[str, int, int], None] | None = None) -> Json:
+def adapt_inference(
+    document: Json, client: StokerClient, *, on_upload: Callable[[str, int, int], None] | None = None
+) -> Json:
     """Adapt the paths of a document to the API.
 
     If the API sees this machine's files, relative paths become absolute, starting at the working directory. If not,
@@ -46,15 +48,15 @@ def bring(document: Json, client: StokerClient, *, on_upload: Callable[[str, int
     except (TypeError, ValueError):
         return document  # not a valid spec; the API reports what is wrong with it
     if client.shares_files():
-        brought: Json = {"path": [absolute_input(path) for path in inputs]}
+        adapted: Json = {"path": [absolute_input(path) for path in inputs]}
         moved = {"model": absolute_model(document.get("model")), "output": _absolute_output(document.get("output"))}
     else:
-        brought = upload_inputs(document["input"], inputs, client, on_upload)
+        adapted = upload_inputs(document["input"], inputs, client, on_upload)
         moved = {"model": remote_model(document.get("model")), "output": _remote_output(document.get("output"))}
-    if len(brought["path"]) == 1 and isinstance(document["input"]["path"], str):
-        brought["path"] = brought["path"][0]
+    if len(adapted["path"]) == 1 and isinstance(document["input"]["path"], str):
+        adapted["path"] = adapted["path"][0]
     kept = {name: value for name, value in moved.items() if value is not None}
-    return {**document, **kept, "input": {**document["input"], **brought}}
+    return {**document, **kept, "input": {**document["input"], **adapted}}
 
 
 # -- on this machine -----------------------------------------------------------------------------------------------
@@ -66,7 +68,7 @@ def _paths(document: Json) -> list[str]:
     path = spec_input.get("path") if isinstance(spec_input, dict) else None
     paths = [path] if isinstance(path, str) else path
     if not isinstance(paths, list) or not all(isinstance(each, str) for each in paths):
-        raise ValueError("input.path is not text or a list of texts")
+        raise ValueError("input.path must be a text or a list of texts")
     return paths
 
 
@@ -123,19 +125,19 @@ def upload_inputs(
     spec_input: Json, paths: Sequence[str], client: StokerClient, on_upload: Callable[[str, int, int], None] | None
 ) -> Json:
     """Upload the local files of an input. Returns its new `path`, and its `format` if files were uploaded."""
-    brought: list[str] = []
+    adapted: list[str] = []
     formats: set[str] = set()
     for path in paths:
         files = _local_files(path)
         if files is None:
-            brought.append(path)
+            adapted.append(path)
             continue
         for file in files:
             formats.add(_upload_format(spec_input, file))
-            brought.append(f"file:{_upload(file, client, on_upload)}")
+            adapted.append(f"file:{_upload(file, client, on_upload)}")
     if len(formats) > 1:
-        raise InvalidInput(f"input.path: the files of one job have one format, not {' and '.join(sorted(formats))}")
-    return {"path": brought, **({"format": formats.pop()} if formats else {})}
+        raise InvalidInput(f"input.path: all files of a job must have one format, not {' and '.join(sorted(formats))}")
+    return {"path": adapted, **({"format": formats.pop()} if formats else {})}
 
 
 def _local_files(path: str) -> list[Path] | None:
@@ -148,11 +150,11 @@ def _local_files(path: str) -> list[Path] | None:
         names = glob.glob(str(local), recursive=True)  # noqa: PTH207, Path.glob accepts no absolute pattern
         files = sorted(found for found in map(Path, names) if found.is_file())
         if not files:
-            raise InvalidInput(f"input.path: no file here matches '{path}'", param="input.path")
+            raise InvalidInput(f"input.path: no file matches '{path}'", param="input.path")
         return files
     if local.is_dir():
         raise InvalidInput(
-            f"input.path: '{path}' is a folder on this machine, and the API is on another; name files instead",
+            f"input.path: '{path}' is a folder on this machine, but the API runs on another; name files instead",
             param="input.path",
         )
     if local.exists():
@@ -164,14 +166,14 @@ def _local_files(path: str) -> list[Path] | None:
 
 def _upload_format(spec_input: Json, file: Path) -> str:
     """Find the format of an upload, which must be explicit because an upload's id has no suffix."""
-    chosen = spec_input.get("format", "auto")
-    if chosen != "auto":
-        return str(chosen)
+    declared = spec_input.get("format", "auto")
+    if declared != "auto":
+        return str(declared)
     found = _format_of(file.name)
     if found is None:
         raise InvalidInput(
-            f"input.format: the ending of '{file.name}' does not tell its format; "
-            "name it (jsonl, json, csv, text or parquet)",
+            f"input.format: the name of '{file.name}' does not show its format; "
+            "set the format to jsonl, json, csv, text or parquet",
             param="input.format",
         )
     return found
@@ -191,8 +193,8 @@ def remote_model(model: object) -> str | None:
     """Reject a local model folder, which an API on another machine cannot see."""
     if isinstance(model, str) and model.startswith(("./", "../", "~")):
         raise InvalidModel(
-            f"model: '{model}' is a path on this machine, and the API is on another; "
-            "name a hub id or an absolute path there",
+            f"model: '{model}' is a path on this machine, but the API runs on another; "
+            "use a hub id or an absolute path on that machine",
             param="model",
         )
     return None
@@ -202,7 +204,7 @@ def _remote_output(output: object) -> Json | None:
     path = output.get("path") if isinstance(output, dict) else None
     if isinstance(path, str) and is_local(path) and not Path(path).is_absolute():
         raise InvalidOutput(
-            f"output.path: '{path}' is a path on this machine, and the API is on another; "
+            f"output.path: '{path}' is a path on this machine, but the API runs on another; "
             "leave it out and fetch the file with `stoker results JOB --output`",
             param="output.path",
         )

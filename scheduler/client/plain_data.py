@@ -76,7 +76,7 @@ def _check_events(text: str, name: str) -> None:
             depth -= 1
         num_values += isinstance(event, yaml.NodeEvent)
         if num_values > 2 * MOST_DOCUMENT_VALUES:  # field names are events too
-            raise InvalidSpec(f"{name} holds more than {MOST_DOCUMENT_VALUES} values")
+            raise InvalidSpec(f"{name} has more than {MOST_DOCUMENT_VALUES} values")
 
 
 class _PlainLoader(_Loader):  # type: ignore[misc]
@@ -88,7 +88,9 @@ class _PlainLoader(_Loader):  # type: ignore[misc]
         for key, _value in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else None
             if name in seen:
-                raise yaml.MarkedYAMLError(problem=f"field {shown(name)} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the field {shown(name)} appears twice", problem_mark=key.start_mark
+                )
             if name is not None:
                 seen.add(name)
         return super().construct_mapping(node, deep)
@@ -126,7 +128,7 @@ def _check_plain(document: dict[str, Any], name: str) -> None:
             if isinstance(value, dict | list):
                 num_values += len(value)
                 if num_values > MOST_DOCUMENT_VALUES:
-                    raise InvalidSpec(f"{name} holds more than {MOST_DOCUMENT_VALUES} values")
+                    raise InvalidSpec(f"{name} has more than {MOST_DOCUMENT_VALUES} values")
             if isinstance(value, dict):
                 for key, each in value.items():
                     if not isinstance(key, str):
@@ -143,7 +145,7 @@ def _check_plain(document: dict[str, Any], name: str) -> None:
             return
         level = inner
     path = _path(level[0][1])
-    raise InvalidSpec(f"{path}: nested deeper than {DEEPEST_LEVELS} levels", param=path)
+    raise InvalidSpec(f"{path}: is nested deeper than {DEEPEST_LEVELS} levels", param=path)
 
 
 def _path(place: Any) -> str:
@@ -175,7 +177,7 @@ def _wrong(place: Any, message: str) -> InvalidSpec:
 def _check_text(text: str, document: str, place: Any) -> None:
     if "\0" in text:
         path = _path(place)
-        raise InvalidSpec(f"{path or document}: holds a NUL character", param=path or None)
+        raise InvalidSpec(f"{path or document}: contains a NUL character", param=path or None)
     if not text.isascii():
         try:
             text.encode("utf-8")

@@ -13,7 +13,7 @@ from scheduler.client.inference_paths import (
     absolute_input,
     absolute_model,
     absolute_path,
-    bring,
+    adapt_inference,
     remote_model,
     upload_inputs,
 )
@@ -21,14 +21,21 @@ from scheduler.client.inference_paths import (
 OnUpload = Callable[[str, int, int], None]
 
 
-def bring_spec(document: Json, client: StokerClient, *, on_upload: OnUpload | None = None) -> Json:
-    """Adapt the paths of any kind of spec to the API; see `bring` and `bring_training`."""
-    brings = bring_training if document.get("kind") == TRAINING else bring
-    return brings(document, client, on_upload=on_upload)
+def adapt_spec(document: Json, client: StokerClient, *, on_upload: OnUpload | None = None) -> Json:
+    """Adapt the paths of any kind of spec to the API; see `adapt_inference` and `adapt_training`."""
+    adapt = adapt_training if document.get("kind") == TRAINING else adapt_inference
+    adapted = adapt(document, client, on_upload=on_upload)
+    array = document.get("array")
+    if not isinstance(array, dict) or not isinstance(array.get("file"), str):
+        return adapted
+    if client.shares_files():
+        return {**adapted, "array": {**array, "file": absolute_input(array["file"])}}
+    uploaded = upload_inputs(array, [array["file"]], client, on_upload)
+    return {**adapted, "array": {**array, **_without_path(uploaded), "file": uploaded["path"]}}
 
 
-def bring_training(document: Json, client: StokerClient, *, on_upload: OnUpload | None = None) -> Json:
-    """Adapt the paths of a training's document to the API, as `inference_paths.bring` does for inference.
+def adapt_training(document: Json, client: StokerClient, *, on_upload: OnUpload | None = None) -> Json:
+    """Adapt the paths of a training's document to the API, as `inference_paths.adapt_inference` does for inference.
 
     Args:
         document: Spec as the user wrote it, not yet validated.
@@ -39,29 +46,30 @@ def bring_training(document: Json, client: StokerClient, *, on_upload: OnUpload 
         InvalidInput, InvalidModel: A path is not accessible to the API.
     """
     shares_files = client.shares_files()
-    brought = dict(document)
+    adapted = dict(document)
     data = document.get("data")
     if isinstance(data, dict):
-        brought["data"] = _bring_data(data, client, on_upload, shares_files=shares_files)
+        adapted["data"] = _adapt_data(data, client, on_upload, shares_files=shares_files)
     model = document.get("model")
     if isinstance(model, dict):
-        processor = _bring_model(model.get("processor"), shares_files=shares_files)
-        brought["model"] = model if processor is None else {**model, "processor": processor}
-    elif (moved := _bring_model(model, shares_files=shares_files)) is not None:
-        brought["model"] = moved
+        processor = _adapt_model(model.get("processor"), shares_files=shares_files)
+        adapted["model"] = model if processor is None else {**model, "processor": processor}
+    elif (moved := _adapt_model(model, shares_files=shares_files)) is not None:
+        adapted["model"] = moved
     module = document.get("module")
     if isinstance(module, str) and module.endswith(".py"):
         if not shares_files and not Path(module).is_absolute():
             raise InvalidInput(
-                f"module: '{module}' is a path on this machine, and the API is on another; name an absolute path there",
+                f"module: '{module}' is a path on this machine, but the API runs on another; "
+                "use an absolute path on that machine",
                 param="module",
             )
-        brought["module"] = absolute_path(Path(module))
-    return brought
+        adapted["module"] = absolute_path(Path(module))
+    return adapted
 
 
-def _bring_data(data: Json, client: StokerClient, on_upload: OnUpload | None, *, shares_files: bool) -> Json:
-    brought = dict(data)
+def _adapt_data(data: Json, client: StokerClient, on_upload: OnUpload | None, *, shares_files: bool) -> Json:
+    adapted = dict(data)
     for name in ("train", "eval"):
         given = data.get(name)
         paths = [given] if isinstance(given, str) else given
@@ -70,15 +78,15 @@ def _bring_data(data: Json, client: StokerClient, on_upload: OnUpload | None, *,
         if shares_files:
             moved = [absolute_input(path) for path in paths]
         else:
-            uploaded = upload_inputs(brought, paths, client, on_upload)
-            moved, brought = uploaded["path"], {**brought, **_without_path(uploaded)}
-        brought[name] = moved[0] if isinstance(given, str) and len(moved) == 1 else moved
-    return brought
+            uploaded = upload_inputs(adapted, paths, client, on_upload)
+            moved, adapted = uploaded["path"], {**adapted, **_without_path(uploaded)}
+        adapted[name] = moved[0] if isinstance(given, str) and len(moved) == 1 else moved
+    return adapted
 
 
 def _without_path(uploaded: Json) -> Json:
     return {name: value for name, value in uploaded.items() if name != "path"}
 
 
-def _bring_model(model: object, *, shares_files: bool) -> str | None:
+def _adapt_model(model: object, *, shares_files: bool) -> str | None:
     return absolute_model(model) if shares_files else remote_model(model)

@@ -14,7 +14,9 @@ from jobs.db.states import JobState
 from jobs.db.tables import Artifact
 from jobs.errors import Conflict, UserError
 from jobs.ledger import jobs as job_ledger
+from jobs.specs.array_spec import ARRAY
 from jobs.specs.inference import TrainingSpec, parse_spec
+from scheduler.control.sweep_winner import finish_array
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ def finalize_job(db: Database, store: Store, rules: AccessRules, job_id: str) ->
         job = job_ledger.get(session, job_id)
     if job.state != JobState.FINALIZING:
         return
+    if job.kind == ARRAY:  # its children have the results
+        return finish_array(db, store, job)
     try:
         spec = parse_spec(job.spec)
         if isinstance(spec, TrainingSpec):  # its artifacts were recorded with its last step
@@ -57,10 +61,10 @@ def finalize_job(db: Database, store: Store, rules: AccessRules, job_id: str) ->
         ]
         job_ledger.complete(db, job_id, artifacts)
     except Conflict as error:
-        logger.info("finalizing of %s ended: %s", job_id, error)
+        logger.info("stopped finalizing job %s: %s", job_id, error)
     except UserError as error:
-        logger.info("job %s cannot be finalized: %s", job_id, error)
-        hint = f"{error.message}; its results are recorded: `stoker results {job_id} --output FILE`"
+        logger.info("cannot finalize job %s: %s", job_id, error)
+        hint = f"{error.message}; fetch the recorded results with `stoker results {job_id} --output FILE`"
         job_ledger.fail(db, job_id, type(error)(hint, param=error.param))
     else:
         logger.info("job %s is completed", job_id)

@@ -61,7 +61,7 @@ class Leader:
             ServiceUnavailable: The database cannot be reached.
         """
         self._join()
-        asked_at = time.monotonic()
+        sent_at = time.monotonic()
         with self._db.read() as session:  # a standby scheduler must not take SQLite's write lock again and again
             lock = session.get(LeaderLock, _NAME)
             left = 0.0 if lock is None or lock.owner == self.owner else lock.expires_at - session.time()
@@ -79,11 +79,11 @@ class Leader:
             owner, expires_at = session.execute(select(col(LeaderLock.owner), col(LeaderLock.expires_at))).one()
             if owner != self.owner:
                 return max(0.0, float(expires_at) - now)
-        self._held_until = asked_at + self._life_seconds
+        self._held_until = sent_at + self._life_seconds
         self._stopping.clear()
         self._renewer = threading.Thread(target=self._renew_until_lost, name="leader", daemon=True)
         self._renewer.start()
-        logger.info("this scheduler leads (%s)", self.owner)
+        logger.info("this scheduler is the leader (%s)", self.owner)
         return 0.0
 
     def resign(self) -> None:
@@ -100,7 +100,7 @@ class Leader:
                     .values(expires_at=0.0)
                 )
         except ServiceUnavailable as error:
-            logger.warning("the leader lock could not be given back and will run out by itself: %s", error)
+            logger.warning("cannot release the leader lock, which will expire: %s", error)
 
     def _join(self) -> None:
         self._stopping.set()
@@ -111,19 +111,19 @@ class Leader:
     def _renew_until_lost(self) -> None:
         pause_seconds = self._life_seconds / _RENEWALS_PER_LIFE
         while not self._stopping.wait(pause_seconds):
-            asked_at = time.monotonic()
+            sent_at = time.monotonic()
             try:
                 if not self._renew():
                     self._held_until = 0.0
-                    logger.warning("another scheduler leads now; this one waits")
+                    logger.warning("another scheduler is the leader now; this one waits")
                     return
             except ServiceUnavailable as error:
                 if not self.held:
-                    logger.warning("the leader lock ran out while the database was away: %s", error)
+                    logger.warning("the leader lock expired while the database could not be reached: %s", error)
                     return
-                logger.warning("the leader lock could not be renewed yet: %s", error)
+                logger.warning("cannot renew the leader lock yet: %s", error)
                 continue
-            self._held_until = asked_at + self._life_seconds
+            self._held_until = sent_at + self._life_seconds
 
     def _renew(self) -> bool:
         with self._db.write() as session:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import delete, exists, or_, select
+from sqlalchemy import delete, exists, or_, select, tuple_
+from sqlalchemy.orm import aliased
 from sqlmodel import col
 
 from jobs.config.times import DAY_SECONDS, RetentionTimes
-from jobs.data.store import Store, job_prefix
+from jobs.data.store import Store
+from jobs.data.store_keys import job_prefix
 from jobs.db.database import Database
 from jobs.db.states import LIVE_BATCH_STATES, LIVE_JOB_STATES, DeliveryState, JobState
 from jobs.db.tables import (
@@ -19,16 +21,21 @@ from jobs.db.tables import (
     Batch,
     Checkpoint,
     Chunk,
+    Dependency,
     Event,
     Job,
     Lease,
+    LeaseCounts,
     LogLine,
     Metric,
+    Notice,
     ResultRecord,
+    Rung,
     StoredFile,
     WebhookDelivery,
 )
-from jobs.ledger.uploads import uploads_in_use
+from jobs.ledger.accounts.uploads import uploads_in_use
+from jobs.specs.array_spec import ARRAY
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +43,18 @@ _STALE_SECONDS = DAY_SECONDS
 """Age at which a temporary file's writer must be dead, and how long after its end a job may have orphaned parts."""
 _ENDED = tuple(state for state in JobState if state not in LIVE_JOB_STATES)
 _BATCH_ROWS = 5000  # rows deleted in one transaction, so that others do not wait long for the write lock
+_BATCH_JOBS = 200  # jobs whose rows are deleted together
 _ROWS_OF_A_JOB: tuple[tuple[Any, Any], ...] = (
     (ResultRecord, ResultRecord.row_index),
     (Chunk, Chunk.start_row),
+    (Dependency, Dependency.parent_id),
     (Event, Event.id),
     (LogLine, LogLine.id),
+    (Notice, Notice.code),
     (Lease, Lease.id),
     (Artifact, Artifact.name),
     (Metric, Metric.step),
+    (Rung, Rung.step),
     (Checkpoint, Checkpoint.step),
     (Attempt, Attempt.number),
 )
@@ -120,19 +131,31 @@ def _delete_expired_uploads(db: Database, store: Store, times: RetentionTimes) -
 def _delete_old_jobs(db: Database, store: Store, times: RetentionTimes) -> Iterator[str]:
     if times.job_days == 0:
         return
-    old = col(Job.ended_at) < db.now() - times.job_days * DAY_SECONDS
     answered_yet = exists().where(col(Batch.id) == col(Job.batch_id), col(Batch.state).in_(LIVE_BATCH_STATES))
-    with db.read() as session:
-        job_ids = session.scalars(select(col(Job.id)).where(col(Job.state).in_(_ENDED), old, ~answered_yet)).all()
-    for job_id in job_ids:
-        for key in list(store.list(job_prefix(job_id))):
-            store.delete(key)
+    # A child is kept as long as its array, whose retry must know which children completed.
+    array = aliased(Job)
+    has_array = exists().where(col(array.id) == col(Job.parent_id))
+    # An array is kept as long as the one that retries it, whose winner may be among these children.
+    has_retry = exists().where(col(array.retry_of) == col(Job.id), col(Job.kind) == ARRAY)
+    old = (col(Job.ended_at) < db.now() - times.job_days * DAY_SECONDS, ~answered_yet, ~has_array, ~has_retry)
+    some = select(col(Job.id)).where(*old).order_by(col(Job.ended_at), col(Job.id)).limit(_BATCH_JOBS)
+    num_deleted = _BATCH_JOBS
+    while num_deleted == _BATCH_JOBS:
+        with db.read() as session:
+            job_ids = session.scalars(some).all()
+        for job_id in job_ids:
+            for key in list(store.list(job_prefix(job_id))):
+                store.delete(key)
+                yield f"{key} of job {job_id}"
         for table, key_column in _ROWS_OF_A_JOB:
-            while _delete_some(db, table, key_column, job_id) == _BATCH_ROWS:
-                yield f"{_BATCH_ROWS} rows of {table.__tablename__} of job {job_id}"
+            while _delete_some(db, table, key_column, job_ids) >= _BATCH_ROWS:
+                yield f"{_BATCH_ROWS} rows of {table.__tablename__}"
         with db.write() as session:
-            session.execute(delete(Job).where(col(Job.id) == job_id, col(Job.state).in_(_ENDED)))
-        yield f"job {job_id}, which ended more than {times.job_days:g} days ago"
+            num_deleted = session.changed(delete(Job).where(col(Job.id).in_(job_ids), col(Job.state).in_(_ENDED)))
+            # Not before the jobs: the trigger that takes their rows away from the totals needs these sums.
+            session.execute(delete(LeaseCounts).where(col(LeaseCounts.job_id).in_(job_ids)))
+        if num_deleted:
+            yield f"{num_deleted} jobs, which ended more than {times.job_days:g} days ago"
 
 
 def _delete_old_batches(db: Database, _store: Store, times: RetentionTimes) -> Iterator[str]:
@@ -143,11 +166,13 @@ def _delete_old_batches(db: Database, _store: Store, times: RetentionTimes) -> I
     old = col(Batch.created_at) < db.now() - times.job_days * DAY_SECONDS
     with db.read() as session:
         batch_ids = session.scalars(select(col(Batch.id)).where(ended, old)).all()
-    for batch_id in batch_ids:
+    for first in range(0, len(batch_ids), _BATCH_JOBS):
+        some = batch_ids[first : first + _BATCH_JOBS]
+        while _delete_some(db, Event, Event.id, some) >= _BATCH_ROWS:
+            yield f"{_BATCH_ROWS} rows of events"
         with db.write() as session:
-            session.execute(delete(Event).where(col(Event.job_id) == batch_id))
-            session.execute(delete(Batch).where(col(Batch.id) == batch_id, ended))
-        yield f"batch {batch_id}, which was made more than {times.job_days:g} days ago"
+            session.execute(delete(Batch).where(col(Batch.id).in_(some), ended))
+        yield f"{len(some)} batches, which were made more than {times.job_days:g} days ago"
 
 
 def _delete_old_deliveries(db: Database, _store: Store, times: RetentionTimes) -> Iterator[str]:
@@ -164,7 +189,9 @@ def _delete_old_deliveries(db: Database, _store: Store, times: RetentionTimes) -
             yield f"{num_deleted} deliveries of webhooks, which ended more than {times.webhook_days:g} days ago"
 
 
-def _delete_some(db: Database, table: Any, key_column: Any, job_id: str) -> int:
-    some = select(key_column).where(table.job_id == job_id).limit(_BATCH_ROWS)
+def _delete_some(db: Database, table: Any, key_column: Any, job_ids: Sequence[str]) -> int:
+    """Delete at most `_BATCH_ROWS` rows of these jobs or batches."""
+    key = tuple_(table.job_id, key_column)
+    some = select(table.job_id, key_column).where(table.job_id.in_(job_ids)).limit(_BATCH_ROWS)
     with db.write() as session:
-        return session.changed(delete(table).where(table.job_id == job_id, key_column.in_(some)))
+        return session.changed(delete(table).where(table.job_id.in_(job_ids), key.in_(some)))

@@ -30,7 +30,7 @@ class _Failure:
 class RetryPool:
     """Processes the jobs it is offered, each in at most one thread at a time.
 
-    It keeps no state that matters: an unfinished job is simply offered again at the next sweep, by this scheduler or
+    It keeps no state that matters: an unfinished job is simply offered again in the next round, by this scheduler or
     its successor. So its threads may be cut off at any point.
     """
 
@@ -104,7 +104,7 @@ class RetryPool:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                logger.warning("%s is cut off in the middle of a job, which will be processed again", self._name)
+                logger.warning("%s was stopped during a job, which will be processed again", self._name)
 
     def _run(self) -> None:
         while (job_id := self._waiting.get()) is not None and not self._closed:
@@ -128,12 +128,12 @@ class RetryPool:
         except Exception:  # an edge: a bug in one job must not stop the others
             logger.exception("%s of %s failed", self._name, job_id)
             failure.faults += 1
-            cause = StokerError(f"an internal error stops this job ({self._name}); see the log")
+            cause = StokerError(f"an internal error stopped this job ({self._name}); see the scheduler's log")
             cause.retryable = failure.faults < _MOST_FAULTS
         verdict = decide(cause, failure.tries, self._retry_policy)
         try:
             if isinstance(verdict, GiveUp):
-                logger.error("%s of %s was given up: %s", self._name, job_id, verdict.reason)
+                logger.error("gave up %s of %s: %s", self._name, job_id, verdict.reason)
                 self._on_give_up(job_id, cause)
                 return True
             logger.warning("%s of %s will be retried in %.1f s: %s", self._name, job_id, verdict.delay_seconds, cause)
@@ -141,9 +141,9 @@ class RetryPool:
                 self._on_failure(job_id, cause)
                 failure.reason = cause.message
         except ServiceUnavailable as error:
-            logger.warning("%s of %s: its failure could not be recorded yet: %s", self._name, job_id, error)
+            logger.warning("%s of %s: cannot record the failure yet: %s", self._name, job_id, error)
         except Exception:  # the same edge: this thread must go on for the other jobs
-            logger.exception("%s of %s: its failure could not be recorded", self._name, job_id)
+            logger.exception("%s of %s: cannot record the failure", self._name, job_id)
         pause_seconds = verdict.delay_seconds if isinstance(verdict, RetryAt) else self._retry_policy.max_seconds
         failure.retry_at = time.monotonic() + pause_seconds
         with self._lock:

@@ -7,28 +7,31 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 
 from celery import Celery
-from sqlalchemy import exists, select
-from sqlalchemy.orm import aliased
+from sqlalchemy import Select, bindparam, select
 from sqlmodel import col
 
 from jobs.config.settings import Settings
 from jobs.data.store import Store
 from jobs.db.database import Database
-from jobs.db.states import LIVE_JOB_STATES, JobState
+from jobs.db.states import JobState
 from jobs.db.tables import Job
 from jobs.errors import ServiceUnavailable, StokerError
-from jobs.ledger import batch_ends, batches, webhooks
 from jobs.ledger import jobs as job_ledger
-from jobs.queue import Doorbell
-from jobs.retries import ENDLESS, Backoff, RetryPolicy
-from scheduler.control.dispatcher import dispatch
+from jobs.ledger.accounts import totals
+from jobs.ledger.groups import arrays, batch_ends, batches, crons
+from jobs.ledger.records import webhooks
+from jobs.queue import Doorbell, Ring
+from jobs.retries import ENDLESS, RetryPolicy
+from scheduler.control.cron import fire_cron, skip_cron
+from scheduler.control.dispatch.dispatcher import dispatch
+from scheduler.control.duties import Duty, Lane
 from scheduler.control.finalizer import finalize_job
+from scheduler.control.forecaster import Forecaster
 from scheduler.control.leader import Leader
-from scheduler.control.planner import plan_job
+from scheduler.control.planning.arrays import fill_array, plan_any
 from scheduler.control.reaper import reap
 from scheduler.control.retention import retain
 from scheduler.control.retry_pool import RetryPool
@@ -37,32 +40,18 @@ from scheduler.openai.lifecycle import abort_batch, finish_batch, read_batch, re
 
 logger = logging.getLogger(__name__)
 
+_DUTIES = "duties"  # name of the lane of all duties that neither free nor fill slots
 _PLANNERS = 3  # so that one huge input does not delay small jobs
 _FINALIZERS = 2
 _SENDERS = 8  # receivers that are contacted at once
 _CUT_OFF_SECONDS = 1.0  # time for running deliveries at shutdown; interrupted ones are sent again
 _MOST_PLANNINGS = 20  # tries over about a quarter of an hour before a job with an unreachable input fails
 _LAST_TRY = 3  # tries of retention before it waits for its next turn
-_ENQUEUED_AT_ONCE = 200  # jobs enqueued at a sweep, the most urgent first
+_ENQUEUED_AT_ONCE = 200  # jobs enqueued in a round, the most urgent first
+_MERGE_SECONDS = 10.0  # between two looks whether the totals of jobs have many rows
 _RETENTION_SECONDS = 3600.0
 _FIRST_RETENTION_SECONDS = 60.0  # after becoming leader; jobs come first
-_LOOKS_PER_LIFE = 4  # how often per life of the leader lock a standby checks it
-_LONGEST_PAUSE_SECONDS = 30.0  # longest pause of a duty that keeps failing
-
-
-@dataclass(slots=True)
-class _Duty:
-    """Something that the leader does periodically."""
-
-    name: str
-    run: Callable[[], object]
-    every_seconds: float
-    on_wake: bool
-    """Whether a wake-up triggers it at once."""
-    due_at: float = 0.0
-    """Time of the next run, monotonic seconds."""
-    failures: int = 0
-    """Number of failures in a row."""
+_CHECKS_PER_LIFE = 4  # how often per life of the leader lock a standby checks it
 
 
 class Service:
@@ -83,7 +72,10 @@ class Service:
         self._doorbell = Doorbell(settings)
         self._leader = Leader(database, leader_seconds=settings.leader_seconds)
         self._stopping = threading.Event()
+        self._resting = threading.Event()  # set while no scheduling pass runs
+        self._resting.set()
         self._thread: threading.Thread | None = None
+        self._lanes: dict[str, Lane] = {}
 
     @property
     def leads(self) -> bool:
@@ -123,75 +115,93 @@ class Service:
         try:
             left_seconds = self._leader.acquire()
         except ServiceUnavailable as error:
-            logger.warning("the database cannot be reached, so no scheduler can lead: %s", error)
-            return self._settings.leader_seconds / _LOOKS_PER_LIFE
+            logger.warning("cannot reach the database, so this scheduler cannot become the leader: %s", error)
+            return self._settings.leader_seconds / _CHECKS_PER_LIFE
         except Exception:  # the service's outermost loop: a scheduler that ended would leave every job waiting
-            logger.exception("this scheduler cannot find out whether it leads")
+            logger.exception("cannot find out whether this scheduler is the leader")
             return self._settings.leader_seconds
-        return min(left_seconds, self._settings.leader_seconds / _LOOKS_PER_LIFE)
+        return min(left_seconds, self._settings.leader_seconds / _CHECKS_PER_LIFE)
 
     def _lead(self) -> None:
-        with ExitStack() as pools:
-            duties = self._duties(pools)
-            woken = True
+        with ExitStack() as running:
+            self._lanes = self._make_lanes(running)
+            for lane in self._lanes.values():
+                lane.start()
+                running.callback(lane.stop)
             while self._is_wanted():
-                self._do(duties, woken=woken)
-                now = time.monotonic()
-                next_due = min(duty.due_at for duty in duties)
-                woken = self._doorbell.wait(max(0.0, next_due - now))
+                match self._doorbell.wait(self._settings.sweep_seconds):
+                    case Ring.SLOTS:
+                        self._wake_lanes()
+                    case Ring.SUBMISSION:
+                        self._wake_duties()
+
+    def _wake_lanes(self) -> None:
+        for lane in self._lanes.values():
+            lane.wake()
+
+    def _wake_duties(self) -> None:
+        """Wake the lane of the other duties. It suffices for what neither frees a slot nor needs one."""
+        if _DUTIES in self._lanes:
+            self._lanes[_DUTIES].wake()
 
     def _is_wanted(self) -> bool:
         return not self._stopping.is_set() and self._leader.held
 
-    def _do(self, duties: list[_Duty], *, woken: bool) -> None:
-        for duty in duties:
-            is_due = time.monotonic() >= duty.due_at
-            if not is_due and not (woken and duty.on_wake and not duty.failures):
-                continue
-            if not self._is_wanted():
-                return
-            try:
-                duty.run()
-            except ServiceUnavailable as error:
-                duty.failures += 1
-                logger.warning("%s: %s", duty.name, error)
-            except Exception:  # the service's duty loop: one duty's fault must not stop the others
-                duty.failures += 1
-                logger.exception("%s failed", duty.name)
-            else:
-                duty.failures = 0
-            pause_seconds = duty.every_seconds
-            if duty.failures:
-                backoff = Backoff(self._settings.sweep_seconds, max(pause_seconds, _LONGEST_PAUSE_SECONDS))
-                pause_seconds = backoff.delay_seconds(duty.failures)
-            duty.due_at = time.monotonic() + pause_seconds
-
     # -- the duties
 
-    def _duties(self, pools: ExitStack) -> list[_Duty]:
-        """The duties in the order in which they run: those that free slots, those that fill slots, then the rest."""
-        settings, db, app = self._settings, self._db, self._app
+    def _make_lanes(self, pools: ExitStack) -> dict[str, Lane]:
+        """The lanes, by name: what frees slots, what fills slots, and the rest. None of them waits for another."""
+        settings, db = self._settings, self._db
         planning, finalizing, cleaning = self._job_pools(pools)
-        intake, answers = self._batch_pools(pools)
+        intake, outputs = self._batch_pools(pools)
         sending = self._webhook_pool(pools)
+        firing = self._cron_pool(pools)
+        forecaster = pools.enter_context(
+            Forecaster(db, settings, settings.projects, self._is_wanted, resting=self._resting)
+        )
+        fill = partial(fill_array, db, self._store, settings, is_wanted=self._is_wanted)
+        making = self._pool("array", fill, 1, max_tries=ENDLESS)
+        pools.callback(making.close, settings.grace_seconds)
+        enqueue = partial(
+            self._enqueue,
+            planning=planning, finalizing=finalizing, making=making, intake=intake, outputs=outputs, sending=sending,
+        )  # fmt: skip
         sweep_seconds = settings.sweep_seconds
         first = time.monotonic() + _FIRST_RETENTION_SECONDS
-        return [
-            _Duty("reaping", lambda: reap(db, app, settings), sweep_seconds, on_wake=False),
-            _Duty("dispatching", lambda: dispatch(db, app, settings), sweep_seconds, on_wake=True),
-            _Duty("enqueueing jobs", lambda: self._enqueue_jobs(planning, finalizing), sweep_seconds, on_wake=True),
-            _Duty("batches", lambda: self._enqueue_batches(intake, answers), sweep_seconds, on_wake=True),
-            _Duty("webhooks", lambda: self._enqueue_webhooks(sending), sweep_seconds, on_wake=True),
-            _Duty("retention", lambda: cleaning.offer(["old"]), _RETENTION_SECONDS, on_wake=False, due_at=first),
-        ]  # fmt: skip
+        freeing = [Duty("reaping", self._reap, sweep_seconds, on_wake=False)]
+        filling = [Duty("dispatching", self._dispatch, sweep_seconds, on_wake=True)]
+        rest = [
+            Duty("enqueueing", enqueue, sweep_seconds, on_wake=True),
+            Duty("cron", lambda: self._enqueue_crons(firing), sweep_seconds, on_wake=False),
+            Duty("forecasts", forecaster.wake_if_due, sweep_seconds, on_wake=False),
+            Duty("merging totals", lambda: totals.merge(db), _MERGE_SECONDS, on_wake=False),
+            Duty("retention", lambda: cleaning.offer(["old"]), _RETENTION_SECONDS, on_wake=False, due_at=first),
+        ]
+        return {
+            name: Lane(name, duties, first_pause_seconds=sweep_seconds, is_wanted=self._is_wanted)
+            for name, duties in (("reaper", freeing), ("dispatcher", filling), (_DUTIES, rest))
+        }
+
+    def _dispatch(self) -> None:
+        self._resting.clear()
+        try:
+            dispatch(self._db, self._app, self._settings, self._settings.projects)
+        finally:
+            self._resting.set()
+
+    def _reap(self) -> None:
+        if reap(self._db, self._app, self._settings):
+            self._wake_lanes()
 
     def _job_pools(self, stack: ExitStack) -> tuple[RetryPool, RetryPool, RetryPool]:
         """Pools for planning, finalizing and retention, which may take long; closed with the stack."""
         settings = self._settings
         parts = (self._db, self._store, settings)
-        plan = partial(plan_job, *parts, is_wanted=self._is_wanted)
+        plan = partial(plan_any, *parts, is_wanted=self._is_wanted)
         clean = partial(retain, *parts, is_wanted=self._is_wanted)
-        planning = self._pool("planning", plan, _PLANNERS, max_tries=_MOST_PLANNINGS)
+        planning = self._pool(
+            "planning", plan, _PLANNERS, max_tries=_MOST_PLANNINGS, on_done=self._wake_lanes
+        )  # a planned job needs a slot
         # Never given up: all results are computed, and only the store, disk or database has to come back.
         finalizing = self._pool("finalizing", partial(finalize_job, *parts), _FINALIZERS, max_tries=ENDLESS)
         cleaning = RetryPool(
@@ -214,10 +224,10 @@ class Service:
         reject, abort = partial(reject_batch, self._db), partial(abort_batch, self._db)
         intake = self._pool("batch intake", read, _PLANNERS, max_tries=_MOST_PLANNINGS, on_give_up=reject)
         write = partial(finish_batch, *parts)
-        answers = self._pool("batch answers", write, _FINALIZERS, max_tries=ENDLESS, on_give_up=abort)
-        for pool in (intake, answers):
+        outputs = self._pool("batch output", write, _FINALIZERS, max_tries=ENDLESS, on_give_up=abort)
+        for pool in (intake, outputs):
             stack.callback(pool.close, self._settings.grace_seconds)
-        return intake, answers
+        return intake, outputs
 
     def _webhook_pool(self, stack: ExitStack) -> RetryPool:
         """Pool for sending webhooks, one receiver per thread, so that an unreachable one does not delay others."""
@@ -234,6 +244,21 @@ class Service:
         stack.callback(sending.close, min(_CUT_OFF_SECONDS, settings.grace_seconds))
         return sending
 
+    def _cron_pool(self, stack: ExitStack) -> RetryPool:
+        """Pool for submitting the jobs of cron entries, whose checks may read files; closed with the stack."""
+        settings = self._settings
+        firing = RetryPool(
+            "cron",
+            partial(fire_cron, self._db, self._store, settings),
+            num_threads=1,
+            retry_policy=RetryPolicy(_MOST_PLANNINGS, settings.retry_seconds, settings.retry_max_seconds),
+            on_failure=_only_logged,
+            on_give_up=partial(skip_cron, self._db),
+            on_done=self._wake_duties,
+        )
+        stack.callback(firing.close, settings.grace_seconds)
+        return firing
+
     def _pool(
         self,
         name: str,
@@ -242,6 +267,7 @@ class Service:
         *,
         max_tries: int,
         on_give_up: Callable[[str, StokerError], None] | None = None,
+        on_done: Callable[[], None] | None = None,
     ) -> RetryPool:
         return RetryPool(
             name,
@@ -250,7 +276,7 @@ class Service:
             retry_policy=RetryPolicy(max_tries, self._settings.retry_seconds, self._settings.retry_max_seconds),
             on_failure=partial(self._note_failure, name),
             on_give_up=on_give_up or self._fail,
-            on_done=self._doorbell.wake,
+            on_done=on_done or self._wake_duties,
         )
 
     def _note_failure(self, name: str, job_id: str, error: StokerError) -> None:
@@ -260,34 +286,57 @@ class Service:
     def _fail(self, job_id: str, error: StokerError) -> None:
         job_ledger.fail(self._db, job_id, error)
 
-    def _enqueue_jobs(self, planning: RetryPool, finalizing: RetryPool) -> None:
-        """Enqueue the jobs to plan or finalize, the most urgent first."""
-        pools = {JobState.VALIDATING: planning, JobState.FINALIZING: finalizing}
-        training = aliased(Job)
-        waits = exists().where(col(training.id) == col(Job.waits_for), col(training.state).in_(LIVE_JOB_STATES))
-        urgent = (
-            select(col(Job.id), col(Job.state))
-            .where(col(Job.state).in_(pools), ~waits)
-            .order_by(col(Job.priority), col(Job.created_at), col(Job.id))
-            .limit(_ENQUEUED_AT_ONCE + sum(pool.num_waiting for pool in pools.values()))
-        )
-        with self._db.read() as session:
-            rows = session.execute(urgent).all()
-        for state, pool in pools.items():
-            pool.offer(row.id for row in rows if row.state == state)
+    def _enqueue(
+        self,
+        *,
+        planning: RetryPool,
+        finalizing: RetryPool,
+        making: RetryPool,
+        intake: RetryPool,
+        outputs: RetryPool,
+        sending: RetryPool,
+    ) -> None:
+        """Enqueue what waits: jobs to plan or finalize, arrays that need children, batches, and due webhooks.
 
-    def _enqueue_batches(self, intake: RetryPool, answers: RetryPool) -> None:
-        """Enqueue the batches to read or answer, the oldest first."""
+        Everything is read in one transaction, since this runs several times for each job.
+        """
         with self._db.read() as session:
-            new, ended = batches.to_take_in(session), batch_ends.to_finish(session)
-        intake.offer(new)
-        answers.offer(ended)
-
-    def _enqueue_webhooks(self, sending: RetryPool) -> None:
-        """Enqueue the webhooks with due deliveries, the one that has waited longest first."""
-        with self._db.read() as session:
+            now = session.time()
+            to_plan, to_finalize = (
+                session.scalars(_URGENT, {"state": state, "now": now, "most": _ENQUEUED_AT_ONCE + num_waiting}).all()
+                for state, num_waiting in (
+                    (JobState.VALIDATING, planning.num_waiting),
+                    (JobState.FINALIZING, finalizing.num_waiting),
+                )
+            )
+            arrays_to_fill = arrays.to_fill(session)
+            new_batches, ended_batches = batches.to_validate(session), batch_ends.to_finish(session)
             due = webhooks.due(session)
+        planning.offer(to_plan)
+        finalizing.offer(to_finalize)
+        making.offer(arrays_to_fill)
+        intake.offer(new_batches)
+        outputs.offer(ended_batches)
         sending.offer(due)
+
+    def _enqueue_crons(self, firing: RetryPool) -> None:
+        """Enqueue the cron entries whose time has come."""
+        with self._db.read() as session:
+            due = crons.due(session)
+        firing.offer(due)
+
+
+def _build_urgent() -> Select[str]:
+    return (
+        select(col(Job.id))
+        .where(col(Job.state) == bindparam("state"), col(Job.ready_at) <= bindparam("now"))
+        .order_by(col(Job.priority), col(Job.ready_at), col(Job.id))
+        .limit(bindparam("most"))
+    )
+
+
+_URGENT = _build_urgent()
+"""The jobs to plan or finalize, by their state. Built once, since the scheduler asks at every wake-up."""
 
 
 def _only_logged(_name: str, _error: StokerError) -> None:

@@ -23,8 +23,8 @@ from jobs.config.addresses import Address, find_addresses
 from jobs.config.times import WebhookTimes
 from jobs.db.database import Database
 from jobs.errors import Conflict, MachineError, StokerError, UserError
-from jobs.ledger import webhooks
-from jobs.ledger.webhooks import SECRET_PREFIX, Sending
+from jobs.ledger.records import webhooks
+from jobs.ledger.records.webhooks import SECRET_PREFIX, Sending
 from jobs.retries import RetryPolicy
 from scheduler.admin.version import version
 
@@ -127,11 +127,11 @@ def send(sending: Sending, times: WebhookTimes) -> int:
     try:
         status_code = asyncio.run(_post(url, addresses, headers, body, timeout_seconds=timeout_seconds))
     except (TimeoutError, httpx.TimeoutException) as error:
-        raise Undelivered(f"no answer in {timeout_seconds:g} s") from error
+        raise Undelivered(f"no response in {timeout_seconds:g} s") from error
     except httpx.HTTPError as error:
-        raise Undelivered(f"no answer: {_reason(error)}") from error
+        raise Undelivered(f"no response: {_reason(error)}") from error
     if not 200 <= status_code < 300:
-        raise Undelivered(f"answered {status_code}", status_code=status_code)
+        raise Undelivered(f"HTTP status {status_code}", status_code=status_code)
     return status_code
 
 
@@ -162,7 +162,7 @@ async def _post(
     """
     tried = addresses[:_MOST_ADDRESSES]
     timeout = httpx.Timeout(timeout_seconds, connect=timeout_seconds / len(tried))
-    asked = {"sni_hostname": _host(url)} if _is_name(url) else {}  # the name that the certificate must be for
+    extensions = {"sni_hostname": _host(url)} if _is_name(url) else {}  # the name that the certificate must be for
     async with (
         asyncio.timeout(timeout_seconds),
         httpx.AsyncClient(verify=_tls(), timeout=timeout, trust_env=False, follow_redirects=False) as client,
@@ -174,15 +174,15 @@ async def _post(
                 url.copy_with(host=str(address)),
                 headers={"Host": url.netloc.decode("ascii"), **headers},
                 content=body,
-                extensions=asked,
+                extensions=extensions,
             )
             try:
-                answer = await client.send(request, stream=True)
+                response = await client.send(request, stream=True)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 failure = error
             else:
-                await answer.aclose()
-                return answer.status_code
+                await response.aclose()
+                return response.status_code
         raise failure
 
 
@@ -201,11 +201,13 @@ def _reason(error: Exception) -> str:
         case ssl.SSLCertVerificationError():
             return f"its certificate is not valid: {cause.verify_message.rstrip('.')}"
         case ssl.SSLError():
-            return f"no TLS: {cause.reason or 'it broke off'}"
+            return f"TLS failed: {cause.reason or 'the connection was lost'}"
         case OSError() if cause.errno:
             return os.strerror(cause.errno).lower()
     return (
-        "what came was no HTTP answer" if isinstance(error, httpx.RemoteProtocolError) else "the connection broke off"
+        "the receiver does not speak HTTP"
+        if isinstance(error, httpx.RemoteProtocolError)
+        else "the connection was lost"
     )
 
 
@@ -214,17 +216,17 @@ def _reason(error: Exception) -> str:
 
 def _parse(url: str) -> httpx.URL:
     if len(url) > LONGEST_URL:
-        raise UserError(f"has more than {LONGEST_URL} characters")
+        raise UserError(f"must have at most {LONGEST_URL} characters")
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise UserError(f"is not a URL: {error}") from error
+        raise UserError(f"must be a URL: {error}") from error
     if parsed.scheme not in _PORTS or not parsed.raw_host:
-        raise UserError("must be a URL that begins with http:// or https:// and a host")
+        raise UserError("must begin with http:// or https:// and a host")
     if not 0 < _port(parsed) < 2**16:
         raise UserError("must have a port between 1 and 65535, or none")
     if parsed.userinfo:
-        raise UserError("must not hold a user or a password; deliveries are known by their signature")
+        raise UserError("must not contain a user or a password; receivers can check the signature instead")
     return parsed
 
 

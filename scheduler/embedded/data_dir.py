@@ -10,7 +10,7 @@ from jobs.config.locations import Locations
 from jobs.errors import Conflict, InvalidSpec, ServiceUnavailable
 
 _PROBE_SECONDS = 0.2  # `is_running` in another process may hold the lock for a moment
-MAKE_ROOM = "make room there, or name another data directory with --data-dir"
+MAKE_ROOM = "free some space there, or choose another data directory with --data-dir"
 """Advice for a full disk."""
 
 
@@ -28,9 +28,9 @@ def make_data_dir(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidSpec(f"the data directory {path} cannot be made: {error.strerror}", param="data_dir") from error
+        raise InvalidSpec(f"cannot create the data directory {path}: {error.strerror}", param="data_dir") from error
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise InvalidSpec(f"the data directory {path} cannot be written to: permission denied", param="data_dir")
+        raise InvalidSpec(f"cannot write to the data directory {path}: permission denied", param="data_dir")
 
 
 class StackLock:
@@ -40,12 +40,12 @@ class StackLock:
         self._owner: int | None = None
         self._parts: int | None = None
 
-    def take(self, locations: Locations, *, patience_seconds: float) -> None:
+    def take(self, locations: Locations, *, wait_seconds: float) -> None:
         """Take both locks.
 
         Args:
             locations: Their data directory is locked.
-            patience_seconds: How long to wait for the processes of an earlier, killed stack to end.
+            wait_seconds: How long to wait for the processes of an earlier, killed stack to end.
 
         Raises:
             AlreadyRunning: Another stack holds the data directory.
@@ -57,9 +57,9 @@ class StackLock:
                 raise AlreadyRunning(_already_running(locations.data_dir))
             os.ftruncate(self._owner, 0)  # remove the URL of a killed stack
             self._parts = _open_lock(locations.data_dir / "parts.lock")
-            if not locks.take_within(self._parts, patience_seconds):
+            if not locks.take_within(self._parts, wait_seconds):
                 raise ServiceUnavailable(
-                    f"processes of an earlier stack on {locations.data_dir} do not end; end them, then try again"
+                    f"processes of an earlier stack on {locations.data_dir} still run; stop them, then try again"
                 )
         except BaseException:
             self.give_back()
@@ -84,7 +84,7 @@ class StackLock:
         self._owner = self._parts = None
 
 
-class Use:
+class StackUseLock:
     """Marks a command as a user of a data directory's stack, so that whoever started the stack keeps it alive."""
 
     def __init__(self, data_dir: Path) -> None:
@@ -95,16 +95,16 @@ class Use:
         make_data_dir(data_dir)
         self._descriptor = _open_lock(data_dir / "use.lock")
 
-    def begin(self) -> None:
+    def share(self) -> None:
         """Count as a user from now on. Waits while a stack is being stopped."""
         locks.share(self._descriptor)
 
-    def try_end_all(self) -> bool:
-        """Return whether no other command uses the stack. If so, none can begin to until `close`."""
+    def try_take(self) -> bool:
+        """Return whether no other command uses the stack. If so, none can start to use it until `close`."""
         return locks.try_take(self._descriptor)
 
-    def end_all(self) -> None:
-        """Wait until no other command uses the stack. Then none can begin to until `close`."""
+    def take(self) -> None:
+        """Wait until no other command uses the stack. Then none can start to use it until `close`."""
         locks.take(self._descriptor)
 
     def close(self) -> None:
@@ -142,4 +142,4 @@ def _open_lock(path: Path) -> int:
     try:
         return locks.open_lock(path)
     except OSError as error:
-        raise InvalidSpec(f"'{path}' cannot be opened: {error.strerror}", param="data_dir") from error
+        raise InvalidSpec(f"cannot open '{path}': {error.strerror}", param="data_dir") from error

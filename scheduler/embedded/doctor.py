@@ -21,11 +21,12 @@ from sqlalchemy.exc import DBAPIError
 
 from jobs import queue
 from jobs.config.locations import Locations
-from jobs.config.settings import Settings
+from jobs.config.settings import ApiAddress
 from jobs.data.store import Store
 from jobs.db import migrations
 from jobs.db.database import Database
 from jobs.errors import ServiceUnavailable, StokerError
+from jobs.specs.packages import PACKAGES
 from scheduler.admin.schema import is_missing, read_revision
 from scheduler.client.connection import ApiError
 from scheduler.client.http_client import StokerClient
@@ -37,10 +38,6 @@ _LOW_DISK_BYTES = 10 * 2**30
 _NO_DISK_BYTES = 2**30
 _SKEW_SECONDS = 2.0
 _LIBRARIES = ("torch", "transformers", "celery")
-_OPTIONAL = {
-    "av": "for films and for sounds that are no plain WAV files (pip install 'stoker[audio]')",
-    "torchvision": "for mask-generation and some models of images (the build that belongs to the installed torch)",
-}
 _SHARED_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "lustre", "ceph", "glusterfs", "beegfs"}
 
 
@@ -59,7 +56,7 @@ class Finding:
         return asdict(self)
 
 
-def diagnose(settings: Settings, *, api_url: str, api_key: str) -> list[Finding]:
+def diagnose(settings: ApiAddress, *, api_url: str, api_key: str) -> list[Finding]:
     """Run all checks.
 
     Args:
@@ -98,12 +95,16 @@ def _check_versions() -> Iterator[Finding]:
             yield Finding(name, "ok", f"{name} {found}")
         else:
             wanted = f"{name}{requirement.specifier}"
-            yield Finding(name, "fail", f"{name} {found} does not fit ({wanted})", f"pip install '{wanted}'")
-    for name, use in _OPTIONAL.items():
+            yield Finding(
+                name, "fail", f"{name} {found} is not supported; Stoker needs {wanted}", f"pip install '{wanted}'"
+            )
+    for package in PACKAGES:
+        name = package.distribution
         try:
             yield Finding(name, "ok", f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "ok", f"{name} is not installed; it is needed on workers only, {use}")
+            missing = f"{name} is not installed; only workers need it, {package.use} ({package.install})"
+            yield Finding(name, "ok", missing)
 
 
 def _requirements() -> dict[str, Requirement]:
@@ -119,17 +120,17 @@ def _requirements() -> dict[str, Requirement]:
 def _check_data_dir(path: Path, key: Path) -> Iterator[Finding]:
     name = "data directory"
     if not path.exists():
-        yield Finding(name, "ok", f"{path} is not there yet; `stoker up` makes it")
+        yield Finding(name, "ok", f"{path} does not exist yet; `stoker up` creates it")
         return
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        yield Finding(name, "fail", f"{path} cannot be written to", f"own it, or name another with --data-dir: {path}")
+        yield Finding(name, "fail", f"cannot write to {path}", "change its owner, or choose another with --data-dir")
         return
     if path.stat().st_mode & 0o077:
-        yield Finding(name, "warn", f"{path} is open to other users", f"chmod 700 {path}")
+        yield Finding(name, "warn", f"other users can access {path}", f"chmod 700 {path}")
     else:
         yield Finding(name, "ok", str(path))
     if key.exists() and key.stat().st_mode & 0o077:
-        yield Finding("local key", "fail", f"{key} can be read by other users", f"chmod 600 {key}")
+        yield Finding("local key", "fail", f"other users can read {key}", f"chmod 600 {key}")
 
 
 def _check_disk(path: Path) -> Iterator[Finding]:
@@ -137,7 +138,7 @@ def _check_disk(path: Path) -> Iterator[Finding]:
     free_bytes = shutil.disk_usage(there).free
     message = f"{free_bytes / 2**30:.1f} GiB free at {there}"
     if free_bytes < _NO_DISK_BYTES:
-        yield Finding("disk", "fail", message, "free some space, or name another place with --data-dir")
+        yield Finding("disk", "fail", message, "free some space, or choose another place with --data-dir")
     elif free_bytes < _LOW_DISK_BYTES:
         yield Finding("disk", "warn", message, "large jobs may not fit; free some space")
     else:
@@ -153,19 +154,19 @@ def _check_database(locations: Locations) -> Iterator[Finding]:
         return
     try:
         if is_missing(database):
-            yield Finding(name, "ok", f"{database.url.database} is not there yet; `stoker up` makes it")
+            yield Finding(name, "ok", f"{database.url.database} does not exist yet; `stoker up` creates it")
             return
         database.ping()
-        yield Finding(name, "ok", f"{database.url.render_as_string(hide_password=True)} answers")
+        yield Finding(name, "ok", f"{database.url.render_as_string(hide_password=True)} responds")
         yield from _check_schema(database)
         if database.is_sqlite:
             yield from _check_sqlite(database)
         yield from _check_clock(database)
     except ServiceUnavailable as error:
         where = locations.resolved_database_url if database.is_sqlite else "the server that STOKER_DATABASE_URL names"
-        yield Finding(name, "fail", error.message, f"make sure that {where} is up and that this user may use it")
+        yield Finding(name, "fail", error.message, f"check that {where} is running and that this user has access")
     except DBAPIError as error:
-        yield Finding(name, "fail", f"it cannot be used: {error.orig}", "see whether it is a database of Stoker's")
+        yield Finding(name, "fail", f"cannot use it: {error.orig}", "check that it is a database of Stoker")
     finally:
         database.close()
 
@@ -173,16 +174,18 @@ def _check_database(locations: Locations) -> Iterator[Finding]:
 def _check_schema(database: Database) -> Iterator[Finding]:
     revision, needed = read_revision(database), migrations.head()
     if revision == needed:
-        yield Finding("schema", "ok", f"at {revision}")
+        yield Finding("schema", "ok", f"revision {revision}")
     else:
-        yield Finding("schema", "fail", f"at {revision or 'nothing'}, needed is {needed}", "run `stoker db upgrade`")
+        yield Finding(
+            "schema", "fail", f"revision {revision or 'none'}; this version needs {needed}", "run `stoker db upgrade`"
+        )
 
 
 def _check_sqlite(database: Database) -> Iterator[Finding]:
     with database.read() as session:
         mode = str(session.execute(text("PRAGMA journal_mode")).scalar_one())
     if mode != "wal":
-        yield Finding("journal", "fail", f"SQLite's journal mode is {mode}, not wal", "use a local disk for the data")
+        yield Finding("journal", "fail", f"SQLite's journal mode is {mode}, not wal", "move --data-dir to a local disk")
     path = Path(database.url.database or "")
     file_system = _file_system(path)
     if file_system in _SHARED_FILE_SYSTEMS:
@@ -201,11 +204,10 @@ def _check_clock(database: Database) -> Iterator[Finding]:
     with database.read() as session:
         theirs = session.time()
     ahead_seconds = theirs - (before + time.time()) / 2
-    message = (
-        f"the database's is {abs(ahead_seconds):.1f} s {'ahead of' if ahead_seconds > 0 else 'behind'} this host's"
-    )
+    direction = "ahead of" if ahead_seconds > 0 else "behind"
+    message = f"the database's clock is {abs(ahead_seconds):.1f} s {direction} this host's"
     if abs(ahead_seconds) > _SKEW_SECONDS:
-        yield Finding("clock", "warn", message, "run NTP on both; decisions go by the database's, logs by the host's")
+        yield Finding("clock", "warn", message, "run NTP on both hosts; Stoker decides by the database's clock")
     else:
         yield Finding("clock", "ok", message)
 
@@ -217,18 +219,18 @@ def _check_redis(locations: Locations, *, running: bool) -> Iterator[Finding]:
             info = client.info("server")
             refused = queue.trouble(client)
             if refused is None:
-                yield Finding(name, "ok", f"Redis {info['redis_version']} answers")
+                yield Finding(name, "ok", f"Redis {info['redis_version']} responds")
             else:
-                remedy = "free its memory or disk, or name the server that takes writes; until then jobs wait"
+                remedy = "free memory or disk on its host, or set STOKER_REDIS_URL to the primary; until then jobs wait"
                 yield Finding(name, "fail", f"Redis {info['redis_version']} {refused}", remedy)
             yield from _check_redis_options(client)
     except (redis.RedisError, OSError, ValueError) as error:
         if locations.redis_url:
-            remedy = "start it, or correct STOKER_REDIS_URL; jobs are kept, but they wait"
-            yield Finding(name, "fail", f"it does not answer: {error}", remedy)
+            remedy = "start Redis, or correct STOKER_REDIS_URL; until then jobs wait"
+            yield Finding(name, "fail", f"Redis does not respond: {error}", remedy)
         elif running:
-            remedy = f"see {locations.data_dir / 'logs' / 'redis.log'}; `stoker up` starts it again by itself"
-            yield Finding(name, "fail", f"the embedded one does not answer: {error}", remedy)
+            remedy = f"see {locations.data_dir / 'logs' / 'redis.log'}; `stoker up` restarts it automatically"
+            yield Finding(name, "fail", f"the embedded Redis does not respond: {error}", remedy)
         else:
             yield from _check_redis_binary()
 
@@ -244,18 +246,18 @@ def _check_redis_options(client: redis.Redis) -> Iterator[Finding]:
     try:
         options = {name: _config(client, name) for name in ("appendonly", "maxmemory-policy")}
     except redis.RedisError:
-        yield Finding("redis options", "warn", "they may not be read here (CONFIG is forbidden)", "ask who runs it")
+        yield Finding("redis options", "warn", "cannot read them (CONFIG is forbidden)", "ask the operator of Redis")
         return
     wrong = False
     if options.get("appendonly") != "yes":
         wrong = True
-        remedy = "CONFIG SET appendonly yes; without it a restart of Redis delays jobs, though none is lost"
-        yield Finding("redis options", "warn", "it keeps no append-only file", remedy)
+        remedy = "CONFIG SET appendonly yes; otherwise a restart of Redis delays jobs (no job is lost)"
+        yield Finding("redis options", "warn", "the append-only file is off", remedy)
     if options.get("maxmemory-policy") != "noeviction":
         wrong = True
         remedy = "CONFIG SET maxmemory-policy noeviction"
         policy = options.get("maxmemory-policy")
-        yield Finding("redis options", "fail", f"it may throw messages away (maxmemory-policy {policy})", remedy)
+        yield Finding("redis options", "fail", f"Redis may evict messages (maxmemory-policy {policy})", remedy)
     if not wrong:
         yield Finding("redis options", "ok", "append-only file, no eviction")
 
@@ -269,7 +271,7 @@ def _config(client: redis.Redis, name: str) -> str:
 def _check_store(locations: Locations) -> Iterator[Finding]:
     name = "store"
     if not locations.store_url and not locations.data_dir.exists():
-        yield Finding(name, "ok", f"{locations.resolved_store_url} is not there yet; `stoker up` makes it")
+        yield Finding(name, "ok", f"{locations.resolved_store_url} does not exist yet; `stoker up` creates it")
         return
     try:
         store = Store(locations.resolved_store_url)
@@ -278,9 +280,9 @@ def _check_store(locations: Locations) -> Iterator[Finding]:
         store.delete(key)
     except (StokerError, OSError) as error:
         remedy = "correct STOKER_STORE_URL, its credentials, or the folder's mode"
-        yield Finding(name, "fail", f"{locations.resolved_store_url} cannot be written to: {error}", remedy)
+        yield Finding(name, "fail", f"cannot write to {locations.resolved_store_url}: {error}", remedy)
     else:
-        yield Finding(name, "ok", f"{locations.resolved_store_url} can be written to")
+        yield Finding(name, "ok", f"{locations.resolved_store_url} is writable")
 
 
 def _check_api(url: str, key: str, *, expected: bool) -> Iterator[Finding]:
@@ -288,26 +290,26 @@ def _check_api(url: str, key: str, *, expected: bool) -> Iterator[Finding]:
         try:
             health = client.health()
         except (ServiceUnavailable, ApiError) as error:
-            remedy = (
-                "see the serve.log in the data directory's logs" if expected else "run `stoker up` or `stoker serve`"
-            )
+            remedy = "see logs/serve.log in the data directory" if expected else "run `stoker up` or `stoker serve`"
             yield Finding("api", "fail" if expected else "warn", error.message, remedy)
             return
         if health["status"] == "ok":
-            yield Finding("api", "ok", f"{url} answers, version {health['version']}")
+            yield Finding("api", "ok", f"{url} responds, version {health['version']}")
         else:
             faults = [f"{part}: {health[part]}" for part in ("database", "redis", "scheduler") if health[part] != "ok"]
-            yield Finding("api", "fail", f"{url} is {health['status']} ({'; '.join(faults)})", "mend those parts")
+            yield Finding("api", "fail", f"{url} is {health['status']} ({'; '.join(faults)})", "fix these parts")
         try:
             slots = client.slots()
         except (ServiceUnavailable, ApiError) as error:
-            yield Finding("slots", "fail", error.message, "set STOKER_API_KEY to a key of `stoker keys create`")
+            yield Finding("slots", "fail", error.message, "set STOKER_API_KEY to a key from `stoker keys create`")
             return
     online = [slot for slot in slots if slot["state"] == "online"]
     for slot in slots:
         if slot["state"] == "broken":
-            yield Finding("slots", "fail", f"{slot['id']} is broken: {slot['reason']}", "mend that, then restart it")
+            yield Finding(
+                "slots", "fail", f"{slot['id']} is broken: {slot['reason']}", "fix the cause, then restart its worker"
+            )
     if online:
         yield Finding("slots", "ok", f"{len(online)} of {len(slots)} online")
     else:
-        yield Finding("slots", "fail", "none is online, so jobs wait", "run `stoker worker` on a host with GPUs")
+        yield Finding("slots", "fail", "no slot is online, so jobs wait", "run `stoker worker` on a host with GPUs")

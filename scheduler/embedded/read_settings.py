@@ -34,4 +34,4 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSpec(f"stoker.toml is not valid TOML: {error}") from error
     except SettingsError as error:
-        raise InvalidSpec(f"the settings cannot be read: {error}") from error
+        raise InvalidSpec(f"cannot read the settings: {error}") from error

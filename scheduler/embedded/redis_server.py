@@ -36,7 +36,7 @@ def find_redis_server() -> Path:
         if carried.is_file():
             return carried
     raise ServiceUnavailable(
-        "no Redis server was found: install redis or valkey, or set STOKER_REDIS_URL to a running one"
+        "found no Redis server; install redis or valkey, or set STOKER_REDIS_URL to a running server"
     )
 
 
@@ -76,7 +76,9 @@ def prepare_folders(locations: Locations) -> None:
         return
     status = socket_folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.getuid():
-        raise Conflict(f"'{socket_folder}', where the Redis socket belongs, is not this user's own folder")
+        raise Conflict(
+            f"the folder of the Redis socket, '{socket_folder}', must belong to this user and be closed to others"
+        )
 
 
 def put_aside_broken_files(locations: Locations, num_quick_deaths: int) -> None:
@@ -90,7 +92,7 @@ def put_aside_broken_files(locations: Locations, num_quick_deaths: int) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     folder.mkdir(mode=0o700)
-    logger.warning("Redis does not start with its files; they were moved to %s (no work is lost by that)", aside)
+    logger.warning("Redis does not start with its files. They were moved to %s. No work is lost.", aside)
 
 
 def check_given(locations: Locations) -> None:
@@ -105,10 +107,10 @@ def check_given(locations: Locations) -> None:
     except (redis.RedisError, OSError, ValueError) as error:
         place = urlsplit(locations.redis_url)
         where = f"{place.scheme}://{place.hostname or ''}{f':{place.port}' if place.port else ''}{place.path}"
-        raise ServiceUnavailable(f"Redis at {where} (STOKER_REDIS_URL) cannot be reached: {error}") from error
+        raise ServiceUnavailable(f"cannot reach Redis at {where} (STOKER_REDIS_URL): {error}") from error
 
 
-def answers(locations: Locations) -> bool:
+def responds(locations: Locations) -> bool:
     """Whether the embedded server responds."""
     with redis.Redis(
         unix_socket_path=str(locations.redis_socket), socket_timeout=2, socket_connect_timeout=2

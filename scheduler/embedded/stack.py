@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,21 +26,26 @@ from jobs.db.states import SlotState
 from jobs.db.tables import ApiKey, Slot
 from jobs.errors import InvalidSpec, ServiceUnavailable, StokerError
 from jobs.messages import reason
+from jobs.retries import Backoff
+from jobs.supervisor import Supervisor
 from scheduler.admin.keys import ensure_local_key
 from scheduler.admin.schema import migrate
 from scheduler.client.http_client import StokerClient
 from scheduler.embedded import redis_server
 from scheduler.embedded.data_dir import MAKE_ROOM, StackLock, make_data_dir
 from scheduler.embedded.environment import settings_environment
-from scheduler.embedded.supervisor import Program, Supervisor, last_line
+from scheduler.embedded.logged_program import last_line, logged_program
 
 logger = logging.getLogger(__name__)
 
 _START_SECONDS = 120.0
 """Longest time from the first process to the last slot online."""
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 """Interval of polling a part that starts; there is no signal for a new socket or slot."""
 _DEATHS_BEFORE_GIVING_UP = 4
+_RESTART_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=10.0)
+_SETTLED_SECONDS = 5.0
+"""A part that lived this long was healthy, so its next death counts as the first."""
 _SERVER_GRACE_SECONDS = 10.0
 _WORKER_EXTRA_SECONDS = 10.0
 """Time beyond the runners' grace in which the worker ends its processes and returns its leases."""
@@ -72,7 +79,9 @@ class Stack:
         unset = {name: value for name, value in open_to_user.items() if name not in settings.model_fields_set}
         self.settings = settings.model_copy(update={"data_dir": settings.data_dir, "host": settings.host} | unset)
         self._opens_everything = "input_roots" in unset or "output_roots" in unset
-        self._supervisor: Supervisor | None = None
+        self._supervisor = Supervisor(_RESTART_BACKOFF, settled_seconds=_SETTLED_SECONDS)
+        self._supervision: threading.Thread | None = None
+        self._is_unsupervised = threading.Event()
         self._lock = StackLock()
         self.is_stopping = False
 
@@ -108,13 +117,13 @@ class Stack:
             self._start()
         except OSError as error:
             place = error.filename or self.settings.data_dir
-            raise ServiceUnavailable(f"'{place}' cannot be written: {reason(error)}; {MAKE_ROOM}") from error
+            raise ServiceUnavailable(f"cannot write '{place}': {reason(error)}; {MAKE_ROOM}") from error
 
     def _start(self) -> None:
         make_data_dir(self.settings.data_dir)
         make_private(self.settings, folders=FOLDERS)
-        patience_seconds = self.settings.grace_seconds + _WORKER_EXTRA_SECONDS + _SERVER_GRACE_SECONDS
-        self._lock.take(self.settings, patience_seconds=patience_seconds)
+        wait_seconds = self.settings.grace_seconds + _WORKER_EXTRA_SECONDS + _SERVER_GRACE_SECONDS
+        self._lock.take(self.settings, wait_seconds=wait_seconds)
         self._choose_port()
         self._lock.announce(self.url)
         self.settings.url_path.unlink(missing_ok=True)
@@ -133,22 +142,32 @@ class Stack:
         finally:
             database.close()
 
+    def wait(self) -> None:
+        """Wait while the stack runs. A signal handler that raises ends the wait.
+
+        Raises:
+            ServiceUnavailable: The thread that restarts the parts has failed, and all parts have ended.
+        """
+        self._is_unsupervised.wait()  # a signal handler that raises in `Thread.join` leaves the thread marked as ended
+        raise ServiceUnavailable("all parts have ended, because the thread that restarts them failed (see above)")
+
     def stop(self) -> None:
         """Stop the workers, the API and Redis in this order; no process is left."""
         self.is_stopping = True
-        if self._supervisor is not None:
+        if self._supervision is not None:
             self._supervisor.stop()
-            self._supervisor = None
+            self._supervision.join()
+            self._supervision = None
             self.settings.url_path.unlink(missing_ok=True)
         self._lock.give_back()
 
-    def hurry(self) -> bool:
+    def kill_if_stopping(self) -> bool:
         """Kill every part at once if the stack is being stopped. Safe in a signal handler, since it takes no lock.
 
         Returns:
             Whether the stack is being stopped.
         """
-        if self.is_stopping and self._supervisor is not None:
+        if self.is_stopping:
             self._supervisor.kill()
         return self.is_stopping
 
@@ -168,58 +187,65 @@ class Stack:
         except OSError as error:
             reason = error.strerror or str(error)
             raise InvalidSpec(
-                f"port {port} on {host} cannot be served ({reason.lower()}); choose another with --port", param="port"
+                f"cannot listen on port {port} of {host}: {reason.lower()}; choose another port with --port",
+                param="port",
             ) from error
         self.settings = self.settings.model_copy(update={"port": free})
 
     def _start_programs(self) -> None:
-        self._supervisor = Supervisor(pass_fds=self._lock.inherited)
-        logs = self.settings.data_dir / "logs"
         env = {**os.environ, **settings_environment(self.settings)}
+        make = partial(logged_program, env=env, pass_fds=self._lock.inherited)
+        supervision = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+        supervision.start()
+        self._supervision = supervision
         if not self.settings.redis_url:
             redis_server.prepare_folders(self.settings)
+            command = redis_server.redis_command(self.settings)
+            put_aside = partial(redis_server.put_aside_broken_files, self.settings)
             self._supervisor.start(
-                Program(
-                    "redis",
-                    redis_server.redis_command(self.settings),
-                    env,
-                    logs / "redis.log",
-                    _SERVER_GRACE_SECONDS,
-                    lambda deaths: redis_server.put_aside_broken_files(self.settings, deaths),
-                )
+                make(command, self._log("redis"), grace_seconds=_SERVER_GRACE_SECONDS, before_start=put_aside)
             )
-            self._await(lambda: redis_server.answers(self.settings), "Redis does not answer")
+            self._await(lambda: redis_server.responds(self.settings), "Redis does not respond")
         else:
             redis_server.check_given(self.settings)
         worker_grace_seconds = self.settings.grace_seconds + _WORKER_EXTRA_SECONDS
+        # Each is started by itself and so stopped by itself: the workers while API and Redis still respond.
         for name, module, grace_seconds in (
             ("serve", "scheduler.api.serve", _SERVER_GRACE_SECONDS),
             ("worker", "worker.host.main", worker_grace_seconds),
         ):
-            self._supervisor.start(Program(name, python_module(module), env, logs / f"{name}.log", grace_seconds))
+            self._supervisor.start(make(python_module(module), self._log(name), grace_seconds=grace_seconds))
+
+    def _supervise(self) -> None:
+        try:
+            self._supervisor.run()
+        finally:
+            self._is_unsupervised.set()
 
     def _await_ready(self, database: Database, key: str, before: _Before) -> None:
         with StokerClient(self.url, key, retry_seconds=0) as client:
-            self._await(lambda: _serves(client), "the API does not answer")
+            self._await(lambda: _serves(client), "the API does not respond")
         self._await(lambda: _slots_entered(database, before), "the slots do not come online")
         with database.read() as session:
             for slot in session.scalars(select(Slot).where(col(Slot.state) == SlotState.BROKEN)):
                 logger.warning("slot %s cannot be used: %s", slot.id, slot.reason)
 
     def _await(self, condition: Callable[[], bool], otherwise: str) -> None:
-        assert self._supervisor is not None
         give_up_at = time.monotonic() + _START_SECONDS
         while not condition():
             for name, num_quick_deaths in self._supervisor.num_quick_deaths().items():
                 if num_quick_deaths >= _DEATHS_BEFORE_GIVING_UP:
-                    raise ServiceUnavailable(f"{name} keeps ending: {self._last_words(name)}")
+                    raise ServiceUnavailable(f"{name} keeps exiting: {self._last_log_line(name)}")
             if time.monotonic() > give_up_at:
                 raise ServiceUnavailable(f"{otherwise}; see the logs in {self.settings.data_dir / 'logs'}")
-            time.sleep(_LOOK_SECONDS)  # there is no signal when a server is ready
+            time.sleep(_POLL_SECONDS)  # there is no signal when a server is ready
 
-    def _last_words(self, name: str) -> str:
-        log = self.settings.data_dir / "logs" / f"{name}.log"
-        return f"{last_line(log) or 'it said nothing'} (its log: {log})"
+    def _last_log_line(self, name: str) -> str:
+        log = self._log(name)
+        return f"{last_line(log) or 'it logged nothing'} (log: {log})"
+
+    def _log(self, name: str) -> Path:
+        return self.settings.data_dir / "logs" / f"{name}.log"
 
 
 # -- access of jobs to files ------------------------------------------------------------------------------------------
@@ -243,8 +269,8 @@ def _warn_of_projects(database: Database) -> None:
 def open_roots_warning(projects: Sequence[str]) -> str:
     """Warning for an operator who creates keys of other projects while jobs may name any file."""
     return (
-        f"jobs of {', '.join(projects)} may read and write every file that this user may, but Stoker's own: set "
-        "STOKER_INPUT_ROOTS, STOKER_OUTPUT_ROOTS and STOKER_CODE_ROOTS to what projects are to share"
+        f"jobs of {', '.join(projects)} can read and write every file of this user except Stoker's own; set "
+        "STOKER_INPUT_ROOTS, STOKER_OUTPUT_ROOTS and STOKER_CODE_ROOTS to the folders that projects may use"
     )
 
 

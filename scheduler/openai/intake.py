@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -12,14 +13,18 @@ import orjson
 
 from jobs.access.pins import Pins
 from jobs.config.catalogue import CatalogueModel
-from jobs.data.store import Draft, Store, batch_prefix
+from jobs.data.drafts import Draft
+from jobs.data.store import Store
+from jobs.data.store_keys import batch_prefix
 from jobs.db.ids import new_id
-from jobs.errors import UserError
-from jobs.ledger.batches import BatchPart, BatchPlan
+from jobs.db.tables import StoredFile
+from jobs.errors import NotFound, UserError
+from jobs.ledger.groups.batches import BatchPart, BatchPlan
 from jobs.messages import short, short_message, shown
 from jobs.specs.bounds import LONGEST_PATH_BYTES
 from jobs.specs.inference import JobSpec, parse_spec
-from scheduler.openai.requests import ENDPOINTS, TASK_DEFAULTS, TASK_PARAMETERS, LineError, LineRequest
+from scheduler.openai.line_error import LineError
+from scheduler.openai.requests import ENDPOINTS, TASK_DEFAULTS, TASK_PARAMETERS, LineRequest
 
 MOST_ERRORS = 1000
 """Most invalid lines that are reported."""
@@ -27,8 +32,11 @@ MOST_PARTS = 64
 """Most jobs of one batch: its models times the job parameters in which its lines differ."""
 LONGEST_CUSTOM_ID_CHARACTERS = 512
 """Longest `custom_id` of a line, in characters."""
+MOST_INLINED_BYTES = 20 * 2**30
+"""Most bytes of uploaded files that are copied into the rows of one batch."""
+_DATA_URL = "data:application/octet-stream;base64,"
 _BLOCK_BYTES = 2**20
-_LOOK_LINES = 1000  # between two calls of `is_wanted`
+_CHECK_LINES = 1000  # between two calls of `is_wanted`
 
 
 class BadBatch(Exception):
@@ -43,7 +51,7 @@ class BadBatch(Exception):
         self.errors = errors
 
 
-class _WrongLine(Exception):
+class _InvalidLine(Exception):
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.code, self.message, self.param = code, message, param
@@ -70,6 +78,7 @@ class Intake:
         endpoint: str,
         *,
         find_model: Callable[[str, str], CatalogueModel],
+        find_file: Callable[[str], StoredFile],
         stamp: Callable[[JobSpec], Pins],
         max_lines: int,
         max_line_bytes: int,
@@ -82,15 +91,16 @@ class Intake:
             batch_id: The batch.
             endpoint: The endpoint that every line must name.
             find_model: Returns the model that a client's model name means for a task; raises `UserError`.
+            find_file: Returns the upload of an id, if the batch's project may read it; raises `NotFound`.
             stamp: Returns the pins of a job's spec as its files are now; raises `UserError`.
             max_lines: Most lines of a batch.
             max_line_bytes: Longest line in bytes, without its newline.
-            max_rows: Most lines to run, not counting lines whose answers are reused; None for no limit.
+            max_rows: Most lines to run, not counting lines whose responses are reused; None for no limit.
             is_wanted: Called now and then; when it returns False, `InterruptedError` is raised.
         """
         self._store, self._batch_id, self._endpoint = store, batch_id, endpoint
         self._translation = ENDPOINTS[endpoint]
-        self._find_model, self._stamp = find_model, stamp
+        self._find_model, self._find_file, self._stamp = find_model, find_file, stamp
         self._max_lines, self._max_line_bytes, self._max_rows = max_lines, max_line_bytes, max_rows
         self._is_wanted = is_wanted
         self._folder = f"{batch_prefix(batch_id)}{new_id('intake')}/"
@@ -98,6 +108,7 @@ class Intake:
         self._models: dict[str, CatalogueModel | None] = {}
         self._parts: dict[tuple[str, bytes], _Part] = {}
         self._seen: set[bytes] = set()
+        self._num_inlined_bytes = 0
         self._drafts = ExitStack()
 
     @property
@@ -105,12 +116,12 @@ class Intake:
         """Prefix of the store keys of everything written."""
         return self._folder
 
-    def read(self, file: BinaryIO, answered: Iterator[Mapping[str, Any]]) -> BatchPlan:
+    def read(self, file: BinaryIO, earlier_output: Iterator[Mapping[str, Any]]) -> BatchPlan:
         """Validate and split the lines.
 
         Args:
             file: The uploaded file, positioned at its start.
-            answered: Output lines of another batch over the same file, in order, whose answers are reused.
+            earlier_output: Output lines of another batch over the same file, in order, whose responses are reused.
 
         Raises:
             BadBatch: A line is invalid; nothing is left in the store.
@@ -118,7 +129,7 @@ class Intake:
             ServiceUnavailable: The store cannot be reached.
         """
         with self._drafts:
-            num_lines, carried = self._read_lines(file, answered)
+            num_lines, carried = self._read_lines(file, earlier_output)
             if self._errors:
                 raise BadBatch(self._errors)
         # Every draft is stored now that its block has ended.
@@ -134,76 +145,80 @@ class Intake:
         )
 
     def _read_lines(
-        self, file: BinaryIO, answered: Iterator[Mapping[str, Any]]
+        self, file: BinaryIO, earlier_output: Iterator[Mapping[str, Any]]
     ) -> tuple[int, tuple[int, Draft | None]]:
         num_lines = num_carried = 0
         draft: Draft | None = None
-        answer = next(answered, None)
+        earlier = next(earlier_output, None)
         for number, line in numbered_lines(file, self._max_line_bytes):
             num_lines += 1
             if num_lines > self._max_lines:
                 message = f"the file has more than {self._max_lines} requests"
                 raise BadBatch([_error("too_many_tasks", message, None)])
-            if num_lines % _LOOK_LINES == 0 and not self._is_wanted():
+            if num_lines % _CHECK_LINES == 0 and not self._is_wanted():
                 raise InterruptedError("this scheduler is no longer the leader")
             try:
                 request = self._checked(line)
-                if answer is None or answer["custom_id"] != request["custom_id"]:
+                if earlier is None or earlier["custom_id"] != request["custom_id"]:
                     self._place(number, request)
                     self._check_room(num_lines - num_carried)
                     continue
-            except _WrongLine as wrong:
-                self._note(number, wrong)
+            except _InvalidLine as invalid:
+                self._note(number, invalid)
                 continue
             if draft is None:
                 draft = self._drafts.enter_context(self._store.create(f"{self._folder}carried.jsonl"))
-            draft.write(orjson.dumps({"line": number, "answer": answer}) + b"\n")
+            draft.write(orjson.dumps({"line": number, "answer": earlier}) + b"\n")
             num_carried += 1
-            answer = next(answered, None)
+            earlier = next(earlier_output, None)
         if not num_lines:
             self._errors.append(_error("empty_file", "the file has no requests", None))
         return num_lines, (num_carried, draft)
 
     def _check_room(self, num_rows: int) -> None:
         if self._max_rows is not None and num_rows > self._max_rows:
-            message = f"more than {self._max_rows} requests to run, the limit of the project (queued_rows)"
+            message = f"the file has more than {self._max_rows} requests to run, the limit of the project (queued_rows)"
             raise BadBatch([_error("too_many_tasks", message, None)])
 
     # -- one line
 
     def _checked(self, line: bytes | None) -> dict[str, Any]:
-        """Parse the line's request; raises `_WrongLine`."""
+        """Parse the line's request; raises `_InvalidLine`."""
         if line is None:
-            raise _WrongLine("line_too_long", f"is longer than {self._max_line_bytes} bytes")
+            raise _InvalidLine("line_too_long", f"must have at most {self._max_line_bytes} bytes")
         try:
             request = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise _WrongLine("invalid_json_line", f"is not JSON: {error}") from error
+            raise _InvalidLine("invalid_json_line", f"must be valid JSON: {error}") from error
         if not isinstance(request, dict):
-            raise _WrongLine("invalid_json_line", "is not a JSON object")
+            raise _InvalidLine("invalid_json_line", "must be a JSON object")
         custom_id = request.get("custom_id")
         if not isinstance(custom_id, str) or not custom_id:
-            raise _WrongLine("missing_required_parameter", "custom_id: must be a text", "custom_id")
+            raise _InvalidLine("missing_required_parameter", "custom_id: must be a text that is not empty", "custom_id")
         if len(custom_id) > LONGEST_CUSTOM_ID_CHARACTERS:
-            message = f"custom_id: has more than {LONGEST_CUSTOM_ID_CHARACTERS} characters"
-            raise _WrongLine("invalid_value", message, "custom_id")
+            message = f"custom_id: must have at most {LONGEST_CUSTOM_ID_CHARACTERS} characters"
+            raise _InvalidLine("invalid_value", message, "custom_id")
         digest = hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
         if digest in self._seen:
-            raise _WrongLine("duplicate_custom_id", f"custom_id: {shown(custom_id, 80)} is taken", "custom_id")
+            raise _InvalidLine(
+                "duplicate_custom_id", f"custom_id: {shown(custom_id, 80)} is used by an earlier line", "custom_id"
+            )
         self._seen.add(digest)
         if request.get("method") != "POST":
-            raise _WrongLine("invalid_method", "method: must be POST", "method")
+            raise _InvalidLine("invalid_method", "method: must be POST", "method")
         if request.get("url") != self._endpoint:
-            message = f"url: is {shown(request.get('url'), 80)}, but the batch is for {self._endpoint}"
-            raise _WrongLine("url_mismatch", message, "url")
+            message = f"url: must be {self._endpoint}, the endpoint of the batch, not {shown(request.get('url'), 80)}"
+            raise _InvalidLine("url_mismatch", message, "url")
         body = request.get("body")
         if not isinstance(body, dict):
-            raise _WrongLine("missing_required_parameter", "body: must be an object", "body")
+            raise _InvalidLine("missing_required_parameter", "body: must be an object", "body")
         if not isinstance(body.get("model"), str) or not body["model"]:
-            raise _WrongLine("missing_required_parameter", "body.model: must be a text", "body.model")
+            raise _InvalidLine(
+                "missing_required_parameter", "body.model: must be a text that is not empty", "body.model"
+            )
         if len(body["model"]) > LONGEST_PATH_BYTES:
-            raise _WrongLine(
-                "invalid_value", f"body.model: has more than {LONGEST_PATH_BYTES} characters", "body.model"
+            raise _InvalidLine(
+                "invalid_value", f"body.model: must have at most {LONGEST_PATH_BYTES} characters", "body.model"
             )
         return request
 
@@ -215,19 +230,52 @@ class Intake:
         model = self._model(body["model"])
         if model is None or self._errors:
             return  # the batch is invalid already, so nothing will be run
-        refusal: LineError | None = None
+        row = {"custom_id": request["custom_id"], "line": number, "model": body["model"]}
         try:
-            asked = self._translation.read(body)
+            row_request = self._translation.read(body)
+            row.update(row_request.values)
+            if row_request.form is not None:
+                row["form"] = row_request.form
+            if row_request.file_id is not None:
+                [column] = self._translation.columns
+                row[column] = self._inlined(row_request.file_id, len(orjson.dumps(row)))
         except LineError as error:
-            asked, refusal = LineRequest(dict.fromkeys(self._translation.columns)), error
-        row = {"custom_id": request["custom_id"], "line": number, "model": body["model"], **asked.values}
-        if asked.form is not None:
-            row["form"] = asked.form
-        if refusal is not None:
-            row["refusal"] = {"message": refusal.message, "code": refusal.code, "param": refusal.param}
-        part = self._part(body["model"], model, asked.parameters)
+            row_request = LineRequest(dict.fromkeys(self._translation.columns))
+            row.update(row_request.values)
+            row["refusal"] = {"message": error.message, "code": error.code, "param": error.param}
+        part = self._part(body["model"], model, row_request.parameters)
         part.draft.write(orjson.dumps(row) + b"\n")
         part.num_rows += 1
+
+    def _inlined(self, file_id: str, num_row_bytes: int) -> str:
+        """The bytes of an upload as a data URL, for a row that has `num_row_bytes` without them.
+
+        A row never names a file of the store, because a job's own rows could then name the files of other projects.
+        """
+        param, limit = self._translation.prompt, self._max_line_bytes
+        if not self._is_wanted():
+            raise InterruptedError("this scheduler is no longer the leader")
+        try:
+            file = self._find_file(file_id)
+            if file.purpose != "input":
+                message = f"{param}: the uploaded file must have the purpose 'input', not '{file.purpose}'"
+                raise LineError(message, code="invalid_value", param=param)
+            if num_row_bytes + len(_DATA_URL) + -(-file.num_bytes // 3) * 4 > limit:
+                message = (
+                    f"{param}: the {file.num_bytes} bytes of the uploaded file make a row of more than {limit} bytes"
+                )
+                raise LineError(f"{message} in base64 (setting max_row_bytes)", code="invalid_value", param=param)
+            self._num_inlined_bytes += file.num_bytes
+            if self._num_inlined_bytes > MOST_INLINED_BYTES:
+                message = (
+                    f"the uploaded files that the requests name have more than {MOST_INLINED_BYTES} bytes together"
+                )
+                raise BadBatch([_error("files_too_large", message, None)])
+            with self._store.open(file.key) as content:
+                return _DATA_URL + base64.b64encode(content.read()).decode()
+        except NotFound as error:
+            message = f"{param}: there is no uploaded file {shown(file_id)}"
+            raise LineError(message, code="invalid_value", param=param) from error
 
     def _model(self, name: str) -> CatalogueModel | None:
         """The model that a name means; None if an earlier line reported the name as invalid."""
@@ -236,7 +284,7 @@ class Intake:
             try:
                 self._models[name] = self._find_model(name, self._translation.task)
             except UserError as error:
-                raise _WrongLine(error.code, f"body.model: {error.message}", "body.model") from error
+                raise _InvalidLine(error.code, f"body.model: {error.message}", "body.model") from error
         return self._models[name]
 
     def _part(self, name: str, model: CatalogueModel, parameters: Mapping[str, Any]) -> _Part:
@@ -244,16 +292,18 @@ class Intake:
         part = self._parts.get(which)
         if part is None:
             if len(self._parts) == MOST_PARTS:
-                raise _WrongLine("too_many_models", f"needs more than {MOST_PARTS} models or settings")
+                raise _InvalidLine(
+                    "too_many_models", f"the batch has more than {MOST_PARTS} different models or sets of parameters"
+                )
             key = f"{self._folder}rows-{len(self._parts):03d}.jsonl"
             draft = self._drafts.enter_context(self._store.create(key))
             part = self._parts[which] = _Part(model, parameters, draft)
         return part
 
-    def _note(self, number: int, wrong: _WrongLine) -> None:
+    def _note(self, number: int, invalid: _InvalidLine) -> None:
         if len(self._errors) < MOST_ERRORS:
-            message = short_message(f"line {number}: {wrong.message}")
-            self._errors.append(_error(wrong.code, message, number, wrong.param and short(wrong.param)))
+            message = short_message(f"line {number}: {invalid.message}")
+            self._errors.append(_error(invalid.code, message, number, invalid.param and short(invalid.param)))
 
     def _finished(self, part: _Part) -> BatchPart:
         task = self._translation.task

@@ -16,19 +16,20 @@ from jobs.config.access_rules import AccessRules
 from jobs.config.catalogue import CatalogueModel
 from jobs.config.limits import limits_of
 from jobs.config.times import DAY_SECONDS, RetentionTimes
-from jobs.data.store import Store, batch_prefix, upload_key
+from jobs.data.store import Store
+from jobs.data.store_keys import batch_prefix, upload_key
 from jobs.db.database import Database
 from jobs.db.states import BatchState, JobState
 from jobs.db.tables import Batch, Job
 from jobs.errors import Conflict, NotFound, StokerError, UserError
-from jobs.ledger import batch_ends, batches
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.batch_ends import BatchOutcome
-from jobs.ledger.batches import BatchCounts
+from jobs.ledger.accounts.uploads import find_upload
+from jobs.ledger.groups import batch_ends, batches
+from jobs.ledger.groups.batch_ends import BatchOutcome
+from jobs.ledger.groups.batches import BatchCounts
 from jobs.ledger.job_pins import stamp_spec
-from jobs.ledger.uploads import find_upload
-from scheduler.openai.answers import answers
 from scheduler.openai.intake import BadBatch, Intake
+from scheduler.openai.output_lines import output_lines
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def read_batch(
         batch_id,
         batch.endpoint,
         find_model=find_model,
+        find_file=partial(find_upload, db, project=batch.project),
         stamp=partial(stamp_spec, rules=rules),
         max_lines=rules.batch_lines,
         max_line_bytes=rules.max_row_bytes,
@@ -69,15 +71,15 @@ def read_batch(
     )
     try:
         with store.open(find_upload(db, batch.input_file_id).key) as file:
-            plan = intake.read(file, _answered_before(db, store, batch))
+            plan = intake.read(file, _earlier_output(db, store, batch))
         batches.accept(db, batch_id, plan)
     except BadBatch as bad:
-        logger.info("batch %s has %d wrong lines", batch_id, len(bad.errors))
-        batches.refuse(db, batch_id, bad.errors)
+        logger.info("batch %s has %d invalid lines", batch_id, len(bad.errors))
+        batches.reject(db, batch_id, bad.errors)
     except InterruptedError as error:
-        logger.info("reading of %s ended: %s", batch_id, error)
+        logger.info("stopped reading batch %s: %s", batch_id, error)
     except Conflict as error:
-        logger.info("reading of %s ended: %s", batch_id, error)
+        logger.info("stopped reading batch %s: %s", batch_id, error)
         for key in store.list(intake.folder):
             store.delete(key)
     except UserError as error:
@@ -112,7 +114,7 @@ def finish_batch(db: Database, store: Store, retention: RetentionTimes, batch_id
         outcome = _write_files(db, store, batch, jobs)
         batch_ends.end(db, batch_id, outcome, default_seconds=retention.upload_days * DAY_SECONDS)
     except Conflict as error:
-        logger.info("finishing of %s ended: %s", batch_id, error)
+        logger.info("stopped finishing batch %s: %s", batch_id, error)
         return
     _drop_rows(db, store, batch_id)
     logger.info("batch %s is %s", batch_id, outcome.state)
@@ -124,20 +126,20 @@ def abort_batch(db: Database, batch_id: str, error: StokerError) -> None:
         batch = batches.get(session, batch_id)
         done = batches.counts(session, batch)
     state = BatchState.CANCELLED if batch.state == BatchState.CANCELLING else BatchState.FAILED
-    told = {"code": error.code, "message": error.message, "line": None, "param": None}
+    details = {"code": error.code, "message": error.message, "line": None, "param": None}
     with contextlib.suppress(Conflict):  # another scheduler may be able to write them
-        batch_ends.end(db, batch_id, BatchOutcome(state, done, None, None, errors=[told]), default_seconds=0.0)
+        batch_ends.end(db, batch_id, BatchOutcome(state, done, None, None, errors=[details]), default_seconds=0.0)
 
 
 def reject_batch(db: Database, batch_id: str, error: StokerError) -> None:
     """Fail a validating batch that cannot be read; a batch in a later state is left to the next try."""
     with contextlib.suppress(Conflict):
-        batches.refuse(
+        batches.reject(
             db, batch_id, [{"code": error.code, "message": error.message, "line": None, "param": error.param}]
         )
 
 
-def _answered_before(db: Database, store: Store, batch: Batch) -> Iterator[Mapping[str, Any]]:
+def _earlier_output(db: Database, store: Store, batch: Batch) -> Iterator[Mapping[str, Any]]:
     """The lines of the output file of the batch that this one retries."""
     if batch.retry_of is None:
         return
@@ -148,31 +150,31 @@ def _answered_before(db: Database, store: Store, batch: Batch) -> Iterator[Mappi
     try:
         output = find_upload(db, retried.output_file_id)
     except NotFound as error:
-        raise NotFound(f"retry_of: the output file of batch {retried.id} is gone", param="retry_of") from error
+        raise NotFound(f"retry_of: the output file of batch {retried.id} was deleted", param="retry_of") from error
     with store.open(output.key) as file:
         for line in file:
             yield orjson.loads(line)
 
 
 def _write_files(db: Database, store: Store, batch: Batch, jobs: list[Job]) -> BatchOutcome:
-    """Write both files in one pass over the answers."""
+    """Write both files in one pass over the output lines."""
     output_key, errors_key = upload_key(batch.output_file_id or ""), upload_key(batch.error_file_id or "")
     completed = failed = not_run = input_tokens = output_tokens = 0
     with store.create(output_key) as output, store.create(errors_key) as errors_file:
-        for answer in answers(db, store, batch, jobs, unfinished=True):
-            (output if answer.succeeded else errors_file).write(answer.text)
-            completed += answer.succeeded
-            failed += answer.ran and not answer.succeeded
-            not_run += not answer.ran
-            input_tokens += answer.input_tokens
-            output_tokens += answer.output_tokens
+        for line in output_lines(db, store, batch, jobs, unfinished=True):
+            (output if line.succeeded else errors_file).write(line.text)
+            completed += line.succeeded
+            failed += line.ran and not line.succeeded
+            not_run += not line.ran
+            input_tokens += line.input_tokens
+            output_tokens += line.output_tokens
     if not completed:
         store.delete(output_key)
     if not failed + not_run:
         store.delete(errors_key)
     broken = [job for job in jobs if job.state == JobState.FAILED]
     state = _end_state(batch, jobs, nothing_done=not completed)
-    told = [_job_error(job) for job in broken] if state != BatchState.CANCELLED else []
+    job_errors = [_job_error(job) for job in broken] if state != BatchState.CANCELLED else []
     if state in (BatchState.COMPLETED, BatchState.FAILED):
         failed += not_run  # lines of a failed job; an expired or cancelled line did not fail
     return BatchOutcome(
@@ -182,7 +184,7 @@ def _write_files(db: Database, store: Store, batch: Batch, jobs: list[Job]) -> B
         errors_file.stored if errors_file.tell() else None,
         input_tokens,
         output_tokens,
-        told,
+        job_errors,
     )
 
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.errors import InvalidSpec
-from jobs.messages import short, short_message, shown
+from jobs.messages import short, shown
 from jobs.specs.parameters import read_parameters
+from scheduler.openai.chat_messages import read_messages
+from scheduler.openai.line_error import LineError
 from scheduler.openai.responses import Body, LineResult, write_chat, write_classify, write_completions, write_embeddings
-
-
-class LineError(Exception):
-    """One line's body is invalid; other lines are not affected."""
-
-    def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
-        """
-        Args:
-            message: One clear sentence.
-            code: `missing_required_parameter`, `unknown_parameter`, `unsupported_parameter` or `invalid_value`.
-            param: The invalid key of the body.
-        """
-        super().__init__(message)
-        self.message, self.code, self.param = short_message(message), code, param and short(param)
+from scheduler.openai.transcripts import FORMATS, TIMED_FORMATS, write_transcript
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +26,8 @@ class LineRequest:
     """Parameters of the job: lines with different ones go into different jobs."""
     form: str | None = None
     """How to format the response, if the client chose."""
+    file_id: str | None = None
+    """The upload whose bytes, as a data URL, become the value of the row's column; None if the row has its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +37,31 @@ class Endpoint:
     task: str
     read: Callable[[Body], LineRequest]
     """Parses a body; raises `LineError`."""
-    write: Callable[[LineResult], Body]
+    write: Callable[[LineResult], Body | str]
     prompt: str
-    """The body's key that a row's text comes from."""
+    """The body's key that a row's input comes from."""
     columns: tuple[str, ...] = ("text",)
     """Column names of the rows."""
+
+
+_OF_JOBS = ("dimensions", "language", "top_k")
+"""Keys of bodies that become parameters of the line's job under the same name."""
+
+
+def of_line(job_error: str) -> tuple[str, str | None]:
+    """The error of a job in the words of its lines.
+
+    Args:
+        job_error: The message of the job's error.
+
+    Returns:
+        The message, and the key of the body that it names, if any.
+    """
+    for name in _OF_JOBS:
+        param = f"parameters.{name}"
+        if job_error.startswith(f"{param}: "):
+            return job_error.removeprefix("parameters."), name
+    return job_error, None
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
@@ -77,6 +89,12 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "suffix": (None, ""),
     "echo": (None, False),
     "best_of": (None, 1),
+    "include": (None, []),
+    "chunking_strategy": (None,),
+    "keywords": (None, []),
+    "languages": (None, []),
+    "known_speaker_names": (None, []),
+    "known_speaker_references": (None, []),
 }
 """Unsupported parameters of OpenAI's API, with the values that have no effect and are accepted."""
 _SAMPLING: Mapping[str, str] = {
@@ -91,8 +109,12 @@ _SAMPLING: Mapping[str, str] = {
 """OpenAI's parameter name -> the task's parameter name."""
 _EXTENSIONS: Mapping[str, str] = {name: name for name in ("top_k", "repetition_penalty", "chat_template_kwargs")}
 """Parameters of the task that OpenAI's API lacks, under the names that other model servers use."""
-_ROLES: Mapping[str, str] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_MESSAGE_KEYS = ("role", "content", "name")
+_SPEECH_TASK = "automatic-speech-recognition"
+_SEGMENTS: Body = {"return_timestamps": True}
+_SPEECH = ("file", "prompt", "response_format", "temperature")
+"""Keys that bodies of both `/v1/audio` endpoints may have."""
+_DATA_URL = re.compile(r"data:[^,]{0,200};base64,")
+_FILE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 _COMPLETION_TOKENS = 16  # OpenAI's default for `/v1/completions`
 
 
@@ -103,7 +125,7 @@ def _check_names(body: Body, *known: str) -> None:
         if name not in _NEUTRAL:
             raise LineError(f"unknown parameter: {shown(name)}", code="unknown_parameter", param=short(name))
         if value not in _NEUTRAL[name]:
-            raise LineError(f"{name}: is not supported here", code="unsupported_parameter", param=name)
+            raise LineError(f"{name}: is not supported", code="unsupported_parameter", param=name)
 
 
 def _required(body: Body, name: str) -> Any:
@@ -131,48 +153,18 @@ def _whole_number(body: Body, name: str) -> dict[str, int]:
     if value is None:
         return {}
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise LineError(f"{name}: must be a whole number, at least 1", code="invalid_value", param=name)
+        raise LineError(f"{name}: must be a whole number of at least 1", code="invalid_value", param=name)
     return {name: value}
 
 
 def _read_chat(body: Body) -> LineRequest:
     _check_names(body, "messages", "logprobs", "top_logprobs", *_SAMPLING, *_EXTENSIONS)
-    messages = _required(body, "messages")
-    if not isinstance(messages, list) or not messages:
-        raise LineError("messages: must be a list of at least one message", code="invalid_value", param="messages")
-    parameters = _generation(body, {"logprobs": "logprobs", "top_logprobs": "top_logprobs", **_SAMPLING, **_EXTENSIONS})
+    messages = read_messages(_required(body, "messages"))
+    names = {"logprobs": "logprobs", "top_logprobs": "top_logprobs", **_SAMPLING, **_EXTENSIONS}
+    parameters = _task_parameters("text-generation", body, names)
     if parameters.get("top_logprobs") and not parameters.get("logprobs"):
-        raise LineError("top_logprobs: needs logprobs to be true", code="invalid_value", param="top_logprobs")
-    return LineRequest({"text": [_message(item, at) for at, item in enumerate(messages)], "parameters": parameters})
-
-
-def _message(message: Any, at: int) -> dict[str, str]:
-    place = f"messages[{at}]"
-    if not isinstance(message, dict):
-        raise LineError(f"{place}: must be an object with role and content", code="invalid_value", param=place)
-    for name, value in message.items():  # messages returned by an SDK have every key, most of them null
-        if value and name not in _MESSAGE_KEYS:
-            param = f"{place}.{name}"
-            raise LineError(f"{param}: is not supported here", code="unsupported_parameter", param=param)
-    role = str(message.get("role"))
-    if role not in _ROLES:
-        raise LineError(
-            f"{place}.role: must be one of {', '.join(_ROLES)}", code="invalid_value", param=f"{place}.role"
-        )
-    content = message.get("content")
-    if isinstance(content, list) and content and all(_is_text_part(part) for part in content):
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        param = f"{place}.content"
-        raise LineError(f"{param}: must be a text, or a list of parts of type text", code="invalid_value", param=param)
-    name = message.get("name")
-    if name is not None and not isinstance(name, str):
-        raise LineError(f"{place}.name: must be a text", code="invalid_value", param=f"{place}.name")
-    return {"role": _ROLES[role], "content": content} | ({} if name is None else {"name": name})
-
-
-def _is_text_part(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        raise LineError("top_logprobs: requires `logprobs: true`", code="invalid_value", param="top_logprobs")
+    return LineRequest({"text": messages, "parameters": parameters})
 
 
 def _read_completions(body: Body) -> LineRequest:
@@ -184,9 +176,9 @@ def _read_completions(body: Body) -> LineRequest:
     if not isinstance(prompt, str) and not _is_ids(prompt):
         expected = "must be a text, or a list of token ids"
         if isinstance(prompt, list) and len(prompt) > 1 and all(isinstance(one, str) or _is_ids(one) for one in prompt):
-            expected = "must be one prompt; send each prompt in a separate line"
+            expected = "must be one prompt; put each prompt on its own line"
         raise LineError(f"prompt: {expected}", code="invalid_value", param="prompt")
-    parameters = _generation(body, {"logprobs": "top_logprobs", **_SAMPLING, **extensions})
+    parameters = _task_parameters("text-generation", body, {"logprobs": "top_logprobs", **_SAMPLING, **extensions})
     if "top_logprobs" in parameters:
         parameters["logprobs"] = True
     return LineRequest({"text": prompt, "parameters": {"max_new_tokens": _COMPLETION_TOKENS, **parameters}})
@@ -196,19 +188,71 @@ def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
 
 
-def _generation(body: Body, names: Mapping[str, str]) -> Body:
-    """The task's parameters in a body. If two names mean the same parameter, the first one in the table wins."""
+def _task_parameters(task: str, body: Body, names: Mapping[str, str]) -> Body:
+    """Read a task's parameters from a body.
+
+    Args:
+        names: OpenAI's name of a parameter -> the task's. If two mean the same parameter, the first one wins.
+    """
     parameters: Body = {}
     for name, ours in reversed(list(names.items())):
         if body.get(name) is None:
             continue
         try:
-            read_parameters("text-generation", {ours: body[name]})
+            read_parameters(task, {ours: body[name]})
         except InvalidSpec as error:
             message = error.message.replace(f"parameters.{ours}", name, 1)
             raise LineError(message, code="invalid_value", param=name) from error
         parameters[ours] = body[name]
     return parameters
+
+
+def _read_transcriptions(body: Body) -> LineRequest:
+    _check_names(body, "language", "timestamp_granularities", *_SPEECH)
+    parameters = _task_parameters(_SPEECH_TASK, body, {"language": "language"})
+    return _speech(body, parameters, _granularities(body))
+
+
+def _read_translations(body: Body) -> LineRequest:
+    _check_names(body, *_SPEECH)
+    return _speech(body, {"task": "translate"}, _SEGMENTS)
+
+
+def _granularities(body: Body) -> Body:
+    """The task's parameters for `timestamp_granularities`."""
+    name, requested = "timestamp_granularities", body.get("timestamp_granularities") or ["segment"]
+    if not isinstance(requested, list) or any(one not in ("segment", "word") for one in requested):
+        raise LineError(f"{name}: must be a list with segment, word or both", code="invalid_value", param=name)
+    if "word" not in requested:
+        return _SEGMENTS
+    if body.get("response_format") != "verbose_json":
+        raise LineError(f"{name}: requires `response_format: verbose_json`", code="invalid_value", param=name)
+    return {"return_timestamps": "word", **({"return_segments": True} if "segment" in requested else {})}
+
+
+def _speech(body: Body, parameters: Body, times: Body) -> LineRequest:
+    """The row of a transcription or translation; `times` are the task's parameters for formats that have times."""
+    form = body.get("response_format") or "json"
+    if form not in FORMATS:
+        message = f"response_format: must be one of {', '.join(FORMATS)}"
+        raise LineError(message, code="invalid_value", param="response_format")
+    if body.get("prompt"):
+        raise LineError("prompt: is not supported", code="unsupported_parameter", param="prompt")
+    if body.get("temperature"):
+        message = "temperature: is not supported, except 0; Stoker does not sample transcripts"
+        raise LineError(message, code="unsupported_parameter", param="temperature")
+    if form in TIMED_FORMATS:
+        parameters.update(times)
+    if form == "verbose_json":
+        parameters["return_info"] = True
+    file = _required(body, "file")
+    if isinstance(file, str) and _DATA_URL.match(file):
+        return LineRequest({"audio": file}, parameters, form)
+    # Any other text would be the path of a file to a worker.
+    if isinstance(file, str) and _FILE_ID.fullmatch(file):
+        return LineRequest({"audio": None}, parameters, form, file_id=file)
+    message = "file: must be a data: URL with base64, or the id of an uploaded file"
+    raise LineError(message, code="invalid_value", param="file")
 
 
 _GENERATION = ("text", "parameters")
@@ -217,6 +261,8 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/chat/completions": Endpoint("text-generation", _read_chat, write_chat, "messages", _GENERATION),
     "/v1/completions": Endpoint("text-generation", _read_completions, write_completions, "prompt", _GENERATION),
     "/v1/classify": Endpoint("text-classification", _read_classify, write_classify, "input"),
+    "/v1/audio/transcriptions": Endpoint(_SPEECH_TASK, _read_transcriptions, write_transcript, "file", ("audio",)),
+    "/v1/audio/translations": Endpoint(_SPEECH_TASK, _read_translations, write_transcript, "file", ("audio",)),
 }
 """The endpoints that a batch may use."""
 
@@ -225,6 +271,7 @@ TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"text-generation": {"do_sample
 TASK_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "embeddings": {"inputs": "any", "truncate": False},
     "text-classification": {"inputs": "any", "truncation": False},
+    _SPEECH_TASK: {},
     "text-generation": {"return_full_text": False, "continue_final_message": False},
 }
 """Fixed parameters of a batch's jobs per task: accept every form of input, never truncate text silently, and reply to

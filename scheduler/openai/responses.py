@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import codecs
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,40 +23,42 @@ class LineResult:
     model: str
     """The model name in the line."""
     form: str | None
-    answer_id: str
+    response_id: str
     """A random-looking id that is the same at each rendering."""
     created_at: int
     """Unix seconds."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the job that computed the line."""
 
 
-def write_embeddings(answered: LineResult) -> Body:
+def write_embeddings(result: LineResult) -> Body:
     """The response body of `/v1/embeddings`."""
-    vectors = np.asarray(answered.output, dtype="<f4")
+    vectors = np.asarray(result.output, dtype="<f4")
     data = [
         {
             "object": "embedding",
             "index": index,
-            "embedding": base64.b64encode(vector.tobytes()).decode() if answered.form == "base64" else vector,
+            "embedding": base64.b64encode(vector.tobytes()).decode() if result.form == "base64" else vector,
         }
         for index, vector in enumerate(vectors)
     ]
-    return {"object": "list", "data": data, "model": answered.model, "usage": _input_usage(answered)}
+    return {"object": "list", "data": data, "model": result.model, "usage": _input_usage(result)}
 
 
-def write_classify(answered: LineResult) -> Body:
+def write_classify(result: LineResult) -> Body:
     """The response body of `/v1/classify`."""
     data = []
-    for index, output in enumerate(answered.output):
+    for index, output in enumerate(result.output):
         scores = output if isinstance(output, list) else [output]
         data.append({"object": "classification", "index": index, **scores[0], "scores": scores})
-    return {"object": "list", "data": data, "model": answered.model, "usage": _input_usage(answered)}
+    return {"object": "list", "data": data, "model": result.model, "usage": _input_usage(result)}
 
 
-def _input_usage(answered: LineResult) -> Body:
-    return {"prompt_tokens": answered.num_tokens, "total_tokens": answered.num_tokens}
+def _input_usage(result: LineResult) -> Body:
+    return {"prompt_tokens": result.num_tokens, "total_tokens": result.num_tokens}
 
 
-def write_chat(answered: LineResult) -> Body:
+def write_chat(result: LineResult) -> Body:
     """The response body of `/v1/chat/completions`."""
     choices = [
         {
@@ -65,16 +67,16 @@ def write_chat(answered: LineResult) -> Body:
             "logprobs": _chat_logprobs(choice["logprobs"]),
             "message": {"role": "assistant", "content": choice["generated_text"], "refusal": None},
         }
-        for index, choice in enumerate(answered.output)
+        for index, choice in enumerate(result.output)
     ]
-    return _generated(answered, "chatcmpl", "chat.completion", choices)
+    return _generated(result, "chatcmpl", "chat.completion", choices)
 
 
 def _chat_logprobs(tokens: Sequence[Body] | None) -> Body | None:
     return None if tokens is None else {"content": list(tokens), "refusal": None}
 
 
-def write_completions(answered: LineResult) -> Body:
+def write_completions(result: LineResult) -> Body:
     """The response body of `/v1/completions`."""
     choices = [
         {
@@ -83,9 +85,9 @@ def write_completions(answered: LineResult) -> Body:
             "logprobs": _completion_logprobs(choice["logprobs"]),
             "text": choice["generated_text"],
         }
-        for index, choice in enumerate(answered.output)
+        for index, choice in enumerate(result.output)
     ]
-    return _generated(answered, "cmpl", "text_completion", choices)
+    return _generated(result, "cmpl", "text_completion", choices)
 
 
 def _completion_logprobs(tokens: Sequence[Body] | None) -> Body | None:
@@ -104,11 +106,11 @@ def _completion_logprobs(tokens: Sequence[Body] | None) -> Body | None:
 
 def _token_name(token: Body) -> str:
     """A token's text; for a token that is only part of a character, its bytes."""
-    said = bytes(token["bytes"])
+    raw = bytes(token["bytes"])
     try:
-        return said.decode()
+        return raw.decode()
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in said)
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def _offsets(tokens: Sequence[Body]) -> list[int]:
@@ -120,17 +122,17 @@ def _offsets(tokens: Sequence[Body]) -> list[int]:
     return offsets
 
 
-def _generated(answered: LineResult, prefix: str, kind: str, choices: list[Body]) -> Body:
-    num_generated = sum(choice["num_tokens"] for choice in answered.output)
+def _generated(result: LineResult, prefix: str, kind: str, choices: list[Body]) -> Body:
+    num_generated = sum(choice["num_tokens"] for choice in result.output)
     return {
-        "id": f"{prefix}-{answered.answer_id}",
+        "id": f"{prefix}-{result.response_id}",
         "object": kind,
-        "created": answered.created_at,
-        "model": answered.model,
+        "created": result.created_at,
+        "model": result.model,
         "choices": choices,
         "usage": {
-            "prompt_tokens": answered.num_tokens - num_generated,
+            "prompt_tokens": result.num_tokens - num_generated,
             "completion_tokens": num_generated,
-            "total_tokens": answered.num_tokens,
+            "total_tokens": result.num_tokens,
         },
     }

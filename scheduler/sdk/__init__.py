@@ -1,4 +1,4 @@
 """The source of the `stoker` package, which users import.
 
-The folder `stoker` is that package. It is installed under its own name, and nothing imports it as a part of this one.
+The folder `stoker` is that package. It is installed under its own name; nothing imports it as a part of this package.
 """

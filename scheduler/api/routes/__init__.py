@@ -1,5 +1,4 @@
 """The routes of the HTTP API, one module for each kind of thing.
 
-Each route parses its request with the modules of `scheduler.api`, calls a verb of `jobs.ledger` and returns a model
-of `scheduler.api.schemas`.
+A route parses its request with `access` and `bodies`, calls a verb of `jobs.ledger`, and returns a model of `views`.
 """

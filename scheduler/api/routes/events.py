@@ -10,14 +10,18 @@ from pydantic import BaseModel
 from sqlmodel import Session
 from starlette.responses import StreamingResponse
 
-from jobs.db.tables import ApiKey
-from jobs.ledger import history, logs
-from scheduler.api.auth import Key, require_key
-from scheduler.api.context import AfterNumber, InContext, JobId, LongPageSize
+from jobs.db.tables import ApiKey, Job
+from jobs.ledger import logs
+from jobs.ledger.records import history
+from scheduler.api.access.auth import Key, require_key
+from scheduler.api.access.scope import find
+from scheduler.api.bodies.job_looks import EntryKind
+from scheduler.api.bodies.job_stream import Follower
+from scheduler.api.context import AfterNumber, Context, InContext, JobId, LongPageSize
 from scheduler.api.errors import error_responses
-from scheduler.api.schemas import EventView, JobView, LogView, Page, bounded_page, event_view, log_view
-from scheduler.api.scope import find_job
-from scheduler.api.streams import Follower
+from scheduler.api.views.history_views import EventView, LogView, event_view, log_view
+from scheduler.api.views.job_views import JobView
+from scheduler.api.views.lists import Page, bounded_page
 
 router = APIRouter(
     prefix="/v1/jobs", tags=["history"], dependencies=[Depends(require_key)], responses=error_responses(400, 404)
@@ -38,6 +42,17 @@ def _also_a_stream_of(*views: type[BaseModel]) -> dict[int | str, dict[str, Any]
     message = {"type": "object", "properties": fields, "required": ["event", "data"]}
     return {200: {"content": {_STREAM: {"itemSchema": message}}, "description": "A page, or the stream."}}
 
+
+def _read_events(session: Session, job_id: str, after: int, count: int) -> Iterator[EventView]:
+    return map(event_view, history.events(session, job_id, after=after, limit=count))
+
+
+def _read_logs(session: Session, job_id: str, after: int, count: int) -> Iterator[LogView]:
+    return map(log_view, logs.lines_of(session, job_id, after=after, limit=count))
+
+
+_EVENTS = EntryKind(_read_events, lambda event: str(event.name), until_leases_end=False)
+_LOGS = EntryKind(_read_logs, lambda _line: "log", until_leases_end=True)
 
 LastEventId = Annotated[
     int | None,
@@ -65,26 +80,10 @@ def get_events(
     last_event_id: LastEventId = None,
 ) -> Page[EventView] | StreamingResponse:
     """A job's history: a stream that ends with the event `end`, or a page for `Accept: application/json`."""
-    _check_job(context, key, job_id)
-
-    def read(session: Session, after_id: int, count: int) -> Iterator[EventView]:
-        return map(event_view, history.events(session, job_id, after=after_id, limit=count))
 
     if follow is None:
         follow = "application/json" not in request.headers.get("accept", "")
-    if not follow:
-        with context.database.read() as session:
-            return bounded_page(read(session, after, limit + 1), limit)
-    return Follower(
-        context,
-        key,
-        job_id,
-        read,
-        after=after if last_event_id is None else last_event_id,
-        event_name=lambda event: event.name,
-        with_progress=progress,
-        until_leases_end=False,
-    ).response()
+    return _respond(context, key, job_id, _EVENTS, after, limit, last_event_id, follow, with_progress=progress)
 
 
 @router.get("/{job_id}/logs", response_model=Page[LogView], responses=_also_a_stream_of(LogView))
@@ -99,29 +98,28 @@ def get_logs(
     last_event_id: LastEventId = None,
 ) -> Page[LogView] | StreamingResponse:
     """Log lines of the job's runners: a page, unless `follow` or `Accept: text/event-stream` asks for a stream."""
-    _check_job(context, key, job_id)
-
-    def read(session: Session, after_id: int, count: int) -> Iterator[LogView]:
-        return map(log_view, logs.lines_of(session, job_id, after=after_id, limit=count))
 
     if follow is None:
         follow = _STREAM in request.headers.get("accept", "")
-    if not follow:
-        with context.database.read() as session:
-            return bounded_page(read(session, after, limit + 1), limit)
-    return Follower(
-        context,
-        key,
-        job_id,
-        read,
-        after=after if last_event_id is None else last_event_id,
-        event_name=lambda _line: "log",
-        with_progress=False,
-        until_leases_end=True,
-    ).response()
+    return _respond(context, key, job_id, _LOGS, after, limit, last_event_id, follow)
 
 
-def _check_job(context: InContext, key: ApiKey, job_id: str) -> None:
-    """Raise NotFound for a job that the key does not see, before the response starts."""
+def _respond(
+    context: Context,
+    key: ApiKey,
+    job_id: str,
+    kind: EntryKind,
+    after: int,
+    limit: int,
+    last_event_id: int | None,
+    follow: bool,
+    *,
+    with_progress: bool = False,
+) -> Page[Any] | StreamingResponse:
+    """The stream of a job's entries, or a page of them. Raises NotFound before the response starts."""
     with context.database.read() as session:
-        find_job(session, job_id, key)
+        find(session, Job, job_id, key)
+        if not follow:
+            return bounded_page(kind.read(session, job_id, after, limit + 1), limit)
+    start = after if last_event_id is None else last_event_id
+    return Follower(context, key, job_id, kind, after=start, with_progress=with_progress).response()

@@ -19,23 +19,25 @@ from starlette.responses import Response, StreamingResponse
 from jobs.config.limits import limits_of
 from jobs.config.projects import sees
 from jobs.config.times import DAY_SECONDS
-from jobs.data.store import StoredObject, upload_key
+from jobs.data.drafts import StoredObject
+from jobs.data.store_keys import upload_key
 from jobs.db.ids import new_id
 from jobs.db.tables import ApiKey, StoredFile
 from jobs.errors import Conflict, NotFound, TooLarge, UserError
-from jobs.ledger import paging
-from jobs.ledger.batches import ROWS_PURPOSE
-from jobs.ledger.uploads import PURPOSES, uploads_in_use
-from jobs.ledger.usage import reserve_bytes, storage_full, uploaded_bytes
-from scheduler.api.auth import Key, require_key
+from jobs.ledger.accounts.uploads import PURPOSES, uploads_in_use
+from jobs.ledger.accounts.usage import reserve_bytes, storage_full, uploaded_bytes
+from jobs.ledger.groups.batches import ROWS_PURPOSE
+from jobs.ledger.records import paging
+from scheduler.api.access.auth import Key, require_key
+from scheduler.api.access.scope import scope_of
+from scheduler.api.bodies.growing_files import find_growing, growing_view, stream_growing
+from scheduler.api.bodies.multipart import Part, boundary_of, read_field, read_parts
+from scheduler.api.bodies.request_body import next_block
+from scheduler.api.bodies.stored_object import RANGES, stream_object
 from scheduler.api.context import AfterId, Context, FileId, InContext
 from scheduler.api.errors import error_responses
-from scheduler.api.multipart import Part, boundary_of, read_field, read_parts
-from scheduler.api.request_body import next_block
-from scheduler.api.routes.batch_files import find_growing, growing_view, stream_growing
-from scheduler.api.schemas import DeletedFile, FileView, Page, bounded_page, file_view
-from scheduler.api.scope import scope_of
-from scheduler.api.stored_object import RANGES, stream_object
+from scheduler.api.views.file_views import DeletedFile, FileView, file_view
+from scheduler.api.views.lists import Page, bounded_page
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +93,11 @@ def list_files(
     context: InContext,
     key: Key,
     after: AfterId = None,
-    limit: Annotated[int, Query(ge=1, le=10_000, description="Entries on a page.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Maximum number of entries on the page.")] = 20,
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str | None, Query(pattern=r"^[a-z_-]{1,50}$", description="Only files of this purpose.")] = None,
 ) -> Page[FileView]:
-    """Uploaded files of the key's project, by time of upload."""
+    """Uploaded files of the key's project, sorted by time of upload."""
     conditions = [col(StoredFile.purpose) != ROWS_PURPOSE]
     if (project := scope_of(key)) is not None:
         conditions.append(col(StoredFile.project) == project)
@@ -137,11 +139,11 @@ def get_file_content(request: Request, context: InContext, key: Key, file_id: Fi
 
 @router.delete("/{file_id}", responses=error_responses(404, 409))
 def delete_file(context: InContext, key: Key, file_id: FileId) -> DeletedFile:
-    """Delete an uploaded file. 409 while a live job reads it."""
+    """Delete an uploaded file. Returns 409 while a live job reads it."""
     with context.database.read() as session:
         growing = find_growing(session, file_id, key)
         if growing is not None:
-            raise Conflict(f"file '{file_id}' is being made by batch {growing.id}; cancel it or wait for its end")
+            raise Conflict(f"batch {growing.id} still writes file '{file_id}'; cancel the batch or wait for its end")
         file = _find(session, file_id, key)
         reader = uploads_in_use(session).get(file_id)
     if reader is not None:
@@ -159,7 +161,7 @@ class _Room:
     """How large an upload may be, and the error for a larger one."""
 
     num_bytes: int
-    refusal: UserError
+    error: UserError
 
 
 def _find_room(context: Context, project: str, num_declared: int) -> _Room:
@@ -176,10 +178,10 @@ def _find_room(context: Context, project: str, num_declared: int) -> _Room:
     room = _Room(limit, TooLarge(f"the upload is larger than the limit of {limit} bytes", param="file"))
     total = limits_of(project, context.settings.projects).upload_bytes
     if total is not None and total < limit:
-        message = f"the upload is larger than project '{project}' may store in all: {total} bytes (upload_bytes)"
+        message = f"the upload is larger than the {total} bytes that project '{project}' may store (upload_bytes)"
         room = _Room(total, TooLarge(message, param="file"))
     if num_declared > room.num_bytes:
-        raise room.refusal
+        raise room.error
     if total is None:
         return room
     with database.read() as session:
@@ -187,7 +189,7 @@ def _find_room(context: Context, project: str, num_declared: int) -> _Room:
         if left < room.num_bytes:
             room = _Room(left, storage_full(session, project, limit=total))
     if num_declared > room.num_bytes or room.num_bytes <= 0:
-        raise room.refusal
+        raise room.error
     return room
 
 
@@ -203,7 +205,7 @@ def _receive(context: Context, project: str, blocks: Iterator[bytes], boundary: 
                 fields[part.name] = read_field(part)
                 _check_fields(fields)
             elif part.name != "file" or stored is not None:
-                raise UserError("an upload has one file, in the part 'file'", param="file")
+                raise UserError("an upload must have one file, in the part 'file'", param="file")
             else:
                 filename = part.filename
                 _check_filename(filename, fields.get("purpose"))
@@ -211,9 +213,9 @@ def _receive(context: Context, project: str, blocks: Iterator[bytes], boundary: 
         if stored is None:
             raise UserError("file: is required, with a filename", param="file")
         if "purpose" not in fields:
-            raise UserError(f"purpose: is required, one of {', '.join(PURPOSES)}", param="purpose")
+            raise UserError(f"purpose: is required; must be one of {', '.join(PURPOSES)}", param="purpose")
         _check_filename(filename, fields["purpose"])
-        return file_view(_write_down(context, file_id, filename, fields, stored, project))
+        return file_view(_record(context, file_id, filename, fields, stored, project))
     except BaseException:
         if stored is not None:
             context.store.delete(stored.key)
@@ -224,10 +226,10 @@ def _store(context: Context, file_id: str, part: Part, room: _Room) -> StoredObj
     try:
         return context.store.put(upload_key(file_id), part.content, max_bytes=room.num_bytes)
     except TooLarge as error:
-        raise room.refusal from error
+        raise room.error from error
 
 
-def _write_down(
+def _record(
     context: Context, file_id: str, filename: str, fields: dict[str, str], stored: StoredObject, project: str
 ) -> StoredFile:
     longest = context.settings.upload_days * DAY_SECONDS  # the operator's limit wins over a longer request
@@ -262,13 +264,13 @@ def _check_fields(fields: dict[str, str]) -> None:
         raise UserError("expires_after.anchor: must be created_at", param="expires_after.anchor")
     seconds = fields.get("expires_after[seconds]", "3600")
     if not _EXPIRY_SECONDS.fullmatch(seconds) or int(seconds) < 3600:
-        raise UserError("expires_after.seconds: must be a number, at least 3600", param="expires_after.seconds")
+        raise UserError("expires_after.seconds: must be a whole number of at least 3600", param="expires_after.seconds")
 
 
 def _check_filename(filename: str, purpose: str | None) -> None:
     """Reject other extensions for a batch's input. Names without one pass, since SDKs send such names for bytes."""
     if purpose == "batch" and PurePosixPath(filename).suffix.lower() not in _BATCH_ENDINGS:
-        raise UserError("file: the input of a batch is a .jsonl file", param="file")
+        raise UserError("file: the input of a batch must be a .jsonl file", param="file")
 
 
 def _find(session: Session, file_id: str, key: ApiKey) -> StoredFile:

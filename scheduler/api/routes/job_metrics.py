@@ -9,11 +9,12 @@ from fastapi import APIRouter, Depends, Query
 from jobs.db.tables import Job
 from jobs.ledger import attempts
 from jobs.specs.inference import TRAINING
-from scheduler.api.auth import Key, require_key
+from scheduler.api.access.auth import Key, require_key
+from scheduler.api.access.scope import find
 from scheduler.api.context import InContext, JobId
 from scheduler.api.errors import error_responses
-from scheduler.api.schemas import AttemptView, MetricList, MetricView, Page, attempt_view, page
-from scheduler.api.scope import find_job
+from scheduler.api.views.history_views import AttemptView, MetricList, MetricView, attempt_view
+from scheduler.api.views.lists import Page, page
 
 router = APIRouter(
     prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=error_responses(400, 404)
@@ -31,11 +32,12 @@ def get_job_metrics(
     after_step: Annotated[
         int, Query(ge=-1, le=2**63 - 1, description="For a training: only steps after this one.")
     ] = -1,
-    limit: Annotated[int, Query(ge=1, le=_MOST_METRICS, description="Most values to return.")] = _MOST_METRICS,
+    limit: Annotated[int, Query(ge=1, le=_MOST_METRICS, description="Maximum number of values.")] = _MOST_METRICS,
 ) -> MetricList:
-    """A job's metrics: by step for a training; else progress and speed, where the step is the number of rows done."""
+    """A job's metrics. For a training: one value per metric and step. For inference: progress and speed; the step is
+    the number of rows done."""
     with context.database.read() as session:
-        job = find_job(session, job_id, key)
+        job = find(session, Job, job_id, key)
         if job.kind == TRAINING:
             found = attempts.metrics(session, job_id, name=name, after_step=after_step, limit=limit)
             return MetricList(data=[MetricView(step=one.step, name=one.name, value=one.value) for one in found])
@@ -48,7 +50,7 @@ def get_job_metrics(
 def list_attempts(context: InContext, key: Key, job_id: JobId) -> Page[AttemptView]:
     """The attempts of a training: where each ran, its first and last step, and why it ended."""
     with context.database.read() as session:
-        find_job(session, job_id, key)
+        find(session, Job, job_id, key)
         slots = attempts.slots_by_leader(session, job_id)
         found = [attempt_view(each, slots[each.lease_id]) for each in attempts.attempts(session, job_id)]
         return page(found, id_field="number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -11,28 +12,30 @@ from jobs.access.pins import Pins
 from jobs.config.catalogue import with_catalogue
 from jobs.db.states import JobState
 from jobs.db.tables import ApiKey, Artifact, Job
+from jobs.db.transaction import Transaction
 from jobs.errors import Conflict, NotFound
 from jobs.ledger import jobs as job_ledger
+from jobs.ledger.accounts.usage import RowsWanted
 from jobs.ledger.job_pins import stamp_spec
-from jobs.ledger.usage import RowsWanted
-from jobs.specs.inference import InferenceSpec, JobSpec, TrainingSpec, parse_spec
-from scheduler.api.auth import Key, require_key
-from scheduler.api.context import AfterId, Context, InContext, JobId, PageSize
+from jobs.ledger.timing.workloads import workload_of
+from jobs.queue import Ring
+from jobs.specs.array_spec import ArraySpec, parse_submission
+from jobs.specs.inference import InferenceSpec, JobSpec, TrainingSpec
+from scheduler.api.access.auth import Key, require_key
+from scheduler.api.access.scope import find, scope_of
+from scheduler.api.bodies.request_body import read_document, yaml_or_json
+from scheduler.api.bodies.stored_object import RANGES, stream_object
+from scheduler.api.context import ID_PATTERN, AfterId, Context, InContext, JobId, PageSize
 from scheduler.api.errors import error_responses
-from scheduler.api.job_views import describe_job, describe_jobs
-from scheduler.api.listed import shown_specs
-from scheduler.api.request_body import read_document, yaml_or_json
-from scheduler.api.schemas import (
-    ArtifactView,
-    JobView,
-    Page,
-    artifact_view,
-    page,
-)
-from scheduler.api.scope import find_job, scope_of
-from scheduler.api.stored_object import RANGES, stream_object
-from scheduler.control.admission import demand_of_job
-from scheduler.control.planner import check_submission
+from scheduler.api.views.describe_jobs import describe_job, describe_jobs
+from scheduler.api.views.file_views import ArtifactView, artifact_view
+from scheduler.api.views.job_views import JobView
+from scheduler.api.views.lists import Page, page, shown_specs
+from scheduler.control.admission.promise_admission import admit
+from scheduler.control.admission.row_counts import count_job_rows
+from scheduler.control.admission.submission import Submission, measure_size
+from scheduler.control.planning.arrays import check_array
+from scheduler.control.planning.planner import check_submission
 
 router = APIRouter(
     prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=error_responses(400)
@@ -48,7 +51,11 @@ router = APIRouter(
         **error_responses(403, 408, 409, 413),
     },
     openapi_extra=yaml_or_json(
-        {"oneOf": [{"$ref": f"#/components/schemas/{spec.__name__}"} for spec in (InferenceSpec, TrainingSpec)]}
+        {
+            "oneOf": [
+                {"$ref": f"#/components/schemas/{spec.__name__}"} for spec in (InferenceSpec, TrainingSpec, ArraySpec)
+            ]
+        }
     ),
 )
 def submit_job(
@@ -61,21 +68,27 @@ def submit_job(
         Header(pattern=r"^[\x21-\x7e]{1,200}$", description="Repeated submissions with one key create one job."),
     ] = None,
 ) -> JobView:
-    """Submit a job. Errors in its spec, input, model or output paths are reported now, and then no job is created."""
-    spec = with_catalogue(parse_spec(document), context.settings.models)
+    """Submit a job. If its spec, input, model or output is invalid, no job is created and the error names the field."""
+    spec = parse_submission(document)
+    if not isinstance(spec, ArraySpec):
+        spec = with_catalogue(spec, context.settings.models)
     if idempotency_key is not None:
         with context.database.read() as session:
             before = job_ledger.find_submitted(session, key.project, idempotency_key)
         if before is not None:
             response.status_code = 200
             return _same_job(context, before, spec)
-    check_submission(spec, rules=context.settings, database=context.database, store=context.store, project=key.project)
-    pins = stamp_spec(spec, context.settings)
-    wanted = _demand(context, spec, key.project)
+    pins, wanted, admission = _checked(context, spec, key.project)
     job = job_ledger.submit(
-        context.database, spec, project=key.project, idempotency_key=idempotency_key, wanted=wanted, pins=pins
+        context.database,
+        spec,
+        project=key.project,
+        idempotency_key=idempotency_key,
+        wanted=wanted,
+        pins=pins,
+        admit=admission,
     )
-    context.doorbell.wake()
+    context.doorbell.wake(Ring.SUBMISSION)
     return _same_job(context, job, spec)
 
 
@@ -86,13 +99,18 @@ def list_jobs(
     after: AfterId = None,
     limit: PageSize = 20,
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    parent: Annotated[
+        str | None, Query(pattern=ID_PATTERN, description="The children of this array; by default, all other jobs.")
+    ] = None,
 ) -> Page[JobView]:
-    """Jobs of the key's project, newest first. Large values are left out of large specs (`spec_is_cut`). A page may be
-    shorter than `limit`; `has_more` says whether there are more."""
+    """Jobs of the key's project, newest first, without the children of arrays. Large values are left out of large specs
+    (`spec_is_cut`). A page may be shorter than `limit`; `has_more` says whether there are more."""
     with context.database.read() as session:
         if after is not None:
-            find_job(session, after, key)
-        jobs, has_more = job_ledger.list_jobs(session, project=scope_of(key), after=after, limit=limit, state=state)
+            find(session, Job, after, key)
+        jobs, has_more = job_ledger.list_jobs(
+            session, project=scope_of(key), after=after, limit=limit, state=state, parent_id=parent
+        )
         specs = shown_specs(session, jobs)
         found = describe_jobs(session, context, jobs[: len(specs)], specs)
         return page(found, has_more=has_more or len(found) < len(jobs))
@@ -119,37 +137,32 @@ def cancel_job(context: InContext, key: Key, job_id: JobId) -> JobView:
     status_code=201,
     response_model=JobView,
     responses={
-        200: {"model": JobView, "description": "The retry of this job that was requested before and is still running."},
+        200: {"model": JobView, "description": "An earlier retry of this job, which has not ended."},
         **error_responses(403, 404, 409),
     },
 )
 def retry_job(context: InContext, key: Key, job_id: JobId, response: Response) -> JobView:
-    """Submit a failed, cancelled or expired job again as a new job. While that job is live, it is returned instead.
-    Returns 409 for jobs in other states."""
+    """Submit a failed, cancelled or expired job again as a new job. If an earlier retry has not ended, it is returned
+    instead. Returns 409 for jobs in other states."""
     with context.database.read() as session:
-        ended = find_job(session, job_id, key)
+        ended = find(session, Job, job_id, key)
         live = job_ledger.live_retry(session, job_id)
     if live is not None:
         response.status_code = 200
         return describe_job(context, live.id)
-    spec = parse_spec(ended.spec)
-    pins: Pins | None = None
+    pins, wanted = None, None
     if ended.state.is_terminal and ended.state != JobState.COMPLETED:  # other states are rejected below
-        check_submission(
-            spec, rules=context.settings, database=context.database, store=context.store, project=ended.project
-        )
-        pins = stamp_spec(spec, context.settings)
-    wanted = _demand(context, spec, ended.project)
+        pins, wanted, _ = _checked(context, parse_submission(ended.spec), ended.project)
     job = job_ledger.retry(context.database, job_id, wanted=wanted, pins=pins)
-    context.doorbell.wake()
+    context.doorbell.wake(Ring.SUBMISSION)
     return describe_job(context, job.id)
 
 
 @router.get("/{job_id}/artifacts", responses=error_responses(404))
 def list_artifacts(context: InContext, key: Key, job_id: JobId) -> Page[ArtifactView]:
-    """The files that a job made, by name."""
+    """The files that a job produced, sorted by name."""
     with context.database.read() as session:
-        find_job(session, job_id, key)
+        find(session, Job, job_id, key)
         return page([artifact_view(artifact) for artifact in job_ledger.artifacts(session, job_id)], id_field="name")
 
 
@@ -167,11 +180,11 @@ def get_artifact(
     context: InContext,
     key: Key,
     job_id: JobId,
-    name: Annotated[str, Path(pattern=r"^[^\x00]{1,500}$", description="The artifact's name.")],
+    name: Annotated[str, Path(pattern=r"^[^\x00]{1,500}$", description="Name of the artifact.")],
 ) -> Response:
     """The bytes of a job's artifact, or a `Range` of them."""
     with context.database.read() as session:
-        find_job(session, job_id, key)
+        find(session, Job, job_id, key)
         artifact = session.get(Artifact, (job_id, name))
     if artifact is None:
         raise NotFound(f"job {job_id} has no artifact '{name}'")
@@ -180,14 +193,33 @@ def get_artifact(
 
 def _check_visible(context: Context, key: ApiKey, job_id: str) -> None:
     with context.database.read() as session:
-        find_job(session, job_id, key)
+        find(session, Job, job_id, key)
 
 
-def _demand(context: Context, spec: JobSpec, project: str) -> RowsWanted | None:
-    return demand_of_job(spec, project=project, rules=context.settings, store=context.store, database=context.database)
+def _checked(
+    context: Context, spec: JobSpec | ArraySpec, project: str
+) -> tuple[Pins | None, RowsWanted | None, Callable[[Transaction], float | None]]:
+    """Check a spec. Returns the versions of its files, the room that it needs in its project's queue, and what admits
+    its promise, if it has one."""
+    settings, store, database = context.settings, context.store, context.database
+    if isinstance(spec, ArraySpec):
+        check_array(spec, settings, store=store, database=database, project=project)
+        return None, None, _nothing  # each child has its own when it is made
+    needs = check_submission(spec, rules=settings, database=database, store=store, project=project)
+    pins = stamp_spec(spec, settings)
+    wanted = count_job_rows(spec, project=project, rules=settings, store=store, database=database)
+    if spec.promise is None:
+        return pins, wanted, _nothing
+    size = measure_size(spec, rules=settings, store=store, database=database, project=project)
+    submission = Submission(spec, project, workload_of(spec, pins), needs, size)
+    return pins, wanted, lambda tx: admit(tx, submission, settings, settings.projects)
 
 
-def _same_job(context: Context, job: Job, spec: JobSpec) -> JobView:
+def _nothing(_: Transaction) -> None:
+    """Without a promise, nothing is admitted."""
+
+
+def _same_job(context: Context, job: Job, spec: JobSpec | ArraySpec) -> JobView:
     if job.spec != spec.model_dump(mode="json"):
-        raise Conflict("this Idempotency-Key was used for another spec before", param="Idempotency-Key")
+        raise Conflict("this Idempotency-Key was used for another spec; send a new key", param="Idempotency-Key")
     return describe_job(context, job.id)

@@ -13,13 +13,15 @@ from starlette.responses import StreamingResponse
 from jobs.data.rows import Result
 from jobs.data.sinks import open_sink
 from jobs.data.sinks.export import ExportFormat, open_writer
+from jobs.db.tables import Job
 from jobs.errors import NotFound
+from jobs.specs.array_spec import ARRAY
 from jobs.specs.inference import TrainingSpec, parse_spec
-from scheduler.api.auth import Key, require_key
+from scheduler.api.access.auth import Key, require_key
+from scheduler.api.access.live_key import while_valid
+from scheduler.api.access.scope import find
 from scheduler.api.context import InContext, JobId
 from scheduler.api.errors import error_responses
-from scheduler.api.live_key import while_valid
-from scheduler.api.scope import find_job
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -46,9 +48,9 @@ def get_results(
     context: InContext,
     key: Key,
     job_id: JobId,
-    format: Annotated[Literal["jsonl", "parquet", "csv"], Query(description="Of the answer.")] = "jsonl",  # noqa: A002
+    format: Annotated[Literal["jsonl", "parquet", "csv"], Query(description="Format of the response.")] = "jsonl",  # noqa: A002
     after_row: Annotated[int, Query(ge=-1, le=2**63 - 1, description="Only rows with a larger index.")] = -1,
-    limit: Annotated[int | None, Query(ge=1, le=2**63 - 1, description="Most rows to return.")] = None,
+    limit: Annotated[int | None, Query(ge=1, le=2**63 - 1, description="Maximum number of rows.")] = None,
 ) -> StreamingResponse:
     """A job's results in row order, one per row: `row_index`, `key`, and either `output` or `error`.
 
@@ -56,7 +58,10 @@ def get_results(
     chunks finish in any order. A response without the end of its chunked encoding is incomplete.
     """
     with context.database.read() as session:
-        spec = parse_spec(find_job(session, job_id, key).spec)
+        job = find(session, Job, job_id, key)
+    if job.kind == ARRAY:
+        raise NotFound(f"job {job_id} is an array; its children have the results")
+    spec = parse_spec(job.spec)
     if isinstance(spec, TrainingSpec):
         raise NotFound(f"job {job_id} is a training and has no results; it has metrics and artifacts")
     vector_output = spec.vector_output

@@ -1,4 +1,4 @@
-"""Slots route: which slots exist, and what each does now."""
+"""Route of slots: list them with what each does now."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from jobs.config.projects import sees
 from jobs.db.states import LIVE_LEASE_STATES
 from jobs.db.tables import ApiKey, Job, Lease, Slot
 from jobs.ledger.slots import list_slots
-from scheduler.api.auth import Key, require_key
+from scheduler.api.access.auth import Key, require_key
+from scheduler.api.access.scope import scope_of
 from scheduler.api.context import InContext
 from scheduler.api.errors import error_responses
-from scheduler.api.schemas import Page, SlotView, page, slot_view
-from scheduler.api.scope import scope_of
+from scheduler.api.views.lists import Page, page
+from scheduler.api.views.slot_views import SlotView, slot_view
 
 router = APIRouter(prefix="/v1/slots", tags=["slots"], dependencies=[Depends(require_key)], responses=error_responses())
 
 
 @router.get("")
 def get_slots(context: InContext, key: Key) -> Page[SlotView]:
-    """Every slot ever registered, by id. Jobs and models of other projects are hidden."""
+    """All slots that were ever registered, sorted by id. Jobs and models of other projects are hidden."""
     working = select(Lease, col(Job.project)).join(Job, col(Job.id) == col(Lease.job_id))
     with context.database.read() as session:
         live = session.execute(working.where(col(Lease.state).in_(LIVE_LEASE_STATES))).all()

@@ -11,14 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.db.states import DeliveryState
 from jobs.db.tables import Webhook, WebhookDelivery
 from jobs.errors import UserError
-from jobs.ledger import webhooks
-from jobs.ledger.webhooks import EVENT_TYPES
-from scheduler.api.auth import Key, require_key
+from jobs.ledger.records import webhooks
+from jobs.ledger.records.webhooks import EVENT_TYPES
+from scheduler.api.access.auth import Key, require_key
+from scheduler.api.access.scope import find, scope_of
+from scheduler.api.bodies.request_body import parse_request, read_document
 from scheduler.api.context import AfterId, InContext, PageSize, WebhookId
 from scheduler.api.errors import error_responses
-from scheduler.api.request_body import parse_request, read_document
-from scheduler.api.schemas import Page, bounded_page
-from scheduler.api.scope import find_webhook, scope_of
+from scheduler.api.views.lists import Page, bounded_page
 from scheduler.control.webhook_sender import LONGEST_URL, check_url
 
 router = APIRouter(
@@ -41,7 +41,7 @@ class WebhookRequest(BaseModel):
     events: list[Annotated[str, Field(max_length=100)]] = Field(
         default=[],
         max_length=_MOST_EVENTS,
-        description="Event types to deliver; empty: all.",
+        description="Event types to send; all types if empty.",
         json_schema_extra={"items": {"type": "string", "enum": list(EVENT_TYPES)}},
     )
 
@@ -52,8 +52,8 @@ class WebhookView(BaseModel):
     id: str
     object: Literal["webhook"] = "webhook"
     url: str
-    events: list[str] = Field(description="Event types that are delivered; empty: all.")
-    project: str = Field(description="The project whose events are delivered.")
+    events: list[str] = Field(description="Event types that are sent; all types if empty.")
+    project: str = Field(description="Project whose events are sent.")
     created_at: float
 
 
@@ -72,13 +72,13 @@ class DeletedWebhook(BaseModel):
 
 
 class DeliveryView(BaseModel):
-    """One event on its way to one webhook. Times are Unix seconds."""
+    """The delivery of one event to one webhook. Times are Unix seconds."""
 
     id: str = Field(description="The `webhook-id` header, the same at each attempt.")
     object: Literal["webhook_delivery"] = "webhook_delivery"
     webhook_id: str
     type: str
-    event: dict[str, Any] = Field(description="What is sent.")
+    event: dict[str, Any] = Field(description="The event as it is sent.")
     state: DeliveryState
     attempts: int = Field(
         description="Attempts so far, including those skipped because the receiver had just been unreachable."
@@ -105,12 +105,12 @@ def create_webhook(
     context: InContext, key: Key, document: Annotated[dict[str, Any], Depends(read_document)]
 ) -> NewWebhookView:
     """Create a webhook for the key's project. Only this response contains its secret."""
-    asked = parse_request(WebhookRequest, document, noun="a webhook")
-    for event_type in asked.events:
+    new = parse_request(WebhookRequest, document, noun="a webhook")
+    for event_type in new.events:
         if event_type not in EVENT_TYPES:
-            raise UserError(f"events: '{event_type}' is none of {', '.join(EVENT_TYPES)}", param="events")
-    check_url(asked.url, context.settings)
-    webhook = webhooks.create(context.database, asked.url, events=asked.events, project=key.project)
+            raise UserError(f"events: '{event_type}' is not one of {', '.join(EVENT_TYPES)}", param="events")
+    check_url(new.url, context.settings)
+    webhook = webhooks.create(context.database, new.url, events=new.events, project=key.project)
     return NewWebhookView(**_webhook_view(webhook).model_dump(), secret=webhook.secret)
 
 
@@ -119,7 +119,7 @@ def list_webhooks(context: InContext, key: Key, after: AfterId = None, limit: Pa
     """Webhooks, newest first."""
     with context.database.read() as session:
         if after is not None:
-            find_webhook(session, after, key)
+            find(session, Webhook, after, key)
         found, has_more = webhooks.list_webhooks(session, project=scope_of(key), after=after, limit=limit)
     return bounded_page(map(_webhook_view, found), limit, has_more=has_more)
 
@@ -128,14 +128,14 @@ def list_webhooks(context: InContext, key: Key, after: AfterId = None, limit: Pa
 def get_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> WebhookView:
     """One webhook."""
     with context.database.read() as session:
-        return _webhook_view(find_webhook(session, webhook_id, key))
+        return _webhook_view(find(session, Webhook, webhook_id, key))
 
 
 @router.delete("/{webhook_id}", responses=error_responses(404))
 def delete_webhook(context: InContext, key: Key, webhook_id: WebhookId) -> DeletedWebhook:
     """Delete a webhook and its log. Pending deliveries are dropped."""
     with context.database.read() as session:
-        find_webhook(session, webhook_id, key)
+        find(session, Webhook, webhook_id, key)
     webhooks.delete(context.database, webhook_id)
     return DeletedWebhook(id=webhook_id)
 
@@ -146,16 +146,16 @@ def list_deliveries(
 ) -> Page[DeliveryView]:
     """The delivery log, newest first: deliveries and their outcome."""
     with context.database.read() as session:
-        find_webhook(session, webhook_id, key)
+        find(session, Webhook, webhook_id, key)
         found, has_more = webhooks.deliveries(session, webhook_id, after=after, limit=limit)
     return bounded_page(map(_delivery_view, found), limit, has_more=has_more)
 
 
 @router.post("/{webhook_id}/test", status_code=201, responses=error_responses(404))
 def send_test(context: InContext, key: Key, webhook_id: WebhookId) -> DeliveryView:
-    """Send a `webhook.test` event, whatever event types the webhook has. The delivery log shows the outcome."""
+    """Send a `webhook.test` event, even if the webhook does not list this type. The delivery log shows the outcome."""
     with context.database.read() as session:
-        find_webhook(session, webhook_id, key)
+        find(session, Webhook, webhook_id, key)
     delivery = webhooks.announce_test(context.database, webhook_id)
     context.doorbell.wake()
     return _delivery_view(delivery)

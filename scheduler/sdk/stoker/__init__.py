@@ -1,4 +1,4 @@
-"""Stoker's Python interface: submit bulk inference and training jobs, follow them, read what they made.
+"""Stoker's Python interface: submit inference and training jobs, follow them, and read their results.
 
     import stoker
 
@@ -10,7 +10,7 @@
         for result in job.results():
             print(result.key, result.output)
 
-`stoker.training` has the types of a training module. Names are loaded when they are first used.
+`stoker.training` has the types of a training module. Each name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import _own_packages as _own_packages  # what follows finds Stoker's packages by it
+from . import _own_packages as _own_packages  # lets the imports below find Stoker's packages
 
 if TYPE_CHECKING:
     from . import training as training
@@ -75,7 +75,7 @@ _NAMES = {
         "LoraSpec", "OutputSpec", "Priority", "SlotsSpec", "TrainingSpec",
     ],
 }  # fmt: skip
-"""Each module's public names. The imports above say the same to type checkers; a test compares them."""
+"""Public names of each module. The imports above repeat them for type checkers; a test compares both."""
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [*_MODULES, "training"]

@@ -9,7 +9,7 @@ from ._own_packages import claim_plain_names
 
 def main() -> int:
     """Run the command line of this process."""
-    claim_plain_names()  # a user's `jobs.py`, where PYTHONPATH leads to one, must not be taken for ours
+    claim_plain_names()  # otherwise a user's `jobs.py` on PYTHONPATH would be imported instead of ours
     from scheduler.cli import main as run
 
     return run()

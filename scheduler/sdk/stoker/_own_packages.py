@@ -1,10 +1,10 @@
-"""Where the code of this package finds Stoker's packages `jobs`, `scheduler` and `worker`.
+"""Lets the code of this package import Stoker's packages `jobs`, `scheduler` and `worker` in a user's program.
 
-A user's program may have modules of these names, now or later. So where a user's program imports `stoker`, our
-packages are loaded as `stoker._own.jobs` and so on, beside the user's. An `import jobs.x` in our code is answered from
-there, by an `__import__` that our modules have for themselves: `exec` documents that code may be given `__builtins__`
-of its own. The same words in the user's code find the user's module. A process of Stoker's own, such as a runner, has
-our packages under their plain names already. There these are used, so that no class exists twice.
+A user's program may have its own modules with these names. Therefore our packages are loaded there as
+`stoker._own.jobs` and so on, beside the user's modules. Our modules get their own `__import__`, through the
+`__builtins__` that `exec` allows, and it turns `import jobs.x` into an import of `stoker._own.jobs.x`. The same
+statement in the user's code imports the user's module. A process of Stoker, such as a runner, has already loaded our
+packages under their plain names. There these are used, so that no class exists twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COMMAND = f"{__package__}.__main__"
 
 
 def _find_home() -> Path:
-    """The folder that holds our packages: beside this one where it is installed, further up in a checkout."""
+    """The folder that holds our packages: the parent of an installed `stoker`, further up in a checkout."""
     parents = Path(__file__).resolve().parents
     for folder in parents[1:4]:
         if all((folder / name / "__init__.py").is_file() for name in _NAMES):
@@ -39,15 +39,15 @@ _HOME = _find_home()
 
 @functools.cache
 def uses_plain_names() -> bool:
-    """Whether this process has our packages under their plain names. The first answer stays."""
+    """Whether this process has loaded our packages under their plain names. The first result is cached."""
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in _NAMES}
     return any(file is not None and Path(file).resolve().parent == _HOME / name for name, file in files.items())
 
 
 def claim_plain_names() -> None:
-    """Load our packages under their plain names, whatever else Python's path leads to.
+    """Load our packages under their plain names, even if `sys.path` has other modules with these names.
 
-    This is for a process of Stoker's own, before it imports anything of them.
+    Called by a process of Stoker before it imports anything else of our packages.
     """
     for name in _NAMES:
         found = PathFinder.find_spec(name, [str(_HOME)])
@@ -60,12 +60,12 @@ def claim_plain_names() -> None:
 
 def _import(
     name: str,
-    globals: Mapping[str, object] | None = None,  # noqa: A002, as `__import__` has it
+    globals: Mapping[str, object] | None = None,  # noqa: A002, the signature of `__import__`
     locals: Mapping[str, object] | None = None,  # noqa: A002
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> ModuleType:
-    """`__import__` for our modules: our packages' names mean ours."""
+    """The `__import__` of our modules, in which the names of our packages mean ours."""
     package = name.partition(".")[0]
     if level == 0 and package in _NAMES:
         importlib.import_module(f"{_OWN}.{name}")

@@ -1,4 +1,4 @@
-"""The client of one Stoker: submits jobs, finds them again, and uploads files."""
+"""The client of one Stoker API: submit jobs, find them again, and upload files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from scheduler.client.http_client import StokerClient
-from scheduler.client.training_paths import bring_spec
+from scheduler.client.training_paths import adapt_spec
 from scheduler.embedded.api_address import find_key, find_url
 from scheduler.embedded.read_settings import read_settings
 
@@ -23,7 +23,7 @@ _RETRY_SECONDS = 30.0
 
 
 class UploadedFile(BaseModel):
-    """A file that the API keeps."""
+    """An uploaded file."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -35,15 +35,16 @@ class UploadedFile(BaseModel):
 
     @property
     def path(self) -> str:
-        """What names it in a spec's `input.path`, `data.train` or `data.eval`."""
+        """Path of the file for a spec's `input.path`, `data.train` or `data.eval`."""
         return f"file:{self.id}"
 
 
 class Client:
-    """A client of one Stoker. Threads may share it; use it in a `with`, or close it.
+    """A client of one Stoker API. Threads may share it. Use it in a `with`, or close it.
 
-    Every method raises `ApiError` where the API refuses, and `ServiceUnavailable` where nothing answers. Reading and
-    submitting are tried again for `retry_seconds` while the API is away; nothing is ever carried out twice.
+    Every method raises `ApiError` if the API refuses the request, and `ServiceUnavailable` if the API does not respond.
+    While the API does not respond, reads and submissions are retried for `retry_seconds`. No request takes effect
+    twice.
     """
 
     def __init__(
@@ -55,15 +56,15 @@ class Client:
         retry_seconds: float = _RETRY_SECONDS,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Without arguments, the client uses `STOKER_URL` and `STOKER_API_KEY` or, where these are not set, the URL and
-        the key of the stack that `stoker up` runs on this machine.
+        """By default, the client uses `STOKER_URL` and `STOKER_API_KEY`. If these are not set, it uses the URL and the
+        key of the stack that `stoker up` runs on this machine.
 
         Args:
-            url: Where the API is, such as `http://127.0.0.1:8470`.
-            api_key: The key to send.
-            data_dir: The data directory of the local stack; `~/.stoker` or `STOKER_DATA_DIR` when absent.
-            retry_seconds: How long an API that does not answer is asked again; 0 asks once.
-            transport: For tests.
+            url: URL of the API, such as `http://127.0.0.1:8470`.
+            api_key: The API key.
+            data_dir: Data directory of the local stack; by default `STOKER_DATA_DIR`, else `~/.stoker`.
+            retry_seconds: How long requests are retried while the API does not respond; 0 means a single try.
+            transport: Replacement for the network, for tests.
 
         Raises:
             InvalidSpec: The URL, the key or a setting is not valid.
@@ -97,39 +98,42 @@ class Client:
     ) -> Job:
         """Submit a job.
 
-        Relative paths in the spec start at the working directory. Where the API is on another machine, input files are
+        Relative paths in the spec start at the working directory. If the API runs on another machine, input files are
         uploaded first.
 
         Args:
-            spec: What to do: `InferenceSpec`, `TrainingSpec`, or a mapping as in a spec file.
-            idempotency_key: Two submissions with one key make one job; a fresh key when absent.
-            on_upload: Called with a file's name, the bytes sent so far and its size while it is uploaded.
+            spec: The job: an `InferenceSpec`, a `TrainingSpec`, or a mapping as in a spec file.
+            idempotency_key: Two submissions with the same key create one job. By default each call has a new key.
+            on_upload: Called during an upload with the file's name, the bytes sent so far, and its size.
+
+        Returns:
+            The new job.
 
         Raises:
-            InvalidInput, InvalidModel, InvalidOutput: A file is not there, or is where the API cannot get at it.
-            ApiError: The API refuses the spec; `param` names the field.
+            InvalidInput, InvalidModel, InvalidOutput: A file does not exist, or the API cannot read it.
+            ApiError: The API refuses the spec; `param` names the invalid field.
         """
         if isinstance(spec, Mapping):
             document = dict(spec)
         else:
             document = {"kind": spec.kind, **spec.model_dump(mode="json", exclude_unset=True)}
-        brought = bring_spec(document, self._http, on_upload=on_upload)
-        return self._job(self._http.submit(brought, idempotency_key=idempotency_key))
+        adapted = adapt_spec(document, self._http, on_upload=on_upload)
+        return self._job(self._http.submit(adapted, idempotency_key=idempotency_key))
 
     def job(self, job_id: str) -> Job:
-        """A job that was submitted before.
+        """Return a job that was submitted before.
 
         Raises:
-            ApiError: There is no such job; its `status` is 404.
+            ApiError: There is no such job; the error's `status` is 404.
         """
         return self._job(self._http.job(job_id))
 
     def jobs(self, *, state: JobState | str | None = None, limit: int | None = None) -> Iterator[Job]:
-        """Jobs, newest first, fetched page by page.
+        """Yield jobs, newest first, fetched page by page.
 
         Args:
             state: Only jobs in this state.
-            limit: At most this number of jobs.
+            limit: Maximum number of jobs.
         """
         for document in self._http.jobs(state=None if state is None else str(state), limit=limit):
             yield self._job(document)
@@ -137,12 +141,15 @@ class Client:
     def upload(
         self, path: Path | str, *, purpose: str = "input", on_progress: Callable[[int], None] | None = None
     ) -> UploadedFile:
-        """Upload a file, streamed.
+        """Upload a file as a stream.
 
         Args:
-            path: The file. Its `path` in the answer names it in a spec.
+            path: The file to upload.
             purpose: `input`, or `batch` for a batch of the `openai` SDK.
             on_progress: Called with the number of bytes sent so far.
+
+        Returns:
+            The uploaded file; its `path` names it in a spec.
 
         Raises:
             NotFound: There is no such file.

@@ -1,6 +1,6 @@
-"""What can go wrong: one tree under `StokerError`.
+"""The errors of this package, all derived from `StokerError`.
 
-Each error's `message` is one sentence for people, and its `code` a stable word for programs.
+An error's `message` is a sentence for people, and its `code` is a stable name for programs.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = [
 
 
 class JobFailed(StokerError):
-    """A job ended without completing: it failed, was cancelled, or its time limit passed."""
+    """A job did not complete: it failed, was cancelled, or exceeded its time limit."""
 
     code = "job_failed"
 
     def __init__(self, job: JobInfo) -> None:
         """
         Args:
-            job: The job at its end. Its `error` says why, where there is one.
+            job: The job in its terminal state. Its `error`, if it has one, has the reason.
         """
         reason = "" if job.error is None else f": {job.error.message}"
         super().__init__(f"job {job.id} ended as {job.state}{reason}")

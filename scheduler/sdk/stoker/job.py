@@ -1,4 +1,4 @@
-"""A job that was submitted: wait for it, watch it, read what it made, cancel it."""
+"""A submitted job: wait for it, watch it, read its results, cancel it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Job:
-    """A handle on one job. `info` is the job as it was last seen; `refresh`, `wait` and `watch` look again."""
+    """A handle of one job. `info` is its last known state; `refresh`, `wait` and `watch` update it."""
 
     def __init__(self, http: StokerClient, info: JobInfo) -> None:
-        """Use `Client.submit` or `Client.job`."""
+        """Call `Client.submit` or `Client.job` instead."""
         self._http = http
         self.info = info
 
@@ -36,30 +36,32 @@ class Job:
 
     @property
     def id(self) -> str:
-        """The job's id. A spec that says `model: job:<id>` uses the model that this training makes."""
+        """Id of the job. A spec with `model: job:<id>` uses the model of this training."""
         return self.info.id
 
     @property
     def state(self) -> JobState:
-        """The state as it was last seen."""
+        """The last known state."""
         return self.info.state
 
     @property
     def counts(self) -> Counts:
-        """The rows or steps as they were last seen."""
+        """The last known counts of rows or steps."""
         return self.info.counts
 
     def refresh(self) -> JobInfo:
-        """Look again. Returns the job as it is now."""
+        """Get the current state of the job from the API. Returns it."""
         return self._seen(self._http.job(self.id))
 
-    # -- its life
+    # -- follow and change it
 
     def watch(self, *, timeout_seconds: float | None = None) -> Iterator[JobInfo]:
-        """The job at once, then at each change of its state or counts, its end last; over restarts of the API.
+        """Yield the job immediately, and again at each change of its state or counts; the terminal state comes last.
+
+        Restarts of the API do not interrupt the iteration.
 
         Raises:
-            TimeoutError: The job has not ended in time; it goes on.
+            TimeoutError: The job did not end within `timeout_seconds`; it keeps running.
         """
         for document in self._http.watch(self.id, timeout_seconds=timeout_seconds):
             yield self._seen(document)
@@ -74,13 +76,13 @@ class Job:
         """Wait until the job has ended. Returns this job.
 
         Args:
-            timeout_seconds: How long to wait; for ever when absent.
-            on_progress: Called with the job at once, at each change of its state or counts, and at its end.
-            check: Whether a job that ended without completing is an error.
+            timeout_seconds: Longest wait; None waits without a limit.
+            on_progress: Called with the job immediately, at each change of its state or counts, and at its end.
+            check: Whether to raise `JobFailed` if the job did not complete.
 
         Raises:
-            JobFailed: The job failed, was cancelled, or its time limit passed.
-            TimeoutError: The job has not ended in time; it goes on.
+            JobFailed: The job failed, was cancelled, or exceeded its time limit.
+            TimeoutError: The job did not end in time; it keeps running.
         """
         for info in self.watch(timeout_seconds=timeout_seconds):
             if on_progress is not None:
@@ -92,38 +94,38 @@ class Job:
         return self
 
     def cancel(self) -> JobInfo:
-        """Ask the job to stop; `wait(check=False)` waits until it has.
+        """Cancel the job. `wait(check=False)` waits until it has stopped.
 
         Raises:
-            ApiError: The job has ended already; the `status` is 409.
+            ApiError: The job has already ended; the error's `status` is 409.
         """
         return self._seen(self._http.cancel(self.id))
 
     def retry(self) -> Job:
-        """Submit a failed, cancelled or expired job again. Returns the new job."""
+        """Submit a failed, cancelled or expired job again as a new job. Returns the new job."""
         return Job(self._http, JobInfo.model_validate(self._http.retry(self.id)))
 
-    # -- what it made
+    # -- results and artifacts
 
     def results(self, *, after_row: int = -1, limit: int | None = None) -> Iterator[Result]:
-        """The results in row order, streamed; of a job that still runs, those recorded so far.
+        """Yield the results in row order. A running job yields those recorded so far.
 
         Args:
-            after_row: Only rows with a larger index, so that an interrupted reading can go on.
-            limit: At most this number of rows.
+            after_row: Only rows with a larger index; pass the last index read to resume.
+            limit: Maximum number of rows.
         """
         for line in self._http.iter_results(self.id, after_row=after_row, limit=limit):
             error = None if line["error"] is None else RowError(**line["error"])
             yield Result(line["row_index"], line["key"], line["output"], error)
 
     def save_results(self, path: Path | str) -> int:
-        """Write the results to a file, which appears whole or not at all. Returns its size in bytes.
+        """Write the results to a file, which appears complete or not at all. Returns its size in bytes.
 
         Args:
-            path: The file; its ending tells the format: `.jsonl`, `.parquet` or `.csv`.
+            path: The file. Its suffix selects the format: `.jsonl`, `.parquet` or `.csv`.
 
         Raises:
-            InvalidOutput: The ending tells no format, or the file cannot be written.
+            InvalidOutput: The suffix is unknown, or the file cannot be written.
         """
         target = Path(path)
         formats = {f".{name}": name for name in get_args(ResultFormat)}
@@ -132,9 +134,9 @@ class Job:
         return self._http.results(self.id, target, format=formats[target.suffix.lower()])
 
     def to_arrow(self) -> pyarrow.Table:
-        """The results as an Arrow table: `row_index`, `key`, `output`, `error`.
+        """Return the results as an Arrow table with the columns `row_index`, `key`, `output` and `error`.
 
-        `output` is a list of float32 for `embeddings` and JSON text otherwise; `error` is JSON text.
+        `output` is a list of float32 for the task `embeddings`, and JSON text for other tasks. `error` is JSON text.
         """
         import pyarrow.parquet
 
@@ -144,10 +146,10 @@ class Job:
             return pyarrow.parquet.read_table(path)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The results as a data frame: `row_index`, `key`, `output`, `error`.
+        """Return the results as a data frame with the columns `row_index`, `key`, `output` and `error`.
 
-        `output` is a float32 array for `embeddings` and the value in the pipeline's shape otherwise; `error` is a
-        mapping with `code` and `message`. Each is None where there is the other.
+        `output` is a float32 array for the task `embeddings`, and the output of transformers' pipeline for other tasks.
+        `error` is a mapping with `code` and `message`. In each row, one of the two is None.
         """
         import pyarrow
 
@@ -159,11 +161,11 @@ class Job:
         return frame
 
     def artifacts(self) -> list[Artifact]:
-        """The files that the job made."""
+        """Return the files that the job produced."""
         return [Artifact.model_validate(document) for document in self._http.artifacts(self.id)]
 
     def save_artifacts(self, folder: Path | str) -> list[Path]:
-        """Write every artifact under a folder, which is made where it is missing. Returns the files.
+        """Write all artifacts into a folder, which is created if missing. Returns the files.
 
         Raises:
             InvalidOutput: A file cannot be written.
@@ -171,25 +173,25 @@ class Job:
         found = self._http.artifacts(self.id)
         return [path for _, path in fetch_artifacts(self._http, self.id, found, Path(folder))]
 
-    # -- what is known about it
+    # -- metrics, events and logs
 
     def metrics(self, *, name: str | None = None, after_step: int = -1) -> list[Metric]:
-        """The numbers of a training by step.
+        """Return the metrics of a training, sorted by step.
 
         Args:
-            name: Only the metric of this name, such as `loss`.
+            name: Only the metric with this name, such as `loss`.
             after_step: Only steps after this one.
         """
         documents = self._http.metrics(self.id, name=name, after_step=after_step)
         return [Metric.model_validate(document) for document in documents]
 
     def events(self, *, follow: bool = False) -> Iterator[Event]:
-        """The job's history, oldest first; with `follow` until the job has ended."""
+        """Yield the job's history, oldest first. With `follow`, continue until the job has ended."""
         for document in self._http.events(self.id, follow=follow):
             yield Event.model_validate(document)
 
     def logs(self, *, follow: bool = False) -> Iterator[LogLine]:
-        """What the job's runners logged, oldest first; with `follow` until the job has ended."""
+        """Yield the log lines of the job's runners, oldest first. With `follow`, continue until the job has ended."""
         for document in self._http.logs(self.id, follow=follow):
             yield LogLine.model_validate(document)
 

@@ -1,4 +1,4 @@
-"""What the API answers, as frozen types. Fields that a newer API adds are left out."""
+"""The API's responses as frozen types. Fields that a newer API adds are ignored."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class _Record(BaseModel):
 
 
 class Counts(_Record):
-    """A job's rows; for a training, its steps."""
+    """Number of a job's rows; for a training, of its steps."""
 
     total: int
-    """Rows of the input, or steps; 0 until they are counted."""
+    """Number of input rows or training steps; 0 until they are counted."""
     done: int
-    """Rows with a recorded result, row errors included; or steps done."""
+    """Rows with a recorded result, including row errors; or steps done."""
     failed: int
-    """Rows of `done` whose result is a row error."""
+    """How many of `done` are row errors."""
 
 
 class JobError(_Record):
@@ -36,7 +36,7 @@ class JobError(_Record):
 
 
 class JobInfo(_Record):
-    """A job as it was at one moment. Times are Unix seconds."""
+    """The state of a job at one moment. Times are Unix seconds."""
 
     id: str
     kind: str
@@ -44,7 +44,7 @@ class JobInfo(_Record):
     name: str | None
     state: JobState
     spec: dict[str, Any]
-    """The spec as it was submitted, with the defaults."""
+    """The submitted spec with defaults filled in."""
     priority: str
     counts: Counts
     created_at: float
@@ -52,15 +52,15 @@ class JobInfo(_Record):
     ended_at: float | None
     error: JobError | None
     num_tokens: int
-    """Tokens that the model saw so far, padding not counted."""
+    """Tokens that the model saw so far, without padding."""
     waiting_reason: str | None = None
-    """Why the job does not run yet, where it waits."""
+    """Why the job does not run yet, if it waits."""
     metrics: dict[str, float] = Field(default_factory=dict)
-    """The latest value of each metric of a training."""
+    """For a training: the latest value of each metric."""
 
     @property
     def has_ended(self) -> bool:
-        """Whether the state does not change any more."""
+        """Whether the state is final."""
         return self.state.is_terminal
 
 
@@ -69,32 +69,32 @@ class Result:
     """The result of one input row: an output or an error, never both."""
 
     row_index: int
-    """0-based position in the whole input, over all files."""
+    """0-based position of the row in the whole input, counted over all files."""
     key: str | None
-    """The value of the column that `input.key` names."""
+    """Value of the column that `input.key` names."""
     output: Any
-    """The output in the shape of transformers' pipeline; a list of numbers for `embeddings`. None with an error."""
+    """The output of transformers' pipeline; for the task `embeddings` a list of numbers. None if there is an error."""
     error: RowError | None
 
 
 class Artifact(_Record):
-    """A file that a job made."""
+    """A file that a job produced."""
 
     name: str
-    """Its path among the job's artifacts, such as `model/config.json`."""
+    """Path of the file among the job's artifacts, such as `model/config.json`."""
     num_bytes: int = Field(alias="bytes")
     sha256: str
     created_at: float
 
 
 class Metric(_Record):
-    """One number of a job."""
+    """One value of a job's metrics."""
 
     step: int
-    """Where it was measured: a step of a training, or the rows done."""
+    """Training step; for inference, the number of rows done."""
     name: str
     value: float | None
-    """None where it was not a finite number."""
+    """None if the value was not finite."""
 
 
 class Event(_Record):
@@ -107,7 +107,7 @@ class Event(_Record):
 
 
 class LogLine(_Record):
-    """One line that a job's runner logged."""
+    """One log line of a job's runner."""
 
     id: int
     at: float

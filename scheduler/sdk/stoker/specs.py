@@ -1,4 +1,4 @@
-"""What can be submitted, as types. Fields that cannot be are refused when a spec is made, before anything is sent."""
+"""The specs of jobs as types. An invalid field raises an error when the spec is created, before anything is sent."""
 
 from __future__ import annotations
 

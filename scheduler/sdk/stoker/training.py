@@ -1,6 +1,6 @@
-"""What a training module is made of, and `rehearse`, which tries one out in this process.
+"""The types of a training module, and `rehearse`, which tries a module in this process.
 
-Importing it loads torch.
+Importing this module loads torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Batch", "Loss", "Module", "Parts", "Phase", "Rehearsal", "Rows", "Se
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Rehearsal", "rehearse"):  # they bring transformers along, which few modules need
+    if name not in ("Rehearsal", "rehearse"):  # they import transformers, which few modules need
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     from worker.training.loops import rehearsal
 
