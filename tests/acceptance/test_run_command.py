@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from scheduler.embedded.data_dir import is_running
 from tests.conftest import wait_until
 from tests.support import tiny
+from tests.support.rows import write_rows
 from tests.support.stack import Stack, stack
 
 NUM_ROWS = 200
@@ -31,16 +33,11 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.tiny_classifier(tmp_path_factory.mktemp("model") / "classifier")
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An input with columns of the user's own names; row 3 has no text."""
-    path = tmp_path / "reviews.jsonl"
-    lines = [
-        json.dumps({"no": row, "body": None if row == 3 else f"{row} {tiny.SENTENCES[row % 8]}"})
-        for row in range(NUM_ROWS)
-    ]
-    path.write_text("".join(line + "\n" for line in lines))
-    return path
+    rows = [{"no": row, "body": None if row == 3 else f"{row} {tiny.SENTENCES[row % 8]}"} for row in range(NUM_ROWS)]
+    return write_rows(tmp_path_factory.mktemp("rows") / "reviews.jsonl", rows)
 
 
 @pytest.fixture
@@ -51,7 +48,7 @@ def nothing_runs(tmp_path: Path) -> Stack:
 
 @contextmanager
 def begun(stoker: Stack, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A `stoker` command that goes on beside the test, and has ended after the `with`."""
+    """A `stoker` command that runs beside the test, and has ended after the `with`."""
     argv = [sys.executable, "-m", "scheduler.cli", *arguments]
     inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup, whose children ignore it
     try:
@@ -81,43 +78,68 @@ def check_lines(lines: list[dict[str, Any]]) -> None:
     assert all(line["output"][0]["label"].startswith("label-") for line in lines if not line["error"])
 
 
-def test_run_brings_its_own_stack_and_takes_it_away(nothing_runs: Stack, classifier: Path, rows: Path) -> None:
+@dataclass(frozen=True)
+class OwnRun:
+    """A `stoker run` that brought its own stack, after its end."""
+
+    stoker: Stack
+    stdout: str
+    stderr: str
+    processes_left: int
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory: pytest.TempPathFactory, classifier: Path, rows: Path) -> OwnRun:
+    """The first command on a fresh data directory."""
+    stoker = Stack(tmp_path_factory.mktemp("own") / "data")
+    done = stoker.run(*classify(classifier, rows, "--param", "top_k=1", "--slots", "2"))
+    return OwnRun(stoker, done.stdout, done.stderr, len(stoker.processes()))
+
+
+@pytest.fixture(scope="module")
+def running(own_run: OwnRun) -> Iterator[Stack]:
+    """A stack that was started later on the same data directory."""
+    with stack(own_run.stoker.data_dir) as later:
+        yield later
+
+
+def test_run_brings_its_own_stack_and_takes_it_away(own_run: OwnRun) -> None:
     """One command on a bare machine must be enough, and must leave results but no processes."""
-    done = nothing_runs.run(*classify(classifier, rows, "--param", "top_k=1", "--slots", "2"))
-    check_lines([json.loads(line) for line in done.stdout.splitlines()])
-    assert f"completed: {NUM_ROWS} rows" in done.stderr
-    assert "1 with a row error" in done.stderr
-    assert not nothing_runs.processes()
-    with stack(nothing_runs.data_dir) as later:  # what was recorded stays
-        (job,) = json.loads(later.run("status", "--json").stdout)["data"]
-        assert later.run("results", job["id"]).stdout == done.stdout
+    check_lines([json.loads(line) for line in own_run.stdout.splitlines()])
+    assert f"completed: {NUM_ROWS} rows" in own_run.stderr
+    assert "1 with a row error" in own_run.stderr
+    assert own_run.processes_left == 0
 
 
-def test_run_writes_each_kind_of_file_through_a_running_stack(tmp_path: Path, classifier: Path, rows: Path) -> None:
-    """The files are what the user takes away."""
-    with stack(tmp_path / "data") as up:
-        for ending in ("jsonl", "csv"):
-            done = up.run(*classify(classifier, rows, "--param", "top_k=1", "--output", str(tmp_path / f"o.{ending}")))
-            assert done.stdout == ""
-        with (tmp_path / "o.jsonl").open(encoding="utf-8") as lines:
-            check_lines([json.loads(line) for line in lines])
-        assert (tmp_path / "o.csv").read_text().startswith("row_index,key,output,error\n")
-        relative = rows.name
-        arguments = ["run", "embeddings", "--model", tiny.minilm_path(), "--input", relative, "--text-column", "body"]
-        up.run(*arguments, "--output", "o.parquet", cwd=tmp_path)
-        vectors = pq.read_table(tmp_path / "o.parquet").column("output").to_pylist()
-        assert [len(vector) if vector else None for vector in vectors] == [384] * 3 + [None] + [384] * (NUM_ROWS - 4)
-        assert np.allclose(np.linalg.norm(np.array(vectors[4:], dtype=np.float32), axis=1), 1.0, atol=1e-5)
-        assert len(up.of_role("supervisor")) == 1  # the stack was used, not doubled
+def test_the_results_of_a_run_stay(own_run: OwnRun, running: Stack) -> None:
+    first = json.loads(running.run("status", "--json").stdout)["data"][-1]
+    assert running.run("results", first["id"]).stdout == own_run.stdout
 
 
-def test_interrupting_run_cancels_the_job(tmp_path: Path, classifier: Path) -> None:
-    """Ctrl-C must not leave a job that nobody waits for on the GPUs."""
-    rows = tmp_path / "many.jsonl"
-    rows.write_text("".join(json.dumps({"body": tiny.SENTENCES[row % 8] * 9}) + "\n" for row in range(60_000)))
+def test_run_writes_each_kind_of_file_through_a_running_stack(
+    running: Stack, tmp_path: Path, classifier: Path, rows: Path
+) -> None:
+    """JSONL, CSV and Parquet files have the same results."""
+    for ending in ("jsonl", "csv"):
+        target = str(tmp_path / f"o.{ending}")
+        assert running.run(*classify(classifier, rows, "--param", "top_k=1", "--output", target)).stdout == ""
+    with (tmp_path / "o.jsonl").open(encoding="utf-8") as lines:
+        check_lines([json.loads(line) for line in lines])
+    assert (tmp_path / "o.csv").read_text().startswith("row_index,key,output,error\n")
+    arguments = ["run", "embeddings", "--model", tiny.minilm_path(), "--input", rows.name, "--text-column", "body"]
+    running.run(*arguments, "--output", str(tmp_path / "o.parquet"), cwd=rows.parent)
+    vectors = pq.read_table(tmp_path / "o.parquet").column("output").to_pylist()
+    assert [len(vector) if vector else None for vector in vectors] == [384] * 3 + [None] + [384] * (NUM_ROWS - 4)
+    assert np.allclose(np.linalg.norm(np.array(vectors[4:], dtype=np.float32), axis=1), 1.0, atol=1e-5)
+    assert len(running.of_role("supervisor")) == 1, "the stack was used, not doubled"
+
+
+def test_interrupting_run_cancels_the_job(running: Stack, tmp_path: Path, classifier: Path) -> None:
+    """After Ctrl-C nobody waits for the job, so it must not stay on the GPUs."""
+    rows = write_rows(tmp_path / "many.jsonl", ({"body": tiny.SENTENCES[row % 8] * 9} for row in range(60_000)))
     arguments = ["run", "text-classification", "--model", str(classifier), "--input", str(rows)]
     arguments += ["--text-column", "body", "--output", str(tmp_path / "out.jsonl")]
-    with stack(tmp_path / "data") as up, begun(up, *arguments) as command, up.client() as client:
+    with begun(running, *arguments) as command, running.client() as client:
         assert command.stderr is not None
         job_id = command.stderr.readline().split()[-1]
         wait_until(lambda: client.job(job_id)["counts"]["done"] > 0, "some rows are done", 120.0)
@@ -127,7 +149,7 @@ def test_interrupting_run_cancels_the_job(tmp_path: Path, classifier: Path) -> N
         assert "Traceback" not in err
         job = client.job(job_id)
         assert job["state"] == "cancelled"
-        assert len(up.run("results", job_id).stdout.splitlines()) == job["counts"]["done"] < 60_000
+        assert len(running.run("results", job_id).stdout.splitlines()) == job["counts"]["done"] < 60_000
     assert not list(tmp_path.glob("*out.jsonl*"))
 
 
@@ -146,7 +168,7 @@ def test_runs_at_once_share_one_stack(nothing_runs: Stack, classifier: Path, row
     assert not nothing_runs.processes()
 
 
-def test_a_mistake_is_told_before_a_stack_is_started(tmp_path: Path, rows: Path, nothing_runs: Stack) -> None:
+def test_a_mistake_is_reported_before_a_stack_is_started(tmp_path: Path, rows: Path, nothing_runs: Stack) -> None:
     """A typing error must not cost seconds, nor leave a database behind."""
     model = tmp_path / "model"
     for arguments, words in (
@@ -181,9 +203,9 @@ def test_a_closed_terminal_ends_the_run_and_its_stack(nothing_runs: Stack, class
     wait_until(lambda: not nothing_runs.processes(), "nothing is left")
 
 
-def test_a_reader_that_goes_away_is_no_error(nothing_runs: Stack, classifier: Path, rows: Path) -> None:
+def test_a_reader_that_goes_away_is_no_error(running: Stack, classifier: Path, rows: Path) -> None:
     """`stoker run ... | head -1` must end quietly."""
-    with begun(nothing_runs, *classify(classifier, rows)) as command:
+    with begun(running, *classify(classifier, rows)) as command:
         assert command.stdout is not None
         assert command.stderr is not None
         command.stdout.close()

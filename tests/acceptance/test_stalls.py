@@ -1,4 +1,4 @@
-"""A training whose step hangs: it is ended, said, and goes on from its newest checkpoint."""
+"""A training whose step hangs is ended with a reason, and resumes from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_training_step_that_hangs_is_ended_and_resumed(tmp_path: Path) -> None
         job_id = running.submit(spec)
         wait_until(
             lambda: [each["activity"] for each in client.job(job_id)["doing"]] == ["training step 5"],
-            "it is said what the slot does",
+            "the job shows the activity of its slot",
             300.0,
         )
         job = running.await_end(job_id, 300.0)

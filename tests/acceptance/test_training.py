@@ -1,4 +1,4 @@
-"""Trainings under the daemon: killed at random steps, they come to the very losses and weights of a calm run."""
+"""Trainings under the daemon: killed at random steps, they have exactly the losses and weights of a calm run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from jobs.ledger import attempts
 from tests.conftest import wait_until
 from tests.support import tiny
 from tests.support.frozen import frozen
+from tests.support.odd_model import trusting
 from tests.support.rows import LABELLED, labelled_rows, write_rows
+from tests.support.slow_model import slow_classifier
 from tests.support.stack import QUICK, Stack, stack
 from tests.support.training_progress import attempts_of, await_attempt, await_step, losses
 
@@ -34,12 +36,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def spec(folder: Path) -> dict[str, Any]:
+def slowly(folder: Path) -> Path:
+    """While this file exists, the trainings of `spec` are slow, so that none ends before it is killed."""
+    return folder / "slowly"
+
+
+@pytest.fixture(scope="module")
+def spec(folder: Path, slowly: Path) -> dict[str, Any]:
     """A training of a tiny encoder with dropout, a checkpoint each ten steps."""
     return {
         "kind": "training",
         "task": "text-classification",
-        "model": str(tiny.tiny_encoder(folder / "encoder")),
+        "model": str(slow_classifier(folder / "encoder", while_exists=slowly)),
         "data": {
             "train": str(write_rows(folder / "train.jsonl", labelled_rows(200))),
             "eval": str(write_rows(folder / "eval.jsonl", labelled_rows(40))),
@@ -52,33 +60,25 @@ def spec(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def longer(spec: dict[str, Any], num_steps: int) -> dict[str, Any]:
-    """The same training, of more steps."""
+def of_steps(spec: dict[str, Any], num_steps: int) -> dict[str, Any]:
+    """The same training, of another number of steps."""
     return {**spec, "arguments": {**spec["arguments"], "max_steps": num_steps}}
 
 
 @pytest.fixture(scope="module")
 def running(folder: Path) -> Iterator[Stack]:
     """One slot."""
-    with stack(folder / "data", slots=1, **QUICK) as running:
+    trusted = trusting(folder / "encoder", folder / "modules")
+    with stack(folder / "data", slots=1, **QUICK, **trusted) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def chain(running: Stack, spec: dict[str, Any]) -> tuple[str, str]:
-    """A training that was left alone, and an inference by its model, submitted at once; both have ended."""
-    trained = running.submit(spec)
-    rows = {"path": spec["data"]["eval"], "columns": {"text": "text"}}
-    answers = running.submit({"task": "text-classification", "model": f"job:{trained}", "input": rows})
-    for job_id in (trained, answers):
-        assert running.await_end(job_id, 360.0)["state"] == "completed"
-    return trained, answers
-
-
-@pytest.fixture(scope="module")
-def calm(chain: tuple[str, str]) -> str:
-    """Id of the training that was left alone."""
-    return chain[0]
+def calm(running: Stack, spec: dict[str, Any]) -> str:
+    """Id of a training that was left alone."""
+    job_id = running.submit(spec)
+    assert running.await_end(job_id, 360.0)["state"] == "completed"
+    return job_id
 
 
 @pytest.fixture
@@ -95,56 +95,62 @@ def weights(running: Stack, job_id: str) -> str:
         return next(one["sha256"] for one in client.artifacts(job_id) if one["name"] == "model/model.safetensors")
 
 
-def test_an_inference_waits_for_the_training_whose_model_it_names(running: Stack, chain: tuple[str, str]) -> None:
-    calm, answers = chain
+def test_an_inference_waits_for_the_training_whose_model_it_names(
+    running: Stack, spec: dict[str, Any], folder: Path
+) -> None:
+    plain = str(tiny.tiny_encoder(folder / "plain"))
+    trained = running.submit({**of_steps(spec, 30), "model": plain})
+    rows = {"path": spec["data"]["eval"], "columns": {"text": "text"}}
+    answers = running.submit({"task": "text-classification", "model": f"job:{trained}", "input": rows})
+    for job_id in (trained, answers):
+        assert running.await_end(job_id, 360.0)["state"] == "completed"
     labels = {result["output"][0]["label"] for result in running.results(answers)}
     assert labels <= set(LABELLED)
     with running.client() as client:
-        assert client.job(calm)["ended_at"] <= client.job(answers)["started_at"]
-        names = {artifact["name"] for artifact in client.artifacts(calm)}
+        assert client.job(trained)["ended_at"] <= client.job(answers)["started_at"]
+        names = {artifact["name"] for artifact in client.artifacts(trained)}
     assert {"model/config.json", "model/README.md", "summary.json", "metrics.jsonl", "loss.png"} <= names
     store = Store(Settings(data_dir=running.data_dir).resolved_store_url)
-    assert len({key.split("/")[3] for key in store.list(f"jobs/{calm}/checkpoints/")}) <= 2
+    assert len({key.split("/")[3] for key in store.list(f"jobs/{trained}/checkpoints/")}) <= 2
 
 
 def test_an_interrupted_training_comes_to_the_same_losses_and_weights(
-    running: Stack, spec: dict[str, Any], calm: str, database: Database
+    running: Stack, spec: dict[str, Any], calm: str, database: Database, slowly: Path
 ) -> None:
     chosen = random.Random(11)
-    shot = running.submit(spec)
+    slowly.touch()
+    killed = running.submit(spec)
 
-    await_step(running, shot, chosen.randint(11, 18))
-    await_checkpoint(shot, database)  # it is copied beside the training
-    kill(running, "trainer")
+    await_step(running, killed, chosen.randint(11, 18))
+    await_checkpoint(killed, database)  # it is copied beside the training
+    kill(running, "celery")
 
-    await_attempt(running, shot, 2)
+    await_attempt(running, killed, 2)
     with between_checkpoints(running):
-        damaged = damage_newest_checkpoint(shot, database)
+        damaged = damage_newest_checkpoint(killed, database)
         kill(running, "runner")
     kill(running, "scheduler")
     with redis.Redis(unix_socket_path=str(Settings(data_dir=running.data_dir).redis_socket)) as client:
         client.flushall()
 
-    await_attempt(running, shot, 3)
-    kill(running, "celery")
-
-    await_attempt(running, shot, 4)
+    await_attempt(running, killed, 3)
     assert running.stop() == 0
+    slowly.unlink()
     running.start()
 
-    job = running.await_end(shot, 600.0)
+    job = running.await_end(killed, 600.0)
     assert (job["state"], job["counts"]) == ("completed", {"total": NUM_STEPS, "done": NUM_STEPS, "failed": 0})
-    assert losses(running, shot) == losses(running, calm)
-    assert [step for step, _ in losses(running, shot)] == list(range(1, NUM_STEPS + 1))
-    assert weights(running, shot) == weights(running, calm)
-    tries = attempts_of(running, shot)
-    assert [one["end"] for one in tries] == ["machine", "machine", "lost", "shutdown", "completed"], tries
-    assert all(one["resumed_step"] % 10 == 0 for one in tries[:4])
+    assert losses(running, killed) == losses(running, calm)
+    assert [step for step, _ in losses(running, killed)] == list(range(1, NUM_STEPS + 1))
+    assert weights(running, killed) == weights(running, calm)
+    tries = attempts_of(running, killed)
+    assert [one["end"] for one in tries] == ["lost", "machine", "shutdown", "completed"], tries
+    assert all(one["resumed_step"] % 10 == 0 for one in tries[:3])
     assert tries[1]["resumed_step"] >= 10
     assert tries[2]["resumed_step"] < damaged, "a checkpoint that is not what was written is passed over"
-    assert tries[4]["resumed_step"] == tries[3]["last_step"], "it was stopped with a checkpoint of its last step"
+    assert tries[3]["resumed_step"] == tries[2]["last_step"], "it was stopped with a checkpoint of its last step"
     with running.client() as client:
-        names = [event["name"] for event in client.events(shot, follow=False)]
+        names = [event["name"] for event in client.events(killed, follow=False)]
     assert "checkpoint.damaged" in names
 
 
@@ -166,14 +172,14 @@ def kill(running: Stack, role: str) -> None:
 
 @contextmanager
 def between_checkpoints(running: Stack) -> Iterator[None]:
-    """While inside, the one training's process is frozen, and none of its checkpoints is on its way to the store."""
+    """Inside the block, the training's process is frozen, and none of its checkpoints is being uploaded."""
     folder = Settings(data_dir=running.data_dir).training_path
     (held,) = running.of_role("trainer")
     with ExitStack() as stack:
 
         def is_frozen_between() -> bool:
-            """Each checkpoint's folder is there from before it is told of until it is kept. One that stays may not have
-            been told of yet, so the process must go on a little."""
+            """Each checkpoint's folder exists from before it is reported until it is in the store. One that stays may
+            not have been reported yet, so the process must run on a little."""
             with ExitStack() as trying:
                 trying.enter_context(frozen(held.pid))
                 if list(folder.glob("*/*/checkpoint-*")) or list(folder.glob("*/*/saving/checkpoint-*")):
@@ -186,7 +192,7 @@ def between_checkpoints(running: Stack) -> Iterator[None]:
 
 
 def damage_newest_checkpoint(job_id: str, database: Database) -> int:
-    """Have the newest checkpoint be another than was written; gives its step."""
+    """Make the newest checkpoint differ from its digests. Returns its step."""
     with database.write() as session:
         newest = attempts.checkpoints(session, job_id)[0]
         newest.files = [{**file, "sha256": "0" * 64} for file in newest.files]
@@ -196,7 +202,7 @@ def damage_newest_checkpoint(job_id: str, database: Database) -> int:
 def test_a_cancelled_training_leaves_no_process_and_a_retry_goes_on(
     running: Stack, spec: dict[str, Any], database: Database
 ) -> None:
-    job_id = running.submit({**longer(spec, 100_000), "time_limit": "1h"})
+    job_id = running.submit({**of_steps(spec, 100_000), "time_limit": "1h"})
     await_step(running, job_id, 3)
     running.run("cancel", job_id, "--wait")
     with running.client() as client:

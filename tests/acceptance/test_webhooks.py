@@ -1,4 +1,4 @@
-"""Webhooks of a running stack: the unmodified SDK makes a batch, and unwraps the news of its end, over a kill too."""
+"""Webhooks of a running stack: the unmodified SDK unwraps the event of its batch, also after a kill."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -23,56 +22,57 @@ from tests.support.stack import QUICK, stack
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[BatchClient]:
+@pytest.fixture(scope="module")
+def sdk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchClient]:
     """A stack whose operator lets webhooks go to this machine, and the SDK pointed at it."""
-    tiny.tiny_encoder(tmp_path / "encoder")
+    folder = tmp_path_factory.mktemp("webhooks")
+    tiny.tiny_encoder(folder / "encoder")
     allowed = {"STOKER_WEBHOOK_PRIVATE_HOSTS": '["127.0.0.1"]', "STOKER_WEBHOOK_TIMEOUT_SECONDS": "2"}
     quick = {"STOKER_WEBHOOK_RETRY_SECONDS": "0.5", "STOKER_LEADER_SECONDS": "2", **QUICK}
-    with stack(tmp_path / "data", slots=1, **allowed, **quick) as running, batch_client(running, tmp_path) as client:
+    with stack(folder / "data", slots=1, **allowed, **quick) as running, batch_client(running, folder) as client:
         yield client
 
 
-def log(desk: BatchClient, webhook_id: str) -> list[dict[str, Any]]:
+def log(sdk: BatchClient, webhook_id: str) -> list[dict[str, Any]]:
     """The delivery log as the command shows it."""
-    entries: list[dict[str, Any]] = json.loads(desk.stack.run("webhooks", "log", webhook_id, "--json").stdout)
+    entries: list[dict[str, Any]] = json.loads(sdk.stack.run("webhooks", "log", webhook_id, "--json").stdout)
     return entries
 
 
-def wait_for_delivery(desk: BatchClient, webhook_id: str) -> dict[str, Any]:
+def wait_for_delivery(sdk: BatchClient, webhook_id: str) -> dict[str, Any]:
     """The one entry of the log, once it is delivered."""
     wait_until(
-        lambda: [entry["state"] for entry in log(desk, webhook_id)] == ["delivered"],
-        lambda: f"the delivery of {log(desk, webhook_id)}",
-        pause_seconds=0.2,
+        lambda: [entry["state"] for entry in log(sdk, webhook_id)] == ["delivered"],
+        lambda: f"the delivery of {log(sdk, webhook_id)}",
     )
-    return log(desk, webhook_id)[0]
+    return log(sdk, webhook_id)[0]
 
 
-def unwrapped(desk: BatchClient, hooks: Receiver, secret: str) -> list[tuple[str, str]]:
+def unwrapped(sdk: BatchClient, hooks: Receiver, secret: str) -> list[tuple[str, str]]:
     """What the SDK makes of all that the receiver was sent."""
-    events = [desk.client.webhooks.unwrap(got.body, got.headers, secret=secret) for got in hooks.received]
+    events = [sdk.client.webhooks.unwrap(got.body, got.headers, secret=secret) for got in hooks.received]
     return [(event.type, event.data.id) for event in events]
 
 
-def test_the_sdk_is_told_of_its_batch_and_unwraps_it(desk: BatchClient) -> None:
+def test_the_sdk_gets_the_event_of_its_batch_and_unwraps_it(sdk: BatchClient) -> None:
     with receiver(500, 200) as hooks:
-        made = json.loads(desk.stack.run("webhooks", "create", hooks.url, "--json").stdout)
-        batch = desk.ended(desk.create(desk.upload(embedding_lines(desk))))
+        made = json.loads(sdk.stack.run("webhooks", "create", hooks.url, "--json").stdout)
+        batch = sdk.ended(sdk.create(sdk.upload(embedding_lines(sdk))))
         assert batch.status == "completed", batch
         hooks.wait(2)
-        assert unwrapped(desk, hooks, made["secret"]) == [("batch.completed", batch.id)] * 2
-        delivery = wait_for_delivery(desk, made["id"])
+        assert unwrapped(sdk, hooks, made["secret"]) == [("batch.completed", batch.id)] * 2
+        delivery = wait_for_delivery(sdk, made["id"])
         assert {got.delivery_id for got in hooks.received} == {delivery["id"]}
         assert (delivery["attempts"], delivery["status_code"]) == (2, 200)
         with pytest.raises(openai.InvalidWebhookSignatureError):
-            unwrapped(desk, hooks, "whsec_" + "A" * 43 + "=")
-        logs = "".join(path.read_text() for path in (desk.stack.data_dir / "logs").iterdir())
+            unwrapped(sdk, hooks, "whsec_" + "A" * 43 + "=")
+        logs = "".join(path.read_text() for path in (sdk.stack.data_dir / "logs").iterdir())
         assert made["secret"] not in logs
         assert hooks.url not in logs
+        sdk.stack.run("webhooks", "delete", made["id"])
 
 
-def test_a_scheduler_killed_before_a_delivery_loses_no_event(desk: BatchClient) -> None:
+def test_a_scheduler_killed_before_a_delivery_loses_no_event(sdk: BatchClient) -> None:
     let_go = threading.Event()
 
     def hold(_handler: BaseHTTPRequestHandler) -> None:
@@ -80,19 +80,19 @@ def test_a_scheduler_killed_before_a_delivery_loses_no_event(desk: BatchClient) 
 
     with receiver(hold, 200) as hooks, contextlib.ExitStack() as at_last:
         at_last.callback(let_go.set)  # else a failing test would wait for the one that holds
-        secret = desk.stack.run("webhooks", "create", hooks.url, "--event", "batch.completed").stdout.strip()
-        batch = desk.create(desk.upload(embedding_lines(desk)))
+        secret = sdk.stack.run("webhooks", "create", hooks.url, "--event", "batch.completed").stdout.strip()
+        batch = sdk.create(sdk.upload(embedding_lines(sdk)))
         hooks.wait(1, 120.0)  # so the batch has ended, and its delivery has not
-        for victim in desk.stack.of_role("scheduler"):
+        for victim in sdk.stack.of_role("scheduler"):
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
         hooks.wait(2)
         let_go.set()
         assert {got.delivery_id for got in hooks.received[:2]} == {hooks.received[0].delivery_id}
-        assert unwrapped(desk, hooks, secret) == [("batch.completed", batch.id)] * len(hooks.received)
-        wait_until(lambda: desk.stack.of_role("scheduler"), "the API is there again")
-        with desk.stack.client() as client:
+        assert unwrapped(sdk, hooks, secret) == [("batch.completed", batch.id)] * len(hooks.received)
+        wait_until(lambda: sdk.stack.of_role("scheduler"), "the API is there again")
+        with sdk.stack.client() as client:
             (webhook,) = client.webhooks()
-        delivery = wait_for_delivery(desk, webhook["id"])
+        delivery = wait_for_delivery(sdk, webhook["id"])
         assert delivery["id"] == hooks.received[0].delivery_id
-        assert desk.ended(batch).status == "completed"
+        assert sdk.ended(batch).status == "completed"

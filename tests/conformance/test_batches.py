@@ -6,16 +6,16 @@ import itertools
 
 import pytest
 
-from jobs.data.store import StoredObject
+from jobs.data.drafts import StoredObject
 from jobs.db.database import Database
 from jobs.db.states import BATCH_TRANSITIONS, BatchState, JobState
 from jobs.db.tables import Job, StoredFile
 from jobs.errors import Conflict, NotFound
-from jobs.ledger import batch_ends, batches
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.batch_ends import BatchOutcome
-from jobs.ledger.batches import BatchCounts
-from jobs.ledger.uploads import uploads_in_use
+from jobs.ledger.accounts.uploads import uploads_in_use
+from jobs.ledger.groups import batch_ends, batches
+from jobs.ledger.groups.batch_ends import BatchOutcome
+from jobs.ledger.groups.batches import BatchCounts
 from tests.support.ledger import accepted, look, new_batch, plan_of, set_job
 
 
@@ -50,7 +50,7 @@ def test_a_marked_retry_finds_the_first_try(database: Database) -> None:
 
 
 def test_accepting_makes_the_jobs_and_their_files_at_once(database: Database) -> None:
-    """A job without its batch, or its input, would be work that nobody asked for."""
+    """A job without its batch or its input would compute for nothing."""
     batch = accepted(database, 3, 2)
     assert (batch.state, batch.num_lines) == (BatchState.IN_PROGRESS, 5)
     jobs = jobs_of(database, batch.id)
@@ -64,11 +64,11 @@ def test_accepting_makes_the_jobs_and_their_files_at_once(database: Database) ->
 
 
 def test_counts_are_the_jobs_counts_until_the_end(database: Database) -> None:
-    """Progress that lags is progress that nobody trusts."""
+    """Progress must be current."""
     batch = accepted(database, 3, 2)
     first, second = jobs_of(database, batch.id)
-    set_job(database, first.id, num_done=3, num_failed=1)
-    set_job(database, second.id, num_done=1)
+    set_job(database, first.id, own_done=3, own_failed=1)
+    set_job(database, second.id, own_done=1)
     with database.read() as session:
         assert batches.counts(session, batch) == BatchCounts(5, 3, 1)
 
@@ -130,15 +130,15 @@ def test_a_batch_that_is_not_read_yet_is_cancelled_at_once(database: Database) -
     with pytest.raises(Conflict):
         batches.accept(database, batch.id, plan_of(batch.id, 1))
     with pytest.raises(Conflict):
-        batches.refuse(database, batch.id, [])
+        batches.reject(database, batch.id, [])
     assert jobs_of(database, batch.id) == []
 
 
-def test_a_refused_batch_says_why(database: Database) -> None:
+def test_a_refused_batch_has_its_errors(database: Database) -> None:
     """Errors are data that the client reads."""
     batch = batches.create(database, new_batch(), project="p")
     errors = [{"code": "empty_file", "message": "the file has no requests", "line": None, "param": None}]
-    batches.refuse(database, batch.id, errors)
+    batches.reject(database, batch.id, errors)
     failed = look(database, batch.id)
     assert (failed.state, failed.errors, failed.num_completed) == (BatchState.FAILED, errors, 0)
     with pytest.raises(NotFound):
@@ -160,7 +160,7 @@ def test_lists_are_newest_first_and_by_project(database: Database) -> None:
 
 
 def test_every_verb_keeps_to_the_transition_table(database: Database) -> None:
-    """The table is what the documentation draws."""
+    """The documentation shows this table."""
     seen = {("", BatchState.VALIDATING)}
     for path in (
         (BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.COMPLETED),

@@ -1,4 +1,4 @@
-"""A state machine over grant, claim, commit, expire and cancel: whatever the order, nothing is lost or doubled."""
+"""A state machine over grant, claim, commit, expire and cancel: in any order, no row is lost or doubled."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from jobs.db.database import Database
 from jobs.db.states import JOB_TRANSITIONS, LIVE_LEASE_STATES, ChunkState, JobState, LeaseState
 from jobs.db.tables import Chunk, Job, Lease, ResultRecord
 from jobs.errors import Conflict, LostLease, RunnerDied
-from jobs.ledger import chunks, leases, planning, slots, sweeps
+from jobs.ledger import chunks, overdue, planning, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import Claim
-from jobs.ledger.leases import Grant
+from jobs.ledger.leasing import grants, leases
+from jobs.ledger.leasing.grants import Grant
+from jobs.specs.inference import parse_spec
 from tests.support.ledger import commit, make_slots
 
 SLOTS = ("s0", "s1", "s2")
@@ -30,7 +32,7 @@ CHUNK_ROWS = 4
 
 
 class Fencing(RuleBasedStateMachine):
-    """Workers that hold on to leases for ever, as zombies do, against a scheduler that takes them back at any time."""
+    """Workers that use their old leases for ever, against a scheduler that may end any lease at any time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,14 +53,12 @@ class Fencing(RuleBasedStateMachine):
         self.db.close()
         self.folder.cleanup()
 
-    # -- what people and the scheduler do
+    # -- users and the scheduler
 
     @precondition(lambda self: len(self.job_ids) < 3)
     @rule(num_chunks=st.integers(1, 4))
     def submit(self, num_chunks: int) -> None:
-        job = job_ledger.submit(
-            self.db, job_ledger.parse_spec({"task": "embeddings", "model": "m", "input": {"path": "x.csv"}})
-        )
+        job = job_ledger.submit(self.db, parse_spec({"task": "embeddings", "model": "m", "input": {"path": "x.csv"}}))
         planning.plan(
             self.db, job.id, [ChunkRange(i * CHUNK_ROWS, (i + 1) * CHUNK_ROWS, {}) for i in range(num_chunks)]
         )
@@ -71,7 +71,7 @@ class Fencing(RuleBasedStateMachine):
         slot_ids = data.draw(st.lists(st.sampled_from(SLOTS), min_size=1, max_size=2, unique=True))
         before = self._num_leases()
         try:
-            self.lease_ids += leases.grant(self.db, Grant(job_id, tuple(slot_ids)), lease_seconds=10.0)
+            self.lease_ids += grants.grant(self.db, Grant(job_id, tuple(slot_ids)), lease_seconds=10.0)
         except Conflict:
             assert self._num_leases() == before, "a refused grant leaves nothing"
 
@@ -83,8 +83,8 @@ class Fencing(RuleBasedStateMachine):
     def sweep(self) -> None:
         leases.expire_dead(self.db, self.settings)
         leases.unanswered(self.db, self.settings)
-        sweeps.settle_cancelled(self.db)
-        sweeps.requeue_idle(self.db)
+        overdue.settle_cancelled(self.db)
+        overdue.requeue_idle(self.db)
         for slot_id in SLOTS:
             with self.db.read() as session:
                 incarnation = session.get_one(slots.Slot, slot_id).incarnation
@@ -115,7 +115,7 @@ class Fencing(RuleBasedStateMachine):
         """Grant, activate and claim in one step, so that most examples get as far as racing commits."""
         job_id = data.draw(st.sampled_from(self.job_ids))
         try:
-            (lease_id,) = leases.grant(self.db, Grant(job_id, (slot_id,)), lease_seconds=10.0)
+            (lease_id,) = grants.grant(self.db, Grant(job_id, (slot_id,)), lease_seconds=10.0)
         except Conflict:
             return
         self.lease_ids.append(lease_id)
@@ -125,13 +125,13 @@ class Fencing(RuleBasedStateMachine):
     @precondition(lambda self: any(self.claims.values()))
     @rule(data=st.data())
     def lose_work(self, data: st.DataObject) -> None:
-        """A holder of claims is taken for dead and goes on as a zombie."""
+        """The lease of a worker with claimed chunks expires, and the worker continues all the same."""
         lease_id = data.draw(st.sampled_from([lease_id for lease_id, claims in self.claims.items() if claims]))
         self.clock += 11.0
         leases.expire_dead(self.db, self.settings)
         assert self._lease(lease_id).state != LeaseState.ACTIVE
 
-    # -- what workers do, with whatever lease they ever had
+    # -- workers, with any lease that they ever had
 
     @precondition(lambda self: self.lease_ids)
     @rule(data=st.data())
@@ -182,7 +182,7 @@ class Fencing(RuleBasedStateMachine):
         except LostLease:
             assert self._lease(lease_id).state != LeaseState.ACTIVE
 
-    # -- what always holds
+    # -- invariants
 
     @invariant()
     def counters_equal_the_rows_and_chunks_cover_the_input(self) -> None:

@@ -1,4 +1,4 @@
-"""Gangs on SQLite and PostgreSQL: granted together, held by their members, and ended together, whatever ends one."""
+"""Gangs on SQLite and PostgreSQL: granted together, held by their members, and ended together for any reason."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from jobs.db.database import Database
 from jobs.db.states import LIVE_LEASE_STATES, AttemptEnd, JobState, LeaseState, SlotState
 from jobs.db.tables import Attempt, Job, Lease, Slot
 from jobs.errors import Conflict, LostLease, RunnerDied
-from jobs.ledger import attempts, gangs, history, leases, planning, slots, sweeps
+from jobs.ledger import attempts, overdue, planning, slots
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.leases import Grant
+from jobs.ledger.leasing import gangs, grants, leases
+from jobs.ledger.leasing.grants import Grant
+from jobs.ledger.records import history
 from jobs.specs.inference import parse_spec
 
 LEASE_SECONDS = 30.0
@@ -45,8 +47,8 @@ def make_job(db: Database) -> str:
 
 
 def granted(db: Database, job_id: str) -> list[str]:
-    """The leases of a gang that nobody has taken up yet, the leader's first."""
-    return leases.grant(db, Grant(job_id, SLOTS), lease_seconds=LEASE_SECONDS)
+    """The leases of a gang that are not active yet, the leader's first."""
+    return grants.grant(db, Grant(job_id, SLOTS), lease_seconds=LEASE_SECONDS)
 
 
 def gathered(db: Database, job_id: str) -> list[str]:
@@ -55,7 +57,7 @@ def gathered(db: Database, job_id: str) -> list[str]:
     for lease_id, slot_id in zip(lease_ids, SLOTS, strict=True):
         assert leases.activate(db, lease_id, f"{slot_id}-1", lease_seconds=LEASE_SECONDS) is not None
     for lease_id in lease_ids[1:]:
-        gangs.hold_place(db, lease_id)
+        gangs.mark_held(db, lease_id)
     attempts.begin(db, lease_ids[0], resumed_step=0)
     return lease_ids
 
@@ -101,12 +103,12 @@ def test_attempts_are_counted_one_by_one(database: Database, settings: Settings,
     for _ in range(3):
         lease_ids = gathered(database, job_id)
         leases.release(database, lease_ids[0], "stopped")
-        sweeps.requeue_idle(database)
+        overdue.requeue_idle(database)
         never_taken_up = granted(database, job_id)
         slots.retire(database, ["s1"], incarnation="s1-1")
         assert {lease.state for lease in leases_of(database, never_taken_up)} == {LeaseState.REVOKED}
         slots.enter(database, "s1", "s1-1", settings)
-        sweeps.requeue_idle(database)
+        overdue.requeue_idle(database)
         numbers.append({lease.attempt for lease in leases_of(database, lease_ids)})
     assert numbers == [{1}, {2}, {3}]
     assert [attempt.number for attempt in attempts_of(database, job_id)] == [1, 2, 3]
@@ -131,9 +133,9 @@ def test_the_leader_sees_who_holds_his_place(database: Database, job_id: str) ->
     for lease_id, slot_id in zip([leader, *members], SLOTS, strict=True):
         leases.activate(database, lease_id, f"{slot_id}-1", lease_seconds=LEASE_SECONDS)
     assert held() == [True, False, False]
-    gangs.hold_place(database, members[1])
+    gangs.mark_held(database, members[1])
     assert held() == [True, False, True]
-    gangs.hold_place(database, members[0])
+    gangs.mark_held(database, members[0])
     places = gangs.ranks(database, leader)
     assert [(place.rank, place.slot_id, place.device_uuid, place.num_threads) for place in places] == [
         (0, "s0", "GPU-s0", 2), (1, "s1", "GPU-s1", 2), (2, "s2", "GPU-s2", 2),
@@ -142,7 +144,7 @@ def test_the_leader_sees_who_holds_his_place(database: Database, job_id: str) ->
 
 
 def test_a_lease_that_stands_alone_is_a_gang_of_its_own(database: Database, job_id: str) -> None:
-    (lease_id,) = leases.grant(database, Grant(job_id, ("s1",)), lease_seconds=LEASE_SECONDS)
+    (lease_id,) = grants.grant(database, Grant(job_id, ("s1",)), lease_seconds=LEASE_SECONDS)
     lease = leases.activate(database, lease_id, "s1-1", lease_seconds=LEASE_SECONDS)
     assert lease is not None
     assert lease.gang_id is None
@@ -193,7 +195,7 @@ def test_the_end_of_one_lease_is_the_end_of_its_gang(
         with pytest.raises(LostLease):
             leases.renew(database, lease_id, lease_seconds=LEASE_SECONDS)
         assert not gangs.read_status(database, lease_id).is_active
-    assert sweeps.requeue_idle(database) == [job_id]
+    assert overdue.requeue_idle(database) == [job_id]
 
 
 def test_a_member_of_an_earlier_gang_cannot_end_the_one_that_replaced_it(
@@ -201,11 +203,11 @@ def test_a_member_of_an_earlier_gang_cannot_end_the_one_that_replaced_it(
 ) -> None:
     before = gathered(database, job_id)
     slots.enter(database, "s0", "s0-2", settings)
-    sweeps.requeue_idle(database)
+    overdue.requeue_idle(database)
     now = gathered(database, job_id)
     for verb in (
         lambda: leases.release(database, before[1], "late"),
-        lambda: gangs.hold_place(database, before[1]),
+        lambda: gangs.mark_held(database, before[1]),
         lambda: gangs.ask_shutdown(database, before[1]),
     ):
         with pytest.raises(LostLease):
@@ -270,9 +272,9 @@ def test_a_cancel_of_a_gang_that_works_lets_it_write_its_checkpoint(database: Da
     assert attempts_of(database, job_id)[0].end == AttemptEnd.CANCELLED
 
 
-def test_a_gang_yields_whole_whichever_lease_is_asked(database: Database, job_id: str) -> None:
+def test_a_whole_gang_yields_if_any_of_its_leases_is_asked(database: Database, job_id: str) -> None:
     lease_ids = gathered(database, job_id)
-    leases.ask_yield(database, [lease_ids[2]])
+    leases.ask_yield(database, {lease_ids[2]: "job"})
     assert [leases.renew(database, one, lease_seconds=LEASE_SECONDS).stop for one in lease_ids] == ["yield"] * 3
     leases.release(database, lease_ids[0], "stopped")
     assert attempts_of(database, job_id)[0].end == AttemptEnd.PREEMPTED
@@ -293,7 +295,7 @@ def test_many_ends_at_once_are_one_end(database: Database, settings: Settings, j
         lambda ids: leases.release(database, ids[0], "stopped"),
         lambda ids: leases.release(database, ids[2], "shutdown"),
         lambda ids: leases.crash(database, ids[1], RunnerDied("gone"), computing=None, retries=settings),
-        lambda ids: leases.ask_yield(database, list(reversed(ids))),
+        lambda ids: leases.ask_yield(database, dict.fromkeys(reversed(ids), "job")),
         lambda _: slots.enter(database, "s1", "s1-1", settings),
         lambda _: slots.retire(database, ["s2"], incarnation="nobody"),
         lambda ids: leases.renew(database, ids[1], lease_seconds=LEASE_SECONDS),
@@ -317,6 +319,6 @@ def test_many_ends_at_once_are_one_end(database: Database, settings: Settings, j
         with database.write() as session:
             job = session.get_one(Job, job_id)
             job.not_before, job.crashes = 0.0, 0
-        sweeps.requeue_idle(database)
+        overdue.requeue_idle(database)
     with database.read() as session:
         assert session.scalars(select(col(Lease.id)).where(col(Lease.state).in_(LIVE_LEASE_STATES))).all() == []

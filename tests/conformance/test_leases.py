@@ -1,4 +1,4 @@
-"""Leases and chunks on SQLite and PostgreSQL: who owns what, and that nobody else can record it."""
+"""Leases and chunks on SQLite and PostgreSQL: only the owner of a chunk can record its results."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from jobs.data.rows import Result, RowError
 from jobs.db.database import Database
 from jobs.db.states import ChunkState, JobState, LeaseState, SlotState
 from jobs.db.tables import Chunk, Job, Lease, ResultRecord, Slot
-from jobs.errors import Conflict, LostLease, RunnerDied, ServiceUnavailable
-from jobs.ledger import chunks, history, leases, slots, sweeps
+from jobs.errors import Conflict, InvalidSpec, LostLease, RunnerDied, ServiceUnavailable
+from jobs.ledger import chunks, overdue, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import ChunkResults
-from jobs.ledger.leases import Grant
-from jobs.ledger.slots import Standing
+from jobs.ledger.leasing import grants, leases
+from jobs.ledger.leasing.grants import Grant
+from jobs.ledger.records import history
+from jobs.ledger.slots import Ownership
 from tests.support.ledger import LEASE_SECONDS, commit, hold, make_job, make_slots, results_of
 
 
@@ -71,7 +73,7 @@ def test_a_slot_never_has_two_live_leases(database: Database, settings: Settings
     first, second = make_job(database), make_job(database)
     hold(database, first, "s0")
     with pytest.raises(Conflict):
-        leases.grant(database, Grant(second, ("s1", "s0")), lease_seconds=LEASE_SECONDS)
+        grants.grant(database, Grant(second, ("s1", "s0")), lease_seconds=LEASE_SECONDS)
     with database.read() as session:
         assert len(session.scalars(select(Lease)).all()) == 1, "a refused gang leaves no lease behind"
     assert job_of(database, second).state == JobState.QUEUED
@@ -81,21 +83,21 @@ def test_an_offline_slot_is_not_granted(database: Database, settings: Settings) 
     make_slots(database, settings, "s0")
     slots.retire(database, ["s0"])
     with pytest.raises(Conflict):
-        leases.grant(database, Grant(make_job(database), ("s0",)), lease_seconds=LEASE_SECONDS)
+        grants.grant(database, Grant(make_job(database), ("s0",)), lease_seconds=LEASE_SECONDS)
 
 
 def test_a_lease_granted_to_a_retiring_slot_goes_back_at_once(database: Database, settings: Settings) -> None:
     make_slots(database, settings, "s0")
     job_id = make_job(database)
-    (lease_id,) = leases.grant(database, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)
+    (lease_id,) = grants.grant(database, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)
     slots.retire(database, ["s0"], incarnation="s0-1")
     assert lease_of(database, lease_id).state == LeaseState.REVOKED
-    assert sweeps.requeue_idle(database) == [job_id]
+    assert overdue.requeue_idle(database) == [job_id]
 
 
 def test_a_message_delivered_three_times_activates_once(database: Database, settings: Settings) -> None:
     make_slots(database, settings, "s0")
-    (lease_id,) = leases.grant(database, Grant(make_job(database), ("s0",)), lease_seconds=LEASE_SECONDS)
+    (lease_id,) = grants.grant(database, Grant(make_job(database), ("s0",)), lease_seconds=LEASE_SECONDS)
     taken = [leases.activate(database, lease_id, "s0-1", lease_seconds=LEASE_SECONDS) for _ in range(3)]
     assert [lease is not None for lease in taken] == [True, False, False]
     assert leases.activate(database, "lease_unknown", "s0-1", lease_seconds=LEASE_SECONDS) is None
@@ -146,7 +148,7 @@ def test_results_must_cover_the_chunk(database: Database, settings: Settings) ->
     job_id = make_job(database, num_chunks=1)
     lease_id = hold(database, job_id, "s0")
     chunks.claim(database, lease_id, limit=1)
-    with pytest.raises(ValueError, match="one for each row"):
+    with pytest.raises(ValueError, match="one result for each row"):
         chunks.commit(database, lease_id, [ChunkResults(0, 10, results_of(0, 9))])
     with pytest.raises(ValueError, match="an output or an error"):
         Result(0, None)
@@ -163,7 +165,7 @@ def test_released_and_given_back_chunks_keep_their_attempt(database: Database, s
     assert [chunk.state for chunk in chunks_of(database, job_id)] == ["leased", "pending", "leased", "pending"]
     leases.release(database, lease_id, "stopped")
     assert {(chunk.state, chunk.attempt) for chunk in chunks_of(database, job_id)} == {(ChunkState.PENDING, 1)}
-    assert sweeps.requeue_idle(database) == [job_id]
+    assert overdue.requeue_idle(database) == [job_id]
     assert job_of(database, job_id).state == JobState.QUEUED
     hold(database, job_id, "s0")
     assert job_of(database, job_id).attempt == 2
@@ -184,7 +186,7 @@ def test_a_dead_lease_expires_and_its_chunks_come_back(database_url: str, settin
     assert leases.expire_dead(db, settings) == [lease_id]
     assert [chunk.attempt for chunk in chunks_of(db, job_id)] == [2, 2, 1, 1]
     assert {chunk.state for chunk in chunks_of(db, job_id)} == {ChunkState.PENDING}
-    assert slots.sweep_silent(db, 15.0) == ["s0"]
+    assert slots.retire_silent(db, 15.0) == ["s0"]
     db.close()
 
 
@@ -193,24 +195,24 @@ def test_an_unanswered_doorbell_rings_again_then_gives_the_slot_up(database_url:
     db = Database(database_url, clock=lambda: clock[0])
     make_slots(db, settings, "s0")
     job_id = make_job(db)
-    (lease_id,) = leases.grant(db, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)
+    (lease_id,) = grants.grant(db, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)
     assert leases.unanswered(db, settings) == []
     for _ in range(settings.doorbell_rings - 1):
         clock[0] += settings.doorbell_seconds
-        assert leases.unanswered(db, settings) == [leases.Ring(lease_id, "s0")]
+        assert leases.unanswered(db, settings) == [grants.Ring(lease_id, "s0")]
         assert leases.unanswered(db, settings) == []
     clock[0] += settings.doorbell_seconds
     assert leases.unanswered(db, settings) == []
     assert lease_of(db, lease_id).state == LeaseState.EXPIRED
     with db.read() as session:
         assert session.get_one(Slot, "s0").state == SlotState.UNHEARD
-    assert slots.beat(db, "s0", "s0-1", ["m"]) is Standing.UNHEARD, "it is alive, but would get leases in vain"
+    assert slots.beat(db, "s0", "s0-1", ["m"]) is Ownership.UNHEARD, "it is alive, but would get leases in vain"
     with db.read() as session:
         assert session.get_one(Slot, "s0").state == SlotState.UNHEARD
     slots.mark_heard(db, "s0", "s0-2")
-    assert slots.beat(db, "s0", "s0-1", ["m"]) is Standing.UNHEARD, "only its owner may say so"
+    assert slots.beat(db, "s0", "s0-1", ["m"]) is Ownership.UNHEARD, "only its owner may say so"
     slots.mark_heard(db, "s0", "s0-1")
-    assert slots.beat(db, "s0", "s0-1", ["m"]) is Standing.OWNER
+    assert slots.beat(db, "s0", "s0-1", ["m"]) is Ownership.OWNER
     with db.read() as session:
         assert session.get_one(Slot, "s0").state == SlotState.ONLINE
     db.close()
@@ -225,14 +227,14 @@ def test_an_unheard_slot_is_offline_once_its_worker_is_gone(database_url: str, s
             session.get_one(Slot, slot_id).state = SlotState.UNHEARD
     slots.retire(db, ["s0"], incarnation="s0-1")
     clock[0] += settings.slot_seconds + 1
-    assert slots.sweep_silent(db, settings.slot_seconds) == ["s1"]
+    assert slots.retire_silent(db, settings.slot_seconds) == ["s1"]
     with db.read() as session:
         found = {slot.id: (slot.state, slot.incarnation) for slot in slots.list_slots(session)}
     assert found == {"s0": (SlotState.OFFLINE, ""), "s1": (SlotState.OFFLINE, "s1-1")}
     db.close()
 
 
-def test_a_restarted_worker_ends_what_its_predecessor_held(database: Database, settings: Settings) -> None:
+def test_a_restarted_worker_ends_the_leases_of_its_predecessor(database: Database, settings: Settings) -> None:
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
@@ -240,19 +242,19 @@ def test_a_restarted_worker_ends_what_its_predecessor_held(database: Database, s
     slots.enter(database, "s0", "s0-2", settings)
     assert lease_of(database, lease_id).state == LeaseState.EXPIRED
     assert chunks_of(database, job_id)[0].state == ChunkState.PENDING
-    assert slots.beat(database, "s0", "s0-1", []) is Standing.DISPLACED, (
+    assert slots.beat(database, "s0", "s0-1", []) is Ownership.DISPLACED, (
         "the old process must learn that it is replaced"
     )
-    assert slots.beat(database, "s0", "s0-2", []) is Standing.OWNER
+    assert slots.beat(database, "s0", "s0-2", []) is Ownership.OWNER
 
 
 def test_a_restarted_worker_is_rung_although_its_predecessor_was_often(database: Database, settings: Settings) -> None:
     make_slots(database, settings, "s0")
-    (lease_id,) = leases.grant(database, Grant(make_job(database), ("s0",)), lease_seconds=LEASE_SECONDS)
+    (lease_id,) = grants.grant(database, Grant(make_job(database), ("s0",)), lease_seconds=LEASE_SECONDS)
     with database.write() as session:
         session.get_one(Lease, lease_id).rings = settings.doorbell_rings
     slots.enter(database, "s0", "s0-2", settings)
-    assert leases.unanswered(database, settings) == [leases.Ring(lease_id, "s0")]
+    assert leases.unanswered(database, settings) == [grants.Ring(lease_id, "s0")]
 
 
 def test_a_poison_row_ends_alone_and_all_others_are_computed(database: Database, settings: Settings) -> None:
@@ -319,7 +321,7 @@ def test_a_cancel_ends_in_cancelled_once_the_last_lease_is_back(database: Databa
     make_slots(database, settings, "s0", "s1")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
-    (granted,) = leases.grant(database, Grant(job_id, ("s1",)), lease_seconds=LEASE_SECONDS)
+    (granted,) = grants.grant(database, Grant(job_id, ("s1",)), lease_seconds=LEASE_SECONDS)
     claims = chunks.claim(database, lease_id, limit=2)
     assert job_ledger.cancel(database, job_id).state == JobState.CANCELLING
     assert lease_of(database, granted).state == LeaseState.REVOKED
@@ -348,13 +350,30 @@ def test_a_failed_jobs_holder_learns_it(database: Database, settings: Settings) 
     leases.release(database, lease_id, "the job failed")
 
 
+def test_a_holder_that_fails_the_job_frees_its_slot_and_unused_ones(database: Database, settings: Settings) -> None:
+    make_slots(database, settings, "s0", "s1", "s2")
+    job_id = make_job(database)
+    granted = [
+        grants.grant(database, Grant(job_id, (slot,)), lease_seconds=LEASE_SECONDS)[0] for slot in ("s0", "s1", "s2")
+    ]
+    for lease_id, name in zip(granted[:2], ("s0-1", "s1-1"), strict=True):
+        assert leases.activate(database, lease_id, name, lease_seconds=LEASE_SECONDS) is not None
+    chunks.claim(database, granted[0], limit=1)
+    leases.fail_job(database, granted[0], InvalidSpec("no such label"))
+    job = job_of(database, job_id)
+    assert (job.state, job.error_code, job.error_message) == (JobState.FAILED, "invalid_spec", "no such label")
+    states = [lease_of(database, lease_id).state for lease_id in granted]
+    assert states == [LeaseState.RELEASED, LeaseState.ACTIVE, LeaseState.REVOKED]
+    assert leases.renew(database, granted[1], lease_seconds=1.0).stop == "cancel"
+
+
 def test_a_spec_that_is_no_longer_valid_fails_its_job(database: Database, settings: Settings) -> None:
     make_slots(database, settings, "s0", "s1")
     job_id = make_job(database)
     with database.write() as session:
         job = session.get_one(Job, job_id)
         job.spec = {**job.spec, "task": "reading-minds"}
-    granted = leases.grant(database, Grant(job_id, ("s0", "s1")), lease_seconds=LEASE_SECONDS)
+    granted = grants.grant(database, Grant(job_id, ("s0", "s1")), lease_seconds=LEASE_SECONDS)
     assert leases.activate(database, granted[0], "s0-1", lease_seconds=LEASE_SECONDS) is None
     job = job_of(database, job_id)
     assert (job.state, job.error_code) == (JobState.FAILED, "invalid_spec")
@@ -365,7 +384,7 @@ def test_asked_to_yield_the_holder_gets_no_more_chunks(database: Database, setti
     make_slots(database, settings, "s0")
     job_id = make_job(database)
     lease_id = hold(database, job_id, "s0")
-    leases.ask_yield(database, [lease_id])
+    leases.ask_yield(database, {lease_id: "job"})
     assert leases.renew(database, lease_id, lease_seconds=1.0).stop == "yield"
     assert chunks.claim(database, lease_id, limit=1) == []
 

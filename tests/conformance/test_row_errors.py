@@ -1,4 +1,4 @@
-"""A job fails for its rows in the transaction that records them: exactly, whatever slots, crashes and batches do."""
+"""A job fails for its rows in the transaction that records them: exactly at its limit, in any course of events."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from jobs.db.database import Database
 from jobs.db.states import JobState
 from jobs.db.tables import Job
 from jobs.errors import LostLease
-from jobs.ledger import chunks, history, leases, sweeps
+from jobs.ledger import chunks, overdue
 from jobs.ledger import jobs as job_ledger
+from jobs.ledger.leasing import leases
+from jobs.ledger.records import history
 from tests.support.leased_job import LeasedJob
 
 NO_TEXT = RowError("null_value", "the row has no text")
@@ -57,7 +59,9 @@ def test_a_job_without_one_good_row_fails_with_its_error(
         JobState.FAILED, "too_many_row_errors", 4, 4,
     )  # fmt: skip
     assert failed.error_message is not None
-    assert failed.error_message.startswith("all 4 rows failed alike; row 0: null_value: the row has no text")
+    assert failed.error_message.startswith(
+        "all 4 rows failed with the same error; row 0: null_value: the row has no text"
+    )
     assert [result.error for result in job.results()] == [NO_TEXT] * 4
     with database.read() as session:
         names = [event.name for event in history.events(session, job.job_id)]
@@ -79,9 +83,7 @@ def test_a_limit_fails_the_job_at_the_commit_that_passes_it(
     failed = job.job()
     assert (failed.state, failed.num_done, failed.num_failed) == (JobState.FAILED, 6, 3)
     assert failed.error_message is not None
-    assert failed.error_message.startswith(
-        "3 of 8 rows failed, more than max_row_errors: 25% allows; row 4: null_value"
-    )
+    assert failed.error_message.startswith("3 of 8 rows failed, but max_row_errors is 25%; row 4: null_value")
     with pytest.raises(LostLease):
         commit(job, second.lease_id, 0, bad=())
     assert [result.row_index for result in job.results()] == list(range(2, 8)), "what was recorded stays readable"
@@ -95,7 +97,7 @@ def test_a_lost_lease_counts_no_row_errors(database: Database, settings: Setting
     with database.write() as session:
         session.execute(update(leases.Lease).where(col(leases.Lease.id) == zombie.lease_id).values(expires_at=0.0))
     leases.expire_dead(database, settings)
-    sweeps.requeue_idle(database)
+    overdue.requeue_idle(database)
     for _ in range(2):
         with pytest.raises(LostLease):
             commit(job, zombie.lease_id, 0, bad=(0, 1))

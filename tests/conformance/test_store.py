@@ -17,7 +17,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jobs.data.store import Store, artifact_key, job_prefix, part_key, upload_key
+from jobs.data.store import Store
+from jobs.data.store_keys import artifact_key, job_prefix, part_key, upload_key
 from jobs.errors import Forbidden, InvalidSpec, NotFound, ServiceUnavailable, TooLarge
 
 
@@ -174,7 +175,7 @@ def test_list_gives_the_keys_that_begin_with_a_prefix(store: Store) -> None:
      "x" * 256, "é" * 128, ".tmp/a"],
 )  # fmt: skip
 def test_a_key_that_could_leave_the_store_is_refused(store: Store, key: str) -> None:
-    with pytest.raises(Forbidden, match="not a name"):
+    with pytest.raises(Forbidden, match="not a valid name"):
         store.put(key, [b"x"])
     for verb in (store.open, store.exists, store.size, store.url):
         with pytest.raises(Forbidden):
@@ -187,7 +188,7 @@ def test_a_file_id_cannot_lead_out_of_the_store(store: Store) -> None:
 
 
 def test_parts_of_two_leases_never_have_the_same_key() -> None:
-    """Else a lost owner could overwrite what the live one has recorded."""
+    """Otherwise a lost owner could overwrite the results of the live one."""
     assert part_key("j", 0, "lease_a", ".jsonl") != part_key("j", 0, "lease_b", ".jsonl")
     assert part_key("j", 999, "l", ".x") < part_key("j", 1_000_000, "l", ".x")
 
@@ -229,7 +230,7 @@ def test_a_put_survives_a_delete_that_prunes_its_folder(folder: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_found_and_deleted(folder: Path) -> None:
-    """Else every crash would cost disk space for ever."""
+    """Otherwise every crash would cost disk space for ever."""
     script = (
         "import os, sys; from jobs.data.store import Store\n"
         "with Store(sys.argv[1]).create('uploads/a') as draft:\n"
@@ -250,7 +251,7 @@ def test_an_object_store_or_a_new_folder_has_no_temporaries(store: Store) -> Non
     assert list(store.stale_temporaries(0)) == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(folder: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_file(folder: Path) -> None:
     """The kernel refuses to write on, as it does on a full disk: no object may be half there."""
     script = (
         "import resource, sys; from jobs.data.store import Store; from jobs.errors import ServiceUnavailable\n"
@@ -264,7 +265,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(folder: Path) -> None:
     assert files_under(folder) == []
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     store = Store(str(tmp_path / "file" / "store"))
     with pytest.raises(ServiceUnavailable, match="cannot write 'uploads/a': Not a directory"):
@@ -272,7 +273,7 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a user of one's own is needed to lose a permission")
-def test_a_folder_without_permission_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_permission_is_reported(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     store.put("uploads/a", [b"x"])
     tmp_path.chmod(0o700)
@@ -298,7 +299,7 @@ class _Unreachable(MemoryFileSystem):
         raise RuntimeError("could not connect to the endpoint URL")
 
 
-def test_an_object_store_that_cannot_be_reached_is_said() -> None:
+def test_an_unreachable_object_store_is_reported() -> None:
     fsspec.register_implementation("unreachable", _Unreachable, clobber=True)
     store = Store("unreachable://bucket")
     with pytest.raises(ServiceUnavailable, match="cannot write 'uploads/a': could not connect"):

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 
 from jobs.config.settings import Settings
-from jobs.data.store import StoredObject, checkpoint_prefix
+from jobs.data.drafts import StoredObject
+from jobs.data.store_keys import checkpoint_prefix
 from jobs.db.database import Database
 from jobs.db.states import AttemptEnd, JobState
 from jobs.db.tables import Artifact, Attempt, Job
 from jobs.errors import DeviceOutOfMemory, LostLease, ModelTooLarge, NotKept, RunnerDied, StoreUnwritable
-from jobs.ledger import attempts, history, leases, planning, slots, sweeps
+from jobs.ledger import attempts, overdue, planning, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.attempts import KeepRule, NewCheckpoint
-from jobs.ledger.leases import Grant
+from jobs.ledger.leasing import grants, leases
+from jobs.ledger.leasing.grants import Grant
+from jobs.ledger.records import history
 from jobs.specs.inference import parse_spec
 
 LEASE_SECONDS = 30.0
@@ -36,7 +39,7 @@ def job_id(database: Database, settings: Settings) -> Iterator[str]:
 
 def hold(db: Database, job_id: str) -> str:
     """An active lease of the job on the slot."""
-    (lease_id,) = leases.grant(db, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)
+    (lease_id,) = grants.grant(db, Grant(job_id, ("s0",)), lease_seconds=LEASE_SECONDS)
     assert leases.activate(db, lease_id, "s0-1", lease_seconds=LEASE_SECONDS) is not None
     return lease_id
 
@@ -71,7 +74,7 @@ def test_steps_that_are_computed_again_replace_the_earlier_ones(database: Databa
     attempts.begin(database, first, resumed_step=0)
     attempts.advance(database, first, step=2, total_steps=9, points=[(1, "loss", 3.0), (2, "loss", 2.0)])
     leases.crash(database, first, RunnerDied("gone"), computing=None, retries=Settings(retry_seconds=0.001))
-    sweeps.requeue_idle(database)
+    overdue.requeue_idle(database)
     second = hold(database, job_id)
     attempts.begin(database, second, resumed_step=1)
     attempts.advance(database, second, step=3, total_steps=9, points=[(2, "loss", 2.0), (3, "loss", math.nan)])
@@ -114,32 +117,32 @@ def test_the_newest_checkpoints_and_the_best_one_are_kept(database: Database, jo
     assert steps_kept(database, job_id) == [6, 5]
 
 
-def test_a_checkpoint_says_that_the_deaths_before_it_were_no_dead_end(database: Database, job_id: str) -> None:
+def test_a_checkpoint_resets_the_count_of_deaths(database: Database, job_id: str) -> None:
     settings = Settings(job_crashes=2, retry_seconds=0.001)
     for step in range(1, 5):
         lease_id = hold(database, job_id)
         attempts.begin(database, lease_id, resumed_step=step - 1)
         attempts.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, step), KeepRule(1))
         leases.crash(database, lease_id, RunnerDied("gone"), computing=None, retries=settings)
-        sweeps.requeue_idle(database)
+        overdue.requeue_idle(database)
         assert job_of(database, job_id).state == JobState.QUEUED
     lease_id = hold(database, job_id)
     attempts.keep_checkpoint(database, lease_id, checkpoint(job_id, lease_id, 4), KeepRule(1))  # no further than before
     leases.crash(database, lease_id, RunnerDied("gone"), computing=None, retries=settings)
     job = job_of(database, job_id)
     assert (job.state, job.error_code) == (JobState.FAILED, "runner_died")
-    assert "could not go on" in (job.error_message or "")
+    assert "could not continue" in (job.error_message or "")
 
 
 def test_checkpoints_that_cannot_be_kept_end_a_training(database: Database, job_id: str) -> None:
     settings = Settings(job_crashes=2, retry_seconds=0.001)
-    full = NotKept("the checkpoint of step 5 could not be kept: No space left on device")
+    full = NotKept("the checkpoint of step 5 could not be stored: No space left on device")
     for _ in range(2):
         lease_id = hold(database, job_id)
         attempts.begin(database, lease_id, resumed_step=0)
         attempts.advance(database, lease_id, step=9, total_steps=40, points=[])
         leases.crash(database, lease_id, full, computing=None, retries=settings)
-        sweeps.requeue_idle(database)
+        overdue.requeue_idle(database)
     job = job_of(database, job_id)
     assert (job.state, job.error_code) == (JobState.FAILED, "not_kept")
     assert "No space left on device (tried 2 times)" in (job.error_message or "")
@@ -148,7 +151,7 @@ def test_checkpoints_that_cannot_be_kept_end_a_training(database: Database, job_
 def test_a_training_waits_for_a_store_that_takes_nothing(database: Database, job_id: str) -> None:
     settings = Settings(job_crashes=2, retry_max_seconds=1000.0)
     for _ in range(3):
-        error = StoreUnwritable("no checkpoint can be kept")
+        error = StoreUnwritable("checkpoints cannot be stored")
         leases.crash(database, hold(database, job_id), error, computing=None, retries=settings)
         job = job_of(database, job_id)
         assert (job.state, job.crashes) == (JobState.RUNNING, 0)
@@ -168,12 +171,12 @@ def test_each_end_of_an_attempt_has_its_word(database: Database, job_id: str) ->
 
     def end() -> tuple[AttemptEnd | None, str | None]:
         last = attempts_of(database, job_id)[-1]
-        sweeps.requeue_idle(database)
+        overdue.requeue_idle(database)
         return last.end, last.reason
 
     settings = Settings(retry_seconds=0.001)
     lease_id = attempt()
-    leases.ask_yield(database, [lease_id])
+    leases.ask_yield(database, {lease_id: "job"})
     leases.release(database, lease_id, "stopped")
     assert end() == (AttemptEnd.PREEMPTED, "stopped")
     leases.release(database, attempt(), "stopped")
@@ -192,11 +195,21 @@ def test_each_end_of_an_attempt_has_its_word(database: Database, job_id: str) ->
 def test_a_users_fault_ends_the_job_and_its_attempt(database: Database, job_id: str) -> None:
     lease_id = hold(database, job_id)
     attempts.begin(database, lease_id, resumed_step=0)
-    job_ledger.fail(database, job_id, ModelTooLarge("too large"))
-    leases.release(database, lease_id, "too large")
+    leases.fail_job(database, lease_id, ModelTooLarge("too large"))
     (only,) = attempts_of(database, job_id)
-    assert only.end == AttemptEnd.OUT_OF_MEMORY
-    assert job_of(database, job_id).error_code == "training_too_large"
+    assert (only.end, only.reason) == (AttemptEnd.OUT_OF_MEMORY, "too large")
+    job = job_of(database, job_id)
+    assert (job.state, job.error_code) == (JobState.FAILED, "training_too_large")
+    with pytest.raises(LostLease):
+        leases.release(database, lease_id, "stopped")
+
+
+def test_a_holder_whose_lease_was_lost_cannot_fail_the_job(database: Database, job_id: str) -> None:
+    lease_id = hold(database, job_id)
+    leases.crash(database, lease_id, DeviceOutOfMemory("too large"), computing=None, retries=Settings())
+    with pytest.raises(LostLease):
+        leases.fail_job(database, lease_id, ModelTooLarge("too large"))
+    assert job_of(database, job_id).error_code is None
 
 
 def test_what_a_training_made_is_recorded_with_its_end(database: Database, job_id: str) -> None:
@@ -205,6 +218,7 @@ def test_what_a_training_made_is_recorded_with_its_end(database: Database, job_i
     made = Artifact(job_id=job_id, name="model/config.json", key="k", num_bytes=2, sha256="ab", created_at=1.0)
     attempts.finish(database, lease_id, [made], step=7)
     assert job_of(database, job_id).state == JobState.FINALIZING
+    assert [attempt.end for attempt in attempts_of(database, job_id)] == [AttemptEnd.COMPLETED]
     with pytest.raises(LostLease):
         attempts.finish(database, lease_id, [made], step=7)
     leases.release(database, lease_id, "drained")
@@ -216,6 +230,6 @@ def test_what_a_training_made_is_recorded_with_its_end(database: Database, job_i
         names = [event.name for event in history.events(session, job_id)]
     assert attempts_of(database, job_id)[0].end == AttemptEnd.COMPLETED
     assert names == [
-        "job.submitted", "job.queued", "lease.granted", "lease.active", "attempt.began", "job.finalizing",
-        "lease.released", "attempt.ended", "job.completed",
+        "job.submitted", "job.queued", "lease.granted", "lease.active", "attempt.began", "attempt.ended",
+        "job.finalizing", "lease.released", "job.completed",
     ]  # fmt: skip

@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
+from jobs.data.drafts import StoredObject
 from jobs.data.sources import ChunkRange
-from jobs.data.store import StoredObject
 from jobs.db.database import Database
 from jobs.db.ids import new_id
 from jobs.db.states import JobState
 from jobs.db.tables import Batch, Job, StoredFile
 from jobs.errors import QueueFull, StokerError, StorageFull, TooManyRows
-from jobs.ledger import batches, planning, usage
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.batches import BatchPart, BatchPlan, NewBatch
-from jobs.ledger.usage import RowsWanted
+from jobs.ledger import planning
+from jobs.ledger.accounts import usage
+from jobs.ledger.accounts.usage import RowsWanted
+from jobs.ledger.groups import batches
+from jobs.ledger.groups.batches import BatchPart, BatchPlan, NewBatch
 from jobs.specs.inference import parse_spec
 from tests.support.ledger import set_job
 
@@ -27,19 +29,19 @@ LIMIT = 100
 
 
 def submit(db: Database, num_rows: int | None, *, project: str = "p") -> Job:
-    """A job of so many rows in a project that may have a hundred."""
+    """Submit a job of `num_rows` rows in a project that may have a hundred."""
     return job_ledger.submit(db, SPEC, project=project, wanted=RowsWanted(LIMIT, num_rows))
 
 
 def create(db: Database, num_rows: int | None, **fields: Any) -> Batch:
-    """A batch of so many lines, likewise."""
+    """Create a batch of `num_lines` lines in a project that may have a hundred."""
     known = {"endpoint": "/v1/embeddings", "input_file_id": "file_1", "completion_window": "24h"}
     new = NewBatch(**{**known, "window_seconds": 86400, "digest": new_id("d")})
     return batches.create(db, new, project="p", wanted=RowsWanted(LIMIT, num_rows), **fields)
 
 
 def accept(db: Database, batch_id: str, num_rows: int) -> list[Job]:
-    """Its one job, of so many rows."""
+    """Its only job, with this number of rows."""
     rows = StoredObject(f"batches/{batch_id}/rows.jsonl", 10, "00")
     batches.accept(db, batch_id, BatchPlan(num_rows, "m", [BatchPart(SPEC, new_id("file"), rows, num_rows)]))
     with db.read() as session:
@@ -53,7 +55,7 @@ def queued(db: Database, project: str = "p") -> int:
 
 
 def at_once(number: int, act: Callable[[], object]) -> tuple[int, int]:
-    """How many of so many threads succeeded, and how many were told to come later."""
+    """How many of the threads succeeded, and how many were asked to retry later."""
     outcomes: list[bool] = []
     start = threading.Barrier(number)
 
@@ -79,9 +81,9 @@ def test_rows_count_from_the_submission_until_they_are_done(database: Database) 
     assert queued(database) == 60, "before it is planned"
     planning.plan(database, job.id, [ChunkRange(0, 60, {})])
     assert queued(database) == 60
-    with pytest.raises(QueueFull, match="60 rows in the queue and these are 41 more; its limit is 100"):
+    with pytest.raises(QueueFull, match="60 rows in the queue, and this submission has 41 more; its limit is 100"):
         submit(database, 41)
-    set_job(database, job.id, state=JobState.RUNNING, num_done=20)
+    set_job(database, job.id, state=JobState.RUNNING, own_done=20)
     assert queued(database) == 40
     submit(database, 60)
     job_ledger.fail(database, job.id, StokerError("it broke"))
@@ -94,30 +96,30 @@ def test_a_batch_counts_once_before_and_after_it_is_split(database: Database) ->
     assert queued(database) == 70
     (job,) = accept(database, batch.id, 70)
     assert (queued(database), job.num_rows) == (70, 70)
-    set_job(database, job.id, num_done=30)
+    set_job(database, job.id, own_done=30)
     assert queued(database) == 40
     with pytest.raises(QueueFull):
         create(database, 61)
     job_ledger.cancel(database, job.id)
     assert queued(database) == 0
     refused = create(database, 100)
-    batches.refuse(database, refused.id, [])
+    batches.reject(database, refused.id, [])
     cancelled = create(database, 100)
     batches.cancel(database, cancelled.id)
     assert queued(database) == 0
 
 
-def test_a_submission_that_could_never_fit_is_not_told_to_wait(database: Database) -> None:
+def test_a_submission_that_could_never_fit_has_no_retry_after(database: Database) -> None:
     submit(database, 10)
     for act in (lambda: submit(database, 101), lambda: create(database, 101)):
-        with pytest.raises(TooManyRows, match="more than the 100 rows") as refused:
+        with pytest.raises(TooManyRows, match="more than 100 rows") as refused:
             act()
         assert not refused.value.retryable
     assert queued(database) == 10
 
 
 def test_what_is_not_counted_yet_is_alone(database: Database) -> None:
-    """Nobody knows its number of rows yet, so the limit is exceeded by one such input at most."""
+    """Its number of rows is not known yet, so at most one such input exceeds the limit."""
     assert at_once(8, lambda: submit(database, None)) == (1, 7)
     with pytest.raises(QueueFull, match="still being counted"):
         submit(database, 1)
@@ -168,12 +170,12 @@ def test_a_retry_after_a_refusal_does_not_find_a_cancelled_batch(database: Datab
     assert made.id != first.id
 
 
-def test_the_wait_is_guessed_from_what_runs(database: Database) -> None:
+def test_the_wait_is_estimated_from_the_running_jobs(database: Database) -> None:
     job = submit(database, 100)
     planning.plan(database, job.id, [ChunkRange(0, 100, {})])
     with database.read() as session:
         now = session.time()
-    set_job(database, job.id, state=JobState.RUNNING, num_done=10, started_at=now - 5)
+    set_job(database, job.id, state=JobState.RUNNING, own_done=10, started_at=now - 5)
     with pytest.raises(QueueFull) as refused:
         submit(database, 30)
     assert 5 <= refused.value.retry_after_seconds <= 30
@@ -183,7 +185,7 @@ def test_the_wait_is_guessed_from_what_runs(database: Database) -> None:
 
 
 def keep(db: Database, num_bytes: int, *, project: str = "p", purpose: str = "input", expires_in: float = 60) -> None:
-    """An upload of so many bytes in a project that may have a hundred."""
+    """Create an upload of `num_bytes` bytes in a project that may have a hundred."""
     with db.write() as session:
         usage.reserve_bytes(session, project, limit=LIMIT, num_bytes=num_bytes)
         now = session.time()
@@ -196,11 +198,11 @@ def keep(db: Database, num_bytes: int, *, project: str = "p", purpose: str = "in
         )  # fmt: skip
 
 
-def test_uploads_count_until_they_expire_and_what_batches_write_does_not(database: Database) -> None:
+def test_uploads_count_until_they_expire_and_batch_outputs_do_not(database: Database) -> None:
     keep(database, 60)
     keep(database, 40, purpose="batch_output")
     keep(database, 40, project="other")
-    with pytest.raises(StorageFull, match="more than 100 bytes") as refused:
+    with pytest.raises(StorageFull, match="would exceed 100 bytes") as refused:
         keep(database, 41)
     assert 1 <= refused.value.retry_after_seconds <= 30
     keep(database, 40, purpose="batch", expires_in=-1)

@@ -1,4 +1,4 @@
-"""Webhook verbs on both databases: an event stands with the change that it tells, and each is sent at least once."""
+"""Webhook verbs on both databases: an event is written with the change that it announces, and sent at least once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from jobs.db.database import Database
 from jobs.db.states import DELIVERY_TRANSITIONS, BatchState, DeliveryState, JobState
 from jobs.db.tables import Job, Webhook, WebhookDelivery
 from jobs.errors import Conflict, MachineError, NotFound
-from jobs.ledger import batch_ends, batches, leases, slots, sweeps, webhooks
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.batch_ends import BatchOutcome
-from jobs.ledger.batches import BatchCounts
-from jobs.ledger.leases import Grant
-from jobs.ledger.webhooks import EVENT_TYPES, Sending
+from jobs.ledger import overdue, slots
+from jobs.ledger.groups import batch_ends, batches
+from jobs.ledger.groups.batch_ends import BatchOutcome
+from jobs.ledger.groups.batches import BatchCounts
+from jobs.ledger.leasing import grants, leases
+from jobs.ledger.leasing.grants import Grant
+from jobs.ledger.records import webhooks
+from jobs.ledger.records.webhooks import EVENT_TYPES, Sending
 from jobs.retries import RetryPolicy
 from jobs.specs.inference import parse_spec
 from tests.support.ledger import accepted, new_batch, set_job
@@ -59,8 +62,8 @@ def log(db: Database, webhook: Webhook) -> list[WebhookDelivery]:
         return webhooks.deliveries(session, webhook.id, limit=100)[0][::-1]
 
 
-def told(db: Database, webhook: Webhook) -> list[tuple[str, str]]:
-    """Types of its deliveries, and what each is about."""
+def announced(db: Database, webhook: Webhook) -> list[tuple[str, str]]:
+    """Event type and subject id of each delivery of the webhook."""
     return [(delivery.type, json.loads(delivery.body)["data"]["id"]) for delivery in log(db, webhook)]
 
 
@@ -119,8 +122,8 @@ def test_a_project_has_only_so_many(database: Database) -> None:
     make(database, project="q")
 
 
-def test_a_deleted_webhook_is_told_nothing_more(database: Database) -> None:
-    """Its owner has no use for it, and perhaps no host."""
+def test_a_deleted_webhook_gets_no_more_events(database: Database) -> None:
+    """Its owner has no use for it, and may have no host any more."""
     webhook, other = make(database), make(database)
     job_ledger.cancel(database, job(database))
     sending = claim(database, webhook)
@@ -142,7 +145,7 @@ def test_a_deleted_webhook_is_told_nothing_more(database: Database) -> None:
 
 
 def test_a_delivery_written_while_its_webhook_is_deleted_goes_too(database: Database) -> None:
-    """It would be due for ever, to nobody."""
+    """Such a delivery would stay due for ever."""
     webhook = make(database)
     deleting = threading.Thread(target=webhooks.delete, args=(database, webhook.id))
     with database.write() as session:
@@ -162,7 +165,7 @@ def end_batch(db: Database, state: BatchState) -> str:
     """A batch of project `p` that has come to this end, through the verbs."""
     if state == BatchState.FAILED:
         batch = batches.create(db, new_batch(), project="p")
-        batches.refuse(db, batch.id, [])
+        batches.reject(db, batch.id, [])
         return batch.id
     batch = accepted(db, 1)
     if state == BatchState.CANCELLED:
@@ -176,12 +179,12 @@ def end_batch(db: Database, state: BatchState) -> str:
 
 
 @pytest.mark.parametrize("state", [state for state in BatchState if state.is_terminal])
-def test_each_end_of_a_batch_is_told_once_to_its_project(database: Database, state: BatchState) -> None:
-    """The one event that the hosted service has, and people wait for; its jobs' own ends are not told besides."""
+def test_each_end_of_a_batch_is_announced_once_to_its_project(database: Database, state: BatchState) -> None:
+    """This event exists in the hosted service as well; the ends of the batch's jobs are not announced."""
     webhook, picky, other = make(database), make(database, "job.completed"), make(database, project="q")
     batch_id = end_batch(database, state)
-    assert told(database, webhook) == [(f"batch.{state}", batch_id)]
-    assert told(database, picky) == told(database, other) == []
+    assert announced(database, webhook) == [(f"batch.{state}", batch_id)]
+    assert announced(database, picky) == announced(database, other) == []
     (delivery,) = log(database, webhook)
     event = json.loads(delivery.body)
     assert set(event) == {"id", "object", "created_at", "type", "data"}
@@ -190,12 +193,12 @@ def test_each_end_of_a_batch_is_told_once_to_its_project(database: Database, sta
     assert (delivery.state, delivery.attempts) == (DeliveryState.PENDING, 0)
 
 
-def test_a_batch_that_is_cancelled_before_it_is_read_is_told_too(database: Database) -> None:
+def test_a_batch_cancelled_before_it_is_read_is_announced_too(database: Database) -> None:
     """It ends in another verb than all others."""
     webhook = make(database)
     batch = batches.create(database, new_batch(), project="p")
     batches.cancel(database, batch.id)
-    assert told(database, webhook) == [("batch.cancelled", batch.id)]
+    assert announced(database, webhook) == [("batch.cancelled", batch.id)]
 
 
 def completed(db: Database, settings: Settings) -> str:
@@ -227,7 +230,7 @@ def cancelled_at_work(db: Database, settings: Settings) -> str:
     set_job(db, job_id, state=JobState.QUEUED)
     slots.register(db, [slots.SlotInfo("s", "host", "cpu", None, "CPU", 0, 1)])
     slots.enter(db, "s", "worker", settings)
-    (lease_id,) = leases.grant(db, Grant(job_id, ("s",)), lease_seconds=60)
+    (lease_id,) = grants.grant(db, Grant(job_id, ("s",)), lease_seconds=60)
     assert leases.activate(db, lease_id, "worker", lease_seconds=60) is not None
     assert job_ledger.cancel(db, job_id).state == JobState.CANCELLING
     leases.release(db, lease_id, "cancelled")
@@ -238,26 +241,26 @@ def expired(db: Database, settings: Settings) -> str:
     """A job whose time limit has passed."""
     job_id = job(db)
     set_job(db, job_id, deadline_at=1.0)
-    assert sweeps.expire_overdue(db) == [job_id]
+    assert overdue.expire_overdue(db) == [job_id]
     return job_id
 
 
 @pytest.mark.parametrize("end", [completed, failed, cancelled, cancelled_at_work, expired])
-def test_each_end_of_a_job_is_told_once_to_its_project(
+def test_each_end_of_a_job_is_announced_once_to_its_project(
     database: Database, settings: Settings, end: Callable[[Database, Settings], str]
 ) -> None:
-    """A program that waits for an event of a job that ended otherwise would wait for ever."""
+    """A program that waits for the event would wait for ever if one kind of end had none."""
     webhook, other = make(database), make(database, project="q")
     job_id = end(database, settings)
     state = end.__name__.removesuffix("_at_work")
-    assert told(database, webhook) == [(f"job.{state}", job_id)]
-    assert told(database, other) == []
+    assert announced(database, webhook) == [(f"job.{state}", job_id)]
+    assert announced(database, other) == []
     with database.read() as session:
         assert session.get_one(Job, job_id).state == state
 
 
 def test_an_event_stands_if_and_only_if_its_change_does(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program would be told of what never was, or never of what was."""
+    """Otherwise an end could be announced that was rolled back, or one could go unannounced."""
     webhook = make(database)
     job_id = job(database)
 
@@ -268,15 +271,15 @@ def test_an_event_stands_if_and_only_if_its_change_does(database: Database, monk
         patch.setattr(Session, "refresh", broken)  # the last thing that a cancel does
         with pytest.raises(RuntimeError):
             job_ledger.cancel(database, job_id)
-    assert told(database, webhook) == []
+    assert announced(database, webhook) == []
     with monkeypatch.context() as patch:
-        patch.setattr(webhooks, "_write_down", broken)
+        patch.setattr(webhooks, "_add_deliveries", broken)
         with pytest.raises(RuntimeError):
             job_ledger.cancel(database, job_id)
     with database.read() as session:
         assert session.get_one(Job, job_id).state == JobState.VALIDATING
     job_ledger.cancel(database, job_id)
-    assert told(database, webhook) == [("job.cancelled", job_id)]
+    assert announced(database, webhook) == [("job.cancelled", job_id)]
 
 
 def test_the_types_of_events_are_these() -> None:
@@ -298,7 +301,7 @@ def test_one_event_is_one_to_all_webhooks_and_each_delivery_its_own(database: Da
 
 
 def test_a_delivery_is_claimed_by_one_and_ends_once(database: Database, clock: Clock) -> None:
-    """Two schedulers at once would tell everything twice."""
+    """Otherwise two schedulers would send everything twice."""
     webhook = make(database)
     assert webhooks.claim(database, webhook.id, max_attempts=3, claim_seconds=30) is None
     job_ledger.cancel(database, job(database))
@@ -323,7 +326,7 @@ def test_a_delivery_is_claimed_by_one_and_ends_once(database: Database, clock: C
 
 
 def test_a_claim_whose_holder_died_runs_out(database: Database, clock: Clock) -> None:
-    """A kill in the middle of a delivery would lose it; and one that comes back must not undo what its follower did."""
+    """A delivery must survive its killed sender; one that comes back must not undo the work of its successor."""
     webhook = make(database)
     job_ledger.cancel(database, job(database))
     dead = claim(database, webhook)
@@ -352,11 +355,11 @@ def test_a_delivery_that_kills_its_senders_is_given_up(database: Database, clock
     given_up, _ = log(database, webhook)
     assert given_up.id == poison.delivery_id
     assert (given_up.state, given_up.attempts, given_up.ended_at) == (DeliveryState.FAILED, 3, clock.time)
-    assert given_up.error == "cut off (tried 3 times)"
+    assert given_up.error == "interrupted (tried 3 times)"
 
 
-def test_a_failed_try_waits_longer_each_time_and_is_given_up_in_the_end(database: Database, clock: Clock) -> None:
-    """A receiver that is down for an hour would miss what happened in it; one that is gone would be tried for ever."""
+def test_a_failed_try_waits_longer_each_time_until_it_is_given_up(database: Database, clock: Clock) -> None:
+    """A receiver that is down for an hour must miss nothing; one that is gone must not be tried for ever."""
     webhook = make(database)
     job_ledger.cancel(database, job(database))
     for attempt, least, most in ((1, 5.0, 10.0), (2, 10.0, 20.0)):
@@ -378,7 +381,7 @@ def test_a_failed_try_waits_longer_each_time_and_is_given_up_in_the_end(database
 
 
 def test_a_receiver_that_is_away_is_away_for_all_that_is_due(database: Database, clock: Clock) -> None:
-    """Tried one by one, what waits for a dead receiver would pile up; what it refuses says nothing of the rest."""
+    """Deliveries to a dead receiver must not pile up one try each; one that is refused must not delay the rest."""
     webhook, other = make(database), make(database)
     for _ in range(3):
         clock.time += 1
@@ -395,11 +398,11 @@ def test_a_receiver_that_is_away_is_away_for_all_that_is_due(database: Database,
     assert due(database) == [other.id, webhook.id], "the one that has waited longest comes first"
 
 
-def test_a_test_event_goes_to_its_webhook_whatever_it_wants(database: Database) -> None:
-    """Else nobody could try out a webhook without an end to tell."""
+def test_a_test_event_is_sent_to_a_webhook_of_any_events(database: Database) -> None:
+    """A user must be able to try a webhook without a job."""
     webhook, other = make(database, "batch.failed"), make(database)
     delivery = webhooks.announce_test(database, webhook.id)
-    assert told(database, webhook) == [("webhook.test", webhook.id)]
+    assert announced(database, webhook) == [("webhook.test", webhook.id)]
     assert claim(database, webhook).delivery_id == delivery.id
     assert log(database, other) == []
 
@@ -441,7 +444,7 @@ def test_many_senders_claim_each_delivery_once(database: Database) -> None:
 
 
 def test_the_verbs_keep_to_the_transition_table(database: Database) -> None:
-    """The table is what the documentation says."""
+    """The documentation shows this table."""
     webhook = make(database)
     for _ in range(2):
         webhooks.announce_test(database, webhook.id)

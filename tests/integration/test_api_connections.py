@@ -22,7 +22,7 @@ _MOST = 12
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
-    """A running API that waits for nobody longer than a moment."""
+    """A running API with very short timeouts."""
     limits = {"request_seconds": 0.5, "client_idle_seconds": 0.5, "connections": _MOST, "key_uploads": 2}
     with fresh_api(tmp_path_factory.mktemp("connections"), **limits) as running:
         yield running
@@ -37,7 +37,7 @@ def connect(api: LiveApi, sent: bytes = b"") -> socket.socket:
 
 
 def answer_of(connection: socket.socket) -> bytes:
-    """All that comes until the other side ends the connection; that it does is what is tested."""
+    """Everything received until the server closes the connection, which is what the tests wait for."""
     received = b""
     with connection, contextlib.suppress(ConnectionResetError):
         while block := connection.recv(65536):
@@ -102,7 +102,7 @@ def test_more_connections_than_allowed_are_refused_at_once(api: LiveApi) -> None
 
     def is_well() -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{api.url}/healthz", trust_env=False).status_code == 200
+            return httpx.get(f"{api.url}/healthz", timeout=300, trust_env=False).status_code == 200
         return False
 
     wait_until(is_well, "the API goes on when those are gone")

@@ -7,20 +7,21 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import event
-from sqlmodel import Session
 
 from jobs.db.states import JobState
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger import leases, logs, paging
+from jobs.ledger import logs
+from jobs.ledger.leasing import leases
+from jobs.ledger.records import paging
 from jobs.specs.bounds import LONGEST_ENTRY_CHARACTERS
-from scheduler.api import streams
-from scheduler.api.streams import Tail
+from scheduler.api.bodies import job_stream
+from scheduler.api.bodies.job_looks import Message
+from scheduler.api.bodies.tail import Tail
 from scheduler.client.event_stream import read_events
 from scheduler.client.http_client import ApiError
 from tests.conftest import wait_until
@@ -35,7 +36,7 @@ def job(api: LiveApi, tmp_path: Path) -> LeasedJob:
 
 
 def in_background(iterator: Iterator[dict[str, Any]]) -> tuple[threading.Thread, list[dict[str, Any]]]:
-    """Collect an iterator in a thread; what it gave so far is in the list."""
+    """Collect an iterator in a thread; the list has its items so far."""
     seen: list[dict[str, Any]] = []
     thread = threading.Thread(target=lambda: seen.extend(_each(iterator, seen)), daemon=True)
     thread.start()
@@ -82,7 +83,7 @@ def test_a_broken_stream_goes_on_after_the_last_event(api: LiveApi, job: LeasedJ
     assert bad.status_code == 400
 
 
-def test_events_come_in_pages_where_json_is_asked_for(api: LiveApi, job: LeasedJob) -> None:
+def test_events_come_in_pages_to_a_client_that_accepts_json(api: LiveApi, job: LeasedJob) -> None:
     path, headers = f"/v1/jobs/{job.job_id}/events", {"Accept": "application/json"}
     first = api.http.get(path, headers=headers, params={"limit": 1}).json()
     assert (first["object"], first["has_more"], len(first["data"])) == ("list", True, 1)
@@ -94,7 +95,7 @@ def test_events_come_in_pages_where_json_is_asked_for(api: LiveApi, job: LeasedJ
         list(api.client.events("job_unknown"))
 
 
-def test_progress_tells_each_change_of_the_counts_and_the_end(api: LiveApi, job: LeasedJob) -> None:
+def test_progress_has_each_change_of_the_counts_and_the_end(api: LiveApi, job: LeasedJob) -> None:
     thread, seen = in_background(api.client.watch(job.job_id))
     wait_until(lambda: bool(seen), "the job is told at once")
     assert (seen[0]["state"], seen[0]["counts"]["total"]) == ("queued", 2)
@@ -104,9 +105,9 @@ def test_progress_tells_each_change_of_the_counts_and_the_end(api: LiveApi, job:
     thread.join(300)
     assert not thread.is_alive()
     assert (seen[-1]["state"], seen[-1]["error"]["code"]) == ("failed", "lost_lease")
-    told: list[dict[str, Any]] = []
-    assert api.client.wait(job.job_id, told.append) == seen[-1]
-    assert told == [seen[-1]]
+    reported: list[dict[str, Any]] = []
+    assert api.client.wait(job.job_id, reported.append) == seen[-1]
+    assert reported == [seen[-1]]
 
 
 def test_a_wait_that_is_too_long_ends_and_the_job_goes_on(api: LiveApi, job: LeasedJob) -> None:
@@ -138,7 +139,7 @@ def test_logs_are_paged_and_followed_to_the_last_line(api: LiveApi, job: LeasedJ
 def test_a_client_that_goes_away_frees_its_stream(
     api: LiveApi, job: LeasedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(job_stream, "_LONGEST_PAUSE_SECONDS", 0.02)
     other = LeasedJob(api.database, api.settings, tmp_path, [{"id": "a", "text": "a"}])
     looks: Counter[str] = Counter()
 
@@ -146,7 +147,7 @@ def test_a_client_that_goes_away_frees_its_stream(
         looks.update(job_id for job_id in (job.job_id, other.job_id) if job_id in str(parameters))
 
     def is_left_alone() -> bool:
-        """Whether nobody asks for the job while the stream of the other one asks many times."""
+        """Whether the job is never read while the stream of the other one reads many times."""
         before, later = looks[job.job_id], looks[other.job_id] + 100
         wait_until(lambda: looks[other.job_id] > later, "the stream that stays goes on")
         return looks[job.job_id] == before
@@ -163,7 +164,9 @@ def test_a_client_that_goes_away_frees_its_stream(
 def streaming(api: LiveApi, job: LeasedJob) -> Iterator[None]:
     """A client that follows a job's events inside the block."""
     headers = {"Authorization": f"Bearer {api.key}"}
-    with httpx.stream("GET", f"{api.url}/v1/jobs/{job.job_id}/events", headers=headers, trust_env=False) as stream:
+    with httpx.stream(
+        "GET", f"{api.url}/v1/jobs/{job.job_id}/events", headers=headers, timeout=300, trust_env=False
+    ) as stream:
         blocks = stream.iter_raw()  # kept to the end: an iterator that goes away closes the connection
         next(blocks)
         yield
@@ -172,21 +175,19 @@ def streaming(api: LiveApi, job: LeasedJob) -> Iterator[None]:
 def test_entries_that_show_themselves_late_are_given_all_the_same() -> None:
     """PostgreSQL gives an entry its id when it is written and shows it when it is committed."""
     visible = [1, 2, 4]
+    tail = Tail(after=0, settle_seconds=5.0)
 
-    def read(_session: Session, after: int, limit: int) -> list[Any]:
-        return [
-            SimpleNamespace(id=number, model_dump_json=lambda: "{}") for number in sorted(visible) if number > after
-        ][:limit]
+    def more(now: float) -> list[int]:
+        floor = tail.floor(now)
+        return [entry.id for entry in tail.take([Message(each, b"") for each in sorted(visible) if each > floor], now)]
 
-    tail: Tail[Any] = Tail(read, after=0, settle_seconds=5.0)
-    session: Any = None
-    assert [entry.id for entry in tail.more(session, 0.0)[0]] == [1, 2, 4]
+    assert more(0.0) == [1, 2, 4]
     visible.append(3)
-    assert [entry.id for entry in tail.more(session, 1.0)[0]] == [3]
-    assert tail.more(session, 2.0) == ([], False)
+    assert more(1.0) == [3]
+    assert more(2.0) == []
     visible.append(5)
-    assert [entry.id for entry in tail.more(session, 100.0)[0]] == [5]
-    assert tail.more(session, 200.0) == ([], False)
+    assert more(100.0) == [5]
+    assert more(200.0) == []
 
 
 def test_a_history_longer_than_a_page_is_given_whole(api: LiveApi, job: LeasedJob) -> None:

@@ -181,7 +181,7 @@ def test_a_client_that_goes_away_leaves_nothing_and_stops_nothing(api: LiveApi) 
     assert api.client.health()["database"] == "ok"
 
 
-def test_slow_uploads_keep_nobody_else_waiting(api: LiveApi) -> None:
+def test_slow_uploads_delay_no_other_request(api: LiveApi) -> None:
     parts = urlsplit(api.url)
     assert parts.hostname is not None
     head = (

@@ -1,4 +1,4 @@
-"""What nobody sane sends: each is refused in one shape, with nothing of the inside in it, and the API lives on."""
+"""Hostile requests: each is refused with an error of the usual form that reveals nothing, and the API lives on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from scheduler.api.request_body import MAX_DOCUMENT_BYTES
+from scheduler.api.bodies.request_body import MAX_DOCUMENT_BYTES
 from scheduler.api.routes import jobs as job_routes
 from tests.support.live_api import LiveApi, fresh_api, spec_document
 
@@ -215,7 +215,7 @@ def test_a_method_that_is_not_possible(api: LiveApi, method: str, path: str) -> 
     assert check_error(api.http.request(method, path), 405)["code"] == "method_not_allowed"
 
 
-def test_a_fault_of_ours_tells_nothing_and_is_logged_with_its_number(
+def test_an_internal_error_reveals_nothing_and_is_logged_with_its_number(
     api: LiveApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
 

@@ -11,14 +11,16 @@ import yaml
 from sqlalchemy import select
 
 from jobs.config.settings import Settings
-from jobs.data.store import artifact_key
+from jobs.data.store_keys import artifact_key
 from jobs.db.database import Database
 from jobs.db.states import JobState, LeaseState, SlotState
-from jobs.db.tables import Artifact, Lease, Slot
+from jobs.db.tables import Artifact, Job, Lease, Slot
 from jobs.errors import NotKept, StokerError
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger import leases, slots, sweeps
+from jobs.ledger import overdue, slots
+from jobs.ledger.leasing import leases
 from jobs.specs.inference import parse_spec
+from jobs.specs.needs import Needs
 from scheduler.client.http_client import ApiError
 from tests.support.leased_job import LeasedJob
 from tests.support.live_api import LiveApi, spec_document
@@ -38,7 +40,8 @@ def test_a_submitted_job_answers_with_the_form_that_programs_read(api: LiveApi, 
     assert set(job) == {
         "id", "object", "kind", "name", "state", "spec", "priority", "counts", "created_at", "started_at", "ended_at",
         "error", "metrics", "notices", "num_tokens", "retry_of", "attempt", "slots_held", "doing", "waiting_reason",
-        "spec_is_cut",
+        "spec_is_cut", "stages", "ready_at", "parent_id", "child_index", "children", "forecast", "promise_at",
+        "sweep", "trial_values", "pruned_step",
     }  # fmt: skip
     assert (job["object"], job["kind"], job["state"], job["name"]) == ("job", "inference", "validating", "mine")
     assert job["counts"] == {"total": 0, "done": 0, "failed": 0}
@@ -46,6 +49,41 @@ def test_a_submitted_job_answers_with_the_form_that_programs_read(api: LiveApi, 
     assert isinstance(job["created_at"], float)
     assert job["error"] is job["started_at"] is job["ended_at"] is None
     assert api.client.job(job["id"]) == job
+
+
+def test_a_job_says_which_jobs_or_which_time_it_waits_for(api: LiveApi, rows: Path) -> None:
+    first = [api.client.submit(spec_document(rows))["id"] for _ in range(5)]
+    second = api.client.submit(spec_document(rows, after=[f"job:{job_id}" for job_id in first]))
+    named = ", ".join(f"{job_id} (validating)" for job_id in first[:3])
+    assert second["waiting_reason"] == f"waits for the end of {named}, 2 more"
+    assert second["ready_at"] is None
+    later = api.client.submit(spec_document(rows, start_at="2090-01-31T07:00:00+01:00"))
+    assert later["waiting_reason"] == "starts at 2090-01-31 06:00:00 UTC"
+    api.client.cancel(first[0])
+    ended = api.client.job(second["id"])
+    assert (ended["state"], ended["waiting_reason"]) == ("cancelled", None)
+    assert ended["error"] == {
+        "code": "dependency_failed",
+        "message": f"job {first[0]}, which this job comes after, is cancelled",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("after", ["job:job_none"], "after 'job:job_none': there is no such job"),
+        ("after", ["job_none"], "after.0.job: "),
+        ("start_at", "2027-01-31T07:00:00", "start_at: must be a time with a time zone, such as"),
+        ("start_at", "tomorrow", "start_at: must be a time with a time zone, such as"),
+    ],
+)
+def test_what_a_job_cannot_wait_for_is_refused(
+    api: LiveApi, rows: Path, field: str, value: object, message: str
+) -> None:
+    answer = api.http.post("/v1/jobs", json=spec_document(rows, **{field: value}))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(message)
+    assert list(api.client.jobs()) == []
 
 
 def test_a_spec_may_be_yaml(api: LiveApi, rows: Path) -> None:
@@ -57,7 +95,7 @@ def test_a_spec_may_be_yaml(api: LiveApi, rows: Path) -> None:
 def test_one_idempotency_key_makes_one_job(api: LiveApi, rows: Path) -> None:
     document = spec_document(rows)
     first = api.http.post("/v1/jobs", json=document, headers={"Idempotency-Key": "k-1"})
-    rows.unlink()  # what the first submission found need not be there any more
+    rows.unlink()  # the input of the first submission may be gone
     again = api.http.post("/v1/jobs", json=document, headers={"Idempotency-Key": "k-1"})
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json()["id"] == again.json()["id"]
@@ -124,7 +162,7 @@ def test_a_cancel_ends_a_job_once(api: LiveApi, rows: Path) -> None:
     assert answer.json()["error"]["code"] == "conflict"
 
 
-def test_a_failed_job_says_why_and_is_retried_as_a_new_one(api: LiveApi, rows: Path) -> None:
+def test_a_failed_job_has_a_reason_and_is_retried_as_a_new_one(api: LiveApi, rows: Path) -> None:
     job = api.client.submit(spec_document(rows))
     assert api.http.post(f"/v1/jobs/{job['id']}/retry").status_code == 409
     job_ledger.fail(api.database, job["id"], StokerError("the disk is on fire"))
@@ -136,7 +174,7 @@ def test_a_failed_job_says_why_and_is_retried_as_a_new_one(api: LiveApi, rows: P
     assert again["spec"] == job["spec"]
 
 
-def test_a_retry_asked_for_twice_is_one_job_until_it_ends(api: LiveApi, rows: Path) -> None:
+def test_two_retries_of_a_job_are_one_job_until_it_ends(api: LiveApi, rows: Path) -> None:
     job = api.client.submit(spec_document(rows))
     api.client.cancel(job["id"])
     first, second = (api.http.post(f"/v1/jobs/{job['id']}/retry") for _ in range(2))
@@ -158,18 +196,18 @@ def test_what_waited_for_a_cancelled_training_is_not_retried(api: LiveApi, rows:
     )  # fmt: skip
     trained = job_ledger.submit(api.database, training)
     waiting = api.client.submit(spec_document(rows, model=f"job:{trained.id}"))
-    for job_id in (trained.id, waiting["id"]):
-        job_ledger.cancel(api.database, job_id)
+    job_ledger.cancel(api.database, trained.id)
+    assert api.client.job(waiting["id"])["state"] == "cancelled"
     refused = api.http.post(f"/v1/jobs/{waiting['id']}/retry")
     assert refused.status_code == 400
     error = refused.json()["error"]
     assert error["param"] == "model"
-    assert error["message"] == f"model 'job:{trained.id}': that training is cancelled, and made no model"
+    assert error["message"] == f"model 'job:{trained.id}': that training is cancelled and has no model"
     with api.database.read() as session:
         assert job_ledger.live_retry(session, waiting["id"]) is None, "nothing was kept"
 
 
-def test_a_waiting_job_says_what_it_waits_for(
+def test_a_waiting_job_has_a_reason(
     api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path
 ) -> None:
     first = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
@@ -191,43 +229,47 @@ def test_a_waiting_job_says_what_it_waits_for(
     with sqlite_database.write() as session:  # no worker answered, and the API finds no Redis
         lease = session.scalars(select(Lease)).one()
         lease.state, lease.granted_at = LeaseState.GRANTED, lease.granted_at - 60.0
-    told = "its slots cannot be rung: Redis cannot be reached: "
-    assert api.client.job(first.job_id)["waiting_reason"].startswith(told)
+    reason = "cannot notify its slots: Redis cannot be reached: "
+    assert api.client.job(first.job_id)["waiting_reason"].startswith(reason)
     second = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
     assert api.client.job(second.job_id)["waiting_reason"] == "all slots are busy (1)"
+    with sqlite_database.write() as session:
+        session.get_one(Job, second.job_id).needs = Needs(labels=frozenset({"a100"})).stored()
+    reason = "no slot that is online has what it needs: label a100"
+    assert api.client.job(second.job_id)["waiting_reason"] == reason
     leader.resign()
 
 
-def test_a_job_that_is_tried_again_later_says_why(
+def test_a_delayed_job_has_a_reason(
     api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path
 ) -> None:
     job = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
     patient = settings.model_copy(update={"retry_seconds": 1000.0, "retry_max_seconds": 1000.0})
-    full = NotKept("the checkpoint of step 5 could not be kept: No space left on device")
+    full = NotKept("the checkpoint of step 5 could not be stored: No space left on device")
     leases.crash(sqlite_database, job.lease("slot-0").lease_id, full, computing=None, retries=patient)
     for state in ("running", "queued"):
         seen = api.client.job(job.job_id)
         assert seen["state"] == state
-        assert seen["waiting_reason"].startswith(f"{full.message}; it is tried again in ")
-        sweeps.requeue_idle(sqlite_database)
+        assert seen["waiting_reason"].startswith(f"{full.message}; retrying in ")
+        overdue.requeue_idle(sqlite_database)
 
 
-def test_slots_say_what_they_do(api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path) -> None:
+def test_slots_show_their_activity(api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path) -> None:
     job = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
     lease = job.lease("slot-0")
-    slots.register(sqlite_database, [slots.SlotInfo("slot-1", "host", "cuda", "GPU-1", "H200", 2**37, 4)])
+    slots.register(sqlite_database, [slots.SlotInfo("slot-1", "host", "cuda", "GPU-1", "H200", 2**37, 4, [], ["h200"])])
     busy, idle = api.client.slots()
     assert (busy["id"], busy["state"], busy["job_id"], busy["lease_id"]) == (
         "slot-0", "online", job.job_id, lease.lease_id,
     )  # fmt: skip
     assert (idle["id"], idle["state"], idle["device_uuid"], idle["job_id"]) == ("slot-1", "offline", "GPU-1", None)
-    assert idle["memory_bytes"] == 2**37
-    assert (busy["activity"], idle["activity"]) == ("getting ready", None)
+    assert (idle["memory_bytes"], idle["labels"], busy["labels"]) == (2**37, ["h200"], [])
+    assert (busy["activity"], idle["activity"]) == ("starting", None)
     doing = leases.RunnerActivity("loading the model", seconds=12.0)
     leases.renew(sqlite_database, lease.lease_id, lease_seconds=60.0, doing=doing)
-    (busy, _), told = api.client.slots(), api.client.job(job.job_id)["doing"]
-    assert (busy["activity"], busy["activity_at"]) == ("loading the model", told[0]["since"])
-    assert told == [{"slot_id": "slot-0", "activity": "loading the model", "since": busy["activity_at"]}]
+    (busy, _), doing = api.client.slots(), api.client.job(job.job_id)["doing"]
+    assert (busy["activity"], busy["activity_at"]) == ("loading the model", doing[0]["since"])
+    assert doing == [{"slot_id": "slot-0", "activity": "loading the model", "since": busy["activity_at"]}]
     assert busy["heartbeat_at"] - busy["activity_at"] < 3600.0
 
 

@@ -21,11 +21,11 @@ from jobs.db.database import Database
 from jobs.db.states import BatchState
 from jobs.db.tables import Batch, Job, StoredFile
 from jobs.errors import StokerError, TooManyRequests
-from jobs.ledger import batches
 from jobs.ledger import jobs as job_ledger
+from jobs.ledger.groups import batches
 from scheduler.api.throttle import Throttle
-from scheduler.control import admission
-from scheduler.control.planner import plan_job
+from scheduler.control.admission import row_counts as admission
+from scheduler.control.planning.planner import plan_job
 from scheduler.openai.lifecycle import read_batch
 from tests.conftest import RedisServer, wait_until
 from tests.support import tiny
@@ -56,7 +56,7 @@ def mine(api: LiveApi) -> httpx.Client:
 
 
 def check_refusal(answer: httpx.Response, code: str) -> dict[str, Any]:
-    """The error of a 429 that says when to come again."""
+    """The error of a 429 with a `Retry-After`."""
     assert answer.status_code == 429, answer.text
     assert 1 <= int(answer.headers["retry-after"]) <= 30
     error = answer.json()["error"]
@@ -70,7 +70,7 @@ def upload(http: httpx.Client, content: bytes, *, purpose: str = "input") -> htt
 
 
 def batch_file(http: httpx.Client, num_lines: int, *, model: str = "m") -> str:
-    """The id of an uploaded batch of so many lines."""
+    """Upload a batch file of `num_lines` lines. Returns its id."""
     body = {"model": model, "input": "x"}
     lines = [
         json.dumps({"custom_id": f"c{number}", "method": "POST", "url": "/v1/classify", "body": body})
@@ -81,8 +81,8 @@ def batch_file(http: httpx.Client, num_lines: int, *, model: str = "m") -> str:
 
 def create(http: httpx.Client, file_id: str, **fields: Any) -> httpx.Response:
     """A new batch's answer."""
-    asked = {"input_file_id": file_id, "endpoint": "/v1/classify", "completion_window": "24h", **fields}
-    return http.post("/v1/batches", json=asked)
+    request = {"input_file_id": file_id, "endpoint": "/v1/classify", "completion_window": "24h", **fields}
+    return http.post("/v1/batches", json=request)
 
 
 # -- rows in the queue ---------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def test_a_full_queue_refuses_jobs_and_batches_for_now(api: LiveApi, mine: httpx
     first = mine.post("/v1/jobs", json=eight).json()
     assert first["counts"]["total"] == 8
     error = check_refusal(mine.post("/v1/jobs", json=three), "queued_rows_exceeded")
-    assert "project 'mine' has 8 rows in the queue and these are 3 more; its limit is 10" in error["message"]
+    assert "project 'mine' has 8 rows in the queue, and this submission has 3 more; its limit is 10" in error["message"]
     file_id = batch_file(mine, 3)
     check_refusal(create(mine, file_id), "queued_rows_exceeded")
     theirs = api.client_of("theirs")
@@ -110,7 +110,7 @@ def test_a_full_queue_refuses_jobs_and_batches_for_now(api: LiveApi, mine: httpx
         assert len(session.exec(select(Batch)).all()) == 1
 
 
-def test_what_fits_into_no_queue_is_said_so_at_once(api: LiveApi, mine: httpx.Client, tmp_path: Path) -> None:
+def test_a_job_larger_than_the_queue_is_refused_at_once(api: LiveApi, mine: httpx.Client, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "11.jsonl", ROWS + 1)
     file_id = batch_file(mine, ROWS + 1)
     answers = {
@@ -122,7 +122,7 @@ def test_what_fits_into_no_queue_is_said_so_at_once(api: LiveApi, mine: httpx.Cl
         assert "retry-after" not in answer.headers
         error = answer.json()["error"]
         assert (error["code"], error["param"]) == ("too_many_rows", param)
-        assert "more than the 10 rows that project 'mine' may have" in error["message"]
+        assert "more than 10 rows, which the queue of project 'mine' can never hold" in error["message"]
     assert mine.get("/v1/jobs").json()["data"] == mine.get("/v1/batches").json()["data"] == []
 
 
@@ -245,10 +245,10 @@ def test_a_large_body_is_refused_before_it_is_sent(api: LiveApi, mine: httpx.Cli
     assert files_left(api) == 1
 
 
-def test_a_file_larger_than_the_whole_limit_is_not_told_to_wait(mine: httpx.Client) -> None:
+def test_a_file_larger_than_the_limit_is_not_asked_to_retry_later(mine: httpx.Client) -> None:
     answer = upload(mine, bytes(BYTES + 1 + 2**16))
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
-    assert "project 'mine' may store in all: 10000 bytes" in answer.json()["error"]["message"]
+    assert "the 10000 bytes that project 'mine' may store" in answer.json()["error"]["message"]
     assert "retry-after" not in answer.headers
 
 
@@ -296,7 +296,7 @@ def admits(one: Throttle, project: str = "mine") -> bool:
 
 
 def admitted(throttles: list[Throttle], number: int) -> tuple[int, float]:
-    """How many of so many requests pass, spread over the processes, and the most that a rate of one process allows."""
+    """How many requests pass, spread over the processes, and the most that the rate of one process allows."""
     started = time.monotonic()
     passed = sum(admits(throttles[turn % len(throttles)]) for turn in range(number))
     return passed, RATE * (time.monotonic() - started + 1) + 1
@@ -319,7 +319,7 @@ def test_without_redis_each_process_counts_by_itself(
         redis_server.kill()
         passed, most = admitted([one], 10 * RATE)
         assert RATE <= passed <= most
-        assert len([line for line in caplog.messages if "counts requests by itself" in line]) == 1
+        assert len([line for line in caplog.messages if "counts requests on its own" in line]) == 1
 
 
 def test_when_redis_is_back_they_count_together_again(rated: Settings, redis_server: RedisServer) -> None:
@@ -343,7 +343,7 @@ def test_a_rate_is_a_429_at_every_route_but_health(rated: Settings, sqlite_datab
                 seen.append(mine.get(path))
                 return seen[-1].status_code == 429
 
-            wait_until(is_refused, f"{path} is refused", pause_seconds=0.0)
+            wait_until(is_refused, f"{path} is refused")
             return seen[-1]
 
         for path in ("/v1/jobs", "/v1/files/file_x", "/v1/limits"):
@@ -355,12 +355,13 @@ def test_a_rate_is_a_429_at_every_route_but_health(rated: Settings, sqlite_datab
 # -- looking at them -----------------------------------------------------------------------------------------------
 
 
-def test_a_project_sees_its_limits_and_what_it_uses(
+def test_a_project_sees_its_limits_and_its_usage(
     api: LiveApi, mine: httpx.Client, tmp_path: Path, limited: Settings
 ) -> None:
     mine.post("/v1/jobs", json=spec_document(write_rows(tmp_path / "4.jsonl", 4)))
     upload(mine, bytes(100))
     found = mine.get("/v1/limits").json()
+    share = found.pop("share")
     assert found == {
         "object": "limits",
         "project": "mine",
@@ -368,7 +369,7 @@ def test_a_project_sees_its_limits_and_what_it_uses(
         "upload_bytes": {"limit": BYTES, "used": 100},
         "requests_per_second": None,
     }
-    assert api.client.limits("mine") == found
+    assert api.client.limits("mine") == {**found, "share": share}
     assert api.client.limits()["queued_rows"] == {"limit": None, "used": 0}
     assert mine.get("/v1/limits", params={"project": "theirs"}).status_code == 404
     assert mine.get("/v1/limits", params={"project": "a b"}).status_code == 400
@@ -388,9 +389,30 @@ def test_jobs_from_before_the_limit_count_as_well(limited: Settings, sqlite_data
         assert mine.post("/v1/jobs", json=document).status_code == 201
 
 
-def test_a_batch_of_the_operator_in_nobodys_way(api: LiveApi, mine: httpx.Client) -> None:
+def test_a_batch_of_the_operator_uses_up_no_projects_limit(api: LiveApi, mine: httpx.Client) -> None:
     file_id = batch_file(mine, ROWS)
     made = create(api.http, file_id)
     assert made.status_code == 200
     assert mine.get("/v1/limits").json()["queued_rows"]["used"] == 0
     batches.cancel(api.database, made.json()["id"])
+
+
+def test_shares_show_what_projects_hold_and_have_used(settings: Settings, sqlite_database: Database) -> None:
+    limits = {"mine": ProjectLimits(weight=3, slots=2, gpu_hours=10), "theirs": ProjectLimits()}
+    with live_api(settings.model_copy(update={"projects": limits}), sqlite_database) as api:
+        share = api.client_of("mine").get("/v1/limits").json()["share"]
+        assert share == {
+            "object": "share", "project": "mine", "weight": 3.0, "slots": 2, "slots_held": 0, "slots_lately": 0.0,
+            "gpu_hours": {"limit": 10.0, "used": 0.0},
+        }  # fmt: skip
+        own = api.client_of("mine").get("/v1/limits/shares").json()["data"]
+        assert own == [share]
+        every = api.client_of("default").get("/v1/limits/shares").json()["data"]
+        assert [one["project"] for one in every] == ["default", "mine", "theirs"]
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1}, {"weight": "inf"}, {"slots": -1}, {"gpu_hours": -0.5}])
+def test_wrong_shares_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    [name] = wrong
+    with pytest.raises(ValueError, match=name):
+        ProjectLimits.model_validate(wrong)

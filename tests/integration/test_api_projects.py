@@ -1,4 +1,4 @@
-"""Projects over HTTP: what one has is as if it were not there for another, at every route; the operator sees all."""
+"""Projects over HTTP: at every route a project's things do not exist for another one, and the operator sees all."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import httpx
 import pytest
 
 from jobs.config.settings import Settings
-from jobs.data.store import artifact_key
+from jobs.data.store_keys import artifact_key
 from jobs.db.database import Database
 from jobs.db.states import JobState
 from jobs.db.tables import Artifact, Job
 from jobs.errors import StokerError
-from jobs.ledger import batches, slots, webhooks
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.batches import BatchPlan
+from jobs.ledger import slots
+from jobs.ledger.groups import batches
+from jobs.ledger.groups.batches import BatchPlan
+from jobs.ledger.records import webhooks
 from jobs.specs.inference import parse_spec
-from scheduler.control.planner import plan_job
+from scheduler.control.planning.planner import plan_job
 from tests.support.leased_job import LeasedJob
 from tests.support.live_api import LiveApi, spec_document
 from tests.support.rows import write_rows
@@ -31,7 +33,7 @@ _LINE = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"
 
 
 @dataclass(frozen=True)
-class Side:
+class ProjectData:
     """One project's client, and a job, files and batches that are its own."""
 
     http: httpx.Client
@@ -41,6 +43,7 @@ class Side:
     growing_id: str
     """The output file of its batch, which still runs."""
     webhook_id: str
+    cron_id: str
 
 
 def upload(http: httpx.Client, content: bytes, *, purpose: str) -> str:
@@ -50,7 +53,7 @@ def upload(http: httpx.Client, content: bytes, *, purpose: str) -> str:
     return str(answer.json()["id"])
 
 
-def side_of(api: LiveApi, project: str) -> Side:
+def fill_project(api: LiveApi, project: str) -> ProjectData:
     """A project that has one of everything."""
     http = api.client_of(project)
     file_id = upload(http, b'{"id": "a", "text": "a"}\n', purpose="input")
@@ -63,25 +66,29 @@ def side_of(api: LiveApi, project: str) -> Side:
             job_id=job_id, name="made.bin", key=stored.key, num_bytes=5, sha256=stored.sha256, created_at=1.0
         )
         session.add(artifact)
-    asked = {
+    request = {
         "input_file_id": upload(http, json.dumps(_LINE).encode(), purpose="batch"),
         "endpoint": "/v1/embeddings",
         "completion_window": "24h",
     }
-    batch_id = http.post("/v1/batches", json=asked).json()["id"]
+    batch_id = http.post("/v1/batches", json=request).json()["id"]
     batches.accept(api.database, batch_id, BatchPlan(1, "m", []))
     growing_id = http.get(f"/v1/batches/{batch_id}").json()["output_file_id"]
     webhook_id = webhooks.create(api.database, "https://example.com/", events=[], project=project).id
-    return Side(http, job_id, file_id, batch_id, growing_id, webhook_id)
+    daily = {"name": "daily", "schedule": "0 7 * * *", "spec": spec_document(f"file:{file_id}")}
+    cron = http.post("/v1/crons", json=daily)
+    assert cron.status_code == 201, cron.text
+    return ProjectData(http, job_id, file_id, batch_id, growing_id, webhook_id, cron.json()["id"])
 
 
-def routes_of_one(api: LiveApi, side: Side) -> Iterator[tuple[str, str, int]]:
+def routes_of_one(api: LiveApi, project: ProjectData) -> Iterator[tuple[str, str, int]]:
     """Every route that names one thing by its id: the method, the path with the side's own ids, the good status."""
     ids = {
-        "job_id": [side.job_id],
-        "batch_id": [side.batch_id],
-        "file_id": [side.file_id, side.growing_id],
-        "webhook_id": [side.webhook_id],
+        "job_id": [project.job_id],
+        "batch_id": [project.batch_id],
+        "file_id": [project.file_id, project.growing_id],
+        "webhook_id": [project.webhook_id],
+        "cron_id": [project.cron_id],
     }
     for path, operations in api.http.get("/openapi.json").json()["paths"].items():
         named = re.findall(r"\{(\w+_id)\}", path)
@@ -96,24 +103,26 @@ def routes_of_one(api: LiveApi, side: Side) -> Iterator[tuple[str, str, int]]:
 
 def test_no_route_lets_one_project_at_the_things_of_another(api: LiveApi) -> None:
     """The routes come from the API's document, so a new one is tried as well."""
-    mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
+    mine, theirs = fill_project(api, "mine"), fill_project(api, "theirs")
     seen = list(routes_of_one(api, theirs))
     assert len(seen) >= 15
     for method, path, _ in seen:
         answer = mine.http.request(method, path)
         assert answer.status_code == 404, (method, path, answer.text)
-        unknown = re.sub(r"(job|file|batch|webhook)_\w+", r"\1_nothing", path.removesuffix("?follow=false"))
-        told = answer.json()["error"]["message"]
+        unknown = re.sub(r"(job|file|batch|webhook|cron)_\w+", r"\1_nothing", path.removesuffix("?follow=false"))
+        message = answer.json()["error"]["message"]
         there_is_none = mine.http.request(method, unknown).json()["error"]["message"]
-        assert re.sub(r"_[0-9a-z]+'", "_nothing'", told) == there_is_none, "not even that it exists is told"
-    for side in (mine, theirs):
-        assert side.http.get(f"/v1/jobs/{side.job_id}").json()["state"] == "validating", "nothing was changed"
-        assert side.http.get(f"/v1/batches/{side.batch_id}").json()["status"] == "in_progress"
-        assert side.http.get(f"/v1/files/{side.file_id}").status_code == 200
+        assert re.sub(r"_[0-9a-z]+'", "_nothing'", message) == there_is_none, (
+            "the answer does not even reveal that it exists"
+        )
+    for project in (mine, theirs):
+        assert project.http.get(f"/v1/jobs/{project.job_id}").json()["state"] == "validating", "nothing was changed"
+        assert project.http.get(f"/v1/batches/{project.batch_id}").json()["status"] == "in_progress"
+        assert project.http.get(f"/v1/files/{project.file_id}").status_code == 200
 
 
 def test_its_own_project_and_the_operator_reach_all_of_them(api: LiveApi) -> None:
-    mine = side_of(api, "mine")
+    mine = fill_project(api, "mine")
     for http in (mine.http, api.http):
         for method, path, good in routes_of_one(api, mine):
             if method == "GET":
@@ -125,9 +134,9 @@ def test_its_own_project_and_the_operator_reach_all_of_them(api: LiveApi) -> Non
     assert api.http.post(f"/v1/batches/{mine.batch_id}/cancel").status_code == 200
 
 
-@pytest.mark.parametrize("kind", ["jobs", "files", "batches", "webhooks"])
+@pytest.mark.parametrize("kind", ["jobs", "files", "batches", "webhooks", "crons"])
 def test_lists_show_a_project_its_own_and_the_operator_all(api: LiveApi, kind: str) -> None:
-    mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
+    mine, theirs = fill_project(api, "mine"), fill_project(api, "theirs")
 
     def ids(http: httpx.Client, **query: str) -> set[str]:
         answer = http.get(f"/v1/{kind}", params=query)
@@ -141,22 +150,22 @@ def test_lists_show_a_project_its_own_and_the_operator_all(api: LiveApi, kind: s
 
 
 def test_an_input_of_another_project_is_not_there(api: LiveApi, settings: Settings) -> None:
-    mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
+    mine, theirs = fill_project(api, "mine"), fill_project(api, "theirs")
     refused = mine.http.post("/v1/jobs", json=spec_document(f"file:{theirs.file_id}"))
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == f"input.path: there is no uploaded file '{theirs.file_id}'"
-    asked = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
-    batch = mine.http.post("/v1/batches", json={**asked, "input_file_id": theirs.file_id})
+    request = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
+    batch = mine.http.post("/v1/batches", json={**request, "input_file_id": theirs.file_id})
     assert (batch.status_code, batch.json()["error"]["param"]) == (404, "input_file_id")
     own = upload(mine.http, json.dumps(_LINE).encode(), purpose="batch")
-    retry = mine.http.post("/v1/batches", json={**asked, "input_file_id": own, "retry_of": theirs.batch_id})
+    retry = mine.http.post("/v1/batches", json={**request, "input_file_id": own, "retry_of": theirs.batch_id})
     assert retry.status_code == 404
     assert api.http.post("/v1/jobs", json=spec_document(f"file:{theirs.file_id}")).status_code == 201
 
 
 def test_a_plan_reads_with_its_jobs_own_eyes(api: LiveApi, settings: Settings) -> None:
     """A job that did not come through the API may read no more than its project either."""
-    mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
+    mine, theirs = fill_project(api, "mine"), fill_project(api, "theirs")
     with api.database.read() as session:
         spec = job_ledger.get(session, theirs.job_id).spec
     job = job_ledger.submit(api.database, parse_spec(spec), project="mine")
@@ -179,7 +188,7 @@ def test_projects_may_choose_the_same_idempotency_key(api: LiveApi, tmp_path: Pa
     assert len(ids) == 3
 
 
-def test_a_slot_does_not_tell_whose_job_it_works_on(
+def test_a_slot_does_not_show_the_jobs_of_other_projects(
     api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path
 ) -> None:
     job = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
@@ -190,7 +199,7 @@ def test_a_slot_does_not_tell_whose_job_it_works_on(
     assert operators["job_id"] == job.job_id
 
 
-def test_a_slot_tells_only_of_models_that_ones_own_jobs_use(
+def test_a_slot_shows_only_models_that_the_projects_own_jobs_use(
     api: LiveApi, settings: Settings, sqlite_database: Database, tmp_path: Path
 ) -> None:
     job = LeasedJob(sqlite_database, settings, tmp_path, [{"id": "a", "text": "a"}])
@@ -231,7 +240,7 @@ def test_a_model_or_processor_of_another_project_is_not_there(api: LiveApi, tmp_
 
 
 def test_a_failed_jobs_error_stays_in_its_project(api: LiveApi) -> None:
-    mine, theirs = side_of(api, "mine"), side_of(api, "theirs")
+    mine, theirs = fill_project(api, "mine"), fill_project(api, "theirs")
     job_ledger.fail(api.database, theirs.job_id, StokerError("a secret"))
     answers: list[Any] = [mine.http.get(f"/v1/jobs/{theirs.job_id}/{part}") for part in ("events", "logs", "results")]
     assert [answer.status_code for answer in answers] == [404] * 3

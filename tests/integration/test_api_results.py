@@ -53,7 +53,7 @@ _RECORDED = [*range(16), *range(24, 32)]
 
 
 @pytest.mark.parametrize("to", ["database", "jsonl", "parquet"])
-def test_a_running_job_gives_what_is_recorded_in_order(api: LiveApi, tmp_path: Path, to: str) -> None:
+def test_a_running_job_returns_the_recorded_rows_in_order(api: LiveApi, tmp_path: Path, to: str) -> None:
     job = half_done(api, tmp_path, to=to)
     lines = list(api.client.iter_results(job.job_id))
     assert [line["row_index"] for line in lines] == _RECORDED
@@ -134,6 +134,6 @@ def test_an_error_in_the_middle_breaks_the_connection(api: LiveApi, tmp_path: Pa
     assert chunks[2].part is not None
     api.store.delete(chunks[2].part)
     target = tmp_path / "out.jsonl"
-    with pytest.raises(Exception, match="broke off"):
+    with pytest.raises(Exception, match="lost the connection"):
         api.client.results(job.job_id, target)
     assert not target.exists()

@@ -1,76 +1,24 @@
-"""The serving process as it is run in production: comes up, says where it is, ends in order, and refuses clearly."""
+"""The serving process as in production: it starts, prints its address, ends in order, and reports errors clearly."""
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
 import pytest
 
-from jobs import process
 from jobs.config.settings import Settings
 from jobs.db import migrations
 from jobs.db.database import Database
-from scheduler.admin.keys import ensure_local_key
-from scheduler.client.http_client import StokerClient
-from tests.conftest import RedisServer, wait_until
+from tests.conftest import wait_until
 from tests.support.live_api import spec_document
 from tests.support.rows import write_rows
-
-_REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def served(tmp_path: Path, redis_server: RedisServer) -> Settings:
-    """Settings of a stack in a temporary data directory, its database migrated."""
-    (tmp_path / "data").mkdir()
-    settings = Settings(data_dir=tmp_path / "data", redis_url=redis_server.url, port=0, input_roots=[Path("/")])
-    database = Database(settings.resolved_database_url)
-    migrations.upgrade(database)
-    database.close()
-    return settings
-
-
-def environment(settings: Settings, **more: str) -> Mapping[str, str]:
-    """What the process reads its settings from."""
-    ours = {
-        "STOKER_DATA_DIR": str(settings.data_dir),
-        "STOKER_REDIS_URL": settings.redis_url,
-        "STOKER_PORT": str(settings.port),
-        "STOKER_INPUT_ROOTS": '["/"]',
-        "PYTHONPATH": str(_REPOSITORY),
-    }
-    return {**os.environ, **ours, **more}
-
-
-@contextmanager
-def serving(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The process, ended with the block."""
-    with log.open("ab") as output:
-        child = process.spawn(
-            [sys.executable, "-m", "scheduler.api.serve"], env=environment(settings), stdout=output, stderr=output
-        )
-    try:
-        wait_until(lambda: settings.url_path.exists() or child.poll() is not None, "the API writes its URL")
-        assert child.poll() is None, log.read_text()
-        yield child
-    finally:
-        process.end(child, 60.0)
-
-
-def client_of(settings: Settings) -> StokerClient:
-    """A client with the stack's local key."""
-    database = Database(settings.resolved_database_url)
-    key = ensure_local_key(settings, database)
-    database.close()
-    return StokerClient(settings.url_path.read_text().strip(), key)
+from tests.support.serve_process import client_of, environment, serving
 
 
 def test_it_serves_leads_and_ends_in_order_while_a_stream_is_open(served: Settings, tmp_path: Path) -> None:
@@ -86,7 +34,7 @@ def test_it_serves_leads_and_ends_in_order_while_a_stream_is_open(served: Settin
             blocks = stream.iter_raw()
             next(blocks)
             child.send_signal(signal.SIGTERM)
-            rest = b"".join(blocks)  # the stream ends by itself, and is not told that the job has ended
+            rest = b"".join(blocks)  # the stream ends by itself, without an event of the job's end
         assert b"event: end" not in rest
         wait_until(lambda: child.poll() is not None, "the process ends")
         assert child.returncode == 0, log.read_text()
@@ -132,7 +80,7 @@ def test_a_client_waits_over_a_kill_and_a_restart(served: Settings, tmp_path: Pa
 
 
 @pytest.mark.parametrize("case", ["empty", "old", "away"])
-def test_a_database_that_cannot_be_used_is_said_in_one_sentence(served: Settings, tmp_path: Path, case: str) -> None:
+def test_an_unusable_database_is_reported_in_one_sentence(served: Settings, tmp_path: Path, case: str) -> None:
     url = "postgresql://nobody@127.0.0.1:1/none" if case == "away" else f"sqlite:///{tmp_path / 'other.db'}"
     if case == "old":
         database = Database(url)
@@ -148,11 +96,11 @@ def test_a_database_that_cannot_be_used_is_said_in_one_sentence(served: Settings
     assert not served.url_path.exists()
 
 
-def test_a_port_in_use_is_said_in_one_sentence(served: Settings) -> None:
+def test_a_port_in_use_is_reported_in_one_sentence(served: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = run_to_the_end(environment(served, STOKER_PORT=str(taken.getsockname()[1])))
     assert ended.returncode == 2
-    assert "choose another with --port" in ended.stderr.splitlines()[-1]
+    assert "choose another port with --port" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
 
 

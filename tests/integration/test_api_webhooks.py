@@ -1,4 +1,4 @@
-"""The routes of webhooks: what is refused when one is made, who sees whose, and a secret that is told once."""
+"""The routes of webhooks: checks at creation, separation of projects, and a secret that is shown once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from jobs.db.database import Database
 from jobs.db.tables import Webhook
 from jobs.errors import MachineError
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger import webhooks
-from jobs.ledger.webhooks import EVENT_TYPES
+from jobs.ledger.records import webhooks
+from jobs.ledger.records.webhooks import EVENT_TYPES
 from jobs.retries import RetryPolicy
 from jobs.specs.inference import parse_spec
 from scheduler.admin.keys import create_key
@@ -39,14 +39,14 @@ def make(http: httpx.Client, **fields: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
-def told(api: LiveApi, project: str = "default") -> str:
+def end_a_job(api: LiveApi, project: str = "default") -> str:
     """The id of a job whose end is an event."""
     job_id = job_ledger.submit(api.database, parse_spec(spec_document("rows.jsonl")), project=project).id
     job_ledger.cancel(api.database, job_id)
     return job_id
 
 
-def test_the_secret_is_told_once(api: LiveApi) -> None:
+def test_the_secret_is_shown_once(api: LiveApi) -> None:
     made = make(api.http, events=["batch.completed"])
     secret = made.pop("secret")
     assert secret.startswith("whsec_")
@@ -54,7 +54,7 @@ def test_the_secret_is_told_once(api: LiveApi) -> None:
         "id": made["id"], "object": "webhook", "url": URL, "events": ["batch.completed"], "project": "default",
         "created_at": made["created_at"],
     }  # fmt: skip
-    told(api)
+    end_a_job(api)
     api.http.post(f"/v1/webhooks/{made['id']}/test")
     assert api.http.get(f"/v1/webhooks/{made['id']}").json() == made
     assert api.http.get("/v1/webhooks").json()["data"] == [made]
@@ -95,7 +95,7 @@ def test_a_wrong_webhook_is_refused_by_its_field_and_not_made(
 
 def test_a_deletion_is_a_deletion(api: LiveApi) -> None:
     made = make(api.http)
-    told(api)
+    end_a_job(api)
     path = f"/v1/webhooks/{made['id']}"
     assert api.http.delete(path).json() == {"id": made["id"], "object": "webhook", "deleted": True}
     for answer in (
@@ -109,9 +109,9 @@ def test_a_deletion_is_a_deletion(api: LiveApi) -> None:
     assert api.http.get("/v1/webhooks").json()["data"] == []
 
 
-def test_the_log_says_what_was_sent_and_what_came_of_it(api: LiveApi) -> None:
+def test_the_log_shows_each_delivery_and_its_result(api: LiveApi) -> None:
     made = make(api.http)
-    jobs = [told(api) for _ in range(3)]
+    jobs = [end_a_job(api) for _ in range(3)]
     path = f"/v1/webhooks/{made['id']}/deliveries"
     first = webhooks.claim(api.database, made["id"], max_attempts=3, claim_seconds=30)
     second = webhooks.claim(api.database, made["id"], max_attempts=3, claim_seconds=30)
@@ -154,12 +154,12 @@ def test_a_key_sees_the_webhooks_of_its_project_and_the_operators_sees_all(api: 
 
     def client_of(project: str) -> httpx.Client:
         key = create_key(api.database, "test", project=project).secret
-        return httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+        return httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}, timeout=300, trust_env=False)
 
     with client_of("a") as a, client_of("b") as b:
         of_a, of_b, of_all = make(a), make(b), make(api.http)
         assert [webhook["project"] for webhook in (of_a, of_b, of_all)] == ["a", "b", "default"]
-        job_id = told(api, project="a")
+        job_id = end_a_job(api, project="a")
         assert [webhook["id"] for webhook in a.get("/v1/webhooks").json()["data"]] == [of_a["id"]]
         assert len(api.http.get("/v1/webhooks").json()["data"]) == 3
         path = f"/v1/webhooks/{of_a['id']}"
@@ -178,8 +178,8 @@ def test_a_key_sees_the_webhooks_of_its_project_and_the_operators_sees_all(api: 
         assert api.http.delete(path).status_code == 200
 
 
-def test_without_a_key_nothing_is_told(api: LiveApi) -> None:
-    with httpx.Client(base_url=api.url, trust_env=False) as nobody:
+def test_without_a_key_nothing_is_shown(api: LiveApi) -> None:
+    with httpx.Client(base_url=api.url, timeout=300, trust_env=False) as nobody:
         for method, path in (("GET", ""), ("POST", ""), ("GET", "/x"), ("DELETE", "/x"), ("GET", "/x/deliveries")):
             assert nobody.request(method, f"/v1/webhooks{path}").status_code == 401
 

@@ -1,4 +1,4 @@
-"""The commands against a real API: what they print, for people and for programs, and how they end."""
+"""The commands against a real API: their output for people and for programs, and their exit codes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
+from jobs.config.activities import Activity
 from jobs.config.settings import Settings
 from jobs.data.rows import Result, RowError
 from jobs.db.database import Database
 from jobs.db.tables import Job
-from jobs.ledger import chunks, leases, logs, webhooks
+from jobs.ledger import chunks, logs, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import ChunkResults
+from jobs.ledger.leasing import leases
+from jobs.ledger.records import webhooks
+from jobs.ledger.timing.stage_times import ADVICE, StageTimes
 from scheduler.cli import main
+from tests.conftest import wait_until
 from tests.support.leased_job import LeasedJob
 from tests.support.live_api import LiveApi, live_api, spec_document
 from tests.support.rows import write_rows
@@ -63,7 +68,7 @@ def one_sentence(err: str) -> str:
     return lines[0]
 
 
-def recorded_job(api: LiveApi, folder: Path) -> LeasedJob:
+def recorded_job(api: LiveApi, folder: Path, times: StageTimes | None = None) -> LeasedJob:
     """A job of 8 rows, all recorded, row 2 as a row error; its merge is still to come."""
     records = [{"id": f"r{row}", "text": f"text {row}"} for row in range(8)]
     job = LeasedJob(api.database, api.settings, folder, records, chunk_rows=8)
@@ -77,7 +82,9 @@ def recorded_job(api: LiveApi, folder: Path) -> LeasedJob:
     ]
     chunk = ChunkResults(claim.start_row, claim.stop_row, results, None)
     sink = job.sink()
-    chunks.commit(api.database, lease.lease_id, [chunk], lambda session: sink.record(session, job.job_id, results))
+    chunks.commit(
+        api.database, lease.lease_id, [chunk], lambda session: sink.record(session, job.job_id, results), times
+    )
     lines = [(1_700_000_000.0, "model \x1b[31mloaded"), (1_700_000_001.0, "done")]
     logs.append(api.database, lease, lines, max_lines=100)
     leases.release(api.database, lease.lease_id, "no chunk is left")
@@ -92,7 +99,7 @@ def completed_job(api: LiveApi, folder: Path) -> str:
 
 
 def test_submit_prints_the_id_alone_and_status_is_the_apis_job(api: LiveApi, tmp_path: Path, stoker: Any) -> None:
-    """`JOB=$(stoker submit ...)` and `stoker status $JOB --json | jq` are what scripts are made of."""
+    """`JOB=$(stoker submit ...)` and `stoker status $JOB --json | jq` are used in scripts."""
     spec = tmp_path / "spec.yaml"
     spec.write_text(
         json.dumps(spec_document(write_rows(tmp_path / "rows.jsonl", 3), name="nightly" + " and more" * 12))
@@ -115,6 +122,25 @@ def test_submit_prints_the_id_alone_and_status_is_the_apis_job(api: LiveApi, tmp
     assert [job["id"] for job in json.loads(out)["data"]] == [job_id]
 
 
+def test_status_names_the_stage_that_limits_a_job_and_what_to_change(api: LiveApi, tmp_path: Path, stoker: Any) -> None:
+    times = StageTimes(
+        read=1.0, encode=8.0, wait=6.0, forward=4.0, decode=0.5, commit=0.25, num_tokens=75, num_padded_tokens=100
+    )
+    job_id = recorded_job(api, tmp_path, times).job_id
+    found = api.client.job(job_id)["stages"]
+    assert found == {
+        "seconds": {"read": 1.0, "encode": 8.0, "wait": 6.0, "forward": 4.0, "decode": 0.5, "commit": 0.25},
+        "device_busy": 0.4,
+        "padding": 0.25,
+        "limited_by": "encode",
+        "advice": ADVICE[Activity.ENCODE],
+    }
+    out, _ = stoker("status", job_id)
+    shown = " ".join(out.split())
+    assert "busy 40% of the time, 25% padding; limited by encode" in shown
+    assert "raise the setting encode_threads" in shown
+
+
 def test_results_are_lines_for_programs_and_files_for_people(api: LiveApi, tmp_path: Path, stoker: Any) -> None:
     """Rows that are missing, doubled or out of order here would be lost to the user."""
     job_id = completed_job(api, tmp_path)
@@ -135,7 +161,7 @@ def test_results_are_lines_for_programs_and_files_for_people(api: LiveApi, tmp_p
     assert sorted(path.name for path in tmp_path.glob("*out*")) == ["out.csv", "out.jsonl", "out.parquet"]
 
 
-def test_logs_say_attempt_and_slot_and_cannot_drive_the_terminal(api: LiveApi, tmp_path: Path, stoker: Any) -> None:
+def test_logs_show_attempt_and_slot_without_escape_codes(api: LiveApi, tmp_path: Path, stoker: Any) -> None:
     """A model's own output must be found by where it came from, and do no harm."""
     job_id = completed_job(api, tmp_path)
     out, _ = stoker("logs", job_id)
@@ -203,7 +229,7 @@ def test_artifacts_are_listed_and_fetched_whole(api: LiveApi, tmp_path: Path, st
     assert (tmp_path / "got" / "merged" / "out.bin").read_bytes() == b"1234"
     api.store.put(key, [b"12", b"35"])
     _, err = stoker("artifacts", job.job_id, "--output", str(tmp_path / "bad"), code=1)
-    assert "arrived damaged" in err
+    assert "was damaged" in err
     assert not list((tmp_path / "bad").rglob("*.bin"))
 
 
@@ -221,12 +247,15 @@ def test_artifacts_are_listed_and_fetched_whole(api: LiveApi, tmp_path: Path, st
         (["results", "job_none", "--output", "x.doc"], "must end in"),
         (["run", "embedings", "--model", "m", "--input", "x.jsonl"], "did you mean 'embeddings'"),
         (["run", "fill-mask", "--model", "m", "--input", "none.jsonl"], "none.jsonl"),
-        (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--output", "/none/x.csv"], "no folder"),
+        (
+            ["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--output", "/none/x.csv"],
+            "is not an existing folder",
+        ),
         (["run", "fill-mask", "--model", "m", "--input", "*.jsonl", "--output", "x.jsonl"], "is an input of this job"),
         (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--column", "text"], "NAME=VALUE"),
         (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--slots", "0"], "--slots"),
         (["run", "fill-mask", "--model", "m", "--input", "x.jsonl", "--priority", "urgent"], "'urgent' is not one of"),
-        (["--data-dir", "", "status"], "it must not be empty"),
+        (["--data-dir", "", "status"], "must not be empty"),
         (["run", "fill-mask", "--model", "m"], "--input"),
         (["run", "--model", "m", "--input", "x.jsonl"], "TASK"),
         (["nonsense"], "nonsense"),
@@ -251,8 +280,8 @@ def test_bad_requests_are_one_sentence_and_exit_code_2(
         ("STOKER_PORT", "many", "setting port: must be a whole number"),
         ("STOKER_PORT", "99999", "setting port: must be at most 65535"),
         ("STOKER_DATA_DIR", "", "setting data_dir: must not be empty"),
-        ("STOKER_INPUT_ROOTS", "[", "the settings cannot be read"),
-        ("STOKER_URL", "http://127.0.0.1:1", "no Stoker answers at http://127.0.0.1:1"),
+        ("STOKER_INPUT_ROOTS", "[", "cannot read the settings"),
+        ("STOKER_URL", "http://127.0.0.1:1", "no Stoker API responds at http://127.0.0.1:1"),
         ("STOKER_API_KEY", "wrong", "API key"),
     ],
 )
@@ -291,13 +320,13 @@ def test_keys_are_made_listed_and_revoked(api: LiveApi, stoker: Any, monkeypatch
     made = next(key for key in json.loads(out) if key["name"] == "ada")
     assert secret not in out
     stoker("keys", "revoke", made["id"])
-    stoker("status", code=2)
+    wait_until(lambda: main(["status"]) == 2, "the key opens nothing any more")
     out, _ = stoker("keys", "list")
     assert "revoked" in out
 
 
 def test_the_schema_is_brought_up_to_date(tmp_path: Path, stoker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`stoker serve` on a new server refuses to work until this was done, and says so."""
+    """`stoker serve` on a new server refuses to start until the database is migrated."""
     monkeypatch.setenv("STOKER_DATA_DIR", str(tmp_path / "data"))
     out, err = stoker("db", "current", code=1)
     assert out == "none\n"
@@ -317,10 +346,29 @@ def test_slots_that_are_none(api: LiveApi, stoker: Any) -> None:
     assert out == ""
     assert "stoker up" in err
     assert json.loads(stoker("slots", "--json")[0]) == []
+    assert "default" in stoker("slots", "--by", "project")[0]
+    [share] = json.loads(stoker("slots", "--by", "project", "--json")[0])
+    assert (share["project"], share["weight"], share["slots_held"]) == ("default", 1.0, 0)
+
+
+def test_slots_show_memory_device_and_labels(api: LiveApi, stoker: Any) -> None:
+    """A user who writes `needs` must see what there is to ask for."""
+    large = slots.SlotInfo("s0", "h", "cuda", "GPU-1", "H200", 150 * 10**9, 4, [], ["h200", "nvlink"])
+    slots.register(api.database, [large, slots.SlotInfo("s1", "h", "cpu", None, "EPYC", 8 * 10**9, 4)])
+    out, _ = stoker("slots")
+    assert "150 GB" in out
+    assert "h200, nvlink" in " ".join(out.split())
+    assert "cuda H200" in out
+    assert "cpu EPYC" in out
+    shown = json.loads(stoker("slots", "--json")[0])
+    assert [(slot["device"], slot["memory_bytes"], slot["labels"]) for slot in shown] == [
+        ("cuda", 150 * 10**9, ["h200", "nvlink"]),
+        ("cpu", 8 * 10**9, []),
+    ]
 
 
 def test_webhooks_are_made_tried_out_and_deleted(api: LiveApi, stoker: Any) -> None:
-    """`SECRET=$(stoker webhooks create URL)` is how a receiver gets what it checks with."""
+    """`SECRET=$(stoker webhooks create URL)` gives the secret to a receiver."""
     out, err = stoker("webhooks", "list")
     assert (out, err) == ("", "no webhooks yet\n")
     out, err = stoker(
@@ -339,9 +387,9 @@ def test_webhooks_are_made_tried_out_and_deleted(api: LiveApi, stoker: Any) -> N
     assert webhook_id in out
     assert "batch.completed" in out
     assert max(map(len, out.splitlines())) <= 80
-    assert stoker("webhooks", "log", webhook_id) == ("", "nothing was to be sent yet\n")
+    assert stoker("webhooks", "log", webhook_id) == ("", "no deliveries yet\n")
     assert json.loads(stoker("webhooks", "test", webhook_id, "--json")[0])["webhook_id"] == webhook_id
-    assert stoker("webhooks", "test", webhook_id)[1].endswith(" is on its way\n")
+    assert stoker("webhooks", "test", webhook_id)[1].endswith(f" is queued; see `stoker webhooks log {webhook_id}`\n")
     sending = webhooks.claim(api.database, webhook_id, max_attempts=3, claim_seconds=30)
     assert sending is not None
     webhooks.record_delivered(api.database, sending, 204)
@@ -355,13 +403,13 @@ def test_webhooks_are_made_tried_out_and_deleted(api: LiveApi, stoker: Any) -> N
     assert max(map(len, out.splitlines())) <= 80
     stoker("webhooks", "delete", webhook_id)
     assert "there is no webhook" in one_sentence(stoker("webhooks", "log", webhook_id, code=2)[1])
-    assert "not a public one" in one_sentence(stoker("webhooks", "create", "http://127.0.0.1/", code=2)[1])
+    assert "an address that is not public" in one_sentence(stoker("webhooks", "create", "http://127.0.0.1/", code=2)[1])
     assert "batch.done" in one_sentence(
         stoker("webhooks", "create", "http://1.1.1.1/", "--event", "batch.done", code=2)[1]
     )
 
 
-def test_doctor_names_what_is_wrong_and_how_to_mend_it(
+def test_doctor_names_each_problem_and_its_fix(
     api: LiveApi, stoker: Any, monkeypatch: pytest.MonkeyPatch, redis_url: str
 ) -> None:
     """A person at night needs the next step, not a theory."""

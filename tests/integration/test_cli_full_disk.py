@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.data.store import artifact_key
+from jobs.data.store_keys import artifact_key
 from jobs.db.tables import Artifact, ResultRecord
 from jobs.ledger import jobs as job_ledger
 from jobs.specs.inference import parse_spec
@@ -25,7 +25,7 @@ most = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 sys.exit(main(sys.argv[2:]))
 """
-"""The command in a process whose files may have so many bytes, as on a disk that is full at that moment."""
+"""Run the command in a process whose files may have this many bytes, as on a disk that becomes full."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_run_cannot_start_a_stack(tmp_path: Path) -> None:
     command = ("run", "fill-mask", "--model", "org/model", "--input", str(rows), "--data-dir", str(data))
     ended = stoker(0, *command, STOKER_PORT=str(free_port()))  # a developer's own stack may be at the usual one
     assert f"'{data}" in ended.stderr
-    assert "make room there" in ended.stderr
+    assert "free some space there" in ended.stderr
 
 
 def test_results_and_artifacts_cannot_be_written(api: LiveApi, tmp_path: Path) -> None:

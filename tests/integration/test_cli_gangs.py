@@ -11,9 +11,10 @@ import pytest
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
-from jobs.ledger import attempts, leases, planning, slots, sweeps
+from jobs.ledger import attempts, overdue, planning, slots
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.leases import Grant
+from jobs.ledger.leasing import grants, leases
+from jobs.ledger.leasing.grants import Grant
 from jobs.specs.inference import parse_spec
 from scheduler.cli import main
 from scheduler.control.leader import Leader
@@ -42,7 +43,7 @@ def api(settings: Settings, sqlite_database: Database, monkeypatch: pytest.Monke
 
 
 def queued(api: LiveApi, num_slots: int) -> str:
-    """A training that waits for so many slots."""
+    """A training that waits for `num_slots` slots."""
     document = {
         "kind": "training", "task": "text-classification", "model": "m", "data": {"train": "x.jsonl"},
         "slots": num_slots,
@@ -54,7 +55,7 @@ def queued(api: LiveApi, num_slots: int) -> str:
 
 def begun(api: LiveApi, job_id: str, *slot_ids: str) -> str:
     """Grant a gang these slots and have it begin; gives the leader's lease."""
-    lease_ids = leases.grant(api.database, Grant(job_id, slot_ids), lease_seconds=600.0)
+    lease_ids = grants.grant(api.database, Grant(job_id, slot_ids), lease_seconds=600.0)
     for lease_id, slot_id in zip(lease_ids, slot_ids, strict=True):
         assert leases.activate(api.database, lease_id, slot_id, lease_seconds=600.0) is not None
     attempts.begin(api.database, lease_ids[0], resumed_step=0)
@@ -68,16 +69,16 @@ def shown(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capfd.readouterr().out
 
 
-def test_a_gang_that_no_host_can_hold_waits_and_says_for_what(api: LiveApi, capfd: Any) -> None:
+def test_a_gang_that_no_host_can_hold_shows_why_it_waits(api: LiveApi, capfd: Any) -> None:
     job_id = queued(api, 4)
-    why = "needs 4 slots of one host at once; 3 are online on the largest"
+    why = "needs 4 slots of one host at once; the largest host has 3 online"
     job = json.loads(shown(capfd, "status", job_id, "--json"))
     assert (job["state"], job["waiting_reason"]) == ("queued", why)
     assert why in " ".join(shown(capfd, "status", job_id).split())
 
 
-def test_a_gang_that_could_start_says_nothing_else(api: LiveApi) -> None:
-    assert api.client.job(queued(api, 3))["waiting_reason"] == "it is about to get a slot"
+def test_a_gang_that_could_start_shows_no_other_reason(api: LiveApi) -> None:
+    assert api.client.job(queued(api, 3))["waiting_reason"] == "it will get a slot in a moment"
 
 
 def test_every_slot_of_a_gang_is_shown_as_its_jobs(api: LiveApi, capfd: Any) -> None:
@@ -88,10 +89,10 @@ def test_every_slot_of_a_gang_is_shown_as_its_jobs(api: LiveApi, capfd: Any) -> 
     assert api.client.job(job_id)["slots_held"] == 3
 
 
-def test_an_attempt_says_on_which_slots_it_ran(api: LiveApi, capfd: Any) -> None:
+def test_an_attempt_shows_the_slots_on_which_it_ran(api: LiveApi, capfd: Any) -> None:
     job_id = queued(api, 2)
     leases.release(api.database, begun(api, job_id, SLOTS[2], SLOTS[0]), "stopped")
-    sweeps.requeue_idle(api.database)
+    overdue.requeue_idle(api.database)
     begun(api, job_id, SLOTS[1], SLOTS[0])
     tries = api.http.get(f"/v1/jobs/{job_id}/attempts").json()["data"]
     assert [(each["number"], each["slot_id"], each["slots"], each["end"]) for each in tries] == [
@@ -102,10 +103,10 @@ def test_an_attempt_says_on_which_slots_it_ran(api: LiveApi, capfd: Any) -> None
     assert f"{SLOTS[2]}, {SLOTS[0]}" in out
 
 
-def test_only_an_attempt_that_did_not_complete_says_why(api: LiveApi, capfd: Any) -> None:
+def test_only_an_attempt_that_did_not_complete_shows_a_reason(api: LiveApi, capfd: Any) -> None:
     job_id = queued(api, 1)
     leases.release(api.database, begun(api, job_id, SLOTS[0]), "stopped")
-    sweeps.requeue_idle(api.database)
+    overdue.requeue_idle(api.database)
     leader = begun(api, job_id, SLOTS[1])
     attempts.finish(api.database, leader, [], step=6)
     leases.release(api.database, leader, "drained")
@@ -115,7 +116,7 @@ def test_only_an_attempt_that_did_not_complete_says_why(api: LiveApi, capfd: Any
     assert "drained" not in out
 
 
-def test_a_look_tells_what_slots_do_and_for_how_long(api: LiveApi, capfd: Any) -> None:
+def test_status_shows_the_activity_of_slots_and_its_duration(api: LiveApi, capfd: Any) -> None:
     job_id = queued(api, 2)
     leader = begun(api, job_id, *SLOTS[:2])
     leases.renew(
@@ -123,5 +124,5 @@ def test_a_look_tells_what_slots_do_and_for_how_long(api: LiveApi, capfd: Any) -
     )
     status = " ".join(shown(capfd, "status", job_id).split())
     assert "training step 6 for 2h00m" in status
-    assert "getting ready for " in status
+    assert "starting for " in status
     assert f"{job_id}: training step 6 for 2h00m" in " ".join(shown(capfd, "slots").split())

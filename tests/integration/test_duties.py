@@ -13,139 +13,172 @@ from sqlmodel import col
 
 from jobs.config.settings import Settings
 from jobs.data.sinks import open_sink
-from jobs.data.store import Store, part_key, upload_key
+from jobs.data.sources import ChunkRange
+from jobs.data.store import Store
+from jobs.data.store_keys import part_key, upload_key
 from jobs.db.database import Database
-from jobs.db.states import JobState, SlotState
-from jobs.db.tables import Chunk, Event, Job, Lease, ResultRecord, Slot, StoredFile
+from jobs.db.states import ChunkState, JobState, LeaseState, SlotState
+from jobs.db.tables import Chunk, Event, Job, Lease, LeaseCounts, Notice, ResultRecord, Slot, StoredFile
 from jobs.errors import MachineError
-from jobs.ledger import chunks, history, leases, webhooks
+from jobs.ledger import chunks, planning
 from jobs.ledger import jobs as job_ledger
+from jobs.ledger.leasing import leases
+from jobs.ledger.records import history, webhooks
 from jobs.queue import make_app
 from jobs.retries import RetryPolicy
 from jobs.specs.inference import parse_spec
+from jobs.specs.needs import Needs
 from scheduler.admin import metrics
-from scheduler.control.dispatcher import explain, read_views
+from scheduler.control import retention
+from scheduler.control.dispatch.dispatcher import explain, read_policy_input
 from scheduler.control.finalizer import finalize_job
 from tests.conftest import RedisServer
-from tests.support.hand import job_state
+from tests.support.ledger import job_state
 from tests.support.manual_scheduler import ManualScheduler
+from tests.support.statements import count_commits
 
 DAY = 24 * 3600.0
 
 
 @pytest.fixture
-def house(
+def scheduler(
     database: Database, settings: Settings, tmp_path: Path, redis_server: RedisServer
 ) -> Iterator[ManualScheduler]:
     settings = settings.model_copy(update={"redis_url": redis_server.url})
     app = make_app(settings)
-    house = ManualScheduler(database, settings, Store(str(tmp_path / "store")), app)
-    house.db = Database(database.url.render_as_string(hide_password=False), clock=house.clock)
-    yield house
-    house.db.close()
+    scheduler = ManualScheduler(database, settings, Store(str(tmp_path / "store")), app)
+    scheduler.db = Database(database.url.render_as_string(hide_password=False), clock=scheduler.clock)
+    yield scheduler
+    scheduler.db.close()
     app.close()
 
 
 # -- dispatcher
 
 
-def test_what_is_free_is_granted_once(house: ManualScheduler) -> None:
-    house.online("s0", "s1")
-    job_id = house.job()
-    assert house.dispatch() == 2
-    assert house.live() == {"s0": job_id, "s1": job_id}
-    assert house.dispatch() == 0
+def test_a_free_slot_is_granted_once(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0", "s1")
+    job_id = scheduler.job()
+    assert scheduler.dispatch() == 2
+    assert scheduler.live() == {"s0": job_id, "s1": job_id}
+    assert scheduler.dispatch() == 0
 
 
-def test_the_warm_slot_is_chosen(house: ManualScheduler) -> None:
-    house.online("s0", "s1")
-    job_id = house.job(num_chunks=1)
-    with house.db.read() as session:
+def test_the_warm_slot_is_selected(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0", "s1")
+    job_id = scheduler.job(num_chunks=1)
+    with scheduler.db.read() as session:
         model_key = job_ledger.get(session, job_id).model_key
-    house.beat("s1", warm=(model_key,))
-    house.dispatch()
-    assert house.live() == {"s1": job_id}
+    scheduler.beat("s1", warm=(model_key,))
+    scheduler.dispatch()
+    assert scheduler.live() == {"s1": job_id}
 
 
-def test_a_slot_that_missed_its_heartbeats_gets_nothing_new(house: ManualScheduler) -> None:
-    """Else a job would wait for the rings at a dead worker's door while another slot is free."""
-    house.online("s0", "s1")
-    house.time += house.settings.slot_seconds * 0.6
-    house.beat("s1")
-    job_id = house.job(num_chunks=9)
-    house.dispatch()
-    assert house.live() == {"s1": job_id}
+def test_a_job_gets_the_slot_whose_host_has_its_packages(scheduler: ManualScheduler) -> None:
+    for slot, packages in (("s0", ["vllm"]), ("s1", []), ("s2", ["av", "vllm"])):
+        scheduler.online(slot, packages=packages)
+    job_id = scheduler.job(num_chunks=9, needs=Needs(packages=frozenset({"av", "vllm"})))
+    scheduler.dispatch()
+    assert scheduler.live() == {"s2": job_id}
 
 
-def test_a_chunk_that_backs_off_calls_for_no_slot(house: ManualScheduler) -> None:
-    house.online("s0")
-    job_id = house.job(num_chunks=1)
-    with house.db.write() as session:
-        session.execute(update(Chunk).values(not_before=house.time + 5.0))
-    assert house.dispatch() == 0
-    house.time += 5.0
-    assert house.dispatch() == 1
-    assert house.live() == {"s0": job_id}
+def test_a_job_gets_a_slot_that_meets_its_needs_and_waits_for_one(scheduler: ManualScheduler) -> None:
+    scheduler.online("small", device="cuda", memory_bytes=16 * 10**9)
+    scheduler.online("plain", device="cuda", memory_bytes=80 * 10**9)
+    scheduler.online("a100", device="cuda", memory_bytes=80 * 10**9, labels=["a100"])
+    needs = Needs(memory_bytes=40 * 10**9, device="cuda", labels=frozenset({"a100"}))
+    first, second = (scheduler.job(num_chunks=1, needs=needs) for _ in range(2))
+    scheduler.dispatch()
+    assert scheduler.live() == {"a100": first}
+    anyone = scheduler.job(num_chunks=1)
+    scheduler.dispatch()
+    assert scheduler.live() == {"a100": first, "small": anyone}, "the large one is left to others"
+    with scheduler.db.read() as session:
+        reasons = explain(session, scheduler.settings)
+    assert reasons[second] == (
+        "number 1 in the queue; the only slot with 40 GB of memory, device cuda, label a100 is busy with jobs before it"
+    )
 
 
-def test_a_chunk_less_running_job_holds_up_nobody(house: ManualScheduler) -> None:
-    house.online("s0", "s1")
-    first = house.job(num_chunks=1)
-    house.dispatch()
-    chunks.claim(house.db, house.activate("s0"), limit=1)
-    second = house.job(num_chunks=1)
-    house.dispatch()
-    assert house.live() == {"s0": first, "s1": second}
+def test_a_slot_that_missed_its_heartbeats_gets_no_new_lease(scheduler: ManualScheduler) -> None:
+    """Otherwise a job would wait for a dead worker while another slot is free."""
+    scheduler.online("s0", "s1")
+    scheduler.time += scheduler.settings.slot_seconds * 0.6
+    scheduler.beat("s1")
+    job_id = scheduler.job(num_chunks=9)
+    scheduler.dispatch()
+    assert scheduler.live() == {"s1": job_id}
 
 
-def test_a_queue_of_thousands_is_read_by_its_head_only(house: ManualScheduler) -> None:
-    house.online("s0")
-    waiting = [house.job(num_chunks=1, priority="low") for _ in range(100)]
-    last = house.job(num_chunks=1, priority="high")
-    with house.db.read() as session:
-        views = read_views(session, house.settings)
+def test_a_chunk_that_backs_off_requests_no_slot(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    job_id = scheduler.job(num_chunks=1)
+    with scheduler.db.write() as session:
+        session.execute(update(Chunk).values(not_before=scheduler.time + 5.0))
+    assert scheduler.dispatch() == 0
+    scheduler.time += 5.0
+    assert scheduler.dispatch() == 1
+    assert scheduler.live() == {"s0": job_id}
+
+
+def test_a_running_job_without_pending_chunks_blocks_no_other(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0", "s1")
+    first = scheduler.job(num_chunks=1)
+    scheduler.dispatch()
+    chunks.claim(scheduler.db, scheduler.activate("s0"), limit=1)
+    second = scheduler.job(num_chunks=1)
+    scheduler.dispatch()
+    assert scheduler.live() == {"s0": first, "s1": second}
+
+
+def test_only_the_head_of_a_long_queue_is_read(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    waiting = [scheduler.job(num_chunks=1, priority="low") for _ in range(100)]
+    last = scheduler.job(num_chunks=1, priority="high")
+    with scheduler.db.read() as session:
+        views = read_policy_input(session, scheduler.settings)
     assert len(views.jobs) < 80
-    house.dispatch()
-    assert house.live() == {"s0": last}
-    with house.db.read() as session:
-        assert waiting[0] in explain(session, house.settings)
+    scheduler.dispatch()
+    assert scheduler.live() == {"s0": last}
+    with scheduler.db.read() as session:
+        assert waiting[0] in explain(session, scheduler.settings)
 
 
-def test_an_old_job_is_served_before_a_newer_one_of_the_class_above(house: ManualScheduler) -> None:
-    house.online("s0")
-    low = house.job(num_chunks=1, priority="low")
-    house.time += DAY + 60
-    house.job(num_chunks=1, priority="normal")
-    house.beat("s0")
-    house.dispatch()
-    assert house.live() == {"s0": low}
+def test_a_job_that_waited_a_day_precedes_a_newer_one_of_higher_priority(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    low = scheduler.job(num_chunks=1, priority="low")
+    scheduler.time += DAY + 60
+    scheduler.job(num_chunks=1, priority="normal")
+    scheduler.beat("s0")
+    scheduler.dispatch()
+    assert scheduler.live() == {"s0": low}
 
 
-def test_a_job_that_had_slots_lately_has_not_waited(house: ManualScheduler) -> None:
-    house.online("s0")
-    low = house.job(priority="low")
-    house.time += DAY + 60
-    house.beat("s0")
-    house.dispatch()
-    leases.release(house.db, house.activate("s0"), "yielded")
-    normal = house.job(num_chunks=1, priority="normal")
-    house.time += 60
-    house.beat("s0")
-    house.dispatch()
-    assert house.live() == {"s0": normal}
-    with house.db.read() as session:
-        waited = {view.id: view.waited_seconds for view in read_views(session, house.settings).jobs}
+def test_a_job_that_had_slots_lately_has_not_waited(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    low = scheduler.job(priority="low")
+    scheduler.time += DAY + 60
+    scheduler.beat("s0")
+    scheduler.dispatch()
+    leases.release(scheduler.db, scheduler.activate("s0"), "yielded")
+    normal = scheduler.job(num_chunks=1, priority="normal")
+    scheduler.time += 60
+    scheduler.beat("s0")
+    scheduler.dispatch()
+    assert scheduler.live() == {"s0": normal}
+    with scheduler.db.read() as session:
+        waited = {view.id: view.waited_seconds for view in read_policy_input(session, scheduler.settings).jobs}
     assert waited[low] == pytest.approx(60.0)
 
 
 def test_without_redis_the_grant_stands_and_the_ring_is_left_to_the_reaper(
-    house: ManualScheduler, redis_server: RedisServer
+    scheduler: ManualScheduler, redis_server: RedisServer
 ) -> None:
     redis_server.kill()
-    house.online("s0", "s1")
-    house.job()
-    assert house.dispatch() == 2
-    assert len(house.live()) == 2
+    scheduler.online("s0", "s1")
+    scheduler.job()
+    assert scheduler.dispatch() == 2
+    assert len(scheduler.live()) == 2
 
 
 # -- reaper
@@ -166,97 +199,99 @@ def count_statements(db: Database, work: Any) -> int:
     return len([statement for statement in sent if not statement.startswith(("BEGIN", "COMMIT", "ROLLBACK"))])
 
 
-def test_an_idle_house_costs_next_to_nothing(house: ManualScheduler) -> None:
-    house.online("s0", "s1")
-    assert count_statements(house.db, lambda: (house.reap(), house.dispatch())) <= 2
+def test_an_idle_system_sends_at_most_two_statements(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0", "s1")
+    assert count_statements(scheduler.db, lambda: (scheduler.reap(), scheduler.dispatch())) <= 2
 
 
-def test_a_lease_that_was_not_renewed_is_given_back(house: ManualScheduler) -> None:
-    house.online("s0")
-    job_id = house.job()
-    house.dispatch()
-    chunks.claim(house.db, house.activate("s0"), limit=2)
-    house.time += house.settings.lease_seconds + 1
-    house.beat("s0")
-    house.reap()
-    assert house.live() == {}
-    house.reap()
-    assert job_state(house.db, job_id) == JobState.QUEUED, "a job that holds no slot says that it waits"
-    assert house.dispatch() == 1
+def test_a_lease_that_was_not_renewed_is_given_back(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    job_id = scheduler.job()
+    scheduler.dispatch()
+    chunks.claim(scheduler.db, scheduler.activate("s0"), limit=2)
+    scheduler.time += scheduler.settings.lease_seconds + 1
+    scheduler.beat("s0")
+    scheduler.reap()
+    assert scheduler.live() == {}
+    scheduler.reap()
+    assert job_state(scheduler.db, job_id) == JobState.QUEUED, "a job that holds no slot says that it waits"
+    assert scheduler.dispatch() == 1
 
 
-def test_an_unanswered_doorbell_rings_again_then_its_slot_is_unheard(house: ManualScheduler) -> None:
-    house.online("s0")
-    house.job()
-    house.dispatch()
-    for _ in range(house.settings.doorbell_rings - 1):
-        house.time += house.settings.doorbell_seconds
-        house.beat("s0")
-        house.reap()
-        assert len(house.live()) == 1
-    assert house.lease_on("s0").rings == house.settings.doorbell_rings
-    house.time += house.settings.doorbell_seconds
-    house.beat("s0")
-    house.reap()
-    assert house.live() == {}
-    with house.db.read() as session:
+def test_an_unanswered_doorbell_rings_again_then_its_slot_is_unheard(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    scheduler.job()
+    scheduler.dispatch()
+    for _ in range(scheduler.settings.doorbell_rings - 1):
+        scheduler.time += scheduler.settings.doorbell_seconds
+        scheduler.beat("s0")
+        scheduler.reap()
+        assert len(scheduler.live()) == 1
+    assert scheduler.lease_on("s0").rings == scheduler.settings.doorbell_rings
+    scheduler.time += scheduler.settings.doorbell_seconds
+    scheduler.beat("s0")
+    scheduler.reap()
+    assert scheduler.live() == {}
+    with scheduler.db.read() as session:
         assert session.get_one(Slot, "s0").state == SlotState.UNHEARD
 
 
 @pytest.mark.parametrize("trouble", [RedisServer.refusing_writes, RedisServer.away], ids=["full", "away"])
 def test_no_slot_is_blamed_for_a_doorbell_that_could_not_ring(
-    house: ManualScheduler, redis_server: RedisServer, trouble: Callable[[RedisServer], AbstractContextManager[None]]
+    scheduler: ManualScheduler,
+    redis_server: RedisServer,
+    trouble: Callable[[RedisServer], AbstractContextManager[None]],
 ) -> None:
-    """Else every slot would be out of use in turn while Redis is away."""
+    """Otherwise every slot would become unheard in turn while Redis is away."""
     with trouble(redis_server):
-        house.online("s0")
-        house.job()
-        house.dispatch()
-        for _ in range(2 * house.settings.doorbell_rings):
-            house.time += house.settings.doorbell_seconds
-            house.beat("s0")
-            house.reap()
-        assert house.lease_on("s0").rings == 1
-    house.reap()
-    assert house.lease_on("s0").rings == 2
+        scheduler.online("s0")
+        scheduler.job()
+        scheduler.dispatch()
+        for _ in range(2 * scheduler.settings.doorbell_rings):
+            scheduler.time += scheduler.settings.doorbell_seconds
+            scheduler.beat("s0")
+            scheduler.reap()
+        assert scheduler.lease_on("s0").rings == 1
+    scheduler.reap()
+    assert scheduler.lease_on("s0").rings == 2
 
 
-def test_a_silent_slot_goes_offline(house: ManualScheduler) -> None:
-    house.online("s0")
-    house.time += house.settings.slot_seconds + 1
-    house.reap()
-    with house.db.read() as session:
+def test_a_silent_slot_goes_offline(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    scheduler.time += scheduler.settings.slot_seconds + 1
+    scheduler.reap()
+    with scheduler.db.read() as session:
         assert session.get_one(Slot, "s0").state == SlotState.OFFLINE
 
 
-def test_a_job_past_its_time_limit_is_expired(house: ManualScheduler) -> None:
-    job_id = house.job(time_limit="1h")
-    house.time += 3601
-    house.reap()
-    assert job_state(house.db, job_id) == JobState.EXPIRED
+def test_a_job_past_its_time_limit_is_expired(scheduler: ManualScheduler) -> None:
+    job_id = scheduler.job(time_limit="1h")
+    scheduler.time += 3601
+    scheduler.reap()
+    assert job_state(scheduler.db, job_id) == JobState.EXPIRED
 
 
-def test_a_cancel_is_settled_when_the_last_holder_is_dead(house: ManualScheduler) -> None:
-    house.online("s0")
-    job_id = house.job()
-    house.dispatch()
-    house.activate("s0")
-    job_ledger.cancel(house.db, job_id)
-    assert job_state(house.db, job_id) == JobState.CANCELLING
-    house.time += house.settings.lease_seconds + 1
-    house.reap()
-    assert job_state(house.db, job_id) == JobState.CANCELLED
+def test_a_cancel_is_settled_when_the_last_holder_is_dead(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    job_id = scheduler.job()
+    scheduler.dispatch()
+    scheduler.activate("s0")
+    job_ledger.cancel(scheduler.db, job_id)
+    assert job_state(scheduler.db, job_id) == JobState.CANCELLING
+    scheduler.time += scheduler.settings.lease_seconds + 1
+    scheduler.reap()
+    assert job_state(scheduler.db, job_id) == JobState.CANCELLED
 
 
 # -- finalizer
 
 
 def test_a_finalizing_that_was_cut_off_is_done_again(
-    house: ManualScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheduler: ManualScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house.online("s0")
+    scheduler.online("s0")
     out = tmp_path / "out.jsonl"
-    job_id = house.job(output={"to": "jsonl", "path": str(out)})
+    job_id = scheduler.job(output={"to": "jsonl", "path": str(out)})
 
     def cut_off(*_: object) -> None:
         raise KeyboardInterrupt
@@ -264,12 +299,12 @@ def test_a_finalizing_that_was_cut_off_is_done_again(
     with monkeypatch.context() as patched:
         patched.setattr(job_ledger, "complete", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            house.finish(job_id, "s0")
+            scheduler.finish(job_id, "s0")
     first = out.read_bytes()
-    assert job_state(house.db, job_id) == JobState.FINALIZING
-    finalize_job(house.db, house.store, house.settings, job_id)
-    finalize_job(house.db, house.store, house.settings, job_id)
-    assert job_state(house.db, job_id) == JobState.COMPLETED
+    assert job_state(scheduler.db, job_id) == JobState.FINALIZING
+    finalize_job(scheduler.db, scheduler.store, scheduler.settings, job_id)
+    finalize_job(scheduler.db, scheduler.store, scheduler.settings, job_id)
+    assert job_state(scheduler.db, job_id) == JobState.COMPLETED
     assert out.read_bytes() == first
     assert len(first.splitlines()) == 40
 
@@ -277,129 +312,188 @@ def test_a_finalizing_that_was_cut_off_is_done_again(
 # -- retention
 
 
-def test_parts_that_no_chunk_names_are_deleted_and_results_stay_readable(house: ManualScheduler) -> None:
-    house.online("s0")
-    job_id = house.job(output={"to": "jsonl"})
+def test_parts_that_no_chunk_names_are_deleted_and_results_stay_readable(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    job_id = scheduler.job(output={"to": "jsonl"})
     orphan = part_key(job_id, 0, "lease_lost", ".jsonl")
-    house.store.put(orphan, [b"{}\n"])
-    house.retain()
-    assert house.store.exists(orphan), "the job still runs: its writer may be about to commit"
-    house.finish(job_id, "s0")
-    house.retain()
-    assert not house.store.exists(orphan)
+    scheduler.store.put(orphan, [b"{}\n"])
+    scheduler.retain()
+    assert scheduler.store.exists(orphan), "the job still runs: its writer may be about to commit"
+    scheduler.finish(job_id, "s0")
+    scheduler.retain()
+    assert not scheduler.store.exists(orphan)
     sink = open_sink(
-        parse_spec(house_spec(house, job_id)).output, vector_output=False, database=house.db, store=house.store
+        parse_spec(spec_of_job(scheduler, job_id)).output,
+        vector_output=False,
+        database=scheduler.db,
+        store=scheduler.store,
     )
     assert [result.row_index for result in sink.read(job_id, after_row=34)] == [35, 36, 37, 38, 39]
 
 
-def house_spec(house: ManualScheduler, job_id: str) -> dict[str, Any]:
-    with house.db.read() as session:
+def spec_of_job(scheduler: ManualScheduler, job_id: str) -> dict[str, Any]:
+    with scheduler.db.read() as session:
         return job_ledger.get(session, job_id).spec
 
 
-def upload(house: ManualScheduler, file_id: str, *, expires_at: float | None = None) -> None:
-    house.store.put(upload_key(file_id), [b'{"text":"a"}\n'])
-    with house.db.write() as session:
+def upload(scheduler: ManualScheduler, file_id: str, *, expires_at: float | None = None) -> None:
+    scheduler.store.put(upload_key(file_id), [b'{"text":"a"}\n'])
+    with scheduler.db.write() as session:
         session.add(
             StoredFile(
                 id=file_id, filename="rows.jsonl", purpose="batch", key=upload_key(file_id), num_bytes=13, sha256="",
-                created_at=house.time, expires_at=expires_at,
+                created_at=scheduler.time, expires_at=expires_at,
             )
         )  # fmt: skip
 
 
-def test_expired_uploads_are_deleted_unless_a_live_job_reads_them(house: ManualScheduler) -> None:
-    upload(house, "file_short", expires_at=house.time + 10)
-    upload(house, "file_used", expires_at=house.time + 10)
-    upload(house, "file_old")
-    job_id = house.job(input={"path": "file:file_used"})
-    house.retain()
-    assert house.store.exists(upload_key("file_short"))
-    house.time += 11
-    house.retain()
-    assert [house.store.exists(upload_key(name)) for name in ("file_short", "file_used", "file_old")] == [
+def test_expired_uploads_are_deleted_unless_a_live_job_reads_them(scheduler: ManualScheduler) -> None:
+    upload(scheduler, "file_short", expires_at=scheduler.time + 10)
+    upload(scheduler, "file_used", expires_at=scheduler.time + 10)
+    upload(scheduler, "file_old")
+    job_id = scheduler.job(input={"path": "file:file_used"})
+    scheduler.retain()
+    assert scheduler.store.exists(upload_key("file_short"))
+    scheduler.time += 11
+    scheduler.retain()
+    assert [scheduler.store.exists(upload_key(name)) for name in ("file_short", "file_used", "file_old")] == [
         False,
         True,
         True,
     ]
-    job_ledger.cancel(house.db, job_id)
-    house.time += house.settings.upload_days * DAY
-    house.retain()
-    assert list(house.store.list("uploads/")) == []
-    with house.db.read() as session:
+    job_ledger.cancel(scheduler.db, job_id)
+    scheduler.time += scheduler.settings.upload_days * DAY
+    scheduler.retain()
+    assert list(scheduler.store.list("uploads/")) == []
+    with scheduler.db.read() as session:
         assert session.scalars(select(StoredFile)).all() == []
 
 
-def test_old_jobs_go_with_all_that_is_theirs_and_others_stay(house: ManualScheduler) -> None:
-    house.online("s0")
-    old = house.job(output={"to": "jsonl"})
-    house.finish(old, "s0")
-    old_rows = house.job()
-    house.finish(old_rows, "s0")
-    house.time += 10 * DAY
-    house.retain()
-    assert job_state(house.db, old) == JobState.COMPLETED, "jobs are kept unless job_days says otherwise"
-    waiting, fresh = house.job(), house.job()
-    house.finish(fresh, "s0")
-    house.settings = house.settings.model_copy(update={"job_days": 7.0})
-    house.retain()
-    with house.db.read() as session:
+def test_old_jobs_are_deleted_with_all_their_rows_and_others_stay(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    old = scheduler.job(output={"to": "jsonl"})
+    scheduler.finish(old, "s0")
+    old_rows = scheduler.job()
+    scheduler.finish(old_rows, "s0")
+    scheduler.time += 10 * DAY
+    scheduler.retain()
+    assert job_state(scheduler.db, old) == JobState.COMPLETED, "jobs are kept unless job_days says otherwise"
+    waiting, fresh = scheduler.job(), scheduler.job()
+    scheduler.finish(fresh, "s0")
+    scheduler.settings = scheduler.settings.model_copy(update={"job_days": 7.0})
+    scheduler.retain()
+    with scheduler.db.read() as session:
         assert set(session.scalars(select(col(Job.id)))) == {waiting, fresh}
         for table in (Chunk, Lease, Event, ResultRecord):
             assert set(session.scalars(select(table.job_id))) <= {waiting, fresh}
         assert list(history.events(session, fresh))
-    assert list(house.store.list("jobs/")) == []
+    assert list(scheduler.store.list("jobs/")) == []
 
 
-def test_old_deliveries_are_deleted_and_unsent_ones_are_kept(house: ManualScheduler) -> None:
-    webhook = webhooks.create(house.db, "https://hooks.test/", events=[], project="default")
-    waiting, delivered, failed = (webhooks.announce_test(house.db, webhook.id).id for _ in range(3))
+def test_many_old_jobs_are_deleted_in_few_transactions(
+    scheduler: ManualScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_BATCH_JOBS", 40)
+    ended = {"state": JobState.COMPLETED, "spec": {}, "created_at": 1.0, "ended_at": 2.0}
+    with scheduler.db.write() as session:
+        session.add(Slot(id="s0", host="h", device="cpu", name="CPU", registered_at=1.0, heartbeat_at=1.0))
+        for number in range(100):
+            job_id = f"job_{number}"
+            session.add(Job(id=job_id, kind="inference", **ended))
+            session.flush()
+            session.add_all([
+                Chunk(job_id=job_id, start_row=0, stop_row=3, locator={}, state=ChunkState.DONE),
+                *(ResultRecord(job_id=job_id, row_index=row, output="1") for row in range(3)),
+                *(Event(job_id=job_id, at=1.0, name="chunks.done") for _ in range(5)),
+                Notice(job_id=job_id, code="padding", message="a notice", at=1.0),
+                Lease(
+                    id=f"lease_{number}", job_id=job_id, slot_id="s0", state=LeaseState.RELEASED, granted_at=1.0,
+                    rung_at=1.0, expires_at=1.0,
+                ),
+                LeaseCounts(lease_id=f"lease_{number}", job_id=job_id, num_done=3),
+            ])  # fmt: skip
+    kept = scheduler.job()
+    scheduler.settings = scheduler.settings.model_copy(update={"job_days": 1.0})
+    with count_commits(scheduler.db) as commits:
+        scheduler.retain()
+    assert commits.number < 50, "three times as many transactions as tables, however many jobs"
+    with scheduler.db.read() as session:
+        assert session.scalars(select(col(Job.id))).all() == [kept]
+        for table in (Chunk, Event, Lease, LeaseCounts, Notice, ResultRecord):
+            assert set(session.scalars(select(table.job_id))) <= {kept}
+
+
+def test_old_deliveries_are_deleted_and_unsent_ones_are_kept(scheduler: ManualScheduler) -> None:
+    webhook = webhooks.create(scheduler.db, "https://hooks.test/", events=[], project="default")
+    waiting, delivered, failed = (webhooks.announce_test(scheduler.db, webhook.id).id for _ in range(3))
 
     def claimed() -> webhooks.Sending:
-        sending = webhooks.claim(house.db, webhook.id, max_attempts=3, claim_seconds=30)
+        sending = webhooks.claim(scheduler.db, webhook.id, max_attempts=3, claim_seconds=30)
         assert sending is not None
         return sending
 
     def kept() -> set[str]:
-        with house.db.read() as session:
+        with scheduler.db.read() as session:
             return {delivery.id for delivery in webhooks.deliveries(session, webhook.id)[0]}
 
     by_id = {sending.delivery_id: sending for sending in (claimed(), claimed(), claimed())}
-    webhooks.record_delivered(house.db, by_id[delivered], 200)
+    webhooks.record_delivered(scheduler.db, by_id[delivered], 200)
     error, once = MachineError("answered 500"), RetryPolicy(1, 1.0, 1.0)
-    webhooks.record_failed(house.db, by_id[failed], error, once, status_code=500)
-    house.time += house.settings.webhook_days * DAY
-    house.retain()
+    webhooks.record_failed(scheduler.db, by_id[failed], error, once, status_code=500)
+    scheduler.time += scheduler.settings.webhook_days * DAY
+    scheduler.retain()
     assert kept() == {waiting, delivered, failed}
-    house.time += 1
-    house.retain()
+    scheduler.time += 1
+    scheduler.retain()
     assert kept() == {waiting}
 
 
 # -- metrics
 
 
-def test_the_numbers_are_right(house: ManualScheduler) -> None:
-    house.online("s0", "s1")
-    house.finish(house.job(), "s0")
-    running = house.job(num_chunks=3, slots={"max": 1})
-    house.dispatch()
-    slot_id = next(slot_id for slot_id, job_id in house.live().items() if job_id == running)
-    chunks.claim(house.db, house.activate(slot_id), limit=1)
-    house.time += 5
-    house.job(num_chunks=2)
-    house.job(num_chunks=0)
-    house.time += 7
-    numbers = metrics.snapshot(house.db)
+def test_metrics_are_right(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0", "s1")
+    scheduler.finish(scheduler.job(), "s0")
+    running = scheduler.job(num_chunks=3, slots={"max": 1})
+    scheduler.dispatch()
+    slot_id = next(slot_id for slot_id, job_id in scheduler.live().items() if job_id == running)
+    chunks.claim(scheduler.db, scheduler.activate(slot_id), limit=1)
+    scheduler.time += 5
+    scheduler.job(num_chunks=2)
+    scheduler.job(num_chunks=0)
+    scheduler.time += 7
+    numbers = metrics.snapshot(scheduler.db)
     wanted = {JobState.COMPLETED: 1, JobState.RUNNING: 1, JobState.QUEUED: 1, JobState.VALIDATING: 1}
     assert numbers.jobs == {state: wanted.get(state, 0) for state in JobState}
     assert numbers.slots == {state: 2 if state == SlotState.ONLINE else 0 for state in SlotState}
-    assert (numbers.slots_busy, numbers.pending_chunks, numbers.leased_chunks) == (1, 4, 1)
+    assert (numbers.slots_busy, numbers.leased_chunks) == (1, 1)
+    assert numbers.rows_waiting == sum(job.num_rows for job in unfinished(scheduler.db))
     assert (numbers.rows_done, numbers.rows_failed) == (40, 0)
     assert numbers.oldest_wait_seconds == pytest.approx(7.0)
 
 
-def test_an_empty_house_has_numbers_too(house: ManualScheduler) -> None:
-    numbers = metrics.snapshot(house.db)
-    assert (numbers.pending_chunks, numbers.rows_done, numbers.oldest_wait_seconds) == (0, 0, 0.0)
+def unfinished(db: Database) -> list[Job]:
+    """The queued and running jobs."""
+    with db.read() as session:
+        return list(session.scalars(select(Job).where(col(Job.state).in_((JobState.QUEUED, JobState.RUNNING)))))
+
+
+def test_metrics_of_an_empty_system(scheduler: ManualScheduler) -> None:
+    numbers = metrics.snapshot(scheduler.db)
+    assert (numbers.rows_waiting, numbers.rows_done, numbers.oldest_wait_seconds) == (0, 0, 0.0)
+
+
+def test_the_jobs_of_one_project_hide_those_of_no_other(scheduler: ManualScheduler) -> None:
+    """Otherwise a project that submits thousands of jobs would get all slots."""
+    scheduler.online("s0", "s1")
+    document = {"task": "text-classification", "model": "org/name", "input": {"path": "rows.jsonl"}}
+    for number in range(80):
+        project = "many" if number < 79 else "one"
+        job = job_ledger.submit(scheduler.db, parse_spec(document), project=project)
+        planning.plan(scheduler.db, job.id, [ChunkRange(0, 10, {})])
+        scheduler.time += 1
+    scheduler.beat("s0", "s1")
+    scheduler.dispatch()
+    with scheduler.db.read() as session:
+        holders = [session.get_one(Job, job_id).project for job_id in scheduler.live().values()]
+    assert sorted(holders) == ["many", "one"]

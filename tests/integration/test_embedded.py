@@ -1,4 +1,4 @@
-"""The embedded stack: one on a data directory, alive while its parts die, and gone without a trace when it ends."""
+"""The embedded stack: one per data directory, alive while its parts die, and without leftovers when it ends."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 import redis
 
 from jobs.config.settings import Settings
 from jobs.errors import ServiceUnavailable
+from jobs.supervisor import Program
 from scheduler.client.http_client import StokerClient
 from scheduler.embedded import redis_server
-from scheduler.embedded.data_dir import AlreadyRunning, StackLock, Use, is_running
+from scheduler.embedded import stack as embedded
+from scheduler.embedded.data_dir import AlreadyRunning, StackLock, StackUseLock, is_running
 from scheduler.embedded.environment import settings_environment
 from tests.conftest import wait_until
 from tests.support.frozen import frozen
 from tests.support.stack import Stack, bare_stack, stack
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Any:
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A running `stoker up` with two slots; stopped afterwards, with nothing left behind."""
-    with stack(tmp_path / "data", slots=2) as up:
+    with stack(tmp_path_factory.mktemp("up") / "data", slots=2) as up:
         yield up
 
 
@@ -37,10 +40,11 @@ def client_of(running: Stack) -> StokerClient:
 
 
 def is_healthy(running: Stack) -> bool:
-    """Whether every part works and both slots are online."""
+    """Whether every part works and all slots are online."""
     with client_of(running) as client:
         try:
-            return client.health()["status"] == "ok" and [slot["state"] for slot in client.slots()] == ["online"] * 2
+            states = [slot["state"] for slot in client.slots()]
+            return client.health()["status"] == "ok" and states == ["online"] * running.num_slots
         except ServiceUnavailable:
             return False
 
@@ -72,16 +76,16 @@ def test_parts_that_are_killed_come_back_at_the_same_place(running: Stack) -> No
 @pytest.mark.slow
 def test_nothing_outlives_a_stack_that_was_killed(tmp_path: Path) -> None:
     """Orphans would hold GPUs, and the next start would meet them."""
-    with bare_stack(tmp_path / "data", slots=2) as killed:
+    with bare_stack(tmp_path / "data") as killed:
         killed.start()
         killed.kill()
-        with stack(tmp_path / "data", slots=2) as up:  # waits for what is still ending, then works
+        with stack(tmp_path / "data") as up:  # it waits for the processes that are still ending
             wait_until(lambda: is_healthy(up), "it works")
         wait_until(lambda: not killed.processes(), "all processes of the killed stack are gone")
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    """A part that does not end must not keep a person waiting."""
+    """A part that does not end must not keep the user waiting."""
     with bare_stack(tmp_path / "data", STOKER_GRACE_SECONDS="600") as up:
         up.start()
         assert up.up is not None
@@ -94,33 +98,50 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             wait_until(lambda: not up.processes(), "nothing is left")
 
 
-def test_a_port_in_use_is_said_before_anything_is_started(tmp_path: Path) -> None:
-    """A stack that restarts its API for ever would say nothing."""
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_stack_whose_supervision_fails_ends_with_an_error(tmp_path: Path) -> None:
+    """Otherwise `stoker up` would look alive with no part of it running."""
+
+    def fail(_num_quick_deaths: int) -> subprocess.Popen[bytes]:
+        raise RuntimeError("a defect")
+
+    before = psutil.Process().children()
+    failing = embedded.Stack(Settings(data_dir=tmp_path / "data", port=0, slots=1))
+    with failing:
+        failing._supervisor.start(Program("broken", fail, grace_seconds=1.0))
+        with pytest.raises(ServiceUnavailable, match="all parts have ended"):
+            failing.wait()
+        assert psutil.Process().children() == before
+
+
+def test_a_port_in_use_is_reported_before_anything_is_started(tmp_path: Path) -> None:
+    """A stack that restarts its API for ever would report nothing."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused = Stack(tmp_path / "data").run("up", "--port", str(port), code=2)
-    assert refused.stderr.startswith(f"error: port {port} on 127.0.0.1 cannot be served")
+    assert refused.stderr.startswith(f"error: cannot listen on port {port} of 127.0.0.1")
     assert len(refused.stderr.splitlines()) == 1
     assert not is_running(tmp_path / "data")
 
 
 def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    """The user must learn which directory it is."""
+    """The message must name the directory."""
     (tmp_path / "file").write_text("")
     refused = Stack(tmp_path / "file" / "data").environment
     argv = [sys.executable, "-m", "scheduler.cli", "up", "--port", "0"]
     done = subprocess.run(argv, env=refused, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
-    assert done.stderr == f"error: the data directory {tmp_path / 'file' / 'data'} cannot be made: Not a directory\n"
+    assert done.stderr == f"error: cannot create the data directory {tmp_path / 'file' / 'data'}: Not a directory\n"
 
 
 @pytest.mark.slow
 def test_damaged_redis_files_do_not_keep_the_stack_down(tmp_path: Path) -> None:
-    """No work lives in Redis, so its files may go; a power cut must not cost a person's morning."""
+    """Redis holds no state that matters, so a stack must start after a power cut damaged its files."""
     folder = tmp_path / "data" / "redis"
     folder.mkdir(parents=True)
     (folder / "appendonly.aof").write_bytes(b"this is no append-only file\r\n" * 40)
-    with stack(tmp_path / "data", slots=2) as up:
+    with stack(tmp_path / "data") as up:
         wait_until(lambda: is_healthy(up), "it works")
         assert (up.data_dir / "redis.damaged" / "appendonly.aof").exists()
 
@@ -132,35 +153,35 @@ def test_the_lock_is_free_when_the_last_process_is_gone(settings: Settings) -> N
     """A start must wait for the processes of a killed stack: two workers on one slot would fight."""
     settings.data_dir.mkdir()
     first = StackLock()
-    first.take(settings, patience_seconds=1.0)
+    first.take(settings, wait_seconds=1.0)
     (inherited,) = first.inherited
     child = subprocess.Popen(["sleep", "600"], pass_fds=[inherited])
     try:
         assert is_running(settings.data_dir)
         with pytest.raises(AlreadyRunning, match="is already running"):
-            StackLock().take(settings, patience_seconds=1.0)
+            StackLock().take(settings, wait_seconds=1.0)
         first.give_back()
         assert not is_running(settings.data_dir)
         second = StackLock()
-        with pytest.raises(Exception, match="do not end"):
-            second.take(settings, patience_seconds=0.1)
+        with pytest.raises(Exception, match="still run"):
+            second.take(settings, wait_seconds=0.1)
         second.give_back()
     finally:
         child.kill()
         child.wait()
     third = StackLock()
-    third.take(settings, patience_seconds=10.0)
+    third.take(settings, wait_seconds=10.0)
     third.give_back()
 
 
 def test_a_stack_in_use_is_not_ended(tmp_path: Path) -> None:
     """The first of two `stoker run` must not take the stack away from the second."""
-    owner, other = Use(tmp_path), Use(tmp_path)
-    owner.begin()
-    other.begin()
-    assert not owner.try_end_all()
+    owner, other = StackUseLock(tmp_path), StackUseLock(tmp_path)
+    owner.share()
+    other.share()
+    assert not owner.try_take()
     other.close()
-    assert owner.try_end_all()
+    assert owner.try_take()
     owner.close()
 
 
@@ -188,7 +209,7 @@ def test_a_deep_data_directory_has_its_socket_elsewhere(tmp_path: Path) -> None:
     assert folder != deep
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     folder.chmod(0o777)
-    with pytest.raises(Exception, match="not this user's own folder"):
+    with pytest.raises(Exception, match="must belong to this user"):
         redis_server.prepare_folders(settings)
     folder.rmdir()
 

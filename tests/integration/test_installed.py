@@ -31,8 +31,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(wheel: Path) -> Path:
-    """A folder with what the wheel installs."""
+def site_packages(wheel: Path) -> Path:
+    """A folder with the files that the wheel installs."""
     target = wheel.parent / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
@@ -49,14 +49,21 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(home: Path, site: Path, *argv: str) -> str:
+def run(home: Path, site_packages: Path, *argv: str) -> str:
     """What a Python that finds the user's folder before the installed packages prints."""
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(home), str(site)])}
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(home), str(site_packages)])}
     done = subprocess.run(
         [sys.executable, *argv], cwd=home, env=environ, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_wheel_has_every_data_file(site_packages: Path) -> None:
+    for package in ("jobs", "scheduler", "worker"):
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc") and "sdk" not in path.parts:
+                assert (site_packages / path.relative_to(ROOT)).exists(), path
 
 
 _BOTH = """
@@ -82,16 +89,16 @@ assert all(module.__file__.startswith(SITE) for module in ours)
 
 
 @pytest.mark.parametrize("parts", [(_BOTH, _CLIENT), (_CLIENT, _BOTH)], ids=["theirs first", "ours first"])
-def test_a_program_has_its_own_modules_and_the_client(home: Path, site: Path, parts: tuple[str, str]) -> None:
+def test_a_program_has_its_own_modules_and_the_client(home: Path, site_packages: Path, parts: tuple[str, str]) -> None:
     program = home / "program.py"
-    program.write_text(f"SITE = {str(site)!r}\n" + "".join(parts) + _BOTH)
-    run(home, site, "program.py")
+    program.write_text(f"SITE = {str(site_packages)!r}\n" + "".join(parts) + _BOTH)
+    run(home, site_packages, "program.py")
 
 
-def test_the_command_starts_beside_modules_of_the_same_names(home: Path, site: Path) -> None:
-    assert "Commands" in run(home, site, "-m", "stoker", "--help")
+def test_the_command_starts_beside_modules_of_the_same_names(home: Path, site_packages: Path) -> None:
+    assert "Commands" in run(home, site_packages, "-m", "stoker", "--help")
     script = "import sys; from stoker.__main__ import main; sys.argv = ['stoker', '--help']; sys.exit(main())"
-    assert "Commands" in run(home, site, "-c", script)
+    assert "Commands" in run(home, site_packages, "-c", script)
 
 
 _MODULE = """
@@ -113,7 +120,7 @@ def build(setup: Setup) -> Parts:
 """
 
 
-def test_a_module_and_a_recipe_are_rehearsed_beside_them(home: Path, site: Path) -> None:
+def test_a_module_and_a_recipe_are_rehearsed_beside_them(home: Path, site_packages: Path) -> None:
     (home / "my_module.py").write_text(_MODULE)
     program = home / "program.py"
     program.write_text(
@@ -125,8 +132,8 @@ def test_a_module_and_a_recipe_are_rehearsed_beside_them(home: Path, site: Path)
         "    stoker.training.rehearse('my_module.py')\n"
         "    raise SystemExit('a job would import another jobs')\n"
         "except stoker.InvalidSpec as error:\n"
-        "    assert 'beside it; give that another name' in error.message\n"
+        "    assert 'would load that one; rename' in error.message\n"
         "stoker.training.rehearse('recipes.ctc', arguments={'max_steps': 1})\n"
         f"{_BOTH}"
     )
-    run(home, site, "program.py")
+    run(home, site_packages, "program.py")

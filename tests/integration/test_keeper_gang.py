@@ -14,9 +14,11 @@ from jobs.db.database import Database
 from jobs.db.states import JobState, LeaseState, StopReason
 from jobs.db.tables import Lease
 from jobs.errors import LostLease
-from jobs.ledger import gangs, leases, planning, slots
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.leases import Grant, WorkingLease
+from jobs.ledger import planning, slots
+from jobs.ledger.leasing import gangs, grants, leases
+from jobs.ledger.leasing.grants import Grant
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import parse_spec
 from tests.conftest import wait_until
 from tests.support.slot_keeper import SLOT, SlotKeeper
@@ -27,7 +29,7 @@ OTHER = "here-cpu1"
 
 
 class GangKeeper(SlotKeeper):
-    """One slot's keeper, and beside it a slot of which the test is the worker."""
+    """One slot's keeper, and a second slot whose worker is the test."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__(settings, database, start_seconds=60.0)
@@ -46,7 +48,7 @@ class GangKeeper(SlotKeeper):
         """A granted gang: the lease that the keeper is to hold, and the other, which the test has taken up."""
         order = (SLOT, OTHER) if leads else (OTHER, SLOT)
         grant = Grant(self.training(model), order)
-        by_slot = dict(zip(order, leases.grant(self.database, grant, lease_seconds=30.0), strict=True))
+        by_slot = dict(zip(order, grants.grant(self.database, grant, lease_seconds=30.0), strict=True))
         self.take_up(by_slot[OTHER])
         return by_slot[SLOT], by_slot[OTHER]
 
@@ -57,13 +59,13 @@ class GangKeeper(SlotKeeper):
 
     @contextmanager
     def holding(self, lease_id: str) -> Iterator[None]:
-        """Have the keeper hold a lease in a thread of its own, and wait for its end."""
+        """Have the keeper hold a lease in a separate thread, and wait for its end after the block."""
         thread = threading.Thread(target=self.keeper.run_lease, args=(lease_id,), daemon=True)
         thread.start()
         try:
             yield
         except BaseException:
-            self.keeper.abandon()  # nobody else ends the lease of a test that failed
+            self.keeper.abandon()  # nothing else ends the lease of a failed test
             raise
         finally:
             thread.join(300)
@@ -78,10 +80,10 @@ class GangKeeper(SlotKeeper):
 
 
 @pytest.fixture
-def open_bench(
+def open_keeper(
     settings: Settings, sqlite_database: Database, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
-    """Opens a bench whose leases outlast the test: what is quick here is not so by the heartbeats."""
+    """Opens a keeper whose leases outlast the test, so that nothing that is seen follows from an expired lease."""
 
     @contextmanager
     def opened(**changes: Any) -> Iterator[GangKeeper]:
@@ -89,182 +91,182 @@ def open_bench(
         changed = settings.model_copy(update=values)
         for name, value in (("DATA_DIR", changed.data_dir), ("DATABASE_URL", changed.database_url)):
             monkeypatch.setenv(f"STOKER_{name}", str(value))
-        bench = GangKeeper(changed, sqlite_database)
+        slot = GangKeeper(changed, sqlite_database)
         try:
-            yield bench
+            yield slot
         finally:
-            bench.close()
-            assert all(runner.is_gone for runner in bench.runners), "a runner is left behind"
+            slot.close()
+            assert all(runner.is_gone for runner in slot.runners), "a runner is left behind"
 
     return opened
 
 
 def test_a_member_frees_its_device_and_has_a_runner_again_afterwards(
-    open_bench: Callable[..., Any],
+    open_keeper: Callable[..., Any],
 ) -> None:
-    with open_bench() as bench:
-        assert bench.ready.acquire(timeout=300)
-        mine, leaders = bench.gang(leads=False)
-        with bench.holding(mine):
-            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
-            assert bench.runners[0].is_gone
-            assert len(bench.runners) == 1, "nothing else takes the device"
-            assert all(place.is_held for place in gangs.ranks(bench.database, leaders))
-            leases.release(bench.database, leaders, "drained")
-        assert bench.find(mine) == (LeaseState.RELEASED, "its gang has ended: drained")
-        assert bench.ready.acquire(timeout=300), "the slot has a runner for its next lease"
-        assert bench.broken == []
+    with open_keeper() as slot:
+        assert slot.ready.acquire(timeout=300)
+        mine, leaders = slot.gang(leads=False)
+        with slot.holding(mine):
+            wait_until(lambda: slot.is_held(mine), "the member holds its slot")
+            assert slot.runners[0].is_gone
+            assert len(slot.runners) == 1, "nothing else takes the device"
+            assert all(place.is_held for place in gangs.ranks(slot.database, leaders))
+            leases.release(slot.database, leaders, "drained")
+        assert slot.find(mine) == (LeaseState.RELEASED, "its gang has ended: drained")
+        assert slot.ready.acquire(timeout=300), "the slot has a runner for its next lease"
+        assert slot.broken == []
 
 
 def test_a_member_that_is_rung_while_its_runner_starts_holds_its_slot(
-    open_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    open_keeper: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STANDIN_START", "hang")
-    with open_bench() as bench:
-        mine, leaders = bench.gang(leads=False)
-        wait_until(lambda: bench.runners, "a runner is being started")
-        with bench.holding(mine):
-            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
+    with open_keeper() as slot:
+        mine, leaders = slot.gang(leads=False)
+        wait_until(lambda: slot.runners, "a runner is being started")
+        with slot.holding(mine):
+            wait_until(lambda: slot.is_held(mine), "the member holds its slot")
             monkeypatch.delenv("STANDIN_START")
-            leases.release(bench.database, leaders, "drained")
-        assert bench.ready.acquire(timeout=300)
-        assert bench.broken == [], "a runner that was not wanted is no broken slot"
+            leases.release(slot.database, leaders, "drained")
+        assert slot.ready.acquire(timeout=300)
+        assert slot.broken == [], "a runner that was not wanted is no broken slot"
 
 
-def test_a_members_slot_takes_the_next_lease(open_bench: Callable[..., Any], tmp_path: Any) -> None:
-    with open_bench() as bench:
-        mine, leaders = bench.gang(leads=False)
-        with bench.holding(mine):
-            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
-            leases.release(bench.database, leaders, "drained")
-        assert bench.run(bench.job(tmp_path, "obey")).state == LeaseState.RELEASED
+def test_a_members_slot_takes_the_next_lease(open_keeper: Callable[..., Any], tmp_path: Any) -> None:
+    with open_keeper() as slot:
+        mine, leaders = slot.gang(leads=False)
+        with slot.holding(mine):
+            wait_until(lambda: slot.is_held(mine), "the member holds its slot")
+            leases.release(slot.database, leaders, "drained")
+        assert slot.run(slot.job(tmp_path, "obey")).state == LeaseState.RELEASED
 
 
-def test_a_member_learns_of_a_gang_that_was_torn_apart(open_bench: Callable[..., Any]) -> None:
-    with open_bench() as bench:
-        mine, _ = bench.gang(leads=False)
-        with bench.holding(mine):
-            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
-            slots.enter(bench.database, OTHER, "other-2", bench.settings)
-        assert bench.find(mine) == (LeaseState.REVOKED, "its gang has ended: its worker was restarted")
+def test_a_member_ends_when_its_gang_has_ended(open_keeper: Callable[..., Any]) -> None:
+    with open_keeper() as slot:
+        mine, _ = slot.gang(leads=False)
+        with slot.holding(mine):
+            wait_until(lambda: slot.is_held(mine), "the member holds its slot")
+            slots.enter(slot.database, OTHER, "other-2", slot.settings)
+        assert slot.find(mine) == (LeaseState.REVOKED, "its gang has ended: its worker was restarted")
 
 
-def test_a_member_that_goes_down_has_the_leader_stop_in_order(open_bench: Callable[..., Any]) -> None:
-    with open_bench() as bench:
-        mine, leaders = bench.gang(leads=False)
-        with bench.holding(mine):
-            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
-            bench.keeper.stop()
-            wait_until(lambda: gangs.read_status(bench.database, leaders).shutdown_asked, "the leader is asked")
-            assert bench.find(mine) == (LeaseState.ACTIVE, None), "the member waits for it"
-            assert leases.renew(bench.database, leaders, lease_seconds=60.0).stop == "shutdown"
-            leases.release(bench.database, leaders, "stopped")
-        assert bench.find(mine) == (LeaseState.RELEASED, "its gang has ended: stopped")
-        assert len(bench.runners) == 1, "a worker that goes down starts no runner"
+def test_a_member_that_goes_down_has_the_leader_stop_in_order(open_keeper: Callable[..., Any]) -> None:
+    with open_keeper() as slot:
+        mine, leaders = slot.gang(leads=False)
+        with slot.holding(mine):
+            wait_until(lambda: slot.is_held(mine), "the member holds its slot")
+            slot.keeper.stop()
+            wait_until(lambda: gangs.read_status(slot.database, leaders).shutdown_asked, "the leader is asked")
+            assert slot.find(mine) == (LeaseState.ACTIVE, None), "the member waits for it"
+            assert leases.renew(slot.database, leaders, lease_seconds=60.0).stop == "shutdown"
+            leases.release(slot.database, leaders, "stopped")
+        assert slot.find(mine) == (LeaseState.RELEASED, "its gang has ended: stopped")
+        assert len(slot.runners) == 1, "a worker that goes down starts no runner"
 
 
-def test_a_member_whose_leader_does_not_stop_leaves_within_the_grace(open_bench: Callable[..., Any]) -> None:
-    with open_bench(grace_seconds=0.2) as bench:
-        mine, leaders = bench.gang(leads=False)
-        with bench.holding(mine):
-            wait_until(lambda: bench.is_held(mine), "the member holds its slot")
-            bench.keeper.stop()
-        assert bench.find(mine)[0] == LeaseState.RELEASED
+def test_a_member_whose_leader_does_not_stop_leaves_within_the_grace(open_keeper: Callable[..., Any]) -> None:
+    with open_keeper(grace_seconds=0.2) as slot:
+        mine, leaders = slot.gang(leads=False)
+        with slot.holding(mine):
+            wait_until(lambda: slot.is_held(mine), "the member holds its slot")
+            slot.keeper.stop()
+        assert slot.find(mine)[0] == LeaseState.RELEASED
         with pytest.raises(LostLease):
-            leases.renew(bench.database, leaders, lease_seconds=60.0)
+            leases.renew(slot.database, leaders, lease_seconds=60.0)
 
 
-def test_a_member_that_goes_down_before_its_lease_leaves_at_once(open_bench: Callable[..., Any]) -> None:
-    with open_bench() as bench:
-        mine, leaders = bench.gang(leads=False)
-        bench.keeper.stop()
-        with bench.holding(mine):
+def test_a_member_that_goes_down_before_its_lease_leaves_at_once(open_keeper: Callable[..., Any]) -> None:
+    with open_keeper() as slot:
+        mine, leaders = slot.gang(leads=False)
+        slot.keeper.stop()
+        with slot.holding(mine):
             pass
-        assert bench.find(mine) == (LeaseState.RELEASED, "shutdown: before the gang was whole")
-        assert not gangs.read_status(bench.database, leaders).is_active
+        assert slot.find(mine) == (LeaseState.RELEASED, "shutdown: before the gang was complete")
+        assert not gangs.read_status(slot.database, leaders).is_active
 
 
-def test_a_leader_is_killed_as_soon_as_its_gang_is_gone(open_bench: Callable[..., Any]) -> None:
-    with open_bench() as bench:
-        mine, members = bench.gang(leads=True, model="deaf")
-        with bench.holding(mine):
-            wait_until(lambda: bench.runner_pool.warm_models, "the runner works")
-            leases.release(bench.database, members, "shutdown")
-        assert bench.runners[0].is_gone
-        assert bench.find(mine) == (LeaseState.RELEASED, "its gang has ended: shutdown")
+def test_a_leader_is_killed_as_soon_as_its_gang_is_gone(open_keeper: Callable[..., Any]) -> None:
+    with open_keeper() as slot:
+        mine, members = slot.gang(leads=True, model="deaf")
+        with slot.holding(mine):
+            wait_until(lambda: slot.runner_pool.warm_models, "the runner works")
+            leases.release(slot.database, members, "shutdown")
+        assert slot.runners[0].is_gone
+        assert slot.find(mine) == (LeaseState.RELEASED, "its gang has ended: shutdown")
 
 
-def test_a_leader_stops_for_a_member_that_goes_down(open_bench: Callable[..., Any]) -> None:
-    with open_bench() as bench:
-        mine, members = bench.gang(leads=True)
-        with bench.holding(mine):
-            wait_until(lambda: bench.runner_pool.warm_models, "the runner works")
-            gangs.ask_shutdown(bench.database, members)
-        assert bench.find(mine) == (LeaseState.RELEASED, "stopped")
-        assert not bench.runners[0].is_gone
-        assert bench.find(members)[0] == LeaseState.RELEASED
+def test_a_leader_stops_for_a_member_that_goes_down(open_keeper: Callable[..., Any]) -> None:
+    with open_keeper() as slot:
+        mine, members = slot.gang(leads=True)
+        with slot.holding(mine):
+            wait_until(lambda: slot.runner_pool.warm_models, "the runner works")
+            gangs.ask_shutdown(slot.database, members)
+        assert slot.find(mine) == (LeaseState.RELEASED, "stopped")
+        assert not slot.runners[0].is_gone
+        assert slot.find(members)[0] == LeaseState.RELEASED
 
 
 # -- the leader's wait for its members
 
 
-def held(rank: int, slot_id: str, *, num_threads: int) -> gangs.Rank:
+def rank_of(rank: int, slot_id: str, *, num_threads: int) -> gangs.Rank:
     return gangs.Rank(rank, slot_id, None, num_threads, is_live=True, is_held=True)
 
 
-class Looks(Stop):
-    """A stop that tells of each wait for it: the leader looked at its gang, and it was not whole."""
+class WatchedStop(Stop):
+    """A stop that reports each wait for it: the leader has read the state of its gang, which was not complete."""
 
-    def __init__(self, on_look: Callable[[int], None]) -> None:
+    def __init__(self, on_wait: Callable[[int], None]) -> None:
         super().__init__()
         self.number = 0
-        self._on_look = on_look
+        self._on_wait = on_wait
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
         self.number += 1
-        self._on_look(self.number)
+        self._on_wait(self.number)
         return super().wait(timeout_seconds)
 
 
-def test_a_leader_waits_until_every_slot_is_held(open_bench: Callable[..., Any]) -> None:
-    with open_bench() as bench:
-        lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
-        leader = bench.take_up(lease_ids[0])
+def test_a_leader_waits_until_every_slot_is_held(open_keeper: Callable[..., Any]) -> None:
+    with open_keeper() as slot:
+        lease_ids = grants.grant(slot.database, Grant(slot.training(), (OTHER, SLOT)), lease_seconds=30.0)
+        leader = slot.take_up(lease_ids[0])
         with ExitStack() as holding:
 
             def members_come(number: int) -> None:
                 if number == 2:
-                    holding.enter_context(bench.holding(lease_ids[1]))
+                    holding.enter_context(slot.holding(lease_ids[1]))
 
-            looks = Looks(members_come)
-            places = wait_for_gang(leader, database=bench.database, stop=looks)
-            assert places == (held(0, OTHER, num_threads=3), held(1, SLOT, num_threads=1))
-            assert looks.number >= 2
-            leases.release(bench.database, leader.lease_id, "drained")
+            stop = WatchedStop(members_come)
+            places = wait_for_gang(leader, database=slot.database, stop=stop)
+            assert places == (rank_of(0, OTHER, num_threads=3), rank_of(1, SLOT, num_threads=1))
+            assert stop.number >= 2
+            leases.release(slot.database, leader.lease_id, "drained")
 
 
-def test_a_leader_whose_gang_falls_apart_has_lost_its_lease(open_bench: Callable[..., Any]) -> None:
-    with open_bench() as bench:
-        lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
-        leader = bench.take_up(lease_ids[0])
+def test_a_leader_whose_gang_falls_apart_has_lost_its_lease(open_keeper: Callable[..., Any]) -> None:
+    with open_keeper() as slot:
+        lease_ids = grants.grant(slot.database, Grant(slot.training(), (OTHER, SLOT)), lease_seconds=30.0)
+        leader = slot.take_up(lease_ids[0])
 
-        looks = Looks(lambda _: slots.retire(bench.database, [SLOT]))
+        stop = WatchedStop(lambda _: slots.retire(slot.database, [SLOT]))
         with pytest.raises(LostLease):
-            wait_for_gang(leader, database=bench.database, stop=looks)
+            wait_for_gang(leader, database=slot.database, stop=stop)
 
 
-def test_a_leader_that_is_to_stop_does_not_wait_any_longer(open_bench: Callable[..., Any]) -> None:
-    with open_bench() as bench:
-        lease_ids = leases.grant(bench.database, Grant(bench.training(), (OTHER, SLOT)), lease_seconds=30.0)
-        leader = bench.take_up(lease_ids[0])
-        stop = Looks(lambda _: stop.ask(StopReason.SHUTDOWN))
-        assert wait_for_gang(leader, database=bench.database, stop=stop) is None
-        with bench.database.read() as session:
+def test_a_leader_that_is_to_stop_does_not_wait_any_longer(open_keeper: Callable[..., Any]) -> None:
+    with open_keeper() as slot:
+        lease_ids = grants.grant(slot.database, Grant(slot.training(), (OTHER, SLOT)), lease_seconds=30.0)
+        leader = slot.take_up(lease_ids[0])
+        stop = WatchedStop(lambda _: stop.request(StopReason.SHUTDOWN))
+        assert wait_for_gang(leader, database=slot.database, stop=stop) is None
+        with slot.database.read() as session:
             assert job_ledger.get(session, leader.job_id).state == JobState.RUNNING
 
 
-def test_a_lease_that_stands_alone_waits_for_nobody(open_bench: Callable[..., Any]) -> None:
-    with open_bench() as bench:
-        (lease_id,) = leases.grant(bench.database, Grant(bench.training(), (OTHER,)), lease_seconds=30.0)
-        alone = bench.take_up(lease_id)
-        assert wait_for_gang(alone, database=bench.database, stop=Stop()) == (held(0, OTHER, num_threads=3),)
+def test_a_lease_outside_a_gang_does_not_wait(open_keeper: Callable[..., Any]) -> None:
+    with open_keeper() as slot:
+        (lease_id,) = grants.grant(slot.database, Grant(slot.training(), (OTHER,)), lease_seconds=30.0)
+        alone = slot.take_up(lease_id)
+        assert wait_for_gang(alone, database=slot.database, stop=Stop()) == (rank_of(0, OTHER, num_threads=3),)

@@ -1,8 +1,7 @@
-"""The unmodified OpenAI SDK, refused: each status raises what programs catch; what is only for now is tried again."""
+"""The unmodified OpenAI SDK with refused requests: each status raises its exception; temporary refusals are retried."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -14,9 +13,10 @@ import pytest
 from jobs.config.limits import ProjectLimits
 from jobs.config.settings import Settings
 from jobs.db.database import Database
-from jobs.ledger import usage
+from jobs.ledger.accounts import usage
 from scheduler.admin.keys import create_key
 from tests.support.live_api import LiveApi, live_api
+from tests.support.rows import json_lines
 
 ROWS, BYTES, LARGEST = 10, 20_000, 8_000
 
@@ -34,7 +34,9 @@ class ProjectClients:
     def client(self, project: str, *, key: str | None = None, **options: Any) -> openai.OpenAI:
         """The SDK with a key of a project, or with another."""
         secret = key or create_key(self.api.database, "sdk", project=project).secret
-        http = self._clients.enter_context(httpx.Client(event_hooks={"response": [self._note]}, trust_env=False))
+        http = self._clients.enter_context(
+            httpx.Client(event_hooks={"response": [self._note]}, timeout=300, trust_env=False)
+        )
         return openai.OpenAI(
             base_url=f"{self.api.url}/v1", api_key=secret, http_client=http, _strict_response_validation=True, **options
         )
@@ -46,7 +48,7 @@ class ProjectClients:
 
 
 @pytest.fixture
-def desk(settings: Settings, sqlite_database: Database) -> Iterator[ProjectClients]:
+def clients(settings: Settings, sqlite_database: Database) -> Iterator[ProjectClients]:
     """Projects with limits: `mine`, `theirs`, and `quick`, whose rate is low."""
     limits = ProjectLimits(queued_rows=ROWS, upload_bytes=BYTES)
     projects = {"mine": limits, "theirs": limits, "quick": ProjectLimits(requests_per_second=3)}
@@ -56,12 +58,12 @@ def desk(settings: Settings, sqlite_database: Database) -> Iterator[ProjectClien
 
 
 def upload(client: openai.OpenAI, num_lines: int, *, text: str = "x") -> str:
-    """The id of a batch file of so many lines."""
+    """Upload a batch file of `num_lines` lines. Returns its id."""
     lines = [
         {"custom_id": f"c{number}", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": text}}
         for number in range(num_lines)
     ]
-    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    content = json_lines(lines).encode()
     return client.files.create(file=("batch.jsonl", content), purpose="batch").id
 
 
@@ -70,18 +72,18 @@ def create(client: openai.OpenAI, file_id: str) -> openai.types.Batch:
     return client.batches.create(input_file_id=file_id, endpoint="/v1/embeddings", completion_window="24h")
 
 
-# -- what waiting does not mend ------------------------------------------------------------------------------------
+# -- refusals that stay -------------------------------------------------------------------------------------------
 
 
-def test_a_key_that_is_none_is_an_authentication_error(desk: ProjectClients) -> None:
+def test_an_invalid_key_is_an_authentication_error(clients: ProjectClients) -> None:
     with pytest.raises(openai.AuthenticationError) as refused:
-        desk.client("", key="sk-stranger").files.list()
+        clients.client("", key="sk-stranger").files.list()
     assert (refused.value.code, refused.value.type) == ("invalid_api_key", "authentication_error")
-    assert desk.statuses == [401], "asked once"
+    assert clients.statuses == [401], "asked once"
 
 
-def test_what_is_not_there_or_anothers_is_a_not_found_error(desk: ProjectClients) -> None:
-    mine, theirs = desk.client("mine"), desk.client("theirs")
+def test_a_missing_or_foreign_id_is_a_not_found_error(clients: ProjectClients) -> None:
+    mine, theirs = clients.client("mine"), clients.client("theirs")
     file_id = upload(theirs, 1)
     batch = create(theirs, file_id)
     for name in (file_id, "file_nothing"):
@@ -101,9 +103,9 @@ def test_what_is_not_there_or_anothers_is_a_not_found_error(desk: ProjectClients
     assert theirs.batches.retrieve(batch.id).status == "validating"
 
 
-def test_a_conflict_is_not_tried_again(desk: ProjectClients) -> None:
-    """The SDK repeats a 409 unless it is told not to."""
-    mine = desk.client("mine")
+def test_a_conflict_is_not_tried_again(clients: ProjectClients) -> None:
+    """The SDK repeats a 409 unless a header forbids it."""
+    mine = clients.client("mine")
     file_id = upload(mine, 1)
     batch = create(mine, file_id)
     with pytest.raises(openai.ConflictError, match="still reads file"):
@@ -111,30 +113,30 @@ def test_a_conflict_is_not_tried_again(desk: ProjectClients) -> None:
     assert mine.batches.cancel(batch.id).status == "cancelled"
     with pytest.raises(openai.ConflictError, match="has ended already"):
         mine.batches.cancel(batch.id)
-    assert desk.statuses == [200, 200, 409, 200, 409]
+    assert clients.statuses == [200, 200, 409, 200, 409]
 
 
-def test_too_large_a_file_is_a_413_and_not_tried_again(desk: ProjectClients) -> None:
+def test_too_large_a_file_is_a_413_and_not_tried_again(clients: ProjectClients) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
-        upload(desk.client("mine"), 1, text="x" * LARGEST)
+        upload(clients.client("mine"), 1, text="x" * LARGEST)
     assert (refused.value.status_code, refused.value.code) == (413, "too_large")
-    assert desk.statuses == [413]
+    assert clients.statuses == [413]
 
 
-def test_a_batch_that_fits_into_no_queue_is_a_bad_request(desk: ProjectClients) -> None:
-    mine = desk.client("mine")
+def test_a_batch_that_fits_into_no_queue_is_a_bad_request(clients: ProjectClients) -> None:
+    mine = clients.client("mine")
     file_id = upload(mine, ROWS + 1)
-    with pytest.raises(openai.BadRequestError, match="more than the 10 rows") as refused:
+    with pytest.raises(openai.BadRequestError, match="more than 10 rows") as refused:
         create(mine, file_id)
     assert (refused.value.code, refused.value.param) == ("too_many_rows", "input_file_id")
     assert "retry-after" not in refused.value.response.headers
 
 
-# -- what waiting mends --------------------------------------------------------------------------------------------
+# -- temporary refusals --------------------------------------------------------------------------------------------
 
 
-def test_a_full_queue_is_a_rate_limit_error(desk: ProjectClients) -> None:
-    mine = desk.client("mine", max_retries=0)
+def test_a_full_queue_is_a_rate_limit_error(clients: ProjectClients) -> None:
+    mine = clients.client("mine", max_retries=0)
     create(mine, upload(mine, 8))
     with pytest.raises(openai.RateLimitError) as refused:
         create(mine, upload(mine, 3))
@@ -143,37 +145,37 @@ def test_a_full_queue_is_a_rate_limit_error(desk: ProjectClients) -> None:
 
 
 def test_the_sdks_own_retry_succeeds_once_the_queue_has_room(
-    desk: ProjectClients, monkeypatch: pytest.MonkeyPatch
+    clients: ProjectClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage, "_GUESSED_WAIT_SECONDS", 1)
-    mine, other = desk.client("mine"), desk.client("mine")
+    mine, other = clients.client("mine"), clients.client("mine")
     file_id = upload(mine, 8)
     first = create(mine, file_id)
-    desk.on_refusal = lambda: other.batches.cancel(first.id)
+    clients.on_refusal = lambda: other.batches.cancel(first.id)
     second = create(mine, file_id)
-    assert desk.statuses == [200, 200, 429, 200, 200], "one refusal, and the cancel before the SDK's next try"
+    assert clients.statuses == [200, 200, 429, 200, 200], "one refusal, and the cancel before the SDK's next try"
     assert second.id != first.id
     assert mine.batches.retrieve(second.id).status == "validating"
 
 
 def test_the_sdks_own_retry_of_an_upload_succeeds_once_there_is_room(
-    desk: ProjectClients, monkeypatch: pytest.MonkeyPatch
+    clients: ProjectClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage, "_LONGEST_WAIT_SECONDS", 1)
-    mine, other = desk.client("mine"), desk.client("mine")
+    mine, other = clients.client("mine"), clients.client("mine")
     files = [upload(mine, 1, text="x" * 6_500) for _ in range(3)]
-    desk.on_refusal = lambda: other.files.delete(files[0])
+    clients.on_refusal = lambda: other.files.delete(files[0])
     last = upload(mine, 1, text="x" * 6_500)
-    assert desk.statuses == [200, 200, 200, 429, 200, 200]
+    assert clients.statuses == [200, 200, 200, 429, 200, 200]
     assert {file.id for file in mine.files.list()} == {*files[1:], last}
-    desk.on_refusal = lambda: None
+    clients.on_refusal = lambda: None
     with pytest.raises(openai.RateLimitError) as refused:
-        upload(desk.client("mine", max_retries=0), 1, text="x" * 6_500)
+        upload(clients.client("mine", max_retries=0), 1, text="x" * 6_500)
     assert (refused.value.code, refused.value.param) == ("upload_bytes_exceeded", "file")
 
 
-def test_the_sdk_slows_down_to_the_rate_that_it_may_have(desk: ProjectClients) -> None:
-    quick = desk.client("quick", max_retries=8)
+def test_the_sdk_slows_down_to_its_rate_limit(clients: ProjectClients) -> None:
+    quick = clients.client("quick", max_retries=8)
     for _ in range(12):
         quick.batches.list()
-    assert desk.statuses.count(200) == 12
+    assert clients.statuses.count(200) == 12

@@ -20,7 +20,7 @@ BEAR_PADDING = ("bloom", "gpt2", "opt")
 
 
 @pytest.mark.parametrize("model_type", [*SEE_PADDING, *BEAR_PADDING])
-def test_mixed_prompts_give_what_generate_gives_alone(model_type: str, tmp_path: Path) -> None:
+def test_mixed_prompts_equal_generate_row_by_row(model_type: str, tmp_path: Path) -> None:
     tokenizer = tiny.byte_level_tokenizer(160)
     own = {"word_embed_proj_dim": 32} if model_type == "opt" else {}
     config = small_config(model_type, tokenizer, **own)

@@ -1,4 +1,4 @@
-"""Which rows of a model may share a batch: found once, remembered for others, told to the job that it slows down."""
+"""Which rows of a model may share a batch: found once, remembered, and reported to the job that it slows down."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from transformers import FNetForMaskedLM, pipeline
 from jobs.config.settings import Settings
 from jobs.db.database import Database
 from jobs.db.tables import PaddingVerdict
-from jobs.ledger import history, leases, notices
 from jobs.ledger import jobs as job_ledger
+from jobs.ledger.leasing import leases
+from jobs.ledger.records import history, notices
 from jobs.specs.inference import parse_spec
 from scheduler.cli import main
 from tests.support.architectures import save_small, small_config
@@ -29,7 +30,7 @@ from worker.inference.padding_verdicts import PadsRows, fingerprint_of
 from worker.inference.tasks import load_task_model
 from worker.inference.tasks.fill_mask import FillMask
 from worker.models.cache import ModelCache
-from worker.models.padding import NOTICES, Padding
+from worker.models.texts.padding import NOTICES, Padding
 from worker.stop import Outcome, Stop
 from worker.wire.pulse import Pulse
 
@@ -54,7 +55,7 @@ def run(sqlite_database: Database, settings: Settings, tmp_path: Path) -> Callab
     def run_job(model: Path) -> LeasedJob:
         job = LeasedJob(sqlite_database, allowed, tmp_path, RECORDS, chunk_rows=4, model=str(model))
         cache = ModelCache(1, CPU, load=partial(load_task_model, rules=allowed))
-        # Two leases of one job: the second finds nothing left to compute, and tells what the first has told.
+        # Two leases of one job: the second has nothing left to compute, and reports the same as the first.
         held = [job.lease("slot-0"), job.lease("slot-1")]
         for lease in held:
             ended = run_lease(
@@ -62,7 +63,10 @@ def run(sqlite_database: Database, settings: Settings, tmp_path: Path) -> Callab
                 job.spec,
                 database=job.database,
                 store=job.store,
-                settings=allowed,
+                rules=allowed,
+                lease_times=allowed,
+                chunk_seconds=allowed.chunk_seconds,
+                encode_threads=2,
                 models=cache,
                 stop=Stop(),
                 pulse=Pulse(lambda _: None),
@@ -82,9 +86,7 @@ def _told(job: LeasedJob) -> tuple[list[str], list[str]]:
     return given, noted
 
 
-def test_a_model_that_sees_padding_gives_what_it_gives_for_each_row_alone(
-    fnet: Path, run: Callable[[Path], LeasedJob]
-) -> None:
+def test_a_model_that_sees_padding_computes_each_row_alone(fnet: Path, run: Callable[[Path], LeasedJob]) -> None:
     job = run(fnet)
     reference = pipeline("fill-mask", model=str(fnet), device="cpu", dtype=torch.float32)
     results = job.results()
@@ -101,7 +103,7 @@ def test_another_runner_does_not_try_again_unless_the_weights_changed(
 ) -> None:
     tried: list[FillMask] = []
     probe = FillMask.probe_padding
-    monkeypatch.setattr(FillMask, "probe_padding", lambda self: tried.append(self) or probe(self))
+    monkeypatch.setattr(FillMask, "probe_padding", lambda self, **options: tried.append(self) or probe(self, **options))
     run(fnet)
     assert len(tried) == 1
     job = run(fnet)
@@ -134,7 +136,7 @@ _DTYPES = (torch.float32, torch.float32, torch.bfloat16)
 def test_too_little_memory_for_trying_is_not_remembered(
     fnet: Path, run: Callable[[Path], LeasedJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(_: Any) -> Padding:
+    def no_memory(_: Any, **__: Any) -> Padding:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(FillMask, "probe_padding", no_memory)

@@ -1,4 +1,4 @@
-"""Sounds of mixed lengths, batched by the engine, give what the library gives for each alone, in every architecture."""
+"""Sounds of mixed lengths, batched by the engine, give the library's outputs for each alone, in every architecture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.data.rows import Row
 from tests.support.architectures import save_small, small_config
 from tests.support.task_kit import load, same
 from tests.support.through_engine import compute
-from tests.support.tiny_media import WAVE_CONVOLUTIONS
+from tests.support.tiny import WAVE_CONVOLUTIONS
 
 _random = np.random.default_rng(0)
 SOUNDS = [
@@ -49,7 +49,7 @@ def _extractor(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_mixed_lengths_give_what_the_library_gives_alone(name: str, tmp_path: Path) -> None:
+def test_rows_of_mixed_lengths_equal_the_library_row_by_row(name: str, tmp_path: Path) -> None:
     model_type, own = CASES[name]
     extractor = _extractor(name)
     model = save_small(

@@ -1,6 +1,6 @@
-"""Texts of mixed lengths, batched by the engine, give what the library gives for each alone, in every architecture.
+"""Texts of mixed lengths, batched by the engine, give the library's outputs for each alone, in every architecture.
 
-Also that none is batched less than it bears: the sets below name those that see padding, and all others may pad.
+No architecture is batched less than possible: the sets below name those that see padding, and all others may pad.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from tests.support.architectures import save_small, small_config
 from tests.support.task_kit import load, same, text_rows
 from tests.support.through_engine import compute
 from worker.inference.padding_verdicts import PadsRows
-from worker.models.padding import Padding
+from worker.models.kernels.packed_attention import restore_attention
+from worker.models.texts.padding import Padding
 
 TEXTS = [
     *tiny.SENTENCES[:6],
@@ -119,7 +120,7 @@ WORDPIECE: dict[str, dict[str, Any]] = {
     "xlm-roberta": {},
     "yoso": {},
 }
-"""Encoders by transformers' name, each with what makes it small beside the usual sizes."""
+"""Encoders by their name in transformers, each with config fields that make it small besides the usual ones."""
 BYTE_LEVEL: dict[str, dict[str, Any]] = {
     "bloom": {},
     "ctrl": {},
@@ -156,12 +157,19 @@ SEE_PADDING = {"big_bird", "canine", "convbert", "fnet", "nystromformer", "yoso"
 PAD_LEFT = {
     "gpt2 without a pad token", "gpt2 whose pad token ends texts", "llama without a pad token", "xlnet",
 }  # fmt: skip
+PACKED = {
+    "bert", "camembert", "ctrl", "data2vec-text", "distilbert", "electra", "ernie", "esm", "eurobert", "gpt2",
+    "gpt2 without a pad token", "gpt_neox", "gte", "llama", "llama without a pad token", "mixtral", "modernbert",
+    "nomic_bert", "opt", "phi", "qwen3", "roberta", "roberta-prelayernorm", "xlm-roberta",
+}  # fmt: skip
+"""Rows of these can be computed without padding. The others have attention of their own, add biases to its scores, look
+at neighbouring tokens, or have a head that takes vectors which are already picked from the rows."""
 NOT_IN_16_BITS = {
     "fnet",  # the library has no such Fourier transform on a CPU
     "xlnet",  # nor does it multiply its positions then
-    "big_bird",  # what its sparse attention changes is less than what 16 bits do
-    "ibert",  # a text with a token of padding in it is then another one beside a longer one
-    "mobilebert",  # reads the padding's vector, which is zero; bits cannot tell that from a difference
+    "big_bird",  # its sparse attention changes less than 16 bits do
+    "ibert",  # a text that contains the padding token gives other outputs in a batch with a longer one
+    "mobilebert",  # reads the vector of padding, which is zero, so that no difference can be seen
 }
 
 
@@ -178,7 +186,7 @@ def _alone(model: Any, tokenizer: Any, text: str) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_mixed_lengths_give_what_the_library_gives_alone(
+def test_rows_of_mixed_lengths_equal_the_library_row_by_row(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "canine":  # each of its tokenizers takes seconds to list all of Unicode, twice
@@ -199,6 +207,13 @@ def test_mixed_lengths_give_what_the_library_gives_alone(
     assert task_model.tokens.padding == padding
     assert computed.is_shared
     assert computed.is_mixed is (padding != Padding.EQUAL_LENGTHS)
+    task_model.tokens.padding = task_model.probe_padding(packs=True)
+    assert task_model.tokens.padding == (Padding.PACKED if name in PACKED else padding)
+    if name in PACKED:
+        computed = compute(task_model, text_rows(TEXTS))
+        assert computed.is_mixed
+        assert all(same(one, other) for one, other in zip(computed.outputs, expected, strict=True))
+        restore_attention(task_model.model)
     if name not in NOT_IN_16_BITS:
         task_model.model.to(torch.bfloat16)
         assert task_model.probe_padding() == padding

@@ -19,8 +19,8 @@ from jobs.db.database import Database
 from jobs.db.states import StopReason
 from jobs.db.tables import Job
 from jobs.errors import InvalidModel, LostLease
-from jobs.ledger import leases
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing import leases
+from jobs.ledger.leasing.leases import WorkingLease
 from tests.support import tiny
 from tests.support.leased_job import LeasedJob
 from worker.inference.lease_run import run_lease
@@ -49,7 +49,10 @@ def run(
         job.spec,
         database=job.database,
         store=job.store,
-        settings=job.settings,
+        rules=job.settings,
+        lease_times=job.settings,
+        chunk_seconds=job.settings.chunk_seconds,
+        encode_threads=2,
         models=models,
         stop=stop,
         pulse=Pulse(hear),
@@ -68,7 +71,7 @@ def test_weights_replaced_in_mid_job_are_refused_by_every_runner(
     job = LeasedJob(sqlite_database, settings, tmp_path, RECORDS, task="text-classification", model=str(folder))
     warm = new_cache(settings)
     first = job.lease()
-    assert run(job, first, warm, on_forward=lambda stop: stop.ask(StopReason.YIELD)) == Outcome.STOPPED
+    assert run(job, first, warm, on_forward=lambda stop: stop.request(StopReason.YIELD)) == Outcome.STOPPED
     assert job.job().num_done == 8
     leases.release(sqlite_database, first.lease_id, "stopped")
     other = tiny.tiny_classifier(tmp_path / "other", seed=1) / "model.safetensors"
@@ -139,7 +142,7 @@ def test_all_runners_of_a_job_use_one_commit_of_a_hub_id(
     (hub / "refs" / "main").write_text("b" * 40)
     assert pinned_model("org/tiny", late, database=database, rules=settings) == f"org/tiny@{'a' * 40}"
     heir = job.lease("slot-2")
-    shutil.rmtree(hub / "refs")  # what is pinned needs no name any more
+    shutil.rmtree(hub / "refs")  # a pinned revision needs no name any more
     assert pinned_model("org/tiny", heir, database=database, rules=settings) == f"org/tiny@{'a' * 40}"
 
 

@@ -1,4 +1,4 @@
-"""A job computes with what was there when its submission was answered: changes before its planning are refused."""
+"""A job uses the files at the time of its submission: changes before its planning are refused."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from jobs.access.pins import PinnedFiles, Pins
 from jobs.db.states import JobState
 from jobs.db.tables import Chunk, Job
 from jobs.ledger import jobs as job_ledger
-from scheduler.control.planner import plan_job
+from scheduler.control.planning.planner import plan_job
 from tests.support import tiny
 from tests.support.live_api import LiveApi, fresh_api
+from tests.support.rows import write_rows
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,7 @@ def of_model(folder: Path) -> Submission:
 
 def of_processor(folder: Path) -> Submission:
     processor = tiny.tiny_classifier(folder / "processor")
-    rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": "a film", "label": label}) + "\n" for label in "ab"))
+    rows = write_rows(folder / "rows.jsonl", [{"text": "a film", "label": label} for label in "ab"])
     model = {"architecture": "bert", "processor": str(processor)}
     document = {"kind": "training", "task": "text-classification", "model": model, "data": {"train": str(rows)}}
     refusal = f"model.processor '{processor}': tokenizer.json changed after the job was submitted"
@@ -114,7 +114,7 @@ def test_what_changes_before_planning_fails_the_job(kind: str, api: LiveApi, tmp
         assert session.scalar(select(func.count()).where(col(Chunk.job_id) == job_id)) == 0
 
 
-def test_a_retry_computes_with_what_is_there_when_it_is_asked_for(api: LiveApi, tmp_path: Path) -> None:
+def test_a_retry_uses_the_files_at_the_time_of_the_retry(api: LiveApi, tmp_path: Path) -> None:
     submission = of_module(tmp_path)
     job_id = submit(api, submission)
     swap(submission.file)
@@ -130,7 +130,7 @@ def test_a_retry_computes_with_what_is_there_when_it_is_asked_for(api: LiveApi, 
 
 
 @pytest.mark.parametrize("kind", SUBMISSIONS)
-def test_planning_adds_the_digests_of_what_was_stamped(kind: str, api: LiveApi, tmp_path: Path) -> None:
+def test_planning_adds_the_digests_of_the_stamped_files(kind: str, api: LiveApi, tmp_path: Path) -> None:
     submission = SUBMISSIONS[kind](tmp_path)
     job_id = submit(api, submission)
     stamped = pin_of(look(api, job_id), submission.part)
@@ -148,7 +148,7 @@ def test_planning_adds_the_digests_of_what_was_stamped(kind: str, api: LiveApi, 
 def test_a_change_while_the_digests_are_made_fails_the_job(
     api: LiveApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scheduler.control import planner
+    from scheduler.control.planning import planner
 
     submission = of_model(tmp_path)
     job_id = submit(api, submission)

@@ -12,9 +12,10 @@ import pytest
 
 import stoker
 from jobs.data.rows import Result, RowError
-from jobs.ledger import chunks, leases
+from jobs.ledger import chunks
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import ChunkResults
+from jobs.ledger.leasing import leases
 from scheduler.control.finalizer import finalize_job
 from tests.support.leased_job import LeasedJob
 from tests.support.live_api import LiveApi
@@ -136,14 +137,16 @@ def test_a_client_without_arguments_finds_the_local_stack(api: LiveApi, monkeypa
         stoker.Client("nonsense")
 
 
-def test_type_checkers_are_told_the_names_that_there_are() -> None:
+def test_type_checkers_see_the_names_that_exist() -> None:
     assert stoker.__file__ is not None
     tree = ast.parse(Path(stoker.__file__).read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    told = {
+    declared = {
         (node.module, alias.name) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert told == {(None, "training")} | {(module, name) for module, names in stoker._NAMES.items() for name in names}
+    assert declared == {(None, "training")} | {
+        (module, name) for module, names in stoker._NAMES.items() for name in names
+    }
     assert set(stoker.__all__) <= set(dir(stoker))
     for name in stoker.__all__:
         getattr(stoker, name)

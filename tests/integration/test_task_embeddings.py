@@ -94,7 +94,7 @@ def test_a_plain_encoder_is_pooled_over_the_mean(encoder: Path) -> None:
     ("name", "mode"), [("mean", "mean"), ("cls", "cls"), ("last_token", "lasttoken"), ("max", "max")]
 )
 def test_the_parameter_pooling(encoder: Path, tmp_path: Path, name: str, mode: str) -> None:
-    """The vectors would not be of the pooling that was asked for."""
+    """Otherwise the vectors would have another pooling than requested."""
     folder = _save(tmp_path, encoder, Pooling(32, mode))
     _equal(_vectors(encoder, {"pooling": name}), _encode(folder))
 
@@ -132,7 +132,7 @@ def test_a_folders_own_head(encoder: Path, tmp_path: Path) -> None:
 
 
 def test_a_folders_own_prompts(encoder: Path, tmp_path: Path) -> None:
-    """A model trained with prompts would be asked without them."""
+    """Otherwise a model trained with prompts would be used without them."""
     prompts = {"query": "quick query: ", "passage": ""}
     folder = _save(
         tmp_path, encoder, Pooling(32, "mean", include_prompt=False), prompts=prompts, default_prompt_name="query"
@@ -353,17 +353,17 @@ def test_folders_that_cannot_be_honoured_are_refused(encoder: Path, tmp_path: Pa
         load(TASK, folder)
     (folder / "2_Dense" / "pytorch_model.bin").rename(weights)
     config = folder / "2_Dense" / "config.json"
-    said = json.loads(config.read_text())
+    original = json.loads(config.read_text())
     for wrong, reason in (
         ({"activation_function": "os.system"}, "activation"),
         ({"out_features": 9}, "do not fit"),
         ({"out_features": "many"}, "damaged"),
         ({"module_input_name": "token_embeddings"}, "token_embeddings"),
     ):
-        config.write_text(json.dumps({**said, **wrong}))
+        config.write_text(json.dumps({**original, **wrong}))
         with pytest.raises(InvalidModel, match=reason):
             load(TASK, folder)
-    config.write_text(json.dumps(said))
+    config.write_text(json.dumps(original))
     pooling = folder / "1_Pooling" / "config.json"
     pooling.write_text('{"embedding_dimension": 32, "pooling_mode": "median"}')
     with pytest.raises(InvalidModel, match="pooling mode 'median'"):
@@ -371,7 +371,7 @@ def test_folders_that_cannot_be_honoured_are_refused(encoder: Path, tmp_path: Pa
 
 
 def test_the_reference_is_the_models_own_arithmetic(encoder: Path) -> None:
-    """Both sides could be wrong in the same way; this one is computed by hand."""
+    """Both sides could be wrong in the same way; the test computes this one itself."""
     model, tokenizer = AutoModel.from_pretrained(encoder).eval(), AutoTokenizer.from_pretrained(encoder)
     with torch.inference_mode():
         hidden = model(**tokenizer(TEXTS[0], return_tensors="pt")).last_hidden_state

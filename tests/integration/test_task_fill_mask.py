@@ -90,7 +90,7 @@ def test_models_without_a_head_or_a_mask_are_refused(masked_lm: Path, tmp_path: 
     with pytest.raises(InvalidModel, match="has no fill-mask head"):
         load(TASK, tiny_classifier(tmp_path / "classifier"))
     folder = tiny_masked_lm(tmp_path / "maskless")
-    said = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**said, "mask_token": None}))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "mask_token": None}))
     with pytest.raises(InvalidModel, match="no mask token"):
         load(TASK, folder)

@@ -1,4 +1,4 @@
-"""Rows of several inputs give what their inputs give one by one, in each of the four forms."""
+"""A row with several inputs gives the outputs of its inputs one by one, in each of the four forms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from jobs.data.rows import RowError
 from tests.support.task_kit import LONG_TEXT, load, outputs, text_rows
 from tests.support.tiny import SENTENCES, tiny_classifier, tiny_encoder, wordpiece_tokenizer
-from worker.inference.tasks import many
+from worker.inference.tasks import multi_input
 
 ONE, TWO, THREE = SENTENCES[:3]
 
@@ -93,7 +93,7 @@ def test_a_bad_input_is_its_rows_error_alone(encoder: Path, value: Any, code: st
 
 
 def test_tokens_are_counted_over_all_inputs(encoder: Path) -> None:
-    """Usage is what a client is billed by."""
+    """Clients are billed by usage."""
     model = load("embeddings", encoder, {"inputs": "any"})
     both, one, two = model.encode(text_rows([[ONE, TWO], ONE, TWO]))
     assert both.num_tokens == one.num_tokens + two.num_tokens
@@ -102,5 +102,5 @@ def test_tokens_are_counted_over_all_inputs(encoder: Path) -> None:
 def test_many_inputs_of_one_row_are_computed_in_parts(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row of 2,048 inputs would need more memory than any batch."""
     whole = _any("embeddings", encoder, [[ONE, TWO, THREE] * 5])[0]
-    monkeypatch.setattr(many, "_MOST_TOKENS", 64)
+    monkeypatch.setattr(multi_input, "_MOST_TOKENS", 64)
     np.testing.assert_allclose(_any("embeddings", encoder, [[ONE, TWO, THREE] * 5])[0], whole, atol=1e-5, rtol=0)

@@ -1,9 +1,12 @@
-"""Images, sounds and films come from files, data URLs, base64, bytes and arrays; whatever else is a row's own error."""
+"""Images, sounds and films come from files, data URLs, base64, bytes and arrays; anything else is a row error."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +14,21 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from transformers import pipeline
 
 from jobs.config.settings import Settings
-from jobs.data.rows import Row, RowError
+from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.data.sources.media import media_value
+from jobs.errors import InvalidModel, InvalidSpec
 from tests.support.task_kit import error_codes, load, outputs, same
 from tests.support.tiny import tiny_ctc, tiny_image_classifier
 from tests.support.tiny_media import tiny_film_classifier, tiny_sound_classifier, write_film, write_wav
-from worker.inference.generation.image_chats import open_chat
-from worker.models.media import open_media
+from tests.support.tiny_vision import tiny_llava
+from worker.inference.generation.images.image_chats import open_chat
+from worker.inference.pipelines import open_pipeline
+from worker.models.media.fast_images import find_fast_images
+from worker.models.media.open_media import open_media
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +69,13 @@ def test_images_from_files_equal_the_pipelines(classifier: Path, tmp_path: Path,
     assert orjson.loads(orjson.dumps(results[:3])) == results[:3]
 
 
+def test_the_backend_that_prepares_images_is_named(classifier: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Pixels differ by 1/255 between backends, and transformers would choose one by the installed packages."""
+    with caplog.at_level("INFO", logger="worker"):
+        load("image-classification", classifier, {})
+    assert "images are prepared by ViTImageProcessorPil" in caplog.messages
+
+
 def test_an_image_is_the_same_in_every_form(classifier: Path, images: list[Path]) -> None:
     data = images[0].read_bytes()
     text = base64.b64encode(data).decode()
@@ -79,7 +93,7 @@ def test_an_image_is_the_same_in_every_form(classifier: Path, images: list[Path]
 def test_base64_is_taken_in_every_alphabet_and_layout(form: str) -> None:
     stream = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (31, 32, 3), dtype=np.uint8)).save(stream, "PNG")
-    data = stream.getvalue() + b"\0" * (1 - len(stream.getvalue()) % 3)  # what is behind an image's end is not read
+    data = stream.getvalue() + b"\0" * (1 - len(stream.getvalue()) % 3)  # bytes after the end of an image are not read
     text = {
         "usual": base64.b64encode(data),
         "url-safe": base64.urlsafe_b64encode(data),
@@ -96,7 +110,9 @@ def test_text_that_is_neither_a_file_nor_media_is_one_sentence(tmp_path: Path) -
     for value in ("xx-_" * 100, "data:image/png;base64,i*VBOR"):
         found = open_media("image", value, _everywhere())
         assert isinstance(found, RowError)
-        assert ("nor is it base64 of a known kind" if value.startswith("xx") else "is not valid") in found.message
+        assert (
+            "is neither an existing file nor base64 of a known kind" if value.startswith("xx") else "is not valid"
+        ) in found.message
     folder = tmp_path / "-".join("a" * 60) / "_".join("b" * 60)
     folder.mkdir(parents=True)
     Image.new("RGB", (3, 4)).save(folder / "image", "PNG")
@@ -129,30 +145,6 @@ def test_messages_hold_neither_data_nor_addresses() -> None:
         assert len(found.message) < 300
         assert "0x" not in found.message
         assert "Errno" not in found.message
-
-
-def test_large_and_deep_images_are_not_taken_as_they_are() -> None:
-    def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-        stream = io.BytesIO()
-        image.save(stream, kind)
-        return stream.getvalue()
-
-    large = encoded(Image.new("L", (300, 300)))
-    assert open_media("image", large, _everywhere(max_image_pixels=89_999)).code == "row_too_large"
-    assert open_media("image", large, _everywhere(max_image_pixels=90_000)).size == (300, 300)
-    assert open_media("image", encoded(Image.new("L", (20_000, 20_000))), _everywhere()).code == "row_too_large"
-    ramp = np.arange(0, 65_536, 257, dtype=np.uint16).reshape(16, 16)
-    deep = open_media("image", encoded(Image.fromarray(ramp)), _everywhere())
-    assert np.array_equal(np.asarray(deep)[..., 0].reshape(-1), np.arange(256))
-    floats = open_media("image", encoded(Image.new("F", (4, 4)), "TIFF"), _everywhere())
-    assert floats.code == "invalid_image"
-    turned = Image.new("RGB", (8, 4))
-    ImageDraw.Draw(turned).rectangle((0, 0, 3, 3), fill="white")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    stream = io.BytesIO()
-    turned.save(stream, "JPEG", exif=exif)
-    assert open_media("image", stream.getvalue(), _everywhere()).size == (4, 8)
 
 
 def test_sounds_from_files_data_and_arrays(tmp_path: Path) -> None:
@@ -211,13 +203,76 @@ def test_the_images_of_a_chat_are_opened_as_those_of_rows(tmp_path: Path, images
     assert opened({"type": "image", "path": str(images[0])}, input_roots=[tmp_path / "none"]).code == "forbidden_path"
 
 
-def test_films_from_files_and_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bytes_to_device", [False, True])
+def test_films_from_files_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, bytes_to_device: bool) -> None:
     pytest.importorskip("av", reason="the extra audio, which has PyAV, is not installed")
+    monkeypatch.setattr(open_pipeline, "find_fast_images", partial(find_fast_images, bytes_to_device=bytes_to_device))
     model = tiny_film_classifier(tmp_path / "model")
     films = [write_film(tmp_path / f"{seed}.mp4", seed) for seed in (0, 1, 2)]
+    data = films[0].read_bytes()
+    text = base64.b64encode(data).decode()
     reference = pipeline("video-classification", model=str(model), device="cpu", dtype=torch.float32)
-    values = [*map(str, films), films[0].read_bytes(), str(tmp_path / "no.mp4"), b"no film"]
+    values = [*map(str, films), data, text, f"data:video/mp4;base64,{text}"]
+    for parameters in ({}, {"num_frames": 4, "frame_sampling_rate": 2, "top_k": 1}):
+        results = outputs(load("video-classification", model, parameters), _rows("video", values))
+        expected = [reference(str(film), **parameters) for film in (*films, *films[:1] * 3)]
+        assert all(map(same, results, expected))
+    encoded = load("video-classification", model).encode(_rows("video", values[:1]))[0].features.items[0]
+    assert (encoded["pixel_values"].dtype == torch.uint8) is bytes_to_device
+
+
+def test_a_number_of_frames_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="the extra audio, which has PyAV, is not installed")
+    model = tiny_film_classifier(tmp_path / "model")
+    with pytest.raises(InvalidSpec, match=r"^parameters\.num_frames: must be 4, since the model") as caught:
+        load("video-classification", model, {"num_frames": 3})
+    assert caught.value.param == "parameters.num_frames"
+    film = write_film(tmp_path / "film.mp4", 0)
+    task_model = load("video-classification", model, {"frame_sampling_rate": 4})
+    [found] = outputs(task_model, _rows("video", [str(film)]))
+    assert found == RowError(
+        RowErrorCode.INVALID_VIDEO, "input 'video' is too short: it has only 2 of the 4 frames that the model needs"
+    )
+
+
+def test_a_damaged_description_of_images_is_named(classifier: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(classifier, tmp_path / "model"))
+    settings = {**json.loads((model / "preprocessor_config.json").read_text()), "size": "large"}
+    (model / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InvalidModel, match=r"its preprocessor_config\.json cannot be used: "):
+        load("image-classification", model)
+
+
+def test_an_image_without_its_place_in_the_text_is_refused(tmp_path: Path, images: list[Path]) -> None:
+    model = tiny_llava(tmp_path / "model")
+    texts = ["What is it?", "<image> What is it?", "<image><image> What is it?"]
+    rows = [Row(index, None, {"image": str(images[0]), "text": text}) for index, text in enumerate(texts)]
+    none, once, twice = outputs(load("image-text-to-text", model, {"max_new_tokens": 2}), rows)
+    sentence = (
+        "input 'text' must have '<image>' once, where the image belongs, but has it {} times; "
+        "or give a list of chat messages"
+    )
+    assert (none.code, none.message, twice.message) == ("invalid_value", sentence.format(0), sentence.format(2))
+    assert once[0]["generated_text"].startswith("<image> What is it?") or "What" in once[0]["generated_text"]
+
+
+def test_odd_films_are_row_errors(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="the extra audio, which has PyAV, is not installed")
+    model = tiny_film_classifier(tmp_path / "model")
+    film = write_film(tmp_path / "film.mp4", 0).read_bytes()
+    sound = write_wav(tmp_path / "sound.wav", np.zeros(1600, np.float32), 16_000)
+    (tmp_path / "other.mp4").write_bytes(film)
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{tmp_path}/other.mp4\n#EXT-X-ENDLIST\n"
+    concat = f"ffconcat version 1.0\nfile {tmp_path}/other.mp4\n"
+    values = [
+        str(tmp_path / "no.mp4"), b"no film", b"", str(sound), film[: len(film) // 2], playlist.encode(),
+        concat.encode(), 7, "https://example.com/a.mp4", film,
+    ]  # fmt: skip
     results = outputs(load("video-classification", model), _rows("video", values))
-    expected = [reference(str(film)) for film in (*films, films[0])]
-    assert all(map(same, results[:4], expected))
-    assert error_codes(results[4:]) == ["missing_file", "row_failed"]
+    assert error_codes(results) == [
+        "missing_file", *["invalid_video"] * 6, "wrong_type", "url_not_allowed", None,
+    ]  # fmt: skip
+    assert results[3].message == "input 'video' cannot be read as a video: it contains no pictures"
+    small = Settings(input_roots=["/"], max_image_pixels=64 * 48 - 1)
+    [found] = outputs(load("video-classification", model, settings=small), _rows("video", [film]))
+    assert (found.code, "max_image_pixels" in found.message) == ("row_too_large", True)

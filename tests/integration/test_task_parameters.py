@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jobs.data.rows import Row
-from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, MachineError
+from jobs.errors import InvalidInput, InvalidModel, InvalidSpec
 from tests.support.task_kit import LONG_TEXT, error_codes, load, outputs, text_rows
 from tests.support.tiny import (
     tiny_causal_lm,
@@ -22,14 +22,15 @@ from tests.support.tiny import (
 )
 from tests.support.tiny_media import (
     tiny_entailer,
-    tiny_llava,
     tiny_mask_former,
     tiny_reader_of_documents,
     tiny_voice,
     tiny_whisper,
 )
-from worker.inference.pipelines import transformers_internals
-from worker.models import media, sound
+from tests.support.tiny_vision import tiny_llava
+from worker.inference.pipelines.parameters import accepted_names
+from worker.models import transformers_internals
+from worker.models.media import open_media, sounds
 
 SPEECH = "automatic-speech-recognition"
 
@@ -90,8 +91,8 @@ def test_no_row_is_cut_below_its_special_tokens(
 def test_values_that_generate_would_refuse_are_refused_at_once(tmp_path: Path) -> None:
     model = tiny_whisper(tmp_path, languages=True)
     for parameters, words in (
-        ({"language": "klingon"}, "does not know the language 'klingon'"),
-        ({"language": "fr"}, "does not know the language 'fr'"),
+        ({"language": "klingon"}, "does not support the language 'klingon'"),
+        ({"language": "fr"}, "does not support the language 'fr'"),
         ({"task": "sing"}, "must be one of transcribe, translate"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"return_timestamps": "char"}, "Whisper cannot return `char`"),
@@ -107,7 +108,7 @@ def test_values_that_generate_would_refuse_are_refused_at_once(tmp_path: Path) -
 def test_models_of_another_task_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="no trained weights for"):
         load("text-generation", tiny_encoder(tmp_path / "encoder"))
-    with pytest.raises(InvalidModel, match=r"\(ViTForImageClassification\), which transformers does not have for d"):
+    with pytest.raises(InvalidModel, match=r"\(ViTForImageClassification\), which transformers does not support for d"):
         load("depth-estimation", tiny_image_classifier(tmp_path / "pictures"))
     with pytest.raises(InvalidModel, match="no tokenizer"):
         load("feature-extraction", tiny_image_classifier(tmp_path / "image"))
@@ -132,28 +133,20 @@ def test_a_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     def missing(name: str) -> Any:
         raise ImportError(name)
 
-    for module in (media, sound):
+    for module in (open_media, sounds):
         monkeypatch.setattr(module.importlib, "import_module", missing)
-    with pytest.raises(
-        InvalidInput, match="'mask-generation' needs the build of torchvision that belongs to its torch"
-    ):
-        media.check_packages("mask-generation")
+    with pytest.raises(InvalidSpec, match=r"'mask-generation' needs the package torchvision, .* that matches torch"):
+        open_media.check_packages("mask-generation")
+    with pytest.raises(InvalidSpec, match=r"pip install 'stoker\[audio\]'"):
+        open_media.check_packages("video-classification")
     with pytest.raises(InvalidInput, match=r"pip install 'stoker\[audio\]'"):
-        media.check_packages("video-classification")
-    with pytest.raises(InvalidInput, match=r"pip install 'stoker\[audio\]'"):
-        sound.decode_sound(b"ID3 and so on", 16_000, max_seconds=10)
-    assert sound.decode_sound(b"no sound at all", 16_000, max_seconds=10).code == "invalid_audio"
-
-
-def test_another_transformers_is_told_from_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers_internals.Pipeline, "run_single", lambda self, inputs, params: None)
-    with pytest.raises(MachineError, match=r"Pipeline\.run_single takes other arguments"):
-        transformers_internals.check_internals()
+        sounds.decode_sound(b"ID3 and so on", 16_000, max_seconds=10)
+    assert sounds.decode_sound(b"no sound at all", 16_000, max_seconds=10).code == "invalid_audio"
 
 
 def test_masks_have_parameters_of_their_own() -> None:
-    """Its processor needs torchvision; which names the pipeline reads can be told without it."""
+    """Its processor needs torchvision, but the names that the pipeline reads are known without it."""
     masks = object.__new__(transformers_internals.pipeline_class("mask-generation"))
-    named, is_read = transformers_internals.accepted_names(masks)
+    named, is_read = accepted_names(masks)
     assert {"points_per_batch", "pred_iou_thresh", "crops_nms_thresh"} <= set(named)
     assert not is_read("pred_iou_tresh")

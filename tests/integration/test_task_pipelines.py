@@ -1,237 +1,41 @@
-"""Each task that runs through its pipeline gives what the pipeline gives when it is called with the row alone."""
+"""Each task that runs through its pipeline gives the pipeline's own output for each row alone."""
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import pipeline
 
 from jobs.data.rows import Row, RowError
+from jobs.specs.parameters import PARAMETERS
 from jobs.specs.tasks import ALIASES, REMOVED_TASKS, TASKS
 from tests.support import tiny_media
+from tests.support.pipeline_cases import CASES, NOT_COMPARED, NOT_HERE, Case
+from tests.support.pipeline_rows import DOCUMENTS, IMAGE_ROWS, LABELS, LONG_ROWS, SOUND_ROWS, TABLES, TEXT_ROWS
 from tests.support.task_kit import CPU, load, same
-from tests.support.tiny import CHAT_TEMPLATE, SENTENCES, tiny_causal_lm, tiny_ctc, tiny_encoder, tiny_image_classifier
+from tests.support.through_engine import compute
+from tests.support.tiny import tiny_ctc, tiny_image_classifier
 from worker.inference.budget import Budget
+from worker.inference.encoding import RowEncoder
 from worker.inference.engine import InferenceEngine
-from worker.inference.pipelines import staged, transformers_internals
+from worker.inference.pipelines import staged
 from worker.inference.pipelines.alone import TASKS_ALONE
 from worker.inference.pipelines.calls import CALLS
-from worker.inference.tasks import OWN_TASKS, TaskModel
+from worker.inference.tasks import OWN_TASKS
+from worker.models import transformers_internals
 from worker.models.json_values import json_value
 
-Values = Mapping[str, Any]
-_random = np.random.default_rng(0)
-
-
-def _image(width: int, height: int) -> Image.Image:
-    # Blocks rather than noise, so that the largest of two scores is not a matter of the last bit.
-    blocks = _random.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-    return Image.fromarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:height, :width])
-
-
-def _sound(num_samples: int) -> np.ndarray:
-    return (_random.standard_normal(num_samples) * 0.1).astype(np.float32)
-
-
-IMAGES = [_image(40, 30), _image(64, 80), _image(33, 32), _image(40, 30), _image(64, 80)]
-SOUNDS = [_sound(size) for size in (4000, 6000, 4000, 5000, 6000)]
-LABELS = {"candidate_labels": ["a fox", "code"]}
-TWIN = SENTENCES[0].replace("fox", "dog").replace("dog.", "fox.")  # other words, the same number of tokens
-TEXTS = [SENTENCES[0], SENTENCES[1], TWIN, "x", SENTENCES[5]]
-WORDS = [SENTENCES[0].split(), SENTENCES[1].split(), TWIN.split(), (SENTENCES[7] * 6).split()]
-
-
-def _first(reference: Any, values: Values, parameters: Mapping[str, Any]) -> Any:
-    return reference(next(iter(values.values())), **parameters)
-
-
-def _with_labels(reference: Any, values: Values, parameters: Mapping[str, Any]) -> Any:
-    labels = values.get("candidate_labels", parameters.get("candidate_labels"))
-    return reference(next(iter(values.values())), **{**parameters, "candidate_labels": labels})
-
-
-def _as_mapping(reference: Any, values: Values, parameters: Mapping[str, Any]) -> Any:
-    return reference(dict(values), **parameters)
-
-
-def _pair(reference: Any, values: Values, parameters: Mapping[str, Any]) -> Any:
-    return reference([values["image"], values["image_pair"]], **parameters)
-
-
-def _image_and_text(reference: Any, values: Values, parameters: Mapping[str, Any]) -> Any:
-    return reference(images=values["image"], text=values["text"], **parameters)
-
-
-def _chat(reference: Any, values: Values, parameters: Mapping[str, Any]) -> Any:
-    [message] = values["text"]
-    parts = [{**part, "image": values["image"]} if part["type"] == "image" else part for part in message["content"]]
-    return reference(text=[{**message, "content": parts}], **parameters)
-
-
-def _seeded(reference: Any, values: Values, parameters: Mapping[str, Any]) -> Any:
-    torch.manual_seed(0)
-    return _first(reference, values, parameters)
-
-
-def _chooser(folder: Path) -> Path:
-    return tiny_causal_lm(folder, max_tokens=1024, chat_template=CHAT_TEMPLATE)
-
-
-@dataclass(frozen=True)
-class Case:
-    task: str
-    build: Callable[[Path], Path]
-    rows: Sequence[Values]
-    parameters: Mapping[str, Any]
-    call: Callable[[Any, Values, Mapping[str, Any]], Any] = _first
-    is_joined: bool = True
-    tolerance: float = 1e-5
-
-    def __str__(self) -> str:
-        return "-".join([self.task, self.build.__name__, *self.parameters])
-
-
-def _of(name: str, values: Sequence[Any]) -> list[Values]:
-    return [{name: value} for value in values]
-
-
-_IMAGE_ROWS = _of("image", IMAGES)
-_SOUND_ROWS = _of("audio", SOUNDS)
-_SPOKEN_ROWS = _of("audio", [_sound(size) for size in (16_000, 30_000, 16_000)])
-_LONG_ROWS = [*_SPOKEN_ROWS, *_of("audio", [_sound(60_000), _sound(70_000)])]
-_LABELLED_IMAGES = [*_IMAGE_ROWS, {"image": IMAGES[0], "candidate_labels": ["one", "two", "three"]}]
-_DOCUMENTS = [
-    {
-        "image": IMAGES[0],
-        "question": question,
-        "word_boxes": [[word, [i, i, i + 9, i + 9]] for i, word in enumerate(words)],
-    }
-    for question, words in zip(("who?", "what is it", "who?", "where"), WORDS, strict=True)
-]
-_TABLES = [
-    {"table": {"name": ["ada", "bob"], "age": ["1", "2"]}, "query": "how old"},
-    {"table": {"name": ["ada", "bob"], "age": ["1", "2"]}, "query": "name it"},
-    {"table": {"name": ["bob", "ada"], "age": ["3", "4"]}, "query": "how old"},
-    {"table": {"a": ["x", "y", "z"]}, "query": "the sum"},
-]
-_PAIRS = [{"image": IMAGES[one], "image_pair": IMAGES[other]} for one, other in ((0, 1), (2, 3), (1, 4), (3, 0))]
-_CAPTIONS = [
-    {"image": image, "text": text}
-    for image, text in zip(
-        IMAGES, ("<image> a fox", "<image> a dog", "<image> the lazy dog", "<image> a fox", "x <image>"), strict=True
-    )
-]
-_CHATS = [
-    {"image": image, "text": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]}
-    for image, text in zip(IMAGES, ("what?", "what?", "a longer question", "who?", "what?"), strict=True)
-]
-_CHOICE = {"type": "choice", "instructions": "How is it?", "criteria": {"good": "happy", "bad": "angry"}}
-_DECISIONS = [{"state": text, "questions": {"mood": _CHOICE}} for text in ("charged twice", "all is well")]
-
-CASES = [
-    Case("image-classification", tiny_image_classifier, _IMAGE_ROWS, {}),
-    Case("image-classification", tiny_image_classifier, _IMAGE_ROWS, {"top_k": 2, "function_to_apply": "sigmoid"}),
-    Case("image-feature-extraction", tiny_image_classifier, _IMAGE_ROWS, {}),
-    Case("object-detection", tiny_media.tiny_detector, _IMAGE_ROWS, {"threshold": 0.0}),
-    Case("image-segmentation", tiny_media.tiny_segmenter, _IMAGE_ROWS, {}),
-    Case("image-segmentation", tiny_media.tiny_mask_former, _IMAGE_ROWS, {"threshold": 0.0}),
-    Case("image-segmentation", tiny_media.tiny_mask_former, _IMAGE_ROWS, {"subtask": "semantic"}),
-    Case("depth-estimation", tiny_media.tiny_depth, _IMAGE_ROWS, {}, tolerance=1e-2),
-    Case("zero-shot-image-classification", tiny_media.tiny_clip, _LABELLED_IMAGES, LABELS, _with_labels),
-    Case(
-        "zero-shot-object-detection", tiny_media.tiny_owl, _LABELLED_IMAGES, {**LABELS, "threshold": 0.0}, _with_labels
-    ),
-    Case("keypoint-matching", tiny_media.tiny_matcher, _PAIRS, {}, _pair),
-    Case("image-text-to-text", tiny_media.tiny_llava, _CAPTIONS, {"max_new_tokens": 6}, _image_and_text),
-    Case(
-        "image-text-to-text",
-        tiny_media.tiny_llava,
-        _CAPTIONS,
-        {"generate_kwargs": {"num_beams": 2}, "return_full_text": False},
-        _image_and_text,
-    ),
-    Case("image-text-to-text", tiny_media.tiny_llava, _CHATS, {"max_new_tokens": 4}, _chat),
-    Case("document-question-answering", tiny_media.tiny_reader_of_documents, _DOCUMENTS, {"top_k": 2}, _as_mapping),
-    Case("table-question-answering", tiny_media.tiny_reader_of_tables, _TABLES, {}, _as_mapping),
-    Case(
-        "table-question-answering",
-        tiny_media.tiny_reader_of_tables,
-        _TABLES,
-        {"sequential": True},
-        _as_mapping,
-        is_joined=False,
-    ),
-    Case("audio-classification", tiny_media.tiny_sound_classifier, _SOUND_ROWS, {"top_k": 2}),
-    Case("zero-shot-audio-classification", tiny_media.tiny_clap, _SOUND_ROWS, LABELS, _with_labels),
-    Case("automatic-speech-recognition", tiny_ctc, _SOUND_ROWS, {}),
-    Case("automatic-speech-recognition", tiny_ctc, _SOUND_ROWS, {"chunk_length_s": 0.2, "return_timestamps": "word"}),
-    Case("automatic-speech-recognition", tiny_media.tiny_whisper, _SPOKEN_ROWS, {}),
-    Case(
-        "automatic-speech-recognition", tiny_media.tiny_whisper, _LONG_ROWS, {"num_beams": 1, "return_timestamps": True}
-    ),
-    Case(
-        "automatic-speech-recognition",
-        tiny_media.tiny_whisper,
-        _LONG_ROWS,
-        {"generate_kwargs": {"num_beams": 1}, "chunk_length_s": 3},
-    ),
-    Case(
-        "automatic-speech-recognition",
-        tiny_media.tiny_whisper,
-        _SPOKEN_ROWS,
-        {"num_beams": 1, "return_timestamps": "word"},
-        is_joined=False,
-    ),
-    Case("feature-extraction", tiny_encoder, _of("text", TEXTS), {}),
-    Case("feature-extraction", tiny_encoder, _of("text", TEXTS), {"tokenize_kwargs": {"add_special_tokens": False}}),
-    Case(
-        "feature-extraction",
-        tiny_encoder,
-        _of("text", TEXTS),
-        {"tokenize_kwargs": {"padding": "max_length", "max_length": 40}},
-    ),
-    Case(
-        "zero-shot-classification",
-        tiny_media.tiny_entailer,
-        [*_of("text", TEXTS), {"text": "x", "candidate_labels": "p, q"}],
-        LABELS,
-        _with_labels,
-    ),
-    Case(
-        "zero-shot-classification",
-        tiny_media.tiny_entailer,
-        _of("text", TEXTS),
-        {**LABELS, "multi_label": True, "hypothesis_template": "It is {}."},
-        _with_labels,
-    ),
-    Case(
-        "text-to-audio",
-        tiny_media.tiny_voice,
-        _of("text", ["hello there", "hi", "hallo there"]),
-        {},
-        _seeded,
-        is_joined=False,
-    ),
-    Case("decision", _chooser, _DECISIONS, {}, _as_mapping, is_joined=False),
-]
-NOT_HERE = {
-    "mask-generation": "needs torchvision, which is not in the tested set; test_task_parameters has its parameters",
-    "video-classification": "reads films from files: see test_task_media",
-    "any-to-any": "its models with images need torchvision, and those without are of gigabytes",
-}
-"""Tasks that no case runs, and why."""
+ModelOf = Callable[[Callable[[Path], Path]], Path]
 
 
 @pytest.fixture(scope="module")
-def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Path], Path]], Path]:
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> ModelOf:
     """Makes each tiny model once."""
     folder = tmp_path_factory.mktemp("models")
 
@@ -242,76 +46,110 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Pa
     return made
 
 
-def through_engine(task_model: TaskModel, rows: Sequence[Row]) -> list[Any]:
-    """Outputs or row errors, packed into batches as a lease packs them."""
-    engine = InferenceEngine(task_model, CPU, Budget(4096, 64, 64))
-    encoded = engine.encode(rows)
-    found = {one.row.row_index: one.error for one in encoded if one.error is not None}
-    for members in engine.batches([one for one in encoded if one.error is None]):
-        for piece in engine.compute(members, engine.collate(members), lambda: None):
-            found.update(zip((one.row.row_index for one in piece.members), engine.decode(piece), strict=True))
-    return [found[index] for index in sorted(found)]
-
-
 @pytest.mark.filterwarnings("ignore")  # the libraries' own, of models with random weights
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_each_row_gets_what_its_pipeline_gives_alone(
-    case: Case, model_of: Callable[[Callable[[Path], Path]], Path], monkeypatch: pytest.MonkeyPatch
+def test_each_row_equals_its_pipeline_called_alone(
+    case: Case, model_of: ModelOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = model_of(case.build)
     reference = pipeline(case.task, model=str(folder), device="cpu", dtype=torch.float32)
     expected = [json_value(case.call(reference, values, case.parameters)) for values in case.rows]
     task_model = load(case.task, folder, case.parameters)
     passes = []
-    compute = transformers_internals.compute
-    monkeypatch.setattr(transformers_internals, "compute", lambda *given: passes.append(1) or compute(*given))
+    forward = transformers_internals.compute
+    monkeypatch.setattr(transformers_internals, "compute", lambda *given: passes.append(1) or forward(*given))
     order = list(range(len(case.rows)))
     random.Random(0).shuffle(order)
     rows = [Row(place, None, case.rows[index]) for place, index in enumerate(order)]
     broken = Row(len(rows), None, dict.fromkeys(case.rows[0], 0.5))
-    found = through_engine(task_model, [*rows[:2], broken, *rows[2:]])
-    assert isinstance(found.pop(), RowError)
-    for place, index in enumerate(order):
-        assert same(found[place], expected[index], tolerance=case.tolerance), (found[place], expected[index])
+    found = compute(task_model, [*rows[:2], broken, *rows[2:]]).outputs
+    assert isinstance(found.pop(2), RowError)
+    for output, index in zip(found, order, strict=True):
+        assert same(output, expected[index], tolerance=case.tolerance), (output, expected[index])
     num_items = sum(len(one.features.items) for one in task_model.encode(rows))
     assert (len(passes) < num_items) is case.is_joined
+    for row, index in zip(rows, order, strict=True):
+        [alone] = compute(task_model, [row]).outputs
+        assert same(alone, expected[index], tolerance=case.tolerance), (alone, expected[index])
+
+
+def test_every_parameter_of_every_task_is_compared_with_the_pipeline() -> None:
+    """The other tasks have a file of their own with such comparisons."""
+    compared = {(case.task, name) for case in CASES for name in case.parameters}
+    named = {(task, name) for task in CALLS if task not in NOT_HERE for name in PARAMETERS[task].names()}
+    assert named - compared == set(NOT_COMPARED)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_long_sound_needs_no_parameter(model_of: ModelOf) -> None:
+    """Whisper hears it part by part, for which it needs timestamps; the pipeline alone would refuse it."""
+    folder = model_of(tiny_media.tiny_whisper)
+    reference = pipeline("automatic-speech-recognition", model=str(folder), device="cpu", dtype=torch.float32)
+    rows = [Row(index, None, values) for index, values in enumerate(LONG_ROWS)]
+    found = compute(load("automatic-speech-recognition", folder, {"num_beams": 1}), rows).outputs
+    for output, values in zip(found, LONG_ROWS, strict=True):
+        is_long = len(values["audio"]) > 48_000
+        options = {"return_timestamps": True} if is_long else {}
+        expected = reference(values["audio"].copy(), generate_kwargs={"num_beams": 1}, **options)
+        assert output == {"text": expected["text"]}
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_rows_that_are_prepared_by_the_forward_thread_get_the_same(
-    model_of: Callable[[Callable[[Path], Path]], Path], monkeypatch: pytest.MonkeyPatch
+    model_of: ModelOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mask generation prepares its rows so, and does not run here."""
     task, folder = "zero-shot-object-detection", model_of(tiny_media.tiny_owl)
-    rows = [Row(index, None, values) for index, values in enumerate(_IMAGE_ROWS[:3])]
-    expected = through_engine(load(task, folder, LABELS), rows)
+    rows = [Row(index, None, values) for index, values in enumerate(IMAGE_ROWS[:3])]
+    expected = compute(load(task, folder, LABELS), rows).outputs
     monkeypatch.setattr(staged, "TASKS_WHOLE", {task: "to try it"})
-    assert same(through_engine(load(task, folder, LABELS), rows), expected)
+    assert same(compute(load(task, folder, LABELS), rows).outputs, expected)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_labels_of_a_row_are_texts(model_of: Callable[[Callable[[Path], Path]], Path]) -> None:
+def test_labels_of_a_row_are_texts(model_of: ModelOf) -> None:
     """A pipeline makes labels of numbers, nulls and lists, and of the parts of a list that was written as text."""
     task, folder = "zero-shot-classification", model_of(tiny_media.tiny_entailer)
     good = [["p", "q"], "p, q", '["p", "q"]']
-    bad = [[1], ["p", None], [["p"]], {"p": 1}, "['p', 'q']", [], "[]"]
+    bad = [[1], ["p", None], [["p"]], {"p": 1}, "['p', 'q']", ["p", ""], [], "[]", ","]
     rows = [Row(index, None, {"text": "x", "candidate_labels": value}) for index, value in enumerate(good + bad)]
-    found = through_engine(load(task, folder, {}), rows)
+    found = compute(load(task, folder, {}), rows).outputs
     assert same(found[1], found[0])
     assert same(found[2], found[0])
-    assert [one.code for one in found[3:]] == ["wrong_type"] * 5 + ["null_value"] * 2
-    own = through_engine(load(task, folder, {"candidate_labels": ["p", "q"]}), rows[-2:])
+    assert [one.code for one in found[3:]] == ["wrong_type"] * 5 + ["invalid_value"] + ["null_value"] * 3
+    own = compute(load(task, folder, {"candidate_labels": ["p", "q"]}), rows[-2:]).outputs
     assert same(own[0], found[0])
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_second_try_at_a_batch_gives_the_same(model_of: Callable[[Callable[[Path], Path]], Path]) -> None:
+@pytest.mark.parametrize(
+    ("task", "build", "name", "rows"),
+    [
+        ("table-question-answering", tiny_media.tiny_reader_of_tables, "table", TABLES),
+        ("document-question-answering", tiny_media.tiny_reader_of_documents, "word_boxes", DOCUMENTS),
+    ],
+)
+def test_tables_and_words_may_be_json_text(
+    task: str, build: Callable[[Path], Path], name: str, rows: list[Any], model_of: ModelOf
+) -> None:
+    """A CSV file has no other form for them."""
+    task_model = load(task, model_of(build))
+    texts = [{**values, name: json.dumps(values[name])} for values in rows]
+    found, expected = (
+        compute(task_model, [Row(index, None, values) for index, values in enumerate(of_form)]).outputs
+        for of_form in (texts, rows)
+    )
+    assert same(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_try_at_a_batch_gives_the_same(model_of: ModelOf) -> None:
     """Pipelines take their inputs apart, and a batch that did not fit is computed again."""
     chunks = {"chunk_length_s": 0.2}
     for task, build, rows, parameters in (
-        ("automatic-speech-recognition", tiny_ctc, _SOUND_ROWS, chunks),
-        ("table-question-answering", tiny_media.tiny_reader_of_tables, _TABLES, {}),
-        ("image-segmentation", tiny_media.tiny_segmenter, _IMAGE_ROWS, {}),
+        ("automatic-speech-recognition", tiny_ctc, SOUND_ROWS, chunks),
+        ("table-question-answering", tiny_media.tiny_reader_of_tables, TABLES, {}),
+        ("image-segmentation", tiny_media.tiny_segmenter, IMAGE_ROWS, {}),
     ):
         task_model = load(task, model_of(build), parameters)
         batch = task_model.encode([Row(index, None, values) for index, values in enumerate(rows)])
@@ -321,6 +159,68 @@ def test_a_second_try_at_a_batch_gives_the_same(model_of: Callable[[Callable[[Pa
         assert task_model.decode(batch, task_model.forward(task_model.collate(batch))) == first
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("task", "build", "rows"),
+    [
+        ("image-classification", tiny_image_classifier, IMAGE_ROWS),
+        ("automatic-speech-recognition", tiny_ctc, SOUND_ROWS),
+    ],
+)
+def test_rows_that_do_not_fit_together_are_computed_in_smaller_batches(
+    task: str, build: Callable[[Path], Path], rows: list[Any], model_of: ModelOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request for more memory than a process can address fails as a full device does, before it takes any."""
+    task_model = load(task, model_of(build))
+    twins = [Row(index, None, values) for index, values in enumerate(rows * 3)]
+    expected = compute(task_model, twins).outputs
+    forward, sizes = transformers_internals.compute, []
+
+    def tight(pipeline: Any, inputs: Any, parameters: Any) -> Any:
+        num_rows = len(next(value for value in inputs.values() if isinstance(value, torch.Tensor)))
+        if num_rows > 2:
+            sizes.append(num_rows)
+            torch.empty(1 << 48, dtype=torch.uint8)
+        return forward(pipeline, inputs, parameters)
+
+    monkeypatch.setattr(transformers_internals, "compute", tight)
+    assert same(compute(task_model, twins).outputs, expected)
+    assert sizes, "all batches fitted, so nothing was shown"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_of_several_parts_share_a_batch_without_padding(model_of: ModelOf) -> None:
+    """A text with each of its labels is one part; parts of equal length are joined, whatever the texts' lengths."""
+    task_model = load("zero-shot-classification", model_of(tiny_media.tiny_entailer), LABELS)
+    engine = InferenceEngine(task_model, CPU, Budget(3072, 256, 64))
+    texts = [*TEXT_ROWS, *({"text": "x " * length} for length in range(1, 40, 3))]
+    encoded = list(engine.encode([Row(index, None, values) for index, values in enumerate(texts)]))
+    [batch] = engine.batches(encoded)
+    for piece in engine.compute(batch, engine.collate(batch), lambda: None):
+        engine.decode(piece)
+    assert engine.usage.num_tokens == engine.usage.num_padded_tokens == sum(one.num_tokens for one in encoded)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_each_thread_that_encodes_has_a_tokenizer_of_its_own(model_of: ModelOf) -> None:
+    """Windows of documents are cut by settings that a tokenizer keeps; threads that share one silently get others."""
+    parameters = {"max_seq_len": 16, "doc_stride": 4}
+    task_model = load("document-question-answering", model_of(tiny_media.tiny_reader_of_documents), parameters)
+    assert isinstance(task_model, staged.Staged)
+    threads = [task_model.for_thread(number) for number in range(3)]
+    assert len({id(one._encoder.tokenizer) for one in threads}) == 3
+    assert task_model.for_thread(2)._encoder is threads[2]._encoder, "copying a tokenizer takes long"
+    rows = [Row(index, None, values) for index, values in enumerate(DOCUMENTS * 10)]
+    expected = [one.features.items for one in task_model.encode(rows)]
+    encoder = RowEncoder(task_model, num_threads=3, row_error=lambda error: RowError("row_failed", str(error)))
+    try:
+        found = [one.features.items for one in encoder.encode(rows)]
+    finally:
+        encoder.close()
+    for windows, others in zip(found, expected, strict=True):
+        assert [window["input_ids"].tolist() for window in windows] == [other["input_ids"].tolist() for other in others]
+
+
 def test_every_pipeline_of_transformers_is_a_task_of_ours() -> None:
     assert set(transformers_internals.SUPPORTED_TASKS) == (set(OWN_TASKS) - {"embeddings"}) | set(CALLS)
     assert set(TASKS) == set(OWN_TASKS) | set(CALLS)
@@ -328,9 +228,3 @@ def test_every_pipeline_of_transformers_is_a_task_of_ours() -> None:
     assert dict(transformers_internals.TASK_ALIASES).items() <= ALIASES.items()
     assert set(CALLS) == {case.task for case in CASES} | set(NOT_HERE)
     assert set(TASKS_ALONE) <= set(CALLS)
-
-
-def test_the_installed_transformers_has_what_we_reach_into() -> None:
-    transformers_internals.check_internals()
-    for task in CALLS:
-        transformers_internals.pipeline_class(task)

@@ -12,8 +12,11 @@ import pytest
 
 from jobs.data.rows import RowError
 from jobs.errors import InvalidInput
-from worker.models import sound
-from worker.models.sound import decode_sound, plain_wav, resample
+from tests.support.real_speech import write_sound
+from worker.models.media import sounds
+from worker.models.media.resampling import resample
+from worker.models.media.sounds import decode_sound
+from worker.models.media.wav import plain_wav
 
 RATE = 16_000
 NOISE = np.random.default_rng(0).standard_normal(8000).clip(-4, 4) / 5
@@ -41,12 +44,13 @@ FILES = {
 }
 
 
+@pytest.mark.parametrize("rate", [RATE, 11_025, 44_100])
 @pytest.mark.parametrize("name", FILES)
-def test_plain_wav_files_equal_what_ffmpeg_decodes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_wav_files_equal_ffmpegs_decoding(name: str, rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av", reason="the extra audio, which has PyAV, is not installed")
-    ours = decode_sound(FILES[name], RATE, max_seconds=10)
-    monkeypatch.setattr(sound, "plain_wav", lambda data: None)
-    assert np.array_equal(ours, decode_sound(FILES[name], RATE, max_seconds=10))
+    ours = decode_sound(FILES[name], rate, max_seconds=10)
+    monkeypatch.setattr(sounds, "plain_wav", lambda data: None)
+    assert np.array_equal(ours, decode_sound(FILES[name], rate, max_seconds=10))
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,23 @@ def test_other_files_are_decoded_at_the_models_rate(
     assert math.sqrt(np.square(middle).mean()) == pytest.approx(loud / 4 / math.sqrt(2), rel=0.15)
 
 
+@pytest.mark.parametrize("codec", ["pcm_s16le", "adpcm_ima_wav", "libmp3lame"])
+def test_a_wav_file_with_a_long_header_is_heard_whole(
+    codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av", reason="the extra audio, which has PyAV, is not installed")
+    content = write_sound(tmp_path / "sound.wav", np.tile(NOISE, 40).astype(np.float32), 44_100, codec, "stereo")
+    data = content.read_bytes()
+    comment = b"LIST" + struct.pack("<I", 300_000) + b"INFOICMT" + struct.pack("<I", 299_988) + b"x" * 299_988
+    longer = data[:12] + comment + data[12:]
+    found = [decode_sound(one, RATE, max_seconds=60) for one in (data, longer)]
+    monkeypatch.setattr(sounds, "_WAV_OPTIONS", {})
+    monkeypatch.setattr(sounds, "plain_wav", lambda data: None)
+    expected = decode_sound(longer, RATE, max_seconds=60)
+    assert expected.size == pytest.approx(NOISE.size * 40 * RATE / 44_100, rel=0.02)
+    assert all(np.array_equal(one, expected) for one in found)
+
+
 def test_resampling_is_the_windowed_sinc_of_torchaudio() -> None:
     wave = NOISE[:400].astype(np.float32)
     for rate in (8000, 22_050, 48_000):
@@ -101,6 +122,21 @@ def test_resampling_is_the_windowed_sinc_of_torchaudio() -> None:
     assert resample(wave, -1, RATE).code == "wrong_type"
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"RIFF", "the file is damaged, or of an unknown kind"),
+        (b"a text", "the file is damaged, or of an unknown kind"),
+    ],
+)
+def test_a_file_that_is_no_sound_is_refused_in_plain_words(data: bytes, reason: str) -> None:
+    pytest.importorskip("av", reason="the extra audio, which has PyAV, is not installed")
+    error = decode_sound(data, RATE, max_seconds=60)
+    assert isinstance(error, RowError)
+    assert error.message == f"input 'audio' cannot be read as a sound: {reason}"
+
+
 def test_sounds_that_are_none_are_row_errors() -> None:
     pytest.importorskip("av", reason="the extra audio, which has PyAV, is not installed")
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n"
@@ -111,7 +147,7 @@ def test_sounds_that_are_none_are_row_errors() -> None:
     assert decode_sound(FILES["16 bits"], RATE, max_seconds=0.4).code == "row_too_large"
 
 
-def test_plain_files_need_no_package_and_others_tell_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_compressed_sound_files_need_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(name)
 
@@ -119,7 +155,7 @@ def test_plain_files_need_no_package_and_others_tell_of_it(monkeypatch: pytest.M
     assert decode_sound(FILES["16 bits"], RATE, max_seconds=10).size == NOISE.size
     slow = _wav(1, 16, bytes(800), rate=8000)
     assert plain_wav(slow) is not None
-    for data, words in ((slow, "of 8000 samples a second"), (b"ID3 ...", "no plain WAV file")):
+    for data, words in ((slow, "of 8000 samples per second"), (b"ID3 ...", "not a plain WAV file")):
         with pytest.raises(InvalidInput, match=rf"{words}.*pip install 'stoker\[audio\]'"):
             decode_sound(data, RATE, max_seconds=10)
     assert decode_sound(b"no sound at all", RATE, max_seconds=10).code == "invalid_audio"

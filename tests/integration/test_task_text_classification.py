@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 import torch
+from sentence_transformers import CrossEncoder
 from transformers import LlamaConfig, LlamaForSequenceClassification, pipeline
 
 from jobs.data.rows import Row
 from jobs.errors import InvalidModel, InvalidSpec
 from jobs.specs.parameters.text_tasks import TextClassificationParameters
 from tests.support.task_kit import LONG_TEXT, TEXTS, error_codes, load, outputs, same, text_rows
+from tests.support.through_engine import compute
 from tests.support.tiny import byte_level_tokenizer, tiny_classifier, tiny_encoder, tiny_masked_lm
 
 TASK = "text-classification"
@@ -97,6 +100,21 @@ def test_pairs_and_single_texts_in_one_chunk(classifier: Path) -> None:
     assert all(map(same, outputs(load(TASK, classifier), rows), expected))
 
 
+@pytest.mark.parametrize("function", ["sigmoid", "none"])
+def test_reranking_gives_the_scores_of_a_cross_encoder(tmp_path: Path, function: str) -> None:
+    """A question and a passage in a row; the longest passage is truncated, as sentence-transformers does."""
+    folder = tiny_classifier(tmp_path, num_labels=1)
+    pairs = [(question, passage) for question in TEXTS[:3] for passage in (*filter(None, TEXTS), LONG_TEXT)]
+    rows = [Row(index, None, {"text": one, "text_pair": other}) for index, (one, other) in enumerate(pairs)]
+    activation = torch.nn.Sigmoid() if function == "sigmoid" else torch.nn.Identity()
+    expected = CrossEncoder(str(folder), device="cpu").predict(pairs, activation_fn=activation)
+    # For a model of one label, sigmoid is also the default.
+    parameters = {"truncation": True, **({"function_to_apply": function} if function == "none" else {})}
+    found = compute(load(TASK, folder, parameters), rows).outputs
+    np.testing.assert_allclose([output[0]["score"] for output in found], expected, atol=1e-5, rtol=0)
+    assert np.std(expected) > 1e-3, "equal scores would show nothing"
+
+
 def test_a_batch_of_any_size_gives_the_same(classifier: Path) -> None:
     """A row's result would depend on the rows that it happened to be batched with."""
     task_model = load(TASK, classifier, {"top_k": None})
@@ -169,7 +187,7 @@ def test_warm_weights_take_another_jobs_parameters(classifier: Path) -> None:
 
 
 def test_a_head_of_random_weights_is_refused(tmp_path: Path) -> None:
-    """An encoder that was never trained to classify would answer at random, and nobody would notice."""
+    """An encoder without a trained head would give random labels without any error."""
     with pytest.raises(InvalidModel, match="BertModel, which has no text-classification head"):
         load(TASK, tiny_encoder(tmp_path / "encoder"))
     folder = tiny_masked_lm(tmp_path / "masked")

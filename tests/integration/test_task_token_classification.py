@@ -131,7 +131,7 @@ def test_words_and_texts_are_not_confused(tagger: Path) -> None:
 
 
 def test_a_row_that_is_too_long_fails_alone(tagger: Path) -> None:
-    """The pipeline drops the end of a long text and says nothing; here the row says so, unless the cut is asked for."""
+    """The pipeline silently drops the end of a long text; here the row is an error unless the cut is requested."""
     task_model = load(TASK, tagger)
     rows = text_rows(["short", LONG_TEXT, "short"])
     results = outputs(task_model, rows)

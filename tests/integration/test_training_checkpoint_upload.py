@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from jobs.config.settings import Settings
-from jobs.data.store import Store, StoredObject, checkpoint_prefix, job_prefix
+from jobs.data.drafts import StoredObject
+from jobs.data.store import Store
+from jobs.data.store_keys import checkpoint_prefix, job_prefix
 from jobs.db.database import Database
 from jobs.errors import NotKept, ServiceUnavailable, StoreUnwritable
-from jobs.ledger import attempts, leases, planning, slots
+from jobs.ledger import attempts, planning, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.attempts import KeepRule, NewCheckpoint
-from jobs.ledger.leases import Grant, WorkingLease
+from jobs.ledger.leasing import grants, leases
+from jobs.ledger.leasing.grants import Grant
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import TrainingSpec, parse_spec
 from worker.training.attempt.checkpoint_upload import CheckpointUploader, prepare_store, put_folder
 from worker.training.reports import Saved
@@ -46,7 +50,7 @@ def hold(sqlite_database: Database, settings: Settings) -> Callable[[], WorkingL
     planning.enqueue(sqlite_database, job.id)
 
     def hold() -> WorkingLease:
-        (lease_id,) = leases.grant(sqlite_database, Grant(job.id, ("s0",)), lease_seconds=600.0)
+        (lease_id,) = grants.grant(sqlite_database, Grant(job.id, ("s0",)), lease_seconds=600.0)
         lease = leases.activate(sqlite_database, lease_id, "s0-1", lease_seconds=600.0)
         assert lease is not None
         attempts.begin(sqlite_database, lease_id, resumed_step=0)
@@ -83,7 +87,7 @@ def test_nothing_is_left_of_a_checkpoint_that_finds_no_room(
     keep(lease, store, sqlite_database, saved(tmp_path, 5))
     kept = list(store.list(job_prefix(lease.job_id)))
     assert len(kept) == 3
-    with pytest.raises(NotKept, match=r"checkpoint of step 10 could not be kept.*No space left on device"):
+    with pytest.raises(NotKept, match=r"checkpoint of step 10 could not be stored.*No space left on device"):
         keep(lease, store, sqlite_database, saved(tmp_path, 10))
     assert list(store.list(job_prefix(lease.job_id))) == kept
     with sqlite_database.read() as session:
@@ -92,7 +96,7 @@ def test_nothing_is_left_of_a_checkpoint_that_finds_no_room(
 
 def test_what_a_training_made_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
     store, made = FullStore(tmp_path / "store", room=2), saved(tmp_path, 1)
-    with pytest.raises(NotKept, match="what the training made could not be kept"):
+    with pytest.raises(NotKept, match="what the training made could not be stored"):
         put_folder(store, "jobs/job_1/artifacts-lease_1/", Path(made.folder), what="what the training made")
     assert list(store.list()) == []
 
@@ -115,7 +119,7 @@ def test_no_attempt_computes_for_a_store_that_refuses_writes(
     tmp_path: Path, sqlite_database: Database, hold: Callable[[], WorkingLease]
 ) -> None:
     lease, store = hold(), FullStore(tmp_path / "store", room=0)
-    with pytest.raises(StoreUnwritable, match=r"no checkpoint can be kept.*No space left on device"):
+    with pytest.raises(StoreUnwritable, match=r"checkpoints cannot be stored.*No space left on device"):
         prepare_store(lease, database=sqlite_database, store=store)
     store.room = 1
     prepare_store(lease, database=sqlite_database, store=store)
@@ -129,11 +133,11 @@ def test_no_attempt_computes_where_its_checkpoint_does_not_fit(
     prefix = checkpoint_prefix(lease.job_id, 5, lease.lease_id)
     large = NewCheckpoint(5, prefix, [StoredObject(f"{prefix}weights", 2**60, "ab")])
     attempts.keep_checkpoint(sqlite_database, lease.lease_id, large, KeepRule(1))
-    with pytest.raises(StoreUnwritable, match=f"bytes left, and {2**60} are needed"):
+    with pytest.raises(StoreUnwritable, match=f"bytes left, but {2**60} are needed"):
         prepare_store(lease, database=sqlite_database, store=store)
 
 
-def test_a_bucket_says_whether_it_takes_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_is_tried_with_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = Store("memory://writable")
     bucket.check_writable("jobs/job_1/checkpoints/lease_1", 2**60)
     assert list(bucket.list()) == []

@@ -49,7 +49,7 @@ WORDS = ["My", "name", "is", "U.S.", "", "Ada-Lovelace", "Ünï", "你好", "s'i
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tiny models: `bert`, `gpt2`, `llama` and others, each made when it is first asked for."""
+    """A folder of tiny models: `bert`, `gpt2`, `llama` and others, each made at its first use."""
     return tmp_path_factory.mktemp("models")
 
 
@@ -99,7 +99,7 @@ def texts(*labels: Any) -> list[dict[str, Any]]:
     return [{"text": tiny.SENTENCES[at % 8], "label": label} for at, label in enumerate(labels)]
 
 
-def test_a_file_that_is_no_more_what_it_was_is_named_by_its_field(tmp_path: Path, settings: Settings) -> None:
+def test_a_file_that_changed_since_submission_is_named_by_its_field(tmp_path: Path, settings: Settings) -> None:
     plan = plan_of(tmp_path, "text-classification", "bert", texts(0, 1), eval_rows=texts(1))
     (tmp_path / "rows.jsonl").unlink()
     assert refusal(plan, settings).startswith("data.train: ")
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_more_what_it_was_is_named_by_its_field(tmp_path: Path
 # -- classes -------------------------------------------------------------------------------------------------------
 
 
-def test_rows_without_a_label_are_left_out_and_said(
+def test_rows_without_a_label_are_left_out_and_reported(
     tmp_path: Path, settings: Settings, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = texts(-100, 0, 1, -100, 1)
@@ -160,8 +160,8 @@ def test_names_of_a_data_set_become_the_models(tmp_path: Path, settings: Setting
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (texts("a", ["b"]), "data.train: row 1: column 'label' holds a list of labels"),
-        (texts("a", 0.5), "data.train: row 1: column 'label' holds 0.5, a number with a decimal point"),
+        (texts("a", ["b"]), "data.train: row 1: column 'label' contains a list of labels"),
+        (texts("a", 0.5), "data.train: row 1: column 'label' contains 0.5, a number with a decimal point"),
         ([{"text": ["a", "b"], "label": "a"}], "data.train: row 0: column 'text' must be text for input 'text', not a"),
     ],
 )
@@ -229,10 +229,10 @@ def test_words_are_tokenized_as_inference_tokenizes_their_text(
     setup = setup_of(plan_of(tmp_path, "token-classification", model, rows), settings)
     found = AutoTokenizer.from_pretrained(model)("My name is Ada")
     assert list(setup.train["input_ids"]) == [found["input_ids"]]
-    told = setup.train["labels"][0]
+    labels = setup.train["labels"][0]
     pieces = setup.processing.convert_ids_to_tokens(found["input_ids"])
-    assert [piece for piece, label in zip(pieces, told, strict=True) if label == setup.model.config.label2id["PER"]]
-    assert sum(label != NO_LABEL for label in told) == 4
+    assert [piece for piece, label in zip(pieces, labels, strict=True) if label == setup.model.config.label2id["PER"]]
+    assert sum(label != NO_LABEL for label in labels) == 4
 
 
 @pytest.mark.parametrize("words", [["", ""], ["\u200d"], ["My", "name"]], ids=["empty", "no pieces", "unlabelled"])
@@ -272,14 +272,17 @@ def test_a_token_without_a_vector_is_named(tmp_path: Path, settings: Settings, m
         {"text": text, "tokens": text.split(), "label": label, "labels": [label] * len(text.split())}
         for text, label in (("My name", "a"), ("the stokerword fox", "b"))
     ]
-    said = refusal(plan_of(tmp_path / "a", task, str(model), rows), settings)
-    assert f"knows {num_ids} tokens, and its tokenizer has 'stokerword' (id {num_ids}) for data.train, row 1" in said
-    assert "resize" in said
+    error = refusal(plan_of(tmp_path / "a", task, str(model), rows), settings)
+    assert (
+        f"has embeddings for {num_ids} tokens, but its tokenizer uses 'stokerword' (id {num_ids}) for data.train, row 1"
+        in error
+    )
+    assert "resize" in error
     setup_of(plan_of(tmp_path / "b", task, str(model), [rows[0], {**rows[0], "label": "b"}]), settings)
 
 
 def test_pairs_are_learned_where_a_row_has_one(tmp_path: Path, settings: Settings, models: Path) -> None:
-    """From the column `text_pair`, with nothing said of it, as inference reads it."""
+    """From the column `text_pair` by default, as in inference."""
     model = model_of(models, "bert")
     rows = [
         {"text": "a fox", "text_pair": "a cat", "label": "a"},
@@ -299,8 +302,8 @@ def test_a_text_without_tokens_is_named(tmp_path: Path, settings: Settings, mode
     model = tiny.tiny_gpt2(tmp_path / "m")
     plain.save_pretrained(model)
     rows = [{"text": "a fox", "label": "a"}, {"text": "", "label": "b"}]
-    said = refusal(plan_of(tmp_path / "a", "text-classification", str(model), rows), settings)
-    assert said == "data.train: row 1: its text has no tokens"
+    error = refusal(plan_of(tmp_path / "a", "text-classification", str(model), rows), settings)
+    assert error == "data.train: row 1: its text has no tokens"
 
 
 def test_a_model_without_a_table_of_vectors_takes_every_token(tmp_path: Path, settings: Settings, models: Path) -> None:
@@ -313,6 +316,17 @@ def test_a_model_without_a_table_of_vectors_takes_every_token(tmp_path: Path, se
     vocabulary = Vocabulary.of(origin, CanineModel(config), origin.tokenizer())
     assert vocabulary.num_ids is None
     vocabulary.check_row(rows, 0, [10**6])
+
+
+def test_a_model_whose_forward_names_no_inputs_is_refused(
+    tmp_path: Path, settings: Settings, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(_: Any, *rows: Any, **named: Any) -> None:
+        raise AssertionError((rows, named))
+
+    monkeypatch.setattr(transformers.BertForSequenceClassification, "forward", forward)
+    plan = plan_of(tmp_path, "text-classification", model_of(models, "bert"), texts("a", "b"))
+    assert refusal(plan, settings).endswith("its `forward` has no parameter such as `input_ids` or `labels`")
 
 
 @pytest.mark.parametrize(("name", "value"), [("gradient_checkpointing", True), ("neftune_noise_alpha", 5.0)])
@@ -330,7 +344,7 @@ def test_an_argument_that_the_model_cannot_follow_is_refused(
         setup_of(plan, settings)
 
 
-def test_texts_that_the_tokenizer_does_not_know_are_said(
+def test_texts_that_the_tokenizer_does_not_know_are_reported(
     tmp_path: Path, settings: Settings, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [{"text": "Καλημέρα κόσμε", "label": "a"}, {"text": "Καλησπέρα", "label": "b"}]
@@ -376,27 +390,27 @@ def test_an_encoder_gets_a_head_of_the_tokenizers_size(tmp_path: Path, settings:
     assert torch.isfinite(loss)
 
 
-def test_a_head_that_is_too_small_for_a_letter_is_said(tmp_path: Path, settings: Settings) -> None:
+def test_a_head_that_is_too_small_for_a_letter_is_reported(tmp_path: Path, settings: Settings) -> None:
     model = recogniser(tmp_path / "m", string.ascii_lowercase, has_head=True, num_letters=10)
-    said = refusal(plan_of(tmp_path / "a", TASK, model, sounds("ab", "az")), settings)
-    assert "has 10 letters in its head, but its tokenizer has 'z' (id 30) in data.train, row 1" in said
+    error = refusal(plan_of(tmp_path / "a", TASK, model, sounds("ab", "az")), settings)
+    assert "has 10 letters in its head, but its tokenizer uses 'z' (id 30) in data.train, row 1" in error
 
 
-def test_texts_in_the_other_case_are_refused_and_some_unknown_letters_said(
+def test_texts_in_the_other_case_are_refused_and_unknown_letters_reported(
     tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = recogniser(tmp_path / "m", string.ascii_uppercase, has_head=True)
-    said = refusal(plan_of(tmp_path / "a", TASK, model, sounds("dcab cab", "aaab")), settings)
-    assert said == (
-        "data.train: 100% of the letters of its texts are not in the tokenizer's vocabulary, which has upper-case "
-        "letters alone: write the texts in upper case"
+    error = refusal(plan_of(tmp_path / "a", TASK, model, sounds("dcab cab", "aaab")), settings)
+    assert error == (
+        "data.train: 100% of the letters of its texts are not in the tokenizer's vocabulary, which has only "
+        "upper-case letters; write the texts in upper case"
     )
     with caplog.at_level(logging.WARNING):
         setup_of(plan_of(tmp_path / "b", TASK, model, sounds("DCAB CAB", "AAA!")), settings)
     assert "data.train: 9.1% of the letters of its texts are not in the tokenizer's vocabulary" in caplog.text
 
 
-def test_sounds_that_are_too_short_are_named_or_said(
+def test_sounds_that_are_too_short_are_named_or_counted(
     tmp_path: Path, settings: Settings, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = model_of(models, "ctc")
@@ -404,10 +418,10 @@ def test_sounds_that_are_too_short_are_named_or_said(
     assert "row 1: its sound of 9 samples is too short" in refusal(plan_of(tmp_path / "a", TASK, model, rows), settings)
     with caplog.at_level(logging.WARNING):
         setup_of(plan_of(tmp_path / "b", TASK, model, [*sounds("ab"), *sounds("a" * 60)]), settings)
-    assert "data.train: 1 of 2 rows teach nothing" in caplog.text
+    assert "data.train: 1 of 2 rows have no effect" in caplog.text
 
 
-# -- what the numbers mean -------------------------------------------------------------------------------------------
+# -- meaning of the metrics ------------------------------------------------------------------------------------------
 
 
 def test_the_perplexity_is_that_of_the_texts_where_labels_are_smoothed(
@@ -419,16 +433,16 @@ def test_the_perplexity_is_that_of_the_texts_where_labels_are_smoothed(
         per_device_train_batch_size=2, learning_rate=0.01, label_smoothing_factor=0.3,
     )  # fmt: skip
     reports: list[Report] = []
-    trainer.train(plan, gang=SingleProcess(), settings=settings, stop=Stop(), report=reports.append)
+    trainer.train(plan, gang=SingleProcess(), rules=settings, stop=Stop(), report=reports.append)
     points = [point for report in reports if isinstance(report, Progress) for point in report.points]
-    told = {name: value for _, name, value in points if name.startswith("eval_")}
-    assert set(told) == {"eval_loss", "eval_perplexity"}
+    metrics = {name: value for _, name, value in points if name.startswith("eval_")}
+    assert set(metrics) == {"eval_loss", "eval_perplexity"}
     blocks = torch.tensor(setup_of(plan, settings).evaluation["input_ids"])
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "artifacts" / "model").eval()
     with torch.no_grad():
         nll = model(input_ids=blocks, labels=blocks).loss.item()
-    assert told["eval_perplexity"] == pytest.approx(math.exp(nll), rel=1e-4)
-    assert told["eval_loss"] != pytest.approx(nll, rel=1e-3), "the smoothed loss, which is learned from"
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(nll), rel=1e-4)
+    assert metrics["eval_loss"] != pytest.approx(nll, rel=1e-3), "the smoothed loss, which is learned from"
 
 
 def test_a_first_loss_of_no_number_is_not_blamed_on_the_learning_rate(tmp_path: Path, settings: Settings) -> None:
@@ -438,4 +452,4 @@ def test_a_first_loss_of_no_number_is_not_blamed_on_the_learning_rate(tmp_path: 
     model.save_pretrained(tmp_path / "m")
     plan = plan_of(tmp_path / "a", "text-classification", str(tmp_path / "m"), texts("a", "b"), max_steps=1)
     with pytest.raises(LossNotFinite, match="the learning rate cannot be the cause"):
-        trainer.train(plan, gang=SingleProcess(), settings=settings, stop=Stop(), report=lambda _: None)
+        trainer.train(plan, gang=SingleProcess(), rules=settings, stop=Stop(), report=lambda _: None)

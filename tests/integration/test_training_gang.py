@@ -51,7 +51,7 @@ def run_ranks(
     )
     environment = {**os.environ, "STOKER_INPUT_ROOTS": '["/"]', "STOKER_CODE_ROOTS": '["/"]', "OMP_NUM_THREADS": "1"}
     found, stop = Attempt(), Stop()
-    with RankProcesses(plan, environment) as ranks, stop.telling(lambda: ranks.ask(stop)):
+    with RankProcesses(plan, environment) as ranks, stop.notifying(lambda: ranks.request_stop(stop)):
         for report in ranks.reports():
             found.reports.append(report)
             on_report(report, stop)
@@ -114,7 +114,7 @@ FORKED = """
 
 
 def loop_spec(folder: Path) -> dict[str, Any]:
-    """A net without what depends on a rank's own rows or draws."""
+    """A net without parts that depend on a rank's own rows or random numbers."""
     source = CLASSIFIER.replace("nn.Dropout(0.2)", "nn.Identity()").replace("nn.BatchNorm1d(width)", "nn.Identity()")
     source = source.replace("    def evaluate(batch):", f"{FORKED}    def evaluate(batch):")
     return {
@@ -163,16 +163,32 @@ def test_so_are_two_of_the_trainers_that_stop_and_go_on(tmp_path: Path) -> None:
     spec["arguments"]["per_device_train_batch_size"] = 4
 
     def stop(report: Report, stop: Stop) -> None:
-        if isinstance(report, Progress) and report.step == 3:
-            stop.ask(StopReason.YIELD)
+        if isinstance(report, Progress) and report.step == 6:  # in the second epoch, whose order of rows is another
+            stop.request(StopReason.YIELD)
 
     first = run_ranks(tmp_path / "first", spec, 2, on_report=stop)
     stopped, saved = first.last(Stopped), first.last(Saved)
     assert isinstance(stopped, Stopped), first.reports[-1]
-    assert 3 <= stopped.step == saved.step < MANY_STEPS
+    assert 6 <= stopped.step == saved.step < MANY_STEPS
     last = run_ranks(tmp_path / "last", spec, 2, resume=saved)
     check_alike(alone, {**first.losses, **last.losses}, MANY_STEPS)
     assert scores(last) == pytest.approx(scores(alone), abs=1e-5)
+
+
+def test_two_ranks_end_early_at_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOKER_CODE_ROOTS", json.dumps([str(tmp_path)]))
+    spec = loop_spec(tmp_path)
+    spec["arguments"]["max_steps"] = MANY_STEPS
+
+    def finish(report: Report, stop: Stop) -> None:
+        if isinstance(report, Progress) and report.step == 3:
+            stop.request(StopReason.FINISH)
+
+    found = run_ranks(tmp_path / "together", spec, 2, on_report=finish)
+    finished = found.last(Finished)
+    assert isinstance(finished, Finished), found.reports[-1]
+    assert 3 <= finished.step < MANY_STEPS
+    assert list(found.losses) == list(range(1, finished.step + 1))
 
 
 @pytest.mark.soak  # under the daemon, it is one of the ends in tests/acceptance/test_gangs.py
@@ -180,26 +196,26 @@ def test_a_dead_rank_ends_all_and_the_next_attempt_goes_on(tmp_path: Path) -> No
     spec = loop_spec(tmp_path)
     spec |= {"module": write_module(tmp_path, CLASSIFIER)}  # with all that a resumption can get wrong
     calm = run_ranks(tmp_path / "calm", spec, 2)
-    heard: list[Report] = []
+    reports: list[Report] = []
 
     def kill(report: Report, _: Stop) -> None:
-        heard.append(report)
-        if isinstance(report, Progress) and report.step >= 6 and len(ranks_of(tmp_path / "shot")) == 2:
-            ranks_of(tmp_path / "shot")[1].kill()
+        reports.append(report)
+        if isinstance(report, Progress) and report.step >= 6 and len(ranks_of(tmp_path / "killed")) == 2:
+            ranks_of(tmp_path / "killed")[1].kill()
 
     with pytest.raises(RunnerDied, match="rank 1 was ended by SIGKILL"):
-        run_ranks(tmp_path / "shot", spec, 2, on_report=kill)
-    assert ranks_of(tmp_path / "shot") == []
-    saved = next(report for report in reversed(heard) if isinstance(report, Saved))
+        run_ranks(tmp_path / "killed", spec, 2, on_report=kill)
+    assert ranks_of(tmp_path / "killed") == []
+    saved = next(report for report in reversed(reports) if isinstance(report, Saved))
     last = run_ranks(tmp_path / "last", spec, 2, resume=saved)
-    told = {
+    recorded = {
         step: value.hex()
-        for report in heard
+        for report in reports
         if isinstance(report, Progress)
         for step, name, value in report.points
         if name == "loss"
     }
-    assert {**told, **last.losses} == calm.losses
+    assert {**recorded, **last.losses} == calm.losses
     assert (last.model / "net.safetensors").read_bytes() == (calm.model / "net.safetensors").read_bytes()
 
 

@@ -1,9 +1,12 @@
-"""The plain loop: a module that is shot and goes on comes to the very losses and weights of one that was left alone."""
+"""The plain loop: a killed and resumed module has exactly the losses and weights of one that was left alone."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +15,20 @@ import pytest
 from jobs.config.settings import Settings
 from jobs.errors import Forbidden, UserError
 from tests.support.rows import write_rows
-from tests.support.trained import Attempt, attempt, shot_at, shot_thrice
-from tests.support.training_specs import CLASSIFIER, NUM_STEPS, digits_spec, write_module
+from tests.support.trained import KILL_STEPS, Attempt, attempt, kill_at, run_with_kills
+from tests.support.training_specs import CLASSIFIER, NUM_STEPS, module_spec, write_module
 from worker.training.loops.rehearsal import rehearse
 from worker.training.modules.load_module import load_module
-from worker.training.reports import Saved
+from worker.training.reports import Finished, Progress, Saved
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A small net on real digits, evaluated on the way."""
+    """A small net on images, evaluated on the way."""
     monkeypatch.setenv("STOKER_CODE_ROOTS", json.dumps([str(tmp_path)]))
-    return digits_spec(tmp_path)
+    return module_spec(tmp_path)
 
 
 def weights(found: Attempt) -> dict[str, str]:
@@ -38,48 +41,70 @@ def numbers(found: Attempt) -> dict[tuple[int, str], str]:
     return {(step, name): value.hex() for step, name, value in found.points if name != "samples_per_second"}
 
 
+def test_the_loop_loads_neither_transformers_nor_a_database() -> None:
+    """They more than double the time in which a training starts."""
+    modules = "worker.training.attempt.process, worker.training.loops.loop"
+    unwanted = {"transformers", "datasets", "sqlalchemy", "redis", "celery"}
+    code = f"import sys, {modules}; sys.exit(', '.join({unwanted} & sys.modules.keys()) or 0)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
 @pytest.mark.parametrize(
-    ("arguments", "fields"),
+    ("arguments", "fields", "steps"),
     [
-        ({"gradient_accumulation_steps": 3, "dataloader_num_workers": 2}, {}),
-        ({}, {"module": "recipes.gan", "checkpoint": {"every_steps": 4}, "dtype": "bfloat16"}),
-        ({}, {"module": "recipes.gan", "checkpoint": {"every_steps": 4}, "dtype": "float16"}),
+        ({"gradient_accumulation_steps": 3, "dataloader_num_workers": 2}, {}, KILL_STEPS),
+        ({}, {"module": "recipes.gan", "checkpoint": {"every_steps": 4}, "dtype": "bfloat16"}, [7]),
+        ({}, {"module": "recipes.gan", "checkpoint": {"every_steps": 4}, "dtype": "float16"}, [7]),
     ],
     ids=["accumulation and workers", "two optimizers in bfloat16", "a scaler of losses in float16"],
 )
-def test_three_kills_change_nothing(
-    tmp_path: Path, spec: dict[str, Any], arguments: dict[str, Any], fields: dict[str, Any]
+def test_kills_change_nothing(
+    tmp_path: Path, spec: dict[str, Any], arguments: dict[str, Any], fields: dict[str, Any], steps: Sequence[int]
 ) -> None:
     spec["arguments"] |= arguments
     spec |= fields
     calm = attempt(tmp_path / "calm", spec)
     assert list(calm.losses) == list(range(1, NUM_STEPS + 1))
-    attempts = shot_thrice(tmp_path / "shot", spec)
-    told: dict[tuple[int, str], str] = {}
+    attempts = run_with_kills(tmp_path / "killed", spec, steps)
+    recorded: dict[tuple[int, str], str] = {}
     for each in attempts:
-        told |= numbers(each)
-    assert told == numbers(calm)
+        recorded |= numbers(each)
+    assert recorded == numbers(calm)
     assert weights(attempts[-1]) == weights(calm)
     assert min(attempts[-1].losses) > 4, "the last attempt began where a checkpoint was"
 
 
+def test_a_module_that_ends_early_ends_as_if_the_step_were_its_last(tmp_path: Path, spec: dict[str, Any]) -> None:
+    found = attempt(
+        tmp_path / "first",
+        spec,
+        until=lambda report: "finish" if isinstance(report, Progress) and report.step == 8 else None,
+    )
+    finished = found.last(Finished)
+    assert isinstance(finished, Finished), found.reports[-1]
+    assert 8 <= finished.step < NUM_STEPS
+    assert list(found.losses) == list(range(1, finished.step + 1))
+    assert [step for step, name, _ in found.points if name == "eval_accuracy"] == [6, finished.step]
+    assert list(weights(found)) == ["net.safetensors"]
+
+
 def test_an_edited_module_changes_no_training_that_has_begun(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """Neither the module nor what it imports, at its top or later; a retry has both as they are then."""
+    """Neither the module nor its imports, at its top or later, may change; a retry has both as they are then."""
     source = CLASSIFIER.replace(
         "return nn.functional", "from late_helper import FACTOR\n        return FACTOR * nn.functional"
     )
     (tmp_path / "late_helper.py").write_text("FACTOR = 1.0\n")
     first_file = Path(write_module(tmp_path, source)).read_bytes()
     calm = attempt(tmp_path / "calm", spec)
-    shot = attempt(tmp_path / "shot", spec, until=shot_at(7))
+    killed = attempt(tmp_path / "killed", spec, until=kill_at(7))
     (tmp_path / "late_helper.py").write_text("FACTOR = 1000.0\n")
     write_module(tmp_path, source.replace("FACTOR * nn", "0 * nn"))
-    last = attempt(tmp_path / "last", spec, resume=shot.last(Saved), goes_on=True)
+    last = attempt(tmp_path / "last", spec, resume=killed.last(Saved), goes_on=True)
     assert min(last.losses) > 4
-    assert {**shot.losses, **last.losses} == calm.losses
+    assert {**killed.losses, **last.losses} == calm.losses
     assert weights(last) == weights(calm)
     assert (last.model / "module.py").read_bytes() == first_file
-    retry = attempt(tmp_path / "retry", spec, resume=shot.last(Saved))
+    retry = attempt(tmp_path / "retry", spec, resume=killed.last(Saved))
     assert set(retry.losses.values()) == {(0.0).hex()}
     assert (retry.model / "module.py").read_bytes() != first_file
 
@@ -120,7 +145,7 @@ def test_a_module_outside_the_code_roots_is_not_run(tmp_path: Path) -> None:
 
 
 def test_a_module_is_tried_out_without_a_daemon(tmp_path: Path) -> None:
-    source = CLASSIFIER.replace("train=Digits(0, 60)", "train=[(torch.ones(64) * row['x'], 1) for row in setup.rows]")
+    source = CLASSIFIER.replace("train=Images(0, 60)", "train=[(torch.ones(64) * row['x'], 1) for row in setup.rows]")
     tried = rehearse(
         write_module(tmp_path, source), arguments={"max_steps": 3}, rows=[{"x": number} for number in range(20)]
     )
@@ -131,9 +156,9 @@ def test_a_module_is_tried_out_without_a_daemon(tmp_path: Path) -> None:
 
 def test_a_module_reads_the_rows_of_the_spec(tmp_path: Path, spec: dict[str, Any]) -> None:
     source = CLASSIFIER.replace(
-        "train=Digits(0, 60)", "train=[(torch.full((64,), row['x']), row['y']) for row in setup.rows]"
+        "train=Images(0, 60)", "train=[(torch.full((64,), row['x']), row['y']) for row in setup.rows]"
     ).replace(
-        "eval_data=Digits(60, 100)", "eval_data=[(torch.full((64,), row['x']), row['y']) for row in setup.eval_rows]"
+        "eval_data=Images(60, 100)", "eval_data=[(torch.full((64,), row['x']), row['y']) for row in setup.eval_rows]"
     )
     records = [{"size": number / 40, "kind": number % 10, "more": "?"} for number in range(40)]
     spec |= {

@@ -1,4 +1,4 @@
-"""Each recipe's example comes to what the pages say of it, and the module of one's own learns, in the loop itself."""
+"""Each recipe's example reaches the metrics in the docs, and the example of a user's module learns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).parents[2] / "ops" / "examples" / "training"
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Several are no faster on models so small, and much slower where something else computes beside."""
+    """Several threads are no faster for models this small, and much slower on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -108,5 +108,5 @@ def test_a_wrong_option_fails_a_job_with_its_sentence(tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec) as refused:
         rehearse("recipes.gan", folder=tmp_path, options={"hiden": 3})
     assert refused.value.message == (
-        "options.hiden: unknown option; there are noise, hidden, learning_rate, real_label, dropout"
+        "options.hiden: unknown option; the options are noise, hidden, learning_rate, real_label, dropout"
     )

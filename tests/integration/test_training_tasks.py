@@ -1,4 +1,4 @@
-"""Each training task on tiny real models and data: the loss falls, and what comes out loads again and answers."""
+"""Each training task on tiny real models and data: the loss falls, and the trained model loads and computes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_words_are_classified(tmp_path: Path) -> None:
     assert {one["entity"] for one in tag("Ada lives in Londonderry")} <= {"B-PER", "B-LOC", "O"}
     records[0]["labels"] = ["O"]
     bad = spec_of("token-classification", str(tmp_path / "m"), str(write_rows(tmp_path / "bad.jsonl", records)))
-    assert "row 0: it does not have a label for each of its 4 tokens" in broken(attempt(tmp_path / "b", bad)).message
+    assert "row 0: the row has 4 tokens but" in broken(attempt(tmp_path / "b", bad)).message
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["all weights", "adapters"])
@@ -170,7 +170,7 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
     found = attempt(tmp_path / "a", spec)
     why = broken(found)
     assert (why.code, why.is_users) == ("loss_not_finite", True)
-    assert f"the last good checkpoint is of step {found.last(Saved).step}" in why.message
+    assert f"the last good checkpoint is that of step {found.last(Saved).step}" in why.message
 
 
 def test_bad_starts_and_rows_are_one_sentence_each(tmp_path: Path) -> None:

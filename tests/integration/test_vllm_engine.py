@@ -23,6 +23,7 @@ from tests.support import scripted_vllm
 from tests.support.generation import generated, leave_between_two_steps, rows_of, spec_of
 from tests.support.scripted_vllm import LLMEngine
 from tests.support.tiny import SENTENCES, tiny_causal_lm
+from tests.support.tiny_vision import chat, image_part, tiny_llava
 from worker.inference.generation import vllm_decoding
 from worker.inference.tasks import load_task_model, needs_whole_device
 from worker.models.cache import ModelCache
@@ -61,10 +62,23 @@ def test_its_outputs_are_those_of_our_own_loop(model: Path, with_vllm: None) -> 
         assert {name: mine[name] for name in ("generated_text", "finish_reason", "num_tokens")} == {
             name: its[name] for name in ("generated_text", "finish_reason", "num_tokens")
         }
-        for told, said in zip(mine["logprobs"], its["logprobs"], strict=True):
-            assert said["token"] == told["token"]
-            assert said["logprob"] == pytest.approx(told["logprob"], abs=1e-4)
-            assert [each["token"] for each in said["top_logprobs"]] == [each["token"] for each in told["top_logprobs"]]
+        for own, vllms in zip(mine["logprobs"], its["logprobs"], strict=True):
+            assert vllms["token"] == own["token"]
+            assert vllms["logprob"] == pytest.approx(own["logprob"], abs=1e-4)
+            assert [each["token"] for each in vllms["top_logprobs"]] == [each["token"] for each in own["top_logprobs"]]
+
+
+def test_images_reach_it_with_one_placeholder_each(tmp_path: Path, with_vllm: None) -> None:
+    folder = tiny_llava(tmp_path)
+    chats = [chat("What is this? ", image_part(1)), chat(image_part(2), image_part(1), "?"), chat("Where is Ada?")]
+    rows = rows_of(*((one, {"max_new_tokens": 5}) for one in chats))
+    ours = generated(load(folder), rows)
+    assert generated(load(folder, engine="vllm"), rows) == ours
+    (engine,) = LLMEngine.made
+    placeholder = engine.tokenizer.convert_tokens_to_ids("<image>")
+    assert [prompt["prompt_token_ids"].count(placeholder) for prompt in engine.prompts] == [1, 2, 0]
+    images = [len(prompt.get("multi_modal_data", {}).get("image", ())) for prompt in engine.prompts]
+    assert images == [1, 2, 0]
 
 
 def test_each_rows_own_parameters_reach_it(model: Path, with_vllm: None) -> None:
@@ -72,7 +86,7 @@ def test_each_rows_own_parameters_reach_it(model: Path, with_vllm: None) -> None
     own = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.2, "seed": 11, "stop": ["x"], "n": 2}
     generated(task, rows_of((SENTENCES[0], own), (SENTENCES[1], None)))
     (engine,) = LLMEngine.made
-    first, second, third = engine.asked
+    first, second, third = engine.requests
     assert (first.temperature, first.top_p, first.top_k, first.repetition_penalty) == (0.7, 0.9, 5, 1.2)
     assert (first.stop, first.max_tokens, first.n) == (["x"], 4, 1)
     assert first.seed is not None
@@ -89,34 +103,34 @@ def test_a_stop_ends_between_two_steps(model: Path, with_vllm: None) -> None:
     assert len(engine.aborted) == 2
 
 
-def test_a_host_without_it_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_without_vllm_is_an_error_that_names_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(InvalidSpec, match="not installed on this worker") as caught:
         load(model, engine="vllm")
     assert caught.value.param == "engine"
 
 
-def test_one_that_is_built_for_another_device_says_so(model: Path, with_vllm: None) -> None:
+def test_vllm_for_another_device_is_an_error_that_says_so(model: Path, with_vllm: None) -> None:
     with pytest.raises(InvalidSpec, match="computes on cpu, and this slot is a cuda"):
         load(model, device=torch.device("cuda", 0), engine="vllm")
 
 
 @pytest.mark.usefixtures("with_vllm")
 @pytest.mark.parametrize(
-    ("said", "kind", "words"),
+    ("raised", "kind", "words"),
     [
-        (ValueError("No available memory for the cache blocks"), DeviceOutOfMemory, "vllm does not start: .*No avail"),
-        (ValueError("No attention backend has head size 8"), InvalidSpec, "does not take this model: .*head size 8"),
-        (NotImplementedError("no such layer"), InvalidSpec, "does not take this model: .*no such layer"),
+        (ValueError("No available memory for the cache blocks"), DeviceOutOfMemory, "vllm could not start: .*No avail"),
+        (ValueError("No attention backend has head size 8"), InvalidSpec, "does not support this model: .*head size 8"),
+        (NotImplementedError("no such layer"), InvalidSpec, "does not support this model: .*no such layer"),
         (RuntimeError("the device is gone"), RuntimeError, "the device is gone"),
     ],
 )
-def test_what_ends_its_start_is_told_apart(
-    model: Path, monkeypatch: pytest.MonkeyPatch, said: Exception, kind: type[Exception], words: str
+def test_errors_at_the_start_of_vllm_are_classified(
+    model: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, kind: type[Exception], words: str
 ) -> None:
 
     def refuse(*_: Any, **__: Any) -> Any:
-        raise said
+        raise raised
 
     monkeypatch.setattr(LLMEngine, "from_vllm_config", refuse)
     with pytest.raises(kind, match=words):
@@ -137,8 +151,8 @@ def test_it_is_alone_on_the_slot_and_closed_before_it_goes(model: Path) -> None:
     assert engine.is_shut_down
 
 
-def test_its_memory_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself vLLM takes nine tenths of the whole device, whatever else holds memory there."""
+def test_vllms_memory_is_a_share_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default vLLM takes nine tenths of the whole device, even if other processes use its memory."""
     free_bytes = 60 * 2**30
     monkeypatch.setattr(vllm_decoding, "free_memory_bytes", lambda _: free_bytes)
     monkeypatch.setattr(vllm_decoding, "total_memory_bytes", lambda _: 80 * 2**30)
@@ -149,7 +163,7 @@ def test_its_memory_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_it_is_for_text_generation_and_warm_apart(model: Path) -> None:
-    with pytest.raises(InvalidSpec, match="generates text"):
+    with pytest.raises(InvalidSpec, match="supports only task: text-generation"):
         parse_spec({"task": "embeddings", "model": "m", "input": {"path": "r.jsonl"}, "engine": "vllm"})
     keys = [model_key(spec_of(model, engine=engine)) for engine in ("auto", "transformers", "vllm")]
     assert keys[0] == keys[1] != keys[2]

@@ -19,7 +19,7 @@ import trustme
 
 from jobs.config.settings import Settings
 from jobs.errors import UserError
-from jobs.ledger.webhooks import Sending
+from jobs.ledger.records.webhooks import Sending
 from scheduler.control import webhook_sender
 from scheduler.control.webhook_sender import Undelivered, check_url, send
 from tests.support.receiver import receiver
@@ -45,25 +45,25 @@ def sending(url: str, event_type: str = "batch.completed") -> Sending:
     return Sending("delivery_1", "webhook_1", 1, url, SECRET, orjson.dumps(event).decode(), time.time())
 
 
-class Names:
+class Resolver:
     """Stands in for the system's resolver for some names."""
 
     def __init__(self, **answers: list[list[str]]) -> None:
-        self.answers, self.asked, self._real = answers, 0, socket.getaddrinfo
+        self.answers, self.num_lookups, self._real = answers, 0, socket.getaddrinfo
 
     def __call__(self, host: Any, port: Any, *arguments: Any, **options: Any) -> list[Any]:
         name = str(host).replace(".", "_")
         if name not in self.answers:
             return self._real(host, port, *arguments, **options)
-        self.asked += 1
+        self.num_lookups += 1
         found = self.answers[name].pop(0)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
 
 @pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
     """Names of the test's own."""
-    made = Names()
+    made = Resolver()
     monkeypatch.setattr(socket, "getaddrinfo", made)
     return made
 
@@ -103,7 +103,7 @@ def test_any_answer_but_a_2xx_is_a_failed_try(settings: Settings, status: int) -
     if status == 199:  # no final answer
         assert failure.value.status_code is None
     else:
-        assert (failure.value.message, failure.value.status_code) == (f"answered {status}", status)
+        assert (failure.value.message, failure.value.status_code) == (f"HTTP status {status}", status)
     assert failure.value.retryable == (status != 410)
 
 
@@ -116,28 +116,28 @@ def test_a_redirect_is_not_followed(settings: Settings) -> None:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
 
-        with receiver(redirect) as hooks, pytest.raises(Undelivered, match="answered 307"):
+        with receiver(redirect) as hooks, pytest.raises(Undelivered, match="HTTP status 307"):
             send(sending(hooks.url), settings)
         assert inner.received == []
 
 
-def test_a_name_is_looked_up_once_and_what_was_checked_is_called(settings: Settings, names: Names) -> None:
+def test_a_name_is_resolved_once_and_the_checked_address_is_called(settings: Settings, resolver: Resolver) -> None:
     with receiver(200) as hooks, receiver(200, host="127.0.0.2", port=hooks.port) as inner:
-        names.answers = {"hooks_test": [["127.0.0.1"], ["127.0.0.2"], ["127.0.0.1"], ["127.0.0.2"]]}
+        resolver.answers = {"hooks_test": [["127.0.0.1"], ["127.0.0.2"], ["127.0.0.1"], ["127.0.0.2"]]}
         url = f"http://hooks.test:{hooks.port}/hook"
         check_url(url, settings)
-        with pytest.raises(Undelivered, match=r"'hooks.test' is not a public one"):
+        with pytest.raises(Undelivered, match=r"'hooks.test' has an address that is not public"):
             send(sending(url), settings)
         assert send(sending(url), settings) == 200
-        assert names.asked == 3
+        assert resolver.num_lookups == 3
         (got,) = hooks.received
         assert got.headers["host"] == f"hooks.test:{hooks.port}"
         assert inner.received == []
 
 
-def test_of_several_addresses_the_first_that_answers_is_called(settings: Settings, names: Names) -> None:
+def test_of_several_addresses_the_first_that_answers_is_called(settings: Settings, resolver: Resolver) -> None:
     with receiver(200) as hooks:
-        names.answers = {"hooks_test": [["127.0.0.3", "127.0.0.1"]]}
+        resolver.answers = {"hooks_test": [["127.0.0.3", "127.0.0.1"]]}
         anywhere = settings.model_copy(update={"webhook_private_hosts": ["hooks.test"]})
         assert send(sending(f"http://hooks.test:{hooks.port}/"), anywhere) == 200
 
@@ -145,22 +145,22 @@ def test_of_several_addresses_the_first_that_answers_is_called(settings: Setting
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("http://127.0.0.2/x", "url: the host '127.0.0.2' is not a public one"),
-        ("https://[::1]/x", "url: the host '::1' is not a public one"),
-        ("http://2130706434/", "url: the host '2130706434' is not a public one"),
-        ("http://[::ffff:127.0.0.1]/", "url: the host '::ffff:127.0.0.1' is not a public one"),
-        ("ftp://127.0.0.1/", "url: must be a URL that begins with http:// or https:// and a host"),
-        ("file:///etc/passwd", "url: must be a URL that begins with http:// or https:// and a host"),
-        ("/hook", "url: must be a URL that begins with http:// or https:// and a host"),
-        ("http://", "url: must be a URL that begins with http:// or https:// and a host"),
+        ("http://127.0.0.2/x", "url: the host '127.0.0.2' has an address that is not public"),
+        ("https://[::1]/x", "url: the host '::1' has an address that is not public"),
+        ("http://2130706434/", "url: the host '2130706434' has an address that is not public"),
+        ("http://[::ffff:127.0.0.1]/", "url: the host '::ffff:127.0.0.1' has an address that is not public"),
+        ("ftp://127.0.0.1/", "url: must begin with http:// or https:// and a host"),
+        ("file:///etc/passwd", "url: must begin with http:// or https:// and a host"),
+        ("/hook", "url: must begin with http:// or https:// and a host"),
+        ("http://", "url: must begin with http:// or https:// and a host"),
         ("http://127.0.0.1:0/", "url: must have a port between 1 and 65535, or none"),
         ("http://127.0.0.1:70000/", "url: must have a port between 1 and 65535, or none"),
-        ("http://user:pass@127.0.0.1/", "url: must not hold a user or a password"),
-        ("http://127.0.0.2\\@127.0.0.1/", "url: must not hold a user or a password"),
-        ("http://127.0.0.1/" + "x" * 2000, "url: has more than 2000 characters"),
-        ("http://127.0.0.1/\n", "url: is not a URL"),
-        ("http://xn--/", "url: there is no host"),
-        ("http://a..b/", "url: there is no host"),
+        ("http://user:pass@127.0.0.1/", "url: must not contain a user or a password"),
+        ("http://127.0.0.2\\@127.0.0.1/", "url: must not contain a user or a password"),
+        ("http://127.0.0.1/" + "x" * 2000, "url: must have at most 2000 characters"),
+        ("http://127.0.0.1/\n", "url: must be a URL"),
+        ("http://xn--/", "url: the host 'xn--' does not exist"),
+        ("http://a..b/", "url: the host 'a..b' does not exist"),
     ],
 )
 def test_a_url_that_nothing_may_go_to_is_refused_in_one_sentence(settings: Settings, url: str, sentence: str) -> None:
@@ -189,11 +189,11 @@ def silent(handler: BaseHTTPRequestHandler) -> None:
 
 
 def dripping(handler: BaseHTTPRequestHandler) -> None:
-    """Sends one byte of a header after the other, each soon enough for a timeout that begins anew with each."""
+    """Sends one byte of a header after the other, each soon enough for a timeout that starts again with each."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
     for _ in range(200):
         handler.wfile.write(b"x")
-        time.sleep(0.05)  # the pace of the drip is what is tried
+        time.sleep(0.05)  # the test is about this pace
 
 
 def going(handler: BaseHTTPRequestHandler) -> None:
@@ -206,21 +206,21 @@ def rambling(handler: BaseHTTPRequestHandler) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "said"),
+    ("behaviour", "message"),
     [
-        (silent, "no answer in 0.5 s"),
-        (dripping, "no answer in 0.5 s"),
-        (going, "no answer: what came was no HTTP answer"),
-        (rambling, "no answer: what came was no HTTP answer"),
+        (silent, "no response in 0.5 s"),
+        (dripping, "no response in 0.5 s"),
+        (going, "no response: the receiver does not speak HTTP"),
+        (rambling, "no response: the receiver does not speak HTTP"),
     ],
 )
-def test_a_try_ends_in_time_whatever_the_receiver_does(
-    settings: Settings, behaviour: Callable[[BaseHTTPRequestHandler], None], said: str
+def test_a_try_ends_in_time_with_any_receiver(
+    settings: Settings, behaviour: Callable[[BaseHTTPRequestHandler], None], message: str
 ) -> None:
     quick = settings.model_copy(update={"webhook_timeout_seconds": 0.5})
     with receiver(behaviour) as hooks, pytest.raises(Undelivered) as failure:
         send(sending(hooks.url), quick)
-    assert (failure.value.message, failure.value.status_code) == (said, None)
+    assert (failure.value.message, failure.value.status_code) == (message, None)
 
 
 def test_an_endless_answer_is_not_read(settings: Settings) -> None:
@@ -234,10 +234,10 @@ def test_an_endless_answer_is_not_read(settings: Settings) -> None:
         assert send(sending(hooks.url), settings) == 200
 
 
-def test_a_receiver_that_is_not_there_is_told_in_the_systems_words(settings: Settings) -> None:
+def test_a_receiver_that_is_not_there_has_the_systems_error_message(settings: Settings) -> None:
     with receiver() as hooks:
         url = hooks.url
-    with pytest.raises(Undelivered, match=r"^no answer: connection refused$"):
+    with pytest.raises(Undelivered, match=r"^no response: connection refused$"):
         send(sending(url), settings)
 
 
@@ -263,9 +263,9 @@ def server_side(certificate: trustme.LeafCert) -> ssl.SSLContext:
 
 
 def test_a_certificate_must_be_for_the_name_and_not_for_the_address(
-    settings: Settings, names: Names, authority: trustme.CA
+    settings: Settings, resolver: Resolver, authority: trustme.CA
 ) -> None:
-    names.answers = {"hooks_test": [["127.0.0.1"]] * 3, "other_test": [["127.0.0.1"]]}
+    resolver.answers = {"hooks_test": [["127.0.0.1"]] * 3, "other_test": [["127.0.0.1"]]}
     with receiver(200, tls=server_side(authority.issue_cert("hooks.test"))) as hooks:
         assert send(sending(f"https://hooks.test:{hooks.port}/"), settings) == 200
         for wrong in (f"https://other.test:{hooks.port}/", hooks.url):

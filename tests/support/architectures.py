@@ -22,7 +22,6 @@ _SMALL: Mapping[str, Any] = {
     "initializer_range": 0.3, "init_std": 0.3, "initializer_factor": 8.0,
 }  # fmt: skip
 """Small sizes, by the names that configs use for them. Weights are large, so that differences show in outputs."""
-LABELS: Mapping[str, Any] = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 _TOKENS = ("pad", "bos", "eos", "cls", "sep")
 
 
@@ -36,13 +35,13 @@ def small_config(model_type: str, tokenizer: PreTrainedTokenizerBase | None = No
     """
     kind = CONFIG_MAPPING[model_type]
     known = kind()
-    said: dict[str, Any] = {name: value for name, value in _SMALL.items() if hasattr(known, name)}
+    sizes: dict[str, Any] = {name: value for name, value in _SMALL.items() if hasattr(known, name)}
     if tokenizer is not None:
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in _TOKENS}
-        said |= {name: value for name, value in ids.items() if hasattr(known, name)}
-        said["vocab_size"] = len(tokenizer)
+        sizes |= {name: value for name, value in ids.items() if hasattr(known, name)}
+        sizes["vocab_size"] = len(tokenizer)
     left_out = {name for name, value in own.items() if value is None}
-    return kind(**{name: value for name, value in {**said, **LABELS, **own}.items() if name not in left_out})
+    return kind(**{name: value for name, value in {**sizes, **tiny.ABC, **own}.items() if name not in left_out})
 
 
 def save_small(

@@ -15,6 +15,7 @@ from openai.types import Batch
 from jobs.config.settings import Settings
 from tests.conftest import wait_until
 from tests.support import tiny
+from tests.support.rows import json_lines
 from tests.support.stack import Stack
 
 LIVE = ("validating", "in_progress", "finalizing", "cancelling")
@@ -37,8 +38,7 @@ class BatchClient:
 
     def upload(self, lines: list[Any], name: str = "batch.jsonl") -> str:
         """Upload a file of these lines and return its id; a string is written unchanged."""
-        text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-        return self.client.files.create(file=(name, text.encode()), purpose="batch").id
+        return self.client.files.create(file=(name, json_lines(lines).encode()), purpose="batch").id
 
     def create(self, file_id: str, endpoint: str = "/v1/embeddings", **extra: Any) -> Batch:
         """Create a batch from an uploaded file."""
@@ -55,7 +55,7 @@ class BatchClient:
             seen.append(self.client.batches.retrieve(batch.id))
             return seen[-1].status not in LIVE
 
-        wait_until(is_over, "the batch ends", seconds, pause_seconds=0.1)
+        wait_until(is_over, "the batch ends", seconds)
         return seen[-1]
 
     def lines(self, file_id: str | None) -> list[dict[str, Any]]:
@@ -69,10 +69,10 @@ def line(custom_id: str, url: str, **body: Any) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
 
 
-def embedding_lines(desk: BatchClient, model: str = "encoder") -> list[dict[str, Any]]:
+def embedding_lines(sdk: BatchClient, model: str = "encoder") -> list[dict[str, Any]]:
     """One line of an input file for each text."""
     return [
-        line(f"t{number}", "/v1/embeddings", model=desk.model(model), input=text) for number, text in enumerate(TEXTS)
+        line(f"t{number}", "/v1/embeddings", model=sdk.model(model), input=text) for number, text in enumerate(TEXTS)
     ]
 
 

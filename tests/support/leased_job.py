@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,13 @@ from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.db.tables import Chunk, Job, StoredFile
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger import leases, planning, slots
+from jobs.ledger import planning, slots
 from jobs.ledger.job_pins import pin_spec
-from jobs.ledger.leases import Grant, WorkingLease
+from jobs.ledger.leasing import grants, leases
+from jobs.ledger.leasing.grants import Grant
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import InferenceSpec, parse_spec
+from tests.support.rows import write_rows
 
 _LEASE_SECONDS = 120.0
 
@@ -47,9 +49,7 @@ class LeasedJob:
             spec: Fields of the job's spec other than the input.
         """
         self.database, self.settings = database, settings
-        self.input = folder / "rows.jsonl"
-        lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
-        self.input.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        self.input = write_rows(folder / "rows.jsonl", records)
         self.store = Store(settings.resolved_store_url)
         document = {"task": "fill-mask", "model": "scripted", **spec, "input": {"path": str(self.input), "key": "id"}}
         self.spec: InferenceSpec = parse_spec(document)
@@ -89,7 +89,7 @@ class LeasedJob:
         """An active lease on a new slot."""
         slots.register(self.database, [slots.SlotInfo(slot_id, "host", "cpu", None, "CPU", 0, 1)])
         slots.enter(self.database, slot_id, f"{slot_id}-1", self.settings)
-        (lease_id,) = leases.grant(self.database, Grant(self.job_id, (slot_id,)), lease_seconds=_LEASE_SECONDS)
+        (lease_id,) = grants.grant(self.database, Grant(self.job_id, (slot_id,)), lease_seconds=_LEASE_SECONDS)
         lease = leases.activate(self.database, lease_id, f"{slot_id}-1", lease_seconds=_LEASE_SECONDS)
         assert lease is not None
         return lease

@@ -8,23 +8,28 @@ from typing import Any
 from sqlalchemy import insert
 
 from jobs.config.settings import Settings
+from jobs.data.drafts import StoredObject
 from jobs.data.rows import Result
 from jobs.data.sources import ChunkRange
-from jobs.data.store import StoredObject, batch_prefix
+from jobs.data.store_keys import batch_prefix
 from jobs.db.database import Database
 from jobs.db.ids import new_id
-from jobs.db.tables import Batch, Job, ResultRecord
-from jobs.ledger import batches, chunks, leases, planning, slots
+from jobs.db.tables import Batch, Job, Lease, ResultRecord
+from jobs.ledger import chunks, planning, slots
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.batches import BatchPart, BatchPlan, NewBatch
 from jobs.ledger.chunks import ChunkResults, Claim
-from jobs.ledger.leases import Grant
+from jobs.ledger.groups import batches
+from jobs.ledger.groups.batches import BatchPart, BatchPlan, NewBatch
+from jobs.ledger.leasing import grants, leases
+from jobs.ledger.leasing.grants import Grant
 from jobs.specs.inference import parse_spec
 
 SPEC = parse_spec({"task": "embeddings", "model": "m", "input": {"path": "rows.jsonl"}})
 
 
 LEASE_SECONDS = 30.0
+COUNTERS = {f"num_{name}": f"own_{name}" for name in ("done", "failed", "tokens")}
+"""The column of a job that holds the part of each counter that no lease recorded."""
 
 
 def make_job(db: Database, num_chunks: int = 4, chunk_rows: int = 10) -> str:
@@ -43,7 +48,7 @@ def make_slots(db: Database, settings: Settings, *slot_ids: str) -> None:
 
 def hold(db: Database, job_id: str, slot_id: str) -> str:
     """An active lease of the job on the slot."""
-    (lease_id,) = leases.grant(db, Grant(job_id, (slot_id,)), lease_seconds=LEASE_SECONDS)
+    (lease_id,) = grants.grant(db, Grant(job_id, (slot_id,)), lease_seconds=LEASE_SECONDS)
     assert leases.activate(db, lease_id, f"{slot_id}-1", lease_seconds=LEASE_SECONDS) is not None
     return lease_id
 
@@ -90,8 +95,20 @@ def look(db: Database, batch_id: str) -> Batch:
         return batches.get(session, batch_id)
 
 
+def look_at_lease(db: Database, lease_id: str) -> Lease:
+    """The current state of a lease."""
+    with db.read() as session:
+        return session.get_one(Lease, lease_id)
+
+
 def set_job(db: Database, job_id: str, **fields: Any) -> None:
-    """Set columns of a job."""
+    """Set columns of a job. Its counters are set as those of a job whose leases an older release held."""
     with db.write() as session:
         for name, value in fields.items():
-            setattr(session.get(Job, job_id), name, value)
+            setattr(session.get(Job, job_id), COUNTERS.get(name, name), value)
+
+
+def job_state(db: Database, job_id: str) -> str:
+    """The state of a job."""
+    with db.read() as session:
+        return str(job_ledger.get(session, job_id).state)

@@ -19,9 +19,9 @@ from jobs.db import migrations
 from jobs.db.database import Database
 from jobs.queue import Doorbell
 from scheduler.admin.keys import create_key
+from scheduler.api.api_process import connection_limits
 from scheduler.api.app import create_app
-from scheduler.api.serve import connection_limits
-from scheduler.api.server import ApiServer
+from scheduler.api.server import ApiServer, bind
 from scheduler.client.http_client import StokerClient
 
 
@@ -66,8 +66,7 @@ def live_api(settings: Settings, database: Database, *, retry_seconds: float = 0
     doorbell = Doorbell(settings)
     server = ApiServer(
         create_app(settings, database, store, doorbell),
-        host="127.0.0.1",
-        port=0,
+        bind("127.0.0.1", 0),
         grace_seconds=2.0,
         limits=connection_limits(settings),
     )

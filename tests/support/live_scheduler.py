@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
@@ -16,13 +15,15 @@ from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.db.states import JobState
 from jobs.db.tables import Job
-from jobs.ledger import history
 from jobs.ledger import jobs as job_ledger
+from jobs.ledger.records import history
 from jobs.queue import Doorbell, make_app
 from jobs.specs.inference import parse_spec
 from scheduler.control.service import Service
 from tests.conftest import wait_until
-from tests.support.hand import Hand, job_state
+from tests.support.ledger import job_state
+from tests.support.manual_worker import ManualWorker
+from tests.support.rows import write_rows
 
 
 class LiveScheduler:
@@ -41,19 +42,19 @@ class LiveScheduler:
         self._closing += [service.stop, app.close]
         return service
 
-    def hand(self, slot_id: str = "s0") -> Hand:
-        hand = Hand(slot_id, self.db, self.store, self.settings)
-        self._closing.append(hand.close)
-        return hand
+    def worker(self, slot_id: str = "s0") -> ManualWorker:
+        worker = ManualWorker(slot_id, self.db, self.store, self.settings)
+        self._closing.append(worker.close)
+        return worker
 
     def serve(self, *slot_ids: str) -> None:
         for slot_id in slot_ids:
-            thread = self.hand(slot_id).serve(self.doorbell, self._stopping.is_set)
+            thread = self.worker(slot_id).serve(self.doorbell, self._stopping.is_set)
             self._closing.append(thread.join)
 
     def submit(self, path: Path, num_rows: int = 100, **fields: Any) -> str:
         if not path.exists():
-            path.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(num_rows)))
+            write_rows(path, num_rows)
         document = {"task": "text-classification", "model": "org/name", "input": {"path": str(path)}, **fields}
         job = job_ledger.submit(self.db, parse_spec(document))
         self.doorbell.wake()
@@ -79,13 +80,18 @@ class LiveScheduler:
 
 _SCHEDULER = """
 import sys
-import threading
 from jobs.config.settings import Settings
 from jobs.data.store import Store
 from jobs.db.database import Database
-from jobs.ledger import planning
 from jobs.queue import make_app
 from scheduler.control.service import Service
+settings = Settings.model_validate_json(sys.stdin.readline())
+database, store = Database(settings.resolved_database_url), Store(settings.resolved_store_url)
+Service(settings, database, store, make_app(settings)).run()
+"""
+_BLOCKED = """
+import threading
+from jobs.ledger import planning
 def held(chunks):
     for number, chunk in enumerate(chunks):
         if number == 20_000:
@@ -93,16 +99,18 @@ def held(chunks):
         yield chunk
 plan = planning.plan
 planning.plan = lambda db, job_id, chunks, **options: plan(db, job_id, held(chunks), **options)
-settings = Settings.model_validate_json(sys.stdin.readline())
-database, store = Database(settings.resolved_database_url), Store(settings.resolved_store_url)
-Service(settings, database, store, make_app(settings)).run()
 """
 
 
-def start_process(settings: Settings) -> subprocess.Popen[bytes]:
-    """Start a scheduler that blocks in the middle of planning a job of more than 20,000 chunks."""
-    child = process.spawn([sys.executable, "-c", _SCHEDULER], stdin=subprocess.PIPE)
+def start_scheduler(settings: Settings, *, before: str = "") -> subprocess.Popen[bytes]:
+    """Start a scheduler in a process of its own, which runs the code `before` first."""
+    child = process.spawn([sys.executable, "-c", before + _SCHEDULER], stdin=subprocess.PIPE)
     assert child.stdin is not None
     child.stdin.write(settings.model_dump_json().encode() + b"\n")
     child.stdin.close()
     return child
+
+
+def start_process(settings: Settings) -> subprocess.Popen[bytes]:
+    """Start a scheduler that blocks in the middle of planning a job of more than 20,000 chunks."""
+    return start_scheduler(settings, before=_BLOCKED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
@@ -16,17 +17,23 @@ from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.db.states import JobState, LeaseState
 from jobs.db.tables import Lease
-from jobs.ledger import chunks, leases, planning, slots
+from jobs.ledger import chunks, planning, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import ChunkResults
-from jobs.ledger.leases import Grant
-from jobs.ledger.slots import Standing
+from jobs.ledger.leasing import grants, leases
+from jobs.ledger.leasing.grants import Grant
+from jobs.ledger.slots import Ownership
 from jobs.specs.inference import parse_spec
-from scheduler.control.dispatcher import dispatch
+from jobs.specs.needs import NO_NEEDS, Needs
+from scheduler.control.dispatch.dispatcher import dispatch
 from scheduler.control.finalizer import finalize_job
 from scheduler.control.reaper import reap
 from scheduler.control.retention import retain
-from tests.support.hand import job_state
+from tests.support.ledger import job_state
+
+_SLOT = {
+    "host": "host", "device": "cpu", "device_uuid": None, "name": "CPU", "memory_bytes": 0, "num_threads": 1,
+}  # fmt: skip
 
 
 class ManualScheduler:
@@ -39,26 +46,27 @@ class ManualScheduler:
     def clock(self) -> float:
         return self.time
 
-    def online(self, *slot_ids: str) -> None:
-        slots.register(self.db, [slots.SlotInfo(slot_id, "host", "cpu", None, "CPU", 0, 1) for slot_id in slot_ids])
+    def online(self, *slot_ids: str, packages: Sequence[str] | None = None, **info: Any) -> None:
+        slots.register(
+            self.db, [slots.SlotInfo(**(_SLOT | {"id": slot_id, "packages": packages} | info)) for slot_id in slot_ids]
+        )
         for slot_id in slot_ids:
             slots.enter(self.db, slot_id, slot_id, self.settings)
 
     def beat(self, *slot_ids: str, warm: tuple[str, ...] = ()) -> None:
         for slot_id in slot_ids:
-            assert slots.beat(self.db, slot_id, slot_id, warm) is Standing.OWNER
+            assert slots.beat(self.db, slot_id, slot_id, warm) is Ownership.OWNER
 
-    def job(self, num_chunks: int = 4, **fields: Any) -> str:
+    def job(self, num_chunks: int = 4, *, needs: Needs = NO_NEEDS, **fields: Any) -> str:
         document = {"task": "text-classification", "model": "org/name", "input": {"path": "rows.jsonl"}, **fields}
         job = job_ledger.submit(self.db, parse_spec(document))
         if num_chunks:
-            planning.plan(
-                self.db, job.id, [ChunkRange(number * 10, number * 10 + 10, {}) for number in range(num_chunks)]
-            )
+            ranges = [ChunkRange(number * 10, number * 10 + 10, {}) for number in range(num_chunks)]
+            planning.plan(self.db, job.id, ranges, needs=needs)
         return job.id
 
     def dispatch(self) -> int:
-        return dispatch(self.db, self.app, self.settings)
+        return dispatch(self.db, self.app, self.settings, self.settings.projects)
 
     def reap(self) -> None:
         reap(self.db, self.app, self.settings)
@@ -86,7 +94,7 @@ class ManualScheduler:
 
     def finish(self, job_id: str, slot_id: str) -> None:
         """Record every chunk of a job under a lease on the slot, release it and complete the job."""
-        leases.grant(self.db, Grant(job_id, (slot_id,)), lease_seconds=30.0)
+        grants.grant(self.db, Grant(job_id, (slot_id,)), lease_seconds=30.0)
         lease_id = self.activate(slot_id)
         with self.db.read() as session:
             spec = parse_spec(job_ledger.get(session, job_id).spec)

@@ -14,11 +14,16 @@ LABELLED = {"animals": ("fox", "dog", "cat", "horse"), "cities": ("London", "Par
 _WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potent potions behind closed doors".split()
 
 
-def write_rows(path: Path, rows: int | Iterable[Mapping[str, Any]]) -> Path:
+def json_lines(rows: Iterable[Mapping[str, Any] | str]) -> str:
+    """Rows as JSON lines; a string is a line already."""
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+def write_rows(path: Path, rows: int | Iterable[Mapping[str, Any] | str]) -> Path:
     """Write rows as JSON lines; a number writes that many plain rows. Returns the path."""
     if isinstance(rows, int):
         rows = with_ids(f"row {row}" for row in range(rows))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(json_lines(rows), encoding="utf-8")
     return path
 
 

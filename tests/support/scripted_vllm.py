@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 
 @dataclass
@@ -31,7 +31,7 @@ class EngineArgs:
     seed: int | None = 0
 
     def create_engine_config(self) -> Config:
-        longest = AutoConfig.from_pretrained(self.model).max_position_embeddings
+        longest = AutoConfig.from_pretrained(self.model).get_text_config().max_position_embeddings
         return Config(self, SimpleNamespace(max_model_len=longest))
 
 
@@ -85,6 +85,7 @@ class RequestOutput:
 class _Open:
     prompt: list[int]
     params: SamplingParams
+    images: dict[str, torch.Tensor] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
 
@@ -97,10 +98,13 @@ class LLMEngine:
     def __init__(self, config: Config, *, log_stats: bool) -> None:
         self.arguments, self.model_config, self.log_stats = config.arguments, config.model_config, log_stats
         arguments = config.arguments
-        self.model = AutoModelForCausalLM.from_pretrained(arguments.model)
+        has_vision = hasattr(AutoConfig.from_pretrained(arguments.model), "vision_config")
+        model_class = AutoModelForImageTextToText if has_vision else AutoModelForCausalLM
+        self.model = model_class.from_pretrained(arguments.model)
         self.tokenizer = AutoTokenizer.from_pretrained(arguments.model)
         self.open: dict[str, _Open] = {}
-        self.asked: list[SamplingParams] = []
+        self.requests: list[SamplingParams] = []
+        self.prompts: list[dict[str, Any]] = []
         self.aborted: list[str] = []
         self.is_shut_down = False
         self.engine_core = SimpleNamespace(shutdown=self._shut_down)
@@ -113,10 +117,21 @@ class LLMEngine:
     def _shut_down(self) -> None:
         self.is_shut_down = True
 
-    def add_request(self, request_id: str, prompt: dict[str, list[int]], params: SamplingParams) -> None:
+    def add_request(self, request_id: str, prompt: dict[str, Any], params: SamplingParams) -> None:
         assert request_id not in self.open
-        self.open[request_id] = _Open(prompt["prompt_token_ids"], params)
-        self.asked.append(params)
+        tokens, images = prompt["prompt_token_ids"], {}
+        if "multi_modal_data" in prompt:
+            tokens, images = self._with_images(tokens, prompt["multi_modal_data"]["image"])
+        self.open[request_id] = _Open(tokens, params, images)
+        self.requests.append(params)
+        self.prompts.append(prompt)
+
+    def _with_images(self, tokens: list[int], images: list[Any]) -> tuple[list[int], dict[str, torch.Tensor]]:
+        """The prompt with all placeholders of its images, of which it has one each, and the tensors of the images."""
+        processor = AutoProcessor.from_pretrained(self.arguments.model)
+        text = self.tokenizer.decode(tokens)
+        made = processor(text=[text], images=[images], add_special_tokens=False, return_tensors="pt")
+        return made["input_ids"][0].tolist(), {"pixel_values": made["pixel_values"]}
 
     def abort_request(self, request_ids: Sequence[str]) -> None:
         self.aborted += request_ids
@@ -131,13 +146,14 @@ class LLMEngine:
 
     def _advance(self, request_id: str, one: _Open) -> RequestOutput:
         with torch.no_grad():
-            scores = self.model(torch.tensor([one.prompt + one.tokens])).logits[0, -1].float().log_softmax(-1)
+            tokens = torch.tensor([one.prompt + one.tokens])
+            scores = self.model(tokens, **one.images).logits[0, -1].float().log_softmax(-1)
         token = int(scores.argmax())
         one.tokens.append(token)
         if one.params.logprobs is not None:
             best = scores.topk(max(1, one.params.logprobs)).indices.tolist()[: one.params.logprobs]
-            told = {each: Logprob(float(scores[each])) for each in {*best, token}}
-            one.logprobs.append(told)
+            logprobs = {each: Logprob(float(scores[each])) for each in {*best, token}}
+            one.logprobs.append(logprobs)
         text = self.tokenizer.decode(one.tokens) if one.params.detokenize else ""
         reason = None
         if token in (one.params.stop_token_ids or ()) or any(stop in text for stop in one.params.stop or ()):
@@ -154,6 +170,10 @@ def tokens_input(prompt_token_ids: list[int]) -> dict[str, Any]:
     return {"type": "token", "prompt_token_ids": prompt_token_ids}
 
 
+def tokens_prompt(**fields: Any) -> dict[str, Any]:
+    return fields
+
+
 def modules() -> dict[str, ModuleType]:
     """Module name -> module, for a vLLM that is built for CPUs."""
     LLMEngine.made.clear()
@@ -162,6 +182,6 @@ def modules() -> dict[str, ModuleType]:
     vllm, vllm.distributed, vllm.inputs, vllm.platforms = found.values()
     vllm.EngineArgs, vllm.SamplingParams, vllm.LLMEngine = EngineArgs, SamplingParams, LLMEngine
     vllm.distributed.cleanup_dist_env_and_memory = lambda: None
-    vllm.inputs.tokens_input = tokens_input
+    vllm.inputs.tokens_input, vllm.inputs.TokensPrompt = tokens_input, tokens_prompt
     vllm.platforms.current_platform = SimpleNamespace(device_type="cpu")
     return found

@@ -14,8 +14,9 @@ from sqlmodel import col
 from jobs.config.settings import Settings
 from jobs.db.database import Database
 from jobs.db.tables import Lease
-from jobs.ledger import leases, slots, sweeps
-from jobs.ledger.leases import Grant
+from jobs.ledger import overdue, slots
+from jobs.ledger.leasing import grants
+from jobs.ledger.leasing.grants import Grant
 from jobs.ledger.logs import lines_of
 from jobs.queue import Doorbell
 from jobs.retries import RetryPolicy
@@ -37,7 +38,7 @@ class SlotKeeper:
         self.runners: list[RunnerProcess] = []
         self.broken: list[str] = []
         self.ready = threading.Semaphore(0)
-        self.job_log = JobLog(database, settings)
+        self.job_log = JobLog(database, settings, max_lines=settings.log_lines)
         self.doorbell = Doorbell(settings)
         self.runner_pool = RunnerPool(
             self._start,
@@ -81,9 +82,9 @@ class SlotKeeper:
         return LeasedJob(self.database, self.settings, tmp_path, records, chunk_rows=chunk_rows, model=model)
 
     def grant(self, job: LeasedJob) -> str:
-        sweeps.requeue_idle(self.database)
+        overdue.requeue_idle(self.database)
         grant = Grant(job.job_id, (SLOT,))
-        return leases.grant(self.database, grant, lease_seconds=self.settings.lease_seconds)[0]
+        return grants.grant(self.database, grant, lease_seconds=self.settings.lease_seconds)[0]
 
     def run(self, job: LeasedJob) -> Lease:
         """Grant a lease and run it to its end."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -18,9 +17,8 @@ from typing import Any
 import psutil
 
 from jobs.config.settings import Settings
-from jobs.errors import ServiceUnavailable
 from scheduler.client.http_client import ApiError, StokerClient
-from tests.conftest import wait_until
+from tests.conftest import BUSY_FACTOR
 
 QUICK = {"STOKER_LEASE_SECONDS": "4", "STOKER_SLOT_SECONDS": "4", "STOKER_DOORBELL_SECONDS": "2"}
 """Short times, so that tests do not wait long for expiry."""
@@ -86,35 +84,24 @@ class Stack:
         return done
 
     def submit(self, spec: Mapping[str, Any]) -> str:
-        """Submit a spec through the command line and return the job's id."""
-        path = self.data_dir.parent / "spec.json"
-        path.write_text(json.dumps(spec))
-        return self.run("submit", str(path)).stdout.strip()
+        """Submit a spec and return the job's id; keeps trying while the API restarts."""
+        with self.client(retry_seconds=300.0) as client:
+            return str(client.submit(spec)["id"])
 
-    def client(self) -> StokerClient:
+    def client(self, **options: Any) -> StokerClient:
         """A client of this stack's API, with the local key."""
         settings = Settings(data_dir=self.data_dir)
-        return StokerClient(self.url, settings.local_key_path.read_text().strip())
+        return StokerClient(self.url, settings.local_key_path.read_text().strip(), **options)
 
     def await_end(self, job_id: str, seconds: float) -> dict[str, Any]:
         """Wait until the job has ended, and return it; keeps trying while the API restarts."""
-        job: dict[str, Any] = {}
-
-        def ended() -> bool:
-            with contextlib.suppress(ServiceUnavailable):
-                job.update(client.job(job_id))
-            return job.get("ended_at") is not None
-
-        with self.client() as client:
-            wait_until(ended, lambda: f"the end of {job_id}, which is {job}", seconds, pause_seconds=0.25)
-        return job
+        with self.client(retry_seconds=300.0) as client:
+            return client.wait(job_id, timeout_seconds=seconds * BUSY_FACTOR)
 
     def results(self, job_id: str) -> list[dict[str, Any]]:
-        """Every result line of a job."""
-        path = self.data_dir.parent / f"{job_id}.jsonl"
-        self.run("results", job_id, "--output", str(path))
-        with path.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        """Every result of a job."""
+        with self.client() as client:
+            return list(client.iter_results(job_id))
 
     def processes(self) -> dict[int, psutil.Process]:
         """Every running process of this data directory, including `stoker up` itself, by process id."""

@@ -26,7 +26,7 @@ from jobs.db.database import Database
 from jobs.errors import InvalidModel, ServiceUnavailable
 from jobs.ledger import chunks
 from jobs.ledger.chunks import ChunkResults, Claim
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 from worker.log_format import set_up_runner_logging
 from worker.runner.main_loop import parse_arguments, serve
 from worker.stop import Outcome, Stop
@@ -69,7 +69,7 @@ class StandIn:
             threading.Event().wait()
         if what == "wait":
             stop.wait()
-        while not stop.asked:
+        while not stop.is_requested:
             claims = chunks.claim(self._database, lease.lease_id, limit=1)
             if not claims:
                 return Outcome.DRAINED

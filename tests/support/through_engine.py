@@ -1,4 +1,4 @@
-"""Run rows through the real engine: encode, pack into batches, collate, compute and decode, as in a lease."""
+"""Run rows through the real engine: encode, divide into batches, collate, compute and decode, as in a lease."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tests.support.task_kit import CPU
 from worker.inference.budget import Budget
 from worker.inference.engine import InferenceEngine
 from worker.inference.tasks import Encoded, TaskModel
-from worker.models.task_model import Counted
+from worker.models.batching import auto_max_tokens
+from worker.models.task_model import Counted, JoinsEqualParts
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,12 @@ class Computed:
 
 def compute(model: TaskModel, rows: Sequence[Row]) -> Computed:
     """Compute rows with a model as one chunk."""
-    engine = InferenceEngine(model, CPU, Budget(3072, 256, 64))
+    generates = isinstance(model, JoinsEqualParts) and model.generates
+    engine = InferenceEngine(model, CPU, Budget(auto_max_tokens(CPU.type, 0, generates=generates), 256, 64))
     found: dict[int, Any] = {}
-    encoded = engine.encode(rows)
+    encoded = list(engine.encode(rows))
     found.update({one.row.row_index: one.error for one in encoded if one.error is not None})
-    batches = engine.batches([one for one in encoded if one.error is None])
+    batches = list(engine.batches([one for one in encoded if one.error is None]))
     for batch in batches:
         for piece in engine.compute(batch, engine.collate(batch), lambda: None):
             for one, output in zip(piece.members, engine.decode(piece), strict=True):

@@ -12,23 +12,18 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
-    BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
     BertTokenizerFast,
-    GPT2Config,
+    GenerationConfig,
     GPT2LMHeadModel,
-    LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    ViTConfig,
     ViTForImageClassification,
-    Wav2Vec2Config,
     Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
@@ -48,6 +43,53 @@ SENTENCES = (
 """Texts on which the tokenizers are trained, with words, subwords and characters outside ASCII."""
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+SIZES: Mapping[str, int] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+}  # fmt: skip
+WIDE: Mapping[str, Any] = {**SIZES, "initializer_range": 0.3}
+"""Weights as large as those of a trained model; with the usual 0.02 all rows would get nearly the same output."""
+WAVE_CONVOLUTIONS: Mapping[str, Any] = {
+    "conv_dim": (32, 32), "conv_kernel": (10, 8), "conv_stride": (5, 4), "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
+"""The convolutions over raw samples of a small wav2vec 2.0 and similar models."""
+
+
+def labels_of(names: Sequence[str]) -> dict[str, Any]:
+    """The config fields of a head with these labels."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+
+ABC = labels_of("abc")
+"""The config fields of a head with the labels a, b and c."""
+
+
+def save(
+    folder: Path,
+    model_class: type[PreTrainedModel],
+    *processors: Any,
+    seed: int = 0,
+    generation: Mapping[str, Any] | None = None,
+    **config: Any,
+) -> Path:
+    """Make a model and save it.
+
+    Args:
+        folder: Folder of the model, created if missing.
+        model_class: Class of the model.
+        processors: The tokenizer and other processors that are saved with it.
+        seed: Seed of the weights.
+        generation: Fields of the generation config, if not the default ones.
+        config: Fields of the model's config.
+    """
+    with seeded(seed):
+        model = model_class(model_class.config_class(**config))
+    if generation is not None:
+        model.generation_config = GenerationConfig(**generation)
+    for part in (model, *processors):
+        part.save_pretrained(folder)
+    return folder
 
 
 def minilm_path() -> str:
@@ -76,33 +118,38 @@ def tiny_classifier(
         seed: Seed of the weights.
         labels: Label names that replace the numbered ones.
     """
-    with seeded(seed):
-        names = dict(enumerate(labels or [f"label-{index}" for index in range(num_labels)]))
-        config = _bert_config(max_tokens, id2label=names, label2id={name: index for index, name in names.items()})
-        config.problem_type = problem_type
-        return _save(BertForSequenceClassification(config), wordpiece_tokenizer(max_tokens), folder)
+    names = labels or [f"label-{index}" for index in range(num_labels)]
+    config = {**labels_of(names), "problem_type": problem_type}
+    return _save_bert(folder, BertForSequenceClassification, max_tokens, seed=seed, **config)
 
 
 def tiny_tagger(folder: Path, *, max_tokens: int = 128, seed: int = 0) -> Path:
     """A BERT token classifier with the tags of `TAGS`."""
-    with seeded(seed):
-        config = _bert_config(max_tokens, id2label=dict(enumerate(TAGS)), label2id={t: i for i, t in enumerate(TAGS)})
-        return _save(BertForTokenClassification(config), wordpiece_tokenizer(max_tokens), folder)
+    return _save_bert(folder, BertForTokenClassification, max_tokens, seed=seed, **labels_of(TAGS))
 
 
 def tiny_masked_lm(folder: Path, *, max_tokens: int = 128, seed: int = 0) -> Path:
     """A BERT masked language model."""
-    with seeded(seed):
-        return _save(BertForMaskedLM(_bert_config(max_tokens)), wordpiece_tokenizer(max_tokens), folder)
+    return _save_bert(folder, BertForMaskedLM, max_tokens, seed=seed)
 
 
 def tiny_encoder(
     folder: Path, *, max_tokens: int = 128, tokenizer: PreTrainedTokenizerFast | None = None, seed: int = 0
 ) -> Path:
     """A plain BERT encoder of 32 dimensions without a head, with a default tokenizer or the given one."""
+    return _save_bert(folder, BertModel, max_tokens, tokenizer, seed=seed)
+
+
+def _save_bert(
+    folder: Path,
+    model_class: type[PreTrainedModel],
+    max_tokens: int,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **options: Any,
+) -> Path:
     tokenizer = tokenizer or wordpiece_tokenizer(max_tokens)
-    with seeded(seed):
-        return _save(BertModel(_bert_config(max_tokens, num_ids=len(tokenizer))), tokenizer, folder)
+    config = {**WIDE, "vocab_size": len(tokenizer), "max_position_embeddings": max_tokens}
+    return save(folder, model_class, tokenizer, **config, **options)
 
 
 CHAT_TEMPLATE = (
@@ -115,17 +162,9 @@ CHAT_TEMPLATE = (
 def tiny_gpt2(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
     """A GPT-2 language model, which has learned positions, with a byte-level BPE tokenizer."""
     tokenizer = byte_level_tokenizer(max_tokens)
-    with seeded(seed):
-        config = GPT2Config(
-            vocab_size=len(tokenizer),
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            n_positions=max_tokens,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        return _save(GPT2LMHeadModel(config), tokenizer, folder)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": max_tokens}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return save(folder, GPT2LMHeadModel, tokenizer, vocab_size=len(tokenizer), seed=seed, **sizes, **ids)
 
 
 def tiny_causal_lm(
@@ -134,100 +173,53 @@ def tiny_causal_lm(
     """A Llama language model with a byte-level BPE tokenizer."""
     tokenizer = byte_level_tokenizer(max_tokens)
     tokenizer.chat_template = chat_template
-    with seeded(seed):
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=head_dim,
-            max_position_embeddings=max_tokens,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            tie_word_embeddings=False,
-        )
-        return _save(LlamaForCausalLM(config), tokenizer, folder)
+    own = {"head_dim": head_dim, "tie_word_embeddings": False}
+    return save(folder, LlamaForCausalLM, tokenizer, seed=seed, **decoder_config(tokenizer), **own)
 
 
 def tiny_mistral(folder: Path, *, max_tokens: int = 256, seed: int = 0) -> Path:
     """A Mistral language model with a sliding window of eight tokens and a byte-level BPE tokenizer."""
     tokenizer = byte_level_tokenizer(max_tokens)
-    with seeded(seed):
-        config = MistralConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=max_tokens,
-            sliding_window=8,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        return _save(MistralForCausalLM(config), tokenizer, folder)
+    return save(folder, MistralForCausalLM, tokenizer, seed=seed, **decoder_config(tokenizer), sliding_window=8)
+
+
+def decoder_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The config fields of a small Llama or Mistral model with this tokenizer."""
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    return {**SIZES, **sizes, **ids, "num_key_value_heads": 2}
 
 
 def tiny_image_classifier(folder: Path, *, num_labels: int = 3, seed: int = 0) -> Path:
     """A ViT for images of 32 x 32. Its processor is written as a JSON file, since creating one would need Pillow."""
-    with seeded(seed):
-        labels = {index: f"thing-{index}" for index in range(num_labels)}
-        config = ViTConfig(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=64,
-            image_size=32,
-            patch_size=8,
-            id2label=labels,
-            label2id={name: index for index, name in labels.items()},
-        )
-        ViTForImageClassification(config).save_pretrained(folder)
+    labels = labels_of([f"thing-{index}" for index in range(num_labels)])
+    save(folder, ViTForImageClassification, seed=seed, **SIZES, image_size=32, patch_size=8, **labels)
     processor = {
         "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": 32, "width": 32},
-        "resample": 2,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    }
+        "do_resize": True, "size": {"height": 32, "width": 32}, "resample": 2,
+        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+    }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 
 def tiny_ctc(folder: Path, *, seed: int = 0) -> Path:
     """A Wav2Vec2 speech recognition model of single letters, for audio at 16 kHz."""
-    folder.mkdir(parents=True, exist_ok=True)
     symbols = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz'"]
-    vocabulary = folder / "vocab.json"
-    vocabulary.write_text(json.dumps({symbol: index for index, symbol in enumerate(symbols)}))
+    tokenizer = Wav2Vec2CTCTokenizer(write_vocabulary(folder, symbols))
     extractor = Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=16_000, return_attention_mask=False)
-    Wav2Vec2Processor(extractor, Wav2Vec2CTCTokenizer(str(vocabulary))).save_pretrained(folder)
-    with seeded(seed):
-        config = Wav2Vec2Config(
-            vocab_size=len(symbols),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=64,
-            conv_dim=(32, 32),
-            conv_kernel=(10, 8),
-            conv_stride=(5, 4),
-            num_feat_extract_layers=2,
-            num_conv_pos_embeddings=16,
-            num_conv_pos_embedding_groups=4,
-            pad_token_id=0,
-            ctc_loss_reduction="mean",
-        )
-        Wav2Vec2ForCTC(config).save_pretrained(folder)
-    return folder
+    own = {"vocab_size": len(symbols), "pad_token_id": 0, "ctc_loss_reduction": "mean"}
+    processor = Wav2Vec2Processor(extractor, tokenizer)
+    return save(folder, Wav2Vec2ForCTC, processor, seed=seed, **SIZES, **WAVE_CONVOLUTIONS, **own)
+
+
+def write_vocabulary(folder: Path, symbols: Sequence[str]) -> str:
+    """Write the `vocab.json` of a tokenizer with these tokens. Returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "vocab.json"
+    path.write_text(json.dumps({symbol: index for index, symbol in enumerate(symbols)}))
+    return str(path)
 
 
 def wordpiece_tokenizer(max_tokens: int = 128) -> BertTokenizerFast:
@@ -275,26 +267,6 @@ def byte_level_tokenizer(max_tokens: int = 256) -> PreTrainedTokenizerFast:
         model_max_length=max_tokens,
         clean_up_tokenization_spaces=False,
     )
-
-
-def _bert_config(max_tokens: int, *, num_ids: int | None = None, **labels: Mapping[Any, Any]) -> BertConfig:
-    return BertConfig(
-        vocab_size=num_ids or len(wordpiece_tokenizer()),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=max_tokens,
-        # As large as a trained model's weights; with the usual 0.02 all rows would get nearly the same output.
-        initializer_range=0.3,
-        **labels,
-    )
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -144,17 +144,21 @@ def _train(
     os._exit(training_process.main(["--plan", plan, "--report-fd", str(reports.fileno())]))
 
 
-def shot_at(step: int) -> Callable[[Report], str | None]:
+def kill_at(step: int) -> Callable[[Report], str | None]:
     """An `until` that kills the process once a step is reported."""
     return lambda report: "kill" if isinstance(report, Progress) and report.step >= step else None
 
 
-def shot_thrice(folder: Path, spec: dict[str, Any], **plan: Any) -> list[Attempt]:
-    """Run three attempts that are killed at different steps, and a last one; for `plan` see `attempt`."""
+KILL_STEPS = (3, 7, 14)
+"""Steps before the first checkpoint, shortly after it, and later."""
+
+
+def run_with_kills(folder: Path, spec: dict[str, Any], steps: Sequence[int] = KILL_STEPS, **plan: Any) -> list[Attempt]:
+    """Run an attempt for each step, at which it is killed, and a last one; for `plan` see `attempt`."""
     resume: Saved | None = None
     attempts = []
-    for number, step in enumerate((3, 7, 14)):
-        found = attempt(folder / str(number), spec, resume=resume, until=shot_at(step), **plan)
+    for step in steps:
+        found = attempt(folder / f"to-{step}", spec, resume=resume, until=kill_at(step), **plan)
         assert found.status == -9
         attempts.append(found)
         resume = found.last(Saved) or resume

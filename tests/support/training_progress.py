@@ -25,12 +25,13 @@ def await_step(running: Stack, job_id: str, step: int) -> None:
     """Wait until a training has reached a step or has ended."""
 
     def is_there() -> bool:
-        with contextlib.suppress(ServiceUnavailable), running.client() as client:  # the API may be down
+        with contextlib.suppress(ServiceUnavailable):  # the API may be down
             job = client.job(job_id)
             return bool(job["counts"]["done"] >= step or job["ended_at"] is not None)
         return False
 
-    wait_until(is_there, f"step {step}", 300.0)
+    with running.client() as client:
+        wait_until(is_there, f"step {step}", 300.0)
 
 
 def await_attempt(running: Stack, job_id: str, number: int) -> None:
@@ -38,8 +39,9 @@ def await_attempt(running: Stack, job_id: str, number: int) -> None:
 
     def is_there() -> bool:
         with contextlib.suppress(ServiceUnavailable):  # the API may be down
-            last = attempts_of(running, job_id)[-1]
+            last = client.attempts(job_id)[-1]
             return bool(last["number"] == number and last["last_step"] >= last["resumed_step"] + 3)
         return False
 
-    wait_until(is_there, f"attempt {number}", 300.0)
+    with running.client() as client:
+        wait_until(is_there, f"attempt {number}", 300.0)

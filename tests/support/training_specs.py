@@ -1,4 +1,4 @@
-"""The small trainings that tests interrupt: a user's module on real digits, and a task on a tiny encoder."""
+"""The small trainings that tests interrupt: a user's module on small images, and a task on a tiny encoder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ CLASSIFIER = '''
 import random
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from stoker.training import Parts, Phase, Setup
 
-class Digits(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
+    """A pattern of 8 x 8 for each of ten classes, with noise."""
+
     def __init__(self, first, last):
-        digits = load_digits()
-        self.images, self.labels = digits.images[first:last] / 16, digits.target[first:last]
+        drawn = np.random.RandomState(0)
+        patterns, self.labels = drawn.rand(10, 8, 8), np.arange(first, last) % 10
+        self.images = patterns[self.labels] + 0.1 * drawn.randn(last - first, 8, 8)
     def __len__(self):
         return len(self.labels)
     def __getitem__(self, index):
@@ -49,7 +51,7 @@ def build(setup):
             optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), loss=loss,
             scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps),
         )],
-        train=Digits(0, 60), eval_data=Digits(60, 100), evaluate=evaluate,
+        train=Images(0, 60), eval_data=Images(60, 100), evaluate=evaluate,
     )
 '''
 
@@ -60,8 +62,8 @@ def write_module(folder: Path, source: str) -> str:
     return str(path)
 
 
-def digits_spec(folder: Path) -> dict[str, Any]:
-    """A training of a small net on real digits, with evaluations; its module is written to `folder`."""
+def module_spec(folder: Path) -> dict[str, Any]:
+    """A training of a small net on images, with evaluations; its module is written to `folder`."""
     return {
         "kind": "training",
         "trainer": "torch",

@@ -1,4 +1,4 @@
-"""Which addresses may be called: every kind that is not public is refused, by whatever way it is written or wrapped."""
+"""Addresses that may be called: every kind that is not public is refused, in any notation."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def test_what_python_knows_to_be_private_is_never_public(address: Any) -> None:
     assert address.is_global or not is_public(address)
 
 
-class Names:
-    """Stands in for the system's resolver; says what each name stands for and how often it was asked."""
+class Resolver:
+    """Replaces the system's resolver; has the addresses of each name and counts the lookups."""
 
     def __init__(self, **answers: list[str] | int) -> None:
-        self.answers, self.asked = answers, 0
+        self.answers, self.num_lookups = answers, 0
 
     def __call__(self, host: str, port: int, **options: Any) -> list[Any]:
-        self.asked += 1
+        self.num_lookups += 1
         found = self.answers[host.replace(".", "_")]
         if isinstance(found, int):
             raise socket.gaierror(found, "no")
@@ -64,16 +64,16 @@ class Names:
 
 
 def test_a_host_is_called_at_its_public_addresses_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names(good_test=["1.1.1.1", "1.1.1.1", "2606:4700:4700::1111"], inner_test=["10.0.0.5"])
+    names = Resolver(good_test=["1.1.1.1", "1.1.1.1", "2606:4700:4700::1111"], inner_test=["10.0.0.5"])
     names.answers |= {"both_test": ["1.1.1.1", "127.0.0.1"], "none_test": socket.EAI_NONAME, "away_test": -3}
     monkeypatch.setattr(socket, "getaddrinfo", names)
     found = find_addresses("good.test", 443, private_hosts=[])
     assert [str(address) for address in found] == ["1.1.1.1", "2606:4700:4700::1111"]
     for host in ("inner.test", "both.test"):
-        with pytest.raises(UserError, match="not a public one") as refusal:
+        with pytest.raises(UserError, match="an address that is not public") as refusal:
             find_addresses(host, 443, private_hosts=[])
         assert "10.0.0.5" not in refusal.value.message, "what names stand for inside is told to nobody"
-    with pytest.raises(UserError, match="no host"):
+    with pytest.raises(UserError, match="does not exist"):
         find_addresses("none.test", 443, private_hosts=[])
     with pytest.raises(ServiceUnavailable):
         find_addresses("away.test", 443, private_hosts=[])
@@ -89,10 +89,10 @@ def test_a_host_is_called_at_its_public_addresses_only(monkeypatch: pytest.Monke
         (["192.168.0.0/16", "10.0.0.4", "other.test", "test", "::/0"], False),
     ],
 )
-def test_the_operator_may_list_what_is_called_all_the_same(
+def test_the_operator_may_allow_private_addresses(
     listed: list[str], is_called: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", Names(Inner_test=["10.0.0.5"]))
+    monkeypatch.setattr(socket, "getaddrinfo", Resolver(Inner_test=["10.0.0.5"]))
     hosts = Settings(webhook_private_hosts=listed).webhook_private_hosts
     if is_called:
         assert find_addresses("Inner.test", 80, private_hosts=hosts)
@@ -108,7 +108,7 @@ def test_loopback_is_not_called_however_it_is_written(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".test", "-"])
-def test_a_name_that_is_none_is_told_in_one_sentence(host: str) -> None:
+def test_an_invalid_host_name_is_reported_in_one_sentence(host: str) -> None:
     with pytest.raises((UserError, ServiceUnavailable)):
         find_addresses(host, 80, private_hosts=[])
 

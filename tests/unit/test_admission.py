@@ -1,9 +1,14 @@
-"""Which rows are at work together: pure decisions, without a model."""
+"""Which rows are decoded together: pure decisions, without a model."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+
 from worker.inference.generation.admission import admission_order, next_to_join, prefill_groups
 from worker.inference.generation.continuations import Continuation, Request
+from worker.inference.generation.images.prompt_images import PromptImages
 from worker.inference.generation.sampling import Sampling
 
 
@@ -68,3 +73,28 @@ def test_prompts_with_one_beginning_are_computed_together() -> None:
     assert [[one.request.prompt[0] for one in group] for group in groups] == [[9], [1] * 4, [2] * 4]
     groups = prefill_groups(joining, shared, max_tokens=20)
     assert [len(group) for group in groups] == [1, 2, 2, 2, 2]
+
+
+def pictured(prompt: tuple[int, ...], *, width: int = 4, num_bytes: int = 16) -> Continuation:
+    """A continuation of a prompt with images."""
+    inputs = {"pixel_values": torch.zeros(num_bytes // width, width, dtype=torch.uint8)}
+    images = PromptImages(placeholder=9, inputs=inputs, per_token={})
+    return Continuation(replace(request(prompt), images=images), key=0)
+
+
+def test_images_of_equal_shapes_are_computed_together_if_they_fit() -> None:
+    joining = [pictured((1, -7 - number, 2)) for number in range(5)]
+    groups = prefill_groups([*joining, *rows(3)], {}, max_tokens=99, max_image_bytes=40)
+    assert [len(group) for group in groups] == [2, 2, 2]
+    other = [joining[0], pictured((1, -20, 2), width=8), pictured((1, -21, 2), width=8)]
+    assert [len(group) for group in prefill_groups(other, {}, max_tokens=99, max_image_bytes=99)] == [1, 2]
+    assert len(prefill_groups([joining[0], joining[0]], {}, max_tokens=99, max_image_bytes=1)) == 1
+
+
+def test_no_prompt_computes_a_part_of_an_image_of_its_shared_prefix_again() -> None:
+    """Padding moves a shared prefix to the right, and its last tokens are computed again."""
+    prefix = (1, *(-7,) * 20, 2, 3)
+    prompts = [(*prefix, *(5,) * length) for length in (1, 9, 2, 3, 4, 11)]
+    groups = prefill_groups([pictured(prompt) for prompt in prompts], dict.fromkeys(prompts, 23), max_tokens=999)
+    lengths = [[len(one.request.prompt) - 23 for one in group] for group in groups]
+    assert lengths == [[1, 2, 3], [4], [9, 11]]

@@ -1,4 +1,4 @@
-"""What a spec may hold is bounded in length, number and depth; what is beyond is one sentence that names the field."""
+"""A spec is bounded in length, number and depth; a value beyond is an error of one sentence that names the field."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_number_with_colons_is_a_text_in_yaml() -> None:
     assert len(document["b"]) == 239_999
 
 
-def test_errors_repeat_little_of_what_they_quote() -> None:
+def test_errors_quote_little_of_a_long_value() -> None:
     long = "x" * 100_000
     assert len(InvalidModel(f"model '{long}': there is no such folder", param=long).message) < 300
     assert InvalidModel(f"model '{long}': there is no such folder").message.endswith("…': there is no such folder")

@@ -53,7 +53,7 @@ def test_any_model_takes_folders_and_hub_ids(settings: Settings) -> None:
 
 
 def test_a_spec_may_name_a_model_of_the_catalogue(settings: Settings) -> None:
-    """One name everywhere; what the spec says itself counts more."""
+    """A name has the same settings everywhere; fields of the spec take precedence."""
     document = {"task": "embeddings", "model": "minilm", "input": {"path": "x"}, "parameters": {"max_length": 8}}
     spec = with_catalogue(parse_spec(document), settings.models)
     assert (spec.model, spec.dtype) == ("/models/minilm", "float16")

@@ -1,4 +1,4 @@
-"""Specs on their way to the API: what a user wrote arrives as meant, or is refused in one sentence."""
+"""Specs on their way to the API: they arrive as the user meant them, or are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from jobs.errors import InvalidInput, InvalidModel, InvalidOutput, InvalidSpec, NotFound
 from jobs.specs.inference import parse_spec
 from scheduler.cli.outputs import check_output
-from scheduler.cli.spec_documents import parse_pairs, parse_parameters, read_spec
+from scheduler.cli.spec_documents import parse_needs, parse_pairs, parse_parameters, read_spec
 from scheduler.client.http_client import StokerClient
-from scheduler.client.inference_paths import absolute_path, bring, check_local_inputs
+from scheduler.client.inference_paths import absolute_path, adapt_inference, check_local_inputs
 
 
 class Api:
-    """Stands in for the API: says whether it sees this machine's files, and keeps what is uploaded."""
+    """Replaces the API: knows whether it can read this machine's files, and keeps the uploads."""
 
     def __init__(self, *, shares_files: bool) -> None:
         self._shares_files = shares_files
@@ -39,9 +39,9 @@ def spec(path: str | list[str], **fields: Any) -> dict[str, Any]:
     return {"task": "fill-mask", "model": "org/model", "input": {"path": path}, **fields}
 
 
-def brought(document: dict[str, Any], api: Api) -> dict[str, Any]:
+def adapted(document: dict[str, Any], api: Api) -> dict[str, Any]:
     """The document as the API gets it."""
-    return bring(document, cast(StokerClient, api))
+    return adapt_inference(document, cast(StokerClient, api))
 
 
 @pytest.fixture(autouse=True)
@@ -54,15 +54,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_needs_are_options_of_the_command_line() -> None:
+    needs = parse_needs(["memory=40GB", "labels=a100", "device=cuda", "labels=eu, nvlink"])
+    assert needs == {"memory": "40GB", "device": "cuda", "labels": ["a100", "eu", "nvlink"]}
+    assert parse_spec(spec("a.jsonl", needs=needs)).needs.memory == 40 * 10**9
+    assert parse_needs(["memory=1GB"]) == {"memory": "1GB"}
+    with pytest.raises(InvalidSpec, match="'memory' is set twice"):
+        parse_needs(["memory=1GB", "memory=2GB"])
+
+
 def test_relative_paths_start_where_the_user_stands(folder: Path) -> None:
-    """The daemon's own working directory must not decide what is read."""
+    """Paths must not depend on the daemon's working directory."""
     here = Api(shares_files=True)
     document = spec("a.jsonl", model="models", output={"to": "jsonl", "path": "out.jsonl"})
-    got = brought(document, here)
+    got = adapted(document, here)
     assert got["input"]["path"] == str(folder / "a.jsonl")
     assert got["model"] == str(folder / "models")
     assert got["output"] == {"to": "jsonl", "path": str(folder / "out.jsonl")}
-    assert brought(spec(["a.jsonl", "x*.csv"]), here)["input"]["path"] == [
+    assert adapted(spec(["a.jsonl", "x*.csv"]), here)["input"]["path"] == [
         str(folder / "a.jsonl"),
         str(folder / "x*.csv"),
     ]
@@ -73,7 +82,7 @@ def test_relative_paths_start_where_the_user_stands(folder: Path) -> None:
 @pytest.mark.parametrize("shares_files", [True, False])
 def test_what_is_no_local_file_is_left_as_it_is(path: str, shares_files: bool) -> None:
     """Uploads, URLs and names on the hub would be lost as paths."""
-    assert brought(spec(path), Api(shares_files=shares_files)) == spec(path)
+    assert adapted(spec(path), Api(shares_files=shares_files)) == spec(path)
 
 
 @pytest.mark.parametrize("shares_files", [True, False])
@@ -83,20 +92,20 @@ def test_the_home_of_a_user_that_is_not_known_is_left_to_the_api(shares_files: b
     document = spec(path, model="~no-such-user/model")
     if shares_files:
         document["output"] = {"to": "jsonl", "path": "~no-such-user/out.jsonl"}
-        assert brought(document, Api(shares_files=True)) == document
+        assert adapted(document, Api(shares_files=True)) == document
         assert absolute_path(Path("~no-such-user/module.py")) == "~no-such-user/module.py"
     else:
         with pytest.raises(InvalidInput, match=r"there is no file '~no-such-user/rows\.jsonl'"):
-            brought(document, Api(shares_files=False))
+            adapted(document, Api(shares_files=False))
 
 
 def test_local_inputs_are_uploaded_to_another_machine(folder: Path) -> None:
-    """Else a remote daemon would say that the file is not there."""
+    """Otherwise a remote daemon would not find the file."""
     there = Api(shares_files=False)
-    got = brought(spec(["?.jsonl", "file:file_x"]), there)
+    got = adapted(spec(["?.jsonl", "file:file_x"]), there)
     assert got["input"] == {"path": ["file:file_0", "file:file_1", "file:file_x"], "format": "jsonl"}
     assert there.uploads == {f"file_{n}": (folder / name).read_bytes() for n, name in enumerate(("a.jsonl", "b.jsonl"))}
-    single = brought(spec("c.csv"), there)
+    single = adapted(spec("c.csv"), there)
     assert single["input"] == {"path": "file:file_2", "format": "csv"}
     parse_spec(single)
 
@@ -104,11 +113,11 @@ def test_local_inputs_are_uploaded_to_another_machine(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "error", "words"),
     [
-        (spec("rows"), InvalidInput, "does not tell its format"),
+        (spec("rows"), InvalidInput, "does not show its format"),
         (spec("models"), InvalidInput, "is a folder on this machine"),
-        (spec("z*.jsonl"), InvalidInput, "no file here matches"),
+        (spec("z*.jsonl"), InvalidInput, "no file matches"),
         (spec("missing.jsonl"), InvalidInput, "there is no file"),
-        (spec(["a.jsonl", "c.csv"]), InvalidInput, "have one format"),
+        (spec(["a.jsonl", "c.csv"]), InvalidInput, "must have one format"),
         (spec("a.jsonl", model="./models"), InvalidModel, "is a path on this machine"),
         (spec("a.jsonl", output={"to": "jsonl", "path": "x.jsonl"}), InvalidOutput, "is a path on this machine"),
     ],
@@ -118,13 +127,13 @@ def test_what_another_machine_cannot_get_is_refused(
 ) -> None:
     """A job that cannot work must not be queued."""
     with pytest.raises(error, match=words):
-        brought(document, Api(shares_files=False))
+        adapted(document, Api(shares_files=False))
 
 
 @pytest.mark.parametrize("document", [{}, {"input": 3}, {"input": {"path": 3}}, {"input": {"path": [3]}}])
 def test_documents_that_are_no_specs_reach_the_api(document: dict[str, Any]) -> None:
     """The API words the error; the command must not stumble before it."""
-    assert brought(document, Api(shares_files=True)) == document
+    assert adapted(document, Api(shares_files=True)) == document
 
 
 def test_a_missing_input_is_found_before_anything_is_started() -> None:
@@ -149,7 +158,7 @@ def test_parameters_are_json_where_they_can_be() -> None:
 
 
 def test_specs_are_read_as_yaml_or_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both are what people write by hand and programs pipe."""
+    """People write both, and programs pipe both."""
     (folder / "s.yaml").write_text("task: fill-mask\ninput: {path: a.jsonl}\n")
     assert read_spec("s.yaml") == {"task": "fill-mask", "input": {"path": "a.jsonl"}}
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"task": "fill-mask"}')))
@@ -180,7 +189,7 @@ def test_json_may_be_indented_with_tabs(folder: Path, name: str) -> None:
         (b"parameters: {1: 2}", "parameters: the name of a field must be a text, not 1"),
         (b"name: 2026-01-01", "name: a date is not a value of a spec; put it in quotes"),
         (b"a: &a {b: *a}", "aliases are not allowed in line 1"),
-        (b"task: a\ntask: b", "'task' stands twice in line 2"),
+        (b"task: a\ntask: b", "'task' appears twice in line 2"),
     ],
 )
 def test_a_spec_that_cannot_be_read_is_named(folder: Path, content: bytes, words: str) -> None:
@@ -190,13 +199,13 @@ def test_a_spec_that_cannot_be_read_is_named(folder: Path, content: bytes, words
         read_spec("bad.yaml")
     with pytest.raises(NotFound):
         read_spec("none.yaml")
-    with pytest.raises(InvalidSpec, match="cannot be read"):
+    with pytest.raises(InvalidSpec, match="cannot read"):
         read_spec("models")
 
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("out.xls", "must end in"), ("out", "must end in"), ("nowhere/out.csv", "there is no folder")],
+    [("out.xls", "must end in"), ("out", "must end in"), ("nowhere/out.csv", "is not an existing folder")],
 )
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(path: str, words: str) -> None:
     """Hours of work must not end in a file that cannot be written."""

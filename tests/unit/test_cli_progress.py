@@ -55,7 +55,7 @@ def test_rates_are_those_of_the_last_while() -> None:
 
 
 def test_time_spent_loading_the_model_is_no_slowness() -> None:
-    """Else the first estimate of a job's end would be hours off."""
+    """Otherwise the first estimate of a job's end would be wrong by hours."""
     clock = Clock()
     rates = Rates(clock)
     rates.add(0, 0)
@@ -89,7 +89,7 @@ def training(state: str, done: int, *, total: int = 120, **metrics: float) -> di
 
 
 def test_a_training_that_loads_is_not_slow(capsys: pytest.CaptureFixture[str]) -> None:
-    """Else its first step promised an end hours away, and its beginning read as `0/0 steps`."""
+    """Otherwise its first step would promise an end hours away, and its start would show `0/0 steps`."""
     clock = Clock()
     with JobProgress(clock=clock) as progress:
         for second in range(94):
@@ -105,7 +105,7 @@ def test_a_training_that_loads_is_not_slow(capsys: pytest.CaptureFixture[str]) -
     assert lines[1].endswith("▁, lr 5e-05")
 
 
-def test_a_training_that_is_being_evaluated_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_is_being_evaluated_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
     """`eta 0.0s` stood still for minutes while the last evaluation ran."""
     clock = Clock()
     with JobProgress(clock=clock) as progress:
@@ -126,7 +126,7 @@ def test_a_training_that_waits_for_its_slots_again_has_steps(capsys: pytest.Capt
 
 
 def test_a_training_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time that is left stood last on the line, and was what a small terminal cut off."""
+    """The remaining time must not be the part that a narrow terminal cuts off."""
     drawn = io.StringIO()
     console = Console(file=drawn, force_terminal=True, width=80, color_system=None)
     monkeypatch.setattr("scheduler.cli.progress.stderr", console)
@@ -142,13 +142,13 @@ def test_a_training_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatc
     assert "…" not in drawn.getvalue()
 
 
-def test_the_summary_of_a_training_says_what_it_learned() -> None:
+def test_the_summary_of_a_training_has_its_metrics() -> None:
     """A person who watched a night's training wants to read how good it is, without another command."""
     done = {**training("completed", 120, loss=1.2049, eval_accuracy=0.67206, grad_norm=3.0), "ended_at": 62.0}
     assert summary(done) == "job_1 completed: 120 steps in 1m00s (2 steps/s); eval_accuracy 0.6721, loss 1.205"
 
 
-def test_the_summary_says_what_was_lost() -> None:
+def test_the_summary_has_the_lost_work() -> None:
     """Row errors must be seen without reading the output."""
     done = job("completed", 1000, failed=3, ended_at=12.0)
     assert summary(done) == "job_1 completed: 1,000 rows in 10s (100 rows/s), 3 with a row error"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from scheduler.cli.terminal import cell, clean, clean_json, say, show, show_json, show_json_lines, state_cell
+from scheduler.cli.terminal import cell, clean, clean_json, show, show_json, show_json_lines, show_message, state_cell
 
 BAD = "\x1b[31m \x07 \x7f \x9b31m \x85 \u202e \u2066 \u2069 \u200e \u200f \u061c \u2028"
 TEXT = f"a{BAD}b é 中 \U0001f600"
@@ -38,7 +38,7 @@ def test_json_means_the_same_and_is_harmless(capfd: pytest.CaptureFixture[str]) 
 
 def test_lines_and_sentences_are_harmless(capfd: pytest.CaptureFixture[str]) -> None:
     show(TEXT)
-    say(TEXT)
+    show_message(TEXT)
     shown = capfd.readouterr()
     assert is_harmless(shown.out)
     assert is_harmless(shown.err)

@@ -1,4 +1,4 @@
-"""The client alone: what it sends, what it makes of answers, and how long it bears with an API that is away."""
+"""The client alone: its requests, how it reads responses, and how long it retries an API that is away."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ def test_reading_and_submitting_are_tried_again(failure: Exception | httpx.Respo
 @pytest.mark.parametrize("verb", ["cancel", "retry"])
 def test_what_must_not_happen_twice_is_sent_once(verb: str) -> None:
     flaky = Flaky(1, httpx.ReadError("reset"))
-    with pytest.raises(ServiceUnavailable, match="broke off"):
+    with pytest.raises(ServiceUnavailable, match="lost the connection"):
         getattr(client_over(flaky), verb)("job_1")
     assert len(flaky.requests) == 1
 
 
 def test_nothing_answering_is_one_sentence_with_the_url() -> None:
-    with pytest.raises(ServiceUnavailable, match=r"no Stoker answers at http://stoker\.test \(connection refused\)"):
+    with pytest.raises(ServiceUnavailable, match=r"no Stoker API responds at http://stoker\.test: connection refused"):
         client_over(Flaky(10**6, _REFUSED), retry_seconds=0.01).job("job_1")
     flaky = Flaky(10**6, _REFUSED)
     with pytest.raises(ServiceUnavailable):
         client_over(flaky).health()
-    assert len(flaky.requests) == 1  # asked once: the caller wants to know now
+    assert len(flaky.requests) == 1  # sent once: the caller wants to know now
 
 
 @pytest.mark.parametrize(
@@ -98,18 +98,23 @@ def test_a_key_that_is_none_is_refused_without_being_shown(key: str) -> None:
     assert key not in caught.value.message
 
 
-def test_a_refusal_carries_all_that_the_api_said() -> None:
+def test_a_refusal_carries_the_whole_api_error() -> None:
     error = {"message": "task: unknown", "type": "invalid_request_error", "param": "task", "code": "invalid_spec"}
     answer = httpx.Response(400, json={"error": error}, headers={"x-request-id": "req_1"})
     with pytest.raises(ApiError) as refused:
         client_over(lambda _: answer).submit({})
-    said = refused.value
-    assert (said.status, said.code, said.message, said.param) == (400, "invalid_spec", "task: unknown", "task")
-    assert (said.request_id, said.is_user_error, said.retryable, str(said)) == ("req_1", True, False, "task: unknown")
+    error = refused.value
+    assert (error.status, error.code, error.message, error.param) == (400, "invalid_spec", "task: unknown", "task")
+    assert (error.request_id, error.is_user_error, error.retryable, str(error)) == (
+        "req_1",
+        True,
+        False,
+        "task: unknown",
+    )
 
 
 def refusing(number: int, seconds: str, seen: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Response]:
-    """An API that refuses so many requests for now."""
+    """An API that refuses the first requests temporarily."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         seen.append(request)
@@ -135,14 +140,14 @@ def test_what_is_refused_for_now_is_sent_again(tmp_path: Path) -> None:
         assert seen[0].content == seen[1].content
 
 
-def test_a_refusal_for_longer_than_the_clients_patience_is_told_at_once(tmp_path: Path) -> None:
+def test_a_retry_after_longer_than_the_clients_limit_raises_at_once(tmp_path: Path) -> None:
     seen: list[httpx.Request] = []
     with pytest.raises(ApiError, match="the queue is full") as refused:
         client_over(refusing(9, "30", seen), retry_seconds=5).submit({})
     assert len(seen) == 1
-    said = refused.value
-    assert (said.status, said.code, said.retry_after_seconds) == (429, "x_exceeded", 30.0)
-    assert (said.retryable, said.is_user_error, exit_code_of(said)) == (True, False, 1)
+    error = refused.value
+    assert (error.status, error.code, error.retry_after_seconds) == (429, "x_exceeded", 30.0)
+    assert (error.retryable, error.is_user_error, exit_code_of(error)) == (True, False, 1)
 
 
 def test_an_upload_is_sent_once(tmp_path: Path) -> None:
@@ -189,18 +194,18 @@ def test_requests_carry_the_key_and_stay_on_their_route() -> None:
     assert all(request.headers["authorization"] == "Bearer the-key" for request in seen)
 
 
-def test_a_segment_keeps_only_what_it_is_told_to() -> None:
+def test_a_segment_escapes_all_but_the_given_characters() -> None:
     assert segment("folder/results.parquet", keep="/") == "folder/results.parquet"
     assert segment("a b/c") == "a%20b%2Fc"
     assert segment("..") == "%2E%2E"
 
 
 def test_lists_are_fetched_page_by_page_up_to_the_limit() -> None:
-    asked: list[dict[str, str]] = []
+    requests: list[dict[str, str]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         query = dict(request.url.params)
-        asked.append(query)
+        requests.append(query)
         start, limit = int(query.get("after", -1)) + 1, int(query["limit"])
         data = [{"id": number} for number in range(start, min(start + limit, 250))]
         return httpx.Response(
@@ -208,10 +213,10 @@ def test_lists_are_fetched_page_by_page_up_to_the_limit() -> None:
         )
 
     assert [job["id"] for job in client_over(answer).jobs(state="queued")] == list(range(250))
-    assert [query["limit"] for query in asked] == ["100", "100", "100"]
-    assert all(query["state"] == "queued" for query in asked)
+    assert [query["limit"] for query in requests] == ["100", "100", "100"]
+    assert all(query["state"] == "queued" for query in requests)
     assert len(list(client_over(answer).jobs(limit=130))) == 130
-    assert asked[-1]["limit"] == "30"
+    assert requests[-1]["limit"] == "30"
     assert list(client_over(answer).jobs(limit=0)) == []
 
 
@@ -237,22 +242,22 @@ def test_a_stream_that_ends_without_its_end_event_is_resumed() -> None:
     bodies = iter(
         [
             (event(1), event(2)[:-5], httpx.ReadError("reset")),
-            (b": still here\n\n", event(2), event(3)),  # ended in order, but without saying `end`
+            (b": keep-alive\n\n", event(2), event(3)),  # ended in order, but without saying `end`
             (event(4), b"event: end\ndata: {}\n\n"),
         ]
     )
-    asked: list[str] = []
+    requests: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.headers["last-event-id"])
+        requests.append(request.headers["last-event-id"])
         return event_stream(*next(bodies))
 
     assert [entry["id"] for entry in client_over(answer).events("job_1")] == [1, 2, 3, 4]
-    assert asked == ["0", "1", "3"]
+    assert requests == ["0", "1", "3"]
 
 
-def test_a_stream_that_stays_away_is_given_up_and_a_refused_one_at_once() -> None:
-    with pytest.raises(ServiceUnavailable, match="no Stoker answers"):
+def test_a_stream_gives_up_after_its_limit_or_at_a_refusal() -> None:
+    with pytest.raises(ServiceUnavailable, match="no Stoker API responds"):
         list(client_over(Flaky(10**6, _REFUSED), retry_seconds=0.05).events("job_1"))
     error = {"error": {"message": "there is no job", "type": "t", "param": None, "code": "not_found"}}
     flaky = Flaky(10**6, httpx.Response(404, json=error))
@@ -281,7 +286,7 @@ def test_a_download_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     target.write_text("what was there before")
     broken = Stream(b"half", httpx.RemoteProtocolError("peer closed connection"))
-    with pytest.raises(ServiceUnavailable, match="broke off"):
+    with pytest.raises(ServiceUnavailable, match="lost the connection"):
         client_over(lambda _: httpx.Response(200, stream=broken), retry_seconds=0).results("job_1", target)
     assert target.read_text() == "what was there before"
     bodies = iter([broken, Stream(b"the ", b"whole")])
@@ -292,7 +297,7 @@ def test_a_download_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         client_over(lambda _: httpx.Response(200, stream=Stream(b"x"))).results("job_1", tmp_path / "no" / "out")
 
 
-def test_an_upload_says_its_length_and_sends_the_purpose_first(tmp_path: Path) -> None:
+def test_an_upload_states_its_length_and_sends_the_purpose_first(tmp_path: Path) -> None:
     path = tmp_path / 'a"b\n.jsonl'
     path.write_bytes(b"content")
     seen: list[tuple[int, bytes]] = []
@@ -324,14 +329,14 @@ def event_stream(*blocks: bytes | Exception) -> httpx.Response:
 
 
 def test_events_without_data_are_signs_of_life_only() -> None:
-    text = 'retry: 1000\n\n: still here\n\nid: 7\nevent: log\ndata: {"line": "x: y\u2028z"}\n\n'.encode()
+    text = 'retry: 1000\n\n: keep-alive\n\nid: 7\nevent: log\ndata: {"line": "x: y\u2028z"}\n\n'.encode()
     (message,) = read_events(event_stream(text[:40], text[40:]))
     assert (message.id, message.name, message.data) == (7, "log", {"line": "x: y\u2028z"})
 
 
 def test_signs_of_life_do_not_put_off_a_deadline() -> None:
     with pytest.raises(TimeoutError):
-        list(read_events(event_stream(b": still here\n\n"), deadline=0.0))
+        list(read_events(event_stream(b": keep-alive\n\n"), deadline=0.0))
 
 
 class Receiving(httpx.BaseTransport):

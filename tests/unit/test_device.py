@@ -16,7 +16,7 @@ def test_without_a_gpu_the_cpu_is_picked() -> None:
 
 
 def test_auto_is_float32_on_a_cpu() -> None:
-    """Results equal the pipeline's where nothing else was asked for."""
+    """By default results equal the pipeline's."""
     assert device.resolve_dtype("auto", torch.device("cpu")) is torch.float32
     assert device.resolve_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
 
@@ -68,16 +68,9 @@ def test_a_real_cpu_allocation_failure_is_out_of_memory() -> None:
     ],
 )
 def test_what_an_error_means(error: Exception, out_of_memory: bool, poisoned: bool) -> None:
-    """Taken for the wrong kind, an error costs good rows or keeps a dead GPU at work."""
+    """An error of the wrong kind would cost good rows, or keep a broken GPU in use."""
     assert device.is_out_of_memory(error) is out_of_memory
     assert device.is_poisoned(error) is poisoned
-
-
-def test_one_line_is_one_line() -> None:
-    """A row error never carries a traceback or a page of text."""
-    assert device.one_line(ValueError("first\nsecond")) == "ValueError: first"
-    assert device.one_line(KeyError()) == "KeyError"
-    assert len(device.one_line(ValueError("x" * 10_000))) == 300
 
 
 def test_prepare_divides_the_cores() -> None:

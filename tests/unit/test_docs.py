@@ -1,4 +1,4 @@
-"""The pages lead where they say and name only what there is: links, headings, commands, options, settings, fields."""
+"""Links of the docs lead somewhere, and their commands, options, settings and fields exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 import typer
 
 from jobs.config.settings import Settings
-from jobs.specs.inference import InferenceSpec, InputSpec, parse_spec
+from jobs.specs.array_spec import parse_submission
+from jobs.specs.inference import InferenceSpec, InputSpec
 from scheduler.cli import command_line as cli
 from scheduler.client.plain_data import parse_document
 
@@ -63,6 +64,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         found = (page.parent / path).resolve() if path else page
         assert found.exists(), target
         assert not anchor or anchor in anchors(found), target
+
+
+@every_page
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    for name in re.findall(r"`((?:jobs|scheduler|worker|tests|ops)/[\w/.-]+)`", prose(page)):
+        assert (ROOT / name).exists(), name
 
 
 # -- commands ------------------------------------------------------------------------------------------------------
@@ -115,7 +122,11 @@ def test_a_wrong_command_would_be_found(wrong: str) -> None:
         check_command(wrong.split())
 
 
-def test_the_commands_page_tells_every_command_and_option() -> None:
+SHARED = {"--json", "--url", "--data-dir", "--help"}
+"""Options that the page explains once for all commands."""
+
+
+def test_the_commands_page_has_every_command_and_option() -> None:
     text = (ROOT / "ops" / "docs" / "cli.md").read_text(encoding="utf-8")
     sections = {part.splitlines()[0]: part for part in text.split("\n## ")[1:]}
 
@@ -124,10 +135,13 @@ def test_the_commands_page_tells_every_command_and_option() -> None:
             for name, each in command.commands.items():
                 check(each, f"{path} {name}")
             return
-        found = [part for title, part in sections.items() if re.fullmatch(rf"{path}( \[?[A-Z]+\]?)?", title)]
+        found = [part for title, part in sections.items() if re.fullmatch(rf"{path}( \[?[A-Z]+\]?)*", title)]
         assert len(found) == 1, path
         for option in (name for each in command.params for name in each.opts if name.startswith("--")):
             assert option == "--help" or re.search(rf"`{option}\b", found[0]), f"{path} {option}"
+        assert command.help in found[0], path
+        for text in (each.help for each in command.params if not SHARED.intersection(each.opts)):
+            assert text in found[0] or text.startswith(("Id of", "Priority")), f"{path}: {text}"
 
     check(typer.main.get_command(cli.app), "stoker")
 
@@ -146,7 +160,7 @@ def test_every_spec_that_is_shown_is_one(page: Path) -> None:
     for block in blocks(page, "yaml"):
         document = parse_document(block.encode(), name=page.name, is_yaml=True)
         if "task" in document or "kind" in document:
-            parse_spec(document)
+            parse_submission(document)
         else:  # a part of one
             assert set(document) <= set(InferenceSpec.model_fields)
             InputSpec.model_validate(document["input"])
@@ -156,3 +170,20 @@ def test_every_spec_that_is_shown_is_one(page: Path) -> None:
 def test_every_piece_of_python_can_be_compiled(page: Path) -> None:
     for block in blocks(page, "python"):
         ast.parse(block)
+
+
+# -- the rooms -----------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_of_the_rooms_is_the_tree() -> None:
+    page = (ROOT / "ops" / "docs" / "architecture.md").read_text(encoding="utf-8")
+    pictured: set[str] = set()
+    path: list[str] = []
+    for line in page.split("\n## The rooms\n")[1].split("```")[1].splitlines():
+        name = line.lstrip(" ").split(" ")[0]
+        if name.endswith("/"):
+            depth = (len(line) - len(line.lstrip(" "))) // 2
+            path = [*path[:depth], name.rstrip("/")]
+            pictured.add("/".join(path))
+    files = (path for package in ("jobs", "scheduler", "worker") for path in (ROOT / package).rglob("*.py"))
+    assert pictured == {str(path.parent.relative_to(ROOT)) for path in files}

@@ -64,7 +64,7 @@ def test_csv_has_four_columns_with_json_text(tmp_path: Path) -> None:
     ],
 )
 def test_csv_keys_are_no_formulas_and_other_formats_keep_them(tmp_path: Path, key: str, cell: str) -> None:
-    """A spreadsheet that opens an export must not run what a stranger put into a row."""
+    """A spreadsheet that opens an export must not run a formula that came in with a row."""
     result = Result(0, key, -1.5)
     export_results([result], "csv", tmp_path / "out.csv", vector_output=False)
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
@@ -135,24 +135,24 @@ def test_an_older_file_is_replaced_and_the_umask_rules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("missing/out.csv", "No such file or directory"),
         ("file/out.csv", "Not a directory"),
-        ("folder", "is there already and is not a regular file"),
-        ("link", "is there already and is not a regular file"),
-        ("pipe", "is there already and is not a regular file"),
+        ("folder", "exists already and is not a regular file"),
+        ("link", "exists already and is not a regular file"),
+        ("pipe", "exists already and is not a regular file"),
         ("x" * 300, "File name too long"),
         ("a\0b", "null byte"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_said_in_one_sentence(name: str, said: str, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_one_sentence(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "file")
     os.mkfifo(tmp_path / "pipe")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(InvalidOutput, match=said) as refused:
+    with pytest.raises(InvalidOutput, match=message) as refused:
         export_results(ROWS, "jsonl", tmp_path / name, vector_output=False)
     assert refused.value.param == "output.path"
     assert "\n" not in str(refused.value)
@@ -160,7 +160,7 @@ def test_an_output_that_cannot_be_written_is_said_in_one_sentence(name: str, sai
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a user of one's own is needed to lose a permission")
-def test_a_folder_without_permission_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_a_folder_without_permission_is_a_user_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     os.seteuid(65534)
     try:
@@ -200,7 +200,7 @@ def test_a_finished_artifact_is_delivered_whole(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.jsonl", "store"]
 
 
-def test_delivering_what_is_not_there_keeps_the_older_file(tmp_path: Path) -> None:
+def test_a_missing_result_keeps_the_older_output_file(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(b"older")
     with pytest.raises(NotFound):
@@ -209,8 +209,8 @@ def test_delivering_what_is_not_there_keeps_the_older_file(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_next_writer_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
-    """Else each death while delivering would leave a hidden file as large as the output in the user's folder."""
+def test_the_next_writer_removes_the_files_of_a_killed_one(tmp_path: Path) -> None:
+    """Otherwise each death during the export would leave a hidden file as large as the output in the user's folder."""
     script = (
         "import os, sys; from pathlib import Path; from jobs.data.atomic import write_aside\n"
         "with write_aside(Path(sys.argv[1])) as out:\n"

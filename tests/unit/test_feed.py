@@ -15,17 +15,19 @@ from jobs.data.rows import Row, RowError
 from jobs.data.sources import ChunkRange, Source
 from jobs.db.database import Database
 from jobs.errors import InvalidInput, LostLease, ServiceUnavailable
-from jobs.ledger import chunks, leases
+from jobs.ledger import chunks
 from jobs.ledger.chunks import Claim
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing import leases
+from jobs.ledger.leasing.leases import WorkingLease
 from tests.conftest import wait_until
 from tests.support.leased_job import LeasedJob, threads_of_the_pipeline
 from tests.support.scripted_model import ScriptedModel
 from worker.inference.budget import Budget
-from worker.inference.chunks import RowBatch
+from worker.inference.chunks import OpenChunk, RowBatch
 from worker.inference.claiming import ClaimWindow, fair_share
 from worker.inference.engine import InferenceEngine
 from worker.inference.feed import Feed
+from worker.inference.stages import Channel
 from worker.wire.pulse import Pulse
 
 RECORDS = [{"id": f"r{number}", "text": "word " * (number % 7 + 1) + f"{number}"} for number in range(80)]
@@ -58,7 +60,7 @@ class BrokenSource:
 
 
 class Harness:
-    """A feed over a real lease, with a device that takes what it is given."""
+    """A feed over a real lease, with a device that accepts every batch."""
 
     def __init__(
         self,
@@ -127,7 +129,25 @@ def test_a_row_that_cannot_be_tokenized_is_settled_and_not_computed(
     assert [one.row.key for one in good.members] == ["d"]
 
 
-def test_a_chunk_that_was_given_up_is_not_computed(leased: LeasedJob) -> None:
+@pytest.mark.parametrize(("crashes", "num_rows"), [((0, 0), 8), ((1, 0), 0), ((0, 1), 0)])
+def test_a_chunk_that_crashed_a_runner_is_encoded_by_itself(
+    leased: LeasedJob, crashes: tuple[int, int], num_rows: int
+) -> None:
+    """Encoding begins with the following chunk early, so a crash could be blamed on the wrong one of the two."""
+    harness = Harness(leased)
+    harness.take_all()
+    assert harness.feed.close() is None
+    one, following = (
+        OpenChunk(Claim(start, start + 8, {}, 1, number), [Row(row, None, {}) for row in range(start, start + 8)])
+        for start, number in zip((0, 8), crashes, strict=True)
+    )
+    harness.feed._read_chunks = Channel(1)
+    assert len(harness.feed._following_rows(one)) == 0
+    harness.feed._read_chunks.put(following)
+    assert len(harness.feed._following_rows(one)) == num_rows
+
+
+def test_an_abandoned_chunk_is_not_computed(leased: LeasedJob) -> None:
     """A poison row must not get a further runner to kill; its row error keeps the user's key."""
     leased.set_chunk(8, error='{"code": "poison_row", "message": "it killed two runners"}')
     harness = Harness(leased)
@@ -152,9 +172,8 @@ def test_one_row_that_breaks_the_tokenizer_is_found(leased: LeasedJob) -> None:
     batches = harness.take_all()
     assert harness.feed.close() is None
     assert sum(len(batch.members) for batch in batches) == 79
-    chunk = next(batch.chunk for batch in batches if batch.chunk.start_row == 8)
-    assert 13 not in [one.row.row_index for one in chunk.encoded]
-    assert len(chunk.encoded) == 7
+    computed = [one.row.row_index for batch in batches if batch.chunk.start_row == 8 for one in batch.members]
+    assert sorted(computed) == [8, 9, 10, 11, 12, 14, 15]
 
 
 def test_a_changed_input_fails_the_job(leased: LeasedJob) -> None:
@@ -214,7 +233,7 @@ def test_closing_frees_stages_that_wait_on_full_channels(leased: LeasedJob) -> N
 
 
 def test_a_lost_lease_ends_the_feed(leased: LeasedJob) -> None:
-    """A zombie must not go on reading for work that is somebody else's."""
+    """A lost owner must not read on for work that belongs to another slot."""
     harness = Harness(leased)
     assert harness.next() is not None
     leases.release(leased.database, harness.lease.lease_id, "a test took it away")

@@ -53,7 +53,7 @@ def test_too_many_wildcards_are_refused() -> None:
             local_matches(pattern)
 
 
-def test_a_glob_that_looks_at_too_much_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_glob_that_reads_too_many_entries_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(globs, "MOST_GLOB_NAMES", 100)
     for number in range(60):
         (tmp_path / f"d{number}" / "e").mkdir(parents=True)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import stat
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from jobs.config.settings import Settings
 from jobs.db import migrations
 from jobs.db.database import Database
 from jobs.errors import Conflict, InvalidSpec, NotFound
+from scheduler.admin import key_cache
+from scheduler.admin.key_cache import FRESH_SECONDS, KeyCache
 from scheduler.admin.keys import create_key, ensure_local_key, find_key, list_keys, revoke_key
 
 
@@ -44,6 +48,57 @@ def test_a_key_is_found_by_its_secret_alone(database: Database) -> None:
     assert (found.id, found.name, found.project) == (key.id, "ci", "search")
     for wrong in ("", key.secret[:-1], key.secret + "x", key.secret.upper(), found.sha256, "\udcff"):
         assert find_key(database, wrong) is None
+
+
+def test_a_key_is_read_once_a_second_and_a_revoked_one_is_noticed_then(database: Database) -> None:
+    clock = ManualClock()
+    keys = KeyCache(database, clock=clock)
+    key = create_key(database, "ci")
+    statements = counted_statements(database)
+    found = [keys.find(key.secret) for _ in range(50)]
+    assert {each.id for each in found if each is not None} == {key.id}
+    assert statements.total() == 1
+    revoke_key(database, key.id)
+    clock.now += FRESH_SECONDS * 0.99
+    assert keys.find(key.secret) is not None
+    clock.now += FRESH_SECONDS * 0.02
+    assert keys.find(key.secret) is None
+    assert keys.find(key.secret) is None
+
+
+def test_wrong_keys_are_looked_up_each_time_and_not_remembered(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_cache, "_MOST_KEYS", 3)
+    keys = KeyCache(database, clock=ManualClock())
+    statements = counted_statements(database)
+    assert [keys.find(f"wrong-{number % 2}") for number in range(10)] == [None] * 10
+    assert statements.total() == 10
+    assert not keys._found
+    made = [create_key(database, str(number)) for number in range(5)]
+    assert all(keys.find(key.secret) is not None for key in made)
+    assert len(keys._found) == 3
+    assert keys.find(made[0].secret) is not None
+
+
+class ManualClock:
+    """Seconds that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def counted_statements(database: Database) -> Counter[str]:
+    """Counts the statements that read keys."""
+    counts: Counter[str] = Counter()
+
+    def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        counts.update(["read"] if statement.startswith("SELECT") and "api_keys" in statement else [])
+
+    event.listen(database.engine, "before_cursor_execute", count)
+    return counts
 
 
 @pytest.mark.parametrize("name", ["", "*", "a b", "-a", "a/b", "ä", "x" * 101])

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from jobs.config.limits import ProjectLimits, limits_of
 from jobs.config.settings import Settings
-from jobs.ledger.usage import seconds_until
+from jobs.ledger.accounts.usage import seconds_until
 from scheduler.embedded.environment import settings_environment
 
 

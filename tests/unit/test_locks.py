@@ -1,4 +1,4 @@
-"""Locks between processes: exclusive, given back with the descriptor, and waited for no longer than was said."""
+"""Locks between processes: exclusive, released with the descriptor, and with a limit on the wait."""
 
 from __future__ import annotations
 

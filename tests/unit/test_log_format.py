@@ -1,4 +1,4 @@
-"""The worker's log tells a trouble with Redis once and on one line, and every other error with its traceback."""
+"""The worker's log has a failure of Redis once and on one line, and every other error with its traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import redis
 from kombu.exceptions import OperationalError
 
-from worker.log_format import RedisTroubles
+from worker.log_format import RedisErrors
 
 REFUSED = "MISCONF Redis is configured to save RDB snapshots, but cannot"
 
@@ -20,7 +20,7 @@ def written() -> Iterator[io.StringIO]:
     """What a handler with the filter writes of the logger `celery.worker`."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.addFilter(RedisTroubles())
+    handler.addFilter(RedisErrors())
     logger = logging.getLogger("celery.worker")
     logger.addHandler(handler)
     yield stream

@@ -63,8 +63,16 @@ def test_a_warm_model_is_not_loaded_again(cache: ModelCache, loader: Loader) -> 
     assert loader.loaded == ["one"]
 
 
+def test_the_time_of_loading_is_known_and_a_warm_model_takes_none(cache: ModelCache) -> None:
+    """It decides whether other slots load the model too."""
+    cache.get(ref_of("one"), {})
+    assert cache.loading_seconds > 0
+    cache.get(ref_of("one"), {})
+    assert cache.loading_seconds == 0
+
+
 def test_the_least_recently_used_model_makes_room(cache: ModelCache, loader: Loader) -> None:
-    """Memory holds as many models as the operator said, the ones in use."""
+    """Memory holds the configured number of models, the most recently used ones."""
     for name in ("one", "two", "one", "three"):
         cache.get(ref_of(name), {})
     assert cache.keys() == ["fill-mask|one|auto", "fill-mask|three|auto"]

@@ -83,7 +83,7 @@ def test_a_config_far_larger_than_its_weights_is_refused(
     config: dict[str, Any], folder: Path, settings: Settings
 ) -> None:
     (folder / "config.json").write_text(json.dumps(config))
-    assert "config.json says" in refused(folder, settings)
+    assert "config.json has" in refused(folder, settings)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, settings: Setting
             "vocab.txt": "\n".join(words),
         }[name]
         (folder / name).write_text(text)
-        assert "ids up to 8, but the model has vectors for 4 tokens only" in refused(folder, settings)
+        assert "ids up to 8, but the model has vectors for only 4 tokens" in refused(folder, settings)
         (folder / name).unlink()
 
 
@@ -125,7 +125,7 @@ def test_a_vocabulary_smaller_than_the_table_passes(folder: Path, settings: Sett
 
 
 @pytest.mark.parametrize("task", ["zero-shot-image-classification", "automatic-speech-recognition", "fill-mask"])
-def test_a_task_that_needs_a_tokenizer_says_so(task: str, folder: Path, settings: Settings) -> None:
+def test_a_missing_tokenizer_is_an_error_that_names_it(task: str, folder: Path, settings: Settings) -> None:
     (folder / "tokenizer.json").unlink()
     assert f"has no tokenizer (tokenizer.json, tokenizer_config.json, vocab.txt, ...), which '{task}' needs" in refused(
         folder, settings, task
@@ -133,9 +133,18 @@ def test_a_task_that_needs_a_tokenizer_says_so(task: str, folder: Path, settings
 
 
 @pytest.mark.parametrize("task", ["image-classification", "audio-classification", "image-text-to-text"])
-def test_a_task_that_needs_a_preprocessor_says_so(task: str, folder: Path, settings: Settings) -> None:
+def test_a_missing_preprocessor_is_an_error_that_names_it(task: str, folder: Path, settings: Settings) -> None:
     (folder / "preprocessor_config.json").unlink()
     assert f"has no preprocessor_config.json, which '{task}' needs" in refused(folder, settings, task)
+
+
+@pytest.mark.parametrize("task", ["image-classification", "text-generation", "embeddings"])
+@pytest.mark.parametrize(("text", "reason"), [("{", "is not valid JSON"), ("[]", "does not contain a JSON object")])
+def test_a_damaged_preprocessor_is_an_error_that_names_it(
+    task: str, text: str, reason: str, folder: Path, settings: Settings
+) -> None:
+    (folder / "preprocessor_config.json").write_text(text)
+    assert refused(folder, settings, task).endswith(f"its preprocessor_config.json {reason}")
 
 
 @pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json", "chat_template.json"])
@@ -174,7 +183,7 @@ def test_a_shard_outside_the_folder_is_refused(folder: Path, settings: Settings,
     for name in ("../other.safetensors", str(tmp_path / "models" / "other.safetensors"), "a/../x", ".."):
         index = {"weight_map": {EMBEDDINGS: name}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        assert "leads outside the model's folder" in refused(folder, settings)
+        assert "names a file outside the model's folder" in refused(folder, settings)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
@@ -183,15 +192,15 @@ def test_a_link_out_of_the_roots_is_forbidden(file: str, folder: Path, settings:
     outside.write_bytes((folder / file).read_bytes() if (folder / file).exists() else b"")
     (folder / file).unlink(missing_ok=True)
     (folder / file).symlink_to(outside)
-    assert f"its {file} leads outside the folders allowed here" in refused(folder, settings, error=Forbidden)
+    assert f"its {file} is a link to a file outside the allowed folders" in refused(folder, settings, error=Forbidden)
 
 
-def test_a_link_to_stokers_own_files_is_forbidden_whatever_the_roots(folder: Path, tmp_path: Path) -> None:
+def test_a_link_to_stokers_own_files_is_forbidden_in_any_root(folder: Path, tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     (data_dir / "local.key").write_text("secret")
     (folder / "chat_template.jinja").symlink_to(data_dir / "local.key")
-    assert "its chat_template.jinja leads outside" in refused(
+    assert "its chat_template.jinja is a link to a file outside" in refused(
         folder, Settings(input_roots=[Path("/")], data_dir=data_dir), error=Forbidden
     )
 

@@ -1,4 +1,4 @@
-"""What is wrong with a model is said when a job is submitted, in one sentence, without loading anything."""
+"""Faults of a model are reported when a job is submitted, in one sentence, without loading the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobs.specs.inference import parse_spec
 from jobs.specs.parameters import PARAMETERS, read_parameters
 from jobs.specs.parameters.text_tasks import EmbeddingsParameters
 from jobs.specs.tasks import TASKS
-from scheduler.control.planner import check_submission
+from scheduler.control.planning.planner import check_submission
 
 TENSOR = {"weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
@@ -90,14 +90,14 @@ def test_hub_ids_pass(model: str, settings: Settings) -> None:
     "model", ["a/b/c", "org/", "org/na me", "org/name@", "-x", "s3://bucket/model", "org//name", "ü/x"]
 )
 def test_what_is_neither_a_folder_nor_a_hub_id(model: str, settings: Settings) -> None:
-    """A typing error would wait for a worker before it is told."""
-    assert "neither a folder that exists nor a hub id" in _refused(model, settings)
+    """Otherwise a typing error would be reported only by a worker."""
+    assert "neither an existing folder nor a hub id" in _refused(model, settings)
 
 
 def test_another_jobs_model_lies_where_workers_fetch_it_to(settings: Settings) -> None:
     """`job:<id>` would be looked for on the hub, or anywhere on the machine."""
     assert local_model("job:job_1", settings) == settings.data_dir / "job-models" / "job_1"
-    assert "job's id" in _refused("job:../../etc", settings)
+    assert "no valid job id" in _refused("job:../../etc", settings)
 
 
 def test_models_outside_the_roots_are_forbidden(tmp_path: Path, folder: Path) -> None:
@@ -125,15 +125,15 @@ def _replace_weights(name: str) -> Callable[[Path], object]:
         (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
         (_write("config.json", b"{"), "config.json is not valid JSON"),
         (_write("config.json", b"\xff"), "config.json is not valid JSON"),
-        (_write("config.json", b"[1]"), "config.json does not hold a JSON object"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "there is no model.safetensors"),
+        (_write("config.json", b"[1]"), "config.json does not contain a JSON object"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
         (_replace_weights("pytorch_model.bin"), "only in pytorch_model.bin, a pickle"),
         (_replace_weights("tf_model.h5"), "only in tf_model.h5"),
-        (_write("model.safetensors", b""), "cut off"),
+        (_write("model.safetensors", b""), "truncated"),
         (_write("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid"), "not a safetensors file"),
-        (_write("model.safetensors", _safetensors(data=bytes(7))), "cut off"),
-        (_write("model.safetensors", _safetensors()[:-40]), "cut off"),
-        (_write("model.safetensors", _safetensors(data=bytes(9))), "added to"),
+        (_write("model.safetensors", _safetensors(data=bytes(7))), "truncated"),
+        (_write("model.safetensors", _safetensors()[:-40]), "truncated"),
+        (_write("model.safetensors", _safetensors(data=bytes(9))), "has extra bytes"),
         (_write("model.safetensors", _safetensors(header=[1])), "is not a safetensors file"),
         (_write("model.safetensors", _safetensors(header={"w": {}})), "is not a safetensors file"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
@@ -145,7 +145,7 @@ def test_damaged_folders(folder: Path, settings: Settings, damage: Callable[[Pat
     assert reason in _refused(folder, settings)
 
 
-def test_an_adapter_is_told_apart(folder: Path, settings: Settings) -> None:
+def test_an_adapter_is_recognized(folder: Path, settings: Settings) -> None:
     """An adapter would be called a model without weights."""
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text("{}")
@@ -186,7 +186,7 @@ def test_a_model_without_the_tasks_head(
     if passes:
         check_model(str(folder), task, settings)
     else:
-        assert f"it is a {architecture}, which has no {task} head" in _refused(folder, settings, task)
+        assert f"its architecture is {architecture}, which has no {task} head" in _refused(folder, settings, task)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_model_without_the_tasks_head(
             "the module 'sentence_transformers.models.LSTM'",
         ),
         ('[{"type": "custom.Transformer", "path": ""}]', "the module 'custom.Transformer'"),
-        ('[{"type": "sentence_transformers.models.Transformer", "path": "../.."}]', "leads outside"),
+        ('[{"type": "sentence_transformers.models.Transformer", "path": "../.."}]', "names a folder outside"),
         (
             '[{"type": "sentence_transformers.models.Transformer", "path": ""},'
             ' {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]',
@@ -319,7 +319,7 @@ def test_possible_parameters_pass(task: str, parameters: dict[str, Any]) -> None
         ("text-generation", {"temperature": float("nan")}, "temperature", "a number from 0"),
         ("text-generation", {"top_p": 0}, "top_p", "a number above 0 and up to 1"),
         ("text-generation", {"repetition_penalty": 0}, "repetition_penalty", "a number above 0"),
-        ("text-generation", {"seed": 2**63}, "seed", "a whole number of 64 bits"),
+        ("text-generation", {"seed": 2**63}, "seed", "a 64-bit whole number"),
         ("text-generation", {"stop": ["a", ""]}, "stop", "none of them empty"),
         ("text-generation", {"stop": ["a"] * 17}, "stop", "a list of at most 16"),
         ("text-generation", {"n": 129}, "n", "a whole number from 1 to 128"),
@@ -343,6 +343,7 @@ def test_possible_parameters_pass(task: str, parameters: dict[str, Any]) -> None
         ("mask-generation", {"points_per_batch": 0.5}, "points_per_batch", "a whole number from 1"),
         ("automatic-speech-recognition", {"chunk_length_s": -1}, "chunk_length_s", "a number from 0"),
         ("automatic-speech-recognition", {"return_timestamps": "words"}, "return_timestamps", "'char' or 'word'"),
+        ("automatic-speech-recognition", {"return_segments": True}, "return_segments", "`return_timestamps: word`"),
         ("automatic-speech-recognition", {"trust_remote_code": True}, "trust_remote_code", "no parameter"),
         (
             "automatic-speech-recognition",
@@ -355,19 +356,19 @@ def test_possible_parameters_pass(task: str, parameters: dict[str, Any]) -> None
         ("image-text-to-text", {"max_new_tokens": 0}, "max_new_tokens", "a whole number from 1"),
         ("any-to-any", {"skip_special_tokens": "no"}, "skip_special_tokens", "true or false"),
         ("zero-shot-classification", {"candidate_labels": []}, "candidate_labels", "a list of labels"),
-        ("token-classification", {"stride": 5}, "stride", "goes with an aggregation_strategy other than none"),
+        ("token-classification", {"stride": 5}, "stride", "needs an aggregation_strategy other than none"),
         (
             "token-classification",
             {"stride": 0, "aggregation_strategy": "none"},
             "stride",
-            "goes with an aggregation_strategy other than none",
+            "needs an aggregation_strategy other than none",
         ),
-        ("token-classification", {"delimiter": "-"}, "delimiter", "goes with is_split_into_words"),
+        ("token-classification", {"delimiter": "-"}, "delimiter", "can only be used with is_split_into_words"),
         (
             "feature-extraction",
             {"truncation": True, "tokenize_kwargs": {"truncation": True}},
             "tokenize_kwargs.truncation",
-            "does not go with parameters.truncation",
+            "cannot be used with parameters.truncation",
         ),
         (
             "feature-extraction",
@@ -385,14 +386,14 @@ def test_possible_parameters_pass(task: str, parameters: dict[str, Any]) -> None
             "image-text-to-text",
             {"max_new_tokens": 5, "generate_kwargs": {"max_new_tokens": 5}},
             "generate_kwargs.max_new_tokens",
-            "does not go with parameters.max_new_tokens",
+            "cannot be used with parameters.max_new_tokens",
         ),
         ("any-to-any", {"processor_kwargs": {"text": "a"}}, "processor_kwargs.text", "cannot be set"),
         (
             "any-to-any",
             {"return_full_text": False, "return_tensors": True},
             "return_tensors",
-            "does not go with parameters.return_full_text",
+            "cannot be used with parameters.return_full_text",
         ),
     ],
 )
@@ -417,7 +418,7 @@ def test_checking_needs_no_torch() -> None:
 
 
 def test_a_model_of_the_catalogue_may_lie_outside_the_roots(folder: Path, tmp_path: Path) -> None:
-    """Who lists a folder has said that it may be used."""
+    """An operator who lists a folder allows its use."""
     closed = Settings(input_roots=[])
     with pytest.raises(Forbidden):
         check_model(str(folder), "embeddings", closed)

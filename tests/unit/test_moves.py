@@ -17,7 +17,7 @@ ROOT = Path(jobs.__file__).parent.parent
 
 def test_a_change_that_the_table_lacks_is_refused() -> None:
     job = Job(id="job_1", kind="inference", state=JobState.COMPLETED, spec={}, created_at=0.0)
-    with pytest.raises(ValueError, match="a JobState never changes from completed to running"):
+    with pytest.raises(ValueError, match="a JobState cannot change from completed to running"):
         move(job, JobState.RUNNING)
     assert job.state is JobState.COMPLETED
     with pytest.raises(ValueError, match="from done to pending"):
@@ -33,7 +33,7 @@ def test_a_row_may_stay_in_an_expected_state() -> None:
 
 
 def test_equal_words_of_two_kinds_of_states_have_their_own_tables() -> None:
-    with pytest.raises(ValueError, match="a BatchState never changes from cancelling to failed"):
+    with pytest.raises(ValueError, match="a BatchState cannot change from cancelling to failed"):
         move(Batch(state=BatchState.CANCELLING), BatchState.FAILED)
     assert JobState.FAILED in TRANSITIONS[JobState][JobState.CANCELLING]
 
@@ -43,7 +43,7 @@ def test_every_state_has_a_row_in_its_table(states: type) -> None:
     assert set(TRANSITIONS[states]) == set(states)  # type: ignore[call-overload]
 
 
-def test_a_silent_slot_may_say_first_that_it_is_broken() -> None:
+def test_an_unheard_slot_may_report_first_that_it_is_broken() -> None:
     assert TRANSITIONS[SlotState][SlotState.OFFLINE] == {SlotState.ONLINE, SlotState.BROKEN}
 
 

@@ -1,4 +1,4 @@
-"""Paths of a spec stay under the configured roots, whatever links and dots they are written with."""
+"""Paths of a spec stay under the configured roots, through any links and dots."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_paths_under_a_root_are_resolved(root: Path, settings: Settings) -> None
 
 
 def test_ways_out_of_the_roots_are_refused(root: Path, settings: Settings, tmp_path: Path) -> None:
-    """A spec must not read or overwrite what the operator did not open."""
+    """A spec must not read or overwrite files that the operator did not allow."""
     (tmp_path / "secret").write_text("")
     (root / "link").symlink_to(tmp_path / "secret")
     (root / "folder").symlink_to(tmp_path)
@@ -130,7 +130,7 @@ def test_a_path_that_links_make_too_long_is_refused(root: Path, settings: Settin
 
 
 def test_stokers_own_files_are_refused_wherever_the_roots_lie(tmp_path: Path) -> None:
-    """A project's key must not read the local key, the database or what others have uploaded."""
+    """A project's key must not read the local key, the database or the uploads of others."""
     own = Settings(
         data_dir=tmp_path / "data",
         database_url=f"sqlite:///{tmp_path}/jobs.db",
@@ -167,7 +167,7 @@ def test_the_file_of_settings_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_store_in_a_bucket_is_refused() -> None:
     open_machine = Settings(input_roots=[Path("/")], store_url="s3://bucket/stoker/")
     for url in ("s3://bucket/stoker/uploads/file_a", "s3a://bucket/stoker/uploads/*", "S3://bucket/stoker"):
-        with pytest.raises(Forbidden, match="own store"):
+        with pytest.raises(Forbidden, match="Stoker's artifact store"):
             check_input_url(url, open_machine)
     check_input_url("s3://bucket/stoker-data/a.jsonl", open_machine)
 
@@ -189,8 +189,8 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(root: Path, 
     (root / "file").write_text("")
     for path, reason in (
         (root, "is a directory"),
-        (root / "no" / "out.jsonl", "no folder"),
-        (root / "file" / "out.jsonl", "no folder"),
+        (root / "no" / "out.jsonl", "does not exist"),
+        (root / "file" / "out.jsonl", "does not exist"),
         (root / "pipe", "not a regular file"),
     ):
         with pytest.raises(InvalidOutput, match=reason) as refused:
@@ -201,7 +201,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(root: Path, 
 def test_an_output_folder_without_write_permission_is_refused(
     root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if os.geteuid() == 0:  # for root every folder is writable; the kernel's answer is what is simulated
+    if os.geteuid() == 0:  # for root every folder is writable, so the kernel's answer is simulated
         monkeypatch.setattr(os, "access", lambda path, mode: False)
     else:
         root.chmod(0o500)

@@ -1,4 +1,4 @@
-"""A job computes with what was there when it was submitted: any change of a model's files is noticed."""
+"""A job uses the model's files as they were at its submission: every change of them is detected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.access.pins import PinnedRevision, Pins, check_pin, pin_path
 from jobs.config.settings import Settings
 from jobs.errors import InvalidModel, InvalidSpec
 from jobs.ledger.job_pins import check_spec, pin_spec, stamp_spec
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import JobSpec, TrainingSpec, parse_spec
 
 
@@ -85,7 +85,7 @@ def test_files_that_loading_does_not_read_may_change(folder: Path) -> None:
     check_pin(pin, folder, name="m")
 
 
-def test_a_folder_that_is_gone_is_said_to_be_gone(folder: Path) -> None:
+def test_a_folder_that_is_gone_is_reported_as_gone(folder: Path) -> None:
     pin = pin_path(folder, name="m")
     shutil.rmtree(folder)
     with pytest.raises(InvalidModel, match="was removed after the job was submitted"):
@@ -108,7 +108,7 @@ def test_a_copy_on_another_host_passes_by_its_contents(
         check_pin(pin, copy, name="m")
 
 
-def test_a_large_file_is_told_apart_by_blocks_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_identified_by_blocks_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins, "_WHOLE_BYTES", 100)
     monkeypatch.setattr(pins, "_BLOCK_BYTES", 4)
     paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
@@ -181,7 +181,7 @@ def test_a_hub_id_that_has_become_a_folder_or_ceased_to_be_one_is_refused(
     settings, spec = Settings(input_roots=[folder.parent]), _inference("model")
     of_folder = stamp_spec(spec, settings)
     check_spec(spec, of_folder, settings)
-    with pytest.raises(InvalidModel, match=r"^model 'model': a folder of this name has appeared after the job was"):
+    with pytest.raises(InvalidModel, match=r"^model 'model': a folder of this name was created after the job was"):
         check_spec(spec, Pins(), settings)
     folder.rename("elsewhere")
     check_spec(spec, Pins(), settings)

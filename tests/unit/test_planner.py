@@ -1,12 +1,11 @@
-"""Planning: what is refused at once, how rows become chunks, and what a planning that is cut off leaves behind."""
+"""Planning: faults that are reported at once, and an interrupted planning."""
 
 from __future__ import annotations
 
+import json
 import threading
-import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,9 @@ from jobs.errors import Conflict, Forbidden, InvalidInput, InvalidModel, Invalid
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger import planning, slots
 from jobs.specs.inference import InferenceSpec, parse_spec
-from scheduler.control import planner
-from scheduler.control.planner import (
-    MOST_FILES_LOOKED_AT,
-    check_submission,
-    chunk_rows_for,
-    largest_chunk_rows,
-    merge_ranges,
-    open_input,
-    plan_job,
-)
+from scheduler.control.planning import planner
+from scheduler.control.planning.planner import MOST_FILES_CHECKED, check_submission, open_input, plan_job
 from tests.support.rows import write_rows
-
-CPU, GPU = (largest_chunk_rows("embeddings", has_gpu=has_gpu) for has_gpu in (False, True))
 
 
 @pytest.fixture
@@ -58,13 +47,7 @@ def state_of(db: Database, job_id: str) -> Job:
         return job_ledger.get(session, job_id)
 
 
-def tiled(ranges: list[ChunkRange], num_rows: int) -> bool:
-    edges = [(item.start_row, item.stop_row) for item in ranges]
-    follows = all(before[1] == after[0] for before, after in pairwise(edges))
-    return edges[0][0] == 0 and edges[-1][1] == num_rows and follows
-
-
-# -- what is refused at once
+# -- faults reported at once
 
 
 def bad_specs(tmp_path: Path) -> Iterator[tuple[InferenceSpec, type[UserError], str]]:
@@ -113,8 +96,8 @@ def test_labels_stand_in_the_spec_or_in_a_column(
 def test_the_planner_looks_at_the_columns_of_every_file(
     tmp_path: Path, settings: Settings, store: Store, sqlite_database: Database
 ) -> None:
-    for number in range(MOST_FILES_LOOKED_AT + 1):
-        (tmp_path / f"{number:02}.csv").write_text("text\na\n" if number < MOST_FILES_LOOKED_AT else "text,text\na,b\n")
+    for number in range(MOST_FILES_CHECKED + 1):
+        (tmp_path / f"{number:02}.csv").write_text("text\na\n" if number < MOST_FILES_CHECKED else "text,text\na,b\n")
     spec = spec_of(str(tmp_path / "*.csv"))
     check_submission(spec, rules=settings, store=store, database=sqlite_database)
     job_id = job_ledger.submit(sqlite_database, spec).id
@@ -122,7 +105,26 @@ def test_the_planner_looks_at_the_columns_of_every_file(
     with sqlite_database.read() as session:
         job = job_ledger.get(session, job_id)
     assert job.state == JobState.FAILED
-    assert f"{MOST_FILES_LOOKED_AT}.csv' has several columns 'text'" in (job.error_message or "")
+    assert f"{MOST_FILES_CHECKED}.csv' has more than one column 'text'" in (job.error_message or "")
+
+
+def test_a_number_of_frames_is_compared_with_the_model(
+    tmp_path: Path, settings: Settings, store: Store, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "check_model", lambda *_: None)  # it needs weights
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"video": "a.mp4"}\n')
+    check = partial(check_submission, rules=settings, store=store, database=sqlite_database)
+    document = {"task": "video-classification", "model": str(tmp_path), "input": {"path": str(rows)}}
+    for model_type, num_frames, is_taken in (("vivit", 8, False), ("vivit", 16, True), ("timesformer", 8, True)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "num_frames": 16}))
+        spec = parse_spec({**document, "parameters": {"num_frames": num_frames}})
+        if is_taken:
+            check(spec)
+            continue
+        with pytest.raises(InvalidSpec, match=r"^parameters\.num_frames: must be 16, ") as refused:
+            check(spec)
+        assert refused.value.param == "parameters.num_frames"
 
 
 def test_an_output_outside_the_roots_is_forbidden(
@@ -139,71 +141,6 @@ def test_an_output_outside_the_roots_is_forbidden(
 def test_a_good_submission_passes(tmp_path: Path, settings: Settings, store: Store, sqlite_database: Database) -> None:
     spec = spec_of(str(write_rows(tmp_path / "rows.jsonl", 3)))
     check_submission(spec, rules=settings, store=store, database=sqlite_database)
-
-
-# -- how rows become chunks
-
-
-def test_chunks_keep_every_slot_busy_to_the_end_within_the_limits() -> None:
-    assert chunk_rows_for(1, num_slots=2, largest=CPU) == 32
-    assert chunk_rows_for(800, num_slots=2, largest=CPU) == 96
-    assert chunk_rows_for(1_000_000, num_slots=2, largest=CPU) == 128
-    assert chunk_rows_for(1_000_000, num_slots=8, largest=GPU) == 2048
-    assert chunk_rows_for(1_000, num_slots=0, largest=GPU) == 256
-    assert chunk_rows_for(10**9, num_slots=64, largest=GPU) == 10_000
-    assert largest_chunk_rows("image-classification", has_gpu=True) < GPU
-    generated = largest_chunk_rows("text-generation", has_gpu=False)
-    assert chunk_rows_for(1_000_000, num_slots=2, largest=generated) == 64
-
-
-def index(num_rows: int, *, name: str = "f", first_row: int = 0, grain: int = 32) -> Iterator[ChunkRange]:
-    for start in range(0, num_rows, grain):
-        stop = min(start + grain, num_rows)
-        locator = {"file": name, "size": num_rows, "stamp": "s", "row": first_row + start, "offset": start * 10}
-        yield ChunkRange(first_row + start, first_row + stop, locator)
-
-
-def test_ranges_of_one_file_are_merged_and_keep_the_place_of_the_first() -> None:
-    merged = merge_ranges(index(1000), num_slots=2, largest=CPU)
-    assert tiled(merged, 1000)
-    assert {item.stop_row - item.start_row for item in merged} == {128, 104}
-    assert all(
-        item.locator["row"] == item.start_row and item.locator["offset"] == item.start_row * 10 for item in merged
-    )
-
-
-def test_a_chunk_of_megabyte_rows_stays_small_enough_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "LARGEST_CHUNK_BYTES", 640)
-    merged = merge_ranges(index(1000), num_slots=2, largest=CPU)
-    assert tiled(merged, 1000)
-    assert {item.stop_row - item.start_row for item in merged[:-1]} == {96}, "two grains of 320 bytes, and the third"
-
-
-@pytest.mark.parametrize("second", ["g", "f"])
-def test_a_chunk_never_spans_two_files_nor_one_that_is_named_twice(second: str) -> None:
-    both = [*index(64, name="f"), *index(64, name=second, first_row=64)]
-    merged = merge_ranges(both, num_slots=1, largest=GPU)
-    assert [(item.start_row, item.stop_row) for item in merged] == [(0, 32), (32, 64), (64, 96), (96, 128)]
-    merged = merge_ranges([*index(640, name="f"), *index(640, name=second, first_row=640)], num_slots=1, largest=GPU)
-    assert 640 in {item.start_row for item in merged}
-
-
-def test_a_row_group_that_several_ranges_share_is_merged() -> None:
-    shared = [ChunkRange(at, at + 32, {"file": "f", "row": 0, "group": 0}) for at in range(0, 3200, 32)]
-    assert len(merge_ranges(shared, num_slots=1, largest=CPU)) == 25
-    twice = [ChunkRange(at + 3200, at + 3232, {"file": "f", "row": 3200, "group": 0}) for at in range(0, 3200, 32)]
-    assert 3200 in {item.start_row for item in merge_ranges([*shared, *twice], num_slots=1, largest=CPU)}
-
-
-def test_an_endless_input_is_planned_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "MOST_CHUNKS", 100)
-    tracemalloc.start()
-    merged = merge_ranges(index(32 * 5000), num_slots=1, largest=CPU)
-    peak_bytes = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert tiled(merged, 32 * 5000)
-    assert len(merged) <= 101
-    assert peak_bytes < 500_000, "ranges that were merged are still held"
 
 
 # -- planning a job
@@ -231,7 +168,7 @@ def test_a_planned_job_is_queued_and_its_chunks_hold_every_row(
     assert texts == [f"row {number}" for number in range(500)]
 
 
-def test_the_number_of_rows_a_user_asked_for_is_kept(
+def test_the_requested_number_of_rows_per_chunk_is_kept(
     tmp_path: Path, settings: Settings, store: Store, sqlite_database: Database
 ) -> None:
     spec = spec_of(str(write_rows(tmp_path / "rows.jsonl", 10)), batching={"chunk_rows": 3})
@@ -243,7 +180,7 @@ def test_the_number_of_rows_a_user_asked_for_is_kept(
 def test_too_many_chunks_fail_the_job_with_a_reason(
     tmp_path: Path, settings: Settings, store: Store, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "MOST_CHUNKS_ASKED", 5)
+    monkeypatch.setattr(planner, "MOST_REQUESTED_CHUNKS", 5)
     spec = spec_of(str(write_rows(tmp_path / "rows.jsonl", 10)), batching={"chunk_rows": 1})
     job = job_ledger.submit(sqlite_database, spec)
     plan_job(sqlite_database, store, settings, job.id)
@@ -281,7 +218,7 @@ def interrupted_by(work: Callable[[], object]) -> Iterator[ChunkRange]:
 
 
 def test_a_planner_that_was_frozen_cannot_spoil_its_successors_plan(database: Database) -> None:
-    """Else a job would lack a chunk, and never complete."""
+    """Otherwise a job would lack a chunk and never complete."""
     job = job_ledger.submit(database, spec_of("rows.jsonl"))
 
     def succeed() -> None:
@@ -293,7 +230,7 @@ def test_a_planner_that_was_frozen_cannot_spoil_its_successors_plan(database: Da
 
 
 def test_two_plannings_of_one_job_never_mix(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One planner is frozen after its first chunk; another begins anew; the first then goes on, and must be refused."""
+    """One planner is frozen after its first chunk; another one starts; the first then continues and is refused."""
     monkeypatch.setattr(planning, "_PLAN_BATCH", 1)
     job = job_ledger.submit(database, spec_of("rows.jsonl"))
     frozen, thawed = threading.Event(), threading.Event()
@@ -328,6 +265,8 @@ def test_two_plannings_of_one_job_never_mix(database: Database, monkeypatch: pyt
     assert [chunk.stop_row for chunk in chunks_of(database, job.id)] == [5, 8, 20]
 
 
-def test_planning_of_an_unknown_job_says_so(settings: Settings, store: Store, sqlite_database: Database) -> None:
+def test_planning_of_an_unknown_job_raises_not_found(
+    settings: Settings, store: Store, sqlite_database: Database
+) -> None:
     with pytest.raises(NotFound):
         plan_job(sqlite_database, store, settings, "job_0")

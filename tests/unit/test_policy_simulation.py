@@ -1,4 +1,4 @@
-"""The scheduling policy under thousands of simulated clusters: what must hold whatever is submitted, and when."""
+"""Invariants of the scheduling policy in thousands of simulated clusters with random jobs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.specs.needs import Needs
 from scheduler.policy.decide import decide
 from scheduler.policy.preemption import MOST_PREEMPTIONS
 from scheduler.policy.types import Decisions, JobFacts, LeaseFacts, SlotFacts, effective_rank
 
+AV = frozenset({"av"})
 PREEMPTABLE_SECONDS = JobFacts("", 0, 0.0).preemptable_seconds
 
 
@@ -119,6 +121,7 @@ class Cluster:
             assert len(grant.slot_ids) == job.gang_size, "a gang is granted all or none"
             where = {(slot.host, slot.kind) for slot in self.slots if slot.id in grant.slot_ids}
             assert len(where) == 1, "a gang is granted on one host, on devices of one kind"
+            assert all(job.needs.met_by(slot) for slot in self.slots if slot.id in grant.slot_ids)
             gained[job.id] += len(grant.slot_ids)
         live = {lease.id: lease for lease in leases}
         assert len(decisions.yields) == len(set(decisions.yields))
@@ -137,13 +140,16 @@ class Cluster:
                 if job.pending_chunks and room > 0 and (job.max_slots is None or total < job.max_slots):
                     unserved.append(job)
             assert total or job.id in decisions.explanations, "a job that waits is told why"
-        best_unserved = min((job.rank for job in unserved), default=99)
         for grant in decisions.grants:
-            assert by_id[grant.job_id].rank <= best_unserved, "a higher class comes first"
-        num_free = len(self.slots) - len(occupied)
+            given = [slot for slot in self.slots if slot.id in grant.slot_ids]
+            passed_over = [job for job in unserved if any(job.needs.met_by(slot) for slot in given)]
+            best = min((job.rank for job in passed_over), default=99)
+            assert by_id[grant.job_id].rank <= best, "a higher class comes first"
+        free = [slot for slot in self.slots if slot.id not in occupied]
+        idle = any(job.needs.met_by(slot) for slot in free for job in unserved)
         coming = any(lease.ending for lease in leases) or bool(decisions.yields)
         gathering = any(not job.elastic and not holding[job.id] and not gained[job.id] for job in jobs)
-        assert not (num_free and unserved) or (gathering and coming), "a slot idles while a chunk is pending"
+        assert not idle or (gathering and coming), "a slot idles while a chunk is pending"
 
     def check_preemptions(self, jobs: list[JobFacts], leases: list[LeaseFacts], decisions: Decisions) -> None:
         by_id = {job.id: job for job in jobs}
@@ -160,7 +166,7 @@ class Cluster:
         self.num_preempted += len(stopped)
 
     def stop_gangs(self) -> None:
-        """A training that was asked to yield stops at its next step, and goes on another time from a checkpoint."""
+        """A training that was asked to yield stops at its next step, and resumes later from a checkpoint."""
         asked = {held.lease.job_id for held in self.held if held.yield_asked}
         for work in self.works:
             if work.view.elastic or work.view.id not in asked or work.finished:
@@ -194,25 +200,29 @@ class Cluster:
 
 @st.composite
 def clusters(draw: st.DrawFn, *, gangs: bool = True) -> Cluster:
+    hosts = {host: draw(st.sampled_from((None, frozenset(), AV))) for host in "ab"[: draw(st.integers(1, 2))]}
     slots = [
         SlotFacts(
             f"{host}{number}",
             host,
             tuple(draw(st.sets(st.sampled_from("xyz"), max_size=2))),
             draw(st.sampled_from(("card", "card", "card", "older card"))),
+            packages,
         )
-        for host in "ab"[: draw(st.integers(1, 2))]
+        for host, packages in hosts.items()
         for number in range(draw(st.integers(1, 4)))
     ]
-    largest = max(Counter((slot.host, slot.kind) for slot in slots).values())
+    has_av = [slot for slot in slots if slot.packages != frozenset()]
     works = []
     for number in range(draw(st.integers(1, 9))):
         is_gang = gangs and draw(st.integers(0, 3)) == 0
+        needs_av = bool(has_av) and draw(st.booleans())
+        largest = max(Counter((slot.host, slot.kind) for slot in (has_av if needs_av else slots)).values())
         size = draw(st.integers(1, largest)) if is_gang else 1
         view = JobFacts(
             f"j{number}", draw(st.integers(0, 2)), 0.0, elastic=not is_gang, gang_size=size,
             max_slots=None if is_gang else draw(st.none() | st.integers(1, 4)),
-            model_key=draw(st.sampled_from("xyz")),
+            model_key=draw(st.sampled_from("xyz")), needs=Needs(packages=AV) if needs_av else Needs(),
         )  # fmt: skip
         chunks = size * draw(st.integers(1, 3)) if is_gang else draw(st.integers(1, 30))
         works.append(Work(view, draw(st.integers(0, 40)), chunks, draw(st.integers(1, 15))))
@@ -222,8 +232,8 @@ def clusters(draw: st.DrawFn, *, gangs: bool = True) -> Cluster:
 @settings(max_examples=150, deadline=None)
 @given(clusters())
 def test_any_mix_of_jobs_is_served_rightly_and_finishes(cluster: Cluster) -> None:
-    """Else two jobs would fight over a slot, a gang would start in halves, slots would idle, or a job wait for ever."""
-    tries = 1 + MOST_PREEMPTIONS  # what a try had begun and not done is done again by the next
+    """Otherwise two jobs could get one slot, half a gang could start, slots could idle, or jobs wait for ever."""
+    tries = 1 + MOST_PREEMPTIONS  # the next attempt repeats the unfinished work of the last
     work_ticks = (work.chunks * work.chunk_ticks + tries * (2 * work.chunk_ticks + 5) for work in cluster.works)
     cluster.run(max_ticks=60 + sum(work_ticks))
     assert all(work.num_preemptions <= MOST_PREEMPTIONS for work in cluster.works)
@@ -231,8 +241,8 @@ def test_any_mix_of_jobs_is_served_rightly_and_finishes(cluster: Cluster) -> Non
 
 @settings(max_examples=100, deadline=None)
 @given(clusters(), st.integers(1, 4))
-def test_a_high_training_starts_soon_whatever_lower_ones_run(cluster: Cluster, size: int) -> None:
-    """Else someone who pays for `high` would wait for the night's trainings of everybody else."""
+def test_a_high_training_starts_soon_beside_any_lower_ones(cluster: Cluster, size: int) -> None:
+    """Otherwise a `high` training would wait for long trainings of lower priority."""
     cluster.tick_seconds = 60
     for work in cluster.works:
         changed = {"rank": 2, "gang_size": min(work.view.gang_size, 2)}
@@ -252,7 +262,7 @@ def test_a_high_training_starts_soon_whatever_lower_ones_run(cluster: Cluster, s
 @settings(max_examples=100, deadline=None)
 @given(clusters(gangs=False), st.integers(1, 15))
 def test_a_high_job_starts_within_one_chunk_of_the_others(cluster: Cluster, chunk_ticks: int) -> None:
-    """Else someone who pays for `high` would wait for a whole bulk job to finish."""
+    """Otherwise a `high` job would wait for a whole bulk job to finish."""
     for work in cluster.works:
         work.view = JobFacts(**{**{name: getattr(work.view, name) for name in work.view.__slots__}, "rank": 2})
         work.chunks += 50

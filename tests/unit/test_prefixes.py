@@ -46,7 +46,7 @@ def test_whatever_is_shared_is_the_same(prompts: list[Prompt]) -> None:
     assert shared == shared_beginnings(prompts[::-1], least_saved=1)
 
 
-def test_a_beginning_is_laid_under_rows_so_that_all_end_together() -> None:
+def test_a_common_prefix_is_aligned_so_that_all_rows_end_together() -> None:
     beginning = DynamicCache()
     columns_P = torch.arange(1.0, 5.0)
     beginning.update(columns_P.expand(1, 2, 4)[..., None], -columns_P.expand(1, 2, 4)[..., None], 0)
@@ -81,3 +81,15 @@ def test_beginnings_are_kept_as_far_as_there_is_room() -> None:
     for place in (0, 1, 0, 2, 0, 1):
         beginnings.kept(each[place], compute)
     assert computed == [each[0], each[1], each[2], each[1]]
+
+
+def test_a_shared_prefix_has_all_images_of_its_prompts_or_none() -> None:
+    image, other = (-7,) * 30, (-8,) * 30
+    same = [(*SYSTEM, *image, *SYSTEM, end) for end in range(3)]
+    assert shared_beginnings(same, least_saved=1) == dict.fromkeys(same, 110)
+    different = [(*SYSTEM, *image, 1, 2), (*SYSTEM, *other, 1, 2)]
+    assert shared_beginnings(different, least_saved=1) == dict.fromkeys(different, 40)
+    cut = [(*SYSTEM, *image), (*SYSTEM, *image[:20], 1)]
+    assert shared_beginnings(cut, least_saved=1) == dict.fromkeys(cut, 40), "it would end inside the image"
+    more = [(*SYSTEM, *image, 1, *image, 2), (*SYSTEM, *image, 1, 3, *image)]
+    assert shared_beginnings(more, least_saved=1) == dict.fromkeys(more, 40)

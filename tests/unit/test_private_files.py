@@ -1,4 +1,4 @@
-"""What Stoker keeps on a host is its owner's alone, and what projects may reach is said to who gives out the keys."""
+"""Stoker's files on a host are private to its user, and a new key is shown with the paths that it may reach."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     data = tmp_path / "data"
     assert main(["--data-dir", str(data), "db", "upgrade"]) == 0
     lock = StackLock()
-    lock.take(Settings(data_dir=data), patience_seconds=1.0)
+    lock.take(Settings(data_dir=data), wait_seconds=1.0)
     yield data
     lock.give_back()
 
@@ -81,7 +81,7 @@ def test_a_second_projects_key_warns_of_open_roots(
     assert main(["--data-dir", str(held), "keys", "create", "alice"]) == 0
     assert "warning" not in capfd.readouterr().err
     assert main(["--data-dir", str(held), "keys", "create", "bob", "--project", "search"]) == 0
-    assert "jobs of search may read and write every file" in " ".join(capfd.readouterr().err.split())
+    assert "jobs of search can read and write every file" in " ".join(capfd.readouterr().err.split())
     monkeypatch.setenv("STOKER_INPUT_ROOTS", '["/data"]')
     monkeypatch.setenv("STOKER_OUTPUT_ROOTS", "[]")
     assert main(["--data-dir", str(held), "keys", "create", "carol", "--project", "search"]) == 0

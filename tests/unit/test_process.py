@@ -1,4 +1,4 @@
-"""Child processes: each in a group of its own, gone with its parent, gone with its group."""
+"""Child processes: each in its own group; it ends with its parent and with its group."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ print(child.pid, flush=True)
 """
 
 
-def test_what_is_marked_is_killed_in_whatever_session_it_hides() -> None:
+def test_marked_processes_are_killed_in_any_session() -> None:
     child = process.spawn([sys.executable, "-c", ESCAPING], stdout=subprocess.PIPE, env={**os.environ, "MARK": "mine"})
     bystander = process.spawn(SLEEP, env={**os.environ, "MARK": "another's"})
     assert child.stdout is not None
@@ -141,7 +141,7 @@ process.kill_group(own), library_child.kill(), library_child.wait()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="child subreapers are Linux's")
 def test_orphans_with_an_environment_of_their_own_are_killed() -> None:
-    """Whatever a killed runner's processes started, in whatever session and environment, and nothing else."""
+    """All processes that a killed runner started, in any session and environment, and no others."""
     environment = {**os.environ, "ADOPTING": ADOPTING}
     keeper = subprocess.Popen(
         [sys.executable, "-c", ADOPTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment

@@ -34,6 +34,6 @@ def test_delays_double_up_to_the_longest_however_often(num_failures: int, second
     assert Backoff(first_seconds=0.5, longest_seconds=5.0).delay_seconds(num_failures) == seconds
 
 
-def test_what_is_never_given_up_still_has_a_delay_after_many_tries() -> None:
+def test_unlimited_retries_still_have_a_delay_after_many_tries() -> None:
     verdict = decide(ServiceUnavailable(), 5000, RetryPolicy(ENDLESS, 1.0, 30.0), jitter=1.0)
     assert verdict == RetryAt(30.0)

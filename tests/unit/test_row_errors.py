@@ -1,4 +1,4 @@
-"""How many row errors a job bears: a pure decision over what is recorded, in whatever order that was."""
+"""How many row errors a job may have: a pure decision from the recorded counts, in any order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.data import row_errors
-from jobs.data.row_errors import FIRST_ROWS, RowErrors, note, verdict
+from jobs.data.row_errors import FIRST_ROWS, RowErrors, merge, note, verdict
 from jobs.data.rows import Result, RowError
 from jobs.errors import InvalidSpec
 from jobs.specs.fields import parse_row_error_limit
@@ -70,7 +70,7 @@ def test_a_large_job_fails_once_its_first_rows_did(monkeypatch: pytest.MonkeyPat
     assert decide(chunks[:2], num_rows=10**6) is None
     message = decide(chunks, num_rows=10**6)
     assert message is not None
-    assert message.startswith("the first 20 rows failed alike; row 0: null_value")
+    assert message.startswith("the first 20 rows failed with the same error; row 0: null_value")
 
 
 @given(order=st.permutations(range(5)), bad=st.sets(st.integers(0, 19)))
@@ -80,6 +80,24 @@ def test_the_order_of_commits_changes_no_verdict(order: list[int], bad: set[int]
     for limit in (None, "0", "10", "25%", "100%"):
         in_order, shuffled = decide(chunks, limit), decide([chunks[index] for index in order], limit)
         assert (in_order is None) == (shuffled is None)
+
+
+@given(
+    holders=st.lists(st.integers(0, 3), min_size=5, max_size=5),
+    kinds=st.lists(st.sampled_from([None, "the row has no text", "another reason"]), min_size=20, max_size=20),
+    num_first=st.sampled_from([7, 20]),
+)
+def test_summaries_of_several_leases_are_merged_to_the_same(
+    holders: list[int], kinds: list[str | None], num_first: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_errors, "FIRST_ROWS", num_first)
+        rows = [done(row) if kind is None else failed(row, kind) for row, kind in enumerate(kinds)]
+        chunks = [rows[start : start + 4] for start in range(0, 20, 4)]
+        together, apart = RowErrors(), dict.fromkeys(range(4), RowErrors())
+        for holder, chunk in zip(holders, chunks, strict=True):
+            together, apart[holder] = note(together, chunk), note(apart[holder], chunk)
+        assert merge(apart.values()) == together
 
 
 @pytest.mark.parametrize(
@@ -96,7 +114,7 @@ def test_a_limit_of_ones_own_replaces_the_default() -> None:
     everything = [failed(row) for row in range(5)]
     assert decide([everything], "100%") is None
     message = decide([everything], "2")
-    assert message == "5 of 5 rows failed, more than max_row_errors: 2 allows; row 0: null_value: the row has no text"
+    assert message == "5 of 5 rows failed, but max_row_errors is 2; row 0: null_value: the row has no text"
 
 
 def test_a_message_is_cut() -> None:

@@ -22,7 +22,7 @@ def logits(num_rows: int, num_tokens: int, seed: int = 0) -> torch.Tensor:
 
 
 def draws(logits_V: torch.Tensor, sampling: Sampling, count: int) -> torch.Tensor:
-    """How often each token comes among so many rows of the same logits."""
+    """How often each token is drawn in `num_rows` rows of the same logits."""
     keys = [sampling.key(row, 0) for row in range(count)]
     tokens = choose(logits_V.expand(count, -1), [sampling] * count, keys, [0] * count)
     return torch.bincount(tokens, minlength=logits_V.shape[-1])
@@ -79,7 +79,7 @@ def test_each_row_choice_step_and_seed_draws_anew() -> None:
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 1000])
-def test_top_k_keeps_what_transformers_keeps(top_k: int) -> None:
+def test_top_k_keeps_the_same_tokens_as_transformers(top_k: int) -> None:
     logits_V = logits(1, 12, seed=1)[0]
     kept = TopKLogitsWarper(top_k)(None, logits_V[None].clone())[0].isfinite()
     found = draws(logits_V, Sampling(temperature=5.0, top_k=top_k), 3000) > 0
@@ -89,7 +89,7 @@ def test_top_k_keeps_what_transformers_keeps(top_k: int) -> None:
 
 
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 1.0])
-def test_top_p_keeps_what_transformers_keeps(top_p: float) -> None:
+def test_top_p_keeps_the_same_tokens_as_transformers(top_p: float) -> None:
     logits_V = logits(1, 12, seed=2)[0]
     reference = TopPLogitsWarper(top_p)(None, logits_V[None] / 5.0)[0].isfinite()
     found = draws(logits_V, Sampling(temperature=5.0, top_p=top_p), 5000) > 0

@@ -59,8 +59,8 @@ def test_items_that_are_wrong_are_row_errors_with_their_line(path: Path) -> None
     [
         ('[{"text": "a"}', "not closed at the end"),
         ('[{"text": "a"}, {"text": "b]', "not closed at the end"),
-        ('[{"text": "a"}}', "closed by another bracket"),
-        ('[{"text": "a"}]\n{"text": "b"}', "goes on after the end"),
+        ('[{"text": "a"}}', "does not end with ]"),
+        ('[{"text": "a"}]\n{"text": "b"}', "has more content after the end"),
         ("[]", "has no rows"),
         ("[ \n ] \n", "has no rows"),
         ("", "has no rows"),

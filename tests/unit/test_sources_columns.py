@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from jobs.data.sources import check_columns, open_source
 from jobs.data.store import Store
 from jobs.errors import InvalidInput, InvalidSpec
 from jobs.specs.inference import InferenceSpec, parse_spec
+from tests.support.rows import write_rows
 from tests.support.sources_kit import open_at, read_all
 
 Records = list[dict[str, Any]]
@@ -51,11 +51,6 @@ def _outcomes(rows: list[Row], name: str) -> list[Any]:
     return [row.error.code if row.error else row.values.get(name, "none") for row in rows]
 
 
-def _jsonl(path: Path, records: Records) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
 @pytest.mark.parametrize(
     ("task", "name", "value", "fields"),
     [
@@ -73,14 +68,14 @@ def test_an_optional_input_is_read_from_the_column_of_its_own_name(
     tmp_path: Path, task: str, name: str, value: Any, fields: dict[str, Any], mapped: bool
 ) -> None:
     """Unread, pairs would be classified by their first halves, and rows generated with other parameters."""
-    path = _jsonl(tmp_path / "in.jsonl", [{"text": "a", name: value}])
+    path = write_rows(tmp_path / "in.jsonl", [{"text": "a", name: value}])
     [row] = _rows(_spec(path, task, **fields, columns={name: name} if mapped else {}))
     assert row.values == {"text": "a", name: value}
 
 
 def test_word_boxes_are_read_from_the_column_of_their_own_name(tmp_path: Path) -> None:
     record = {"image": "page.png", "question": "what?", "word_boxes": [["a", [0, 0, 1, 1]]]}
-    [row] = _rows(_spec(_jsonl(tmp_path / "in.jsonl", [record]), "document-question-answering"))
+    [row] = _rows(_spec(write_rows(tmp_path / "in.jsonl", [record]), "document-question-answering"))
     assert row.values == record
 
 
@@ -88,7 +83,7 @@ def test_word_boxes_are_read_from_the_column_of_their_own_name(tmp_path: Path) -
 def test_null_absent_and_empty_optional_inputs_are_none(tmp_path: Path, mapped: bool) -> None:
     records: Records = [{"text": "a", "text_pair": other} for other in ("b", None, "")] + [{"text": "a"}]
     columns = {"text_pair": "text_pair"} if mapped else {}
-    path = _jsonl(tmp_path / "in.jsonl", records)
+    path = write_rows(tmp_path / "in.jsonl", records)
     assert _outcomes(_rows(_spec(path, columns=columns)), "text_pair") == ["b", "none", "none", "none"]
     (tmp_path / "in.csv").write_text("text,text_pair\na,b\na,\n")
     assert _outcomes(_rows(_spec(tmp_path / "in.csv", columns=columns)), "text_pair") == ["b", "none"]
@@ -105,7 +100,7 @@ def test_an_optional_picture_without_content_is_none(tmp_path: Path) -> None:
 
 
 def test_rows_without_labels_use_the_jobs_or_are_errors(tmp_path: Path) -> None:
-    path = _jsonl(tmp_path / "in.jsonl", [{"text": "a", "candidate_labels": ["x"]}, {"text": "b"}])
+    path = write_rows(tmp_path / "in.jsonl", [{"text": "a", "candidate_labels": ["x"]}, {"text": "b"}])
     task = "zero-shot-classification"
     with_own = _spec(path, task, parameters={"candidate_labels": ["z"]})
     assert _outcomes(_rows(with_own), "candidate_labels") == [["x"], "none"]
@@ -114,7 +109,7 @@ def test_rows_without_labels_use_the_jobs_or_are_errors(tmp_path: Path) -> None:
 
 def test_an_optional_input_that_is_null_in_the_spec_is_not_read(tmp_path: Path) -> None:
     """A column may have an input's name and mean something else."""
-    path = _jsonl(tmp_path / "in.jsonl", [{"text": "a", "parameters": "of a function"}])
+    path = write_rows(tmp_path / "in.jsonl", [{"text": "a", "parameters": "of a function"}])
     [row] = _rows(_spec(path, "text-generation", columns={"parameters": None}))
     assert row.values == {"text": "a"}
     with pytest.raises(InvalidSpec, match=r"input\.columns\.text: must name a column") as refused:
@@ -127,7 +122,7 @@ def test_only_some_files_may_have_an_optional_column(tmp_path: Path) -> None:
     (tmp_path / "2.csv").write_text("text,text_pair\nb,c\n")
     for columns in ({}, {"text_pair": "text_pair"}):
         assert _outcomes(_rows(_spec(tmp_path / "*.csv", columns=columns)), "text_pair") == ["none", "c"]
-    with pytest.raises(InvalidInput, match="the input has no column 'pair', only text, text_pair") as refused:
+    with pytest.raises(InvalidInput, match="the input has no column 'pair'; it has text, text_pair") as refused:
         _rows(_spec(tmp_path / "*.csv", columns={"text_pair": "pair"}))
     assert refused.value.param == "input.columns.text_pair"
 
@@ -135,16 +130,16 @@ def test_only_some_files_may_have_an_optional_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "reason"),
     [
-        (["id", "text", "text"], r"'.*b\.csv' has several columns 'text'"),
-        (["id", "body"], r"'.*b\.csv' has no column 'text', only id, body"),
-        (["text", "id", "id"], r"'.*b\.csv' has several columns 'id'"),
+        (["id", "text", "text"], r"'.*b\.csv' has more than one column 'text'"),
+        (["id", "body"], r"'.*b\.csv' has no column 'text'; it has id, body"),
+        (["text", "id", "id"], r"'.*b\.csv' has more than one column 'id'"),
         (["text"], r"'.*b\.csv' has no column 'id'"),
-        (["id", "text", "text_pair", "text_pair"], r"'.*b\.csv' has several columns 'text_pair'"),
+        (["id", "text", "text_pair", "text_pair"], r"'.*b\.csv' has more than one column 'text_pair'"),
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_the_columns_of_every_file_are_checked(tmp_path: Path, second: list[str], reason: str, kind: str) -> None:
-    """The last one of two columns would be computed, and nothing said."""
+    """Otherwise the last of two columns would be used without an error."""
     for name, columns in (("a", ["id", "text"]), ("b", second)):
         if kind == "csv":
             (tmp_path / f"{name}.csv").write_text(f"{','.join(columns)}\n{','.join('x' * len(columns))}\n")
@@ -163,7 +158,7 @@ def test_lines_taken_for_a_table_name_the_way_out(tmp_path: Path, name: str, fie
     spec = _spec(tmp_path / name)
     spec = spec.model_copy(update={"input": spec.input.model_copy(update=fields)})
     with pytest.raises(
-        InvalidInput, match=r"only I love it; if it has no header and each line is a row, set input\.format"
+        InvalidInput, match=r"it has I love it; if it has no header and each line is a row, set input\.format"
     ):
         _rows(spec)
 

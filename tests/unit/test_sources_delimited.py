@@ -99,7 +99,7 @@ def test_an_impossible_delimiter_is_refused(path: Path, delimiter: str) -> None:
     [
         (b"1,2.5,-3e4\n4,5,6\n", "no header line"),
         (b",,\n", "no header line"),
-        (b"a,b\r1,2\r", "CR alone"),
+        (b"a,b\r1,2\r", "CR only"),
         (b'"a,b\n1,2\n', "no header line"),
         (b"", "has no rows"),
         (b"\r\n\n", "has no rows"),

@@ -58,7 +58,7 @@ def _refusal(folder: Path, settings: Settings = SMALL) -> str:
     ],
 )
 def test_files_that_a_folders_readme_names_elsewhere_are_refused_unfetched(folder: Path, name: str, files: str) -> None:
-    """The library would ask that host, an inner one too, before it says which files there are."""
+    """The library would send a request to that host, even an internal one, to list the files."""
     notes = f"configs:\n- config_name: default\n  data_files: {files}\n"
     (folder / name).write_text(f"---\n{notes}---\n# Set\n" if name == "README.md" else notes)
     (folder / "rows.jsonl").write_text('{"text": "a"}\n')
@@ -83,7 +83,7 @@ def test_pickled_tensors_in_a_tar_file_are_refused(folder: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = 3
             archive.addfile(member, io.BytesIO(b"abc"))
-    assert "holds '0.pth', pickled data, which is never loaded" in _refusal(folder)
+    assert "contains '0.pth', which is pickled data and is never loaded" in _refusal(folder)
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zip", "tar", "tar.gz", "plain", "parquet"])
@@ -130,7 +130,7 @@ def test_a_damaged_file_in_a_folder_is_one_sentence(folder: Path, name: str) -> 
 
 @pytest.mark.parametrize("damage", range(12))
 def test_a_damaged_parquet_file_is_the_users_fault(tmp_path: Path, damage: int) -> None:
-    """Told as a file that cannot be reached now, the job would be tried for ever."""
+    """As a temporary error the job would be retried for ever."""
     path = tmp_path / "in.parquet"
     pq.write_table(pa.table({"text": [f"row {at}" for at in range(100)]}), path)
     data = bytearray(path.read_bytes())
@@ -149,7 +149,7 @@ def test_a_parquet_file_of_few_bytes_and_one_huge_value_is_refused(tmp_path: Pat
     pq.write_table(table, path, compression="brotli", use_dictionary=False, write_statistics=False)
     assert path.stat().st_size < 4000
     for look in (lambda: open_at(path).column_names(), lambda: list(open_at(path).index(1))):
-        with pytest.raises(InvalidInput, match="expands column 'text' to 83886") as refused:
+        with pytest.raises(InvalidInput, match="column 'text' expands to 83886") as refused:
             look()
         assert refused.value.param == "input.path"
     assert len(read_all(open_at(path, {"table": "id"}))) == 1  # the column is not decoded
@@ -162,7 +162,7 @@ def test_a_parquet_file_of_equal_values_is_no_bomb(tmp_path: Path) -> None:
 
 def test_a_parquet_file_that_claims_more_rows_than_fit_is_refused() -> None:
     footer = SimpleNamespace(num_rows=2**31, num_row_groups=0)
-    assert "more than any file of real rows has" in (expansion(footer, 946, None, 1) or "")
+    assert "which is not possible with real rows" in (expansion(footer, 946, None, 1) or "")
     assert expansion(footer, 100_000, None, 1) is None
 
 
@@ -180,13 +180,13 @@ def test_a_saved_data_set_is_not_unpacked_in_memory(tmp_path: Path) -> None:
     assert outcomes(read_all(open_at(tmp_path / "saved"))) == ["a", "b"]
     [arrow] = (tmp_path / "saved").glob("*.arrow")
     _compressed(arrow, 10**6, file=False)
-    with pytest.raises(InvalidInput, match=r"'data-00000-of-00001\.arrow' is compressed, .* save_to_disk") as refused:
+    with pytest.raises(InvalidInput, match=r"'data-00000-of-00001\.arrow' is compressed; .* save_to_disk") as refused:
         open_at(tmp_path / "saved").column_names()
     assert refused.value.param == "input.path"
 
 
 @pytest.mark.parametrize("file", [False, True], ids=["stream", "file"])
-def test_compressed_arrow_files_count_as_what_they_unpack_to(folder: Path, file: bool) -> None:
+def test_compressed_arrow_files_count_with_their_unpacked_size(folder: Path, file: bool) -> None:
     path = folder / "train.arrow"
     _compressed(path, 2**20, file=file)
     assert path.stat().st_size < MIB / 8
@@ -194,4 +194,4 @@ def test_compressed_arrow_files_count_as_what_they_unpack_to(folder: Path, file:
     large = Settings(input_roots=[Path("/")], max_dataset_bytes=8 * MIB + 2**10)
     assert open_at(folder, format="dataset", settings=large).column_names() == ["text"]
     _compressed(path, 2**24, file=file)
-    assert "'train.arrow' expands a table from" in _refusal(folder, Settings(input_roots=[Path("/")]))
+    assert "'train.arrow' has a table that expands from" in _refusal(folder, Settings(input_roots=[Path("/")]))

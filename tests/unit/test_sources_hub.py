@@ -96,7 +96,7 @@ def test_a_hub_name_that_is_not_cached_is_refused_offline(path: str) -> None:
 
 
 def test_a_hub_name_is_read_from_the_cache_without_any_root(folder: Path, tmp_path: Path) -> None:
-    """Hub ids need no input root, and a worker without network reads what was fetched before."""
+    """Hub ids need no input root, and a worker without network reads the files that were fetched before."""
     datasets.load_dataset(str(folder))
     [cached] = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     target = tmp_path / "cache" / "org___named"
@@ -122,7 +122,7 @@ def test_a_folder_outside_the_roots_is_no_hub_name(
     elsewhere = Settings(input_roots=[tmp_path / "elsewhere"])
     with pytest.raises(Forbidden):
         open_at("set", format="dataset", settings=elsewhere).column_names()
-    with pytest.raises(InvalidInput, match="hides the hub's"):
+    with pytest.raises(InvalidInput, match="is also a file or folder in the working directory"):
         open_at("hf://datasets/set", settings=elsewhere).column_names()
 
 
@@ -162,7 +162,7 @@ def test_reading_files_loads_no_heavy_library() -> None:
 
 
 def test_images_arrive_as_bytes_or_pictures_and_sounds_as_bytes(tmp_path: Path) -> None:
-    """What the pipeline gets must be what pipelines take, not the data set's own wrapping."""
+    """The pipeline must get values that pipelines accept, not the data set's own types."""
     features = datasets.Features(
         {"a": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}, "text": datasets.Value("string")}
     )
@@ -181,7 +181,7 @@ _DECLARED = b"---\ndataset_info:\n  features:\n  - {name: text, dtype: string}\n
     [
         ({"train.jsonl": _ROWS[:870_000]}, None, ["train.jsonl"]),
         ({"train.jsonl": _ROWS}, "its files on the hub take", []),
-        ({"train.jsonl": _ROWS[:870_000], "README.md": _DECLARED}, "its notes declare", []),
+        ({"train.jsonl": _ROWS[:870_000], "README.md": _DECLARED}, "its metadata declares", []),
         ({"train.jsonl.gz": gzip.compress(_ROWS)}, "unpacked, its files take", ["train.jsonl.gz"]),
     ],
     ids=["small", "large", "declared", "packed"],
@@ -205,6 +205,6 @@ def test_a_hub_data_set_is_fetched_only_within_the_limit(
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     limit = "more than 1000000 bytes (setting max_dataset_bytes)"
     name = f"hf://datasets/{NAME}"
-    told = "30000" if refusal is None else f"input.path: data set '{name}': {refusal} {limit}"
-    assert done.stdout.strip() == told
+    reported = "30000" if refusal is None else f"input.path: data set '{name}': {refusal} {limit}"
+    assert done.stdout.strip() == reported
     assert [path for path in hub.fetched if path != "README.md"] == fetched

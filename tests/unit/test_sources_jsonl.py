@@ -79,7 +79,7 @@ def test_numbers_that_json_lacks_cost_only_the_rows_that_use_them(path: Path, va
     rows = read_all(open_at(path))
     assert outcomes(rows) == ["a", ("invalid_value", 2), "b"]
     assert rows[1].error is not None
-    assert "column 'text' holds" in rows[1].error.message
+    assert "column 'text' contains" in rows[1].error.message
     keyed = read_all(open_at(path, key="score"))
     assert outcomes(keyed) == [("invalid_value", 1), ("invalid_value", 2), "b"]
 

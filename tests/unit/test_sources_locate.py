@@ -44,17 +44,17 @@ def test_each_wrong_path_is_one_sentence(tmp_path: Path) -> None:
         (str(tmp_path / "missing.jsonl"), "there is no file"),
         (str(tmp_path / "a.jsonl" / "b.jsonl"), "there is no file"),
         (str(tmp_path / "*.parquet"), "no file matches"),
-        (str(tmp_path / "folder"), "is a directory where a file should be"),
-        (str(tmp_path / "folder.jsonl"), "is a directory where a file should be"),
+        (str(tmp_path / "folder"), "is a directory, not a file"),
+        (str(tmp_path / "folder.jsonl"), "is a directory, not a file"),
         (str(tmp_path / "notes.md"), "set input.format to jsonl, json, csv, text, parquet or dataset"),
         (str(tmp_path / "c.jsonl.gz"), "is compressed"),
-        ([str(tmp_path / "a.jsonl"), str(tmp_path / "b.csv")], "one format"),
-        (str(tmp_path / "[ab].*"), "one format"),
+        ([str(tmp_path / "a.jsonl"), str(tmp_path / "b.csv")], "the same format"),
+        (str(tmp_path / "[ab].*"), "the same format"),
         (str(tmp_path / "pipe.jsonl"), "is not a regular file"),
         ("", "is not a usable path"),
         ("file:nope", "there is no uploaded file 'nope'"),
-        ("http://127.0.0.1/a.jsonl", "is not a URL that inputs are read from"),
-        ("s3://bucket::file:///etc/passwd", "is not a URL that inputs are read from"),
+        ("http://127.0.0.1/a.jsonl", "inputs cannot be read from"),
+        ("s3://bucket::file:///etc/passwd", "inputs cannot be read from"),
     ]
     for path, reason in cases:
         refusal = _refusal(path or [""])
@@ -76,7 +76,7 @@ def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path: Path) -> None:
     assert "permission denied" in refusal.message
 
 
-def test_the_format_can_be_said_where_the_name_does_not(tmp_path: Path) -> None:
+def test_the_format_can_be_given_if_the_name_lacks_it(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text(LINE % "a")
     assert outcomes(read_all(open_at(tmp_path / "notes.txt", format="jsonl"))) == ["a"]
 
@@ -125,7 +125,7 @@ def test_a_locator_from_the_wrong_chunk_is_a_fault_of_ours(tmp_path: Path) -> No
     (tmp_path / "a.jsonl").write_text(LINE % "a" * 10)
     source = open_at(tmp_path / "a.jsonl")
     second = list(source.index(5))[1]
-    with pytest.raises(ValueError, match="do not lie behind"):
+    with pytest.raises(ValueError, match="begin before"):
         list(source.read(0, 5, second.locator))
 
 

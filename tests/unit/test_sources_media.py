@@ -1,4 +1,4 @@
-"""A table's cell of an image, a sound or a film becomes what workers take."""
+"""An image, sound or video in a table's cell becomes a value that workers accept."""
 
 from __future__ import annotations
 

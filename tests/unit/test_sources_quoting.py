@@ -46,12 +46,12 @@ def test_quotes_in_a_tsv_file_are_text(
 @pytest.mark.parametrize("cell", ['"one"', '""', '"a ""b"""', '"two\nlines"', '"0: ""a"", and\n\na third line"'])
 @pytest.mark.parametrize("block", [1, 5, 2**20])
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
-def test_a_tsv_file_with_whole_cells_in_quotes_must_say_what_they_are(
+def test_a_tsv_file_with_whole_cells_in_quotes_needs_a_quoting(
     tsv: Path, cell: str, block: int, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scanning, "INDEX_BLOCK_BYTES", block)
     tsv.write_bytes(f"id\ttext{ending}1\tplain{ending}2\t{cell}{ending}".encode())
-    with pytest.raises(InvalidInput, match=r"line 3 of '.*' has a cell in quotes; say none") as refused:
+    with pytest.raises(InvalidInput, match=r"line 3 of '.*' has a cell in quotes; set it to none") as refused:
         list(open_at(tsv).index(1))
     assert refused.value.param == "input.quoting"
     if "\n" not in cell:
@@ -92,7 +92,7 @@ def test_csv_files_may_have_no_quotes(tmp_path: Path) -> None:
     assert outcomes(read_all(open_at(path, quoting="none"))) == ['"a', 'b"', '"c"']
 
 
-def test_a_quote_that_is_never_closed_is_refused_with_what_it_swallows(tmp_path: Path) -> None:
+def test_a_quote_that_is_never_closed_is_refused_with_its_lines(tmp_path: Path) -> None:
     """A job over the rows before it would complete, with most of the file in one row error."""
     path = tmp_path / "in.csv"
     path.write_text('id,text\n1,"two\nlines"\n2,"open\n3,c\n4,d\n')
@@ -108,7 +108,7 @@ def test_a_quote_left_open_in_the_last_line_costs_that_row(tmp_path: Path) -> No
     assert outcomes(read_all(open_at(path))) == ["a", ("invalid_csv_row", 3)]
 
 
-def test_a_row_error_tells_which_lines_its_quote_swallowed(tmp_path: Path) -> None:
+def test_a_row_error_names_the_lines_that_its_quote_swallowed(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_text('id,text\n1,a\n2,"Hello\n3,c\n4,d\n5,"Bye\n6,f\n')
     rows = read_all(open_at(path))
@@ -118,7 +118,7 @@ def test_a_row_error_tells_which_lines_its_quote_swallowed(tmp_path: Path) -> No
     assert "set input.quoting to none" in rows[1].error.message
 
 
-def test_backslashes_escape_quotes_where_the_spec_says_so(tmp_path: Path) -> None:
+def test_backslashes_escape_quotes_if_the_spec_asks_for_it(tmp_path: Path) -> None:
     """Spark, MySQL and Postgres write them; without a word the message names the field."""
     path = tmp_path / "in.csv"
     path.write_bytes(SPARK)
@@ -148,7 +148,7 @@ def test_other_quote_characters_and_escaped_line_ends(tmp_path: Path) -> None:
         ({"escapechar": "é"}, "input.escapechar"),
     ],
 )
-def test_marks_that_cannot_be_told_apart_are_refused(tsv: Path, fields: dict[str, Any], param: str) -> None:
+def test_ambiguous_quoting_characters_are_refused(tsv: Path, fields: dict[str, Any], param: str) -> None:
     tsv.write_text("id\ttext\n1\ta\n")
     with pytest.raises(InvalidInput) as refused:
         open_at(tsv, **fields).column_names()
@@ -165,6 +165,6 @@ def test_marks_that_cannot_be_told_apart_are_refused(tsv: Path, fields: dict[str
 )
 def test_fields_of_csv_files_are_refused_for_others(tmp_path: Path, fields: dict[str, Any], param: str) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(InvalidInput, match="goes with CSV files, and the input is jsonl") as refused:
+    with pytest.raises(InvalidInput, match="can only be used with CSV files, but the input is jsonl") as refused:
         open_at(tmp_path / "in.jsonl", **fields).column_names()
     assert refused.value.param == param

@@ -1,4 +1,4 @@
-"""Specs: what is accepted, and that each refusal is one sentence naming the field."""
+"""Specs: valid values are accepted, and each error is one sentence that names the field."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_priorities_are_ordered() -> None:
         ({"input": {"path": "x", "sep": ","}}, "input.sep", "unknown field"),
         ({"input": {}}, "input.path", "is required"),
         ({"model": ""}, "model", "model"),
-        ({"input": {"path": "x", "columns": {"txt": "body"}}}, "input.columns.txt", "only text, text_pair"),
+        ({"input": {"path": "x", "columns": {"txt": "body"}}}, "input.columns.txt", "it has text, text_pair"),
         ({"batching": {"max_tokens": 0}}, "batching.max_tokens", "batching.max_tokens"),
         ({"time_limit": "2 fortnights"}, "time_limit", "duration"),
         ({"time_limit": 0}, "time_limit", "greater than 0"),
@@ -112,11 +112,11 @@ def test_a_number_that_would_fill_the_memory_is_refused(task: str, parameters: d
     "template", ["no place", "", "{", "{} and {}", "{label}", "{{}}", "{0.__class__}", "{:>2000000000}", "{!r}", 5]
 )
 def test_a_hypothesis_has_one_plain_place_for_the_label(template: object) -> None:
-    """A width fills the host's memory, and a text without a place says the same of every label."""
+    """A width would fill the host's memory, and a template without a placeholder is the same for every label."""
     job = {**GOOD, "task": "zero-shot-classification", "parameters": {"candidate_labels": ["a"]}}
     for good in ("It is {}.", "{0}, yes {0}", "{{}} {}", None):
         parse_spec({**job, "parameters": {**job["parameters"], "hypothesis_template": good}})
-    with pytest.raises(InvalidSpec, match="where the label goes") as caught:
+    with pytest.raises(InvalidSpec, match="placeholder for the label") as caught:
         parse_spec({**job, "parameters": {**job["parameters"], "hypothesis_template": template}})
     assert caught.value.param == "parameters.hypothesis_template"
 

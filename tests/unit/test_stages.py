@@ -28,6 +28,28 @@ def test_a_full_channel_holds_the_producer_up() -> None:
     assert stages.join() is None
 
 
+def test_items_that_take_much_memory_hold_the_producer_up() -> None:
+    """Few images may be gigabytes; one that is larger than the limit still passes."""
+    channel: Channel[int] = Channel(10, most_bytes=100, size=lambda item: item)
+    channel.put(500)
+    assert not channel.has_room(1)
+    assert channel.get() == 500
+    channel.put(60)
+    assert channel.has_room(40)
+    assert not channel.has_room(41)
+    added = threading.Event()
+
+    def produce() -> None:
+        channel.put(41)
+        added.set()
+
+    stages = Stages("test-", channel.cancel)
+    stages.start(produce)
+    assert channel.get() == 60
+    assert added.wait(300)
+    assert stages.join() is None
+
+
 @pytest.mark.parametrize("end", ["cancel", "finish"])
 def test_ending_a_full_channel_frees_its_producer(end: str) -> None:
     """When the device's side dies, the reader must not wait for it for ever."""
@@ -61,6 +83,15 @@ def test_cancelling_an_empty_channel_frees_its_consumer() -> None:
         channel.get_all()
 
 
+def test_peeking_takes_nothing() -> None:
+    channel: Channel[int] = Channel(2)
+    assert channel.peek() is None
+    channel.put(1)
+    channel.put(2)
+    assert channel.peek() == 1
+    assert [channel.get(), channel.get(), channel.peek()] == [1, 2, None]
+
+
 def test_what_is_inside_is_still_got_after_finish() -> None:
     """The last chunks of a job are committed, not dropped."""
     channel: Channel[int] = Channel(3)
@@ -73,7 +104,7 @@ def test_what_is_inside_is_still_got_after_finish() -> None:
         channel.get()
 
 
-def test_a_wait_can_be_given_up() -> None:
+def test_a_wait_can_be_ended() -> None:
     """A stop reaches a device that waits for its next chunk."""
     channel: Channel[int] = Channel(1)
     stopped = threading.Event()
@@ -94,7 +125,7 @@ def test_a_wait_can_be_given_up() -> None:
 
 
 def test_the_first_failure_ends_the_others_and_is_kept() -> None:
-    """The user sees the cause, not what followed from it."""
+    """The user sees the cause, not its consequences."""
     first: Channel[int] = Channel(1)
     second: Channel[int] = Channel(1)
 

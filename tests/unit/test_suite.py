@@ -1,4 +1,4 @@
-"""Rules for the tests themselves: names that say what is promised, and shared code in `tests/support/` only."""
+"""Rules for the tests themselves: short names, and shared code in `tests/support/` only."""
 
 from __future__ import annotations
 

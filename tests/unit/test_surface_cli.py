@@ -12,9 +12,9 @@ from scheduler.cli import command_line as cli
 
 EVERYWHERE = {"--data-dir", "--url", "--debug", "--version"}
 COMMANDS = {
-    "up": {"--host", "--port", "--slots", "--data-dir"},
-    "serve": {"--host", "--port", "--data-dir"},
-    "worker": {"--slots", "--data-dir"},
+    "up": {"--host", "--port", "--api-processes", "--slots", "--label", "--data-dir"},
+    "serve": {"--host", "--port", "--api-processes", "--data-dir"},
+    "worker": {"--slots", "--label", "--data-dir"},
     "run": {
         "task",
         "--model",
@@ -28,6 +28,7 @@ COMMANDS = {
         "--input-option",
         "--dtype",
         "--slots",
+        "--needs",
         "--priority",
         "--chunk-rows",
         "--max-row-errors",
@@ -37,14 +38,18 @@ COMMANDS = {
         "--data-dir",
     },
     "submit": {"spec", "--wait", "--url", "--data-dir"},
-    "status": {"job", "--limit", "--json", "--url", "--data-dir"},
+    "plan": {"spec", "--json", "--url", "--data-dir"},
+    "status": {"job", "--limit", "--children", "--json", "--url", "--data-dir"},
     "watch": {"job", "--json", "--url", "--data-dir"},
     "logs": {"job", "--follow", "-f", "--json", "--url", "--data-dir"},
-    "slots": {"--json", "--url", "--data-dir"},
+    "slots": {"--by", "--json", "--url", "--data-dir"},
     "results": {"job", "--output", "--limit", "--json", "--url", "--data-dir"},
     "artifacts": {"job", "--output", "--json", "--url", "--data-dir"},
     "cancel": {"job", "--wait", "--json", "--url", "--data-dir"},
     "retry": {"job", "--wait", "--url", "--data-dir"},
+    "cron add": {"name", "schedule", "spec", "--timezone", "--json", "--url", "--data-dir"},
+    "cron list": {"--json", "--url", "--data-dir"},
+    "cron remove": {"entry", "--url", "--data-dir"},
     "webhooks create": {"target", "--event", "--json", "--url", "--data-dir"},
     "webhooks list": {"--json", "--url", "--data-dir"},
     "webhooks delete": {"webhook_id", "--url", "--data-dir"},
@@ -91,5 +96,5 @@ def test_every_command_explains_itself(path: str, capsys: pytest.CaptureFixture[
 
 
 def test_exit_codes_stay_as_scripts_know_them() -> None:
-    """Scripts tell bad usage from a failed job by these."""
+    """Scripts distinguish bad usage from a failed job by these."""
     assert (cli.DONE, cli.FAILED, cli.USAGE) == (0, 1, 2)

@@ -18,6 +18,7 @@ SETTINGS: dict[str, Any] = {
     "store_url": "",
     "host": "127.0.0.1",
     "port": 8470,
+    "api_processes": 1,
     "url": "",
     "api_key": SecretStr(""),
     "max_upload_bytes": 20 * 2**30,
@@ -41,9 +42,12 @@ SETTINGS: dict[str, Any] = {
     "any_model": False,
     "slots": 0,
     "slot_threads": 0,
+    "encode_threads": 0,
     "host_name": "",
+    "labels": [],
     "warm_models": 2,
     "chunk_seconds": 2.0,
+    "packed_attention": "auto",
     "lease_seconds": 15.0,
     "doorbell_seconds": 5.0,
     "doorbell_rings": 3,
@@ -82,7 +86,7 @@ def test_the_settings_and_their_defaults_are_these() -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_reference_tells_each_setting_with_its_default(name: str) -> None:
+def test_the_reference_has_each_setting_with_its_default(name: str) -> None:
     row = f"| `STOKER_{name.upper()}` | {shown(SETTINGS[name])} | "
     assert row in REFERENCE.read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The spec's fields and the words that programs read are frozen, and the reference tells each of them."""
+"""The spec's fields and the words that programs read are frozen, and the reference documents each of them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from pydantic import BaseModel
 from jobs.data.rows import RowError, RowErrorCode
 from jobs.db.states import AttemptEnd, BatchState, DeliveryState, JobState, SlotState
 from jobs.errors import StokerError
-from jobs.ledger.webhooks import EVENT_TYPES, TEST_EVENT
+from jobs.ledger.records.webhooks import EVENT_TYPES, TEST_EVENT
+from jobs.specs.array_spec import ArrayField
 from jobs.specs.inference import InferenceSpec, TrainingSpec
 from jobs.specs.parameters import PARAMETERS
+from jobs.specs.sweep_spec import EarlyStoppingField, SweepField
 from jobs.specs.tasks import ALIASES, TASKS
 from jobs.specs.training import DataSpec
-from jobs.specs.training_arguments import TorchArguments, TrainingArguments
-from jobs.specs.training_tasks import TRAINING_TASKS
+from jobs.specs.training_options.training_arguments import TorchArguments, TrainingArguments
+from jobs.specs.training_options.training_tasks import TRAINING_TASKS
 from tests.support.reference import section
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +51,15 @@ FIELDS: dict[str, Any] = {
     "batching.max_rows": "auto",
     "batching.chunk_rows": "auto",
     "slots.max": None,
+    "needs.memory": None,
+    "needs.device": None,
+    "needs.labels": [],
     "max_row_errors": None,
     "priority": "normal",
+    "after": [],
+    "start_at": None,
     "time_limit": None,
+    "promise": None,
 }
 """Every field with its default; `...` where one is required."""
 TRAINING_FIELDS: dict[str, Any] = {
@@ -68,15 +76,40 @@ TRAINING_FIELDS: dict[str, Any] = {
     "lora": None,
     "dtype": "auto",
     "slots": 1,
+    "needs.memory": None,
+    "needs.device": None,
+    "needs.labels": [],
     "checkpoint.every_steps": 500,
     "checkpoint.keep": 2,
     "checkpoint.best": None,
     "checkpoint.mode": None,
     "on_out_of_memory": "fail",
     "priority": "normal",
+    "after": [],
+    "start_at": None,
     "time_limit": None,
+    "promise": None,
 }
 """The same of a training's."""
+ARRAY_FIELDS = {
+    "array.values": None,
+    "array.grid": None,
+    "array.file": None,
+    "array.format": "auto",
+    "array.max_parallel": 64,
+    "sweep.parameters": ...,
+    "sweep.trials": ...,
+    "sweep.metric": ...,
+    "sweep.mode": None,
+    "sweep.search": "random",
+    "sweep.early_stopping": None,
+    "sweep.early_stopping.method": ...,
+    "sweep.early_stopping.min_steps": ...,
+    "sweep.early_stopping.reduction_factor": 3,
+    "sweep.seed": 0,
+    "sweep.max_parallel": 64,
+}
+"""The fields of an array or a sweep."""
 CHOICES = {
     "input.format": {"auto", "jsonl", "json", "csv", "text", "parquet", "dataset"},
     "input.quoting": {"auto", "minimal", "none"},
@@ -99,6 +132,7 @@ ROW_ERRORS = {
     "invalid_text",
     "invalid_utf8",
     "invalid_value",
+    "invalid_video",
     "missing_column",
     "missing_file",
     "no_chat_template",
@@ -173,23 +207,32 @@ def test_the_fields_of_a_training_and_their_defaults_are_these() -> None:
         assert f"\n| `{name}` | {TrainingArguments.expected(name)}{star} |" in section("Training"), name
 
 
+def test_the_fields_of_an_array_and_their_defaults_are_these() -> None:
+    found = [*fields_of(ArrayField, "array."), *fields_of(SweepField, "sweep.")]
+    found += fields_of(EarlyStoppingField, "sweep.early_stopping.")
+    assert {name: default_of(field) for name, field in found} == ARRAY_FIELDS
+    for name in ARRAY_FIELDS:
+        assert f"\n| `{name}` | " in section("Spec"), name
+
+
 @pytest.mark.parametrize("name", FIELDS)
-def test_the_reference_tells_each_field(name: str) -> None:
+def test_the_reference_has_each_field(name: str) -> None:
     row = next((line for line in section("Spec").splitlines() if line.startswith(f"| `{name}` |")), None)
     assert row is not None
     values = row.split(" | ")[1]
     default = FIELDS[name]
     if default is ...:
         assert values.startswith("required")
-    elif default not in (None, {}):
+    elif default not in (None, {}, []):
         assert f"**`{default}`**" in values or f"**{default}**" in values
     for choice in CHOICES.get(name, ()):
         assert f"`{choice}`" in values
 
 
-def test_the_reference_tells_each_task_and_parameter() -> None:
+def test_the_reference_has_each_task_and_parameter() -> None:
     for task in TASKS.values():
         inputs, optional = (", ".join(f"`{name}`" for name in names) for names in (task.inputs, task.optional))
+        inputs += f", or `{task.alternative}`" if task.alternative else ""
         assert f"| `{task.name}` | {inputs} | {optional} |" in section("Spec")
     for alias, name in ALIASES.items():
         assert f"`{alias}`" in section("Spec"), name
@@ -198,7 +241,7 @@ def test_the_reference_tells_each_task_and_parameter() -> None:
             assert f"`{parameter}`" in section("Spec"), f"{task_name}: {parameter}"
 
 
-def test_the_codes_of_row_errors_are_these_and_the_reference_tells_each() -> None:
+def test_the_codes_of_row_errors_are_these_and_in_the_reference() -> None:
     assert set(RowErrorCode) == ROW_ERRORS
     assert literal_row_errors() == []
     for code in ROW_ERRORS:
@@ -209,11 +252,11 @@ def test_the_codes_of_row_errors_are_these_and_the_reference_tells_each() -> Non
     ("code", "is_clients"),
     [(RowErrorCode.NULL_VALUE, True), ("null_value", True), ("row_failed", False), ("service_unavailable", False)],
 )
-def test_a_row_error_says_whether_the_client_can_mend_it(code: str, is_clients: bool) -> None:
+def test_a_row_error_says_whether_the_client_can_fix_it(code: str, is_clients: bool) -> None:
     assert RowError(code, "why").is_clients is is_clients
 
 
-def test_the_reference_tells_each_error_code_with_its_status() -> None:
+def test_the_reference_has_each_error_code_with_its_status() -> None:
     codes = [error.code for error in all_errors() if "code" in vars(error)]
     assert len(codes) == len(set(codes)), "two errors share a code"
     for error in all_errors():
@@ -223,11 +266,11 @@ def test_the_reference_tells_each_error_code_with_its_status() -> None:
             assert f" | {error.http_status} | " in rows[0], error.code
 
 
-def test_the_reference_tells_each_state() -> None:
+def test_the_reference_has_each_state() -> None:
     for state in (*JobState, *SlotState, *BatchState, *DeliveryState, *AttemptEnd):
         assert f"\n| `{state}` | " in section("States"), state
 
 
-def test_the_reference_tells_each_event_of_a_webhook() -> None:
+def test_the_reference_has_each_event_of_a_webhook() -> None:
     for event_type in (*EVENT_TYPES, TEST_EVENT):
         assert f"`{event_type}`" in section("Webhooks"), event_type

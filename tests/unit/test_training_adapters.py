@@ -1,4 +1,4 @@
-"""Adapters that become part of a model's weights: what is delivered computes what was evaluated."""
+"""Adapters merged into a model's weights: the exported model computes the outputs of the evaluated one."""
 
 from __future__ import annotations
 

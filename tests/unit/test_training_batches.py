@@ -13,7 +13,7 @@ from worker.training.loops.data_loading import Layout, first_rows, to_device
 
 Pair = namedtuple("Pair", "left right")
 META = torch.device("meta")
-"""A device that holds nothing: whatever is not on it was left behind."""
+"""A device without storage: a tensor that is not on it was not moved."""
 
 
 def tensors(batch: Any) -> list[torch.Tensor]:
@@ -47,7 +47,7 @@ def test_every_tensor_of_a_batch_comes_to_the_device(batch: Any) -> None:
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_an_epoch_has_each_row_whatever_the_number_of_ranks(num_ranks: int) -> None:
+def test_an_epoch_has_each_row_for_any_number_of_ranks(num_ranks: int) -> None:
     layouts = [
         Layout(25, seed=1, micro_batch=2, accumulation=2, drops_last=False, rank=rank, num_ranks=num_ranks)
         for rank in range(num_ranks)

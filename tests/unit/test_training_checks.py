@@ -1,4 +1,4 @@
-"""What is wrong with a training is said in one sentence that names the field, before any slot is taken."""
+"""Faults of a training spec are one sentence that names the field, before a slot is granted."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from jobs.db.database import Database
 from jobs.db.states import JobState
 from jobs.errors import InvalidInput, InvalidModel, InvalidSpec, UserError
 from jobs.ledger import jobs as job_ledger
-from jobs.specs.architectures import KNOWN, RENAMED, TRAINABLE
+from jobs.specs.architectures import read_architectures
 from jobs.specs.inference import TrainingSpec, parse_spec
-from jobs.specs.learning_rate_schedules import SCHEDULES
-from jobs.specs.training_arguments import RESERVED, TrainingArguments
-from scheduler.control.planner import check_submission, plan_job
+from jobs.specs.training_options.learning_rate_schedules import SCHEDULES
+from jobs.specs.training_options.training_arguments import RESERVED, TrainingArguments
+from scheduler.control.planning.planner import check_submission, plan_job
 from tests.support import tiny
+from tests.support.rows import write_rows
 
 Change = Callable[[dict[str, Any]], None]
 MAPPINGS = {
@@ -57,9 +58,7 @@ def document(tmp_path: Path, encoder: str) -> dict[str, Any]:
 
 def write(path: Path, labels: list[Any], **fields: Any) -> str:
     """Rows with these labels."""
-    rows = [{"text": "some text", "label": label, **fields} for label in labels]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return str(write_rows(path, [{"text": "some text", "label": label, **fields} for label in labels]))
 
 
 def set_field(name: str, value: Any) -> Change:
@@ -87,8 +86,8 @@ SCHEDULER = "arguments.lr_scheduler_kwargs"
     [
         (set_field("task", "image-segmentation"), "task", "text-classification"),
         (set_field("arguments.learning_rat", 1), "arguments.learning_rat", "did you mean 'learning_rate'?"),
-        (set_field("arguments.output_dir", "/tmp"), "arguments.output_dir", "Stoker names the folders"),
-        (set_field("arguments.push_to_hub", True), "arguments.push_to_hub", "uploads nothing"),
+        (set_field("arguments.output_dir", "/tmp"), "arguments.output_dir", "Stoker chooses the folders"),
+        (set_field("arguments.push_to_hub", True), "arguments.push_to_hub", "does not upload or report anything"),
         (set_field("arguments.max_steps", 2**31), "arguments.max_steps", "1 to 2147483647, not 2147483648"),
         (set_field("arguments.max_steps", 0), "arguments.max_steps", "a whole number from 1 to 2147483647, not 0"),
         (set_field("arguments.num_train_epochs", 1e300), "arguments.num_train_epochs", "up to 1000000"),
@@ -96,21 +95,25 @@ SCHEDULER = "arguments.lr_scheduler_kwargs"
         (set_field("arguments.num_train_epochs", float("inf")), "arguments.num_train_epochs", "a number above 0"),
         (set_field("slots", 0), "slots", "must be at least 1"),
         (set_field("slots", 65), "slots", "must be at most 64"),
-        (set_field("data.columns", {"txt": "a"}), None, "has no 'txt'"),
-        (set_field("lora", {"r": 4}), None, "text-generation only"),
+        (set_field("data.columns", {"txt": "a"}), None, "has no input 'txt'"),
+        (set_field("lora", {"r": 4}), None, "can only be used with task: text-generation"),
         (set_field("lora", {"target_modules": []}), "lora.target_modules", "must not be empty"),
         (set_field("checkpoint.every_steps", 0), "checkpoint.every_steps", "must be at least 1"),
         (set_field("data.evl", "x"), "data.evl", "unknown field; did you mean 'eval'?"),
-        (set_field("checkpoint.best", "eval_beauty"), "checkpoint.best", "only eval_loss, eval_accuracy, eval_f1"),
+        (
+            set_field("checkpoint.best", "eval_beauty"),
+            "checkpoint.best",
+            "its metrics are eval_loss, eval_accuracy, eval_f1",
+        ),
         (set_field("checkpoint.best", "accuracy"), "checkpoint.best", "did you mean 'eval_accuracy'?"),
         (
             set_field("checkpoint.best", "beauty"),
             "checkpoint.best",
-            "no 'beauty', only eval_loss, eval_accuracy, eval_f1",
+            "no metric 'beauty'; its metrics are eval_loss, eval_accuracy, eval_f1",
         ),
-        (set_field("checkpoint.mode", "max"), "checkpoint.mode", "goes with checkpoint.best"),
+        (set_field("checkpoint.mode", "max"), "checkpoint.mode", "can only be used with checkpoint.best"),
         (set_field("arguments", {"eval_strategy": "epoch", "eval_steps": 5}), "arguments.eval_steps", "not epoch"),
-        (set_field("task", "image-classification"), "data.max_length", "cuts no texts"),
+        (set_field("task", "image-classification"), "data.max_length", "does not truncate texts"),
         (set_field("task", "text-generation"), "data.max_length", "must be at least 2"),
         (set_field("task", "text-generation"), "arguments.train_sampling_strategy", "no length to group by"),
         (set_field("task", "automatic-speech-recognition"), "arguments.label_smoothing_factor", "CTC"),
@@ -119,11 +122,15 @@ SCHEDULER = "arguments.lr_scheduler_kwargs"
         (scheduled("cosine", num_cycles="2"), SCHEDULER, ".num_cycles: must be a number from 0, not '2'"),
         (scheduled("cosine", num_cycles=None), SCHEDULER, ".num_cycles: must be a number from 0, not None"),
         (scheduled("cosine", last_epoch=3), SCHEDULER, ".last_epoch: the schedule 'cosine' has no such argument"),
-        (scheduled("cosine_with_min_lr"), SCHEDULER, "needs min_lr or min_lr_rate, and not both"),
-        (scheduled("cosine_with_min_lr", min_lr=0, min_lr_rate=0), SCHEDULER, "needs min_lr or min_lr_rate"),
+        (scheduled("cosine_with_min_lr"), SCHEDULER, "needs exactly one of min_lr, min_lr_rate"),
+        (
+            scheduled("cosine_with_min_lr", min_lr=0, min_lr_rate=0),
+            SCHEDULER,
+            "needs exactly one of min_lr, min_lr_rate",
+        ),
         (scheduled("warmup_stable_decay"), SCHEDULER, "the schedule 'warmup_stable_decay' needs num_decay_steps"),
         (scheduled("warmup_stable_decay", decay_type="flat"), SCHEDULER, "one of linear, cosine, 1-sqrt, not 'flat'"),
-        (scheduled("polynomial", lr_end=0.1), SCHEDULER, "lr_end, 0.1, must be smaller than the learning rate, 5e-05"),
+        (scheduled("polynomial", lr_end=0.1), SCHEDULER, "lr_end (0.1) must be smaller than the learning rate (5e-05)"),
     ],
 )
 def test_a_bad_field_is_refused_by_name(
@@ -146,7 +153,7 @@ def test_a_bad_field_is_refused_by_name(
 @pytest.mark.parametrize(
     ("name", "options", "param", "words"),
     [
-        ("cnn", {"hiden": 4}, "options.hiden", "unknown option; there are channels, hidden"),
+        ("cnn", {"hiden": 4}, "options.hiden", "unknown option; the options are channels, hidden"),
         ("lstm", {"hidden": 2.5}, "options.hidden", "must be a whole number"),
         ("vae", {"latent": 0}, "options.latent", "must be at least 1"),
         ("ctc", {"min_letters": 9}, "options.max_letters", "must be at least options.min_letters"),
@@ -217,7 +224,7 @@ def test_a_module_may_not_import_a_neighbour_by_our_packages_names(
         check_submission(spec, rules=own, store=Store(own.resolved_store_url), database=sqlite_database)
     for text in (f"def build(setup):\n    import {name}.x", f"from {name} import build"):
         module.write_text(text)
-        with pytest.raises(InvalidSpec, match=f"imports '{name}', which .* and not '{neighbour}' beside it"):
+        with pytest.raises(InvalidSpec, match=f"imports '{name}', which .*; rename '{neighbour}'"):
             check_submission(spec, rules=own, store=Store(own.resolved_store_url), database=sqlite_database)
 
 
@@ -268,14 +275,15 @@ def test_evaluations_need_rows(document: dict[str, Any]) -> None:
     [
         (set_field("data.train", "/nowhere/rows.jsonl"), "data.train", "there is no file"),
         (set_field("data.eval", "/nowhere/rows.jsonl"), "data.eval", "there is no file"),
-        (set_field("data.columns", {"label": "stars"}), "data.columns.label", "no column 'stars', only text, label"),
+        (set_field("data.columns", {"label": "stars"}), "data.columns.label", "no column 'stars'; it has text, label"),
         (set_field("model", "/nowhere"), "model", "no such folder"),
-        (set_field("model", {"architecture": "brt"}), "model.architecture", "transformers has no 'brt'"),
+        (set_field("model", {"architecture": "brt"}), "model.architecture", "transformers has no architecture 'brt'"),
+        (set_field("model", {"architecture": "bert"}), "model.processor", "is required for a model from scratch"),
         (set_field("model", {"architecture": "vit"}), "model.architecture", "a vit has no text-classification head"),
         (set_field("model", "job:job_nothing"), "model", "there is no such job"),
     ],
 )
-def test_what_does_not_fit_is_said_at_submission(
+def test_a_mismatch_is_reported_at_submission(
     document: dict[str, Any], settings: Settings, sqlite_database: Database, change: Change, param: str, words: str
 ) -> None:
     change(document)
@@ -289,17 +297,21 @@ def test_what_does_not_fit_is_said_at_submission(
 @pytest.mark.parametrize(
     ("labels", "eval_labels", "words"),
     [
-        (["a", "a"], ["a"], "data.train: all rows have the same label, 'a': there is nothing to learn"),
+        (
+            ["a", "a"],
+            ["a"],
+            "data.train: all rows have the same label 'a'; a training needs at least two different ones",
+        ),
         (["a", "b"], ["c"], "data.eval: the label 'c' is in no row of data.train"),
         (["a", "b", None], ["a"], "data.train: row 2, line 3: column 'label' is null"),
         (["a", ""], ["a"], "data.train: row 1, line 2: column 'label' has no label"),
         (
             ["a", "b", ["a"]],
             ["a"],
-            "data.train: row 2, line 3: column 'label' holds a list of labels, and task "
-            "text-classification learns one class for each row",
+            "data.train: row 2, line 3: column 'label' contains a list of labels, but task "
+            "text-classification needs one class for each row",
         ),
-        ([-100, -100], [-100], "data.train: no row has a label: there is nothing to learn"),
+        ([-100, -100], [-100], "data.train: no row has a label; a training needs at least two different ones"),
     ],
 )
 def test_labels_that_cannot_be_learned_fail_the_job_before_a_slot(
@@ -317,9 +329,9 @@ def test_labels_that_cannot_be_learned_fail_the_job_before_a_slot(
 @pytest.mark.parametrize(
     ("labels", "fields", "words"),
     [
-        (["a", 0.5], {}, "data.train: row 1, line 2: column 'label' holds 0.5, a number with a decimal point"),
-        ([[1, 0], [0, 1]], {}, "data.train: row 0, line 1: column 'label' holds a list of labels"),
-        ([-1, 1], {}, "data.train: row 0, line 1: column 'label' holds -1"),
+        (["a", 0.5], {}, "data.train: row 1, line 2: column 'label' contains 0.5, a number with a decimal point"),
+        ([[1, 0], [0, 1]], {}, "data.train: row 0, line 1: column 'label' contains a list of labels"),
+        ([-1, 1], {}, "data.train: row 0, line 1: column 'label' contains -1"),
         (["a", "b"], {"text": ["some", "text"]}, "data.train: row 0, line 1: column 'text' must be text for input"),
         (["a", "b"], {"text": [{"role": "user", "content": "hi"}]}, "data.train: row 0, line 1: column 'text' "),
     ],
@@ -340,8 +352,7 @@ def test_texts_of_every_row_are_looked_at_before_a_slot(
     document: dict[str, Any], settings: Settings, sqlite_database: Database, tmp_path: Path
 ) -> None:
     rows = [{"text": "some text"}] * 100 + [{"text": ["some", "text"]}]
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    document |= {"task": "text-generation", "data": {"train": str(tmp_path / "t.jsonl")}}
+    document |= {"task": "text-generation", "data": {"train": str(write_rows(tmp_path / "t.jsonl", rows))}}
     job_id = job_ledger.submit(sqlite_database, parse_spec(document)).id
     plan_job(sqlite_database, Store(settings.resolved_store_url), settings, job_id)
     with sqlite_database.read() as session:
@@ -382,7 +393,7 @@ def test_what_a_module_trained_is_no_model_to_start_from(
     if kind == "inference":
         document = {"task": document["task"], "model": document["model"], "input": {"path": document["data"]["train"]}}
     store = Store(settings.resolved_store_url)
-    with pytest.raises(InvalidModel, match="that training is of trainer: torch") as caught:
+    with pytest.raises(InvalidModel, match="that training used `trainer: torch`") as caught:
         check_submission(parse_spec(document), rules=settings, store=store, database=sqlite_database)
     assert caught.value.param == "model"
 
@@ -395,9 +406,10 @@ def test_a_good_one_is_queued(document: dict[str, Any], settings: Settings, sqli
 
 
 def test_the_architectures_are_those_of_transformers() -> None:
+    listed = read_architectures()
     for task, names in MAPPINGS.items():
-        assert TRAINABLE[task] == set(names), f"make jobs/specs/architectures.py anew for {task}"
-    assert set(auto.MODEL_MAPPING_NAMES).union(*MAPPINGS.values()) == KNOWN
+        assert listed.trainable[task] == set(names), f"run ops/list_architectures.py: {task} has changed"
+    assert set(auto.MODEL_MAPPING_NAMES).union(*MAPPINGS.values()) == listed.known
 
 
 def test_models_whose_weights_are_renamed_are_those_of_transformers() -> None:
@@ -407,11 +419,11 @@ def test_models_whose_weights_are_renamed_are_those_of_transformers() -> None:
     for kind, names in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         classes = [names] if isinstance(names, str) else names
         if any(conversion(name) is not None for name in (kind, *classes)):
-            assert kind in RENAMED, f"add {kind} to RENAMED of jobs/specs/architectures.py"
+            assert kind in read_architectures().renamed, f"run ops/list_architectures.py: {kind} has changed"
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_takes_what_that_of_transformers_takes(name: str) -> None:
+def test_a_schedule_accepts_the_arguments_of_transformers(name: str) -> None:
     import inspect
 
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION

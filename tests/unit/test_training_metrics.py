@@ -1,4 +1,4 @@
-"""Which way a metric is better: told by its name or by the spec, and asked for where neither tells it."""
+"""Whether a larger metric is better: known from its name or from the spec, else the spec is refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 from jobs.errors import InvalidSpec
 from jobs.specs.inference import TrainingSpec, parse_spec
-from jobs.specs.training_metrics import LESS_IS_BETTER, MORE_IS_BETTER, Mode, mode_of
+from jobs.specs.training_options.training_metrics import LESS_IS_BETTER, MORE_IS_BETTER, Mode, mode_of
 from worker.training.loops.schedule import Schedule
-from worker.training.results.checkpoints import Best, Evaluation
+from worker.training.results.best_weights import Best, Evaluation
 
 MODULE = """
 import torch
@@ -39,7 +39,7 @@ def build(setup):
         ("eval_terror", None), ("eval_faccuracy", None),
     ],
 )  # fmt: skip
-def test_the_last_words_of_a_metric_tell_its_direction(name: str, mode: Mode | None) -> None:
+def test_the_last_words_of_a_metric_imply_its_direction(name: str, mode: Mode | None) -> None:
     assert mode_of(name) == mode
 
 
@@ -55,7 +55,7 @@ def spec_of(best: str, **fields: Any) -> TrainingSpec:
     return spec
 
 
-def test_a_name_that_tells_no_direction_is_asked_about() -> None:
+def test_a_metric_without_a_known_direction_is_refused() -> None:
     with pytest.raises(InvalidSpec, match=r"set checkpoint\.mode to min or max") as caught:
         spec_of("eval_beauty")
     assert caught.value.param == "checkpoint.mode"
@@ -94,7 +94,8 @@ def test_a_metric_that_a_module_does_not_have_costs_no_step(tmp_path: Path) -> N
     from jobs.config.settings import Settings
     from worker.stop import Stop
     from worker.training.collectives import SingleProcess
-    from worker.training.loops.loop import Loop, LoopInputs
+    from worker.training.loops.loop import Loop
+    from worker.training.loops.loop_inputs import LoopInputs
     from worker.training.modules.load_module import load_module
     from worker.training.plan import Plan
     from worker.training.reports import Progress, Report
@@ -113,7 +114,7 @@ def test_a_metric_that_a_module_does_not_have_costs_no_step(tmp_path: Path) -> N
         Loop(plan, module, LoopInputs(), SingleProcess(), stop=Stop(), report=found.append).run()
 
     found: list[Report] = []
-    with pytest.raises(InvalidSpec, match="an evaluation has no 'eval_accuracy', only eval_error"):
+    with pytest.raises(InvalidSpec, match="an evaluation has no metric 'eval_accuracy'; its metrics are eval_error"):
         run("eval_accuracy")
     assert not [report for report in found if isinstance(report, Progress)]
     run("eval_error")

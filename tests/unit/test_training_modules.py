@@ -1,4 +1,4 @@
-"""What a module may get wrong: each fault is one sentence that says so, and none passes for the machine's."""
+"""Faults of a user's module: each is one sentence, and none is reported as an error of the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from jobs.specs.training import TrainingSpec
 from worker.stop import Stop
 from worker.training.attempt import process
 from worker.training.collectives import SingleProcess
-from worker.training.loops.loop import Loop, LoopInputs
+from worker.training.loops.loop import Loop
+from worker.training.loops.loop_inputs import LoopInputs
 from worker.training.loops.rehearsal import rehearse
 from worker.training.modules.load_module import load_module
 from worker.training.modules.user_module import Parts
@@ -67,17 +68,17 @@ def write_module(folder: Path, old: str, new: str) -> str:
     [
         ("model = nn.Linear(2, 1)", "sys.exit(0)", "module: build: SystemExit: 0 (net.py, line 15)"),
         ("return value", "sys.exit('enough')", OF_LOSS + "SystemExit: enough (net.py, line 18)"),
-        ("return value", "return value, {'part': 0.5}", OF_LOSS + "TypeError: its 'part' is no scalar tensor"),
-        ("return value", "return value, {'part': torch.ones(3)}", OF_LOSS + "TypeError: its 'part' is no scalar"),
-        ("return value", "return value, [value]", OF_LOSS + "TypeError: it must return a scalar tensor, or that and"),
-        ("return value", "return value, {}, value", OF_LOSS + "TypeError: it must return a scalar tensor, or that"),
+        ("return value", "return value, {'part': 0.5}", OF_LOSS + "TypeError: its 'part' is not a scalar tensor"),
+        ("return value", "return value, {'part': torch.ones(3)}", OF_LOSS + "TypeError: its 'part' is not a scalar"),
+        ("return value", "return value, [value]", OF_LOSS + "TypeError: it must return a scalar tensor, or a scalar"),
+        ("return value", "return value, {}, value", OF_LOSS + "TypeError: it must return a scalar tensor, or a"),
         ("return value", "return value, {3: value}", OF_LOSS + "ValueError: 3 cannot name a metric"),
         ("return value", "return value, {'n' * 201: value}", OF_LOSS + "ValueError: 'nnn"),
         ("return value", "return value, {'loss': value}", OF_LOSS + "ValueError: the loop has a metric 'loss'"),
         ('return {"loss":', "return {'n' * 201:", OF_EVALUATE + "ValueError: 'eval_nnn"),
         ("torch.optim.SGD(", "torch.optim.LBFGS(", "module: the optimizer of phase 'loss': TypeError: LBFGS.step()"),
         ("optimizer = torch.optim.SGD(model.parameters(), lr=0.01)", "optimizer = None",
-         "module: the optimizer of phase 'loss' is none of torch's"),
+         "module: the optimizer of phase 'loss' is not a torch optimizer"),
         ("scheduler = None", "scheduler = lambda optimizer, _: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)",
          "module: the scheduler of phase 'loss': TypeError: ReduceLROnPlateau.step() missing"),
         ('models, facts = {"net": model}, ()', "models, facts = [model], ()", OF_MODELS),
@@ -86,7 +87,7 @@ def write_module(folder: Path, old: str, new: str) -> str:
         ('{"net": model}', "{'a/net': model}", "module: Parts.models: 'a/net' cannot name a model"),
         ("model = nn.Linear(2, 1)",
          "model = type('M', (nn.Linear,), {'get_extra_state': lambda self: 1, 'set_extra_state': print})(2, 1)",
-         "module: the model 'net' keeps '_extra_state', which is no tensor"),
+         "module: the model 'net' keeps '_extra_state', which is not a tensor"),
         ("model = nn.Linear(2, 1)", "model = nn.Linear(2, 1, device='meta')",
          "module: moving the model 'net' to the device: NotImplementedError"),
         ("[Phase(optimizer=optimizer, loss=loss, scheduler=scheduler)]", "Phase(optimizer=optimizer, loss=loss)",
@@ -98,7 +99,7 @@ def write_module(folder: Path, old: str, new: str) -> str:
         ("facts=facts", "finish=lambda folder: (folder / 'a\\nb').write_text('x')",
          "module: Parts.finish: ValueError: 'a\\nb' cannot be the name of an artifact"),
         ("facts=facts", "finish=lambda folder: __import__('shutil').rmtree(folder)",
-         "module: Parts.finish: ValueError: model/ and summary.json are not its own"),
+         "module: Parts.finish: ValueError: it must not remove the folder model/"),
         ('{"net": model}, ()', '{"net": model}, "a fact"', "module: Parts.facts must be a list of sentences"),
     ],
 )  # fmt: skip
@@ -116,7 +117,7 @@ def test_a_modules_fault_is_reported_as_its_own(tmp_path: Path, old: str, new: s
     ("new", "message"),
     [
         ("raise KeyError('here')", "module: loading a batch of Parts.train: KeyError: 'here'"),
-        ("sys.exit(1)", "module: loading a batch of Parts.train: RuntimeError: a row ends its process: SystemExit: 1"),
+        ("sys.exit(1)", "module: loading a batch of Parts.train: RuntimeError: a row ended its process: SystemExit: 1"),
     ],
 )
 def test_what_a_row_raises_in_a_loaders_process_is_reported(tmp_path: Path, new: str, message: str) -> None:
@@ -214,5 +215,5 @@ def test_a_module_that_was_changed_does_not_go_on(tmp_path: Path) -> None:
     module = write_module(tmp_path, "nn.Linear(2, 1)", "nn.Linear(2, 1)")
     (saved,) = [report for report in train(module, tmp_path / "first") if isinstance(report, Saved)]
     write_module(tmp_path, "nn.Linear(2, 1)", "nn.Linear(2, 3)")
-    with pytest.raises(ModuleFailed, match="what build made does not fit the checkpoint to resume from"):
+    with pytest.raises(ModuleFailed, match="the Parts from build do not fit the checkpoint to resume from"):
         train(module, tmp_path / "again", resume=saved.folder)

@@ -1,4 +1,4 @@
-"""The recipes keep to the contract of modules, read their options strictly, and the examples and pages tell them."""
+"""The recipes follow the contract of modules, read their options strictly, and are documented with examples."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from PIL import Image
 
 from jobs.errors import InvalidSpec
 from jobs.specs.inference import TrainingSpec, parse_spec
-from jobs.specs.recipe_options import OPTIONS
 from jobs.specs.training import RECIPES, recipe_name
-from jobs.specs.training_metrics import RECIPE_METRICS
+from jobs.specs.training_options.recipe_options import OPTIONS
+from jobs.specs.training_options.training_metrics import RECIPE_METRICS
 from worker.training.loops.rehearsal import rehearse
 from worker.training.modules.recipes.ctc import decode
 from worker.training.modules.recipes.tones import BLANK, LETTERS, Tones
@@ -47,7 +47,7 @@ def batch_of(rows: Rows, parts: Parts, num_rows: int) -> Any:
 
 
 def scalar(loss: Loss) -> torch.Tensor:
-    """A loss without what is recorded beside it."""
+    """A loss without its additional metrics."""
     return loss[0] if isinstance(loss, tuple) else loss
 
 
@@ -67,7 +67,7 @@ def test_each_phase_learns_by_its_own_parameters(name: str, num_rows: int) -> No
         assert own
         assert {id(each) for each in own} <= learned
         loss.backward()
-        # Some may be zero: those of what batch normalisation takes out again, such as the bias before it.
+        # Some may be zero: those that batch normalisation cancels, such as the bias before it.
         assert all(each.grad is not None and torch.isfinite(each.grad).all() for each in own)
         assert any(each.grad is not None and each.grad.abs().sum() > 0 for each in own)
         for model in parts.models.values():
@@ -120,7 +120,7 @@ def test_an_evaluation_is_a_mean_over_rows(name: str) -> None:
 
 @every_recipe
 def test_a_build_makes_the_same_rows_and_weights_again(name: str) -> None:
-    """Exact resumption needs it: each attempt builds anew."""
+    """Exact resumption needs it, since each attempt builds the model again."""
     one, other = build(name), build(name)
     assert len(one.train) == len(other.train)
     for index in (0, 1, len(one.train) - 1):
@@ -134,7 +134,7 @@ def test_a_build_makes_the_same_rows_and_weights_again(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DIGITS)
-def test_the_held_out_fifth_is_the_same_whatever_the_seed(name: str) -> None:
+def test_the_held_out_fifth_is_the_same_for_every_seed(name: str) -> None:
     one, other = build(name, seed=0), build(name, seed=1)
     assert one.eval_data is not None
     assert other.eval_data is not None
@@ -142,7 +142,7 @@ def test_the_held_out_fifth_is_the_same_whatever_the_seed(name: str) -> None:
     assert all(torch.equal(one.eval_data[index][0], other.eval_data[index][0]) for index in range(359))
 
 
-def test_pictures_are_moved_from_epoch_to_epoch_unless_told_otherwise() -> None:
+def test_pictures_are_moved_from_epoch_to_epoch_by_default() -> None:
     moved = build("cnn").train
     still = build("cnn", {"augment": False}).train
     pictures = {tuple(moved[0][0].flatten().tolist()) for _ in range(40)}
@@ -164,7 +164,7 @@ def test_samples_are_drawn_as_one_picture(name: str, tmp_path: Path) -> None:
 # -- speech --------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_heard_does_not_depend_on_padding() -> None:
+def test_transcripts_do_not_depend_on_padding() -> None:
     parts = build("ctc")
     model = parts.models["model"]
     rows = sorted((parts.train[index] for index in range(16)), key=lambda row: len(row[0]))
@@ -181,7 +181,7 @@ def test_decoding_leaves_out_repetitions_and_blanks() -> None:
     assert decode(log_probs_BUK, torch.tensor([8, 4])) == [[1, 1, 2, 3], [3]]
 
 
-def test_an_utterance_has_as_many_letters_as_asked_for_and_its_own_noise() -> None:
+def test_an_utterance_has_the_given_number_of_letters_and_its_own_noise() -> None:
     quiet = Tones(40, num_letters=(2, 4), noise=0.0, part=0)
     noisy = Tones(40, num_letters=(2, 4), noise=0.5, part=0)
     lengths = {len(quiet[index][1]) for index in range(40)}
@@ -199,7 +199,8 @@ def test_an_unknown_option_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(ValueError) as refused:
         build(name, {"learning_rat": 0.1})
     assert (
-        str(refused.value) == f"options.learning_rat: unknown option; there are {', '.join(OPTIONS[name].model_fields)}"
+        str(refused.value)
+        == f"options.learning_rat: unknown option; the options are {', '.join(OPTIONS[name].model_fields)}"
     )
 
 
@@ -219,7 +220,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones(name: str) -> None:
         (
             "ctc",
             {"judged_rows": 2, "eval_rows": 2},
-            "options.judged_rows: is the old name of options.eval_rows; give only one of them",
+            "options.judged_rows: is the old name of options.eval_rows; set only one of them",
         ),
     ],
 )
@@ -236,7 +237,7 @@ def test_an_old_name_of_an_option_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("name", DIGITS)
-def test_a_missing_scikit_learn_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_scikit_learn_is_reported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(InvalidSpec) as refused:
         build(name)
@@ -244,12 +245,12 @@ def test_a_missing_scikit_learn_is_said(name: str, monkeypatch: pytest.MonkeyPat
 
 
 @every_recipe
-def test_the_reference_tells_each_option_with_its_default(name: str) -> None:
+def test_the_reference_has_each_option_with_its_default(name: str) -> None:
     page = (ROOT / "ops" / "docs" / "reference.md").read_text(encoding="utf-8")
-    told = ", ".join(
+    listed = ", ".join(
         f"`{option}`: {str(field.default).lower()}" for option, field in OPTIONS[name].model_fields.items()
     )
-    assert f"\n| `recipes.{name}` | {told} |\n" in page
+    assert f"\n| `recipes.{name}` | {listed} |\n" in page
 
 
 # -- examples ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from jobs.data.sources import open_source
 from jobs.data.sources.training_rows import RowCheck, RowFlaw
 from jobs.data.store import Store
 from jobs.specs.fields import InputSpec
-from jobs.specs.training_tasks import TRAINING_TASKS
+from jobs.specs.training_options.training_tasks import TRAINING_TASKS
 from worker.training.tasks.classes import Classes
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -53,15 +53,15 @@ def test_a_row_has_one_class_or_none(task: str, label: Any, found: str | None) -
 @pytest.mark.parametrize(
     ("label", "words"),
     [
-        (0.0, "holds 0.0, a number with a decimal point"),
-        (0.17, "learns classes, not numbers (regression)"),
-        ("0.0", "holds '0.0', a number with a decimal point"),
+        (0.0, "contains 0.0, a number with a decimal point"),
+        (0.17, "predicts classes, not numbers (regression)"),
+        ("0.0", "contains '0.0', a number with a decimal point"),
         ("-1.5e3", "a number with a decimal point"),
-        (["pos"], "holds a list of labels, and task"),
-        ([], "holds a list of labels, and task"),
-        ([1, 0, 1], "learns one class for each row"),
-        ({"a": 1}, "holds an object"),
-        (-1, "holds -1, which says in some data sets that a row has no label"),
+        (["pos"], "contains a list of labels, but task"),
+        ([], "contains a list of labels, but task"),
+        ([1, 0, 1], "needs one class for each row"),
+        ({"a": 1}, "contains an object"),
+        (-1, "contains -1, which means no label in some data sets"),
         ("-1", "write -100 or leave the row out"),
         ("", "has no label"),
         (" ", "has no label"),
@@ -86,16 +86,16 @@ def test_each_word_has_a_class_or_none() -> None:
         ("Ada sang", ["O", "O"], "column 'tokens' must be a list of words, not a text"),
         ([], [], "must be a list of words, not an empty list"),
         (["Ada", 1], ["O", "O"], "word 2 is a number"),
-        (["Ada", "sang"], ["O"], "a label for each of its 2 tokens, but 1"),
+        (["Ada", "sang"], ["O"], "the row has 2 tokens but 1 label"),
         (["Ada", "sang"], "O O", "column 'labels' must be a list with a label for each word"),
         (["Ada", "sang"], ["O", None], "column 'labels', word 2, has no label"),
         (
             ["Ada", "sang"],
             ["O", ["O", "B"]],
-            "word 2, holds a list of labels, and task token-classification learns one",
+            "word 2, contains a list of labels, but task token-classification needs one",
         ),
-        (["Ada", "sang"], ["O", 0.5], "word 2, holds 0.5, a number with a decimal point"),
-        (["Ada", "sang"], ["O", -1], "word 2, holds -1"),
+        (["Ada", "sang"], ["O", 0.5], "word 2, contains 0.5, a number with a decimal point"),
+        (["Ada", "sang"], ["O", -1], "word 2, contains -1"),
     ],
 )
 def test_words_that_teach_nothing_are_one_sentence(tokens: Any, labels: Any, words: str) -> None:
@@ -105,7 +105,7 @@ def test_words_that_teach_nothing_are_one_sentence(tokens: Any, labels: Any, wor
 @pytest.mark.parametrize("task", ["text-classification", "text-generation", "automatic-speech-recognition"])
 def test_texts_are_texts_and_nothing_else(task: str) -> None:
     assert flaw_of(task, text=["a", "b"]) == "column 'text' must be text for input 'text', not a list"
-    assert "a chat, and a training reads texts: apply the model's chat template" in flaw_of(task, text=CHAT)
+    assert "a chat, but a training needs texts; apply the model's chat template" in flaw_of(task, text=CHAT)
 
 
 def test_a_sound_needs_a_text_and_a_text_to_go_on_with_may_be_empty() -> None:
@@ -117,7 +117,7 @@ def test_ids_of_a_data_set_are_its_names() -> None:
     named = check("text-classification", ["neg", "pos"])
     assert [named.classes({"label": label}) for label in (1, "0", "pos")] == [["pos"], ["neg"], ["pos"]]
     assert named.classes({"label": -1}) == named.classes({"label": -100}) == [None], "as the library writes none"
-    with pytest.raises(RowFlaw, match="holds 2, which is none of the data set's 2 classes"):
+    with pytest.raises(RowFlaw, match="contains 2, which is not one of the data set's 2 classes"):
         named.classes({"label": 2})
 
 
@@ -132,7 +132,7 @@ UNNAMED = {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
         ("012", NAMED, False, ["0", "1", "2"]),  # its names are of another task
         ("01", NAMED, True, ["0", "1"]),  # other classes than the model's: not all of its ids are there
         ("0123", NAMED, True, ["0", "1", "2", "3"]),
-        ("012", UNNAMED, True, ["0", "1", "2"]),  # nobody has named them
+        ("012", UNNAMED, True, ["0", "1", "2"]),  # they have no names
         ("ab", UNNAMED, True, ["a", "b"]),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_model_keeps_its_head_where_rows_lack_some_of_its_classes() -> None:
     assert classes.ids == NAMED
 
 
-def test_names_of_a_data_set_survive_whatever_the_model_says() -> None:
+def test_label_names_of_a_data_set_are_all_kept() -> None:
     classes = Classes.of(frozenset({"pos", "neg"}), UNNAMED, data_names=["pos", "neg", "neutral"], has_head=True)
     assert classes.names == ["pos", "neg", "neutral"], "its ids, also of a class that no row has"
     kept = Classes.of(frozenset({"positive"}), NAMED, data_names=["positive", "neutral", "negative"])

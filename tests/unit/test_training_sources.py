@@ -1,4 +1,4 @@
-"""The files of a user's module as they were imported first, whatever stands there later."""
+"""The files of a user's module as at their first import, even if they change later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def value_of(name: str, sources: Sources) -> int:
-    """What a module says when it is imported anew."""
+    """The value of a module when it is imported again."""
     importlib.invalidate_caches()
     for known in [known for known in sys.modules if known.partition(".")[0] == name]:
         del sys.modules[known]
@@ -33,7 +33,7 @@ def value_of(name: str, sources: Sources) -> int:
     return found
 
 
-def test_a_later_attempt_imports_what_the_first_one_did(folder: Path, tmp_path: Path) -> None:
+def test_a_later_attempt_imports_the_files_of_the_first(folder: Path, tmp_path: Path) -> None:
     package = folder / "stoker_helpers"
     package.mkdir()
     (package / "__init__.py").write_text("from stoker_helpers.deep import VALUE")

@@ -1,4 +1,4 @@
-"""What a keeper decides, with the time in the test's hands: nothing outlives its lease, nobody is blamed wrongly."""
+"""The keeper's decisions, with a clock that the test sets: no runner outlives its lease, no chunk is blamed wrongly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worker.keeper.decisions import (
     Rules,
     RunnerAction,
     StartLease,
-    StopAsked,
+    StopRequested,
 )
 from worker.keeper.runner_pool import RunnerBroken, RunnerUp
 from worker.keeper.runner_process import Exited
@@ -60,7 +60,8 @@ def test_a_runner_is_given_the_lease_once() -> None:
 @pytest.mark.parametrize(
     ("what", "record", "runner_action", "computing"),
     [
-        (Done(Outcome.DRAINED), EndRecord.RELEASE, RunnerAction.KEEP, None),
+        (Done(Outcome.DRAINED), EndRecord.DRAINED, RunnerAction.KEEP, None),
+        (Done(Outcome.STOPPED), EndRecord.RELEASE, RunnerAction.KEEP, None),
         (Lost(), EndRecord.NOTHING, RunnerAction.KEEP, None),
         (RenewalRefused(), EndRecord.NOTHING, RunnerAction.KILL, None),
         (Exited("was ended by SIGKILL"), EndRecord.CRASH, RunnerAction.KEEP, 64),
@@ -80,7 +81,7 @@ def test_a_runner_is_given_the_lease_once() -> None:
         (Failed("machine_error", "no", None, is_users=False, is_poisoned=True), EndRecord.CRASH, RunnerAction.KILL, 64),
     ],
 )
-def test_each_end_is_recorded_as_what_it_is(
+def test_each_kind_of_end_is_recorded(
     what: Event, record: EndRecord, runner_action: RunnerAction, computing: int | None
 ) -> None:
     made = ending(what)
@@ -105,13 +106,13 @@ def test_a_runner_that_died_idle_is_not_the_jobs_fault() -> None:
     assert after(UP, start=held)[1] == StartLease(), "the next runner gets the lease"
 
 
-def test_a_service_away_blames_nobody_and_waits() -> None:
+def test_a_service_that_is_away_blames_no_chunk_and_waits() -> None:
     made = ending(Failed("service_unavailable", "away", None, is_users=False, is_poisoned=False))
     assert (made.record, made.runner_action, made.pause) == (EndRecord.RELEASE, RunnerAction.KEEP, True)
 
 
 def test_a_lease_that_is_not_renewed_in_time_ends_its_runner() -> None:
-    held, _ = after(Renewed(asked_at=4.0, stop=None), start=WORKING)
+    held, _ = after(Renewed(sent_at=4.0, stop=None), start=WORKING)
     assert held.due() == 20.0, "it lasts from when the question was asked, not from its answer"
     assert held.overdue(19.9) is None
     made = held.overdue(20.0)
@@ -157,7 +158,7 @@ def test_every_activity_has_its_limit(activity: Activity) -> None:
     assert isinstance(made.error, RunnerStalled)
 
 
-def test_a_stalled_load_is_the_jobs_and_says_so() -> None:
+def test_a_stalled_load_fails_the_job_with_a_reason() -> None:
     loading, _ = after(UP, Beat("main", Activity.LOAD), start=replace(FRESH, held_until=1e9))
     assert loading.overdue(900.9) is None
     made = loading.overdue(901.0)
@@ -184,7 +185,7 @@ def test_a_hung_reader_is_found_however_busy_the_others_are() -> None:
 
 
 def test_a_thread_that_holds_up_all_others_is_blamed_and_not_they() -> None:
-    """A regular expression lets no other thread run: the one that spoke last is at fault, not the one that is due."""
+    """A regular expression lets no other thread run: the thread that reported last hangs, not the overdue one."""
     held, _ = after(ENCODE, now=1.5, start=FOREVER)
     made = held.overdue(301.0)
     assert made is not None
@@ -213,7 +214,7 @@ def test_a_death_is_blamed_on_the_chunk_nearest_to_the_model(beats: tuple[Beat, 
     assert ending(Exited("was ended by SIGSEGV"), start=held).computing == blamed
 
 
-def test_what_a_runner_does_is_told_with_its_begin() -> None:
+def test_a_runners_activity_is_reported_with_its_start() -> None:
     step = Beat("ranks", Activity.STEP, step=6)
     held, _ = after(UP, Beat(), step, now=2.0)
     held, _ = after(step, now=30.0, start=held)
@@ -243,11 +244,11 @@ def test_a_yielding_runner_may_finish_its_chunk_however_long_it_takes() -> None:
     held, decision = after(Renewed(1.0, StopReason.YIELD), start=replace(WORKING, held_until=1e9))
     assert decision == StopLease(StopReason.YIELD)
     assert held.kill_at is None
-    stronger, decision = after(StopAsked(StopReason.SHUTDOWN), now=2.0, start=held)
+    stronger, decision = after(StopRequested(StopReason.SHUTDOWN), now=2.0, start=held)
     assert decision == StopLease(StopReason.SHUTDOWN)
     assert stronger.kill_at == 12.0
 
 
 def test_a_stop_before_the_runner_is_up_ends_the_lease() -> None:
-    made = ending(StopAsked(StopReason.SHUTDOWN), start=FRESH)
+    made = ending(StopRequested(StopReason.SHUTDOWN), start=FRESH)
     assert (made.record, made.runner_action) == (EndRecord.RELEASE, RunnerAction.KEEP)

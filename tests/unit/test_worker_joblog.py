@@ -1,4 +1,4 @@
-"""A runner's output in the database: nothing said is lost within the limit, and no secret gets there."""
+"""A runner's output in the database: no line within the limit is lost, and no secret gets there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.ledger.logs import lines_of
 from tests.conftest import wait_until
 from tests.support.leased_job import LeasedJob
@@ -29,7 +29,7 @@ def _lines(database: Database, lease: WorkingLease) -> list[str]:
 def test_lines_are_kept_in_order_while_the_lease_runs(
     sqlite_database: Database, settings: Settings, lease: WorkingLease
 ) -> None:
-    log = JobLog(sqlite_database, settings)
+    log = JobLog(sqlite_database, settings, max_lines=settings.log_lines)
     log.line(1.0, "before any lease")
     log.open(lease)
     for index in range(250):
@@ -42,7 +42,7 @@ def test_lines_are_kept_in_order_while_the_lease_runs(
 
 
 def test_what_does_not_fit_is_counted(sqlite_database: Database, settings: Settings, lease: WorkingLease) -> None:
-    log = JobLog(sqlite_database, settings.model_copy(update={"log_lines": 3}))
+    log = JobLog(sqlite_database, settings, max_lines=3)
     log.open(lease)
     for index in range(10):
         log.line(1.0, f"line {index}")
@@ -60,18 +60,18 @@ def test_secrets_are_blotted_out(sqlite_database: Database, settings: Settings, 
             "database_url": "postgresql://stoker:p%40ss@example.com/stoker",
         }
     )
-    log = JobLog(sqlite_database, secret)
+    log = JobLog(sqlite_database, secret, max_lines=100)
     log.open(lease)
     log.line(1.0, "could not connect to redis://:hunter2@example.com with sk-very-secret and p@ss nor p%40ss")
     log.end()
     assert _lines(sqlite_database, lease) == ["could not connect to redis://:***@example.com with *** and *** nor ***"]
 
 
-def test_a_database_that_is_away_makes_nobody_wait(
+def test_a_database_that_is_away_blocks_no_log_line(
     settings: Settings, lease: WorkingLease, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = Database("sqlite:////nowhere/at/all.db")
-    log = JobLog(away, settings)
+    log = JobLog(away, settings, max_lines=settings.log_lines)
     log.open(lease)
     for index in range(20_000):
         log.line(1.0, f"line {index}")

@@ -8,11 +8,11 @@ import pytest
 
 from jobs.db.states import StopReason
 from jobs.errors import ServiceUnavailable
-from worker.keeper.decisions import Ending, EndRecord, Event, RenewalRefused, Renewed, RunnerAction, StopAsked
+from worker.keeper.decisions import Ending, EndRecord, Event, RenewalRefused, Renewed, RunnerAction, StopRequested
 from worker.keeper.gang_member import Membership
 from worker.keeper.runner_process import Exited
 
-FRESH = Membership(lease_seconds=16.0, patience_seconds=12.0, held_until=16.0)
+FRESH = Membership(lease_seconds=16.0, leader_stop_seconds=12.0, held_until=16.0)
 HELD = replace(FRESH, is_held=True)
 
 
@@ -27,22 +27,22 @@ def test_the_end_of_the_gang_is_the_leaders_to_record() -> None:
     assert (made.record, made.runner_action, made.reason) == (
         EndRecord.NOTHING,
         RunnerAction.KEEP,
-        "its gang has ended",
+        "the gang has ended",
     )
 
 
 @pytest.mark.parametrize("stop", StopReason)
 def test_a_stop_of_the_training_is_the_leaders_to_carry_out(stop: StopReason) -> None:
-    membership, made = HELD.on_event(Renewed(asked_at=4.0, stop=stop), 5.0)
+    membership, made = HELD.on_event(Renewed(sent_at=4.0, stop=stop), 5.0)
     assert made is None
     assert (membership.held_until, membership.leave_at) == (20.0, None)
 
 
 def test_a_member_that_goes_down_waits_for_the_leader_and_then_leaves() -> None:
-    membership, made = HELD.on_event(StopAsked(StopReason.SHUTDOWN), 3.0)
+    membership, made = HELD.on_event(StopRequested(StopReason.SHUTDOWN), 3.0)
     assert made is None
     assert membership.leave_at == membership.due() == 15.0
-    again, _ = membership.on_event(StopAsked(StopReason.SHUTDOWN), 9.0)
+    again, _ = membership.on_event(StopRequested(StopReason.SHUTDOWN), 9.0)
     assert again == membership, "a second signal must not prolong the wait"
     assert membership.overdue(14.9) is None
     late = membership.overdue(15.0)
@@ -51,8 +51,8 @@ def test_a_member_that_goes_down_waits_for_the_leader_and_then_leaves() -> None:
 
 
 def test_a_member_that_goes_down_before_the_gang_is_whole_leaves_at_once() -> None:
-    made = ending(StopAsked(StopReason.SHUTDOWN), FRESH)
-    assert (made.record, made.reason) == (EndRecord.RELEASE, "shutdown: before the gang was whole")
+    made = ending(StopRequested(StopReason.SHUTDOWN), FRESH)
+    assert (made.record, made.reason) == (EndRecord.RELEASE, "shutdown: before the gang was complete")
 
 
 def test_a_lease_that_is_not_renewed_in_time_is_not_held_on_to() -> None:

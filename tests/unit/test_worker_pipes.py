@@ -1,4 +1,4 @@
-"""Lines over pipes: whole, in order, whatever pieces they come in."""
+"""Lines over pipes: complete and in order, in whatever pieces they arrive."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_line_that_is_too_long_is_cut_and_the_last_one_needs_no_end() -> None:
     assert splitter.rest() == [b"x"]
 
 
-def test_a_pipe_that_does_not_block_says_nothing_and_end_apart() -> None:
+def test_a_non_blocking_pipe_distinguishes_no_data_from_the_end() -> None:
     read_fd, write_fd = os.pipe()
     os.set_blocking(read_fd, False)
     assert read_some(read_fd) is None

@@ -10,15 +10,15 @@ from jobs.access.pins import PinnedFile, PinnedFiles, PinnedRevision, Pins
 from jobs.config.activities import Activity
 from jobs.db.states import StopReason
 from jobs.errors import DeviceOutOfMemory, InvalidInput, MachineError, UserError
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import parse_spec
 from worker.stop import Outcome
+from worker.wire.pipes import ProtocolError
 from worker.wire.protocol import (
     Done,
     Failed,
     Lost,
     Order,
-    ProtocolError,
     Ready,
     Report,
     Run,

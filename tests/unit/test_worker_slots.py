@@ -65,7 +65,7 @@ def test_without_a_gpu_there_are_cpu_slots(settings: Settings, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("devices", [[], _GPUS], ids=["cpu", "gpu"])
-def test_an_operator_says_how_many_threads_a_slot_has(
+def test_the_number_of_threads_of_a_slot_can_be_set(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, devices: list[Device]
 ) -> None:
     monkeypatch.setattr(slots, "find_devices", lambda: devices)
@@ -98,7 +98,7 @@ def test_without_a_quota_all_cores_count(tmp_path: Path, name: str, text: str) -
 
 
 def test_a_containers_quota_counts(tmp_path: Path) -> None:
-    """Else a container of one core on a host of 64 would start 32 slots."""
+    """Otherwise a container with one core on a host with 64 would start 32 slots."""
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     assert available_cores(tmp_path) == 1
     (tmp_path / "cpu.max").unlink()

@@ -16,13 +16,13 @@ from jobs.data.sinks import open_sink
 from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.errors import LostLease
-from jobs.ledger import chunks, leases, slots
-from jobs.ledger import jobs as job_ledger
+from jobs.ledger import chunks, slots
 from jobs.ledger.chunks import ChunkResults
-from jobs.ledger.leases import WorkingLease
+from jobs.ledger.leasing import leases
+from jobs.ledger.leasing.leases import WorkingLease
 
 
-class Hand:
+class ManualWorker:
     """One online slot that does chunks when the test calls it."""
 
     def __init__(self, slot_id: str, database: Database, store: Store, settings: Settings) -> None:
@@ -96,12 +96,6 @@ class Hand:
                 finally:
                     doorbell.wake()
 
-        thread = threading.Thread(target=run, name=f"hand-{self.slot_id}")
+        thread = threading.Thread(target=run, name=f"worker-{self.slot_id}")
         thread.start()
         return thread
-
-
-def job_state(db: Database, job_id: str) -> str:
-    """The state of a job."""
-    with db.read() as session:
-        return str(job_ledger.get(session, job_id).state)

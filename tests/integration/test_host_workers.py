@@ -1,4 +1,4 @@
-"""The supervisor with real Celery workers on a real Redis: what a host's operator sees when processes end or die."""
+"""`stoker worker` with real Celery workers on a real Redis: what an operator sees when processes end or die."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from jobs.db.database import Database
 from jobs.db.states import JobState, LeaseState, SlotState
 from jobs.db.tables import Lease, Slot
 from jobs.errors import Conflict
-from jobs.ledger import leases, slots, sweeps
-from jobs.ledger.leases import Grant
+from jobs.ledger import overdue, slots
+from jobs.ledger.leasing import grants, leases
+from jobs.ledger.leasing.grants import Grant
 from jobs.queue import connect, make_app, queue_name, ring
 from tests.conftest import RedisServer, wait_until
 from tests.support.frozen import frozen
@@ -38,7 +39,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Host:
-    """A supervisor, and a scheduler as small as can be: it grants free slots and sweeps."""
+    """A supervisor, and a scheduler as small as can be: it grants free slots and requeues jobs."""
 
     def __init__(self, settings: Settings, log: Path) -> None:
         self.settings, self.log_path = settings, log
@@ -47,7 +48,10 @@ class Host:
         self.supervisor: subprocess.Popen[bytes] | None = None
         self.seen: dict[int, psutil.Process] = {}
 
-    def start(self, runner_module: str = "tests.support.standin_runner", **environment: str) -> None:
+    def start(
+        self, runner_module: str = "tests.support.standin_runner", *, num_slots: int = 1, **environment: str
+    ) -> None:
+        self.settings = self.settings.model_copy(update={"slots": num_slots})
         fields = ("data_dir", "database_url", "redis_url", "lease_seconds", "grace_seconds", "slots", "host_name")
         settings = {f"STOKER_{name.upper()}": str(getattr(self.settings, name)) for name in fields}
         environ = {**os.environ, **settings, "STOKER_INPUT_ROOTS": '["/"]', **environment}
@@ -105,7 +109,7 @@ class Host:
 
     def grant(self, job: LeasedJob, slot_id: str, *, times: int = 1) -> str:
         grant = Grant(job.job_id, (slot_id,))
-        (lease_id,) = leases.grant(self.database, grant, lease_seconds=self.settings.lease_seconds)
+        (lease_id,) = grants.grant(self.database, grant, lease_seconds=self.settings.lease_seconds)
         for _ in range(times):
             ring(self.app, slot_id, lease_id)
         return lease_id
@@ -122,7 +126,7 @@ class Host:
         def step() -> bool:
             meanwhile()
             leases.expire_dead(self.database, self.settings)
-            sweeps.requeue_idle(self.database)
+            overdue.requeue_idle(self.database)
             for again in leases.unanswered(self.database, self.settings):
                 ring(self.app, again.slot_id, again.lease_id)
             with self.database.read() as session:
@@ -148,8 +152,8 @@ class Host:
 
 @pytest.fixture
 def host(settings: Settings, redis_url: str, tmp_path: Path) -> Iterator[Host]:
-    """A host with two CPU slots, not started yet, its database migrated."""
-    changes: dict[str, Any] = {"redis_url": redis_url, "lease_seconds": 4.0, "slots": 2, "host_name": "here"}
+    """A host that is not started yet, its database migrated."""
+    changes: dict[str, Any] = {"redis_url": redis_url, "lease_seconds": 4.0, "host_name": "here"}
     host = Host(settings.model_copy(update=changes), tmp_path / "worker.log")
     migrations.upgrade(host.database)
     yield host
@@ -170,10 +174,10 @@ def host(settings: Settings, redis_url: str, tmp_path: Path) -> Iterator[Host]:
 
 
 def test_both_slots_share_a_job_and_end_in_order(host: Host, tmp_path: Path) -> None:
-    host.start()
+    host.start(num_slots=2, STOKER_LABELS='["spot", "eu.1"]')
     host.wait_online(2)
-    assert [(slot.id, slot.device, slot.num_threads >= 1) for slot in host.slots().values()] == [
-        ("here-cpu0", "cpu", True), ("here-cpu1", "cpu", True),
+    assert [(slot.id, slot.device, slot.num_threads >= 1, slot.labels) for slot in host.slots().values()] == [
+        ("here-cpu0", "cpu", True, ["spot", "eu.1"]), ("here-cpu1", "cpu", True, ["spot", "eu.1"]),
     ]  # fmt: skip
     job = host.job(tmp_path, "obey", num_rows=60, chunk_rows=1)
     host.schedule_until_done(job)
@@ -186,7 +190,7 @@ def test_both_slots_share_a_job_and_end_in_order(host: Host, tmp_path: Path) -> 
 
 def test_a_message_delivered_three_times_runs_once(host: Host, tmp_path: Path) -> None:
     host.start()
-    host.wait_online(2)
+    host.wait_online(1)
     job = host.job(tmp_path, "obey")
     lease_id = host.grant(job, "here-cpu0", times=3)
     host.wait_lease(lease_id, LeaseState.RELEASED)
@@ -196,7 +200,7 @@ def test_a_message_delivered_three_times_runs_once(host: Host, tmp_path: Path) -
 
 
 def _rings_gone_wrong(queue: str) -> dict[str, bytes]:
-    """What somebody may push into a slot's queue, each a ring but for one thing."""
+    """Messages in a slot's queue that differ in one thing from a ring."""
     good = make_ring("lease_that_never_was", queue)
     headers, properties = good["headers"], good["properties"]
     wrong: dict[str, Any] = {
@@ -217,7 +221,6 @@ def _rings_gone_wrong(queue: str) -> dict[str, bytes]:
 
 
 def test_a_message_that_is_no_ring_is_dropped_and_harms_nothing(host: Host, tmp_path: Path) -> None:
-    host.settings = host.settings.model_copy(update={"slots": 1})
     host.start()
     host.wait_online(1)
     incarnation = host.slots()["here-cpu0"].incarnation
@@ -232,14 +235,14 @@ def test_a_message_that_is_no_ring_is_dropped_and_harms_nothing(host: Host, tmp_
         assert client.hlen("stoker:unacked") == 0, "a dropped message does not come back in an hour"
         assert not client.keys("*pidbox*"), "nothing listens to remote control"
     assert host.slots()["here-cpu0"].incarnation == incarnation, "the worker that got them is the one that works on"
-    dropped = [line for line in host.log.splitlines() if "is dropped" in line]
-    assert len(dropped) == len(messages), "each is said once"
+    dropped = [line for line in host.log.splitlines() if "dropped a message" in line]
+    assert len(dropped) == len(messages), "each is logged once"
     assert "Traceback" not in host.log
 
 
 def test_kill_9_of_a_celery_worker_ends_its_runner_and_costs_one_lease(host: Host, tmp_path: Path) -> None:
     host.start()
-    host.wait_online(2)
+    host.wait_online(1)
     job = host.job(tmp_path, "wait")
     lease_id = host.grant(job, "here-cpu0")
     host.wait_lease(lease_id, LeaseState.ACTIVE)
@@ -258,7 +261,7 @@ def test_kill_9_of_a_celery_worker_ends_its_runner_and_costs_one_lease(host: Hos
 
 @pytest.mark.soak
 def test_kill_9_of_workers_and_runners_again_and_again_loses_no_row(host: Host, tmp_path: Path) -> None:
-    host.start()
+    host.start(num_slots=2)
     host.wait_online(2)
     job = host.job(tmp_path, "obey", num_rows=300, chunk_rows=1)
     kills_at = [30, 80, 130, 180]
@@ -278,7 +281,6 @@ def test_kill_9_of_workers_and_runners_again_and_again_loses_no_row(host: Host, 
 
 
 def test_the_real_runner_computes_and_keeps_its_model_warm(host: Host, tmp_path: Path) -> None:
-    host.settings = host.settings.model_copy(update={"slots": 1})
     host.start(RUNNER_MODULE)
     host.wait_online(1)
     model = str(tiny_masked_lm(tmp_path / "model"))
@@ -297,7 +299,7 @@ def test_the_real_runner_computes_and_keeps_its_model_warm(host: Host, tmp_path:
 
 def test_sigterm_gives_leases_back_in_order(host: Host, tmp_path: Path) -> None:
     host.start()
-    host.wait_online(2)
+    host.wait_online(1)
     job = host.job(tmp_path, "wait")
     lease_id = host.grant(job, "here-cpu0")
     host.wait_lease(lease_id, LeaseState.ACTIVE)
@@ -312,7 +314,7 @@ def test_sigterm_gives_leases_back_in_order(host: Host, tmp_path: Path) -> None:
 def test_sigterm_kills_what_does_not_stop_within_the_grace(host: Host, tmp_path: Path) -> None:
     host.settings = host.settings.model_copy(update={"grace_seconds": 0.5})
     host.start()
-    host.wait_online(2)
+    host.wait_online(1)
     lease_id = _lease_on_a_deaf_runner(host, tmp_path)
     assert host.stop() == 0
     assert host.lease(lease_id).state == LeaseState.RELEASED
@@ -321,20 +323,20 @@ def test_sigterm_kills_what_does_not_stop_within_the_grace(host: Host, tmp_path:
 
 def test_a_second_signal_kills_at_once(host: Host, tmp_path: Path) -> None:
     host.settings = host.settings.model_copy(update={"grace_seconds": 600.0})
-    host.start()
+    host.start(num_slots=2)
     host.wait_online(2)
     _lease_on_a_deaf_runner(host, tmp_path)
     host.processes()
     assert host.supervisor is not None
     host.supervisor.send_signal(signal.SIGINT)
-    wait_until(lambda: "ending 2 workers" in host.log, "the first signal is taken")
+    wait_until(lambda: "ending the worker of here-cpu1" in host.log, "the first signal is taken")
     host.supervisor.send_signal(signal.SIGINT)
     assert host.supervisor.wait(300) == 0
     host.assert_nothing_is_left()
 
 
 def test_kill_9_of_the_supervisor_leaves_no_orphan_and_gives_leases_back(host: Host, tmp_path: Path) -> None:
-    host.start()
+    host.start(num_slots=2)
     host.wait_online(2)
     job = host.job(tmp_path, "wait")
     lease_id = host.grant(job, "here-cpu0")
@@ -350,15 +352,15 @@ def test_kill_9_of_the_supervisor_leaves_no_orphan_and_gives_leases_back(host: H
 
 
 def test_a_worker_stopped_beyond_its_lease_does_not_come_back_as_a_zombie(host: Host, tmp_path: Path) -> None:
-    """SIGSTOP of keeper and runner, the sweep takes the lease away, SIGCONT: the runner must die, the slot live on."""
+    """SIGSTOP of keeper and runner, the reaper takes the lease away, SIGCONT: the runner must die, the slot live on."""
     host.settings = host.settings.model_copy(update={"lease_seconds": 1.0})
     host.start()
-    host.wait_online(2)
+    host.wait_online(1)
     lease_id = _lease_on_a_deaf_runner(host, tmp_path)
     worker = host.workers()[0]
     runner = host.runner_of(worker)
     with frozen(runner.pid, worker.pid):
-        wait_until(lambda: leases.expire_dead(host.database, host.settings) == [lease_id], "the sweep takes the lease")
+        wait_until(lambda: leases.expire_dead(host.database, host.settings) == [lease_id], "the reaper takes the lease")
     wait_until(lambda: not _lives(runner), "the zombie is killed")
     again = host.job(tmp_path, "obey")
     host.wait_lease(host.grant(again, "here-cpu0"), LeaseState.RELEASED)
@@ -367,7 +369,7 @@ def test_a_worker_stopped_beyond_its_lease_does_not_come_back_as_a_zombie(host: 
 
 def test_work_goes_on_when_redis_comes_back_empty(host: Host, tmp_path: Path, redis_server: RedisServer) -> None:
     host.start()
-    host.wait_online(2)
+    host.wait_online(1)
     redis_server.kill()
     for file in redis_server.folder.glob("**/appendonly*"):
         if file.is_file():
@@ -377,7 +379,7 @@ def test_work_goes_on_when_redis_comes_back_empty(host: Host, tmp_path: Path, re
     host.schedule_until_done(job)
 
 
-def test_a_worker_that_comes_before_the_database_waits_and_says_so_once(settings: Settings, host: Host) -> None:
+def test_a_worker_started_before_the_database_waits_and_logs_it_once(settings: Settings, host: Host) -> None:
     later = f"sqlite:///{settings.data_dir.parent / 'later.db'}"
     host.settings = host.settings.model_copy(update={"database_url": later})
     host.database.close()
@@ -385,17 +387,17 @@ def test_a_worker_that_comes_before_the_database_waits_and_says_so_once(settings
     host.start()
     wait_until(lambda: "waiting for the database and Redis" in host.log, "it says that it waits")
     migrations.upgrade(host.database)
-    host.wait_online(2)
+    host.wait_online(1)
     assert host.log.count("waiting for the database and Redis") == 1
 
 
 def test_two_supervisors_of_one_name_do_not_fight_for_ever(host: Host, tmp_path: Path) -> None:
-    host.start()
+    host.start(num_slots=2)
     host.wait_online(2)
     first = host.supervisor
     assert first is not None
     host.processes()
-    host.start(STOKER_SLOT_SECONDS="60")
+    host.start(num_slots=2, STOKER_SLOT_SECONDS="60")
     assert first.wait(300) == 1
     assert "belongs to another worker now" in host.log
     host.wait_online(2)
@@ -403,12 +405,10 @@ def test_two_supervisors_of_one_name_do_not_fight_for_ever(host: Host, tmp_path:
     host.wait_lease(host.grant(job, "here-cpu0"), LeaseState.RELEASED)
 
 
-def test_a_runner_that_cannot_start_breaks_its_slot_and_says_why(host: Host) -> None:
+def test_a_runner_that_cannot_start_breaks_its_slot_with_a_reason(host: Host) -> None:
     host.start(STANDIN_START="fail")
-    wait_until(
-        lambda: {slot.state for slot in host.slots().values()} == {SlotState.BROKEN}, "both slots are out of use"
-    )
-    reason = host.slots()["here-cpu1"].reason
+    wait_until(lambda: {slot.state for slot in host.slots().values()} == {SlotState.BROKEN}, "the slot is out of use")
+    reason = host.slots()["here-cpu0"].reason
     assert reason is not None
     assert reason.endswith("ImportError: the engine's library is not installed")
     assert host.stop() == 0
