@@ -1,5 +1,5 @@
-# Sourced by ops/demo, ops/test and ops/check: makes .venv with the tested versions and the extras asked for.
-# Usage: . ops/venv.sh EXTRA. Installs only when pyproject.toml, the constraints or the extra have changed since.
+# Sourced by ops/demo, ops/test and ops/check: makes .venv with the tested versions and one extra.
+# Usage: . ops/venv.sh EXTRA. Installs only if pyproject.toml, the constraints or the extra have changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extra=$1

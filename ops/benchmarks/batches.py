@@ -1,8 +1,8 @@
-"""Measure the intake of a batch file: the seconds and the peak memory of checking, splitting and planning its lines.
+"""Measure how a batch file is read: seconds and peak memory of checking, splitting and planning its lines.
 
     python ops/benchmarks/batches.py [--lines 50000] [--models 2] [--folder /tmp] [--report report.json]
 
-The file is made in the folder and taken in by a fresh process, on SQLite and a local store, as the scheduler does it.
+The file is written to the folder. A fresh process reads it like the scheduler, with SQLite and a local store.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import tempfile
 import time
 from pathlib import Path
 
-# This folder has a queue.py of its own, and the standard library's must win.
+# This folder has a file queue.py, which must not hide the module of the standard library.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 from jobs.config.settings import Settings
-from jobs.data.store import Store, upload_key
+from jobs.data.store import Store
+from jobs.data.store_keys import upload_key
 from jobs.db import migrations
 from jobs.db.database import Database
 from jobs.db.states import BatchState, JobState
 from jobs.db.tables import StoredFile
-from jobs.ledger import batches
 from jobs.ledger import jobs as job_ledger
-from jobs.ledger.batches import NewBatch
-from scheduler.control.planner import plan_job
+from jobs.ledger.groups import batches
+from jobs.ledger.groups.batches import NewBatch
+from scheduler.control.planning.planner import plan_job
 from scheduler.openai.lifecycle import read_batch
 
 _WORDS = "the quick brown fox jumps over the lazy dog while grey clouds gather above the quiet harbour town"
@@ -38,13 +39,13 @@ _MIB = 2**20
 
 
 def main() -> None:
-    """Make the lines, take them in in a child process, print what it took."""
+    """Write the lines, read them in a child process, print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=int, default=50_000)
     parser.add_argument("--models", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--report", type=Path)
-    parser.add_argument("--take-in", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--read-batch", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read_batch is not None:
         print(json.dumps(measure(options.read_batch, options.models)))
@@ -52,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         size = make(folder / "batch.jsonl", options.lines, options.models)
-        command = [sys.executable, __file__, "--take-in", str(folder), "--models", str(options.models)]
+        command = [sys.executable, __file__, "--read-batch", str(folder), "--models", str(options.models)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     if found["rows"] != options.lines:
         raise SystemExit(f"planned {found['rows']} rows of {options.lines} lines")
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def make(path: Path, num_lines: int, num_models: int) -> int:
-    """Write the batch file and the models' folders beside it; returns the file's bytes."""
+    """Write the batch file, and the models' folders beside it. Returns the size of the file in bytes."""
     with path.open("w", encoding="utf-8") as out:
         for number in range(num_lines):
             body = {"model": f"model-{number % num_models}", "input": f"{number} {_WORDS}"}
@@ -75,7 +76,7 @@ def make(path: Path, num_lines: int, num_models: int) -> int:
 
 
 def measure(folder: Path, num_models: int) -> dict[str, float]:
-    """Take the batch in and plan its jobs."""
+    """Read the batch and plan its jobs."""
     catalogue = {f"model-{number}": {"model": "org/model", "dtype": _dtype(number)} for number in range(num_models)}
     settings = Settings.model_validate({"data_dir": folder, "models": catalogue})
     database, store = Database(settings.resolved_database_url), Store(settings.resolved_store_url)

@@ -1,4 +1,4 @@
-"""A `stoker up` of a benchmark's own, with one warm slot or more, and what its database says of its jobs."""
+"""Run `stoker up` for a benchmark, with one or more warm slots, and read its jobs from its database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STOKER = str(Path(sys.executable).parent / "stoker")
 
 @dataclass(frozen=True)
 class Measured:
-    """One side in one round."""
+    """The measurements of one side in one round."""
 
     seconds: float
     num_rows: int
@@ -33,22 +33,22 @@ class Measured:
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens."""
+        """Real tokens (no padding) per second."""
         return self.num_tokens / self.seconds
 
 
 class Daemon:
-    """`stoker up` in a folder of its own, for one spec over one file of rows."""
+    """`stoker up` in its own folder, for one spec over one file of rows."""
 
     def __init__(
         self, folder: Path, rows: list[dict[str, Any]], document: Mapping[str, Any], *, num_slots: int = 1
     ) -> None:
         """
         Args:
-            folder: for everything.
-            rows: of the job.
-            document: the spec without its `input.path`.
-            num_slots: how many it has.
+            folder: Folder for the input and the daemon's data.
+            rows: The job's rows.
+            document: The job's spec without its `input.path`.
+            num_slots: Number of slots.
         """
         self.folder, self.num_slots = folder, num_slots
         self.data_dir = folder / "data"
@@ -64,7 +64,7 @@ class Daemon:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """While inside, the daemon runs; its model is warm from the start."""
+        """Run the daemon during the block; its model is warm from the start."""
         command = [STOKER, "up", "--data-dir", str(self.data_dir), "--port", "0", "--slots", str(self.num_slots)]
         up = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
@@ -83,15 +83,15 @@ class Daemon:
         return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def database(self) -> Database:
-        """The daemon's own database, to read what it planned and when."""
+        """The daemon's database."""
         return Database(Settings(data_dir=self.data_dir).resolved_database_url)
 
     def run_job(self) -> str:
-        """Submit the job, wait until it is completed, return its id."""
+        """Submit the job, wait until it has completed, return its id."""
         return self.submit(self._document)
 
     def measure(self, job_id: str) -> Measured:
-        """What the database says of a job."""
+        """Read the measurements of a completed job from the database."""
         with self.database().read() as session:
             job = session.get_one(Job, job_id)
         if str(job.state) != "completed" or job.ended_at is None or job.num_failed:
@@ -99,19 +99,19 @@ class Daemon:
         return Measured(job.ended_at - job.created_at, job.num_rows, job.num_tokens)
 
     def num_threads(self) -> int:
-        """Torch threads of each of its slots."""
+        """Number of torch threads of each slot."""
         with self.database().read() as session:
             (num_threads,) = set(session.scalars(select(col(Slot.num_threads))))
         return num_threads
 
     def chunk_ranges(self, job_id: str) -> list[tuple[int, int]]:
-        """The chunks it cut the job into."""
+        """The chunks of a job, as pairs of first row and end."""
         with self.database().read() as session:
             chunks = session.scalars(select(Chunk).where(col(Chunk.job_id) == job_id).order_by(col(Chunk.start_row)))
             return [(chunk.start_row, chunk.stop_row) for chunk in chunks]
 
     def results(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """The job's result lines, in order."""
+        """The result lines of a job, in row order."""
         path = self.folder / "results.jsonl"
         self.command("results", job_id, "--output", str(path))
         with path.open(encoding="utf-8") as lines:
@@ -119,7 +119,7 @@ class Daemon:
         path.unlink()
 
     def submit(self, document: Mapping[str, Any]) -> str:
-        """Submit a spec, wait until its job is completed, return its id."""
+        """Submit a spec, wait until its job has completed, return its id."""
         path = self.folder / "spec.json"
         path.write_text(json.dumps(document))
         return self.command("submit", str(path), "--wait").strip().splitlines()[0]

@@ -1,18 +1,18 @@
-"""Measure text generation end to end against transformers' own ways to generate many texts, in one run, side by side.
+"""Compare text generation end to end with transformers' own ways to generate many texts, in one run.
 
     python ops/benchmarks/generation.py [--rows 256] [--rounds 3] [--shared-prefix 0] [--report FILE.json]
 
-A Llama with weights at random, prompts of 8 to 256 tokens cut from the docstrings of Python's standard library, and 8
-to 160 new tokens for each, greedily: who generates what is wanted, and nothing else, is fast. `--shared-prefix` puts
-the same tokens before each prompt, as a system prompt is. Each round measures in turns on the same cores:
+A Llama with random weights gets prompts of 8 to 256 tokens, cut from the docstrings of Python's standard library, and
+generates 8 to 160 tokens for each, greedily. `--shared-prefix` puts the same tokens before each prompt, like a system
+prompt. Each round measures in turns on the same cores:
 
-1. end to end: a job through `stoker up` with one warm slot, from submitted to completed by the database's own clock,
-2. static: `generate` over batches of 16, sorted by the length of their prompts, tensors ready made,
+1. end to end: a job through `stoker up` with one warm slot, from submission to completion by the database's clock,
+2. static: `generate` over batches of 16, sorted by the length of their prompts, with tensors prepared in advance,
 3. continuous: the manager behind `generate_batch` (paged cache, continuous batching), each request with its own
    number of new tokens.
 
-Rates are wanted tokens per second; the ratios that count are medians over the rounds. The texts of 1 are compared with
-those of `generate` for each row alone.
+Rates are requested tokens per second. The ratios are medians over the rounds. The texts of 1 are compared with those of
+`generate` for each row alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# This folder goes last: it has a queue.py of its own, and the standard library's must win.
+# This folder goes last: it has a file queue.py, which must not hide the module of the standard library.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 sys.path += [str(Path(__file__).parents[1] / "examples"), str(Path(__file__).parent)]
 
@@ -55,14 +55,14 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """One row."""
+    """A prompt, and the number of tokens to generate."""
 
     prompt: list[int]
     max_new_tokens: int
 
 
 def make_model(folder: Path, texts: list[str], size: str) -> None:
-    """A Llama in this folder; no token ends its texts."""
+    """Save a Llama in this folder. No token ends its texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -87,7 +87,7 @@ def make_model(folder: Path, texts: list[str], size: str) -> None:
 
 
 def make_rows(tokenizer: Any, texts: list[str], count: int, *, shared_prefix: int = 0) -> list[Wanted]:
-    """Prompts of 8 to 256 tokens and 8 to 160 new ones; short ones are more frequent, as they are in life."""
+    """Prompts of 8 to 256 tokens with 8 to 160 tokens to generate; short ones are more frequent, as in practice."""
     chosen = random.Random(0)
     prefix = tokenizer(" ".join(texts[:100]))["input_ids"][:shared_prefix]
     rows: list[Wanted] = []
@@ -100,7 +100,7 @@ def make_rows(tokenizer: Any, texts: list[str], count: int, *, shared_prefix: in
 
 
 def static_side(model: Any, rows: list[Wanted]) -> Callable[[], None]:
-    """`generate` over batches padded on the left; each goes on for as long as one of its rows does."""
+    """Run `generate` over batches padded on the left. Each batch runs as long as its longest row."""
     ordered = sorted(rows, key=lambda row: len(row.prompt))
     batches = [ordered[start : start + BATCH_ROWS] for start in range(0, len(ordered), BATCH_ROWS)]
     collated = []
@@ -118,7 +118,7 @@ def static_side(model: Any, rows: list[Wanted]) -> Callable[[], None]:
 
 
 def continuous_side(model: Any, rows: list[Wanted]) -> Callable[[], None]:
-    """What `generate_batch` does, but with a number of new tokens for each request."""
+    """Do what `generate_batch` does, but with each request's own number of new tokens."""
     config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
 
     def run() -> None:
@@ -141,8 +141,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--shared-prefix", type=int, default=0, help="tokens that all prompts begin with")
-    parser.add_argument("--model", default="small", choices=sorted(SIZES), help="12 or 300 million parameters")
+    parser.add_argument("--shared-prefix", type=int, default=0, help="number of tokens that all prompts begin with")
+    parser.add_argument(
+        "--model", default="small", choices=sorted(SIZES), help="model size: 12 or 300 million parameters"
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--report", type=Path, help="write all figures to this JSON file")
     options = parser.parse_args()
@@ -170,17 +172,17 @@ def main() -> None:
 
 
 def measure_all(daemon: Daemon, rows: list[Wanted], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Every side in every round, alternating."""
+    """Measure every side in every round, in turns."""
     device = devices.pick_device()
     dtype = devices.resolve_dtype(options.dtype, device)
     devices.prepare(device, num_threads=daemon.num_threads())
-    # Two copies: the manager changes how its model attends.
+    # Two copies, because the manager changes the attention of its model.
     static, continuous = (LlamaForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval() for _ in range(2))
     num_wanted = sum(row.max_new_tokens for row in rows)
     sides = {"static": static_side(static, rows), "continuous": continuous_side(continuous, rows)}
     seconds: dict[str, list[float]] = {"end_to_end": [], "static": [], "continuous": []}
     for side in sides.values():
-        side()  # kernels are chosen and graphs captured before the clock runs
+        side()  # choose kernels and capture graphs before the clock runs
     for number in range(1, options.rounds + 1):
         job_id = daemon.run_job()
         seconds["end_to_end"].append(daemon.measure(job_id).seconds)
@@ -210,7 +212,7 @@ def measure_all(daemon: Daemon, rows: list[Wanted], folder: Path, options: argpa
 
 
 def count_equal(daemon: Daemon, job_id: str, rows: list[Wanted], model: Any, folder: Path) -> str:
-    """How many texts of a job are those of `generate` for the row alone."""
+    """Number of texts of a job that equal those of `generate` for the row alone."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     num_equal = 0
     for row, result in zip(rows, daemon.results(job_id), strict=True):
@@ -223,7 +225,7 @@ def count_equal(daemon: Daemon, job_id: str, rows: list[Wanted], model: Any, fol
 
 
 def ratios(ours: list[float], theirs: list[float]) -> dict[str, float | list[float]]:
-    """How many times as fast the end-to-end side was, round by round, and the median."""
+    """Speed of the end-to-end side relative to another, for each round, and the median."""
     each = [other / one for one, other in zip(ours, theirs, strict=True)]
     return {"median": statistics.median(each), "rounds": each}
 
@@ -236,7 +238,7 @@ def show(report: dict[str, Any]) -> None:
     )
     for name, rates in report["tokens_per_second"].items():
         print(f"{name:<14}{statistics.median(rates):>10,.1f} tokens/s")
-    for name, aim in (("static", ""), ("continuous", "   (aim: at least 0.95)")):
+    for name, aim in (("static", ""), ("continuous", "   (target: at least 0.95)")):
         print(f"end to end / {name:<14}{report['ratios'][name]['median']:>6.3f}{aim}")
     print(f"texts equal to `generate` for the row alone: {report['texts_equal_to_generate_alone']}")
 

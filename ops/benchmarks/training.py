@@ -1,20 +1,20 @@
-"""Measure a training under the daemon against the same training as a script run by hand, in one run, in turns.
+"""Compare a training under the daemon with the same training as a script run by hand, in one run, in turns.
 
     python ops/benchmarks/training.py [--steps 520] [--batch 16] [--rounds 3] [--slots 2] [--report FILE.json]
 
-MiniLM learns which package a docstring of Python's standard library is from: at most 64 tokens a text.
+MiniLM learns from which package a docstring of Python's standard library is, with at most 64 tokens per text.
 Each round measures, on the same cores and threads:
 
-1. under the daemon: a job through `stoker up` with one slot, checkpoints at the default interval, every step recorded,
-2. by hand: a script with transformers' Trainer over the same rows and arguments, its own checkpoints at that interval.
+1. daemon: a job through `stoker up` with one slot, checkpoints at the default interval, every step recorded,
+2. by hand: a script with transformers' Trainer over the same rows and arguments, with checkpoints at that interval.
 
-Steps per second count from the beginning of the training to the end of its last step, by each side's own clock, with
-whatever comes between, checkpoints too where there are more steps than their interval (500); the daemon's clock also
-counts the Trainer's own setup and a check of the weights. The seconds of a whole job, with its start, are in the report
-as well. Every second round the sides change places. The ratio that counts is the median over the rounds.
+Steps per second are measured from the beginning of the training to the end of its last step, by each side's own clock.
+This includes checkpoints if there are more steps than their interval (500). The daemon's time also includes the
+Trainer's own setup and a check of the weights. The report has the seconds of a whole job with its start as well. The
+order of the sides changes from round to round. The ratio is the median over the rounds.
 
-With `--slots N` a second daemon of N slots runs the same training on one of them and on all of them together, each slot
-with batches of that size: samples per second of the N over those of the one.
+With `--slots N`, a second daemon with N slots runs the same training on one slot and on all of them together, each slot
+with batches of that size. The ratio is that of the samples per second.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# This folder goes last: it has a queue.py of its own, and the standard library's must win.
+# This folder goes last: it has a file queue.py, which must not hide the module of the standard library.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 sys.path += [str(Path(__file__).parents[1] / "examples"), str(Path(__file__).parent)]
 
@@ -81,20 +81,18 @@ def main() -> None:
     """Measure, print, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=520)
-    parser.add_argument("--batch", type=int, default=16, help="rows of a step on one slot")
+    parser.add_argument("--batch", type=int, default=16, help="rows per step on one slot")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--slots", type=int, default=1, help="measure so many slots together against one, too")
+    parser.add_argument("--slots", type=int, default=1, help="also compare this number of slots with one")
     parser.add_argument("--report", type=Path, help="write all figures to this JSON file")
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="stoker-benchmark-") as name:
         folder = Path(name)
         write_rows(folder)
-        document = training_spec(folder, options.steps)
-        data = document["data"]
-        assert isinstance(data, dict)
+        document = training_spec(folder, options.steps).model_dump(mode="json")
         arguments = {**document["arguments"], "per_device_train_batch_size": options.batch}
-        document = {**document, "arguments": arguments, "checkpoint": {}, "data": {**data, "eval": None}}
+        document = {**document, "arguments": arguments, "checkpoint": {}, "data": {**document["data"], "eval": None}}
         daemon = start_of(document, folder / "one", num_slots=1)
         with daemon.running():
             report = measure_all(daemon, document, folder, options)
@@ -106,14 +104,14 @@ def main() -> None:
 
 
 def start_of(document: dict[str, Any], folder: Path, *, num_slots: int) -> Daemon:
-    """A daemon that loads the model first, as one that has run for a while has it."""
+    """A daemon that loads the model first, like one that has run for a while."""
     folder.mkdir()
     embeddings = {"task": "embeddings", "model": document["model"]}
     return Daemon(folder, [{"text": "warm"}], embeddings, num_slots=num_slots)
 
 
 def measure_all(daemon: Daemon, document: dict[str, Any], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Both sides in every round, alternating."""
+    """Measure both sides in every round, in turns."""
     rates: dict[str, list[float]] = {"daemon": [], "by_hand": []}
     seconds: list[float] = []
     for number in range(1, options.rounds + 1):
@@ -143,7 +141,7 @@ def measure_all(daemon: Daemon, document: dict[str, Any], folder: Path, options:
 
 
 def measure_gang(document: dict[str, Any], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One slot and all of them, alternating; or why not."""
+    """Measure one slot and all slots together, in turns. If this is not possible, the report says why."""
     together = {**document, "slots": options.slots}
     try:
         parse_spec(together)
@@ -168,7 +166,7 @@ def measure_gang(document: dict[str, Any], folder: Path, options: argparse.Names
 
 
 def under_the_daemon(daemon: Daemon, job_id: str) -> tuple[dict[str, Any], float]:
-    """The training's own summary, and the seconds of the whole job."""
+    """The summary that the training wrote, and the seconds of the whole job."""
     settings = Settings(data_dir=daemon.data_dir)
     with daemon.database().read() as session:
         job, made = session.get_one(Job, job_id), session.get_one(Artifact, (job_id, "summary.json"))
@@ -201,7 +199,7 @@ def show(report: dict[str, Any]) -> None:
     print(f"{report['steps']} steps on {report['device']}, {report['threads']} threads")
     for side, rates in report["steps_per_second"].items():
         print(f"{side:<10}{statistics.median(rates):>8.2f} steps/s")
-    print(f"daemon / by hand {report['ratio']['median']:.3f}   (aim: at least 0.98)")
+    print(f"daemon / by hand {report['ratio']['median']:.3f}   (target: at least 0.98)")
     gang = report.get("gang")
     if gang is not None and "skipped" in gang:
         print(f"{gang['slots']} slots over one: skipped, {gang['skipped']}")

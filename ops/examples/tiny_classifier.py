@@ -1,4 +1,4 @@
-"""Trains a tiny BERT from scratch, in seconds on a CPU, to tell which package a standard-library docstring is from."""
+"""Train a tiny BERT from scratch, in seconds on a CPU, to find the package of a docstring of the standard library."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def train_tiny_classifier(texts: Path, folder: Path, *, num_steps: int = 300) ->
     """Train on 80 percent of the docstrings of the largest packages and save a Hugging Face model folder.
 
     Args:
-        texts: JSONL with `text` and `package`.
-        folder: where the model and the held-out rows go.
-        num_steps: training steps of 32 texts each.
+        texts: JSONL file with `text` and `package`.
+        folder: The folder for the model and the held-out rows.
+        num_steps: Number of training steps of 32 texts each.
 
     Returns:
         The JSONL file of held-out rows, and the packages.

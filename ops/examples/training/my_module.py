@@ -1,4 +1,4 @@
-"""A training module of one's own, to copy: a small network learns a number from two others.
+"""An example of a training module, to copy: a small network learns a number from two others.
 
 Every line of data.train has the columns that my-module.yaml names.
 """
@@ -11,17 +11,17 @@ from stoker.training import Parts, Phase, Setup
 
 
 def build(setup: Setup) -> Parts:
-    """Make the model, its optimizer and the data; the loop does the rest."""
+    """Make the model, its optimizer and the data. The loop does the rest."""
     hidden = setup.options.get("hidden", 32)
     if not isinstance(hidden, int) or hidden < 1:
         raise ValueError("options.hidden: must be a whole number from 1")
     if setup.rows is None:
-        raise ValueError("data: is required: the rows to learn from")
+        raise ValueError("data: is required: the rows to train on")
 
     model = nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def collate(rows):
-        """Rows, as mappings, to tensors: inputs (rows, 2) and targets (rows,)."""
+        """Convert rows, which are mappings, to tensors: inputs (rows, 2) and targets (rows,)."""
         inputs = torch.tensor([[float(row["x"]), float(row["y"])] for row in rows])
         return inputs, torch.tensor([float(row["target"]) for row in rows])
 
