@@ -1,5 +1,5 @@
-"""Every text and list that a request may hold has a bound, said in the OpenAPI document; the largest that is taken
-costs little, and what is one larger is refused by its name.
+"""Every text and list in a request has a bound, which is in the OpenAPI document; the largest valid value costs
+little, and a larger one is refused with the name of its field.
 
 Cost is the processor time of this process, in which the API runs: a busy machine does not change it.
 """
@@ -21,8 +21,9 @@ from jobs.specs.bounds import LONGEST_VALUES_CHARACTERS, MOST_VALUES
 from tests.support.live_api import LiveApi, fresh_api
 
 MOST_SECONDS = 2.0
-"""Processor time of one request, and of its sending and reading, which happen in this process too, on a processor that
-counts to a million in `COUNT_SECONDS`; on a slower one more, in proportion."""
+"""Processor time of one request on a processor that counts to a million in `COUNT_SECONDS`; on a slower one more, in
+proportion. The sending of the request, whose body is made before, and the reading of the answer are part of it, since
+they happen in this process."""
 COUNT_SECONDS = 0.05
 MOST_GROWTH_BYTES = 256 * 2**20
 """The most by which this process's memory may grow over all requests."""
@@ -48,7 +49,7 @@ def document(api: LiveApi) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Field:
-    """One place in a request where a client writes what it likes."""
+    """One place in a request where a client writes a free value."""
 
     name: str
     """Dotted, from the body's root."""
@@ -94,7 +95,7 @@ def resolved(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def length_of(schema: dict[str, Any]) -> int | None:
-    """The most characters of a text: as the document says, or as its pattern does."""
+    """The most characters of a text, from `maxLength` or from its pattern."""
     if "maxLength" in schema:
         return int(schema["maxLength"])
     if re.fullmatch(r"\^[\w ]+\$", schema.get("pattern", "")):
@@ -133,8 +134,8 @@ def seconds_to_count() -> float:
     return time.process_time() - before
 
 
-class Watch:
-    """Sends requests and looks at what each costs."""
+class CostMeter:
+    """Sends requests and checks the cost of each."""
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
@@ -142,8 +143,10 @@ class Watch:
         self.num_sent = 0
 
     def send(self, what: str, method: str, path: str, **options: Any) -> httpx.Response:
+        request = self._client.build_request(method, path, **options)
+        request.read()
         before = time.process_time()
-        answer = self._client.request(method, path, **options)
+        answer = self._client.send(request)
         seconds = time.process_time() - before
         self.num_sent += 1
         assert seconds < self._most_seconds, f"{what} took {seconds:.2f} s of processor time"
@@ -177,7 +180,7 @@ BODIES: dict[str, tuple[str, list[dict[str, Any]]]] = {
 
 
 def test_bodies_are_bounded_in_every_field(api: LiveApi, document: dict[str, Any]) -> None:
-    watch, schemas, before = Watch(api.http), document["components"]["schemas"], memory_bytes()
+    meter, schemas, before = CostMeter(api.http), document["components"]["schemas"], memory_bytes()
     for name, (path, bases) in BODIES.items():
         fields = list(fields_of(schemas[name], schemas))
         assert len(fields) >= 3
@@ -185,14 +188,14 @@ def test_bodies_are_bounded_in_every_field(api: LiveApi, document: dict[str, Any
             head = field.name.partition(".")[0]
             base = next((one for one in bases if head in one), bases[0])
             what = f"{name}.{field.name}"
-            watch.send(what, "POST", path, json=changed(base, field.name, field.largest))
+            meter.send(what, "POST", path, json=changed(base, field.name, field.largest))
             if field.beyond is not None:
-                error = watch.refused(what, "POST", path, json=changed(base, field.name, field.beyond))
+                error = meter.refused(what, "POST", path, json=changed(base, field.name, field.beyond))
                 assert (error["param"] or "").partition(".")[0] in (head, ""), f"{what}: {error}"
-        watch.refused(f"{name}, fields", "POST", path, json={**bases[0], **{f"f{at}": 1 for at in range(50_000)}})
-        watch.refused(f"{name}, a name", "POST", path, json={**bases[0], "x" * 2**20: 1})
+        meter.refused(f"{name}, fields", "POST", path, json={**bases[0], **{f"f{at}": 1 for at in range(50_000)}})
+        meter.refused(f"{name}, a name", "POST", path, json={**bases[0], "x" * 2**20: 1})
     assert memory_bytes() - before < MOST_GROWTH_BYTES
-    answer = watch.send("the list afterwards", "GET", "/v1/jobs?limit=100")
+    answer = meter.send("the list afterwards", "GET", "/v1/jobs?limit=100")
     assert len(answer.content) < 2**21
 
 
@@ -216,7 +219,7 @@ WORST: list[dict[str, Any]] = [
 @pytest.mark.parametrize("at", range(len(WORST)))
 def test_the_worst_inputs_are_refused_quickly(api: LiveApi, at: int) -> None:
     spec = {"task": "fill-mask", "model": "org/model", "input": WORST[at]}
-    answer = Watch(api.http).send(f"input {at}", "POST", "/v1/jobs", json=spec)
+    answer = CostMeter(api.http).send(f"input {at}", "POST", "/v1/jobs", json=spec)
     assert answer.status_code in (400, 403)
 
 
@@ -238,11 +241,11 @@ def test_the_worst_inputs_are_refused_quickly(api: LiveApi, at: int) -> None:
 )
 def test_the_worst_yaml_is_read_quickly(api: LiveApi, body: str) -> None:
     headers = {"Content-Type": "application/yaml"}
-    assert Watch(api.http).refused(body[:10], "POST", "/v1/jobs", content=body, headers=headers)
+    assert CostMeter(api.http).refused(body[:10], "POST", "/v1/jobs", content=body, headers=headers)
 
 
 def test_parameters_of_every_operation_are_bounded(api: LiveApi, document: dict[str, Any]) -> None:
-    watch = Watch(api.http)
+    meter = CostMeter(api.http)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             parameters = operation.get("parameters", [])
@@ -262,30 +265,30 @@ def test_parameters_of_every_operation_are_bounded(api: LiveApi, document: dict[
                             url = path.format(**filled)
                             options["params" if parameter["in"] == "query" else "headers"][parameter["name"]] = value
                         if value is field.largest or field.beyond is None:
-                            watch.send(what, method, url, **options)
+                            meter.send(what, method, url, **options)
                         else:
-                            watch.refused(what, method, url, **options)
-    assert watch.num_sent > 50
+                            meter.refused(what, method, url, **options)
+    assert meter.num_sent > 50
 
 
 def test_parts_of_an_upload_are_bounded(api: LiveApi) -> None:
-    watch, before = Watch(api.http), memory_bytes()
+    meter, before = CostMeter(api.http), memory_bytes()
     for name in ("purpose", "expires_after[anchor]", "expires_after[seconds]", "unknown"):
         for value in ("1" * 4096, "1" * 4097, "1" * 2**20):
             files = {"file": ("a.jsonl", b"{}\n")}
-            watch.send(name, "POST", "/v1/files", data={"purpose": "input", name: value}, files=files)
-    answer = watch.send(
+            meter.send(name, "POST", "/v1/files", data={"purpose": "input", name: value}, files=files)
+    answer = meter.send(
         "filename", "POST", "/v1/files", data={"purpose": "input"}, files={"file": ("a" * 3000, b"{}\n")}
     )
     assert len(answer.json()["filename"]) == 255
-    watch.refused("filename", "POST", "/v1/files", data={"purpose": "input"}, files={"file": ("a" * 2**20, b"{}\n")})
+    meter.refused("filename", "POST", "/v1/files", data={"purpose": "input"}, files={"file": ("a" * 2**20, b"{}\n")})
     many = {f"f{at}": "x" for at in range(10_000)}
-    watch.refused("parts", "POST", "/v1/files", data=many, files={"file": ("a.jsonl", b"{}\n")})
+    meter.refused("parts", "POST", "/v1/files", data=many, files={"file": ("a.jsonl", b"{}\n")})
     assert memory_bytes() - before < MOST_GROWTH_BYTES
 
 
 def test_headers_are_bounded(api: LiveApi) -> None:
-    watch = Watch(api.http)
+    meter = CostMeter(api.http)
     for name in ("Authorization", "Accept", "Range", "Idempotency-Key", "Last-Event-ID", "Content-Type", "Host"):
         for length in (10_000, 60_000):
-            watch.send(f"{name} of {length}", "GET", "/v1/jobs", headers={name: "x" * length})
+            meter.send(f"{name} of {length}", "GET", "/v1/jobs", headers={name: "x" * length})
