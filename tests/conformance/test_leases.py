@@ -13,7 +13,7 @@ from jobs.data.rows import Result, RowError
 from jobs.db.database import Database
 from jobs.db.states import ChunkState, JobState, LeaseState, SlotState
 from jobs.db.tables import Chunk, Job, Lease, ResultRecord, Slot
-from jobs.errors import Conflict, InvalidSpec, LostLease, RunnerDied, ServiceUnavailable
+from jobs.errors import Conflict, InvalidSpec, LostLease, MachineError, RunnerDied, ServiceUnavailable
 from jobs.ledger import chunks, overdue, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import ChunkResults
@@ -293,16 +293,32 @@ def test_a_chunk_that_errors_is_retried_later_then_given_up(database: Database, 
     for attempt in range(settings.chunk_attempts):
         (claim,) = chunks.claim(database, lease_id, limit=1)
         assert (claim.verdict, claim.attempt) == (None, attempt + 1)
-        chunks.fail(database, lease_id, 0, ServiceUnavailable("the store is away"), settings)
+        chunks.fail(database, lease_id, 0, MachineError("the disk is failing"), settings)
         if attempt < settings.chunk_attempts - 1:
             assert chunks.claim(database, lease_id, limit=1) == [], "it waits for its backoff"
         with database.write() as session:
             session.get_one(Chunk, (job_id, 0)).not_before = 0.0
     (claim,) = chunks.claim(database, lease_id, limit=1)
     assert claim.verdict is not None
-    assert claim.verdict.code == "service_unavailable"
-    chunks.fail(database, lease_id, 0, ServiceUnavailable("still away"), settings)
+    assert claim.verdict.code == "machine_error"
+    chunks.fail(database, lease_id, 0, MachineError("still failing"), settings)
     assert job_of(database, job_id).state == JobState.FAILED
+
+
+def test_an_input_that_is_out_of_reach_costs_no_row(database: Database, settings: Settings) -> None:
+    make_slots(database, settings, "s0")
+    job_id = make_job(database, num_chunks=1)
+    lease_id = hold(database, job_id, "s0")
+    for attempt in range(settings.chunk_attempts + 3):
+        (claim,) = chunks.claim(database, lease_id, limit=1)
+        assert (claim.verdict, claim.attempt) == (None, attempt + 1)
+        chunks.fail(database, lease_id, 0, ServiceUnavailable("the bucket is away"), settings)
+        assert chunks.claim(database, lease_id, limit=1) == [], "it waits for its backoff"
+        with database.write() as session:
+            chunk = session.get_one(Chunk, (job_id, 0))
+            assert chunk.not_before - session.time() <= settings.retry_max_seconds
+            assert chunk.errors == 0, "a failing disk later has all its tries"
+            chunk.not_before = 0.0
 
 
 def test_a_job_whose_model_kills_every_runner_fails(database: Database, settings: Settings) -> None:

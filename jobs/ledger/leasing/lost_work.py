@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import orjson
 from sqlalchemy import exists, select, update
@@ -14,10 +15,10 @@ from jobs.db.moves import move, moving
 from jobs.db.states import LIVE_JOB_STATES, LIVE_LEASE_STATES, AttemptEnd, ChunkState, JobState
 from jobs.db.tables import IS_LEASED, Attempt, Chunk, Job, Lease
 from jobs.db.transaction import Transaction
-from jobs.errors import DeviceOutOfMemory, StokerError, StoreUnwritable
+from jobs.errors import DeviceOutOfMemory, ServiceUnavailable, StokerError, StoreUnwritable
 from jobs.ledger import job_ends
 from jobs.ledger.families import HAS_LIVE_CHILD
-from jobs.retries import GiveUp, RetryAt, decide
+from jobs.retries import ENDLESS, GiveUp, RetryAt, decide
 from jobs.specs.inference import TRAINING
 
 
@@ -105,10 +106,17 @@ def _blame(tx: Transaction, chunk: Chunk, error: StokerError, retries: RetryTime
 
 
 def retry_or_give_up(tx: Transaction, chunk: Chunk, error: StokerError, retries: RetryTimes) -> None:
-    """Retry a chunk later that an error kept from being computed, or end its retries with row errors."""
-    chunk.errors += 1
+    """Retry a chunk later that an error kept from being computed, or end its retries with row errors.
+
+    A service that cannot be reached says nothing about the rows, so they wait for it, however long that takes.
+    """
     _put_back(chunk)
-    match decide(error, chunk.errors, retries.chunk_policy):
+    if isinstance(error, ServiceUnavailable):
+        decision = decide(error, chunk.attempt, replace(retries.chunk_policy, max_attempts=ENDLESS))
+    else:
+        chunk.errors += 1
+        decision = decide(error, chunk.errors, retries.chunk_policy)
+    match decision:
         case RetryAt(delay_seconds):
             chunk.not_before = tx.time() + delay_seconds
             tx.record(
