@@ -82,6 +82,29 @@ def test_a_job_gets_the_slot_whose_host_has_its_packages(scheduler: ManualSchedu
     assert scheduler.live() == {"s2": job_id}
 
 
+def test_jobs_that_wait_for_a_host_do_not_hide_those_behind_them(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    for label in ("away", "gone"):
+        needs = Needs(labels=frozenset({label}))
+        waiting = [scheduler.job(num_chunks=1, needs=needs) for _ in range(100)]
+    other = scheduler.job(num_chunks=1)
+    assert scheduler.dispatch() == 1
+    assert scheduler.live() == {"s0": other}
+    with scheduler.db.read() as session:
+        assert "label gone" in explain(session, scheduler.settings)[waiting[0]]
+
+
+def test_many_trainings_that_wait_do_not_hide_inference(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    training = {"kind": "training", "task": "text-classification", "data": {"train": "rows.jsonl"}, "slots": 4}
+    for _ in range(100):
+        spec = parse_spec({"model": "org/name", **training})
+        planning.enqueue(scheduler.db, job_ledger.submit(scheduler.db, spec).id)
+    other = scheduler.job(num_chunks=1)
+    assert scheduler.dispatch() == 1
+    assert scheduler.live() == {"s0": other}
+
+
 def test_a_job_gets_a_slot_that_meets_its_needs_and_waits_for_one(scheduler: ManualScheduler) -> None:
     scheduler.online("small", device="cuda", memory_bytes=16 * 10**9)
     scheduler.online("plain", device="cuda", memory_bytes=80 * 10**9)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import Select, bindparam, exists, func, literal, select, union_all
+from sqlalchemy import Select, String, bindparam, cast, exists, func, literal, or_, select, union_all
 from sqlmodel import Session, col
 
 from jobs.config.limits import Limits
@@ -103,7 +103,7 @@ def read_policy_input(
     """
     now = session.time()
     slots = read_slots(session, times, now)
-    jobs = _candidates(session, now, most_jobs=len(slots) + queue_head, most_chunks=len(slots) + QUEUE_HEAD)
+    jobs = _candidates(session, now, slots, most_jobs=len(slots) + queue_head, most_chunks=len(slots) + QUEUE_HEAD)
     lease_rows = session.execute(_LIVE_LEASES).all()
     waited = _waited_before(session, [job for job in jobs if now - job.ready_at > AGED_SECONDS])
     trainings = progress(session, [job.id for job in jobs if job.kind == TRAINING], now)
@@ -163,7 +163,9 @@ def read_policy_input(
     )
 
 
-def _candidates(session: Session, now: float, *, most_jobs: int, most_chunks: int) -> list[Any]:
+def _candidates(
+    session: Session, now: float, slots: Sequence[SlotFacts], *, most_jobs: int, most_chunks: int
+) -> list[Any]:
     """Every running job and, by project, priority and age, the first waiting jobs that could use a slot now or soon."""
     bound = {"now": now, "soon": now + BRIEF_SECONDS, "most_chunks": most_chunks}
     rows = list(session.execute(_RUNNING_JOBS, bound))
@@ -172,8 +174,27 @@ def _candidates(session: Session, now: float, *, most_jobs: int, most_chunks: in
     for project in projects:  # otherwise the jobs of one would hide those of the others
         for priority in Priority:
             which = {"project": project, "priority": priority.rank, "head": head}
-            rows.extend(session.execute(_WAITING_JOBS, {**bound, **which}))
+            rows.extend(_first_waiting(session, {**bound, **which}, slots))
     return rows
+
+
+def _first_waiting(session: Session, bound: Mapping[str, Any], slots: Sequence[SlotFacts]) -> list[Any]:
+    """The first waiting jobs of one project and priority. Jobs that need what no slot has now, because a host is away,
+    do not hide those behind them."""
+    unserved: set[str] = set()
+    rows: list[Any] = []
+    while True:
+        found = session.execute(_WAITING_JOBS, {**bound, "unserved": sorted(unserved)}).all()
+        needs = {row.needs_text: row.needs for row in found if row.needs is not None}
+        new = {text for text, stored in needs.items() if not _is_served(Needs.from_stored(stored), slots)}
+        if not new or not slots:
+            return [*rows, *found]
+        rows.extend(row for row in found if row.needs_text in new)
+        unserved |= new
+
+
+def _is_served(needs: Needs, slots: Sequence[SlotFacts]) -> bool:
+    return any(needs.met_by(slot) for slot in slots)
 
 
 def _waited_before(session: Session, old_jobs: Sequence[Any]) -> dict[str, float]:
@@ -209,17 +230,19 @@ def _build_jobs() -> tuple[Select[Any], Select[Any]]:
         col(Job.not_before), col(Job.needs), col(Job.project), col(Job.num_rows),
         col(Job.num_done).label("num_done"),
         col(Job.deadline_at), col(Job.promise_at), col(Job.promise_seconds), pending,
+        cast(col(Job.needs), String).label("needs_text"),
     ]  # fmt: skip
     query: Select[Any] = select(*columns)
     queued = col(Job.state) == literal(JobState.QUEUED, literal_execute=True)  # in the words of the index
     waiting = query.where(queued, col(Job.project) == bindparam("project"), col(Job.priority) == bindparam("priority"))
+    unserved = cast(col(Job.needs), String).in_(bindparam("unserved", expanding=True))
+    waiting = waiting.where(or_(col(Job.needs).is_(None), ~unserved))
     has_chunk = claimable.limit(1).scalar_subquery().is_not(None)
     bulk = waiting.where(col(Job.kind) == INFERENCE, col(Job.not_before) <= bindparam("now"), has_chunk)
     trainings = waiting.where(col(Job.kind) == TRAINING, col(Job.not_before) <= bindparam("soon"))
     # Two queries instead of one with an OR, each of which stops at the limit.
-    both = union_all(*(select(_head(one).subquery()) for one in (bulk, trainings))).subquery()
-    head = select(both).order_by(both.c.ready_at, both.c.id).limit(bindparam("head"))
-    return query.where(col(Job.state) == JobState.RUNNING, ~IS_ARRAY), head
+    heads = union_all(*(select(_head(one).subquery()) for one in (bulk, trainings))).subquery()
+    return query.where(col(Job.state) == JobState.RUNNING, ~IS_ARRAY), select(heads)
 
 
 def _head(waiting: Select[Any]) -> Select[Any]:
