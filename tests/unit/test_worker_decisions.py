@@ -106,6 +106,30 @@ def test_a_runner_that_died_idle_is_not_the_jobs_fault() -> None:
     assert after(UP, start=held)[1] == StartLease(), "the next runner gets the lease"
 
 
+def test_runners_that_cannot_read_their_order_are_not_started_without_end() -> None:
+    held, num_deaths = FRESH, 0
+    decision: Decision | None = None
+    while decision is None:
+        held, decision = after(UP, Exited("exited with code 1"), start=held)
+        num_deaths += 1
+        assert num_deaths < 20
+    assert isinstance(decision, Ending)
+    assert (decision.record, decision.computing) == (EndRecord.CRASH, None)
+    assert decision.reason == f"{num_deaths} runners died before they began the job; the last one exited with code 1"
+
+
+def test_a_runner_that_never_begins_is_killed() -> None:
+    held, _ = after(UP, start=replace(FRESH, held_until=1e9))
+    assert held.due() == 901.0
+    assert held.overdue(900.9) is None
+    made = held.overdue(901.0)
+    assert made is not None
+    assert (made.record, made.runner_action) == (EndRecord.CRASH, RunnerAction.KILL)
+    assert made.reason == "the runner did not begin the job within 900 s and was killed"
+    started, _ = after(Beat(), start=held)
+    assert started.overdue(902.0) is None
+
+
 def test_a_service_that_is_away_blames_no_chunk_and_waits() -> None:
     made = ending(Failed("service_unavailable", "away", None, is_users=False, is_poisoned=False))
     assert (made.record, made.runner_action, made.pause) == (EndRecord.RELEASE, RunnerAction.KEEP, True)

@@ -18,6 +18,7 @@ from worker.wire.pulse import Beat
 
 _STRENGTH = list(StopReason)  # weakest first
 _TIMES_THE_SLOWEST = 5.0  # a step may take this many times as long as the slowest so far, even beyond the limit
+_MOST_EARLY_DEATHS = 5  # a runner that cannot read its order dies each time
 _SILENCE_SECONDS = 2.0  # a runner reports progress every second; if no report comes, none of its threads runs
 
 # -- events of a lease that do not come from its runner ------------------------------------------------------------
@@ -137,11 +138,13 @@ class HeldLease:
 
     rules: Rules
     held_until: float
-    """Until then the lease certainly belongs to this keeper; afterwards another may have its work."""
-    handed_over: bool = False
-    """Whether the lease was passed to a running runner."""
+    """Time until which the lease certainly belongs to this keeper. Afterwards another may have its work."""
+    handed_over_at: float | None = None
+    """When the lease was passed to the present runner; None before."""
     has_started: bool = False
     """Whether that runner has started to work on the lease."""
+    num_early_deaths: int = 0
+    """Number of runners that died after the lease was passed to them and before they started to work on it."""
     stages: Mapping[str, StageProgress] = field(default_factory=dict)
     """What each thread of the runner is doing, by the thread's name, without threads that wait for others."""
     beat_at: float = 0.0
@@ -157,7 +160,14 @@ class HeldLease:
         times = [self.held_until]
         if self.kill_at is not None:
             times.append(self.kill_at)
+        if self.handed_over_at is not None and not self.has_started:
+            times.append(self.handed_over_at + self.rules.stall_limits[Activity.LOAD])
         return min([*times, *(self._stalls_at(one) for one in self.stages.values())])
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether the lease was passed to a running runner."""
+        return self.handed_over_at is not None
 
     @property
     def foremost(self) -> StageProgress | None:
@@ -181,6 +191,10 @@ class HeldLease:
         if self.kill_at is not None and now >= self.kill_at:
             late = f"the runner did not stop within {self.rules.grace_seconds:g} s and was killed"
             return Ending(EndRecord.RELEASE, runner_action, late)
+        limit = self.rules.stall_limits[Activity.LOAD]
+        if self.handed_over_at is not None and not self.has_started and now >= self.handed_over_at + limit:
+            idle = RunnerStalled(f"the runner did not begin the job within {limit:g} s and was killed")
+            return Ending(EndRecord.CRASH, runner_action, idle.message, idle)
         stalled = self._stalled(now)
         if stalled is not None:
             silent_seconds = round(now - stalled.beat_at, 1)
@@ -222,7 +236,7 @@ class HeldLease:
         """The state after the event `what` at the time `now`, and what to do about it."""
         match what:
             case RunnerUp() if not self.handed_over:
-                return replace(self, handed_over=True), StartLease()
+                return replace(self, handed_over_at=now), StartLease()
             case RunnerBroken(reason):
                 return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, reason)
             case Exited(status):
@@ -261,11 +275,14 @@ class HeldLease:
         return replace(self, stop=reason, kill_at=kill_at), StopLease(reason)
 
     def _runner_died(self, status: str) -> tuple[HeldLease, Decision | None]:
-        if not self.has_started and self.stop is None:  # it died before it read the order; the next runner gets it
-            return replace(self, handed_over=False), None
-        if not self.has_started:
+        if not self.has_started and self.stop is not None:
             return self, Ending(EndRecord.RELEASE, RunnerAction.KEEP, f"{self.stop}: before the work started")
         died = RunnerDied(f"the runner {status}")
+        if not self.has_started:
+            num_early_deaths = self.num_early_deaths + self.handed_over
+            if num_early_deaths < _MOST_EARLY_DEATHS:  # the next runner gets the order
+                return replace(self, handed_over_at=None, num_early_deaths=num_early_deaths), None
+            died = RunnerDied(f"{num_early_deaths} runners died before they began the job; the last one {status}")
         return self, Ending(EndRecord.CRASH, RunnerAction.KEEP, died.message, died, self.suspect)
 
     def _failed(self, failure: Failed) -> Ending:

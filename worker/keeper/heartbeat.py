@@ -39,8 +39,8 @@ class Heartbeat:
             warm_models: Returns the keys of the models that the runner has loaded now.
             doorbell_check: Checks whether the doorbell reaches this process, after a ring that was not answered.
             on_displaced: Called when another process owns the slot; this one must end.
-            on_heard: Called when that check has shown that the doorbell works, so that the slot is in use again.
-            on_deaf: Called when the doorbell does not reach this process, which must end and be replaced.
+            on_doorbell_works: Called when that check has shown that the doorbell works; the slot is in use again.
+            on_doorbell_lost: Called when the doorbell does not reach this process, which must end and be replaced.
         """
         self._database, self._times = database, times
         self._slot_id, self._incarnation = slot_id, incarnation
@@ -53,6 +53,8 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._entered = False
         self._broken: str | None = None
+        self._is_recorded = True
+        """Whether the database knows that the slot is broken, or that it no longer is."""
         self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: beat now; False: leave
         self._thread = threading.Thread(target=self._beat_until_left, name="heartbeat", daemon=True)
 
@@ -65,8 +67,8 @@ class Heartbeat:
         with self._lock:
             slots.enter(self._database, self._slot_id, self._incarnation, self._times)
             self._entered = True
-            if self._broken is not None:
-                slots.mark_broken(self._database, self._slot_id, self._incarnation, self._broken)
+            self._is_recorded = self._broken is None
+            self._record_state()
         self._thread.start()
 
     def beat_now(self) -> None:
@@ -76,16 +78,15 @@ class Heartbeat:
     def broken(self, reason: str) -> None:
         """Take the slot out of use, because its runner cannot start."""
         with self._lock:
-            self._broken = reason
-            if self._entered:
-                self._try_to_record(lambda: slots.mark_broken(self._database, self._slot_id, self._incarnation, reason))
+            self._broken, self._is_recorded = reason, False
+            self._try_to_record(self._record_state)
 
     def mended(self) -> None:
         """Put the slot back into use, because its runner has started."""
         with self._lock:
-            if self._broken is not None and self._entered:
-                self._try_to_record(lambda: slots.mark_mended(self._database, self._slot_id, self._incarnation))
-            self._broken = None
+            if self._broken is not None:
+                self._broken, self._is_recorded = None, False
+                self._try_to_record(self._record_state)
 
     def leave(self) -> None:
         """Retire the slot, so that it gets no more leases. Does not wait, and is safe inside a signal handler."""
@@ -102,6 +103,16 @@ class Heartbeat:
         except ServiceUnavailable as error:
             logger.warning("slot %s: its state could not be recorded: %s", self._slot_id, error)
 
+    def _record_state(self) -> None:
+        """Record whether the slot is broken, unless that is recorded already; the next beat repeats what failed."""
+        if self._is_recorded or not self._entered:
+            return
+        if self._broken is None:
+            slots.mark_mended(self._database, self._slot_id, self._incarnation)
+        else:
+            slots.mark_broken(self._database, self._slot_id, self._incarnation, self._broken)
+        self._is_recorded = True
+
     def _beat_until_left(self) -> None:
         out_of_reach = False
         while self._next_call():
@@ -110,8 +121,11 @@ class Heartbeat:
                 owned = ownership is not Ownership.DISPLACED
                 if ownership is Ownership.UNHEARD and self._has_lost_doorbell():
                     return
-                if owned and out_of_reach and self._broken is not None:  # recording it may have failed
-                    slots.mark_broken(self._database, self._slot_id, self._incarnation, self._broken)
+                if owned:
+                    with self._lock:
+                        # A slot whose beats did not arrive became offline, and this beat put it online again.
+                        self._is_recorded = self._is_recorded and (not out_of_reach or self._broken is None)
+                        self._record_state()
             except ServiceUnavailable as error:
                 if not out_of_reach:
                     logger.warning("slot %s: heartbeats cannot be recorded: %s", self._slot_id, error)

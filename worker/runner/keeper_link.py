@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -11,6 +12,8 @@ from jobs.ledger.leasing.leases import WorkingLease
 from worker.stop import Stop
 from worker.wire.pipes import LineWriter, read_lines
 from worker.wire.protocol import Report, Run, StopLease, Warm, parse_order, report_line
+
+logger = logging.getLogger(__name__)
 
 _ORDERS_FD = 0
 
@@ -45,6 +48,15 @@ class OrderReader:
         return self._runs.get()
 
     def _read(self) -> None:
+        try:
+            self._pass_on_orders()
+        except BaseException:  # nobody would read further orders, and the lease would be held without end
+            logger.exception("the orders of the keeper cannot be followed; this runner ends")
+            logging.shutdown()
+            os._exit(1)
+        os._exit(0)  # without a keeper nothing watches this process, so it must free the device at once
+
+    def _pass_on_orders(self) -> None:
         stop = Stop()
         for line in read_lines(_ORDERS_FD):
             match parse_order(line):
@@ -53,4 +65,3 @@ class OrderReader:
                     self._runs.put((lease, stop))
                 case StopLease(reason):
                     stop.request(reason)
-        os._exit(0)  # without a keeper nothing watches this process, so it must free the device at once
