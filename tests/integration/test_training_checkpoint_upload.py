@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from jobs.data.drafts import StoredObject
 from jobs.data.store import Store
 from jobs.data.store_keys import checkpoint_prefix, job_prefix
 from jobs.db.database import Database
+from jobs.db.states import JobState
+from jobs.db.tables import Job
 from jobs.errors import NotKept, ServiceUnavailable, StoreUnwritable
 from jobs.ledger import attempts, planning, slots
 from jobs.ledger import jobs as job_ledger
@@ -20,7 +25,7 @@ from jobs.ledger.leasing import grants, leases
 from jobs.ledger.leasing.grants import Grant
 from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import TrainingSpec, parse_spec
-from worker.training.attempt.checkpoint_upload import CheckpointUploader, prepare_store, put_folder
+from worker.training.attempt.checkpoint_upload import CheckpointUploader, fetch_newest, prepare_store, put_folder
 from worker.training.reports import Saved
 from worker.wire.pulse import Pulse
 
@@ -92,6 +97,83 @@ def test_nothing_is_left_of_a_checkpoint_that_finds_no_room(
     assert list(store.list(job_prefix(lease.job_id))) == kept
     with sqlite_database.read() as session:
         assert [one.step for one in attempts.checkpoints(session, lease.job_id)] == [5]
+
+
+class GatedStore(Store):
+    """A store that publishes nothing until its gate is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.gate = threading.Event()
+
+    def _publish(self, aside: Path, location: str) -> None:
+        assert self.gate.wait(timeout=300)
+        super()._publish(aside, location)
+
+
+def test_a_training_waits_for_a_store_that_is_slower(
+    tmp_path: Path, sqlite_database: Database, hold: Callable[[], WorkingLease]
+) -> None:
+    assert isinstance(SPEC, TrainingSpec)
+    lease, store = hold(), GatedStore(tmp_path / "store")
+    uploader = CheckpointUploader(
+        lease, SPEC, database=sqlite_database, store=store, pulse=Pulse(lambda _: None, beat_seconds=60.0)
+    )
+    first, *others = (saved(tmp_path, step) for step in (5, 10, 15))
+
+    def put_others() -> bool:
+        for one in others:
+            uploader.put(one)
+        return Path(first.folder).exists()
+
+    with ThreadPoolExecutor(1) as pool:
+        uploader.put(first)
+        is_first_left = pool.submit(put_others)
+        wait([is_first_left], timeout=0.5)  # enough for a `put` that does not wait
+        store.gate.set()
+        assert not is_first_left.result(), "only one checkpoint waits while another is uploaded"
+    uploader.finish()
+    uploader.close()
+
+
+def test_nothing_waits_for_an_uploader_that_has_failed(
+    tmp_path: Path, sqlite_database: Database, hold: Callable[[], WorkingLease]
+) -> None:
+    assert isinstance(SPEC, TrainingSpec)
+    uploader = CheckpointUploader(
+        hold(),
+        SPEC,
+        database=sqlite_database,
+        store=FullStore(tmp_path / "store", room=0),
+        pulse=Pulse(lambda _: None, beat_seconds=60.0),
+    )
+
+    def put_many() -> None:
+        for step in range(1, 100):
+            uploader.put(saved(tmp_path, step))
+
+    with pytest.raises(NotKept, match="No space left on device"):
+        put_many()
+    with pytest.raises(NotKept):
+        uploader.finish()
+    uploader.close()
+
+
+def test_a_retry_of_a_retry_resumes_from_the_first_jobs_checkpoint(
+    tmp_path: Path, sqlite_database: Database, hold: Callable[[], WorkingLease]
+) -> None:
+    store, first = Store(str(tmp_path / "store")), hold()
+    keep(first, store, sqlite_database, saved(tmp_path, 5))
+    job_id = first.job_id
+    for _ in range(2):
+        with sqlite_database.write() as tx:
+            job = tx.get_one(Job, job_id)
+            job.state, job.ended_at = JobState.CANCELLED, tx.time()
+        job_id = job_ledger.retry(sqlite_database, job_id).id
+    last = replace(first, job_id=job_id)
+    resumed = fetch_newest(last, tmp_path / "resumed", database=sqlite_database, store=store)
+    assert resumed is not None
+    assert (resumed.step, resumed.is_own) == (5, False)
 
 
 def test_what_a_training_made_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,19 @@ def test_the_best_weights_are_those_of_the_best_value(tmp_path: Path, name: str,
         best.offer(Evaluation(step, {name: value}), lambda _: None)
     assert best.evaluation is not None
     assert best.evaluation.step == best_step
+
+
+def test_a_metric_that_is_not_a_number_survives_a_checkpoint(tmp_path: Path) -> None:
+    best = Best("loss", "min", tmp_path)
+    assert best.offer(Evaluation(4, {"loss": 0.5, "auc": math.nan}), lambda folder: folder.mkdir())
+    (tmp_path / "checkpoint").mkdir()
+    best.carry(tmp_path / "checkpoint")
+    resumed = Best("loss", "min", tmp_path / "resumed")
+    (tmp_path / "resumed").mkdir()
+    resumed.restore(tmp_path / "checkpoint")
+    assert resumed.evaluation is not None
+    assert resumed.evaluation.metrics["loss"] == 0.5
+    assert math.isnan(resumed.evaluation.metrics["auc"])
 
 
 def test_eval_steps_alone_means_evaluations_at_these_steps() -> None:

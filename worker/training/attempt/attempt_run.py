@@ -154,6 +154,8 @@ def _follow(
                     if is_pruned:
                         stop.request(StopReason.FINISH)
                 case Saved():
+                    if uploader.is_full:
+                        pulse.record(Beat(_RANKS))  # while `put` waits for an upload, the ranks wait for it
                     uploader.put(report)
                 case Stopped(step):
                     pulse.record(Beat(_RANKS))

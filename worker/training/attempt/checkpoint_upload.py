@@ -7,17 +7,16 @@ import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Queue
 
 from jobs.config.activities import Activity
 from jobs.data.drafts import StoredObject
 from jobs.data.store import Store
 from jobs.data.store_keys import checkpoint_prefix, job_prefix
 from jobs.db.database import Database
-from jobs.db.tables import Checkpoint
+from jobs.db.tables import Checkpoint, Job
 from jobs.errors import MachineError, NotFound, NotKept, ServiceUnavailable, StoreUnwritable
 from jobs.ledger import attempts
-from jobs.ledger import jobs as job_ledger
 from jobs.ledger.attempts import KeepRule, NewCheckpoint
 from jobs.ledger.leasing.leases import WorkingLease
 from jobs.messages import reason
@@ -26,6 +25,9 @@ from worker.training.reports import Saved
 from worker.wire.pulse import Pulse
 
 logger = logging.getLogger(__name__)
+
+_MOST_WAITING = 1
+"""Most checkpoints that wait while another one is uploaded. Then the training waits, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +49,25 @@ class CheckpointUploader:
         self._pulse = pulse
         self._lease, self._database, self._store = lease, database, store
         self._rule = KeepRule(spec.checkpoint.keep, spec.checkpoint.best, spec.checkpoint.best_mode)
-        self._waiting: SimpleQueue[Saved | None] = SimpleQueue()
+        self._waiting: Queue[Saved | None] = Queue(_MOST_WAITING)
         self._error: BaseException | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._upload_all, name="checkpoints", daemon=True)
         self._thread.start()
 
     def put(self, saved: Saved) -> None:
-        """Queue a checkpoint for upload.
+        """Queue a checkpoint for upload. Waits while too many are queued, since each one takes space on the disk.
 
         Raises:
             StokerError: An earlier checkpoint could not be uploaded.
         """
         self.check()
         self._waiting.put(saved)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `put` has to wait."""
+        return self._waiting.full()
 
     def check(self) -> None:
         """Raise StokerError if a checkpoint could not be uploaded, since the training could not be resumed."""
@@ -90,6 +97,8 @@ class CheckpointUploader:
                     self._upload(saved)
         except BaseException as error:  # noqa: BLE001 - the thread ends here; `put` and `finish` raise it
             self._error = error
+            while self._waiting.get() is not None:  # so that `put` does not wait for this thread
+                pass
 
     def _upload(self, saved: Saved) -> None:
         folder = Path(saved.folder)
@@ -159,7 +168,7 @@ def _delete(store: Store, prefix: str, *, spared: tuple[str, ...] = ()) -> None:
 def fetch_newest(lease: WorkingLease, folder: Path, *, database: Database, store: Store) -> Resumed | None:
     """Fetch the newest undamaged checkpoint of a job. Damaged checkpoints are logged and deleted.
 
-    A retry without checkpoints of its own resumes from those of the job that it retries.
+    A retry without checkpoints of its own resumes from those of the job that it retries, which may itself be a retry.
 
     Returns:
         The checkpoint; None if there is none.
@@ -171,9 +180,10 @@ def fetch_newest(lease: WorkingLease, folder: Path, *, database: Database, store
     """
     with database.read() as session:
         found = attempts.checkpoints(session, lease.job_id)
-        retried = job_ledger.get(session, lease.job_id).retry_of
-        if not found and retried is not None:
-            found = attempts.checkpoints(session, retried)
+        job = session.get(Job, lease.job_id)
+        while not found and job is not None and job.retry_of is not None:  # the job that it retries may be a retry too
+            found = attempts.checkpoints(session, job.retry_of)
+            job = session.get(Job, job.retry_of)
     for checkpoint in found:
         flaw = _fetch(checkpoint, folder, store)
         if flaw is None:

@@ -51,7 +51,9 @@ class Best:
     def restore(self, checkpoint: Path) -> None:
         """Restore the best weights from a checkpoint."""
         if (checkpoint / _BEST_FILE).is_file():
-            self.evaluation = Evaluation(**orjson.loads((checkpoint / _BEST_FILE).read_bytes()))
+            kept = Evaluation(**orjson.loads((checkpoint / _BEST_FILE).read_bytes()))
+            metrics = {name: math.nan if value is None else value for name, value in kept.metrics.items()}
+            self.evaluation = Evaluation(kept.step, metrics)  # JSON writes NaN as null
             if self._writes:
                 shutil.copytree(checkpoint / _BEST_FOLDER, self.folder)
 
