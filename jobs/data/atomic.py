@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import hashlib
 import os
 import secrets
@@ -79,19 +81,53 @@ def replacing(path: Path, *, mode: int) -> Iterator[BinaryIO]:
 def folder_aside(path: Path) -> Iterator[Path]:
     """Yield a folder to fill. It appears at `path` when the block ends, and not at all if the block raises.
 
-    If another process creates the folder first, that one is kept, so both must have the same content.
+    If another process creates the folder first, that one is kept, so both must have the same content. What killed
+    writers of the same path left is removed first; a writer that is still running holds a lock on its folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}-*"):
+        _remove_if_abandoned(leftover)
+    aside, lock = _make_aside(path)
     try:
         yield aside
         try:
-            aside.rename(path)
+            place_folder(aside, path)
         except OSError:
             if not path.is_dir():
                 raise
     finally:
+        os.close(lock)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _make_aside(path: Path) -> tuple[Path, int]:
+    """Make the folder that becomes `path`; returns it and the descriptor that holds its lock."""
+    while True:
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            _lock(lock)
+            if aside.is_dir():  # otherwise it was removed as a leftover before it was locked
+                return aside, lock
+            os.close(lock)
+
+
+def place_folder(aside: Path, path: Path) -> None:
+    """Sync a folder and all that is in it, and rename it to `path`, where nothing may be yet."""
+    folders = {aside}
+    for entry in aside.rglob("*"):
+        if entry.is_dir():
+            folders.add(entry)
+        else:
+            descriptor = os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    for folder in folders:
+        sync_directory(folder)
+    aside.rename(path)
+    sync_directory(path.parent)
 
 
 def _publish(aside: Path, handle: BinaryIO, path: Path) -> None:
@@ -148,7 +184,7 @@ def _open_aside(path: Path) -> tuple[Path, BinaryIO]:
     while True:
         aside = path.with_name(f".stoker-{digest}-{secrets.token_hex(8)}.tmp")
         descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        _try_lock(descriptor)
+        _lock(descriptor)
         if os.fstat(descriptor).st_nlink:  # otherwise it was removed as a leftover before it was locked
             return aside, os.fdopen(descriptor, "wb")
         os.close(descriptor)
@@ -161,9 +197,21 @@ def _remove_if_abandoned(leftover: Path) -> None:
         return
     try:
         if _try_lock(descriptor):
-            leftover.unlink(missing_ok=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file or folder that this process has just made; waits for a process that is removing it."""
+    try:
+        locks.take(descriptor)
+    except OSError as error:
+        if error.errno not in _LOCKS_UNSUPPORTED:
+            raise
 
 
 def _try_lock(descriptor: int) -> bool:

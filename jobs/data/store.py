@@ -94,9 +94,15 @@ class Store:
         return draft.stored
 
     def put_file(self, key: str, path: Path) -> StoredObject:
-        """Store a copy of a local file; see `create`."""
+        """Store a copy of a local file, which must not change meanwhile; see `create`."""
         with path.open("rb") as source:
-            return self.put(key, iter(lambda: source.read(_BLOCK_BYTES), b""))
+            if self._root is not None:
+                return self.put(key, iter(lambda: source.read(_BLOCK_BYTES), b""))
+            location = self._locate(key)
+            stored = StoredObject(key, path.stat().st_size, hashlib.file_digest(source, "sha256").hexdigest())
+        with failing_writes(key, self._failures):
+            self._fs.put_file(str(path), location)
+        return stored
 
     def fetch(self, key: str, path: Path) -> str:
         """Copy an object to a local file; its folder is created if it is missing.
@@ -107,12 +113,12 @@ class Store:
         Raises:
             NotFound: The object does not exist.
             ServiceUnavailable: The store cannot be reached.
-            OSError: The file cannot be written, or reading fails halfway.
+            OSError: The file cannot be written, or reading from a local store fails halfway.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with self.open(key) as source, path.open("wb") as target:
-            while block := source.read(_BLOCK_BYTES):
+            while block := self._read_block(key, source):
                 digest.update(block)
                 target.write(block)
         return digest.hexdigest()
@@ -251,6 +257,12 @@ class Store:
                 yield from self._walk(Path(entry.path))
             else:
                 yield Path(entry.path).relative_to(cast("Path", self._root)).as_posix()
+
+    def _read_block(self, key: str, source: BinaryIO) -> bytes:
+        if self._root is not None:
+            return source.read(_BLOCK_BYTES)
+        with self._reaching(key, "read"):  # a bucket's client raises errors of its own
+            return source.read(_BLOCK_BYTES)
 
     def _find(self, folder: str) -> Iterator[str]:
         with self._reaching(folder, "list"):

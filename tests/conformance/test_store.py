@@ -319,3 +319,38 @@ def test_a_relative_path_and_a_file_url_are_folders(tmp_path: Path, monkeypatch:
     Store("here").put("uploads/a", [b"x"])
     assert Store(f"file://{tmp_path}/here").exists("uploads/a")
     assert Store("here").url("uploads/a") == str(tmp_path / "here/uploads/a")
+
+
+def test_a_file_is_stored_as_it_is(store: Store, tmp_path: Path) -> None:
+    content = secrets.token_bytes(3_000_000)
+    (tmp_path / "weights").write_bytes(content)
+    stored = store.put_file("jobs/job_1/weights", tmp_path / "weights")
+    assert (stored.num_bytes, stored.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert read(store, "jobs/job_1/weights") == content
+    assert store.fetch("jobs/job_1/weights", tmp_path / "back" / "weights") == stored.sha256
+
+
+def test_a_file_reaches_a_bucket_without_a_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights").write_bytes(b"weights")
+    bucket = Store(f"memory://{secrets.token_hex(8)}")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: pytest.fail("a copy is made"))
+    assert bucket.put_file("jobs/job_1/weights", tmp_path / "weights").num_bytes == 7
+
+
+def test_a_bucket_that_fails_while_it_is_read_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking:
+        """An object whose connection ends after the first block."""
+
+        def __enter__(self) -> Breaking:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def read(self, _num_bytes: int) -> bytes:
+            raise RuntimeError("the connection was reset")
+
+    bucket = Store(f"memory://{secrets.token_hex(8)}")
+    bucket.put("jobs/job_1/weights", [b"weights"])
+    monkeypatch.setattr(bucket, "open", lambda _key: Breaking())
+    with pytest.raises(ServiceUnavailable, match="cannot read 'jobs/job_1/weights': the connection was reset"):
+        bucket.fetch("jobs/job_1/weights", tmp_path / "weights")

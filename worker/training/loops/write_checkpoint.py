@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs.data.atomic import sync_directory
+from jobs.data.atomic import place_folder
 from jobs.errors import NotKept, StokerError
 from jobs.messages import one_line
 from worker.device import is_out_of_memory
@@ -48,25 +47,4 @@ def _aside(path: Path, gang: Gang) -> Iterator[Path]:
     yield aside
     gang.barrier()
     if gang.rank == 0:
-        _place(aside, path)
-
-
-def _place(aside: Path, path: Path) -> None:
-    folders = {aside}
-    for file in aside.rglob("*"):
-        if file.is_dir():
-            folders.add(file)
-        else:
-            _sync(file)
-    for folder in folders:
-        sync_directory(folder)
-    aside.rename(path)
-    sync_directory(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        place_folder(aside, path)
