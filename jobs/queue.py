@@ -177,7 +177,7 @@ def _client(url: str, timeout_seconds: float) -> redis.Redis:
     return redis.Redis.from_url(url, socket_keepalive=True, **options)
 
 
-class Ring(StrEnum):
+class WakeReason(StrEnum):
     """Why the scheduler is woken; the name of the list in Redis that keeps the ring."""
 
     SLOTS = f"{_PREFIX}wake"
@@ -200,7 +200,7 @@ class Doorbell:
         self._hung_up = False
         self._out = False
 
-    def wake(self, ring: Ring = Ring.SLOTS) -> bool:
+    def wake(self, reason: WakeReason = WakeReason.SLOTS) -> bool:
         """Ring. Never raises, because a lost ring only delays the scheduler until its next round.
 
         Returns:
@@ -211,8 +211,8 @@ class Doorbell:
                 return False
             try:
                 with self._ringer.pipeline(transaction=True) as pipe:
-                    pipe.lpush(ring, b"1")
-                    pipe.ltrim(ring, 0, 0)  # one stored ring is enough
+                    pipe.lpush(reason, b"1")
+                    pipe.ltrim(reason, 0, 0)  # one stored ring is enough
                     pipe.execute()
             except (redis.RedisError, OSError) as error:
                 self._log_outage(error)
@@ -220,24 +220,24 @@ class Doorbell:
             self._out = False
             return True
 
-    def wait(self, timeout_seconds: float) -> Ring | None:
+    def wait(self, timeout_seconds: float) -> WakeReason | None:
         """Wait for a ring, at most `timeout_seconds` (and at most 4 s, the socket's limit).
 
         Returns:
-            The ring; None if there was none, during an outage of Redis and after `close`.
+            Why it was rung; None if it was not, during an outage of Redis and after `close`.
         """
         if self._closed.is_set():
             return None
         try:
-            rung = self._waiter.blpop([*Ring], timeout=max(0.01, min(timeout_seconds, _SOCKET_SECONDS - 1.0)))
+            found = self._waiter.blpop([*WakeReason], timeout=max(0.01, min(timeout_seconds, _SOCKET_SECONDS - 1.0)))
         except (redis.RedisError, OSError) as error:
             self._log_outage(error)
             self._closed.wait(min(timeout_seconds, _OUTAGE_PAUSE_SECONDS))
             return None
         self._out = False
-        if rung is None or self._closed.is_set():
+        if found is None or self._closed.is_set():
             return None
-        return next(ring for ring in Ring if ring.encode() == rung[0])
+        return next(reason for reason in WakeReason if reason.encode() == found[0])
 
     def close(self) -> None:
         """End the current wait. Later waits return at once, and later rings do nothing."""

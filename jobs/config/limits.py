@@ -23,9 +23,9 @@ class ProjectLimits(BaseModel):
     requests_per_second: int | None = Field(default=None, ge=1)
     """Maximum rate over all API processes together, without requests to `/healthz`."""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Its part of the slots that several projects want, relative to others; with 0, it gets what no other can use."""
+    """The project's part of the slots that several want, relative to others; with 0, it gets what no other can use."""
     slots: int | None = Field(default=None, ge=0)
-    """Slots that it gets before others. Its trainings hold no more than these; bulk jobs may borrow others."""
+    """Slots that the project gets before others. Its trainings hold no more than these; bulk jobs may borrow others."""
     gpu_hours: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Hours for which its leases may hold slots in a month (UTC); then no slot is granted to it."""
 

@@ -21,8 +21,8 @@ from jobs.ledger import dependencies, job_ends
 from jobs.ledger.accounts import usage
 from jobs.ledger.accounts.usage import RowsWanted
 from jobs.ledger.leasing import lease_ends, lost_work
-from jobs.ledger.records import paging
-from jobs.ledger.records.paging import Order
+from jobs.ledger.records import pages
+from jobs.ledger.records.pages import Order
 from jobs.ledger.timing.workloads import workload_of
 from jobs.specs.array_spec import ArraySpec, Value, parse_submission
 from jobs.specs.fields import parse_time
@@ -154,7 +154,7 @@ def add(
 
 def get(session: Session, job_id: str) -> Job:
     """Return the job with this id; raises NotFound."""
-    return paging.find(session, Job, job_id)
+    return pages.find(session, Job, job_id)
 
 
 def list_jobs(
@@ -168,7 +168,7 @@ def list_jobs(
     order: Order = "desc",
 ) -> tuple[list[Job], bool]:
     """Return a page of the children of an array, or of all other jobs, and whether more follow; see
-    `paging.owned_page`.
+    `pages.owned_page`.
 
     Their specs and pins, which may be megabytes, are not read.
     """
@@ -176,7 +176,7 @@ def list_jobs(
     if state is not None:
         conditions.append(col(Job.state) == state)
     large = [Job.spec, Job.pins]
-    return paging.owned_page(
+    return pages.owned_page(
         session, Job, *conditions, project=project, after=after, limit=limit, order=order, large=large
     )
 

@@ -10,7 +10,7 @@ from sqlmodel import Session, col
 from jobs.db.database import Database
 from jobs.db.tables import LogLine
 from jobs.ledger.leasing.leases import WorkingLease
-from jobs.ledger.records.paging import FETCHED_ROWS
+from jobs.ledger.records.pages import FETCHED_ROWS
 from jobs.specs.bounds import LONGEST_ENTRY_CHARACTERS
 
 

@@ -222,7 +222,7 @@ class Waiting(Protocol):
 
     @property
     def model(self) -> object:
-        """Its model, which may be that of a training job."""
+        """The name of the job's model, which may be that of a training job."""
 
 
 def model_key(spec: JobSpec) -> str:

@@ -23,7 +23,7 @@ from jobs.ledger import jobs as job_ledger
 from jobs.ledger.accounts import totals
 from jobs.ledger.groups import arrays, batch_ends, batches, crons
 from jobs.ledger.records import webhooks
-from jobs.queue import Doorbell, Ring
+from jobs.queue import Doorbell, WakeReason
 from jobs.retries import ENDLESS, RetryPolicy
 from scheduler.control.cron import fire_cron, skip_cron
 from scheduler.control.dispatch.dispatcher import dispatch
@@ -130,9 +130,9 @@ class Service:
                 running.callback(lane.stop)
             while self._is_wanted():
                 match self._doorbell.wait(self._settings.sweep_seconds):
-                    case Ring.SLOTS:
+                    case WakeReason.SLOTS:
                         self._wake_lanes()
-                    case Ring.SUBMISSION:
+                    case WakeReason.SUBMISSION:
                         self._wake_duties()
 
     def _wake_lanes(self) -> None:

@@ -17,7 +17,7 @@ from jobs.db.states import JobState
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger import logs
 from jobs.ledger.leasing import leases
-from jobs.ledger.records import paging
+from jobs.ledger.records import pages
 from jobs.specs.bounds import LONGEST_ENTRY_CHARACTERS
 from scheduler.api.bodies import job_stream
 from scheduler.api.bodies.job_looks import Message
@@ -210,15 +210,15 @@ def test_a_page_of_long_entries_ends_early_and_goes_on(api: LiveApi, job: Leased
             session.record(job.job_id, "job.notice", code=str(number), message=text)
     job_ledger.fail(api.database, job.job_id, leases.LostLease())
     leases.release(api.database, lease.lease_id, "done")
-    pages, after, has_more = [], 0, True
+    parts, after, has_more = [], 0, True
     while has_more:
         headers = {"Accept": "application/json"}
         answer = api.http.get(f"/v1/jobs/{job.job_id}/{noun}?limit=1000&after={after}", headers=headers)
-        assert len(answer.content) < paging.PAGE_BYTES + 2 * 6 * LONGEST_ENTRY_CHARACTERS
-        pages.append(answer.json()["data"])
+        assert len(answer.content) < pages.PAGE_BYTES + 2 * 6 * LONGEST_ENTRY_CHARACTERS
+        parts.append(answer.json()["data"])
         after, has_more = answer.json()["last_id"], answer.json()["has_more"]
-    assert len(pages) == 2
-    whole = [entry for entries in pages for entry in entries]
+    assert len(parts) == 2
+    whole = [entry for entries in parts for entry in entries]
     assert len(whole) >= 300
     assert list(getattr(api.client, noun)(job.job_id, follow=True)) == whole
     assert list(getattr(api.client, noun)(job.job_id, follow=False)) == whole

@@ -14,7 +14,7 @@ from jobs.db.tables import Artifact, Batch
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.groups import batches
 from jobs.ledger.groups.batches import NewBatch
-from jobs.ledger.records import paging
+from jobs.ledger.records import pages
 from jobs.specs.inference import parse_spec
 from scheduler.admin.keys import create_key, list_keys, revoke_key
 from scheduler.api.views import lists
@@ -188,7 +188,7 @@ def test_a_page_of_large_jobs_is_shorter_and_the_next_goes_on(
     rows = str(write_rows(tmp_path / "rows.jsonl", 1))
     document = spec_document(rows, parameters={"targets": ["word"] * 5000})
     made = [job_ledger.submit(api.database, parse_spec(document), project="pages").id for _ in range(5)]
-    monkeypatch.setattr(paging, "PAGE_BYTES", 50_000)
+    monkeypatch.setattr(pages, "PAGE_BYTES", 50_000)
     client = api.client_of("pages")
     found: list[str] = []
     after = ""

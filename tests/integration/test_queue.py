@@ -18,7 +18,7 @@ from jobs.db.states import SlotState
 from jobs.db.tables import Slot
 from jobs.errors import ServiceUnavailable
 from jobs.ledger import slots
-from jobs.queue import Doorbell, Ring, broker_trouble, connect, make_app, queue_name, ring, ring_all
+from jobs.queue import Doorbell, WakeReason, broker_trouble, connect, make_app, queue_name, ring, ring_all
 from tests.conftest import RedisServer, wait_until
 from worker.keeper import mailbox
 from worker.keeper.doorbell_check import DoorbellCheck, DoorbellState
@@ -216,11 +216,11 @@ def test_many_rings_wake_once(queue_settings: Settings) -> None:
 def test_a_submission_is_told_apart_from_other_rings(queue_settings: Settings) -> None:
     bell = Doorbell(queue_settings)
     for _ in range(3):
-        assert bell.wake(Ring.SUBMISSION)
-    assert bell.wait(60.0) is Ring.SUBMISSION
+        assert bell.wake(WakeReason.SUBMISSION)
+    assert bell.wait(60.0) is WakeReason.SUBMISSION
     assert bell.wait(0.05) is None
     bell.wake()
-    assert bell.wait(60.0) is Ring.SLOTS
+    assert bell.wait(60.0) is WakeReason.SLOTS
     bell.close()
 
 

@@ -24,7 +24,7 @@ from tests.support.leased_job import LeasedJob, threads_of_the_pipeline
 from tests.support.scripted_model import ScriptedModel
 from worker.inference.budget import Budget
 from worker.inference.chunks import OpenChunk, RowBatch
-from worker.inference.claiming import ClaimWindow, fair_share
+from worker.inference.claim_window import ClaimWindow, fair_share
 from worker.inference.engine import InferenceEngine
 from worker.inference.feed import Feed
 from worker.inference.stages import Channel

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.config.settings import Settings
-from jobs.data.sources.formats import scanning
+from jobs.data.sources.formats import block_scan
 from jobs.errors import InvalidInput
 from tests.support.sources_kit import open_at, outcomes, read_all
 
@@ -70,7 +70,7 @@ def test_items_that_are_wrong_are_row_errors_with_their_line(path: Path) -> None
 def test_an_array_that_is_cut_or_empty_is_refused(
     path: Path, content: str, reason: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scanning, "INDEX_BLOCK_BYTES", block)
+    monkeypatch.setattr(block_scan, "INDEX_BLOCK_BYTES", block)
     path.write_text(content)
     with pytest.raises(InvalidInput, match=reason) as refused:
         list(open_at(path).index(10))
@@ -123,8 +123,8 @@ def test_any_array_in_any_chunks_equals_reading_it_whole(
     records = [{"other": other, "text": text} for text, other in items]
     path.write_text(json.dumps(records, indent=indent, ensure_ascii=False))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scanning, "INDEX_BLOCK_BYTES", blocks[0])
-        patch.setattr(scanning, "READ_BLOCK_BYTES", blocks[1])
+        patch.setattr(block_scan, "INDEX_BLOCK_BYTES", blocks[0])
+        patch.setattr(block_scan, "READ_BLOCK_BYTES", blocks[1])
         rows = read_all(open_at(path, {"text": "text", "table": "other"}), chunk_rows)
     expected = [("null_value", None) if each["other"] is None else each["text"] for each in records]
     found = [row.values["text"] if row.error is None else (row.error.code, None) for row in rows]
@@ -137,8 +137,8 @@ def test_each_line_of_a_text_file_is_a_row(
     tmp_path: Path, ending: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blank ones too: the results match the file line by line."""
-    monkeypatch.setattr(scanning, "INDEX_BLOCK_BYTES", block)
-    monkeypatch.setattr(scanning, "READ_BLOCK_BYTES", block)
+    monkeypatch.setattr(block_scan, "INDEX_BLOCK_BYTES", block)
+    monkeypatch.setattr(block_scan, "READ_BLOCK_BYTES", block)
     lines = ["I love it", "", "  ", '"quoted", not a cell', "ü", ""]
     path = tmp_path / "in.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "".join(line + ending for line in lines).encode())

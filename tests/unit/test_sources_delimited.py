@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.config.settings import Settings
-from jobs.data.sources.formats import scanning
+from jobs.data.sources.formats import block_scan
 from jobs.errors import InvalidInput
 from tests.support.sources_kit import open_at, outcomes, read_all
 
@@ -243,8 +243,8 @@ def test_any_bytes_in_any_chunks_equal_reading_them_whole(
     records, num_swallowed = _records(b"id,text\n" + body, quote, fields.get("escapechar", "").encode())
     expected = _expected(records, 60, options)[1:]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scanning, "INDEX_BLOCK_BYTES", blocks[0])
-        patch.setattr(scanning, "READ_BLOCK_BYTES", blocks[1])
+        patch.setattr(block_scan, "INDEX_BLOCK_BYTES", blocks[0])
+        patch.setattr(block_scan, "READ_BLOCK_BYTES", blocks[1])
         if not expected or num_swallowed:
             with pytest.raises(InvalidInput, match="swallows" if num_swallowed else "has no rows"):
                 list(source.index(chunk_rows))
@@ -273,6 +273,6 @@ def test_what_the_csv_module_writes_comes_back_as_it_reads_it(
     if not expected:
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scanning, "INDEX_BLOCK_BYTES", block)
-        patch.setattr(scanning, "READ_BLOCK_BYTES", block)
+        patch.setattr(block_scan, "INDEX_BLOCK_BYTES", block)
+        patch.setattr(block_scan, "READ_BLOCK_BYTES", block)
         assert outcomes(read_all(open_at(path), chunk_rows)) == expected

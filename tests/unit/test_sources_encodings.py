@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.data.sources.formats import scanning
+from jobs.data.sources.formats import block_scan
 from jobs.data.sources.formats.encodings import text_encoding
 from jobs.errors import InvalidInput
 from tests.support.sources_kit import open_at, outcomes, read_all
@@ -37,8 +37,8 @@ def test_files_in_other_encodings_are_read(
     tmp_path: Path, encoding: str, texts: list[str], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Second bytes of Shift JIS and GB 18030 may be a backslash, a digit or a vertical bar."""
-    monkeypatch.setattr(scanning, "INDEX_BLOCK_BYTES", block)
-    monkeypatch.setattr(scanning, "READ_BLOCK_BYTES", block)
+    monkeypatch.setattr(block_scan, "INDEX_BLOCK_BYTES", block)
+    monkeypatch.setattr(block_scan, "READ_BLOCK_BYTES", block)
     path = tmp_path / "in.csv"
     path.write_bytes(_table(texts).encode(encoding))
     source = open_at(path, encoding=encoding)

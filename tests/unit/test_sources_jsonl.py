@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jobs.config.settings import Settings
 from jobs.data.sources import check_columns
-from jobs.data.sources.formats import scanning
+from jobs.data.sources.formats import block_scan
 from jobs.errors import InvalidInput
 from jobs.specs.inference import InputSpec
 from tests.support.sources_kit import open_at, outcomes, read_all
@@ -282,8 +282,8 @@ def test_any_file_in_any_chunks_equals_reading_it_whole(
     source = open_at(path, settings=Settings(input_roots=[Path("/")], max_row_bytes=80))
     expected = _expected(content.removeprefix(b"\xef\xbb\xbf"), 80)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scanning, "INDEX_BLOCK_BYTES", blocks[0])
-        patch.setattr(scanning, "READ_BLOCK_BYTES", blocks[1])
+        patch.setattr(block_scan, "INDEX_BLOCK_BYTES", blocks[0])
+        patch.setattr(block_scan, "READ_BLOCK_BYTES", blocks[1])
         if not expected:
             with pytest.raises(InvalidInput):
                 list(source.index(chunk_rows))

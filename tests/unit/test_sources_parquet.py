@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.data.sources import check_columns, opening
+from jobs.data.sources import check_columns, open_file
 from jobs.errors import InvalidInput
 from jobs.specs.inference import InputSpec
 from tests.support.sources_kit import open_at, outcomes, read_all
@@ -110,14 +110,14 @@ def test_the_next_chunk_goes_on_where_the_last_one_stopped(path: Path, monkeypat
     source = open_at(path)
     chunks = list(source.index(64))
     num_opened = 0
-    opened = opening.opened
+    opened = open_file.opened
 
     def counted(file: Any) -> Any:
         nonlocal num_opened
         num_opened += 1
         return opened(file)
 
-    monkeypatch.setattr(opening, "opened", counted)
+    monkeypatch.setattr(open_file, "opened", counted)
     mine = chunks[::3]  # the others go to other workers
     found = [row for chunk in mine for row in source.read(chunk.start_row, chunk.stop_row, chunk.locator)]
     assert [row.values["text"] for row in found] == [text for c in mine for text in texts[c.start_row : c.stop_row]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.data.sources.formats import scanning
+from jobs.data.sources.formats import block_scan
 from jobs.errors import InvalidInput
 from tests.support.sources_kit import open_at, outcomes, read_all
 
@@ -36,7 +36,7 @@ def test_quotes_in_a_tsv_file_are_text(
     tsv: Path, lines: list[str], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each line is a row, as IANA's text/tab-separated-values has it; taken for CSV, lines would vanish in a cell."""
-    monkeypatch.setattr(scanning, "INDEX_BLOCK_BYTES", block)
+    monkeypatch.setattr(block_scan, "INDEX_BLOCK_BYTES", block)
     tsv.write_text("id\ttext\n" + "".join(f"{at}\t{line}\n" for at, line in enumerate(lines)))
     source = open_at(tsv, key="id")
     assert source.column_names() == ["id", "text"]
@@ -49,7 +49,7 @@ def test_quotes_in_a_tsv_file_are_text(
 def test_a_tsv_file_with_whole_cells_in_quotes_needs_a_quoting(
     tsv: Path, cell: str, block: int, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scanning, "INDEX_BLOCK_BYTES", block)
+    monkeypatch.setattr(block_scan, "INDEX_BLOCK_BYTES", block)
     tsv.write_bytes(f"id\ttext{ending}1\tplain{ending}2\t{cell}{ending}".encode())
     with pytest.raises(InvalidInput, match=r"line 3 of '.*' has a cell in quotes; set it to none") as refused:
         list(open_at(tsv).index(1))

@@ -117,9 +117,9 @@ class ComputedBatch:
     """A batch with its outputs, on its way to be decoded."""
 
     batch: RowBatch
-    """Its features are kept, because rows whose outputs cannot be decoded are computed again."""
+    """The rows. Their features are kept, because rows whose outputs cannot be decoded are computed again."""
     pieces: Sequence[Piece]
-    """Together they contain each member of the batch once."""
+    """The outputs, in pieces that together contain each member of the batch once."""
 
     @property
     def num_bytes(self) -> int:

@@ -41,7 +41,7 @@ class RowEncoder:
         self._begun_rows: Sequence[Row] = ()
         """The rows of the following chunk, if threads have begun with it."""
         self._begun: deque[Future[list[Encoded]]] = deque()
-        """Its first rows, which are encoded or being encoded."""
+        """The first of `_begun_rows`, encoded or being encoded."""
         if self._row_by_row is not None and num_threads > 1:
             self._pool = ThreadPoolExecutor(num_threads, "feed-encode")
 

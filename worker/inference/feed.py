@@ -19,7 +19,7 @@ from jobs.ledger.chunks import Claim
 from jobs.ledger.leasing.leases import WorkingLease
 from jobs.messages import one_line
 from worker.inference.chunks import OpenChunk, RowBatch
-from worker.inference.claiming import ClaimWindow, chunks_to_claim
+from worker.inference.claim_window import ClaimWindow, chunks_to_claim
 from worker.inference.engine import InferenceEngine
 from worker.inference.stages import Channel, Closed, Stages
 from worker.models.task_model import Encoded

@@ -30,7 +30,7 @@ from jobs.specs.inference import InferenceSpec
 from worker.device import device_name
 from worker.inference.budget import open_budget
 from worker.inference.chunks import ComputedBatch
-from worker.inference.claiming import ClaimWindow
+from worker.inference.claim_window import ClaimWindow
 from worker.inference.engine import InferenceEngine
 from worker.inference.feed import Feed
 from worker.inference.padding_verdicts import settle_padding

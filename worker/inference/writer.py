@@ -28,7 +28,7 @@ from jobs.ledger.timing.stage_times import StageTimes
 from jobs.messages import one_line
 from jobs.retries import Backoff
 from worker.inference.chunks import ComputedBatch, OpenChunk, Piece, RowBatch
-from worker.inference.claiming import ClaimWindow
+from worker.inference.claim_window import ClaimWindow
 from worker.inference.engine import InferenceEngine
 from worker.inference.stages import Channel, Stages
 from worker.wire.pulse import Pulse

@@ -29,7 +29,7 @@ class Membership:
     leader_stop_seconds: float
     """How long a member whose worker shuts down waits for the leader to stop in order."""
     held_until: float
-    """Until then the lease certainly belongs to this keeper."""
+    """Time until which the lease certainly belongs to this keeper."""
     is_held: bool = False
     """Whether the leader may use the device."""
     leave_at: float | None = None

@@ -16,7 +16,7 @@ CPU_BATCH_COST = 64
 """Fixed cost of a forward pass on a CPU, in tokens that could be computed in the same time. Measured on MiniLM with 2
 threads: 43; less for a larger model. An error of 50 percent here costs 1 percent of speed."""
 CUDA_BATCH_COST = 4096
-"""The same for a GPU, where each forward pass launches hundreds of kernels."""
+"""Fixed cost of a forward pass on a GPU, in tokens: each one launches hundreds of kernels."""
 CPU_MAX_ROWS = 256
 CUDA_MAX_ROWS = 2048
 CPU_CACHE_TOKENS = 16_384

@@ -18,7 +18,7 @@ from fsspec.compression import compr
 
 from jobs.access.paths import resolve_input_path
 from jobs.config.access_rules import AccessRules
-from jobs.data.sources.opening import PARAM
+from jobs.data.sources.open_file import PARAM
 from jobs.data.sources.reader import InputFile, is_bomb
 from jobs.errors import InvalidInput
 

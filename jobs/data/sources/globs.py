@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jobs.data.sources.opening import PARAM
+from jobs.data.sources.open_file import PARAM
 from jobs.errors import InvalidInput
 from jobs.specs.bounds import MOST_GLOB_NAMES, glob_fault
 

@@ -24,7 +24,7 @@ from jobs.config.access_rules import AccessRules
 from jobs.data.sources.folders import check_expansion, check_metadata, check_saved, check_size
 from jobs.data.sources.formats.arrow import table_records
 from jobs.data.sources.formats.class_names import names_of_feature
-from jobs.data.sources.opening import PARAM, check_unchanged, remote_file_system
+from jobs.data.sources.open_file import PARAM, check_unchanged, remote_file_system
 from jobs.data.sources.reader import Cut, InputFile, Record
 from jobs.errors import Forbidden, InvalidInput, ServiceUnavailable
 from jobs.messages import first_line

@@ -9,7 +9,7 @@ from jobs.access.paths import check_input_url, is_local, resolve_input_path
 from jobs.config.access_rules import AccessRules
 from jobs.data.rows import Row
 from jobs.data.sources.formats.class_names import NamesClasses
-from jobs.data.sources.opening import PARAM
+from jobs.data.sources.open_file import PARAM
 from jobs.data.sources.reader import InputFile, Reader, changed_message
 from jobs.data.sources.source import ChunkRange
 from jobs.data.sources.values import RowMapper

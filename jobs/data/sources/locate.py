@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from jobs.access.paths import check_input_url, local_path, resolve_input_path, upload_id
 from jobs.config.access_rules import AccessRules
 from jobs.data.sources.globs import local_matches
-from jobs.data.sources.opening import PARAM, directory_message, remote_file_system, translated
+from jobs.data.sources.open_file import PARAM, directory_message, remote_file_system, translated
 from jobs.data.sources.reader import InputFile
 from jobs.data.store import Store
 from jobs.db.tables import StoredFile

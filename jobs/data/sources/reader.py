@@ -57,7 +57,7 @@ class Reader(Protocol):
     """Reads one format."""
 
     def stamped(self, file: InputFile) -> InputFile:
-        """The same file with its current size and stamp."""
+        """Return the file with its current size and stamp."""
         ...
 
     def column_names(self, file: InputFile) -> list[str] | None:

@@ -61,9 +61,9 @@ class Rung(SQLModel, table=True):
     step: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
     """The number of steps from which on trials are compared; the same for all of them."""
     job_id: str = Field(primary_key=True)
-    """The trial."""
+    """The id of the trial, which is a job."""
     value: float | None = Field(default=None, sa_type=Double)
-    """Its first value of the sweep's metric from this step on; None if it was not a finite number."""
+    """The trial's first value of the sweep's metric from this step on; None if it was not a finite number."""
 
 
 class Checkpoint(SQLModel, table=True):

@@ -96,11 +96,11 @@ class Trial:
     job_id: str
     state: JobState
     values: Mapping[str, SweptValue]
-    """What was searched."""
+    """The values that the search gave to this trial."""
     value: float | None
-    """Its value of the sweep's metric; None if it recorded none."""
+    """The trial's value of the sweep's metric; None if it recorded none."""
     pruned_step: int | None = None
-    """The step at which its sweep decided to end it early; None if it did not."""
+    """The step at which the sweep decided to end the trial early; None if it did not."""
 
 
 def trials(session: Session, array: Job, sweep: SweepField) -> list[Trial]:

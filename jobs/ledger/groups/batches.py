@@ -24,7 +24,7 @@ from jobs.errors import Conflict, NotFound
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.accounts import usage
 from jobs.ledger.accounts.usage import RowsWanted
-from jobs.ledger.records import announcements, paging
+from jobs.ledger.records import announcements, pages
 from jobs.specs.inference import JobSpec
 
 ROWS_PURPOSE = "batch_rows"
@@ -150,14 +150,14 @@ def create(
 
 def get(session: Session, batch_id: str) -> Batch:
     """Return the batch with this id; raises NotFound."""
-    return paging.find(session, Batch, batch_id)
+    return pages.find(session, Batch, batch_id)
 
 
 def list_batches(
     session: Session, *, project: str | None, after: str | None = None, limit: int = 20
 ) -> tuple[list[Batch], bool]:
-    """Return a page of batches without their errors, and whether more follow; see `paging.owned_page`."""
-    return paging.owned_page(session, Batch, project=project, after=after, limit=limit, large=[Batch.errors])
+    """Return a page of batches without their errors, and whether more follow; see `pages.owned_page`."""
+    return pages.owned_page(session, Batch, project=project, after=after, limit=limit, large=[Batch.errors])
 
 
 def counts(session: Session, batch: Batch) -> BatchCounts:

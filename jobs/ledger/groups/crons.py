@@ -21,7 +21,7 @@ from jobs.errors import Conflict, NotFound
 from jobs.ledger import jobs
 from jobs.ledger.accounts import usage
 from jobs.ledger.accounts.usage import RowsWanted
-from jobs.ledger.records import paging
+from jobs.ledger.records import pages
 from jobs.specs.inference import JobSpec
 from jobs.specs.schedule import Schedule, parse_schedule
 
@@ -65,14 +65,14 @@ def add(db: Database, name: str, schedule: Schedule, spec: JobSpec, *, project: 
 
 def get(session: Session, cron_id: str) -> Cron:
     """Return the entry with this id; raises NotFound."""
-    return paging.find(session, Cron, cron_id)
+    return pages.find(session, Cron, cron_id)
 
 
 def list_crons(
     session: Session, *, project: str | None, after: str | None = None, limit: int = 20
 ) -> tuple[list[Cron], bool]:
-    """Return a page of entries and whether more follow; see `paging.owned_page`."""
-    return paging.owned_page(session, Cron, project=project, after=after, limit=limit)
+    """Return a page of entries and whether more follow; see `pages.owned_page`."""
+    return pages.owned_page(session, Cron, project=project, after=after, limit=limit)
 
 
 def remove(db: Database, cron_id: str) -> None:

@@ -82,7 +82,7 @@ def unanswered(db: Database, times: LeaseTimes) -> list[Ring]:
     with db.write() as tx:
         now = tx.time()
         is_late = (col(Lease.state) == LeaseState.GRANTED, col(Lease.rung_at) <= now - times.doorbell_seconds)
-        rung = []
+        repeated = []
         for locked in lease_ends.lock(tx, *is_late):
             lease = locked.lease
             if not locked.is_live:
@@ -94,8 +94,8 @@ def unanswered(db: Database, times: LeaseTimes) -> list[Ring]:
                 tx.execute(silent.values(reason=reason))
             else:
                 lease.rings, lease.rung_at, lease.expires_at = lease.rings + 1, now, now + times.lease_seconds
-                rung.append(locked)
-        return [Ring(locked.lease.id, locked.lease.slot_id) for locked in rung if locked.is_live]
+                repeated.append(locked)
+        return [Ring(locked.lease.id, locked.lease.slot_id) for locked in repeated if locked.is_live]
 
 
 def expire_dead(db: Database, retries: RetryTimes) -> list[str]:

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from jobs.db.tables import Event
-from jobs.ledger.records.paging import FETCHED_ROWS
+from jobs.ledger.records.pages import FETCHED_ROWS
 
 
 def events(session: Session, job_id: str, *, after: int = 0, limit: int = 1000) -> Iterator[Event]:

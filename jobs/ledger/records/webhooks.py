@@ -24,7 +24,7 @@ from jobs.db.states import BatchState, DeliveryState, JobState
 from jobs.db.tables import Webhook, WebhookDelivery
 from jobs.db.transaction import Transaction
 from jobs.errors import Conflict, NotFound, StokerError
-from jobs.ledger.records import paging
+from jobs.ledger.records import pages
 from jobs.retries import GiveUp, RetryAt, RetryPolicy, decide
 
 EVENT_TYPES = (
@@ -87,14 +87,14 @@ def create(db: Database, url: str, *, events: Sequence[str], project: str) -> We
 
 def get(session: Session, webhook_id: str) -> Webhook:
     """Return the webhook with this id; raises NotFound."""
-    return paging.find(session, Webhook, webhook_id)
+    return pages.find(session, Webhook, webhook_id)
 
 
 def list_webhooks(
     session: Session, *, project: str | None, after: str | None = None, limit: int = 20
 ) -> tuple[list[Webhook], bool]:
-    """Return a page of webhooks and whether more follow; see `paging.owned_page`."""
-    return paging.owned_page(session, Webhook, project=project, after=after, limit=limit)
+    """Return a page of webhooks and whether more follow; see `pages.owned_page`."""
+    return pages.owned_page(session, Webhook, project=project, after=after, limit=limit)
 
 
 def deliveries(
@@ -115,7 +115,7 @@ def deliveries(
     if after is not None and (last is None or last.webhook_id != webhook_id):
         raise NotFound(f"webhook {webhook_id} has no delivery '{after}'")
     is_its = col(WebhookDelivery.webhook_id) == webhook_id
-    return paging.page(session, WebhookDelivery, is_its, last=last, limit=limit)
+    return pages.page(session, WebhookDelivery, is_its, last=last, limit=limit)
 
 
 def delete(db: Database, webhook_id: str) -> None:

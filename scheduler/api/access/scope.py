@@ -6,8 +6,8 @@ from sqlmodel import Session
 
 from jobs.config.projects import OPERATOR
 from jobs.db.tables import ApiKey
-from jobs.ledger.records import paging
-from jobs.ledger.records.paging import Owned
+from jobs.ledger.records import pages
+from jobs.ledger.records.pages import Owned
 
 
 def scope_of(key: ApiKey) -> str | None:
@@ -21,4 +21,4 @@ def find(session: Session, table: type[Owned], noun_id: str, key: ApiKey) -> Own
     Raises:
         NotFound: There is none, or it belongs to another project; the message does not say which.
     """
-    return paging.find(session, table, noun_id, project=key.project)
+    return pages.find(session, table, noun_id, project=key.project)

@@ -17,7 +17,7 @@ from jobs.db.states import LIVE_LEASE_STATES
 from jobs.db.tables import ApiKey, Job, Lease
 from jobs.db.transaction import Transaction
 from jobs.errors import NotFound
-from jobs.ledger.records.paging import fitting
+from jobs.ledger.records.pages import fitting
 from scheduler.api.access.live_key import valid_keys
 from scheduler.api.bodies.tail import Tail
 from scheduler.api.context import Context

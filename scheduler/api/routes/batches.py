@@ -15,7 +15,7 @@ from jobs.errors import Conflict, NotFound, UserError
 from jobs.ledger.accounts.usage import RowsWanted
 from jobs.ledger.groups import batches
 from jobs.ledger.groups.batches import NewBatch
-from jobs.queue import Ring
+from jobs.queue import WakeReason
 from jobs.specs.inference import parse_duration
 from scheduler.api.access.auth import Key, require_key
 from scheduler.api.access.scope import find, scope_of
@@ -112,7 +112,7 @@ def create_batch(
         is_retry=is_retry,
         wanted=wanted,
     )
-    context.doorbell.wake(Ring.SUBMISSION)
+    context.doorbell.wake(WakeReason.SUBMISSION)
     return _shown(context, batch)
 
 

@@ -27,7 +27,7 @@ from jobs.errors import Conflict, NotFound, TooLarge, UserError
 from jobs.ledger.accounts.uploads import PURPOSES, uploads_in_use
 from jobs.ledger.accounts.usage import reserve_bytes, storage_full, uploaded_bytes
 from jobs.ledger.groups.batches import ROWS_PURPOSE
-from jobs.ledger.records import paging
+from jobs.ledger.records import pages
 from scheduler.api.access.auth import Key, require_key
 from scheduler.api.access.scope import scope_of
 from scheduler.api.bodies.growing_files import find_growing, growing_view, stream_growing
@@ -105,7 +105,7 @@ def list_files(
         conditions.append(col(StoredFile.purpose) == purpose)
     with context.database.read() as session:
         last = None if after is None else _find(session, after, key)
-        files, has_more = paging.page(session, StoredFile, *conditions, last=last, limit=limit, order=order)
+        files, has_more = pages.page(session, StoredFile, *conditions, last=last, limit=limit, order=order)
     return bounded_page(map(file_view, files), limit, has_more=has_more)
 
 

@@ -18,7 +18,7 @@ from jobs.ledger import jobs as job_ledger
 from jobs.ledger.accounts.usage import RowsWanted
 from jobs.ledger.job_pins import stamp_spec
 from jobs.ledger.timing.workloads import workload_of
-from jobs.queue import Ring
+from jobs.queue import WakeReason
 from jobs.specs.array_spec import ArraySpec, parse_submission
 from jobs.specs.inference import InferenceSpec, JobSpec, TrainingSpec
 from scheduler.api.access.auth import Key, require_key
@@ -88,7 +88,7 @@ def submit_job(
         pins=pins,
         admit=admission,
     )
-    context.doorbell.wake(Ring.SUBMISSION)
+    context.doorbell.wake(WakeReason.SUBMISSION)
     return _same_job(context, job, spec)
 
 
@@ -154,7 +154,7 @@ def retry_job(context: InContext, key: Key, job_id: JobId, response: Response) -
     if ended.state.is_terminal and ended.state != JobState.COMPLETED:  # other states are rejected below
         pins, wanted, _ = _checked(context, parse_submission(ended.spec), ended.project)
     job = job_ledger.retry(context.database, job_id, wanted=wanted, pins=pins)
-    context.doorbell.wake(Ring.SUBMISSION)
+    context.doorbell.wake(WakeReason.SUBMISSION)
     return describe_job(context, job.id)
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from sqlmodel import Session, col
 
 from jobs.db.tables import Batch, Job
-from jobs.ledger.records.paging import fitting
+from jobs.ledger.records.pages import fitting
 
 Entry = TypeVar("Entry", bound=BaseModel)
 

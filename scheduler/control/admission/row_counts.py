@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from jobs.config.access_rules import AccessRules
 from jobs.config.limits import limits_of
-from jobs.data.sources.formats.scanning import INDEX_BLOCK_BYTES, Lines, scan
+from jobs.data.sources.formats.block_scan import INDEX_BLOCK_BYTES, Lines, scan
 from jobs.data.store import Store
 from jobs.db.database import Database
 from jobs.db.tables import Batch, StoredFile

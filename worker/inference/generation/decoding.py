@@ -31,7 +31,7 @@ from worker.inference.generation.prefixes import Beginnings, shared_beginnings, 
 from worker.inference.generation.prompt_tensors import prompt_tensors
 from worker.inference.generation.rowcache import RowCache, SoloCache
 from worker.inference.generation.token_choice import TokenChoice
-from worker.models.generating import generation_class, rope_index_of
+from worker.models.generation_class import generation_class, rope_index_of
 from worker.models.load import ModelFolder, load_weights, memory_bytes
 from worker.models.texts.padding import NOTICES, Padding
 from worker.models.transformers_internals import is_stateful, makes_own_cache

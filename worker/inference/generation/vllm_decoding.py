@@ -25,7 +25,7 @@ from jobs.messages import one_line
 from worker.device import free_memory_bytes, total_memory_bytes
 from worker.inference.generation.continuations import LENGTH, STOP, Continuation, Request, TokenLogprobs
 from worker.inference.generation.generation_engine import FindsStop
-from worker.models.generating import generation_class
+from worker.models.generation_class import generation_class
 from worker.models.load import ModelFolder, load_config
 
 _MOST_LOGPROBS = 20

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from worker.inference.pipelines.joining import num_tokens
+from worker.inference.pipelines.joined_items import num_tokens
 from worker.models.batching import CPU_MAX_TOKENS
 
 

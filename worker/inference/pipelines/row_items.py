@@ -13,7 +13,7 @@ import numpy as np
 from jobs.access.video_models import fixed_num_frames
 from jobs.config.access_rules import AccessRules
 from jobs.data.rows import RowError, RowErrorCode
-from worker.inference.pipelines.joining import token_ids
+from worker.inference.pipelines.joined_items import token_ids
 from worker.inference.pipelines.open_pipeline import VIDEOS
 from worker.models import transformers_internals as internals
 from worker.models.media.fast_images import ResizedFirst

@@ -23,7 +23,7 @@ from worker.device import is_out_of_memory, is_poisoned, tensor_bytes
 from worker.inference.pipelines.alone import TASKS_WHOLE, draws, fixed_randomness, reason_to_compute_alone
 from worker.inference.pipelines.calls import LABELS, call_of, open_row
 from worker.inference.pipelines.encoder_parts import compute_encoder_in_parts
-from worker.inference.pipelines.joining import cut, join, moved, num_tokens, shape_of, token_ids
+from worker.inference.pipelines.joined_items import cut, join, moved, num_tokens, shape_of, token_ids
 from worker.inference.pipelines.open_pipeline import fast_images_of, for_encoding, model_class, open_pipeline
 from worker.inference.pipelines.parameters import check_against_pipeline, pipeline_parameters
 from worker.inference.pipelines.row_items import prepare_row

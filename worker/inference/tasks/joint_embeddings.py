@@ -27,7 +27,7 @@ from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.messages import one_line
 from jobs.specs.parameters.text_tasks import EmbeddingsParameters
 from worker.device import is_out_of_memory, is_poisoned, tensor_bytes
-from worker.inference.pipelines.joining import moved, num_tokens, shape_of
+from worker.inference.pipelines.joined_items import moved, num_tokens, shape_of
 from worker.inference.tasks.multi_input import Parts, by_row, collate_items, forward_inputs, joined, read_inputs
 from worker.inference.tasks.pooling import split_rows
 from worker.models.image_processor import pillow_processor

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from jobs.data.rows import Row, RowError, RowErrorCode
-from worker.inference.pipelines.joining import join, shape_of
+from worker.inference.pipelines.joined_items import join, shape_of
 from worker.models.task_model import Encoded
 from worker.models.texts.chat_form import ChatForm
 from worker.models.texts.limits import Limits

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from jobs.data.rows import RowError, RowErrorCode
-from jobs.data.sources import opening
-from jobs.data.sources.formats import scanning
+from jobs.data.sources import open_file
+from jobs.data.sources.formats import block_scan
 from jobs.data.sources.formats.encodings import PARAM as ENCODING_PARAM
 from jobs.data.sources.formats.encodings import convert_command, text_encoding
 from jobs.data.sources.formats.quotes import CellsInQuotes, Dialect, Quoted, Unquoted, enclosed, swallowed_lines
@@ -71,8 +71,8 @@ class DelimitedReader:
             csv.field_size_limit(max_row_bytes)
 
     def stamped(self, file: InputFile) -> InputFile:
-        """The same file with its current size and stamp."""
-        return opening.stamped(file)
+        """Return the file with its current size and stamp."""
+        return open_file.stamped(file)
 
     def column_names(self, file: InputFile) -> list[str] | None:
         """The cells of the header line; None if the file is empty.
@@ -80,7 +80,7 @@ class DelimitedReader:
         Raises:
             InvalidInput: The file has no header line, or has another encoding.
         """
-        with opening.opened(file) as handle:
+        with open_file.opened(file) as handle:
             header = self._header(handle, file)
             if header is None:
                 return None
@@ -89,13 +89,13 @@ class DelimitedReader:
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
         """Count records block by block and split them into chunks."""
-        with opening.opened(file) as handle:
+        with open_file.opened(file) as handle:
             header = self._header(handle, file)
             if header is None:
                 return
             splitter = Unquoted(header.dialect) if header.is_guess else Quoted(header.dialect)
             places = {_UNQUOTED: 1} if header.is_guess else {}
-            cuts = scanning.cut_rows(handle, file, splitter, chunk_rows, offset=header.offset, line=header.line)
+            cuts = block_scan.cut_rows(handle, file, splitter, chunk_rows, offset=header.offset, line=header.line)
             try:
                 for cut in cuts:
                     yield cut._replace(place={**cut.place, **places})
@@ -108,7 +108,7 @@ class DelimitedReader:
 
     def records(self, file: InputFile, place: Mapping[str, Any], skip: int, count: int) -> Iterator[Record]:
         """Parse the records at `place`."""
-        with opening.opened(file) as handle:
+        with open_file.opened(file) as handle:
             header = self._header(handle, file, is_planned=True, is_unquoted=_UNQUOTED in place)
             if header is None:
                 return
@@ -117,11 +117,11 @@ class DelimitedReader:
 
     def _texts(
         self, handle: BinaryIO, header: Header, offset: int, line: int, skip: int = 0, count: int = 2**62
-    ) -> Iterator[scanning.Text]:
+    ) -> Iterator[block_scan.Text]:
         splitter, limit = Quoted(header.dialect), self._max_row_bytes
-        return scanning.read_rows(handle, splitter, offset=offset, line=line, skip=skip, count=count, max_bytes=limit)
+        return block_scan.read_rows(handle, splitter, offset=offset, line=line, skip=skip, count=count, max_bytes=limit)
 
-    def _parse(self, text: scanning.Text, header: Header) -> Mapping[str, Any] | RowError:
+    def _parse(self, text: block_scan.Text, header: Header) -> Mapping[str, Any] | RowError:
         if text.data is None:
             return too_large(text.line, self._max_row_bytes)
         row = row_text(text.data, text.line, self._encoding)
@@ -136,7 +136,7 @@ class DelimitedReader:
             return self._fault(reason, text, header)
         return dict(zip(header.names, cells, strict=True))
 
-    def _fault(self, reason: str, text: scanning.Text, header: Header) -> RowError:
+    def _fault(self, reason: str, text: block_scan.Text, header: Header) -> RowError:
         """The row error of a record, with its most likely cause."""
         assert text.data is not None
         dialect = header.dialect
@@ -175,7 +175,7 @@ class DelimitedReader:
         quotechar = None if is_guess or fields.quoting == "none" else fields.quotechar
         dialect = Dialect(delimiter, quotechar, fields.escapechar)
         self._check_shared(dialect)
-        texts = scanning.read_rows(handle, Quoted(dialect), offset=start, line=1, skip=0, count=2, max_bytes=limit)
+        texts = block_scan.read_rows(handle, Quoted(dialect), offset=start, line=1, skip=0, count=2, max_bytes=limit)
         first = next(texts, None)
         if first is None:
             return None
@@ -244,5 +244,5 @@ def _check_marks(marks: Mapping[str, str | None]) -> None:
 
 def _no_header(file: InputFile, reason: str) -> InvalidInput:
     return InvalidInput(
-        f"{opening.PARAM}: '{file.name}' has no header line that names its columns: {reason}", param=opening.PARAM
+        f"{open_file.PARAM}: '{file.name}' has no header line that names its columns: {reason}", param=open_file.PARAM
     )

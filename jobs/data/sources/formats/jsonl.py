@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.data.rows import RowError
-from jobs.data.sources import opening
-from jobs.data.sources.formats import scanning
+from jobs.data.sources import open_file
+from jobs.data.sources.formats import block_scan
 from jobs.data.sources.formats.encodings import UTF8, TextEncoding
 from jobs.data.sources.formats.json_values import parse_object
 from jobs.data.sources.formats.texts import check_encoding, data_start, too_large
@@ -37,13 +37,13 @@ class ArrayItems:
     blank = _SPACE
 
     def __init__(self) -> None:
-        self._escapes = scanning.Escapes("\\")
+        self._escapes = block_scan.Escapes("\\")
         self._in_string = False
         self._depth = 1  # the scan begins within the array
         self._is_closed = False
         self._fault: str | None = None
 
-    def endings(self, block: NDArray[np.uint8], newlines: scanning.Positions) -> scanning.Positions:  # noqa: ARG002 - newlines do not end items
+    def endings(self, block: NDArray[np.uint8], newlines: block_scan.Positions) -> block_scan.Positions:  # noqa: ARG002 - newlines do not end items
         """Indices of the commas between items and of the closing bracket."""
         if self._is_closed:
             self._check_rest(block)
@@ -66,7 +66,7 @@ class ArrayItems:
             self._check_rest(block[int(marks[last]) + 1 :])
             marks, kinds, depths = marks[: last + 1], kinds[: last + 1], depths[: last + 1]
         self._depth = int(depths[-1]) if depths.size else self._depth
-        ends: scanning.Positions = marks[(kinds == _COMMA) & (depths == 1) | (depths == 0)]
+        ends: block_scan.Positions = marks[(kinds == _COMMA) & (depths == 1) | (depths == 0)]
         return ends
 
     def fault(self, line: int) -> str | None:  # noqa: ARG002 - the error is at the end of the file
@@ -95,8 +95,8 @@ class JsonReader:
         self._may_be_array = may_be_array
 
     def stamped(self, file: InputFile) -> InputFile:
-        """The same file with its current size and stamp."""
-        return opening.stamped(file)
+        """Return the file with its current size and stamp."""
+        return open_file.stamped(file)
 
     def column_names(self, file: InputFile) -> list[str] | None:
         """The names in the first 100 rows (fewer if rows are long), in order of first appearance.
@@ -107,7 +107,7 @@ class JsonReader:
         names: dict[str, None] = {}
         first_error: RowError | None = None
         num_objects = 0
-        with opening.opened(file) as handle:
+        with open_file.opened(file) as handle:
             place, begins_as_array = self._begin(handle, file)
             check_encoding(self._texts(handle, place, 0, 2**62), file, self._encoding)
             for text in self._texts(handle, place, 0, _HEAD_ROWS):
@@ -124,21 +124,21 @@ class JsonReader:
             reason = f"line {first_error.line}: {first_error.message}"
             if begins_as_array and _ARRAY not in place:
                 reason = "line 1 begins with '['; if the file is one JSON array, set input.format to json"
-            raise InvalidInput(f"{opening.PARAM}: '{file.name}' is not {kind}: {reason}", param=opening.PARAM)
+            raise InvalidInput(f"{open_file.PARAM}: '{file.name}' is not {kind}: {reason}", param=open_file.PARAM)
         return list(names) if num_objects else None
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
         """Count lines or items block by block and split them into chunks."""
-        with opening.opened(file) as handle:
+        with open_file.opened(file) as handle:
             place, _ = self._begin(handle, file)
             marks = {_ARRAY: 1} if _ARRAY in place else {}
             begin = {"offset": place["offset"], "line": place["line"]}
-            for cut in scanning.cut_rows(handle, file, _splitter(place), chunk_rows, **begin):
+            for cut in block_scan.cut_rows(handle, file, _splitter(place), chunk_rows, **begin):
                 yield cut._replace(place={**cut.place, **marks})
 
     def records(self, file: InputFile, place: Mapping[str, Any], skip: int, count: int) -> Iterator[Record]:
         """Parse the rows at `place`."""
-        with opening.opened(file) as handle:
+        with open_file.opened(file) as handle:
             for text in self._texts(handle, place, skip, count):
                 yield Record(self._parse(text, place), text.line)
 
@@ -154,28 +154,28 @@ class JsonReader:
         space = head[: len(head) - len(body)]
         return {"offset": start + len(space) + 1, "line": 1 + space.count(b"\n"), _ARRAY: 1}, True
 
-    def _texts(self, handle: BinaryIO, place: Mapping[str, Any], skip: int, count: int) -> Iterator[scanning.Text]:
+    def _texts(self, handle: BinaryIO, place: Mapping[str, Any], skip: int, count: int) -> Iterator[block_scan.Text]:
         offset, line, limit = place["offset"], place["line"], self._max_row_bytes
-        texts = scanning.read_rows(
+        texts = block_scan.read_rows(
             handle, _splitter(place), offset=offset, line=line, skip=skip, count=count, max_bytes=limit
         )
         return map(_without_space, texts) if _ARRAY in place else texts
 
-    def _parse(self, text: scanning.Text, place: Mapping[str, Any]) -> Mapping[str, Any] | RowError:
+    def _parse(self, text: block_scan.Text, place: Mapping[str, Any]) -> Mapping[str, Any] | RowError:
         if text.data is None:
             return too_large(text.line, self._max_row_bytes)
         what = "item" if _ARRAY in place else "line"
         return parse_object(text.data, text.line, self._encoding, what=what)
 
 
-def _splitter(place: Mapping[str, Any]) -> scanning.Splitter:
-    return ArrayItems() if _ARRAY in place else scanning.Lines()
+def _splitter(place: Mapping[str, Any]) -> block_scan.Splitter:
+    return ArrayItems() if _ARRAY in place else block_scan.Lines()
 
 
-def _without_space(text: scanning.Text) -> scanning.Text:
+def _without_space(text: block_scan.Text) -> block_scan.Text:
     """Remove white space before an item, and count its line from where the item begins."""
     if text.data is None:
         return text
     item = text.data.lstrip(_SPACE)
     space = text.data[: len(text.data) - len(item)]
-    return scanning.Text(item, text.line + space.count(b"\n"), text.offset)
+    return block_scan.Text(item, text.line + space.count(b"\n"), text.offset)

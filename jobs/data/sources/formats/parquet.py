@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.access.paths import is_local
-from jobs.data.sources import opening
+from jobs.data.sources import open_file
 from jobs.data.sources.formats.arrow import table_records
 from jobs.data.sources.formats.class_names import names_in_metadata
 from jobs.data.sources.formats.parquet_pages import Dictionary, column_fault, dictionaries, repeated_bytes
@@ -60,8 +60,8 @@ class ParquetReader:
         self._cursor: _Cursor | None = None
 
     def stamped(self, file: InputFile) -> InputFile:
-        """The same file with its current size and stamp."""
-        return opening.stamped(file)
+        """Return the file with its current size and stamp."""
+        return open_file.stamped(file)
 
     def column_names(self, file: InputFile) -> list[str] | None:
         """The top-level columns of the schema."""
@@ -103,15 +103,15 @@ class ParquetReader:
     @contextmanager
     def _file(self, file: InputFile) -> Iterator[Any]:
         """Open the file, after checking that it can be decoded in bounded memory."""
-        with opening.opened(file) as handle, _decoding(file), pq.ParquetFile(handle) as parquet:
+        with open_file.opened(file) as handle, _decoding(file), pq.ParquetFile(handle) as parquet:
             fault = expansion(parquet.metadata, handle.seek(0, 2), self._columns, self._max_row_bytes)
             if fault is not None:
-                raise InvalidInput(f"{opening.PARAM}: '{file.name}' {fault}", param=opening.PARAM)
+                raise InvalidInput(f"{open_file.PARAM}: '{file.name}' {fault}", param=open_file.PARAM)
             yield parquet
 
     def _open(self, file: InputFile, group: int) -> _Cursor:
         with ExitStack() as resources:
-            handle = resources.enter_context(opening.opened(file))
+            handle = resources.enter_context(open_file.opened(file))
             resources.enter_context(_decoding(file))
             parquet = resources.enter_context(pq.ParquetFile(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False))
             starts = _group_starts(parquet.metadata)
@@ -128,7 +128,7 @@ class ParquetReader:
         try:
             found = dictionaries(handle, facts, columns, self._max_row_bytes, is_remote=is_remote)
         except ValueError as error:
-            raise InvalidInput(f"{opening.PARAM}: '{file.name}' {error}", param=opening.PARAM) from error
+            raise InvalidInput(f"{open_file.PARAM}: '{file.name}' {error}", param=open_file.PARAM) from error
         # One row of a list may repeat a value any number of times, so such a column keeps its dictionary.
         kept = [each.path for each in found if "." in each.path and _may_swell(each)]
         longest = max((each.num_bytes for each in found if each.path not in kept), default=0)
@@ -152,9 +152,9 @@ def _written_out(file: InputFile, batch: pa.RecordBatch, schema: pa.Schema) -> I
         yield from _written_out(file, batch.slice(middle), schema)
     else:
         raise InvalidInput(
-            f"{opening.PARAM}: '{file.name}' has a row that expands to {num_bytes} bytes by repeated values, more than "
-            f"{LARGE_BYTES}",
-            param=opening.PARAM,
+            f"{open_file.PARAM}: '{file.name}' has a row that expands to {num_bytes} bytes by repeated values, more "
+            f"than {LARGE_BYTES}",
+            param=open_file.PARAM,
         )
 
 
@@ -221,7 +221,7 @@ def expansion(metadata: Any, num_bytes: int, columns: Collection[str] | None, ma
 @contextmanager
 def _decoding(file: InputFile) -> Iterator[None]:
     try:
-        with opening.translated(file):
+        with open_file.translated(file):
             try:
                 yield
             except OSError as error:
@@ -234,6 +234,6 @@ def _decoding(file: InputFile) -> Iterator[None]:
 
 def _not_parquet(file: InputFile, error: Exception) -> InvalidInput:
     return InvalidInput(
-        f"{opening.PARAM}: '{file.name}' is not a readable Parquet file: {first_line(error)}",
-        param=opening.PARAM,
+        f"{open_file.PARAM}: '{file.name}' is not a readable Parquet file: {first_line(error)}",
+        param=open_file.PARAM,
     )

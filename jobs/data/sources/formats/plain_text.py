@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from jobs.data.sources import opening
-from jobs.data.sources.formats import scanning
+from jobs.data.sources import open_file
+from jobs.data.sources.formats import block_scan
 from jobs.data.sources.formats.encodings import TextEncoding
 from jobs.data.sources.formats.texts import check_encoding, data_start, row_text, too_large
 from jobs.data.sources.reader import Cut, InputFile, Record
@@ -27,8 +27,8 @@ class PlainTextReader:
         self._encoding = encoding
 
     def stamped(self, file: InputFile) -> InputFile:
-        """The same file with its current size and stamp."""
-        return opening.stamped(file)
+        """Return the file with its current size and stamp."""
+        return open_file.stamped(file)
 
     def column_names(self, file: InputFile) -> list[str] | None:
         """The only column, `text`; None if the file is empty.
@@ -36,7 +36,7 @@ class PlainTextReader:
         Raises:
             InvalidInput: The file has another encoding.
         """
-        with opening.opened(file) as handle:
+        with open_file.opened(file) as handle:
             start = data_start(handle, file)
             check_encoding(self._texts(handle, start, 1, 0, 2**62), file, self._encoding)
             handle.seek(start)
@@ -44,13 +44,13 @@ class PlainTextReader:
 
     def cut(self, file: InputFile, chunk_rows: int) -> Iterator[Cut]:
         """Count lines block by block and split them into chunks."""
-        with opening.opened(file) as handle:
-            lines, start = scanning.Lines(keep_blank=True), data_start(handle, file)
-            yield from scanning.cut_rows(handle, file, lines, chunk_rows, offset=start, line=1)
+        with open_file.opened(file) as handle:
+            lines, start = block_scan.Lines(keep_blank=True), data_start(handle, file)
+            yield from block_scan.cut_rows(handle, file, lines, chunk_rows, offset=start, line=1)
 
     def records(self, file: InputFile, place: Mapping[str, Any], skip: int, count: int) -> Iterator[Record]:
         """Decode the lines at `place`."""
-        with opening.opened(file) as handle:
+        with open_file.opened(file) as handle:
             for text in self._texts(handle, place["offset"], place["line"], skip, count):
                 if text.data is None:
                     yield Record(too_large(text.line, self._max_row_bytes), text.line)
@@ -58,6 +58,6 @@ class PlainTextReader:
                 row = row_text(text.data, text.line, self._encoding)
                 yield Record({COLUMN: row} if isinstance(row, str) else row, text.line)
 
-    def _texts(self, handle: BinaryIO, offset: int, line: int, skip: int, count: int) -> Iterator[scanning.Text]:
-        lines, limit = scanning.Lines(keep_blank=True), self._max_row_bytes
-        return scanning.read_rows(handle, lines, offset=offset, line=line, skip=skip, count=count, max_bytes=limit)
+    def _texts(self, handle: BinaryIO, offset: int, line: int, skip: int, count: int) -> Iterator[block_scan.Text]:
+        lines, limit = block_scan.Lines(keep_blank=True), self._max_row_bytes
+        return block_scan.read_rows(handle, lines, offset=offset, line=line, skip=skip, count=count, max_bytes=limit)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.sources.formats.scanning import Escapes, Positions
+from jobs.data.sources.formats.block_scan import Escapes, Positions
 
 _NEWLINE = 10
 _LINE_ENDS = re.compile(r"(?<=\n)")

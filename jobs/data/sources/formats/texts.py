@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from jobs.data.rows import RowError, RowErrorCode
-from jobs.data.sources import opening
-from jobs.data.sources.formats import scanning
+from jobs.data.sources import open_file
+from jobs.data.sources.formats import block_scan
 from jobs.data.sources.formats.encodings import PARAM, TextEncoding, convert_command
 from jobs.data.sources.reader import InputFile
 from jobs.errors import InvalidInput
@@ -47,7 +47,7 @@ def data_start(handle: BinaryIO, file: InputFile) -> int:
             raise _convert(file, name)
     for beginning, reason in _WRONG_BEGINNINGS:
         if head.startswith(beginning) and (beginning != b"BZh" or head[4:10] == b"1AY&SY"):
-            raise InvalidInput(f"{opening.PARAM}: '{file.name}' {reason}", param=opening.PARAM)
+            raise InvalidInput(f"{open_file.PARAM}: '{file.name}' {reason}", param=open_file.PARAM)
     low, high = head[0::2], head[1::2]
     for name, zeros, others in (("utf-16le", high, low), ("utf-16be", low, high)):
         if zeros.count(0) > 1 and zeros.count(0) * _NULS_SHARE > len(zeros) and not others.count(0):
@@ -76,7 +76,7 @@ def row_text(data: bytes, line: int, encoding: TextEncoding) -> str | RowError:
     )
 
 
-def check_encoding(texts: Iterable[scanning.Text], file: InputFile, encoding: TextEncoding) -> None:
+def check_encoding(texts: Iterable[block_scan.Text], file: InputFile, encoding: TextEncoding) -> None:
     """Reject a file whose first megabyte has another encoding.
 
     A single invalid row is a row error. The file has another encoding if several rows are invalid before any valid row
@@ -85,7 +85,7 @@ def check_encoding(texts: Iterable[scanning.Text], file: InputFile, encoding: Te
     Raises:
         InvalidInput: The file has another encoding.
     """
-    wrong: list[scanning.Text] = []
+    wrong: list[block_scan.Text] = []
     for text in texts:
         if text.offset > _HEAD_BYTES:
             break
@@ -108,5 +108,6 @@ def wrong_encoding(file: InputFile, encoding: TextEncoding, line: int) -> Invali
 def _convert(file: InputFile, name: str) -> InvalidInput:
     command = convert_command(name, shlex.quote(PurePosixPath(file.name).name))
     return InvalidInput(
-        f"{opening.PARAM}: '{file.name}' is {name.upper()}; convert it to UTF-8 first: {command}", param=opening.PARAM
+        f"{open_file.PARAM}: '{file.name}' is {name.upper()}; convert it to UTF-8 first: {command}",
+        param=open_file.PARAM,
     )

@@ -27,7 +27,7 @@ from worker.inference.generation.prompts import (
     rejected_by_template,
     template_options,
 )
-from worker.models.generating import rope_index_of
+from worker.models.generation_class import rope_index_of
 from worker.models.texts.tokens import Tokens
 
 _TOKEN_NAMES = ("image_token", "video_token", "audio_token")

@@ -1,4 +1,4 @@
-"""With which class of transformers a model that generates text is loaded, and how it numbers the tokens of images."""
+"""Select the class of transformers that loads a model which generates text, and how it numbers the tokens of images."""
 
 from __future__ import annotations
 

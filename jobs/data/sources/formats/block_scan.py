@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.sources.opening import PARAM
+from jobs.data.sources.open_file import PARAM
 from jobs.data.sources.reader import Cut, InputFile, changed_message
 from jobs.errors import InvalidInput
 
