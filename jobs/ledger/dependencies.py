@@ -1,19 +1,20 @@
-"""Which jobs wait for others, and what the end of a job means for those that wait for it."""
+"""Which jobs wait for others or use their models, and what the end of a job means for those that wait for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import delete, exists, select
 from sqlmodel import Session, col
 
 from jobs.config.projects import sees
 from jobs.db.moves import move
-from jobs.db.states import JobState
-from jobs.db.tables import Dependency, Job
+from jobs.db.states import LIVE_JOB_STATES, JobState
+from jobs.db.tables import Cron, Dependency, Job
 from jobs.db.transaction import Transaction
 from jobs.errors import DependencyFailed, InvalidModel, InvalidSpec
-from jobs.specs.array_spec import ARRAY
+from jobs.specs.array_spec import ARRAY, SWEEP
 from jobs.specs.fields import JOB_PREFIX, parse_time
 
 
@@ -102,3 +103,31 @@ def make_ready(job: Job, now: float) -> None:
     job.ready_at = now if start_at is None else max(now, parse_time(start_at))
     if time_limit is not None and job.kind != ARRAY:  # an array's is that of each child
         job.deadline_at = job.ready_at + time_limit
+
+
+def models_in_use(session: Session) -> set[str]:
+    """Return the ids of the jobs whose model or processor live jobs and cron entries use (`job:<id>`).
+
+    Specs are read as stored JSON, since a spec from an older version may no longer be valid. Of an array whose children
+    have different models, every value that may be the id of a job counts, unless the values are in a file.
+    """
+    live = col(Job.state).in_(LIVE_JOB_STATES)
+    used: set[str] = set()
+    for table, conditions in ((Job, (live,)), (Cron, ())):
+        spec: Any = table.spec
+        for model, *values in session.execute(select(spec["model"], spec[ARRAY], spec[SWEEP]).where(*conditions)):
+            if "${" in str(model):
+                used.update(_job_ids(values))
+            used.update(_job_ids(model))
+    return used
+
+
+def _job_ids(node: object) -> Iterator[str]:
+    """Yield the texts in a JSON value that have the form of a job's id, with or without `job:` before it."""
+    if isinstance(node, str):
+        job_id = node.removeprefix(JOB_PREFIX)
+        if job_id.startswith("job_"):
+            yield job_id
+    elif isinstance(node, dict | list):
+        for inner in node.values() if isinstance(node, dict) else node:
+            yield from _job_ids(inner)

@@ -35,6 +35,7 @@ from jobs.db.tables import (
     WebhookDelivery,
 )
 from jobs.ledger.accounts.uploads import uploads_in_use
+from jobs.ledger.dependencies import models_in_use
 from jobs.specs.array_spec import ARRAY
 
 logger = logging.getLogger(__name__)
@@ -138,11 +139,13 @@ def _delete_old_jobs(db: Database, store: Store, times: RetentionTimes) -> Itera
     # An array is kept as long as the one that retries it, whose winner may be among these children.
     has_retry = exists().where(col(array.retry_of) == col(Job.id), col(Job.kind) == ARRAY)
     old = (col(Job.ended_at) < db.now() - times.job_days * DAY_SECONDS, ~answered_yet, ~has_array, ~has_retry)
-    some = select(col(Job.id)).where(*old).order_by(col(Job.ended_at), col(Job.id)).limit(_BATCH_JOBS)
+    oldest_first = select(col(Job.id)).where(*old).order_by(col(Job.ended_at), col(Job.id))
     num_deleted = _BATCH_JOBS
     while num_deleted == _BATCH_JOBS:
         with db.read() as session:
-            job_ids = session.scalars(some).all()
+            in_use = models_in_use(session)
+            found = session.scalars(oldest_first.limit(_BATCH_JOBS + len(in_use))).all()
+        job_ids = [job_id for job_id in found if job_id not in in_use][:_BATCH_JOBS]
         for job_id in job_ids:
             for key in list(store.list(job_prefix(job_id))):
                 store.delete(key)

@@ -22,12 +22,15 @@ from jobs.db.tables import Chunk, Event, Job, Lease, LeaseCounts, Notice, Result
 from jobs.errors import MachineError
 from jobs.ledger import chunks, planning
 from jobs.ledger import jobs as job_ledger
+from jobs.ledger.groups import crons
 from jobs.ledger.leasing import leases
 from jobs.ledger.records import history, webhooks
 from jobs.queue import make_app
 from jobs.retries import RetryPolicy
+from jobs.specs.array_spec import parse_single, parse_submission
 from jobs.specs.inference import parse_spec
 from jobs.specs.needs import Needs
+from jobs.specs.schedule import parse_schedule
 from scheduler.admin import metrics
 from scheduler.control import retention
 from scheduler.control.dispatch.dispatcher import explain, read_policy_input
@@ -411,6 +414,41 @@ def test_old_jobs_are_deleted_with_all_their_rows_and_others_stay(scheduler: Man
             assert set(session.scalars(select(table.job_id))) <= {waiting, fresh}
         assert list(history.events(session, fresh))
     assert list(scheduler.store.list("jobs/")) == []
+
+
+def test_an_old_job_is_kept_while_a_live_job_or_cron_uses_its_model(scheduler: ManualScheduler) -> None:
+    scheduler.online("s0")
+    ended = [scheduler.job(output={"to": "jsonl"}) for _ in range(6)]
+    for job_id in ended:
+        scheduler.finish(job_id, "s0")
+    model, processor, of_cron, one_value, other_value, unused = ended
+    live = [
+        scheduler.job(0, model=f"job:{model}"),
+        submit(scheduler, training(model={"architecture": "bert", "processor": f"job:{processor}"})),
+        submit(scheduler, training(model="job:${value}", array={"values": [one_value, other_value]})),
+    ]
+    spec = parse_single(training(model=f"job:{of_cron}"), "")
+    entry = crons.add(scheduler.db, "nightly", parse_schedule("0 7 * * *", "UTC"), spec, project="default")
+    scheduler.time += 10 * DAY
+    scheduler.settings = scheduler.settings.model_copy(update={"job_days": 7.0})
+    scheduler.retain()
+    with scheduler.db.read() as session:
+        assert set(session.scalars(select(col(Job.id)))) == {*ended, *live} - {unused}
+    assert len(list(scheduler.store.list("jobs/"))) == 5 * 5, "each has a file and its parts"
+    crons.remove(scheduler.db, entry.id)
+    for job_id in live:
+        job_ledger.cancel(scheduler.db, job_id)
+    scheduler.retain()
+    with scheduler.db.read() as session:
+        assert set(session.scalars(select(col(Job.id)))) == set(live)
+
+
+def training(**fields: Any) -> dict[str, Any]:
+    return {"kind": "training", "task": "text-classification", "data": {"train": "rows.jsonl"}, **fields}
+
+
+def submit(scheduler: ManualScheduler, document: dict[str, Any]) -> str:
+    return job_ledger.submit(scheduler.db, parse_submission(document)).id
 
 
 def test_many_old_jobs_are_deleted_in_few_transactions(
