@@ -34,7 +34,7 @@ from jobs.db.tables import (
     StoredFile,
     WebhookDelivery,
 )
-from jobs.ledger.accounts.uploads import uploads_in_use
+from jobs.ledger.accounts.uploads import withdraw_unused
 from jobs.ledger.dependencies import models_in_use
 from jobs.specs.array_spec import ARRAY
 
@@ -117,12 +117,7 @@ def _has_parts(row: Any) -> bool:
 def _delete_expired_uploads(db: Database, store: Store, times: RetentionTimes) -> Iterator[str]:
     oldest = db.now() - times.upload_days * DAY_SECONDS
     expired = or_(col(StoredFile.expires_at) <= db.now(), col(StoredFile.created_at) <= oldest)
-    with db.read() as session:
-        uploads = session.execute(select(col(StoredFile.id), col(StoredFile.key)).where(expired)).all()
-        in_use = uploads_in_use(session)
-    for upload in uploads:
-        if upload.id in in_use:
-            continue
+    for upload in withdraw_unused(db, expired):  # before the first deletion, since all of them may take minutes
         store.delete(upload.key)
         with db.write() as session:
             session.execute(delete(StoredFile).where(col(StoredFile.id) == upload.id))

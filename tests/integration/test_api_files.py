@@ -12,11 +12,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from sqlmodel import select
+from sqlmodel import col, select
 
 from jobs.config.settings import Settings
 from jobs.db.database import Database
 from jobs.db.tables import StoredFile
+from jobs.ledger.accounts.uploads import withdraw_unused
 from scheduler.client.http_client import ApiError
 from tests.conftest import wait_until
 from tests.support.live_api import LiveApi, live_api, spec_document
@@ -244,6 +245,21 @@ def test_an_uploaded_file_can_be_read_by_a_job_and_is_kept_for_it(api: LiveApi, 
     assert nothing_is_left(api)
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
         assert api.http.request(method, f"/v1/files/{file['id']}{path}").status_code == 404
+
+
+def test_a_file_that_is_being_deleted_is_not_found_by_any_route(api: LiveApi, tmp_path: Path) -> None:
+    body, headers = multipart(('name="purpose"', b"batch"), _FILE)
+    file_id = api.http.post("/v1/files", content=body, headers=headers).json()["id"]
+    withdraw_unused(api.database, col(StoredFile.id) == file_id)
+    assert api.http.get("/v1/files").json()["data"] == []
+    assert api.http.get(f"/v1/files/{file_id}").status_code == 404
+    batch = {"input_file_id": file_id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    job = spec_document(f"file:{file_id}")
+    for path, document, message in (
+        ("batches", batch, "input_file_id: there is no file"),
+        ("jobs", job, "input.path: there is no uploaded file"),
+    ):
+        assert api.http.post(f"/v1/{path}", json=document).json()["error"]["message"].startswith(message)
 
 
 def test_many_uploads_at_once_do_not_starve_each_other(api: LiveApi, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from jobs.data.store_keys import part_key, upload_key
 from jobs.db.database import Database
 from jobs.db.states import ChunkState, JobState, LeaseState, SlotState
 from jobs.db.tables import Chunk, Event, Job, Lease, LeaseCounts, Notice, ResultRecord, Slot, StoredFile
-from jobs.errors import MachineError
+from jobs.errors import MachineError, NotFound, ServiceUnavailable
 from jobs.ledger import chunks, planning
 from jobs.ledger import jobs as job_ledger
+from jobs.ledger.accounts.uploads import find_upload
 from jobs.ledger.groups import crons
 from jobs.ledger.leasing import leases
 from jobs.ledger.records import history, webhooks
@@ -414,6 +415,31 @@ def test_old_jobs_are_deleted_with_all_their_rows_and_others_stay(scheduler: Man
             assert set(session.scalars(select(table.job_id))) <= {waiting, fresh}
         assert list(history.events(session, fresh))
     assert list(scheduler.store.list("jobs/")) == []
+
+
+def test_no_job_can_name_an_upload_whose_deletion_has_begun(
+    scheduler: ManualScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["file_a", "file_b", "file_c"]
+    for name in names:
+        upload(scheduler, name, expires_at=scheduler.time)
+    found: list[str] = []
+
+    def delete(_key: str) -> None:
+        for name in names:
+            with suppress(NotFound):
+                found.append(find_upload(scheduler.db, name).id)
+        raise ServiceUnavailable("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler.store, "delete", delete)
+        with pytest.raises(ServiceUnavailable):
+            scheduler.retain()
+    assert found == []
+    scheduler.retain()
+    assert list(scheduler.store.list("uploads/")) == []
+    with scheduler.db.read() as session:
+        assert session.scalars(select(StoredFile)).all() == []
 
 
 def test_an_old_job_is_kept_while_a_live_job_or_cron_uses_its_model(scheduler: ManualScheduler) -> None:

@@ -1,8 +1,8 @@
-"""Finds uploaded files by id, and lists those that live jobs, batches and cron entries still read."""
+"""Finds uploaded files by id, lists those that are still read, and withdraws those that nothing reads any more."""
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select, update
 from sqlmodel import Session, col
 
 from jobs.access.paths import upload_id
@@ -14,6 +14,9 @@ from jobs.errors import NotFound
 
 PURPOSES = ("input", "batch")
 """Purposes for which a user may upload a file: the input of a job, or of an OpenAI batch."""
+WITHDRAWN_PURPOSE = "withdrawn"
+"""Purpose of a file that is being deleted: nothing finds it any more, so that no job can begin to need it."""
+_UPDATED_AT_ONCE = 1000  # ids in one statement
 
 
 def find_upload(database: Database, file_id: str, *, project: str = OPERATOR) -> StoredFile:
@@ -27,9 +30,27 @@ def find_upload(database: Database, file_id: str, *, project: str = OPERATOR) ->
     """
     with database.read() as session:
         upload = session.get(StoredFile, file_id)
-    if upload is None or not sees(project, upload.project):
+    if upload is None or upload.purpose == WITHDRAWN_PURPOSE or not sees(project, upload.project):
         raise NotFound(f"input.path: there is no uploaded file '{file_id}'", param="input.path")
     return upload
+
+
+def withdraw_unused(database: Database, condition: ColumnElement[bool]) -> list[StoredFile]:
+    """Withdraw the files under a condition that nothing reads, so that nothing can begin to read them.
+
+    Returns:
+        These files, also those that were withdrawn before. The caller deletes their objects, and then their rows.
+    """
+    with database.read() as session:
+        if session.scalar(select(col(StoredFile.id)).where(condition).limit(1)) is None:
+            return []  # without the write lock
+    with database.write() as tx:
+        in_use = uploads_in_use(tx)
+        unused = [file for file in tx.scalars(select(StoredFile).where(condition)) if file.id not in in_use]
+        for first in range(0, len(unused), _UPDATED_AT_ONCE):
+            ids = [file.id for file in unused[first : first + _UPDATED_AT_ONCE]]
+            tx.execute(update(StoredFile).where(col(StoredFile.id).in_(ids)).values(purpose=WITHDRAWN_PURPOSE))
+    return unused
 
 
 def uploads_in_use(session: Session) -> dict[str, str]:

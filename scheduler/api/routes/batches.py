@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.config.projects import sees
 from jobs.db.tables import ApiKey, Batch, StoredFile
 from jobs.errors import Conflict, NotFound, UserError
+from jobs.ledger.accounts.uploads import WITHDRAWN_PURPOSE
 from jobs.ledger.accounts.usage import RowsWanted
 from jobs.ledger.groups import batches
 from jobs.ledger.groups.batches import NewBatch
@@ -155,7 +156,7 @@ def _checked(context: Context, request: BatchRequest, key: ApiKey) -> tuple[NewB
     _check_labels(request.metadata or {})
     with context.database.read() as session:
         file = session.get(StoredFile, request.input_file_id)
-        if file is None or not sees(key.project, file.project):
+        if file is None or file.purpose == WITHDRAWN_PURPOSE or not sees(key.project, file.project):
             raise NotFound(f"input_file_id: there is no file '{request.input_file_id}'", param="input_file_id")
         if file.purpose != "batch":
             raise UserError(

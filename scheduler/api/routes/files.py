@@ -24,7 +24,7 @@ from jobs.data.store_keys import upload_key
 from jobs.db.ids import new_id
 from jobs.db.tables import ApiKey, StoredFile
 from jobs.errors import Conflict, NotFound, TooLarge, UserError
-from jobs.ledger.accounts.uploads import PURPOSES, uploads_in_use
+from jobs.ledger.accounts.uploads import PURPOSES, WITHDRAWN_PURPOSE, uploads_in_use
 from jobs.ledger.accounts.usage import reserve_bytes, storage_full, uploaded_bytes
 from jobs.ledger.groups.batches import ROWS_PURPOSE
 from jobs.ledger.records import pages
@@ -42,6 +42,7 @@ from scheduler.api.views.lists import Page, bounded_page
 logger = logging.getLogger(__name__)
 
 _EXPIRY_SECONDS = re.compile(r"[1-9][0-9]{0,9}")
+_HIDDEN = (ROWS_PURPOSE, WITHDRAWN_PURPOSE)  # purposes of files that a user never sees
 _BATCH_ENDINGS = ("", ".jsonl")
 _FRAME_BYTES = 64 * 2**10  # bytes that the multipart encoding may add around the file
 
@@ -98,7 +99,7 @@ def list_files(
     purpose: Annotated[str | None, Query(pattern=r"^[a-z_-]{1,50}$", description="Only files of this purpose.")] = None,
 ) -> Page[FileView]:
     """Uploaded files of the key's project, sorted by time of upload."""
-    conditions = [col(StoredFile.purpose) != ROWS_PURPOSE]
+    conditions = [col(StoredFile.purpose).not_in(_HIDDEN)]
     if (project := scope_of(key)) is not None:
         conditions.append(col(StoredFile.project) == project)
     if purpose is not None:
@@ -275,6 +276,6 @@ def _check_filename(filename: str, purpose: str | None) -> None:
 
 def _find(session: Session, file_id: str, key: ApiKey) -> StoredFile:
     file = session.get(StoredFile, file_id)
-    if file is None or file.purpose == ROWS_PURPOSE or not sees(key.project, file.project):
+    if file is None or file.purpose in _HIDDEN or not sees(key.project, file.project):
         raise NotFound(f"there is no file '{file_id}'")
     return file
