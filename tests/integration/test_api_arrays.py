@@ -12,6 +12,7 @@ from jobs.errors import StokerError
 from jobs.ledger import jobs as job_ledger
 from scheduler.cli import command_line as cli
 from scheduler.control.planning.arrays import fill_array, plan_any
+from tests.support.arrays import Arrays
 from tests.support.live_api import LiveApi, spec_document
 from tests.support.rows import write_rows
 
@@ -85,6 +86,27 @@ def test_a_file_with_another_column_is_refused(api: LiveApi, rows: Path, tmp_pat
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith("array.file: ")
     assert "has no column 'language'; it has lang" in answer.json()["error"]["message"]
+
+
+def test_a_retry_checks_the_kept_values_from_the_first_open_child(
+    api: LiveApi, settings: Settings, tmp_path: Path
+) -> None:
+    inputs = [write_rows(tmp_path / f"rows{number}.jsonl", 3) for number in range(3)]
+    file = write_rows(tmp_path / "values.jsonl", [{"path": str(path)} for path in inputs])
+    array_id = started(api, settings, document(Path("${path}"), {"file": str(file)}))
+    system = Arrays(api.database, settings)
+    for child in system.children(array_id):
+        system.end(child, completes=child.child_index == 0)
+    file.unlink()
+    inputs[0].unlink()
+    retry = api.client.retry(array_id)
+    plan_any(api.database, api.store, settings, retry["id"])
+    assert api.client.job(retry["id"])["counts"]["total"] == 2
+    api.client.cancel(retry["id"])
+    inputs[1].unlink()
+    answer = api.http.post(f"/v1/jobs/{retry['id']}/retry")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input.path")
+    assert str(inputs[1]) in answer.json()["error"]["message"]
 
 
 def test_the_command_line_shows_an_array_and_its_children(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +79,18 @@ def progress(session: Session, array: Job) -> Progress:
 
 def completed_before(session: Session, array: Job) -> set[int]:
     """Return the indexes whose children completed in the arrays that this one retries."""
+    return _completed_in(session, families.retried(session, array))
+
+
+def completed_so_far(session: Session, array: Job) -> set[int]:
+    """Return the indexes whose children completed in this array or in those that it retries."""
+    return _completed_in(session, (array, *families.retried(session, array)))
+
+
+def _completed_in(session: Session, family: Iterable[Job]) -> set[int]:
     done: set[int] = set()
-    for before in families.retried(session, array):
-        completed = (col(Job.parent_id) == before.id, col(Job.state) == JobState.COMPLETED)
+    for array in family:
+        completed = (col(Job.parent_id) == array.id, col(Job.state) == JobState.COMPLETED)
         done.update(
             index for index in session.scalars(select(col(Job.child_index)).where(*completed)) if index is not None
         )

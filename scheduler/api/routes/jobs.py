@@ -152,7 +152,7 @@ def retry_job(context: InContext, key: Key, job_id: JobId, response: Response) -
         return describe_job(context, live.id)
     pins, wanted = None, None
     if ended.state.is_terminal and ended.state != JobState.COMPLETED:  # other states are rejected below
-        pins, wanted, _ = _checked(context, parse_submission(ended.spec), ended.project)
+        pins, wanted, _ = _checked(context, parse_submission(ended.spec), ended.project, retried=ended)
     job = job_ledger.retry(context.database, job_id, wanted=wanted, pins=pins)
     context.doorbell.wake(WakeReason.SUBMISSION)
     return describe_job(context, job.id)
@@ -197,13 +197,13 @@ def _check_visible(context: Context, key: ApiKey, job_id: str) -> None:
 
 
 def _checked(
-    context: Context, spec: JobSpec | ArraySpec, project: str
+    context: Context, spec: JobSpec | ArraySpec, project: str, *, retried: Job | None = None
 ) -> tuple[Pins | None, RowsWanted | None, Callable[[Transaction], float | None]]:
-    """Check a spec. Returns the versions of its files, the room that it needs in its project's queue, and what admits
-    its promise, if it has one."""
+    """Check a spec, which may be that of an ended job that is retried. Returns the versions of its files, the room that
+    it needs in its project's queue, and what admits its promise, if it has one."""
     settings, store, database = context.settings, context.store, context.database
     if isinstance(spec, ArraySpec):
-        check_array(spec, settings, store=store, database=database, project=project)
+        check_array(spec, settings, store=store, database=database, project=project, retried=retried)
         return None, None, _nothing  # each child has its own when it is made
     needs = check_submission(spec, rules=settings, database=database, store=store, project=project)
     pins = stamp_spec(spec, settings)

@@ -93,6 +93,11 @@ def copy_retried(job_id: str, retried_id: str, store: Store) -> int | None:
     return number
 
 
+def has_values(spec: ArraySpec, job_id: str, store: Store) -> bool:
+    """Whether `values_from` can be called: the values are in the spec, or their copy is kept."""
+    return spec.file is None or store.exists(array_values_key(job_id))
+
+
 def values_from(spec: ArraySpec, job_id: str, store: Store, start: int) -> Iterator[tuple[int, Mapping[str, Value]]]:
     """Yield index and values of the children of a planned array, from one of them on.
 

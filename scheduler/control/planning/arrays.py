@@ -21,37 +21,58 @@ from jobs.ledger.groups.arrays import NewChild
 from jobs.ledger.job_pins import stamp_spec
 from jobs.specs.array_spec import ARRAY, ArraySpec, Value, parse_submission
 from jobs.specs.inference import parse_spec
-from scheduler.control.planning.array_values import copy_file, copy_retried, read_file, values_from
+from scheduler.control.planning.array_values import copy_file, copy_retried, has_values, read_file, values_from
 from scheduler.control.planning.planner import check_submission, plan_job
 from scheduler.control.planning.trial_search import check_search, proposals
 
 logger = logging.getLogger(__name__)
 
 _CHECKED_CHILDREN = 1000
-"""Number of children, from the first, whose specs are checked at submission; others are checked when they are made."""
+"""Number of children to make, from the first, whose specs are checked at submission; others when they are made."""
 _MADE_AT_ONCE = 50  # children of one transaction, so that others do not wait long for the write lock
 
 
-def check_array(spec: ArraySpec, settings: Settings, *, store: Store, database: Database, project: str) -> None:
+def check_array(
+    spec: ArraySpec,
+    settings: Settings,
+    *,
+    store: Store,
+    database: Database,
+    project: str,
+    retried: Job | None = None,
+) -> None:
     """Check the first child of an array like a job that is submitted, and the fields of the next ones.
+
+    Args:
+        retried: The ended array that this one retries. Its copy of the values is read, not their file, and its
+            completed children, which the retry does not make, are not checked.
 
     Raises:
         UserError: A child cannot be used; the message names the field.
         ServiceUnavailable: A store or remote file cannot be reached, so the spec cannot be checked now.
     """
-    listed = spec.listed()
-    if spec.file is not None:
-        listed = read_file(spec, rules=settings, store=store, database=database, project=project)
-    for index, values in enumerate(islice(listed, _CHECKED_CHILDREN)):
+    done: Container[int] = ()
+    if retried is not None:
+        with database.read() as session:
+            done = arrays.completed_so_far(session, retried)
+    if retried is not None and has_values(spec, retried.id, store):
+        listed = values_from(spec, retried.id, store, 0)
+    elif spec.file is not None:
+        listed = enumerate(read_file(spec, rules=settings, store=store, database=database, project=project))
+    else:
+        listed = enumerate(spec.listed())
+    is_first = True
+    for index, values in islice((one for one in listed if one[0] not in done), _CHECKED_CHILDREN):
         child = spec.child(index, values)
         if child.after or child.start_at is not None:
             raise InvalidSpec("array: `after` and `start_at` belong to the whole array", param=ARRAY)
         if spec.sweep is not None:
             check_search(spec.sweep)
             spec.sweep.check_trial(child)
-        if index == 0:
+        if is_first:
             first = with_catalogue(child, settings.models)
             check_submission(first, rules=settings, store=store, database=database, project=project)
+        is_first = False
 
 
 def plan_any(
