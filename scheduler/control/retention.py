@@ -34,6 +34,7 @@ from jobs.db.tables import (
     StoredFile,
     WebhookDelivery,
 )
+from jobs.errors import ServiceUnavailable
 from jobs.ledger.accounts.uploads import withdraw_unused
 from jobs.ledger.dependencies import models_in_use
 from jobs.specs.array_spec import ARRAY
@@ -66,14 +67,16 @@ def retain(db: Database, store: Store, times: RetentionTimes, *, is_wanted: Call
     """Delete everything that is due now.
 
     If this is killed, the next run finds all that is left, since objects are deleted before the rows that name them.
+    After a step that cannot go on, the next ones do their work: what needs no store is deleted without it.
     The parts that chunks name stay as long as their job, because results are read from them, starting at any row.
 
     Args:
         is_wanted: Called after each deletion; once it returns False, the rest is left for the next run.
 
     Raises:
-        ServiceUnavailable: The store or the database cannot be reached.
+        ServiceUnavailable: The store or the database could not be reached in at least one step.
     """
+    failure: ServiceUnavailable | None = None
     for step in (
         _delete_stale_temporaries,
         _delete_orphaned_parts,
@@ -82,10 +85,15 @@ def retain(db: Database, store: Store, times: RetentionTimes, *, is_wanted: Call
         _delete_old_batches,
         _delete_old_deliveries,
     ):
-        for deleted in step(db, store, times):
-            logger.info("deleted %s", deleted)
-            if not is_wanted():
-                return
+        try:
+            for deleted in step(db, store, times):
+                logger.info("deleted %s", deleted)
+                if not is_wanted():
+                    return
+        except ServiceUnavailable as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def _delete_stale_temporaries(_db: Database, store: Store, _times: RetentionTimes) -> Iterator[str]:

@@ -46,6 +46,7 @@ _FINALIZERS = 2
 _SENDERS = 8  # receivers that are contacted at once
 _CUT_OFF_SECONDS = 1.0  # time for running deliveries at shutdown; interrupted ones are sent again
 _MOST_PLANNINGS = 20  # tries over about a quarter of an hour before a job with an unreachable input fails
+_OLD = "old data"  # what the pool of retention is offered
 _LAST_TRY = 3  # tries of retention before it waits for its next turn
 _ENQUEUED_AT_ONCE = 200  # jobs enqueued in a round, the most urgent first
 _MERGE_SECONDS = 10.0  # between two looks whether the totals of jobs have many rows
@@ -166,6 +167,11 @@ class Service:
             self._enqueue,
             planning=planning, finalizing=finalizing, making=making, intake=intake, outputs=outputs, sending=sending,
         )  # fmt: skip
+
+        def clean_again() -> None:
+            if cleaning.num_waiting:  # a pool tries only what it is offered
+                cleaning.offer([_OLD])
+
         sweep_seconds = settings.sweep_seconds
         first = time.monotonic() + _FIRST_RETENTION_SECONDS
         freeing = [Duty("reaping", self._reap, sweep_seconds, on_wake=False)]
@@ -175,7 +181,8 @@ class Service:
             Duty("cron", lambda: self._enqueue_crons(firing), sweep_seconds, on_wake=False),
             Duty("forecasts", forecaster.wake_if_due, sweep_seconds, on_wake=False),
             Duty("merging totals", lambda: totals.merge(db), _MERGE_SECONDS, on_wake=False),
-            Duty("retention", lambda: cleaning.offer(["old"]), _RETENTION_SECONDS, on_wake=False, due_at=first),
+            Duty("retention", lambda: cleaning.offer([_OLD]), _RETENTION_SECONDS, on_wake=False, due_at=first),
+            Duty("retention after a failure", clean_again, sweep_seconds, on_wake=False),
         ]
         return {
             name: Lane(name, duties, first_pause_seconds=sweep_seconds, is_wanted=self._is_wanted)

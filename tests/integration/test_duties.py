@@ -535,6 +535,27 @@ def test_old_deliveries_are_deleted_and_unsent_ones_are_kept(scheduler: ManualSc
     assert kept() == {waiting}
 
 
+def test_what_needs_no_store_is_deleted_while_the_store_is_away(
+    scheduler: ManualScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler.online("s0")
+    old = scheduler.job()
+    scheduler.finish(old, "s0")
+    upload(scheduler, "file_a", expires_at=scheduler.time)
+    scheduler.time += 10 * DAY
+    scheduler.settings = scheduler.settings.model_copy(update={"job_days": 7.0})
+
+    def delete(key: str) -> None:
+        raise ServiceUnavailable(f"cannot delete {key}")
+
+    monkeypatch.setattr(scheduler.store, "delete", delete)
+    with pytest.raises(ServiceUnavailable, match="cannot delete uploads/file_a"):
+        scheduler.retain()
+    with scheduler.db.read() as session:
+        assert session.scalars(select(col(Job.id))).all() == [], "its results are in the database"
+        assert session.scalars(select(col(StoredFile.id))).all() == ["file_a"]
+
+
 # -- metrics
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -224,6 +225,22 @@ def test_a_duty_that_always_fails_stops_no_other(
         system.wait_for(system.submit(tmp_path / "rows.jsonl", 10), JobState.COMPLETED)
     assert "reaping failed" in caplog.text
     assert "a fault of ours" in caplog.text
+
+
+def test_retention_that_failed_is_tried_again_before_its_next_turn(
+    system: LiveScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[float] = []
+
+    def retain(*_: object, **__: object) -> None:
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise ServiceUnavailable("the store is away")
+
+    monkeypatch.setattr(scheduler.control.service, "retain", retain)
+    monkeypatch.setattr(scheduler.control.service, "_FIRST_RETENTION_SECONDS", 0.0)
+    system.service().start()
+    wait_until(lambda: len(tries) == 3, "it is tried until it succeeds")
 
 
 def test_the_reaper_and_the_planner_never_wait_for_a_pass(
