@@ -23,13 +23,20 @@ def read_cron_spec(document: object) -> JobSpec:
     """Validate the spec of a cron entry.
 
     Raises:
-        InvalidSpec: It is not valid, or waits for something else than its schedule.
+        InvalidSpec: It is not valid, waits for something else than its schedule, or has a promise.
     """
-    spec = parse_single(document, "cannot be used in a cron entry, which submits single jobs")
+    spec = _parse(document)
+    if spec.promise is not None:
+        message = "promise: cannot be used in a cron entry, whose jobs are not admitted before their time comes"
+        raise InvalidSpec(message, param="promise")
     for name, is_set in (("after", bool(spec.after)), ("start_at", spec.start_at is not None)):
         if is_set:
             raise InvalidSpec(f"{name}: cannot be used in a cron entry, whose schedule says when it starts", param=name)
     return spec
+
+
+def _parse(document: object) -> JobSpec:
+    return parse_single(document, "cannot be used in a cron entry, which submits single jobs")
 
 
 def fire_cron(db: Database, store: Store, settings: Settings, cron_id: str) -> None:
@@ -49,7 +56,8 @@ def fire_cron(db: Database, store: Store, settings: Settings, cron_id: str) -> N
         if entry.next_at > session.time():
             return
     try:
-        spec = with_catalogue(read_cron_spec(entry.spec), settings.models)
+        # Not `read_cron_spec`: an entry that was accepted once fires, though it could not be added any more.
+        spec = with_catalogue(_parse(entry.spec), settings.models)
         check_submission(spec, rules=settings, database=db, store=store, project=entry.project)
         pins = stamp_spec(spec, settings)
         wanted = count_job_rows(spec, project=entry.project, rules=settings, store=store, database=db)

@@ -70,6 +70,8 @@ def test_one_idempotency_key_makes_one_array(api: LiveApi, rows: Path) -> None:
         ({"values": [1, 0]}, {"parameters": {"top_k": "${value}"}}, "parameters.top_k"),
         ({"values": ["none.jsonl"]}, {"input": {"path": "/nowhere/${value}"}}, "input.path"),
         ({"file": "/nowhere/none.jsonl"}, {}, "array.file"),
+        ({"values": [1]}, {"promise": "2090-01-01T07:00Z"}, "promise"),
+        ({"values": ["2090-01-01T07:00Z"]}, {"promise": "${value}"}, "promise"),
     ],
 )
 def test_a_bad_array_is_refused_by_the_field_at_fault(

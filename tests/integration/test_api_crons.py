@@ -45,6 +45,7 @@ def test_an_entry_is_added_listed_and_removed(api: LiveApi, rows: Path) -> None:
         ({"name": "a b"}, "name", "must be 1 to 100 letters, digits, dots, underscores or hyphens, and begin with"),
         ({"spec": {"task": "embeddings"}}, "model", ""),
         ({"start_at": "2090-01-01T00:00:00Z"}, "start_at", "cannot be used in a cron entry"),
+        ({"promise": "2090-01-01T00:00Z"}, "promise", "cannot be used in a cron entry"),
         ({"array": {"values": [1]}}, "array", "cannot be used in a cron entry, which submits single jobs"),
     ],
 )
@@ -52,7 +53,7 @@ def test_a_bad_entry_is_refused_by_the_field_at_fault(
     api: LiveApi, rows: Path, changed: dict[str, Any], param: str, message: str
 ) -> None:
     document = entry(rows, **changed)
-    if param in ("start_at", "array"):
+    if param in ("start_at", "promise", "array"):
         document = entry(rows, spec=spec_document(rows, **changed))
     answer = api.http.post("/v1/crons", json=document)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)

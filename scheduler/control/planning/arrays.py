@@ -19,7 +19,7 @@ from jobs.ledger import planning
 from jobs.ledger.groups import arrays
 from jobs.ledger.groups.arrays import NewChild
 from jobs.ledger.job_pins import stamp_spec
-from jobs.specs.array_spec import ARRAY, ArraySpec, Value, parse_submission
+from jobs.specs.array_spec import ARRAY, SWEEP, ArraySpec, Value, parse_submission
 from jobs.specs.inference import parse_spec
 from scheduler.control.planning.array_values import copy_file, copy_retried, has_values, read_file, values_from
 from scheduler.control.planning.planner import check_submission, plan_job
@@ -66,6 +66,10 @@ def check_array(
         child = spec.child(index, values)
         if child.after or child.start_at is not None:
             raise InvalidSpec("array: `after` and `start_at` belong to the whole array", param=ARRAY)
+        if child.promise is not None and retried is None:  # a retry keeps no promise, whatever its spec says
+            field = ARRAY if spec.sweep is None else SWEEP
+            message = f"promise: cannot be used with `{field}`, whose children are not admitted when it is submitted"
+            raise InvalidSpec(message, param="promise")
         if spec.sweep is not None:
             check_search(spec.sweep)
             spec.sweep.check_trial(child)
