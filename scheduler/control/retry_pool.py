@@ -1,4 +1,4 @@
-"""A pool of threads that process job ids beside the service's loop and retry what fails."""
+"""Pools of threads that process job ids beside the service's loop and retry what fails."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Self
 
 from jobs.errors import ServiceUnavailable, StokerError
 from jobs.retries import GiveUp, RetryAt, RetryPolicy, decide
@@ -95,12 +96,14 @@ class RetryPool:
         """Number of jobs that wait for a retry."""
         return len(self._failures)
 
-    def close(self, timeout_seconds: float) -> None:
-        """Start nothing new, and wait for running jobs up to the timeout."""
+    def stop(self) -> None:
+        """Start nothing new, also of what is enqueued. Returns at once."""
         self._closed = True
         for _ in self._threads:
             self._waiting.put(None)
-        deadline = time.monotonic() + timeout_seconds
+
+    def join(self, deadline: float) -> None:
+        """After `stop`, wait for running jobs up to a time, in monotonic seconds."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
@@ -149,3 +152,32 @@ class RetryPool:
         with self._lock:
             self._failures[job_id] = failure
         return False
+
+
+class PoolGroup:
+    """Pools that are closed together at the end of a `with` block: all at once, not each after the one before."""
+
+    def __init__(self) -> None:
+        self._members: list[tuple[RetryPool, float]] = []
+        self._stopped_at: float | None = None
+
+    def add(self, pool: RetryPool, grace_seconds: float) -> RetryPool:
+        """Add a pool, whose running jobs have so many seconds to end, counted from when the group was stopped."""
+        self._members.append((pool, grace_seconds))
+        return pool
+
+    def stop(self) -> None:
+        """Start nothing new in any pool. Returns at once."""
+        if self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+        for pool, _ in self._members:
+            pool.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        assert self._stopped_at is not None
+        for pool, grace_seconds in self._members:
+            pool.join(self._stopped_at + grace_seconds)

@@ -34,7 +34,7 @@ from scheduler.control.leader import Leader
 from scheduler.control.planning.arrays import fill_array, plan_any
 from scheduler.control.reaper import reap
 from scheduler.control.retention import retain
-from scheduler.control.retry_pool import RetryPool
+from scheduler.control.retry_pool import PoolGroup, RetryPool
 from scheduler.control.webhook_sender import deliver
 from scheduler.openai.lifecycle import abort_batch, finish_batch, read_batch, reject_batch
 
@@ -125,10 +125,12 @@ class Service:
 
     def _lead(self) -> None:
         with ExitStack() as running:
-            self._lanes = self._make_lanes(running)
+            pools = running.enter_context(PoolGroup())
+            self._lanes = self._make_lanes(running, pools)
             for lane in self._lanes.values():
                 lane.start()
                 running.callback(lane.stop)
+            running.callback(pools.stop)  # the first to be called, so that nothing starts while the lanes stop
             while self._is_wanted():
                 match self._doorbell.wait(self._settings.sweep_seconds):
                     case WakeReason.SLOTS:
@@ -150,19 +152,18 @@ class Service:
 
     # -- the duties
 
-    def _make_lanes(self, pools: ExitStack) -> dict[str, Lane]:
+    def _make_lanes(self, running: ExitStack, pools: PoolGroup) -> dict[str, Lane]:
         """The lanes, by name: what frees slots, what fills slots, and the rest. None of them waits for another."""
         settings, db = self._settings, self._db
         planning, finalizing, cleaning = self._job_pools(pools)
         intake, outputs = self._batch_pools(pools)
         sending = self._webhook_pool(pools)
         firing = self._cron_pool(pools)
-        forecaster = pools.enter_context(
+        forecaster = running.enter_context(
             Forecaster(db, settings, settings.projects, self._is_wanted, resting=self._resting)
         )
         fill = partial(fill_array, db, self._store, settings, is_wanted=self._is_wanted)
-        making = self._pool("array", fill, 1, max_tries=ENDLESS)
-        pools.callback(making.close, settings.grace_seconds)
+        making = pools.add(self._pool("array", fill, 1, max_tries=ENDLESS), settings.grace_seconds)
         enqueue = partial(
             self._enqueue,
             planning=planning, finalizing=finalizing, making=making, intake=intake, outputs=outputs, sending=sending,
@@ -200,8 +201,8 @@ class Service:
         if reap(self._db, self._app, self._settings):
             self._wake_lanes()
 
-    def _job_pools(self, stack: ExitStack) -> tuple[RetryPool, RetryPool, RetryPool]:
-        """Pools for planning, finalizing and retention, which may take long; closed with the stack."""
+    def _job_pools(self, pools: PoolGroup) -> tuple[RetryPool, RetryPool, RetryPool]:
+        """Pools for planning, finalizing and retention, which may take long."""
         settings = self._settings
         parts = (self._db, self._store, settings)
         plan = partial(plan_any, *parts, is_wanted=self._is_wanted)
@@ -221,11 +222,11 @@ class Service:
             on_done=_nothing,
         )
         for pool in (planning, finalizing, cleaning):
-            stack.callback(pool.close, settings.grace_seconds)
+            pools.add(pool, settings.grace_seconds)
         return planning, finalizing, cleaning
 
-    def _batch_pools(self, stack: ExitStack) -> tuple[RetryPool, RetryPool]:
-        """Pools for reading batch files and for writing output files; closed with the stack."""
+    def _batch_pools(self, pools: PoolGroup) -> tuple[RetryPool, RetryPool]:
+        """Pools for reading batch files and for writing output files."""
         parts = (self._db, self._store, self._settings)
         read = partial(read_batch, *parts, is_wanted=self._is_wanted)
         reject, abort = partial(reject_batch, self._db), partial(abort_batch, self._db)
@@ -233,10 +234,10 @@ class Service:
         write = partial(finish_batch, *parts)
         outputs = self._pool("batch output", write, _FINALIZERS, max_tries=ENDLESS, on_give_up=abort)
         for pool in (intake, outputs):
-            stack.callback(pool.close, self._settings.grace_seconds)
+            pools.add(pool, self._settings.grace_seconds)
         return intake, outputs
 
-    def _webhook_pool(self, stack: ExitStack) -> RetryPool:
+    def _webhook_pool(self, pools: PoolGroup) -> RetryPool:
         """Pool for sending webhooks, one receiver per thread, so that an unreachable one does not delay others."""
         settings = self._settings
         sending = RetryPool(
@@ -248,11 +249,10 @@ class Service:
             on_give_up=_only_logged,
             on_done=_nothing,
         )
-        stack.callback(sending.close, min(_CUT_OFF_SECONDS, settings.grace_seconds))
-        return sending
+        return pools.add(sending, min(_CUT_OFF_SECONDS, settings.grace_seconds))
 
-    def _cron_pool(self, stack: ExitStack) -> RetryPool:
-        """Pool for submitting the jobs of cron entries, whose checks may read files; closed with the stack."""
+    def _cron_pool(self, pools: PoolGroup) -> RetryPool:
+        """Pool for submitting the jobs of cron entries, whose checks may read files."""
         settings = self._settings
         firing = RetryPool(
             "cron",
@@ -263,8 +263,7 @@ class Service:
             on_give_up=partial(skip_cron, self._db),
             on_done=self._wake_duties,
         )
-        stack.callback(firing.close, settings.grace_seconds)
-        return firing
+        return pools.add(firing, settings.grace_seconds)
 
     def _pool(
         self,

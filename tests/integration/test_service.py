@@ -243,6 +243,46 @@ def test_retention_that_failed_is_tried_again_before_its_next_turn(
     wait_until(lambda: len(tries) == 3, "it is tried until it succeeds")
 
 
+def test_a_scheduler_that_stops_starts_nothing_that_is_enqueued(
+    system: LiveScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[str] = []
+    plans_may_end, retention_may_end, cleans = threading.Event(), threading.Event(), threading.Event()
+
+    def plan(*arguments: Any, **_: object) -> None:
+        planned.append(arguments[3])
+        plans_may_end.wait(600.0)
+
+    def retain(*_: object, **__: object) -> None:
+        cleans.set()
+        retention_may_end.wait(600.0)
+
+    def is_alive(name: str) -> bool:
+        return any(thread.name.startswith(name) for thread in threading.enumerate())
+
+    monkeypatch.setattr(scheduler.control.service, "plan_any", plan)
+    monkeypatch.setattr(scheduler.control.service, "retain", retain)
+    monkeypatch.setattr(scheduler.control.service, "_FIRST_RETENTION_SECONDS", 0.0)
+    system.settings = system.settings.model_copy(update={"grace_seconds": 600.0})
+    service = system.service()
+    stopping = threading.Thread(target=service.stop)
+    for _ in range(5):
+        system.submit(tmp_path / "rows.jsonl", 10)
+    service.start()
+    try:
+        wait_until(lambda: len(planned) == 3 and cleans.is_set(), "three jobs are planned, and two are enqueued")
+        stopping.start()
+        wait_until(lambda: not is_alive("duties"), "its lanes have stopped")
+        plans_may_end.set()
+        wait_until(lambda: not is_alive("planning") or len(planned) > 3, "the planners have ended")
+        assert len(planned) == 3
+    finally:
+        plans_may_end.set()
+        retention_may_end.set()
+        if stopping.ident is not None:
+            stopping.join()
+
+
 def test_the_reaper_and_the_planner_never_wait_for_a_pass(
     system: LiveScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from jobs.errors import InvalidOutput, ServiceUnavailable, StokerError
 from jobs.retries import RetryPolicy
-from scheduler.control.retry_pool import RetryPool
+from scheduler.control.retry_pool import PoolGroup, RetryPool
 from tests.conftest import wait_until
 
 
@@ -67,7 +69,12 @@ def make(reported: Reports) -> Iterator[Make]:
 
     yield make_pool
     for pool in pools:
-        pool.close(10.0)
+        close(pool, 10.0)
+
+
+def close(pool: RetryPool, seconds: float) -> None:
+    pool.stop()
+    pool.join(time.monotonic() + seconds)
 
 
 def sweep(pool: RetryPool, *job_ids: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
@@ -159,7 +166,22 @@ def test_a_closed_pool_starts_no_more_work(make: Make, reported: Reports) -> Non
     pool = make(lambda _: go_on.wait(300), num_threads=1)
     pool.offer(["a", "b", "c"])
     wait_until(lambda: reported.tried, "the first is begun")
-    pool.close(0.0)
+    close(pool, 0.0)
     go_on.set()
-    pool.close(60.0)
+    close(pool, 60.0)
     assert reported.tried == ["a"]
+
+
+def test_pools_of_a_group_stop_together_and_share_one_deadline(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    deadlines: list[float] = []
+    with PoolGroup() as group:
+        for name in ("first", "second"):
+            pool = group.add(make(lambda _: None), 7.0)
+            monkeypatch.setattr(pool, "stop", partial(done.append, f"stop {name}"))
+            monkeypatch.setattr(pool, "join", deadlines.append)
+        group.stop()
+        assert done == ["stop first", "stop second"]
+        stopped_before = time.monotonic()
+    assert len(deadlines) == 2
+    assert deadlines[0] == deadlines[1] <= stopped_before + 7.0
