@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import anyio.from_thread
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request
+from sqlalchemy import ColumnElement
 from sqlmodel import Session, col
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
@@ -99,7 +100,7 @@ def list_files(
     purpose: Annotated[str | None, Query(pattern=r"^[a-z_-]{1,50}$", description="Only files of this purpose.")] = None,
 ) -> Page[FileView]:
     """Uploaded files of the key's project, sorted by time of upload."""
-    conditions = [col(StoredFile.purpose).not_in(_HIDDEN)]
+    conditions: list[ColumnElement[bool]] = [col(StoredFile.purpose).not_in(_HIDDEN)]
     if (project := scope_of(key)) is not None:
         conditions.append(col(StoredFile.project) == project)
     if purpose is not None:
