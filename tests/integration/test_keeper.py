@@ -25,6 +25,7 @@ from tests.support.frozen import frozen
 from tests.support.slot_keeper import SLOT, SlotKeeper
 from worker.keeper import keeper
 
+RENEWAL_SECONDS = 0.5
 Opener = Callable[..., AbstractContextManager[SlotKeeper]]
 
 
@@ -32,15 +33,19 @@ Opener = Callable[..., AbstractContextManager[SlotKeeper]]
 def open_keeper(
     settings: Settings, sqlite_database: Database, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Opener:
-    """Opens a keeper with some settings changed; its runner gets them through the environment."""
+    """Opens a keeper with some settings changed; its runner gets them through the environment.
+
+    Leases and graces are so long that only a test that shortens them sees one expire. Leases are renewed often all the
+    same, because a stop comes with a renewal.
+    """
 
     @contextmanager
     def opened(*, start_seconds: float = 60.0, **changes: Any) -> Iterator[SlotKeeper]:
         changed = settings.model_copy(
             update={
                 "redis_url": redis_url,
-                "lease_seconds": 4.0,
-                "grace_seconds": 1.0,
+                "lease_seconds": 600.0,
+                "grace_seconds": 60.0,
                 "retry_seconds": 0.05,
                 **changes,
             }
@@ -53,12 +58,13 @@ def open_keeper(
             ("STALL_LIMITS", orjson.dumps(dict(changed.stall_limits), option=orjson.OPT_NON_STR_KEYS).decode()),
         ):
             monkeypatch.setenv(f"STOKER_{name}", str(value))
+        monkeypatch.setattr(keeper, "RENEWALS_PER_LEASE", changed.lease_seconds / RENEWAL_SECONDS)
         slot = SlotKeeper(changed, sqlite_database, start_seconds=start_seconds)
         try:
             yield slot
         finally:
             slot.close()
-            assert all(runner.is_gone for runner in slot.runners), "a runner is left behind"
+            wait_until(lambda: all(runner.is_gone for runner in slot.runners), "no runner is left behind")
 
     return opened
 
@@ -198,14 +204,14 @@ def test_a_service_that_is_away_blames_no_chunk(open_keeper: Opener, tmp_path: P
 
 
 def test_a_hanging_row_is_detected(open_keeper: Opener, tmp_path: Path) -> None:
-    with open_keeper(stall_seconds=0.5) as slot:
+    with open_keeper(stall_limits={Activity.FORWARD: 5.0}) as slot:  # the rows before it must be recorded in less
         job = slot.job(tmp_path, "hang@2")
         lease = slot.run(job)
         assert lease.state == LeaseState.EXPIRED
         assert lease.end_reason is not None
         assert lease.end_reason.startswith("computing rows from 2 made no progress for ")
         assert job.chunks()[1].crashes == 1
-        assert slot.runners[0].is_gone
+        wait_until(lambda: slot.runners[0].is_gone, "the runner is killed")
 
 
 def test_a_row_that_hangs_in_encode_is_isolated(open_keeper: Opener, tmp_path: Path) -> None:
@@ -236,7 +242,7 @@ def test_a_load_that_hangs_fails_the_job_after_the_usual_tries(open_keeper: Open
 
 
 def test_a_heartbeat_has_the_runners_activity(open_keeper: Opener, tmp_path: Path) -> None:
-    with open_keeper(lease_seconds=2.0) as slot:
+    with open_keeper(grace_seconds=0.5) as slot:  # the hanging runner ignores the cancel at the end
         job = slot.job(tmp_path, "hang@2")
         with slot.running(job) as lease_id:
             wait_until(lambda: slot.lease(lease_id).activity == "computing rows from 2", "it is told")
@@ -248,7 +254,7 @@ def test_a_heartbeat_has_the_runners_activity(open_keeper: Opener, tmp_path: Pat
 
 
 def test_a_cancel_reaches_the_runner(open_keeper: Opener, tmp_path: Path) -> None:
-    with open_keeper(lease_seconds=3.0) as slot:
+    with open_keeper() as slot:
         job = slot.job(tmp_path, "wait")
         with slot.running(job) as lease_id:
             wait_until(lambda: slot.runner_pool.warm_models, "the runner works")
@@ -259,19 +265,20 @@ def test_a_cancel_reaches_the_runner(open_keeper: Opener, tmp_path: Path) -> Non
 
 
 def test_a_runner_that_ignores_a_cancel_is_killed_after_the_grace(open_keeper: Opener, tmp_path: Path) -> None:
-    with open_keeper(lease_seconds=3.0, grace_seconds=0.5) as slot:
+    with open_keeper(grace_seconds=0.5) as slot:
         job = slot.job(tmp_path, "deaf")
         with slot.running(job) as lease_id:
             wait_until(lambda: slot.runner_pool.warm_models, "the runner works")
             job_ledger.cancel(slot.database, job.job_id)
         assert slot.lease(lease_id).state == LeaseState.RELEASED
-        assert slot.runners[0].is_gone
+        assert slot.lease(lease_id).end_reason == "the runner did not stop within 0.5 s and was killed"
+        wait_until(lambda: slot.runners[0].is_gone, "the runner is killed")
         assert job.job().state == JobState.CANCELLED
         assert all(chunk.state == "pending" for chunk in job.chunks())
 
 
 def test_a_yield_gives_the_rest_back(open_keeper: Opener, tmp_path: Path) -> None:
-    with open_keeper(lease_seconds=3.0) as slot:
+    with open_keeper() as slot:
         job = slot.job(tmp_path, "wait")
         with slot.running(job) as lease_id:
             wait_until(lambda: slot.runner_pool.warm_models, "the runner works")
@@ -282,7 +289,7 @@ def test_a_yield_gives_the_rest_back(open_keeper: Opener, tmp_path: Path) -> Non
 
 def test_a_lost_lease_ends_the_runner_at_once(open_keeper: Opener, tmp_path: Path) -> None:
     """Another worker owns the work, so the runner must not continue it."""
-    with open_keeper(lease_seconds=3.0) as slot:
+    with open_keeper() as slot:
         job = slot.job(tmp_path, "deaf")
         with slot.running(job) as lease_id:
             wait_until(lambda: slot.runner_pool.warm_models, "the runner works")
@@ -292,8 +299,9 @@ def test_a_lost_lease_ends_the_runner_at_once(open_keeper: Opener, tmp_path: Pat
 
 
 def test_a_silent_database_ends_the_runner_once_the_lease_may_be_lost(open_keeper: Opener, tmp_path: Path) -> None:
-    with open_keeper(lease_seconds=3.0) as slot:
+    with open_keeper(lease_seconds=10.0) as slot:
         job = slot.job(tmp_path, "deaf")
+        assert slot.ready.acquire(timeout=300)  # so that little of the lease passes before the database is silent
         with slot.running(job):
             wait_until(lambda: slot.runner_pool.warm_models, "the runner works")
             with slot.database.write() as session:  # the whole file is locked: every heartbeat waits
@@ -354,11 +362,12 @@ def test_what_a_runner_prints_is_the_jobs_log_up_to_the_limit(open_keeper: Opene
 
 
 def test_a_runner_frozen_beyond_its_limit_is_killed_and_loses_its_lease(open_keeper: Opener, tmp_path: Path) -> None:
-    with open_keeper(stall_seconds=0.5) as slot:
+    with open_keeper(stall_limits={Activity.FORWARD: 10.0}) as slot:  # it must be frozen before its row is overdue
         job = slot.job(tmp_path, "hang@0")
+        assert slot.ready.acquire(timeout=300)
+        runner = psutil.Process(slot.runners[0].pid)
         with slot.running(job) as lease_id:
             wait_until(lambda: job.chunks()[0].state == "leased", "the runner works, in no transaction")
-            runner = psutil.Process(slot.runners[0].pid)
             with frozen(runner.pid):  # SIGSTOP
                 wait_until(lambda: slot.runners[0].is_gone, "a stopped runner is killed all the same")
             with pytest.raises(psutil.NoSuchProcess):

@@ -43,6 +43,8 @@ _HELD = "keeping the device free for its gang"
 TAKES_NEXT_SECONDS = 2.0
 """Time from the doorbell during which the slot goes on with further jobs of the same model. Then the scheduler decides
 again, so that no job waits longer than this for younger ones."""
+RENEWALS_PER_LEASE = 4.0
+"""How many times a lease is renewed in the time after which it would expire."""
 _Inbox = queue.SimpleQueue[Event]  # its `put` may be called from a signal handler
 
 
@@ -189,7 +191,7 @@ class Keeper:
         lease_seconds = self._times.lease_seconds
 
         def renew() -> None:
-            while not ended.wait(lease_seconds / 4):
+            while not ended.wait(lease_seconds / RENEWALS_PER_LEASE):
                 sent_at = time.monotonic()
                 try:
                     doing = self._doing
