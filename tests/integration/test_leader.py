@@ -5,26 +5,51 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select
+from sqlmodel import col
 
 from jobs.db.database import Database
 from jobs.db.tables import LeaderLock
+from scheduler.control import leader
 from scheduler.control.leader import Leader
 from tests.conftest import wait_until
+from tests.support.ledger import expire_leader_lock
 
 
 @pytest.fixture
 def pair(database: Database) -> Iterator[tuple[Leader, Leader]]:
     leaders = Leader(database, leader_seconds=30.0), Leader(database, leader_seconds=30.0)
     yield leaders
-    for leader in leaders:
-        leader.resign()
+    for each in leaders:
+        each.resign()
 
 
-def expire_lock(database: Database) -> None:
-    """As if the lock's life had passed without a renewal."""
-    with database.write() as session:
-        session.execute(update(LeaderLock).values(expires_at=0.0))
+class Clock:
+    """The time of a test's database, which passes only when the test says so."""
+
+    def __init__(self) -> None:
+        self.time = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def clocked(database_url: str, clock: Clock) -> Iterator[Database]:
+    """A database that takes its time from the clock."""
+    db = Database(database_url, clock=clock)
+    yield db
+    db.close()
+
+
+def expires_at(database: Database) -> float:
+    with database.read() as session:
+        return session.scalars(select(col(LeaderLock.expires_at))).one()
 
 
 def test_one_leads_and_the_other_learns_how_long_to_wait(pair: tuple[Leader, Leader]) -> None:
@@ -46,7 +71,7 @@ def test_a_lock_that_ran_out_is_taken_and_its_old_holder_steps_down(database: Da
     first = Leader(database, leader_seconds=0.3)
     second = Leader(database, leader_seconds=30.0)
     first.acquire()
-    wait_until(lambda: expire_lock(database) or second.acquire() == 0.0, "the second takes over")
+    wait_until(lambda: expire_leader_lock(database) or second.acquire() == 0.0, "the second takes over")
     wait_until(lambda: not first.held, "the first steps down")
     assert second.held
     first.resign()
@@ -54,27 +79,25 @@ def test_a_lock_that_ran_out_is_taken_and_its_old_holder_steps_down(database: Da
     second.resign()
 
 
-def test_a_lock_is_renewed_beyond_its_life(database: Database) -> None:
-    first, second = Leader(database, leader_seconds=1.5), Leader(database, leader_seconds=1.5)
-    first.acquire()
-    with database.read() as session:
-        begun = session.time()
-
-    def two_lives_have_passed() -> bool:
-        assert second.acquire() > 0.0
-        with database.read() as session:
-            return session.time() > begun + 3.0
-
-    wait_until(two_lives_have_passed, "two lives of the lock pass")
-    assert first.held
-    first.resign()
+def test_a_lock_is_renewed_beyond_its_life(clocked: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leader, "_RENEWALS_PER_LIFE", 6000)  # one every 0.1 s
+    first, second = Leader(clocked, leader_seconds=600.0), Leader(clocked, leader_seconds=600.0)
+    assert first.acquire() == 0.0
+    try:
+        for _ in range(4):  # two lives and more
+            clock.time += 400.0
+            wait_until(lambda: expires_at(clocked) == clock.time + 600.0, "the lock is renewed")
+            assert second.acquire() == 600.0
+        assert first.held
+    finally:
+        first.resign()
 
 
 def test_a_lock_that_vanished_is_not_held(database: Database) -> None:
-    leader = Leader(database, leader_seconds=0.3)
-    leader.acquire()
+    holder = Leader(database, leader_seconds=0.3)
+    holder.acquire()
     with database.write() as session:
         session.execute(delete(LeaderLock))
-    wait_until(lambda: not leader.held, "the leader notices")
-    assert leader.acquire() == 0.0
-    leader.resign()
+    wait_until(lambda: not holder.held, "the leader notices")
+    assert holder.acquire() == 0.0
+    holder.resign()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from jobs.config.settings import Settings
 from jobs.data.drafts import StoredObject
@@ -14,7 +14,7 @@ from jobs.data.sources import ChunkRange
 from jobs.data.store_keys import batch_prefix
 from jobs.db.database import Database
 from jobs.db.ids import new_id
-from jobs.db.tables import Batch, Job, Lease, ResultRecord
+from jobs.db.tables import Batch, Job, LeaderLock, Lease, ResultRecord
 from jobs.ledger import chunks, planning, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import ChunkResults, Claim
@@ -106,6 +106,12 @@ def set_job(db: Database, job_id: str, **fields: Any) -> None:
     with db.write() as session:
         for name, value in fields.items():
             setattr(session.get(Job, job_id), COUNTERS.get(name, name), value)
+
+
+def expire_leader_lock(db: Database) -> None:
+    """Make the leader lock expire now, as if its life had passed without a renewal."""
+    with db.write() as session:
+        session.execute(update(LeaderLock).values(expires_at=0.0))
 
 
 def job_state(db: Database, job_id: str) -> str:
