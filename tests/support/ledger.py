@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import insert, update
+from sqlmodel import col
 
 from jobs.config.settings import Settings
 from jobs.data.drafts import StoredObject
@@ -14,7 +15,8 @@ from jobs.data.sources import ChunkRange
 from jobs.data.store_keys import batch_prefix
 from jobs.db.database import Database
 from jobs.db.ids import new_id
-from jobs.db.tables import Batch, Job, LeaderLock, Lease, ResultRecord
+from jobs.db.states import DeliveryState
+from jobs.db.tables import Batch, Job, LeaderLock, Lease, ResultRecord, WebhookDelivery
 from jobs.ledger import chunks, planning, slots
 from jobs.ledger import jobs as job_ledger
 from jobs.ledger.chunks import ChunkResults, Claim
@@ -106,6 +108,13 @@ def set_job(db: Database, job_id: str, **fields: Any) -> None:
     with db.write() as session:
         for name, value in fields.items():
             setattr(session.get(Job, job_id), COUNTERS.get(name, name), value)
+
+
+def expire_delivery_claims(db: Database) -> None:
+    """Make all webhook deliveries that have not ended due now, as if the claims of their senders had expired."""
+    with db.write() as session:
+        pending = col(WebhookDelivery.state) == DeliveryState.PENDING
+        session.execute(update(WebhookDelivery).where(pending).values(not_before=0.0))
 
 
 def expire_leader_lock(db: Database) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from jobs.config.settings import Settings
+from jobs.db.database import Database
 from scheduler.client.http_client import ApiError, StokerClient
 from tests.conftest import BUSY_FACTOR
 
@@ -92,6 +93,10 @@ class Stack:
         """A client of this stack's API, with the local key."""
         settings = Settings(data_dir=self.data_dir)
         return StokerClient(self.url, settings.local_key_path.read_text().strip(), **options)
+
+    def database(self) -> Database:
+        """A connection to this stack's database, which the caller closes."""
+        return Database(Settings(data_dir=self.data_dir).resolved_database_url)
 
     def await_end(self, job_id: str, seconds: float) -> dict[str, Any]:
         """Wait until the job has ended, and return it; keeps trying while the API restarts."""
