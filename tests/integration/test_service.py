@@ -31,6 +31,7 @@ from jobs.specs.inference import parse_spec
 from jobs.specs.schedule import parse_schedule
 from scheduler.control.leader import Leader
 from tests.conftest import RedisServer, wait_until
+from tests.support.ledger import expire_leader_lock
 from tests.support.live_scheduler import LiveScheduler, start_process, start_scheduler
 from tests.support.rows import write_rows
 
@@ -347,8 +348,8 @@ def test_of_two_schedulers_one_leads_and_the_other_follows_it(system: LiveSchedu
 
 
 def test_after_a_scheduler_killed_while_planning_the_next_plans_anew(system: LiveScheduler, tmp_path: Path) -> None:
-    system.settings = system.settings.model_copy(update={"leader_seconds": 2.0})
-    child = start_process(system.settings)
+    child = start_process(system.settings.model_copy(update={"leader_seconds": 600.0}))
+    system.settings = system.settings.model_copy(update={"leader_seconds": 20.0})  # a standby looks every 5 s
     try:
         with system.db.read() as session:
             leaders = select(func.count()).select_from(LeaderLock)
@@ -365,6 +366,8 @@ def test_after_a_scheduler_killed_while_planning_the_next_plans_anew(system: Liv
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert system.job(job_id).state == JobState.VALIDATING
+    assert not follower.leads, "the lock of the first has not expired"
+    expire_leader_lock(system.db)
     wait_until(lambda: follower.leads, "the other scheduler leads")
     planned = system.wait_for(job_id, JobState.QUEUED)
     with system.db.read() as session:
