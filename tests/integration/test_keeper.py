@@ -215,7 +215,7 @@ def test_a_hanging_row_is_detected(open_keeper: Opener, tmp_path: Path) -> None:
 
 
 def test_a_row_that_hangs_in_encode_is_isolated(open_keeper: Opener, tmp_path: Path) -> None:
-    with open_keeper(stall_limits={Activity.ENCODE: 0.3}, chunk_crashes=1) as slot:
+    with open_keeper(stall_limits={Activity.ENCODE: 3.0}, chunk_crashes=1) as slot:
         job = slot.job(tmp_path, "hang-encode@3")
         for _ in range(4):  # the chunk, cut in two, the row alone, and its row error
             if job.job().state != JobState.FINALIZING:
