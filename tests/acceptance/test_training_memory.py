@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import tiny
 from tests.support.rows import write_rows
-from tests.support.stack import QUICK, Stack, stack
+from tests.support.stack import Stack, stack
 from tests.support.tight_model import tight_classifier
 
 pytestmark = pytest.mark.slow
@@ -56,10 +56,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def daemon(models: Path) -> Iterator[Stack]:
-    """A stack with one slot that runs both models; a job fails at its second failure of the machine."""
+    """A stack with one slot that runs both models; a job fails at its second failure of the machine. Leases last long,
+    because one that expires on a busy machine is such a failure."""
     trusted = json.dumps([str(models / "one"), str(models / "none")])
     environment = {"STOKER_TRUSTED_REMOTE_CODE": trusted, "HF_MODULES_CACHE": str(models / "modules")}
-    with stack(models / "data", slots=1, **QUICK, **environment, STOKER_JOB_CRASHES="2") as running:
+    with stack(models / "data", slots=1, **environment, STOKER_LEASE_SECONDS="600", STOKER_JOB_CRASHES="2") as running:
         yield running
 
 
