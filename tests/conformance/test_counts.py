@@ -164,7 +164,7 @@ def test_who_dies_between_the_last_commit_and_the_seal_is_replaced(
     assert events_of(database, job_id).count("job.finalizing") == 1
 
 
-def test_row_errors_are_judged_even_if_who_recorded_them_dies(
+def test_row_errors_are_counted_even_if_who_recorded_them_dies(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_slots(database, settings, "s0")

@@ -20,7 +20,7 @@ from jobs.ledger.groups import arrays
 from jobs.ledger.leasing import leases, lost_work, next_job
 from jobs.queue import make_app
 from jobs.specs.inference import Priority
-from scheduler.control import service
+from scheduler.control import service_pools
 from scheduler.control.dispatch.dispatcher import read_policy_input
 from scheduler.control.reaper import reap
 from tests.conftest import migrate, run_sql, url_of
@@ -149,7 +149,7 @@ def test_the_sweep_of_an_idle_second_scans_nothing(full: Database, settings: Set
     plans.assert_indexed()
     with explained(full) as plans, full.read() as session:
         for state in (JobState.VALIDATING, JobState.FINALIZING):
-            assert session.execute(service._URGENT, {"state": state, "now": NOW, "most": 200}).all() == []
+            assert session.execute(service_pools._URGENT, {"state": state, "now": NOW, "most": 200}).all() == []
         assert arrays.to_fill(session) == []
     plans.assert_indexed()
     app.close()

@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 from sqlmodel import col
 
 import scheduler.control.service
+import scheduler.control.service_pools
 from jobs.config.settings import Settings
 from jobs.db.database import Database
 from jobs.db.states import LIVE_JOB_STATES, JobState, LeaseState
@@ -238,7 +239,7 @@ def test_retention_that_failed_is_tried_again_before_its_next_turn(
         if len(tries) < 3:
             raise ServiceUnavailable("the store is away")
 
-    monkeypatch.setattr(scheduler.control.service, "retain", retain)
+    monkeypatch.setattr(scheduler.control.service_pools, "retain", retain)
     monkeypatch.setattr(scheduler.control.service, "_FIRST_RETENTION_SECONDS", 0.0)
     system.service().start()
     wait_until(lambda: len(tries) == 3, "it is tried until it succeeds")
@@ -261,8 +262,8 @@ def test_a_scheduler_that_stops_starts_nothing_that_is_enqueued(
     def is_alive(name: str) -> bool:
         return any(thread.name.startswith(name) for thread in threading.enumerate())
 
-    monkeypatch.setattr(scheduler.control.service, "plan_any", plan)
-    monkeypatch.setattr(scheduler.control.service, "retain", retain)
+    monkeypatch.setattr(scheduler.control.service_pools, "plan_any", plan)
+    monkeypatch.setattr(scheduler.control.service_pools, "retain", retain)
     monkeypatch.setattr(scheduler.control.service, "_FIRST_RETENTION_SECONDS", 0.0)
     system.settings = system.settings.model_copy(update={"grace_seconds": 600.0})
     service = system.service()
