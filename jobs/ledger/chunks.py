@@ -37,7 +37,7 @@ class Claim:
     locator: dict[str, Any]
     attempt: int
     crashes: int
-    verdict: RowError | None = None
+    row_error: RowError | None = None
     """The error to record for each row instead of computing the chunk; None for a chunk to compute."""
 
 
@@ -174,5 +174,5 @@ def _finish_chunk(tx: Transaction, lease: Lease, chunk: ChunkResults) -> None:
 
 
 def _as_claim(chunk: Chunk) -> Claim:
-    verdict = None if chunk.error is None else RowError(**orjson.loads(chunk.error))
-    return Claim(chunk.start_row, chunk.stop_row, chunk.locator, chunk.attempt, chunk.crashes, verdict)
+    row_error = None if chunk.error is None else RowError(**orjson.loads(chunk.error))
+    return Claim(chunk.start_row, chunk.stop_row, chunk.locator, chunk.attempt, chunk.crashes, row_error)

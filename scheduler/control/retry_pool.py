@@ -133,13 +133,13 @@ class RetryPool:
             failure.faults += 1
             cause = StokerError(f"an internal error stopped this job ({self._name}); see the scheduler's log")
             cause.retryable = failure.faults < _MOST_FAULTS
-        verdict = decide(cause, failure.tries, self._retry_policy)
+        decision = decide(cause, failure.tries, self._retry_policy)
         try:
-            if isinstance(verdict, GiveUp):
-                logger.error("gave up %s of %s: %s", self._name, job_id, verdict.reason)
+            if isinstance(decision, GiveUp):
+                logger.error("gave up %s of %s: %s", self._name, job_id, decision.reason)
                 self._on_give_up(job_id, cause)
                 return True
-            logger.warning("%s of %s will be retried in %.1f s: %s", self._name, job_id, verdict.delay_seconds, cause)
+            logger.warning("%s of %s will be retried in %.1f s: %s", self._name, job_id, decision.delay_seconds, cause)
             if cause.message != failure.reason:
                 self._on_failure(job_id, cause)
                 failure.reason = cause.message
@@ -147,7 +147,7 @@ class RetryPool:
             logger.warning("%s of %s: cannot record the failure yet: %s", self._name, job_id, error)
         except Exception:  # the same edge: this thread must go on for the other jobs
             logger.exception("%s of %s: cannot record the failure", self._name, job_id)
-        pause_seconds = verdict.delay_seconds if isinstance(verdict, RetryAt) else self._retry_policy.max_seconds
+        pause_seconds = decision.delay_seconds if isinstance(decision, RetryAt) else self._retry_policy.max_seconds
         failure.retry_at = time.monotonic() + pause_seconds
         with self._lock:
             self._failures[job_id] = failure

@@ -268,10 +268,10 @@ def test_a_poison_row_ends_alone_and_all_others_are_computed(database: Database,
             for chunk in session.scalars(select(Chunk)).all():
                 chunk.not_before = 0.0
         for claim in chunks.claim(database, lease_id, limit=100):
-            if claim.verdict is not None:
+            if claim.row_error is not None:
                 assert (claim.start_row, claim.stop_row) == (poison, poison + 1)
-                assert claim.verdict.code == "poison_row"
-                failed = [Result(poison, None, error=claim.verdict)]
+                assert claim.row_error.code == "poison_row"
+                failed = [Result(poison, None, error=claim.row_error)]
                 chunks.commit(database, lease_id, [ChunkResults(poison, poison + 1, failed)])
             elif claim.start_row <= poison < claim.stop_row:
                 leases.crash(database, lease_id, RunnerDied("killed"), computing=claim.start_row, retries=settings)
@@ -292,15 +292,15 @@ def test_a_chunk_that_errors_is_retried_later_then_given_up(database: Database, 
     lease_id = hold(database, job_id, "s0")
     for attempt in range(settings.chunk_attempts):
         (claim,) = chunks.claim(database, lease_id, limit=1)
-        assert (claim.verdict, claim.attempt) == (None, attempt + 1)
+        assert (claim.row_error, claim.attempt) == (None, attempt + 1)
         chunks.fail(database, lease_id, 0, MachineError("the disk is failing"), settings)
         if attempt < settings.chunk_attempts - 1:
             assert chunks.claim(database, lease_id, limit=1) == [], "it waits for its backoff"
         with database.write() as session:
             session.get_one(Chunk, (job_id, 0)).not_before = 0.0
     (claim,) = chunks.claim(database, lease_id, limit=1)
-    assert claim.verdict is not None
-    assert claim.verdict.code == "machine_error"
+    assert claim.row_error is not None
+    assert claim.row_error.code == "machine_error"
     chunks.fail(database, lease_id, 0, MachineError("still failing"), settings)
     assert job_of(database, job_id).state == JobState.FAILED
 
@@ -311,7 +311,7 @@ def test_an_input_that_is_out_of_reach_costs_no_row(database: Database, settings
     lease_id = hold(database, job_id, "s0")
     for attempt in range(settings.chunk_attempts + 3):
         (claim,) = chunks.claim(database, lease_id, limit=1)
-        assert (claim.verdict, claim.attempt) == (None, attempt + 1)
+        assert (claim.row_error, claim.attempt) == (None, attempt + 1)
         chunks.fail(database, lease_id, 0, ServiceUnavailable("the bucket is away"), settings)
         assert chunks.claim(database, lease_id, limit=1) == [], "it waits for its backoff"
         with database.write() as session:

@@ -37,7 +37,7 @@ from worker.stop import Stop
 from worker.training.collectives import SingleProcess
 from worker.training.loops import trainer
 from worker.training.plan import Plan
-from worker.training.reports import Progress, Report
+from worker.training.reports import Progress, RankReport
 from worker.training.tasks import build
 from worker.training.tasks.data import rows_of
 from worker.training.tasks.setup import NO_LABEL, TaskContext, TaskSetup
@@ -432,7 +432,7 @@ def test_the_perplexity_is_that_of_the_texts_where_labels_are_smoothed(
         tmp_path, "text-generation", model_of(models, "llama"), rows, eval_rows=rows, max_length=16, max_steps=2,
         per_device_train_batch_size=2, learning_rate=0.01, label_smoothing_factor=0.3,
     )  # fmt: skip
-    reports: list[Report] = []
+    reports: list[RankReport] = []
     trainer.train(plan, gang=SingleProcess(), rules=settings, stop=Stop(), report=reports.append)
     points = [point for report in reports if isinstance(report, Progress) for point in report.points]
     metrics = {name: value for _, name, value in points if name.startswith("eval_")}

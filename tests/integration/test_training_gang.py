@@ -22,7 +22,7 @@ from tests.support.training_specs import CLASSIFIER, write_module
 from worker.stop import Stop
 from worker.training.attempt.ranks import RankProcesses
 from worker.training.plan import Plan
-from worker.training.reports import Broken, Finished, Progress, Report, Saved, Stopped
+from worker.training.reports import Broken, Finished, Progress, RankReport, Saved, Stopped
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def run_ranks(
     num_ranks: int,
     *,
     resume: Saved | None = None,
-    on_report: Callable[[Report, Stop], None] = lambda *_: None,
+    on_report: Callable[[RankReport, Stop], None] = lambda *_: None,
 ) -> Attempt:
     """Run an attempt's ranks to their end."""
     folder.mkdir(parents=True)
@@ -162,7 +162,7 @@ def test_so_are_two_of_the_trainers_that_stop_and_go_on(tmp_path: Path) -> None:
     alone = attempt(tmp_path / "alone", spec)
     spec["arguments"]["per_device_train_batch_size"] = 4
 
-    def stop(report: Report, stop: Stop) -> None:
+    def stop(report: RankReport, stop: Stop) -> None:
         if isinstance(report, Progress) and report.step == 6:  # in the second epoch, whose order of rows is another
             stop.request(StopReason.YIELD)
 
@@ -180,7 +180,7 @@ def test_two_ranks_end_early_at_the_same_step(tmp_path: Path, monkeypatch: pytes
     spec = loop_spec(tmp_path)
     spec["arguments"]["max_steps"] = MANY_STEPS
 
-    def finish(report: Report, stop: Stop) -> None:
+    def finish(report: RankReport, stop: Stop) -> None:
         if isinstance(report, Progress) and report.step == 3:
             stop.request(StopReason.FINISH)
 
@@ -196,9 +196,9 @@ def test_a_dead_rank_ends_all_and_the_next_attempt_goes_on(tmp_path: Path) -> No
     spec = loop_spec(tmp_path)
     spec |= {"module": write_module(tmp_path, CLASSIFIER)}  # with all that a resumption can get wrong
     calm = run_ranks(tmp_path / "calm", spec, 2)
-    reports: list[Report] = []
+    reports: list[RankReport] = []
 
-    def kill(report: Report, _: Stop) -> None:
+    def kill(report: RankReport, _: Stop) -> None:
         reports.append(report)
         if isinstance(report, Progress) and report.step >= 6 and len(ranks_of(tmp_path / "killed")) == 2:
             ranks_of(tmp_path / "killed")[1].kill()

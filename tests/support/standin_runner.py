@@ -74,7 +74,7 @@ class StandIn:
             if not claims:
                 return Outcome.DRAINED
             pulse.at(Activity.FORWARD, chunk=claims[0].start_row)
-            if number and claims[0].verdict is None and claims[0].start_row <= int(number) < claims[0].stop_row:
+            if number and claims[0].row_error is None and claims[0].start_row <= int(number) < claims[0].stop_row:
                 _misbehave(what, claims[0], pulse)
             self._record(lease, claims[0])
             pulse.at(None)
@@ -83,7 +83,7 @@ class StandIn:
     def _record(self, lease: WorkingLease, claim: Claim) -> None:
         spec = lease.spec
         sink = open_sink(spec.output, vector_output=False, database=self._database, store=self._store)
-        error = claim.verdict
+        error = claim.row_error
         results = [
             Result(row, None, output=None if error else os.getpid(), error=error)
             for row in range(claim.start_row, claim.stop_row)

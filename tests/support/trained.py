@@ -16,7 +16,7 @@ from jobs.db.states import StopReason
 from jobs.specs.training import TrainingSpec
 from worker.training.attempt import process as training_process
 from worker.training.plan import Plan
-from worker.training.reports import Broken, Finished, Progress, Report, Saved, Stopped, parse_report, stop_line
+from worker.training.reports import Broken, Finished, Progress, RankReport, Saved, Stopped, parse_report, stop_line
 
 # Torch and transformers are loaded once, in the parent of all processes; loading would take most of the time.
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -27,7 +27,7 @@ _PROCESSES.set_forkserver_preload(["worker.training.loops.trainer", "worker.trai
 class Attempt:
     """The reports and the exit status of one process."""
 
-    reports: list[Report] = field(default_factory=list)
+    reports: list[RankReport] = field(default_factory=list)
     status: int | None = None
 
     @property
@@ -40,7 +40,7 @@ class Attempt:
         """All metrics as (step, name, value)."""
         return [point for report in self.reports if isinstance(report, Progress) for point in report.points]
 
-    def last(self, kind: type[Report]) -> Any:
+    def last(self, kind: type[RankReport]) -> Any:
         """The last report of a kind, or None."""
         return next((report for report in reversed(self.reports) if isinstance(report, kind)), None)
 
@@ -62,7 +62,7 @@ def attempt(
     spec: dict[str, Any],
     *,
     resume: Saved | None = None,
-    until: Callable[[Report], str | None] = lambda _: None,
+    until: Callable[[RankReport], str | None] = lambda _: None,
     **plan: Any,
 ) -> Attempt:
     """Run a process to its end.
@@ -132,7 +132,7 @@ def _train(
     class InStep(training_process.Reporter):
         """Waits for a reply to each progress report."""
 
-        def __call__(self, report: Report) -> None:
+        def __call__(self, report: RankReport) -> None:
             super().__call__(report)
             if isinstance(report, Progress):
                 os.read(answers.fileno(), 1)
@@ -144,7 +144,7 @@ def _train(
     os._exit(training_process.main(["--plan", plan, "--report-fd", str(reports.fileno())]))
 
 
-def kill_at(step: int) -> Callable[[Report], str | None]:
+def kill_at(step: int) -> Callable[[RankReport], str | None]:
     """An `until` that kills the process once a step is reported."""
     return lambda report: "kill" if isinstance(report, Progress) and report.step >= step else None
 
@@ -180,7 +180,7 @@ def stopped(found: Attempt) -> Stopped:
     return report
 
 
-def _reports(fd: int) -> Iterator[Report]:
+def _reports(fd: int) -> Iterator[RankReport]:
     partial = b""
     while chunk := os.read(fd, 65536):
         *lines, partial = (partial + chunk).split(b"\n")

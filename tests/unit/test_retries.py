@@ -35,5 +35,5 @@ def test_delays_double_up_to_the_longest_however_often(num_failures: int, second
 
 
 def test_unlimited_retries_still_have_a_delay_after_many_tries() -> None:
-    verdict = decide(ServiceUnavailable(), 5000, RetryPolicy(ENDLESS, 1.0, 30.0), jitter=1.0)
-    assert verdict == RetryAt(30.0)
+    decision = decide(ServiceUnavailable(), 5000, RetryPolicy(ENDLESS, 1.0, 30.0), jitter=1.0)
+    assert decision == RetryAt(30.0)

@@ -112,7 +112,7 @@ def test_a_metric_that_a_module_does_not_have_costs_no_step(tmp_path: Path) -> N
     from worker.training.loops.loop_inputs import LoopInputs
     from worker.training.modules.load_module import load_module
     from worker.training.plan import Plan
-    from worker.training.reports import Progress, Report
+    from worker.training.reports import Progress, RankReport
 
     (tmp_path / "module.py").write_text(MODULE)
     module = load_module(str(tmp_path / "module.py"), Settings(code_roots=[tmp_path]))
@@ -127,7 +127,7 @@ def test_a_metric_that_a_module_does_not_have_costs_no_step(tmp_path: Path) -> N
         )
         Loop(plan, module, LoopInputs(), SingleProcess(), stop=Stop(), report=found.append).run()
 
-    found: list[Report] = []
+    found: list[RankReport] = []
     with pytest.raises(InvalidSpec, match="an evaluation has no metric 'eval_accuracy'; its metrics are eval_error"):
         run("eval_accuracy")
     assert not [report for report in found if isinstance(report, Progress)]

@@ -20,7 +20,7 @@ from worker.training.loops.rehearsal import rehearse
 from worker.training.modules.load_module import load_module
 from worker.training.modules.user_module import Parts
 from worker.training.plan import Plan
-from worker.training.reports import Broken, Progress, Report, Saved
+from worker.training.reports import Broken, Progress, RankReport, Saved
 
 MODULE = """
 import sys
@@ -168,7 +168,7 @@ def test_whatever_ends_the_process_from_within_is_reported(
     plan = Plan(
         job_id="job_0", spec=TrainingSpec.model_validate(spec), folder=str(tmp_path), device="cpu", num_threads=1
     )
-    reports: list[Report] = []
+    reports: list[RankReport] = []
     process.run(plan, 0, reports.append, Stop())
     report = reports[-1]
     assert isinstance(report, Broken)
@@ -176,7 +176,7 @@ def test_whatever_ends_the_process_from_within_is_reported(
     assert report.message.startswith(f"module: {type(error).__name__}")
 
 
-def train(module: str, folder: Path, *, resume: str | None = None) -> list[Report]:
+def train(module: str, folder: Path, *, resume: str | None = None) -> list[RankReport]:
     """Three steps with a checkpoint after the second, or from there."""
     spec = {
         "kind": "training", "trainer": "torch", "module": module, "checkpoint": {"every_steps": 2},
@@ -191,13 +191,13 @@ def train(module: str, folder: Path, *, resume: str | None = None) -> list[Repor
         num_threads=1,
         resume=resume,
     )
-    reports: list[Report] = []
+    reports: list[RankReport] = []
     loaded = load_module(module, Settings(code_roots=[Path(module).parent]))
     Loop(plan, loaded, LoopInputs(), SingleProcess(), stop=Stop(), report=reports.append).run()
     return reports
 
 
-def last_loss(reports: list[Report]) -> float:
+def last_loss(reports: list[RankReport]) -> float:
     """Of step 3."""
     points = [point for report in reports if isinstance(report, Progress) for point in report.points]
     return next(value for step, name, value in points if (step, name) == (3, "loss"))

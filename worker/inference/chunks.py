@@ -27,7 +27,7 @@ class OpenChunk:
         """Rows to encode."""
 
     def _computable(self, row: Row) -> bool:
-        error = row.error or self.claim.verdict
+        error = row.error or self.claim.row_error
         if error is not None:
             self.set_result(row, error)
         return error is None

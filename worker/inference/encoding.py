@@ -127,8 +127,8 @@ class RowEncoder:
                 return encoded
             raise ValueError(f"{len(rows)} rows were encoded to {len(encoded)}")
         except Exception as error:  # noqa: BLE001 - whatever a tokenizer raises is the row's error
-            verdict = self._row_error(error)
+            row_error = self._row_error(error)
         if len(rows) == 1:
-            return [Encoded(row=rows[0], num_tokens=0, features=None, error=verdict)]
+            return [Encoded(row=rows[0], num_tokens=0, features=None, error=row_error)]
         middle = len(rows) // 2
         return [*self._encoded(model, rows[:middle]), *self._encoded(model, rows[middle:])]

@@ -150,13 +150,13 @@ class InferenceEngine:
         except ComputationStopped:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises is searched for its row
-            verdict = self._row_error(error)
+            row_error = self._row_error(error)
             out_of_memory = is_out_of_memory(error)
         # Outside the except block, since the exception's frames hold the tensors that must be freed.
         collated = None
         if out_of_memory:
-            return self._compute_smaller(members, verdict, beat)
-        return self._compute_halves(members, verdict, beat)
+            return self._compute_smaller(members, row_error, beat)
+        return self._compute_halves(members, row_error, beat)
 
     def synchronize(self) -> None:
         """Wait until the device has finished all queued work.
@@ -171,14 +171,16 @@ class InferenceEngine:
         except RuntimeError as error:
             raise MachineError(f"the device failed and needs a new process: {one_line(error)}") from error
 
-    def _compute_halves(self, members: Sequence[Encoded], verdict: RowError, beat: Callable[[], None]) -> list[Piece]:
-        """Find the rows that fail; `verdict` is the error if there is only one row."""
+    def _compute_halves(self, members: Sequence[Encoded], row_error: RowError, beat: Callable[[], None]) -> list[Piece]:
+        """Find the rows that fail; `row_error` is the error if there is only one row."""
         if len(members) == 1:
-            return [Piece(members, None, error=verdict)]
+            return [Piece(members, None, error=row_error)]
         middle = len(members) // 2
         return self._in_parts([members[:middle], members[middle:]], beat)
 
-    def _compute_smaller(self, members: Sequence[Encoded], verdict: RowError, beat: Callable[[], None]) -> list[Piece]:
+    def _compute_smaller(
+        self, members: Sequence[Encoded], row_error: RowError, beat: Callable[[], None]
+    ) -> list[Piece]:
         """Compute rows that did not fit in memory: at once if room can be made, else in smaller batches."""
         freed = self._make_room()
         release_memory(self._device)
@@ -189,13 +191,13 @@ class InferenceEngine:
             except ComputationStopped:
                 raise
             except Exception as error:  # noqa: BLE001 - as in `compute`
-                verdict = self._row_error(error)
+                row_error = self._row_error(error)
                 out_of_memory = is_out_of_memory(error)
             release_memory(self._device)
             if not out_of_memory:  # the rows fit now, so the size of batches can stay
-                return self._compute_halves(members, verdict, beat)
+                return self._compute_halves(members, row_error, beat)
         if len(members) == 1:
-            return [Piece(members, None, error=verdict)]
+            return [Piece(members, None, error=row_error)]
         tried = self._num_tokens(members)
         if self.is_in_flight:
             tried = min(tried, self._budget.max_tokens)  # the other rows were not being computed
@@ -241,13 +243,13 @@ class InferenceEngine:
             self.usage.add(piece.members, seconds, None if self.is_in_flight else self._num_tokens(piece.members))
             return outputs
         except Exception as error:  # noqa: BLE001 - whatever decoding raises is searched for its row
-            verdict = self._row_error(error)
-        return self._decode_apart(piece.members, verdict)
+            row_error = self._row_error(error)
+        return self._decode_apart(piece.members, row_error)
 
-    def _decode_apart(self, members: Sequence[Encoded], verdict: RowError) -> list[Any | RowError]:
+    def _decode_apart(self, members: Sequence[Encoded], row_error: RowError) -> list[Any | RowError]:
         """Find the rows that fail to decode. Outputs cannot be split, so each half is run through the model again."""
         if len(members) == 1:
-            return [verdict]
+            return [row_error]
         middle = len(members) // 2
         outputs: list[Any | RowError] = []
         for half in (members[:middle], members[middle:]):
@@ -255,10 +257,10 @@ class InferenceEngine:
                 with torch.inference_mode():
                     outputs += self._decoded(self._forward(half, None, lambda: None))
             except Exception as error:  # noqa: BLE001 - the search continues inside this half
-                verdict = self._row_error(error)
+                row_error = self._row_error(error)
             else:
                 continue
-            outputs += self._decode_apart(half, verdict)
+            outputs += self._decode_apart(half, row_error)
         return outputs
 
     def _decoded(self, piece: Piece) -> list[Any]:

@@ -187,9 +187,9 @@ def _enter(heartbeat: Heartbeat) -> None:
             attempt += 1
             if attempt == 1:
                 logger.warning("waiting for the database: %s", error)
-            verdict = decide(error, attempt, _ENTER_POLICY)
-            assert isinstance(verdict, RetryAt)
-            threading.Event().wait(verdict.delay_seconds)  # a signal ends the process; there is nothing to clean up yet
+            decision = decide(error, attempt, _ENTER_POLICY)
+            assert isinstance(decision, RetryAt)
+            threading.Event().wait(decision.delay_seconds)  # a signal ends the process, with nothing to clean up
 
 
 def _make_worker(app: Celery, slot_id: str, run_lease: Callable[[str], None]) -> Worker:

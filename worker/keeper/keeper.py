@@ -215,8 +215,8 @@ class Keeper:
         """Keep the lease for a while, because it would be granted and fail again if it were given back at once."""
         self._num_outages += 1
         assert ending.error is not None
-        verdict = decide(ending.error, self._num_outages, self._outage_policy)
-        seconds = verdict.delay_seconds if isinstance(verdict, RetryAt) else self._outage_policy.max_seconds
+        decision = decide(ending.error, self._num_outages, self._outage_policy)
+        seconds = decision.delay_seconds if isinstance(decision, RetryAt) else self._outage_policy.max_seconds
         logger.warning("a service is unavailable; waiting %.1f s: %s", seconds, ending.reason)
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:

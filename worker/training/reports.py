@@ -79,8 +79,8 @@ class Broken:
     """Whether the error is the job's, so that the job fails; otherwise it is the machine's, and is retried."""
 
 
-Report = Doing | Begun | Progress | Saved | Stopped | Finished | Broken
-_KINDS: dict[str, type[Report]] = {
+RankReport = Doing | Begun | Progress | Saved | Stopped | Finished | Broken
+_KINDS: dict[str, type[RankReport]] = {
     "doing": Doing, "begun": Begun, "progress": Progress, "saved": Saved, "stopped": Stopped, "finished": Finished,
     "broken": Broken,
 }  # fmt: skip
@@ -88,12 +88,12 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 _NUMBERS = orjson.OPT_SERIALIZE_NUMPY
 
 
-def report_line(report: Report) -> bytes:
+def report_line(report: RankReport) -> bytes:
     """Return a report as a JSON line, including the newline. Numbers that are not finite become null."""
     return orjson.dumps({_NAMES[type(report)]: asdict(report)}, option=_NUMBERS) + b"\n"
 
 
-def parse_report(line: bytes) -> Report:
+def parse_report(line: bytes) -> RankReport:
     """Parse the JSON line of a report.
 
     Raises:

@@ -81,10 +81,10 @@ def _blame(tx: Transaction, chunk: Chunk, error: StokerError, retries: RetryTime
         chunk.not_before = tx.time() + retries.retry_seconds
         return
     if chunk.stop_row - chunk.start_row == 1:
-        verdict = RowError(
+        row_error = RowError(
             RowErrorCode.POISON_ROW, f"computing this row killed the runner {chunk.crashes} times: {error.message}"
         )
-        give_up(tx, chunk, verdict)
+        give_up(tx, chunk, row_error)
         return
     middle = (chunk.start_row + chunk.stop_row) // 2
     chunk.crashes -= 1
@@ -129,12 +129,12 @@ def retry_or_give_up(tx: Transaction, chunk: Chunk, error: StokerError, retries:
             fail_job(tx, chunk.job_id, error.code, reason)
 
 
-def give_up(tx: Transaction, chunk: Chunk, verdict: RowError) -> None:
+def give_up(tx: Transaction, chunk: Chunk, row_error: RowError) -> None:
     """Store an error on a pending chunk: the next holder records it for each row, with the row's key."""
-    chunk.error, chunk.not_before = orjson.dumps(verdict.to_json()).decode(), 0.0
+    chunk.error, chunk.not_before = orjson.dumps(row_error.to_json()).decode(), 0.0
     tx.record(
         chunk.job_id, "chunk.given_up", start_row=chunk.start_row, stop_row=chunk.stop_row,
-        code=verdict.code, reason=verdict.message,
+        code=row_error.code, reason=row_error.message,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from jobs.messages import one_line
 from worker.log_format import set_up_runner_logging
 from worker.stop import Stop
 from worker.training.plan import Plan
-from worker.training.reports import Broken, Doing, Report, parse_stop, report_line
+from worker.training.reports import Broken, Doing, RankReport, parse_stop, report_line
 from worker.wire.pipes import LineWriter, read_lines
 from worker.wire.pulse import Beat, Pulse
 
@@ -39,7 +39,7 @@ class Reporter:
             self._write_beat, beat_seconds=beat_seconds, is_eager=False
         )  # steps may be shorter than the interval
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: RankReport) -> None:
         """Write a report. Activities are written only when they change, and at regular intervals."""
         if isinstance(report, Doing):
             self._pulse.at(report.activity, step=report.step)
@@ -47,7 +47,7 @@ class Reporter:
         self._writer.write(report_line(report))
 
     def ticking(self) -> AbstractContextManager[None]:
-        """Report progress at regular intervals while the block runs, even if the training itself is busy."""
+        """RankReport progress at regular intervals while the block runs, even if the training itself is busy."""
         return self._pulse.ticking()
 
     def _write_beat(self, beat: Beat) -> None:
@@ -62,7 +62,7 @@ def listen(stop: Stop) -> None:
     os._exit(0)  # no process is left to record what this one computes
 
 
-def run(plan: Plan, rank: int, report: Callable[[Report], None], stop: Stop) -> None:
+def run(plan: Plan, rank: int, report: Callable[[RankReport], None], stop: Stop) -> None:
     """Train. Any rank reports its failure as `Broken`; the leader alone sends all other reports."""
     from worker import device as devices
     from worker.training.collectives import Ranks, SingleProcess

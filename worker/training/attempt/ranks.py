@@ -21,7 +21,7 @@ from jobs.child_modules import python_module
 from jobs.errors import DeviceOutOfMemory, MachineError, RunnerDied
 from worker.stop import Stop
 from worker.training.plan import Plan
-from worker.training.reports import Broken, Finished, Report, Stopped, parse_report, stop_line
+from worker.training.reports import Broken, Finished, RankReport, Stopped, parse_report, stop_line
 from worker.wire.pipes import LineSplitter, read_some, write_all
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class RankProcesses:
         if stop.reason is not None:
             self._ranks[0].send(stop_line(stop.reason))
 
-    def reports(self) -> Iterator[Report]:
+    def reports(self) -> Iterator[RankReport]:
         """Yield the leader's reports as they arrive; the last is `Finished` or `Stopped`, or `Broken` of any rank.
 
         Raises:
@@ -162,7 +162,7 @@ class _Rank:
         """How the process ended, in words."""
         return process.status_in_words(self.process.wait())
 
-    def read(self) -> Iterator[Report]:
+    def read(self) -> Iterator[RankReport]:
         """Yield the reports that arrived since the last call."""
         is_gone = self.process.poll() is not None  # checked first: all its reports are in the pipe then
         while True:

@@ -29,13 +29,13 @@ from worker.training.modules.dependencies import Sources
 from worker.training.modules.load_module import build_parts, load_module, source_of, users_code
 from worker.training.modules.user_module import Batch, Module, Rows, Setup
 from worker.training.plan import Plan
-from worker.training.reports import Report, Stopped
+from worker.training.reports import RankReport, Stopped
 from worker.training.results.best_weights import check_has_metric
 from worker.training.results.export_results import TrainingSummary, write_module_artifacts
 from worker.training.results.weights import learned_weights, read_models, write_models
 
 
-def train(plan: Plan, *, gang: Gang, rules: AccessRules, stop: Stop, report: Callable[[Report], None]) -> None:
+def train(plan: Plan, *, gang: Gang, rules: AccessRules, stop: Stop, report: Callable[[RankReport], None]) -> None:
     """Train what a plan's module builds, to the end or until a stop is requested.
 
     Raises:
@@ -64,7 +64,7 @@ class Loop:
         gang: Gang,
         *,
         stop: Stop,
-        report: Callable[[Report], None],
+        report: Callable[[RankReport], None],
         sources: Sources | None = None,
     ) -> None:
         """Build the parts of the training.

@@ -23,7 +23,7 @@ from worker.training.modules.load_module import load_module
 from worker.training.modules.old_names import renamed_arguments
 from worker.training.modules.user_module import Rows
 from worker.training.plan import Plan
-from worker.training.reports import Finished, Progress, Report
+from worker.training.reports import Finished, Progress, RankReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def rehearse(
     plan = Plan(
         job_id="job_0", spec=spec, folder=str(folder), device=pick_device().type, num_threads=torch.get_num_threads()
     )
-    reports: list[Report] = []
+    reports: list[RankReport] = []
     rules = Settings() if is_recipe else Settings(code_roots=[Path(name).parent])
     if not is_recipe and Path(name).is_file():  # else what loads it says what is wrong
         check_module(Path(name), name)

@@ -27,7 +27,7 @@ from worker.training.loops.schedule import Schedule
 from worker.training.loops.work import Work
 from worker.training.loops.write_checkpoint import writing_checkpoint
 from worker.training.plan import Plan
-from worker.training.reports import Begun, Doing, Finished, Progress, Report, Saved
+from worker.training.reports import Begun, Doing, Finished, Progress, RankReport, Saved
 from worker.training.results.best_weights import Best, Evaluation
 from worker.training.results.export_results import TrainingSummary
 
@@ -43,7 +43,7 @@ class Steps:
     """Does what is due after each step of a training, and at its end."""
 
     def __init__(
-        self, plan: Plan, work: Work, gang: Gang, *, digest: str, stop: Stop, report: Callable[[Report], None]
+        self, plan: Plan, work: Work, gang: Gang, *, digest: str, stop: Stop, report: Callable[[RankReport], None]
     ) -> None:
         """
         Args:
@@ -85,7 +85,7 @@ class Steps:
         self.best.restore(checkpoint)
 
     def begin(self, step: int, schedule: Schedule, *, num_rows: int, step_rows: int) -> None:
-        """Report that the first step of this attempt starts now.
+        """RankReport that the first step of this attempt starts now.
 
         Args:
             step: Number of steps that earlier attempts completed.
@@ -107,7 +107,7 @@ class Steps:
         return self._schedule.total_steps
 
     def mark(self) -> None:
-        """Report progress of the present activity: a micro-batch of a step, or a batch of an evaluation."""
+        """RankReport progress of the present activity: a micro-batch of a step, or a batch of an evaluation."""
         self._report_to_runner(self._doing)
 
     def after(self, step: int, metrics: Callable[[], Mapping[str, float | None]]) -> bool:
@@ -213,7 +213,7 @@ class Steps:
         reason = self._stop.reason
         return -1 if reason is None else _REASONS.index(reason)
 
-    def _report_to_runner(self, report: Report) -> None:
+    def _report_to_runner(self, report: RankReport) -> None:
         if self._gang.rank == 0:
             self._report(report)
 
@@ -225,7 +225,7 @@ class Steps:
         logger.info("step %d of %d: %s", step, self._schedule.total_steps, shown)
 
     def _report_losses(self, step: int, more: Iterable[Point] = ()) -> None:
-        """Report the losses since the last report, and further metrics.
+        """RankReport the losses since the last report, and further metrics.
 
         Raises:
             LossNotFinite: A loss is not a finite number.

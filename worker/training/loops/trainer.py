@@ -26,7 +26,7 @@ from worker.training.loops.schedule import Schedule, epoch_steps, too_few_rows
 from worker.training.loops.steps import Steps
 from worker.training.loops.trainer_arguments import make_arguments
 from worker.training.plan import Plan
-from worker.training.reports import Report, Stopped
+from worker.training.reports import RankReport, Stopped
 from worker.training.results.export_results import TrainingSummary, write_artifacts
 from worker.training.tasks import build
 from worker.training.tasks.data import rows_of
@@ -36,7 +36,7 @@ from worker.training.tasks.text_generation import NLL
 logger = logging.getLogger(__name__)
 
 
-def train(plan: Plan, *, gang: Gang, rules: AccessRules, stop: Stop, report: Callable[[Report], None]) -> None:
+def train(plan: Plan, *, gang: Gang, rules: AccessRules, stop: Stop, report: Callable[[RankReport], None]) -> None:
     """Train a plan's model, to the end or until a stop is requested.
 
     Raises:
@@ -60,7 +60,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that reports each step's exact loss and keeps checkpoints by a plan."""
 
     def __init__(
-        self, plan: Plan, setup: TaskSetup, gang: Gang, *, stop: Stop, report: Callable[[Report], None]
+        self, plan: Plan, setup: TaskSetup, gang: Gang, *, stop: Stop, report: Callable[[RankReport], None]
     ) -> None:
         """
         Args:
