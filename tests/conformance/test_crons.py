@@ -22,25 +22,16 @@ from jobs.specs.inference import parse_spec
 from jobs.specs.schedule import parse_schedule
 from scheduler.control.cron import fire_cron
 from tests.support.blocked_process import kill_inside
+from tests.support.clock import Clock
 from tests.support.rows import write_rows
 
 SPEC = parse_spec({"task": "embeddings", "model": "org/model", "input": {"path": "x.jsonl"}})
 HOURLY = parse_schedule("0 * * * *", "UTC")
 
 
-class Clock:
-    """The time of a test's database."""
-
-    def __init__(self) -> None:
-        self.time = at("2026-01-05T08:30")
-
-    def __call__(self) -> float:
-        return self.time
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(at("2026-01-05T08:30"))
 
 
 @pytest.fixture

@@ -28,19 +28,10 @@ from jobs.ledger.records import webhooks
 from jobs.ledger.records.webhooks import EVENT_TYPES, Sending
 from jobs.retries import RetryPolicy
 from jobs.specs.inference import parse_spec
+from tests.support.clock import Clock
 from tests.support.ledger import accepted, new_batch, set_job
 
 POLICY = RetryPolicy(3, 10.0, 60.0)
-
-
-class Clock:
-    """The database's clock, set by the test."""
-
-    def __init__(self) -> None:
-        self.time = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.time
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from jobs.db.tables import LeaderLock
 from scheduler.control import leader
 from scheduler.control.leader import Leader
 from tests.conftest import wait_until
+from tests.support.clock import Clock
 from tests.support.ledger import expire_leader_lock
 
 
@@ -22,16 +23,6 @@ def pair(database: Database) -> Iterator[tuple[Leader, Leader]]:
     yield leaders
     for each in leaders:
         each.resign()
-
-
-class Clock:
-    """The time of a test's database, which passes only when the test says so."""
-
-    def __init__(self) -> None:
-        self.time = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.time
 
 
 @pytest.fixture
