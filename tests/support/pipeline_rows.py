@@ -26,7 +26,8 @@ def _sound(num_samples: int) -> np.ndarray:
 
 IMAGES = [_image(40, 30), _image(64, 80), _image(33, 32), _image(40, 30), _image(64, 80)]
 SOUNDS = [_sound(size) for size in (4000, 6000, 4000, 5000, 6000)]
-LABELS = {"candidate_labels": ["a fox", "code"]}
+LABELS = {"candidate_labels": ["a quick fox", "code that raises"]}
+"""A tiny CLIP takes the vector of the token with the largest id, which must not be in its template, as with 'a fox'."""
 TWIN = SENTENCES[0].replace("fox", "dog").replace("dog.", "fox.")  # other words, the same number of tokens
 TEXTS = [SENTENCES[0], SENTENCES[1], TWIN, "x", SENTENCES[5]]
 WORDS = [SENTENCES[0].split(), SENTENCES[1].split(), TWIN.split(), (SENTENCES[7] * 6).split()]
