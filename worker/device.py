@@ -42,12 +42,21 @@ def prepare(device: torch.device, *, num_threads: int, seed: int = 0) -> None:
         num_threads: Number of CPU threads for one operation; the slots of a host share its cores.
         seed: The seed of torch's random number generators.
     """
-    torch.set_num_threads(num_threads)
+    use_threads(num_threads)
     torch.manual_seed(seed)
     if device.type == "cuda":
         # Autotuning picks kernels by their speed in this run, and the results of kernels differ in the last bits.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
+
+
+def use_threads(num_threads: int) -> None:
+    """Set the calling thread's number of threads for one operation of torch.
+
+    A thread for which that is never set gets what any other thread has set last.
+    """
+    torch.get_num_threads()  # the first call in a thread sets the number; without it, the first operation would
+    torch.set_num_threads(num_threads)
 
 
 def device_name(device: torch.device) -> str:

@@ -58,7 +58,7 @@ BATCH_ROWS = 32
 
 
 class BareLoop:
-    """The forward pass over prepared batches, and nothing else."""
+    """The forward passes over prepared batches, in the engine's threads, and nothing else."""
 
     def __init__(
         self,
@@ -75,24 +75,22 @@ class BareLoop:
         self.model = load_task_model(ref, daemon.spec.task_parameters, device=device, dtype=dtype, rules=settings)
         settle_padding(self.model, ref, job_id, database=daemon.database(), device=device)
         budget = open_budget(ref, daemon.spec.batching, self.model, device=device, database=daemon.database())
-        engine = InferenceEngine(self.model, device, budget)
-        self.batches = []
+        self.engine = InferenceEngine(self.model, device, budget, num_threads=daemon.num_threads())
+        self.groups: list[tuple[Any, Any]] = []
         self.lengths: list[int] = []
         for start, stop in chunk_ranges:
             rows = [Row(index, None, {"text": texts[index]}) for index in range(start, stop)]
-            encoded = list(engine.encode(rows))
+            encoded = list(self.engine.encode(rows))
             self.lengths += [one.num_tokens for one in encoded]
-            self.batches += [self.model.collate(members) for members in engine.batches(encoded)]
+            for batches in self.engine.groups(encoded):
+                self.groups.append((batches, [self.model.collate(members) for members in batches]))
 
     def measure(self) -> Measured:
         """Run one pass over all batches."""
-        with torch.inference_mode():
-            started = time.perf_counter()
-            for batch in self.batches:
-                outputs = self.model.forward(batch)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            del outputs
+        started = time.perf_counter()
+        for batches, collated in self.groups:
+            self.engine.compute(batches, collated, lambda: None)
+        self.engine.synchronize()
         return Measured(time.perf_counter() - started, len(self.lengths), sum(self.lengths))
 
 
@@ -174,7 +172,7 @@ def measure_all(daemon: Daemon, texts: list[str], options: argparse.Namespace) -
         "dtype": str(dtype).removeprefix("torch."),
         "device": devices.device_name(device),
         "threads": torch.get_num_threads(),
-        "batches": len(bare.batches) if bare else 0,
+        "batches": sum(len(batches) for batches, _ in bare.groups) if bare else 0,
         "tokens_per_second": {name: [m.tokens_per_second for m in measured] for name, measured in sides.items()},
         "rows_per_second": {name: [m.num_rows / m.seconds for m in measured] for name, measured in sides.items()},
         "ratios": {name: ratios(sides["end_to_end"], sides[name]) for name in sides if name != "end_to_end"},

@@ -67,29 +67,31 @@ class StagedLoop:
         if isinstance(self._model, PadsRows):
             self._model.tokens.padding = self._model.probe_padding()
         self._budget = open_budget(ref, daemon.spec.batching, self._model, device=device, database=daemon.database())
+        self._num_threads = daemon.num_threads()
         self._encode_threads = max(1, daemon.num_threads() - (device.type == "cuda"))
 
     def measure(self, chunk_ranges: Sequence[tuple[int, int]]) -> float:
         """Compute all rows, chunk by chunk. Returns the seconds that it takes."""
-        engine = InferenceEngine(self._model, self._device, self._budget, encode_threads=self._encode_threads)
-        encoded: Channel[Sequence[Encoded]] = Channel(32)
-        collated: Channel[tuple[Sequence[Encoded], Any]] = Channel(4)
+        threads = {"encode_threads": self._encode_threads, "num_threads": self._num_threads}
+        engine = InferenceEngine(self._model, self._device, self._budget, **threads)
+        encoded: Channel[Sequence[Sequence[Encoded]]] = Channel(32)
+        collated: Channel[tuple[Sequence[Sequence[Encoded]], list[Any]]] = Channel(4)
         computed: Channel[Piece] = Channel(4)
 
         def encode() -> None:
             for start, stop in chunk_ranges:
-                for batch in engine.batches(engine.encode(self._rows[start:stop])):
-                    encoded.put(batch)
+                for batches in engine.groups(engine.encode(self._rows[start:stop])):
+                    encoded.put(batches)
             encoded.finish()
 
         def collate() -> None:
-            for batch in encoded:
-                collated.put((batch, engine.collate(batch)))
+            for batches in encoded:
+                collated.put((batches, [engine.collate(batch) for batch in batches]))
             collated.finish()
 
         def forward() -> None:
-            for batch, tensors in collated:
-                for piece in engine.compute(batch, tensors, lambda: None):
+            for batches, tensors in collated:
+                for piece in engine.compute(batches, tensors, lambda: None):
                     computed.put(piece)
             computed.finish()
 
@@ -99,7 +101,9 @@ class StagedLoop:
             for piece in computed:
                 outputs.extend(engine.decode(piece))
 
-        stages = Stages("staged-", lambda: [channel.cancel() for channel in (encoded, collated, computed)])
+        stages = Stages(
+            "staged-", lambda: [channel.cancel() for channel in (encoded, collated, computed)], engine.begin_thread
+        )
         started = time.perf_counter()
         stages.start(encode, collate, forward, decode)
         error = stages.join()

@@ -132,7 +132,7 @@ def test_too_large_a_batch_is_halved_until_it_fits(tmp_path: Path) -> None:
     torch.cuda.set_per_process_memory_fraction(0.02, CUDA)
     try:
         budget = Budget(10**9, 10**6, 0)
-        pieces = InferenceEngine(task, CUDA, budget).compute(encoded, None, lambda: None)
+        pieces = InferenceEngine(task, CUDA, budget).compute([encoded], [None], lambda: None)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, CUDA)
         gc.collect()

@@ -68,6 +68,7 @@ class LeaseRunner:
             lease_times=self.leased.settings,
             chunk_seconds=self.leased.settings.chunk_seconds,
             encode_threads=2,
+            num_threads=2,
             models=self.models,
             stop=self.stop,
             pulse=Pulse(self._hear),

@@ -67,6 +67,7 @@ def run(sqlite_database: Database, settings: Settings, tmp_path: Path) -> Callab
                 lease_times=allowed,
                 chunk_seconds=allowed.chunk_seconds,
                 encode_threads=2,
+                num_threads=2,
                 models=cache,
                 stop=Stop(),
                 pulse=Pulse(lambda _: None),

@@ -53,6 +53,7 @@ def run(
         lease_times=job.settings,
         chunk_seconds=job.settings.chunk_seconds,
         encode_threads=2,
+        num_threads=2,
         models=models,
         stop=stop,
         pulse=Pulse(hear),

@@ -196,7 +196,7 @@ def test_rows_of_several_parts_share_a_batch_without_padding(model_of: ModelOf) 
     texts = [*TEXT_ROWS, *({"text": "x " * length} for length in range(1, 40, 3))]
     encoded = list(engine.encode([Row(index, None, values) for index, values in enumerate(texts)]))
     [batch] = engine.batches(encoded)
-    for piece in engine.compute(batch, engine.collate(batch), lambda: None):
+    for piece in engine.compute([batch], [engine.collate(batch)], lambda: None):
         engine.decode(piece)
     assert engine.usage.num_tokens == engine.usage.num_padded_tokens == sum(one.num_tokens for one in encoded)
 

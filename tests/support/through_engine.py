@@ -34,16 +34,20 @@ class Computed:
         return any(len({one.num_tokens for one in batch}) > 1 for batch in self.batches)
 
 
-def compute(model: TaskModel, rows: Sequence[Row]) -> Computed:
-    """Compute rows with a model as one chunk."""
+def compute(model: TaskModel, rows: Sequence[Row], *, num_threads: int = 2) -> Computed:
+    """Compute rows with a model as one chunk, several batches at a time if there are several threads."""
     generates = isinstance(model, JoinsEqualParts) and model.generates
-    engine = InferenceEngine(model, CPU, Budget(auto_max_tokens(CPU.type, 0, generates=generates), 256, 64))
+    engine = InferenceEngine(
+        model, CPU, Budget(auto_max_tokens(CPU.type, 0, generates=generates), 256, 64), num_threads=num_threads
+    )
     found: dict[int, Any] = {}
     encoded = list(engine.encode(rows))
     found.update({one.row.row_index: one.error for one in encoded if one.error is not None})
-    batches = list(engine.batches([one for one in encoded if one.error is None]))
-    for batch in batches:
-        for piece in engine.compute(batch, engine.collate(batch), lambda: None):
+    batches: list[list[Encoded]] = []
+    for together in engine.groups([one for one in encoded if one.error is None]):
+        batches += together
+        for piece in engine.compute(together, [engine.collate(batch) for batch in together], lambda: None):
             for one, output in zip(piece.members, engine.decode(piece), strict=True):
                 found[one.row.row_index] = output.output if isinstance(output, Counted) else output
+    engine.close()
     return Computed([found[row.row_index] for row in rows], batches)

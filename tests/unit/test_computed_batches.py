@@ -12,7 +12,7 @@ from jobs.ledger.chunks import Claim
 from tests.support.task_kit import load
 from tests.support.tiny import tiny_image_classifier
 from worker.device import tensor_bytes
-from worker.inference.chunks import ComputedBatch, OpenChunk, Piece, RowBatch
+from worker.inference.chunks import BatchGroup, ComputedGroup, OpenChunk, Piece
 from worker.models.task_model import Encoded
 
 
@@ -24,13 +24,13 @@ def test_tensors_are_counted_at_any_depth() -> None:
     assert tensor_bytes(["text", 7]) == 0
 
 
-def test_a_computed_batch_holds_its_features_and_outputs() -> None:
+def test_a_computed_group_holds_its_features_and_outputs() -> None:
     rows = [Row(index, None, {"image": "x"}) for index in range(2)]
     members = [Encoded(row, 1, None, num_bytes=1000) for row in rows]
-    batch = RowBatch(OpenChunk(Claim(0, 2, {}, 1, 0, None), rows), members, None, is_last=True)
+    one = BatchGroup(OpenChunk(Claim(0, 2, {}, 1, 0, None), rows), [members], [None], is_last=True)
     failed = Piece(members[1:], None, error=RowError("row_failed", "no"))
     pieces = [Piece(members[:1], [([(0, 0)], {"logits": torch.zeros(5)})]), failed]
-    assert ComputedBatch(batch, pieces).num_bytes == 2020
+    assert ComputedGroup(one, pieces).num_bytes == 2020
 
 
 def test_outputs_of_a_pipeline_do_not_keep_its_inputs(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_failing_row_does_not_shrink_batches_that_fit_once_room_was_made() -> 
     model.on_forward = forward
     engine = InferenceEngine(model, torch.device("cpu"), budget, make_room)
     [batch] = engine.batches(engine.encode(ROWS))
-    pieces = engine.compute(batch, None, lambda: None)
+    pieces = engine.compute([batch], [None], lambda: None)
     assert sorted(one.row.row_index for piece in pieces for one in piece.members) == list(range(8))
     [(failed, error)] = [(piece.members, piece.error) for piece in pieces if piece.error is not None]
     assert [one.row.row_index for one in failed] == [5]

@@ -85,7 +85,7 @@ def test_each_token_of_a_model_that_generates_is_progress() -> None:
     model = Generating()
     engine = InferenceEngine(model, torch.device("cpu"), Budget(24, 10, 64))
     beats: list[None] = []
-    (piece,) = engine.compute([Encoded(Row(0, None, {}), 1, "eight ch")], None, lambda: beats.append(None))
+    (piece,) = engine.compute([[Encoded(Row(0, None, {}), 1, "eight ch")]], [None], lambda: beats.append(None))
     assert piece.outputs == ["hc thgie"]
     assert len(beats) == 1 + 8
     model.model("later")

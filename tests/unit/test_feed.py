@@ -23,7 +23,7 @@ from tests.conftest import wait_until
 from tests.support.leased_job import LeasedJob, threads_of_the_pipeline
 from tests.support.scripted_model import ScriptedModel
 from worker.inference.budget import Budget
-from worker.inference.chunks import OpenChunk, RowBatch
+from worker.inference.chunks import BatchGroup, OpenChunk
 from worker.inference.claim_window import ClaimWindow, fair_share
 from worker.inference.engine import InferenceEngine
 from worker.inference.feed import Feed
@@ -86,30 +86,31 @@ class Harness:
         )
         self.feed.start()
 
-    def next(self) -> RowBatch | None:
+    def next(self) -> BatchGroup | None:
         """As the forward loop does it."""
         if self.feed.is_behind:
             self.window.waiting()
-        batch = self.feed.next(lambda: False)
-        if batch is not None:
-            self.window.begun(batch.chunk.start_row)
-        return batch
+        following = self.feed.next(lambda: False)
+        if following is not None:
+            self.window.begun(following.chunk.start_row)
+        return following
 
-    def take_all(self) -> list[RowBatch]:
-        """Batches until there are no more."""
+    def take_all(self) -> list[BatchGroup]:
+        """Groups until there are no more."""
         return list(iter(self.next, None))
 
 
 def test_every_row_comes_once_in_the_order_of_chunks(leased: LeasedJob) -> None:
     """A row that is skipped here is a result that the user never gets."""
     harness = Harness(leased)
-    batches = harness.take_all()
+    groups = harness.take_all()
     assert harness.feed.close() is None
-    assert sorted(one.row.row_index for batch in batches for one in batch.members) == list(range(80))
-    starts = [batch.chunk.start_row for batch in batches]
+    batches = [batch for one in groups for batch in one.batches]
+    assert sorted(one.row.row_index for batch in batches for one in batch) == list(range(80))
+    starts = [one.chunk.start_row for one in groups]
     assert starts == sorted(starts)
-    assert [batch.chunk.start_row for batch in batches if batch.is_last] == list(range(0, 80, 8))
-    assert all(len(batch.members) * max(one.num_tokens for one in batch.members) <= 24 for batch in batches)
+    assert [one.chunk.start_row for one in groups if one.is_last] == list(range(0, 80, 8))
+    assert all(len(batch) * max(one.num_tokens for one in batch) <= 24 for batch in batches)
     assert threads_of_the_pipeline() == []
     assert harness.window.outstanding() == list(range(0, 80, 8))
 
@@ -122,11 +123,11 @@ def test_a_row_that_cannot_be_tokenized_is_settled_and_not_computed(
     harness = Harness(LeasedJob(sqlite_database, settings, tmp_path, records, chunk_rows=3))
     bad, good = harness.take_all()
     assert harness.feed.close() is None
-    assert (bad.members, bad.is_last) == ((), True)
+    assert (bad.batches, bad.is_last) == ((), True)
     errors = [result.error.code for result in bad.chunk.results() if result.error is not None]
     assert len(errors) == 3
     assert errors[1] == "strange"
-    assert [one.row.key for one in good.members] == ["d"]
+    assert [one.row.key for batch in good.batches for one in batch] == ["d"]
 
 
 @pytest.mark.parametrize(("crashes", "num_rows"), [((0, 0), 8), ((1, 0), 0), ((0, 1), 0)])
@@ -151,10 +152,10 @@ def test_an_abandoned_chunk_is_not_computed(leased: LeasedJob) -> None:
     """A poison row must not get a further runner to kill; its row error keeps the user's key."""
     leased.set_chunk(8, error='{"code": "poison_row", "message": "it killed two runners"}')
     harness = Harness(leased)
-    batches = [batch for batch in harness.take_all() if batch.chunk.start_row == 8]
+    groups = [one for one in harness.take_all() if one.chunk.start_row == 8]
     assert harness.feed.close() is None
-    assert [batch.members for batch in batches] == [()]
-    results = batches[0].chunk.results()
+    assert [one.batches for one in groups] == [()]
+    results = groups[0].chunk.results()
     assert [result.key for result in results] == [f"r{number}" for number in range(8, 16)]
     assert [result.error for result in results] == [
         RowError("poison_row", "it killed two runners", line) for line in range(9, 17)
@@ -169,10 +170,11 @@ def test_one_row_that_breaks_the_tokenizer_is_found(leased: LeasedJob) -> None:
             raise TypeError("cannot tokenize\nwith a traceback")
 
     harness = Harness(leased, on_encode=choke)
-    batches = harness.take_all()
+    groups = harness.take_all()
     assert harness.feed.close() is None
-    assert sum(len(batch.members) for batch in batches) == 79
-    computed = [one.row.row_index for batch in batches if batch.chunk.start_row == 8 for one in batch.members]
+    assert sum(len(batch) for one in groups for batch in one.batches) == 79
+    of_chunk = [batch for one in groups if one.chunk.start_row == 8 for batch in one.batches]
+    computed = [one.row.row_index for batch in of_chunk for one in batch]
     assert sorted(computed) == [8, 9, 10, 11, 12, 14, 15]
 
 
@@ -192,9 +194,9 @@ def test_a_chunk_that_cannot_be_read_waits_while_the_others_go_on(leased: Leased
         raise OSError(5, "Input/output error")
 
     harness = Harness(leased, source=BrokenSource(leased.source(), 20, fail))
-    batches = harness.take_all()
+    groups = harness.take_all()
     assert harness.feed.close() is None
-    assert sorted({batch.chunk.start_row for batch in batches}) == [start for start in range(0, 80, 8) if start != 16]
+    assert sorted({one.chunk.start_row for one in groups}) == [start for start in range(0, 80, 8) if start != 16]
     chunk = leased.chunks()[2]
     assert (str(chunk.state), chunk.errors, chunk.lease_id) == ("pending", 1, None)
     assert 16 not in harness.window.outstanding()

@@ -1,4 +1,4 @@
-"""A claimed chunk on its way through the pipeline, and the batches that it is split into."""
+"""A claimed chunk on its way through the pipeline, and the groups of batches that it is split into."""
 
 from __future__ import annotations
 
@@ -77,20 +77,20 @@ class OpenChunk:
 
 
 @dataclass(frozen=True, slots=True)
-class RowBatch:
-    """Rows of one chunk that are computed together. It has no rows if no row of the chunk can be computed."""
+class BatchGroup:
+    """Batches of one chunk that are computed at the same time; none if no row of the chunk can be computed."""
 
     chunk: OpenChunk
-    members: Sequence[Encoded]
-    collated: Any | None
-    """What `TaskModel.collate` returned, or None if it failed; `InferenceEngine.compute` then tries again."""
+    batches: Sequence[Sequence[Encoded]]
+    collated: Sequence[Any | None]
+    """For each batch what `TaskModel.collate` returned; None if it failed or was not called yet."""
     is_last: bool
-    """Whether this is the chunk's last batch."""
+    """Whether this is the chunk's last group."""
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the members' features, as far as they are large."""
-        return sum(one.num_bytes for one in self.members)
+        """Memory of the rows' features, as far as they are large."""
+        return sum(one.num_bytes for batch in self.batches for one in batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,8 @@ class Piece:
     """The point in the device's work at which the pass began."""
     moment: Moment | None = None
     """The point at which the outputs are computed."""
+    share: float = 1.0
+    """The part of the device that the pass used: passes that ran at the same time on a CPU share its threads."""
     error: RowError | None = None
 
     @property
@@ -113,15 +115,15 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class ComputedBatch:
-    """A batch with its outputs, on its way to be decoded."""
+class ComputedGroup:
+    """The batches of a group with their outputs, on their way to be decoded."""
 
-    batch: RowBatch
+    group: BatchGroup
     """The rows. Their features are kept, because rows whose outputs cannot be decoded are computed again."""
     pieces: Sequence[Piece]
-    """The outputs, in pieces that together contain each member of the batch once."""
+    """The outputs, in pieces that together contain each row of the group once."""
 
     @property
     def num_bytes(self) -> int:
         """Memory of the features and outputs."""
-        return self.batch.num_bytes + sum(piece.num_bytes for piece in self.pieces)
+        return self.group.num_bytes + sum(piece.num_bytes for piece in self.pieces)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from jobs.data.rows import Row, RowError
+from worker.device import use_threads
 from worker.models.task_model import Encoded, EncodesRowByRow, TaskModel
 
 _ROWS_AHEAD = 2
@@ -117,6 +118,7 @@ class RowEncoder:
         # Not in the pool's `initializer`: an exception there breaks the pool, and its cause is lost.
         if not hasattr(self._of_thread, "model"):
             assert self._row_by_row is not None
+            use_threads(1)  # the other cores encode other rows
             self._of_thread.model = self._row_by_row.for_thread(next(self._thread_numbers))
         return self._encoded(self._of_thread.model, [row])
 

@@ -1,15 +1,11 @@
-"""Run rows through one model in batches that fit, so that an error of one row does not affect another.
-
-After an out-of-memory, the same rows are computed again in smaller batches, and the size that fits is remembered. After
-any other exception, the batch is halved repeatedly until the row that raises it is found; that row becomes a row error.
-Errors that concern more than one row (user errors, machine errors, a lost CUDA context) are raised to the caller.
-"""
+"""Run rows through one model in batches that fit: encode them, divide them into batches, compute and decode these."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +13,8 @@ import torch
 from jobs.data.rows import Row, RowError, RowErrorCode
 from jobs.errors import MachineError, StokerError
 from jobs.messages import one_line
-from worker.device import Moment, is_out_of_memory, is_poisoned, release_memory, side_stream
+from worker.device import is_out_of_memory, is_poisoned, side_stream, use_threads
+from worker.inference.batch_computer import BatchComputer, BatchTools, GroupComputer
 from worker.inference.budget import Budget
 from worker.inference.chunks import Piece
 from worker.inference.device_usage import DeviceUsage
@@ -25,19 +22,14 @@ from worker.inference.encoding import RowEncoder
 from worker.inference.padding_verdicts import is_packed
 from worker.models.batching import divide, divide_without_padding, padded_tokens, split_by_bytes
 from worker.models.failures import plain_sentence
-from worker.models.task_model import (
-    ComputationStopped,
-    Encoded,
-    InFlight,
-    JoinsEqualParts,
-    TaskModel,
-    before_each_call,
-)
+from worker.models.task_model import Encoded, InFlight, JoinsEqualParts, MayBeStateless, TaskModel
 
 logger = logging.getLogger(__name__)
 
 _HELD_BYTES = 256 * 2**20
-"""Most memory of encoded rows that wait for others of their shape."""
+"""Most memory of encoded rows that wait for others of their shape, and again of batches that wait for their group."""
+_BATCHES_PER_THREAD = 4
+"""Batches of a group for each one that is computed at the same time. All wait for the last one of their group."""
 _LOGGED_FAILURES = 20
 """Number of row failures that are logged per lease; all of them are in the results."""
 
@@ -53,6 +45,7 @@ class InferenceEngine:
         make_room: Callable[[], bool] = lambda: False,
         *,
         encode_threads: int = 1,
+        num_threads: int = 1,
     ) -> None:
         """
         Args:
@@ -60,24 +53,30 @@ class InferenceEngine:
             budget: Limits of a batch.
             make_room: Frees device memory that warm models hold; returns whether there was any to free.
             encode_threads: Number of threads that encode rows, for models whose rows are encoded one by one.
+            num_threads: Number of CPU threads that compute.
         """
         self._model = model
-        self._in_flight = model if isinstance(model, InFlight) else None
+        self.is_in_flight = isinstance(model, InFlight)
+        """Whether the model takes whole chunks, in many forward passes each."""
         self._device = device
         self._budget = budget
-        self._make_room = make_room
         self._encoder = RowEncoder(model, num_threads=encode_threads, row_error=self._row_error)
         self._side = side_stream(device)
         # `decode` may have to run rows through the model again while the other threads process later batches.
         self._collate_lock = threading.Lock()
-        self._forward_lock = threading.Lock()
+        self._num_threads = num_threads
+        # Batches without padding put hooks into the model while it computes them.
+        is_stateless = isinstance(model, MayBeStateless) and model.is_stateless and not is_packed(model)
+        tools = BatchTools(
+            device, budget, self._collated, self._pack_alike, self._num_tokens, self._row_error, make_room
+        )
+        most = num_threads if is_stateless and device.type == "cpu" else 1
+        self._groups = GroupComputer(model, tools, num_threads=num_threads, most=most)
+        # Beside the batches that the device computes: that one does not fit says nothing about its size.
+        passing = Budget(budget.max_tokens, budget.max_rows, budget.batch_cost)
+        self._again = BatchComputer(model, replace(tools, budget=passing, make_room=lambda: False))
         self._failures_logged = 0
         self.usage = DeviceUsage()
-
-    @property
-    def is_in_flight(self) -> bool:
-        """Whether the model takes whole chunks, in many forward passes each."""
-        return self._in_flight is not None
 
     # -- encoding thread
 
@@ -110,53 +109,66 @@ class InferenceEngine:
                 held, num_bytes = {}, 0
         yield from self._divided(held.values(), self._budget.planned_tokens)
 
-    def close(self) -> None:
+    def groups(self, encoded: Iterable[Encoded]) -> Iterator[list[list[Encoded]]]:
+        """Divide the encoded rows of one chunk into `batches`, and these, in order, into groups.
+
+        The groups depend on the same things as the batches, and on the number of threads.
+        """
+        at_once = self._groups.most * _BATCHES_PER_THREAD if self._groups.most > 1 else 1
+        together: list[list[Encoded]] = []
+        num_bytes = 0
+        for batch in self.batches(encoded):
+            together.append(batch)
+            num_bytes += sum(one.num_bytes for one in batch)
+            if len(together) == at_once or num_bytes > _HELD_BYTES:
+                yield together
+                together, num_bytes = [], 0
+        if together:
+            yield together
+
+    def close_encoder(self) -> None:
         """End the threads that encode rows."""
         self._encoder.close()
+
+    def close(self) -> None:
+        """End all threads."""
+        self._encoder.close()
+        self._groups.close()
+
+    def begin_thread(self) -> None:
+        """Called first in each thread that calls other methods; see `use_threads`."""
+        use_threads(self._num_threads)
 
     # -- collating thread
 
     def collate(self, members: Sequence[Encoded]) -> Any | None:
         """Make a batch's tensors ahead of its turn. Returns None if that fails; `compute` then finds the cause."""
         try:
-            with self._collate_lock:
-                return self._model.collate(members)
+            return self._collated(members)
         except Exception as error:  # noqa: BLE001 - raised again, and handled, when `compute` collates
             logger.debug("collating %d rows ahead failed: %s", len(members), one_line(error))
             return None
 
     # -- forward thread
 
-    def compute(self, members: Sequence[Encoded], collated: Any | None, beat: Callable[[], None]) -> list[Piece]:
-        """Run a batch through the model, in as many pieces as necessary.
+    def compute(
+        self, batches: Sequence[Sequence[Encoded]], collated: Sequence[Any | None], beat: Callable[[], None]
+    ) -> list[Piece]:
+        """Run the batches of a group through the model, in as many pieces as necessary.
 
         Args:
-            collated: The batch's tensors, if they were made ahead.
-            beat: Called before each forward pass; may raise `ComputationStopped`.
+            batches: The batches of a group; only one, if the model is `InFlight`.
+            collated: Their tensors, each None if it was not made ahead.
+            beat: Called before each forward pass, perhaps from another thread; may raise `ComputationStopped`.
 
         Returns:
-            Pieces that together contain each member once. On CUDA, the device may still be computing them.
+            Pieces that together contain each row once. On CUDA, the device may still be computing them.
 
         Raises:
             StokerError: The error does not concern a single row, such as a lost CUDA context.
             ComputationStopped: `beat` raised it.
         """
-        is_larger = self._num_tokens(members) > self._budget.max_tokens
-        if len(members) > 1 and is_larger and not self.is_in_flight:
-            return self._in_parts(self._pack_alike(members, self._budget.max_tokens), beat)
-        try:
-            beat()
-            return [self._forward(members, collated, beat)]
-        except ComputationStopped:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a model raises is searched for its row
-            row_error = self._row_error(error)
-            out_of_memory = is_out_of_memory(error)
-        # Outside the except block, since the exception's frames hold the tensors that must be freed.
-        collated = None
-        if out_of_memory:
-            return self._compute_smaller(members, row_error, beat)
-        return self._compute_halves(members, row_error, beat)
+        return self._groups.compute(batches, collated, beat)
 
     def synchronize(self) -> None:
         """Wait until the device has finished all queued work.
@@ -171,61 +183,6 @@ class InferenceEngine:
         except RuntimeError as error:
             raise MachineError(f"the device failed and needs a new process: {one_line(error)}") from error
 
-    def _compute_halves(self, members: Sequence[Encoded], row_error: RowError, beat: Callable[[], None]) -> list[Piece]:
-        """Find the rows that fail; `row_error` is the error if there is only one row."""
-        if len(members) == 1:
-            return [Piece(members, None, error=row_error)]
-        middle = len(members) // 2
-        return self._in_parts([members[:middle], members[middle:]], beat)
-
-    def _compute_smaller(
-        self, members: Sequence[Encoded], row_error: RowError, beat: Callable[[], None]
-    ) -> list[Piece]:
-        """Compute rows that did not fit in memory: at once if room can be made, else in smaller batches."""
-        freed = self._make_room()
-        release_memory(self._device)
-        if len(members) == 1 or freed:
-            try:
-                beat()
-                return [self._forward(members, None, beat)]
-            except ComputationStopped:
-                raise
-            except Exception as error:  # noqa: BLE001 - as in `compute`
-                row_error = self._row_error(error)
-                out_of_memory = is_out_of_memory(error)
-            release_memory(self._device)
-            if not out_of_memory:  # the rows fit now, so the size of batches can stay
-                return self._compute_halves(members, row_error, beat)
-        if len(members) == 1:
-            return [Piece(members, None, error=row_error)]
-        tried = self._num_tokens(members)
-        if self.is_in_flight:
-            tried = min(tried, self._budget.max_tokens)  # the other rows were not being computed
-        half = tried // 2
-        pieces = self._in_parts(self._pack_alike(members, half), beat)
-        # If a single row did not fit by itself, the row is the cause and not the size of its batch.
-        if not any(piece.error is not None and piece.error.code == RowErrorCode.OUT_OF_MEMORY for piece in pieces):
-            self._budget.lower(half)
-        return pieces
-
-    def _in_parts(self, parts: Sequence[Sequence[Encoded]], beat: Callable[[], None]) -> list[Piece]:
-        return [piece for part in parts for piece in self.compute(part, None, beat)]
-
-    def _forward(self, members: Sequence[Encoded], collated: Any | None, beat: Callable[[], None]) -> Piece:
-        if collated is None:
-            with self._collate_lock:
-                collated = self._model.collate(members)
-        with self._forward_lock, torch.inference_mode():
-            started = Moment(self._device)
-            if self._in_flight is None:
-                with before_each_call(self._model, beat):
-                    outputs = self._model.forward(collated)
-            else:
-                outputs = self._in_flight.forward_in_flight(
-                    collated, max_tokens=self._budget.max_tokens, max_rows=self._budget.max_rows, between=beat
-                )
-            return Piece(members, outputs, started, Moment(self._device))
-
     # -- decoding thread
 
     def decode(self, piece: Piece) -> list[Any | RowError]:
@@ -239,7 +196,7 @@ class InferenceEngine:
         try:
             with piece.moment.after(self._side), torch.inference_mode():
                 outputs = self._decoded(piece)
-            seconds = piece.started.seconds_until(piece.moment)
+            seconds = piece.started.seconds_until(piece.moment) * piece.share
             self.usage.add(piece.members, seconds, None if self.is_in_flight else self._num_tokens(piece.members))
             return outputs
         except Exception as error:  # noqa: BLE001 - whatever decoding raises is searched for its row
@@ -251,17 +208,11 @@ class InferenceEngine:
         if len(members) == 1:
             return [row_error]
         middle = len(members) // 2
-        outputs: list[Any | RowError] = []
+        outputs: dict[int, Any | RowError] = {}
         for half in (members[:middle], members[middle:]):
-            try:
-                with torch.inference_mode():
-                    outputs += self._decoded(self._forward(half, None, lambda: None))
-            except Exception as error:  # noqa: BLE001 - the search continues inside this half
-                row_error = self._row_error(error)
-            else:
-                continue
-            outputs += self._decode_apart(half, row_error)
-        return outputs
+            for piece in self._again.compute(half, None, lambda: None):
+                outputs.update(zip((one.row.row_index for one in piece.members), self.decode(piece), strict=True))
+        return [outputs[one.row.row_index] for one in members]
 
     def _decoded(self, piece: Piece) -> list[Any]:
         outputs = self._model.decode(piece.members, piece.outputs)
@@ -270,6 +221,10 @@ class InferenceEngine:
         return outputs
 
     # -- what they share
+
+    def _collated(self, members: Sequence[Encoded]) -> Any:
+        with self._collate_lock:
+            return self._model.collate(members)
 
     def _divided(self, alike: Iterable[Sequence[Encoded]], max_tokens: int) -> list[list[Encoded]]:
         """Divide rows, grouped by their shape, into batches of one shape each."""

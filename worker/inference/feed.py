@@ -1,4 +1,4 @@
-"""The stages before the device, each in its own thread: claim and read chunks, encode rows into batches, collate."""
+"""The stages before the device, each in its own thread: claim and read chunks, encode rows into groups, collate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jobs.ledger import chunks
 from jobs.ledger.chunks import Claim
 from jobs.ledger.leasing.leases import WorkingLease
 from jobs.messages import one_line
-from worker.inference.chunks import OpenChunk, RowBatch
+from worker.inference.chunks import BatchGroup, OpenChunk
 from worker.inference.claim_window import ClaimWindow, chunks_to_claim
 from worker.inference.engine import InferenceEngine
 from worker.inference.stages import Channel, Closed, Stages
@@ -29,16 +29,16 @@ logger = logging.getLogger(__name__)
 
 _CHUNKS_READ = 2
 """Most chunks that are read and wait to be encoded."""
-_BATCHES_ENCODED = 32
-"""Most batches that wait to be collated."""
-_BATCHES_COLLATED = 4
-"""Most batches that wait for the device."""
+_GROUPS_ENCODED = 16
+"""Most groups that wait to be collated."""
+_GROUPS_COLLATED = 4
+"""Most groups that wait for the device."""
 _MOST_BYTES = 512 * 2**20
 """Most memory of the encoded rows, and again of the collated ones, that wait for the device."""
 
 
 class Feed:
-    """Claims chunks of one lease and supplies their batches; prepares the next ones while one is computed."""
+    """Claims chunks of one lease and supplies their groups of batches; prepares the next ones while one is computed."""
 
     def __init__(
         self,
@@ -60,37 +60,37 @@ class Feed:
         self._pulse = pulse
         self._read_chunks: Channel[OpenChunk] = Channel(_CHUNKS_READ)
         size = attrgetter("num_bytes")
-        self._encoded: Channel[RowBatch] = Channel(_BATCHES_ENCODED, most_bytes=_MOST_BYTES, size=size)
-        self._batches: Channel[RowBatch] = Channel(_BATCHES_COLLATED, most_bytes=_MOST_BYTES, size=size)
-        self._stages = Stages("feed-", self._cancel)
+        self._encoded: Channel[BatchGroup] = Channel(_GROUPS_ENCODED, most_bytes=_MOST_BYTES, size=size)
+        self._groups: Channel[BatchGroup] = Channel(_GROUPS_COLLATED, most_bytes=_MOST_BYTES, size=size)
+        self._stages = Stages("feed-", self._cancel, begin=engine.begin_thread)
 
     def start(self) -> None:
         """Start claiming."""
         self._stages.start(self._read, self._encode, self._collate)
 
-    def next(self, give_up: Callable[[], bool]) -> RowBatch | None:
-        """Wait for the next batch and return it. Batches come chunk by chunk.
+    def next(self, give_up: Callable[[], bool]) -> BatchGroup | None:
+        """Wait for the next group and return it. Groups come chunk by chunk.
 
         Args:
             give_up: Called first and after each `wake`; True ends the wait.
 
         Returns:
-            The batch. None if there is nothing left to claim, a stage failed (`close` returns the error), or `give_up`
+            The group. None if there is nothing left to claim, a stage failed (`close` returns the error), or `give_up`
             returned True.
         """
         try:
-            return self._batches.get(give_up)
+            return self._groups.get(give_up)
         except Closed:
             return None
 
     @property
     def is_behind(self) -> bool:
         """Whether `next` would have to wait now."""
-        return self._batches.is_empty
+        return self._groups.is_empty
 
     def wake(self) -> None:
         """Make a waiting `next` call its `give_up` again."""
-        self._batches.wake()
+        self._groups.wake()
 
     def close(self) -> BaseException | None:
         """End all stages and wait for them.
@@ -103,7 +103,7 @@ class Feed:
 
     def _cancel(self) -> None:
         self._window.close()
-        for channel in (self._read_chunks, self._encoded, self._batches):
+        for channel in (self._read_chunks, self._encoded, self._groups):
             channel.cancel()
 
     # -- the stages
@@ -121,19 +121,21 @@ class Feed:
     def _encode(self) -> None:
         try:
             for chunk in self._read_chunks:
-                batches = self._engine.batches(self._computable(chunk))
-                members = self._next_batch(batches, chunk) or ()
-                while (following := self._next_batch(batches, chunk)) is not None:
-                    self._encoded.put(RowBatch(chunk, members, None, is_last=False))
-                    members = following
-                self._encoded.put(RowBatch(chunk, members, None, is_last=True))
+                groups = self._engine.groups(self._computable(chunk))
+                batches = self._next_group(groups, chunk)
+                while (following := self._next_group(groups, chunk)) is not None:
+                    self._encoded.put(_group(chunk, batches or (), is_last=False))
+                    batches = following
+                self._encoded.put(_group(chunk, batches or (), is_last=True))
         finally:
-            self._engine.close()
+            self._engine.close_encoder()
             self._encoded.finish()
 
-    def _next_batch(self, batches: Iterator[Sequence[Encoded]], chunk: OpenChunk) -> Sequence[Encoded] | None:
+    def _next_group(
+        self, groups: Iterator[Sequence[Sequence[Encoded]]], chunk: OpenChunk
+    ) -> Sequence[Sequence[Encoded]] | None:
         with self._pulse.doing(Activity.ENCODE, chunk=chunk.start_row):
-            return next(batches, None)
+            return next(groups, None)
 
     def _computable(self, chunk: OpenChunk) -> Iterator[Encoded]:
         """Encode the rows of a chunk, and settle those that cannot be computed."""
@@ -158,13 +160,13 @@ class Feed:
 
     def _collate(self) -> None:
         try:
-            for batch in self._encoded:
-                if batch.members:
-                    with self._pulse.doing(Activity.ENCODE, chunk=batch.chunk.start_row):
-                        batch = replace(batch, collated=self._engine.collate(batch.members))
-                self._batches.put(batch)
+            for one in self._encoded:
+                if one.batches:
+                    with self._pulse.doing(Activity.ENCODE, chunk=one.chunk.start_row):
+                        one = replace(one, collated=[self._engine.collate(batch) for batch in one.batches])
+                self._groups.put(one)
         finally:
-            self._batches.finish()
+            self._groups.finish()
 
     # -- claiming and reading
 
@@ -201,3 +203,7 @@ class Feed:
                 "are no longer in the same place; submit the job again"
             )
         return OpenChunk(claim, rows)
+
+
+def _group(chunk: OpenChunk, batches: Sequence[Sequence[Encoded]], *, is_last: bool) -> BatchGroup:
+    return BatchGroup(chunk, batches, [None] * len(batches), is_last)

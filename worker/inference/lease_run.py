@@ -3,12 +3,15 @@
 Equal input gives equal results, whatever the timing: the window that rows are sorted and packed in is exactly one
 chunk, and the packing depends only on the chunk's own rows and the budget that the lease started with. So a batch, and
 with it the last bits of an output, does not depend on which chunks a runner claims, how far its threads are ahead of
-each other, or what another slot does. The one exception: after an out-of-memory, later batches are smaller.
+each other, or what another slot does. On a CPU it also depends on the number of threads that compute a batch, which the
+number of the chunk's batches and the slot's threads determine. The one exception: after an out-of-memory, batches are
+smaller, or are computed with other numbers of threads.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -29,7 +32,7 @@ from jobs.ledger.leasing.leases import WorkingLease
 from jobs.specs.inference import InferenceSpec
 from worker.device import device_name
 from worker.inference.budget import open_budget
-from worker.inference.chunks import ComputedBatch
+from worker.inference.chunks import ComputedGroup
 from worker.inference.claim_window import ClaimWindow
 from worker.inference.engine import InferenceEngine
 from worker.inference.feed import Feed
@@ -43,7 +46,7 @@ from worker.models.pinned import check_pinned, pinned_model
 from worker.models.task_model import ComputationStopped
 from worker.models.trained import fetch_job_model
 from worker.stop import Outcome, Stop
-from worker.wire.pulse import Pulse
+from worker.wire.pulse import Beat, Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ def run_lease(
     chunk_seconds: float,
     models: ModelCache,
     encode_threads: int,
+    num_threads: int,
     stop: Stop,
     pulse: Pulse,
     packed_attention: PackedAttention = PackedAttention.AUTO,
@@ -69,10 +73,11 @@ def run_lease(
         lease: An active lease of an inference job.
         spec: The spec of that job.
         encode_threads: Number of threads that encode rows, for models whose rows are encoded one by one.
+        num_threads: Number of CPU threads that compute.
         chunk_seconds: Duration of the work to claim at once.
-        stop: `yield` and `shutdown` finish the chunk that is being computed, `cancel` stops before the next batch. A
-            chunk of an `InFlight` model takes many forward passes: each of the three reasons stops it before the next
-            one, and the chunk becomes pending again.
+        stop: `yield` and `shutdown` finish the chunk that is being computed, `cancel` stops before the next forward
+            pass. A chunk of an `InFlight` model takes many forward passes: each of the three reasons stops it before
+            the next one. A chunk that is stopped becomes pending again.
         pulse: Receives what each thread is doing. If this function raises, the last chunk that its thread reported, if
             any, caused the error.
         packed_attention: Whether text encoders compute batches without padding.
@@ -108,6 +113,7 @@ def run_lease(
         budget,
         make_room=lambda: models.drop_others(ref),
         encode_threads=encode_threads,
+        num_threads=num_threads,
     )
     window = ClaimWindow(chunk_seconds)
     feed = Feed(lease, database=database, retries=lease_times, source=source, engine=engine, window=window, pulse=pulse)
@@ -138,6 +144,7 @@ def run_lease(
     if failure is None:
         pulse.at(None)
     errors = [failure, feed.close(), writer.finish()]
+    engine.close()
     if failure is None and writer.failed_on is not None:
         pulse.at(Activity.FORWARD, chunk=writer.failed_on)
     _log_summary(writer.tally, time.monotonic() - started)
@@ -148,21 +155,23 @@ def run_lease(
 def _forward(
     feed: Feed, engine: InferenceEngine, writer: Writer, window: ClaimWindow, stop: Stop, pulse: Pulse
 ) -> None:
-    """Compute batch after batch on the device.
+    """Compute group after group of batches on the device.
 
     CUDA runs asynchronously: a failure shows up at some later call. For the last beat to name the chunk that caused it,
-    the thread synchronizes with the device before the device becomes idle, and before and after each batch of a chunk
+    the thread synchronizes with the device before the device becomes idle, and before and after each group of a chunk
     that has crashed a runner before.
     """
     inside_chunk = False
     begun = 0.0
+    stage = threading.current_thread().name
+    engine.begin_thread()
 
     def is_over() -> bool:
         return writer.has_failed or (stop.reason == StopReason.CANCEL if inside_chunk else stop.is_requested)
 
     def beat_or_leave(start_row: int) -> None:
-        pulse.at(Activity.FORWARD, chunk=start_row)
-        if engine.is_in_flight and (writer.has_failed or stop.is_requested):
+        pulse.record(Beat(stage, Activity.FORWARD, start_row))  # other threads call this, too
+        if writer.has_failed or stop.reason == StopReason.CANCEL or (engine.is_in_flight and stop.is_requested):
             raise ComputationStopped
 
     while True:
@@ -171,10 +180,10 @@ def _forward(
             pulse.at(None)
             if not inside_chunk:
                 window.waiting()
-        batch = feed.next(is_over)
-        if batch is None:
+        following = feed.next(is_over)
+        if following is None:
             return
-        start_row, is_suspect = batch.chunk.start_row, batch.chunk.claim.crashes > 0
+        start_row, is_suspect = following.chunk.start_row, following.chunk.claim.crashes > 0
         if is_suspect:
             engine.synchronize()
         if not inside_chunk:
@@ -182,21 +191,21 @@ def _forward(
             begun = time.monotonic()
         try:
             between = partial(beat_or_leave, start_row)
-            pieces = engine.compute(batch.members, batch.collated, between) if batch.members else []
+            pieces = engine.compute(following.batches, following.collated, between)
         except ComputationStopped:
             return
         if is_suspect:
             engine.synchronize()
-        computed = ComputedBatch(replace(batch, collated=None), pieces)
+        computed = ComputedGroup(replace(following, collated=()), pieces)
         try:
             if not writer.has_room(computed):
                 pulse.at(None)  # `put` waits for other threads, and one of those may be what hangs
             writer.put(computed)
         except Closed:
             return
-        inside_chunk = not batch.is_last
-        if batch.is_last:
-            window.computed(batch.chunk.num_rows, time.monotonic() - begun)
+        inside_chunk = not following.is_last
+        if following.is_last:
+            window.computed(following.chunk.num_rows, time.monotonic() - begun)
 
 
 def _end(database: Database, lease: WorkingLease, window: ClaimWindow, errors: list[BaseException]) -> None:

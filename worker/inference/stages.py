@@ -131,14 +131,16 @@ class Channel(Generic[T]):
 class Stages:
     """Threads that work together: when one fails, the others are stopped, and the first exception is kept."""
 
-    def __init__(self, name: str, on_failure: Callable[[], None]) -> None:
+    def __init__(self, name: str, on_failure: Callable[[], None], begin: Callable[[], None] = lambda: None) -> None:
         """
         Args:
             name: Prefix of the threads' names.
             on_failure: Stops the other threads by cancelling their channels; called in the thread that failed.
+            begin: Called first in each thread.
         """
         self._name = name
         self._on_failure = on_failure
+        self._begin = begin
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._error: BaseException | None = None
@@ -163,6 +165,7 @@ class Stages:
 
     def _run(self, body: Callable[[], None]) -> None:
         try:
+            self._begin()
             body()
         except Closed:
             return  # the thread that closed the channel has the reason

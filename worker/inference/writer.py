@@ -27,7 +27,7 @@ from jobs.ledger.leasing.leases import WorkingLease
 from jobs.ledger.timing.stage_times import StageTimes
 from jobs.messages import one_line
 from jobs.retries import Backoff
-from worker.inference.chunks import ComputedBatch, OpenChunk, Piece, RowBatch
+from worker.inference.chunks import ComputedGroup, OpenChunk, Piece
 from worker.inference.claim_window import ClaimWindow
 from worker.inference.engine import InferenceEngine
 from worker.inference.stages import Channel, Stages
@@ -35,10 +35,10 @@ from worker.wire.pulse import Pulse
 
 logger = logging.getLogger(__name__)
 
-_BATCHES_COMPUTED = 8
-"""Most batches that wait to be decoded."""
+_GROUPS_COMPUTED = 8
+"""Most groups that wait to be decoded."""
 _MOST_BYTES = 512 * 2**20
-"""Most memory of the batches that wait to be decoded."""
+"""Most memory of the groups that wait to be decoded."""
 _CHUNKS_DECODED = 32
 """Most finished chunks that wait to be committed, and so the most chunks in one transaction."""
 _MOST_ROWS = 8192
@@ -88,12 +88,12 @@ class Writer:
         self._on_failure = on_failure
         self._loading_seconds = loading_seconds
         self._started = time.monotonic()
-        self._computed: Channel[ComputedBatch] = Channel(
-            _BATCHES_COMPUTED, most_bytes=_MOST_BYTES, size=attrgetter("num_bytes")
+        self._computed: Channel[ComputedGroup] = Channel(
+            _GROUPS_COMPUTED, most_bytes=_MOST_BYTES, size=attrgetter("num_bytes")
         )
         self._finished_chunks: Channel[OpenChunk] = Channel(_CHUNKS_DECODED)
         self._failed = threading.Event()
-        self._stages = Stages("writer-", self._cancel)
+        self._stages = Stages("writer-", self._cancel, begin=engine.begin_thread)
         self.tally = Tally()
         self.failed_on: int | None = None
         """If copying outputs from the device failed, the first row of their chunk."""
@@ -103,15 +103,15 @@ class Writer:
         self._started = time.monotonic()
         self._stages.start(self._decode, self._commit)
 
-    def put(self, computed: ComputedBatch) -> None:
-        """Pass on a computed batch, in the order in which `Feed` supplied it; waits while the channel is full.
+    def put(self, computed: ComputedGroup) -> None:
+        """Pass on a computed group, in the order in which `Feed` supplied it; waits while the channel is full.
 
         Raises:
             Closed: A stage failed; `finish` returns the error.
         """
         self._computed.put(computed)
 
-    def has_room(self, computed: ComputedBatch) -> bool:
+    def has_room(self, computed: ComputedGroup) -> bool:
         """Whether `put` would not have to wait now."""
         return self._computed.has_room(computed)
 
@@ -140,22 +140,22 @@ class Writer:
     def _decode(self) -> None:
         try:
             for computed in self._computed:
-                batch = computed.batch
+                group = computed.group
                 for piece in computed.pieces:
-                    with self._pulse.doing(Activity.DECODE, chunk=batch.chunk.start_row):
-                        outputs = self._decode_piece(batch, piece)
+                    with self._pulse.doing(Activity.DECODE, chunk=group.chunk.start_row):
+                        outputs = self._decode_piece(group.chunk, piece)
                     for one, output in zip(piece.members, outputs, strict=True):
-                        batch.chunk.set_result(one.row, output, one.num_tokens)
-                if batch.is_last:
-                    self._finished_chunks.put(batch.chunk)
+                        group.chunk.set_result(one.row, output, one.num_tokens)
+                if group.is_last:
+                    self._finished_chunks.put(group.chunk)
         finally:
             self._finished_chunks.finish()
 
-    def _decode_piece(self, batch: RowBatch, piece: Piece) -> list[Any | RowError]:
+    def _decode_piece(self, chunk: OpenChunk, piece: Piece) -> list[Any | RowError]:
         try:
             return self._engine.decode(piece)
         except MachineError:
-            self.failed_on = batch.chunk.start_row
+            self.failed_on = chunk.start_row
             raise
 
     def _commit(self) -> None:

@@ -47,7 +47,10 @@ NOT_FINITE = RowError(
 
 
 class TaskModel(Protocol):
-    """A loaded model with one job's parameters. Each method runs in one thread at a time, parallel to the others."""
+    """A loaded model with one job's parameters. Each method runs in one thread at a time, parallel to the others.
+
+    Only the `forward` of a `MayBeStateless` model may run in several threads at the same time.
+    """
 
     memory_bytes: int
     """Memory that weights and buffers take on the device."""
@@ -117,6 +120,14 @@ class EncodesRowByRow(Protocol):
             number: Number of the thread, from 0.
         """
         ...
+
+
+@runtime_checkable
+class MayBeStateless(Protocol):
+    """A `TaskModel` whose `forward` may run in several threads at the same time, if its model keeps nothing."""
+
+    is_stateless: bool
+    """Whether that is so for this model."""
 
 
 @runtime_checkable

@@ -73,6 +73,7 @@ class TorchEngine:
                     chunk_seconds=self._settings.chunk_seconds,
                     models=self._models,
                     encode_threads=self._encode_threads,
+                    num_threads=self._num_threads,
                     stop=stop,
                     pulse=pulse,
                     packed_attention=self._settings.packed_attention,

@@ -37,7 +37,7 @@ class Beat:
 
 
 class _Stage:
-    """One thread's state. Only that thread changes it; the ticker reads it."""
+    """One thread's state. That thread changes it, and threads that compute for it; the ticker reads it."""
 
     def __init__(self, beat: Beat) -> None:
         self.beat, self.sent = beat, beat

@@ -31,6 +31,7 @@ from worker.inference.tasks.multi_input import Parts, by_row, collate_inputs, en
 from worker.inference.tasks.padding_probe import probe_padding
 from worker.inference.tasks.pooling import Normalize, pool, split_rows
 from worker.models.load import ModelFolder, load_config, load_tokenizer, load_weights, memory_bytes
+from worker.models.stateless import is_stateless
 from worker.models.task_model import Encoded
 from worker.models.texts.chat_form import ChatForm, message_format
 from worker.models.texts.limits import Limits, longest_row, position_limit
@@ -87,6 +88,7 @@ class Embeddings:
             form = message_format(tokenizer, config.model_type)
         self._form = None if form is None else ChatForm(tokenizer, form)
         self._device = device
+        self.is_stateless = is_stateless(self.model)
         self._head = [module.eval().requires_grad_(False).to(device) for module in self._settings.head]
         self._positions = position_limit(self.model)
         self._num_hidden = self._count_hidden()

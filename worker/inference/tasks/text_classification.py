@@ -22,6 +22,7 @@ from jobs.specs.parameters.text_tasks import TextClassificationParameters
 from worker.inference.tasks.multi_input import Parts, by_row, collate_inputs, encode_many, forward_inputs
 from worker.inference.tasks.padding_probe import probe_padding
 from worker.models.load import ModelFolder, load_tokenizer, load_weights, memory_bytes
+from worker.models.stateless import is_stateless
 from worker.models.task_model import NOT_FINITE, Encoded
 from worker.models.texts.limits import longest_row, resolve_limits
 from worker.models.texts.packing import call_model
@@ -53,6 +54,7 @@ class TextClassification:
         self.model = load_weights(source, AutoModelForSequenceClassification, task=TASK, device=device, dtype=dtype)
         self.tokens = Tokens(tokenizer, self.model, pin=device.type == "cuda")
         self._device = device
+        self.is_stateless = is_stateless(self.model)
         self._longest = longest_row(self.model, tokenizer)
         config = self.model.config
         self._labels = [config.id2label[index] for index in range(config.num_labels)]

@@ -22,6 +22,7 @@ from jobs.errors import InvalidSpec
 from jobs.specs.parameters.text_tasks import TokenClassificationParameters
 from worker.inference.tasks.padding_probe import probe_padding
 from worker.models.load import ModelFolder, load_tokenizer, load_weights, memory_bytes
+from worker.models.stateless import is_stateless
 from worker.models.task_model import NOT_FINITE, Encoded
 from worker.models.texts.limits import longest_row, resolve_limits
 from worker.models.texts.packing import call_model
@@ -63,6 +64,7 @@ class TokenClassification:
         self.model = load_weights(source, AutoModelForTokenClassification, task=TASK, device=device, dtype=dtype)
         self.tokens = Tokens(tokenizer, self.model, pin=device.type == "cuda")
         self._device = device
+        self.is_stateless = is_stateless(self.model)
         self._longest = longest_row(self.model, tokenizer)
         # A separate tokenizer: `decode` runs while `encode` uses the other one, and a tokenizer is not thread-safe.
         self._pipeline = TokenClassificationPipeline(
