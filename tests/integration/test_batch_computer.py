@@ -109,7 +109,7 @@ def test_a_batch_that_lacks_the_memory_of_other_threads_is_computed_alone() -> N
     assert budget.max_tokens == 4
 
 
-def test_a_decoding_that_fails_finds_its_row_when_rows_must_be_computed_again() -> None:
+def test_a_row_that_fails_to_decode_is_found_although_memory_lacks() -> None:
     """The second computing may lack memory; then only smaller batches are used, and no row has a wrong error."""
     model, budget = ScriptedModel(), Budget(64, 16, 1)
 
